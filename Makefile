@@ -1,0 +1,34 @@
+# Every target sets itself up: the first run makes .venv from pyproject.toml and constraints.txt.
+PYTHON ?= python3
+VIDEO ?=
+DEMO_FLAGS ?=
+BIN := .venv/bin
+
+.PHONY: demo test test-full lint docs bench clean
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'FreqFormer needs Python 3.11 or newer: make PYTHON=python3.11')"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
+	touch $@
+
+demo: .venv/ready ## real video in, trained model, generated video and report out: demo/index.html
+	$(BIN)/freqformer demo --output demo $(if $(VIDEO),--video "$(VIDEO)",) $(DEMO_FLAGS)
+
+test: .venv/ready ## the whole suite but long sweeps, on the CPU
+	TRITON_INTERPRET=1 $(BIN)/pytest
+
+test-full: .venv/ready ## long sweeps too
+	TRITON_INTERPRET=1 $(BIN)/pytest -m 'not gpu'
+
+lint: .venv/ready ## ruff, pyright, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+docs: .venv/ready ## docs in site/
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf .venv demo site

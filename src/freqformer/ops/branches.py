@@ -1,0 +1,115 @@
+"""The bands of one call, one after the other: prologue, selection, attention and merge in PyTorch.
+
+Shape legend: R rows (batch and head pairs of one band), N video tokens, D head_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from freqformer.config import Band
+from freqformer.ops.block_sparse import Impl, TileLists, block_sparse_attention, dense_attention
+from freqformer.ops.merge import expand_low
+from freqformer.ops.parameters import AttentionParameters
+from freqformer.ops.prologue import BandInputs, prepare
+from freqformer.ops.tokens import TokenOrder, reorder, rotate
+from freqformer.patterns import topk_tiles
+from freqformer.plan import AttentionPlan, Selection
+
+
+class Branches:
+    """The rows (batch and head pairs) of one call, and each band's operator over them."""
+
+    def __init__(
+        self,
+        tensors: tuple[Tensor, Tensor, Tensor],
+        text_mask: Tensor | None,
+        plan: AttentionPlan,
+        parameters: AttentionParameters | None,
+        token_order: TokenOrder,
+        impl: Impl,
+    ) -> None:
+        self.batch, _, self.heads, _ = tensors[0].shape
+        self.query, self.key, self.value = (x.transpose(1, 2).flatten(0, 1) for x in tensors)
+        self.plan, self.parameters, self.token_order, self.impl = plan, parameters, token_order, impl
+        self.video = plan.layout.grid.num_tokens
+        self.text_mask = None if text_mask is None else text_mask.repeat_interleave(self.heads, 0)
+
+    def output(self, bands: Tensor, selection: Selection | None) -> Tensor:
+        """(batch, tokens, heads, head_dim), video queries by the band of their row and text queries exactly."""
+        parts, order = [], []
+        for band in Band:
+            rows = (bands == band).nonzero().squeeze(1)
+            if len(rows):
+                parts.append(self._dense(rows) if band == Band.DENSE else self._banded(band, rows, selection))
+                order.append(rows)
+        out = torch.cat(parts).index_select(0, torch.cat(order).argsort())
+        if self.plan.num_text_tokens:
+            everyone = torch.arange(self.query.shape[0], device=self.query.device)
+            out = torch.cat([out, self._exact(self.query[:, self.video :], everyone)], 1)
+        return out.unflatten(0, (self.batch, self.heads)).transpose(1, 2)
+
+    def _banded(self, band: Band, rows: Tensor, selection: Selection | None) -> Tensor:
+        """Prologue, selection, attention and merge of the rows in one band: (R, N, D)."""
+        query, key, value = (x.index_select(0, rows)[:, : self.video] for x in (self.query, self.key, self.value))
+        inputs = prepare(
+            query,
+            key,
+            value,
+            band=band,
+            plan=self.plan,
+            heads=rows % self.heads,
+            parameters=self.parameters,
+            token_order=self.token_order,
+        )
+        tiles = None if band == Band.LOW else self._tiles(band, inputs, rows, selection)
+        extras = self._with_text(inputs, rows)
+        out = block_sparse_attention(inputs.query, inputs.key, inputs.value, extras, tiles, impl=self.impl)
+        if band == Band.LOW:
+            return expand_low(out, self.plan, self.token_order)
+        return reorder(out, self.plan.layout, "tile", self.token_order)
+
+    def _tiles(self, band: Band, inputs: BandInputs, rows: Tensor, selection: Selection | None) -> TileLists:
+        plan = self.plan
+        if inputs.selection_means is None:
+            fixed = plan.high_lists if band == Band.HIGH else plan.mid_lists
+            assert fixed is not None  # only top-k has no fixed lists, and it has means
+            lists = fixed[None]
+        elif selection is None:
+            lists = topk_tiles(*inputs.selection_means, plan.mid_capacity)
+        else:
+            where = rows.to(selection.tiles.device)
+            lists = plan.check_selection(selection, (where // self.heads, where % self.heads))
+        return TileLists(plan.layout, lists.to(rows.device), plan.cells)
+
+    def _with_text(self, inputs: BandInputs, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        extras = (inputs.extra_key, inputs.extra_value, inputs.extra_bias)
+        if not self.plan.num_text_tokens:
+            return extras
+        bias = extras[2].new_zeros(len(rows), self.plan.num_text_tokens)
+        if self.text_mask is not None:
+            bias = bias.masked_fill(~self.text_mask.index_select(0, rows), -torch.inf)
+        key, value = (x.index_select(0, rows)[:, self.video :] for x in (self.key, self.value))
+        text = (key, value, bias)
+        return tuple(torch.cat(pair, 1) for pair in zip(extras, text, strict=True))  # type: ignore[return-value]
+
+    def _dense(self, rows: Tensor) -> Tensor:
+        return self._exact(self._rotated(self.query.index_select(0, rows)[:, : self.video]), rows)
+
+    def _exact(self, query: Tensor, rows: Tensor) -> Tensor:
+        """Dense attention of the rows' queries over every exact video token and all text."""
+        key, value = self.key.index_select(0, rows), self.value.index_select(0, rows)
+        if self.plan.num_text_tokens:
+            key = torch.cat([self._rotated(key[:, : self.video]), key[:, self.video :]], 1)
+        else:
+            key = self._rotated(key)
+        mask = None
+        if self.text_mask is not None:
+            mask = self.text_mask.index_select(0, rows)
+            mask = torch.cat([mask.new_ones(len(rows), self.video), mask], 1)
+        return dense_attention(query, key, value, mask, impl=self.impl)
+
+    def _rotated(self, x: Tensor) -> Tensor:
+        rotary = self.parameters.rotary if self.parameters is not None else None
+        return x if rotary is None else rotate(x, rotary)

@@ -1,0 +1,42 @@
+"""Moving tokens between raster and tile order, and rotary embedding: what the operations share."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from freqformer.grid import TileLayout
+
+TokenOrder = Literal["raster", "tile"]
+
+
+class _Permute(torch.autograd.Function):
+    """x[:, index]; the gradient is gathered by the inverse, much faster than the general scatter."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(index, inverse)
+        return x.index_select(1, index)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        _, inverse = ctx.saved_tensors
+        return grads[0].index_select(1, inverse), None, None
+
+
+def reorder(x: Tensor, layout: TileLayout, came: TokenOrder, wanted: TokenOrder) -> Tensor:
+    """Tokens (axis 1) of x from one order to the other; the same tensor when they agree."""
+    if came == wanted:
+        return x
+    to_tile, to_raster = layout.raster_to_tile.to(x.device), layout.tile_to_raster.to(x.device)
+    return _Permute.apply(x, *((to_tile, to_raster) if wanted == "tile" else (to_raster, to_tile)))  # type: ignore[return-value]
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary embedding of x (..., N, D): neighbouring channels are pairs; cos and sin are (N, D / 2)."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    cos, sin = (table.to(device=x.device, dtype=wide) for table in rotary)
+    even, odd = x.to(wide).unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)

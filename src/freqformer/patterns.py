@@ -1,0 +1,123 @@
+"""Which key tiles a query tile sees: window, axial, radial and top-k; and the cells that summaries stand for.
+
+A pattern is a list of key tiles per query tile: int64 (query tiles, longest list), ascending, -1 behind the end.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from freqformer.grid import Extents, TileLayout
+
+SCORE_CHUNK = 1 << 24
+"""Most tile scores held at once while the top-k tiles are chosen (64 MiB of float32)."""
+
+
+def window_tiles(layout: TileLayout, window: Extents) -> Tensor:
+    """The box of `window` tiles around every tile, moved inwards at the borders so that all lists are equally long."""
+    place = layout.coordinates()
+    lists = torch.zeros(layout.num_tiles, 1, dtype=torch.int64)
+    for axis, (total, width) in enumerate(zip(layout.tiles, window, strict=True)):
+        width = min(width, total)
+        start = (place[:, axis] - (width - 1) // 2).clamp(0, total - width)
+        steps = start[:, None] + torch.arange(width)
+        lists = (lists[:, :, None] * total + steps[:, None, :]).flatten(1)
+    return lists
+
+
+def axial_tiles(layout: TileLayout, window: Extents) -> Tensor:
+    """A tile's own place at all times, and its own time within the window."""
+    place = layout.coordinates()
+    same_place = (place[:, None, 1:] == place[None, :, 1:]).all(-1)
+    near = torch.zeros_like(same_place).scatter_(1, window_tiles(layout, (1, *window[1:])), True)
+    return _lists(same_place | near)
+
+
+def radial_tiles(layout: TileLayout, radius: int) -> Tensor:
+    """Tiles within `radius` / 2^floor(log2(dt + 1)) in height and width at time distance dt: a reach that halves."""
+    place = layout.coordinates()
+    rows = []
+    # One time step of queries at once: the full tile-by-tile matrix of a long video would be large.
+    for queries in place.split(max(1, SCORE_CHUNK // max(1, 3 * layout.num_tiles))):
+        distance = (queries[:, None] - place[None]).abs()
+        halvings = torch.log2(distance[..., 0] + 1.0).floor()
+        rows.append(distance[..., 1:].amax(-1) <= radius * torch.exp2(-halvings))
+    return _lists(torch.cat(rows))
+
+
+def _lists(seen: Tensor) -> Tensor:
+    """bool (query tiles, key tiles) -> ascending lists padded with -1."""
+    lengths = seen.sum(-1)
+    order = seen.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[:, : int(lengths.max())]
+    return order.masked_fill(torch.arange(order.shape[1]) >= lengths[:, None], -1)
+
+
+@torch.no_grad()
+def topk_tiles(query_means: Tensor, key_means: Tensor, count: int) -> Tensor:
+    """The `count` best key tiles of every query tile by mean query . mean key, the tile itself always among them.
+
+    Args:
+        query_means, key_means: (rows, tiles, head_dim), float32.
+        count: tiles to keep, at most the number of tiles.
+
+    Returns: int64 (rows, tiles, count), ascending. No gradient passes the choice.
+    """
+    rows, tiles, _ = query_means.shape
+    if count >= tiles:
+        return torch.arange(tiles, device=query_means.device).expand(rows, tiles, tiles)
+    chosen = []
+    own = torch.arange(tiles, device=query_means.device)[:, None]
+    step = max(1, SCORE_CHUNK // (rows * tiles))
+    for start in range(0, tiles, step):
+        scores = query_means[:, start : start + step] @ key_means.transpose(1, 2)
+        scores.scatter_(2, own[start : start + step].expand(rows, -1, 1), torch.inf)
+        chosen.append(scores.topk(count, dim=-1).indices)
+    return torch.cat(chosen, 1).sort(-1).values
+
+
+@dataclass(frozen=True)
+class SummaryCells:
+    """The boxes of whole tiles that summary tokens stand for, in raster order of cells."""
+
+    cell_of_tile: Tensor
+    """int64 (tiles,)."""
+    counts: Tensor
+    """Video tokens of every cell, int64 (cells,)."""
+
+    @property
+    def num_cells(self) -> int:
+        """Number of cells; 0 when summaries are off."""
+        return self.counts.shape[0]
+
+
+def summary_cells(layout: TileLayout, most: int) -> SummaryCells:
+    """Cut the tile grid into at most `most` cells: as many as fit, then the box nearest a cube of tokens."""
+    tiles = layout.tiles
+    if most == 0:
+        return SummaryCells(torch.zeros(layout.num_tiles, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+    box = _cell_box(tiles, layout.tile, most)
+    cells = [-(-total // side) for total, side in zip(tiles, box, strict=True)]
+    place = layout.coordinates() // torch.tensor(box)
+    cell = (place[:, 0] * cells[1] + place[:, 1]) * cells[2] + place[:, 2]
+    counts = torch.zeros(math.prod(cells), dtype=torch.int64).index_add_(0, cell, layout.counts)
+    return SummaryCells(cell, counts)
+
+
+@lru_cache(maxsize=256)
+def _cell_box(tiles: Extents, tile: Extents, most: int) -> Extents:
+    best: tuple | None = None
+    for box in product(*(range(1, total + 1) for total in tiles)):
+        cells = math.prod(-(-total // side) for total, side in zip(tiles, box, strict=True))
+        if cells > most:
+            continue
+        sides = [side * extent for side, extent in zip(box, tile, strict=True)]
+        rank = (-cells, max(sides) / min(sides), box)
+        best = rank if best is None or rank < best else best
+    assert best is not None  # one cell over the whole grid always fits
+    return best[2]

@@ -1,0 +1,267 @@
+"""The attention plan: what is static about one attention call, and what that costs.
+
+A plan is built once per grid and configuration, outside any compiled region. Together with the `Selection` of a call
+it is all that kernels and the cost model know about structure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from freqformer import patterns
+from freqformer.bands import low_grid, low_weights
+from freqformer.config import Band, FreqFormerConfig
+from freqformer.grid import TILE_SLOTS, Grid, TileLayout, tile_layout
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The tiles that MID heads of one call see: int tensor (batch, heads, query tiles, tiles kept), -1 behind the end.
+
+    Rows of heads that are not MID are not read.
+    """
+
+    tiles: Tensor
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of attention, a multiply-add counted as two."""
+
+    useful: float
+    """Of tokens that exist. For top-k lists the expectation over tiles, since edge tiles differ in size."""
+    executed: int
+    """Of the slots that a kernel computes, tokens rounded up to blocks of 128."""
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """Static structure of one attention call over a grid; made by `build_plan`.
+
+    The keys of a head are numbered in segments [video | low | summaries | text]; `segments` gives their offsets.
+    """
+
+    layout: TileLayout
+    config: FreqFormerConfig
+    num_heads: int
+    head_dim: int
+    num_text_tokens: int
+    learned_summaries: bool
+    """Whether the mid and high bands are summarised too, which needs learned parameters."""
+    mid_lists: Tensor | None
+    """Key tiles of every query tile for a fixed mid pattern, int64 (tiles, longest), -1 behind the end; None: top-k."""
+    high_lists: Tensor
+    """Key tiles of every query tile in the window, int64 (tiles, window)."""
+    cells: patterns.SummaryCells
+    low_weights: Tensor
+    """Tokens that every low token stands for, float64 (low tokens,)."""
+
+    @property
+    def num_low_tokens(self) -> int:
+        """Low tokens of the video, M."""
+        return self.low_weights.shape[0]
+
+    @property
+    def mid_capacity(self) -> int:
+        """Longest list of key tiles of a MID head."""
+        if self.mid_lists is not None:
+            return self.mid_lists.shape[1]
+        kept = self.config.mid_tiles
+        return self.layout.num_tiles if kept is None else min(kept, self.layout.num_tiles)
+
+    @property
+    def segments(self) -> tuple[int, int, int, int, int]:
+        """Offsets of the key segments video, low, summaries and text, and their end."""
+        video = self.layout.grid.num_tokens
+        low = video + self.num_low_tokens
+        summaries = low + 3 * self.cells.num_cells
+        return (0, video, low, summaries, summaries + self.num_text_tokens)
+
+    def lengths(self, band: Band) -> Tensor:
+        """Key tiles of every query tile for a MID, HIGH or DENSE head, int64 (tiles,)."""
+        tiles = self.layout.num_tiles
+        if band == Band.HIGH:
+            return torch.full((tiles,), self.high_lists.shape[1])
+        if band == Band.MID and self.mid_lists is not None:
+            return (self.mid_lists >= 0).sum(-1)
+        return torch.full((tiles,), self.mid_capacity if band == Band.MID else tiles)
+
+    def extra_keys(self, band: Band) -> int:
+        """Keys of a head beside exact video tokens: low tokens, summary tokens of other bands, and text."""
+        seen_bands = {Band.LOW: 2 * self.learned_summaries, Band.DENSE: 0}.get(band, 1 + self.learned_summaries)
+        low = self.num_low_tokens if band == Band.LOW else 0
+        return low + seen_bands * self.cells.num_cells + self.num_text_tokens
+
+    def task_order(self, allocation: Sequence[int]) -> Tensor:
+        """Work items (head, query tile), longest first so that the last to run are short: int64 (tasks, 2)."""
+        tasks = []
+        for head, band in enumerate(_checked(allocation, self.num_heads)):
+            if band == Band.LOW:
+                blocks = _blocks(self.num_low_tokens)
+                length = torch.full((blocks,), _blocks(self.extra_keys(band)))
+            else:
+                length = self.lengths(band) + _blocks(self.extra_keys(band))
+            index = torch.arange(length.shape[0])
+            tasks.append(torch.stack([length, torch.full_like(index, head), index], -1))
+        rows = torch.cat(tasks)
+        return rows[rows[:, 0].argsort(descending=True, stable=True), 1:]
+
+    def band_flops(self, band: Band) -> Flops:
+        """FLOPs of one head in `band`, text queries included."""
+        n, text, extra = self.layout.grid.num_tokens, self.num_text_tokens, self.extra_keys(band)
+        tiles = self.layout.num_tiles
+        if band == Band.LOW:
+            useful = float(self.num_low_tokens * extra)
+            executed = _blocks(self.num_low_tokens) * _blocks(extra)
+        else:
+            useful = self._video_pairs(band) + n * extra
+            executed = int(self.lengths(band).sum()) + tiles * _blocks(extra)
+        useful += text * (n + text)
+        executed += _blocks(text) * (tiles + _blocks(text))
+        return Flops(4.0 * self.head_dim * useful, 4 * self.head_dim * executed * TILE_SLOTS**2)
+
+    def _video_pairs(self, band: Band) -> float:
+        """Pairs of a video query and an exact video key."""
+        n, tiles, counts = self.layout.grid.num_tokens, self.layout.num_tiles, self.layout.counts
+        lists = {Band.MID: self.mid_lists, Band.HIGH: self.high_lists}.get(band)
+        if lists is not None:
+            keys = torch.where(lists >= 0, counts[lists.clamp_min(0)], 0).sum(-1)
+            return float((counts * keys).sum())
+        kept = tiles if band == Band.DENSE else self.mid_capacity
+        if kept == tiles:
+            return float(n) * n
+        # The own tile is always kept; the others are as large as the mean of the rest.
+        own = float((counts * counts).sum())
+        return own + (kept - 1) / (tiles - 1) * (float(n) * n - own)
+
+    def band_costs(self) -> tuple[float, float, float, float]:
+        """Useful FLOPs of one head as LOW, MID, HIGH and DENSE."""
+        low, mid, high, dense = (self.band_flops(band).useful for band in Band)
+        return (low, mid, high, dense)
+
+    def flops(self, allocation: Sequence[int]) -> Flops:
+        """FLOPs of the attention of all heads.
+
+        Args:
+            allocation: the band of every head.
+        """
+        costs = [self.band_flops(band) for band in _checked(allocation, self.num_heads)]
+        return Flops(sum(cost.useful for cost in costs), sum(cost.executed for cost in costs))
+
+    def kv_bytes(self, allocation: Sequence[int], element_size: int = 2) -> int:
+        """Bytes of keys and values that blocks of queries read, without reuse between them; 2 bytes for bfloat16."""
+        slots = 0
+        for band in _checked(allocation, self.num_heads):
+            if band == Band.LOW:
+                slots += _blocks(self.num_low_tokens) * self.extra_keys(band)
+            else:
+                slots += int(self.lengths(band).sum()) * TILE_SLOTS + self.layout.num_tiles * self.extra_keys(band)
+            slots += _blocks(self.num_text_tokens) * (self.layout.grid.num_tokens + self.num_text_tokens)
+        return 2 * slots * self.head_dim * element_size
+
+    def density(self, allocation: Sequence[int]) -> float:
+        """Useful FLOPs over those of dense attention in every head."""
+        return self.flops(allocation).useful / (self.num_heads * self.band_flops(Band.DENSE).useful)
+
+    def validate(self, selection: Selection | None = None) -> None:
+        """Raise ValueError where the plan or a selection breaks its rules: range, duplicates, own tile, token counts."""
+        n = self.layout.grid.num_tokens
+        if int(self.layout.counts.sum()) != n or (self.cells.num_cells and int(self.cells.counts.sum()) != n):
+            raise ValueError(f"plan counts other than {n} tokens; build it with build_plan")
+        for name, lists in (("mid_lists", self.mid_lists), ("high_lists", self.high_lists)):
+            if lists is not None:
+                self._check_lists(name, lists)
+        if selection is not None:
+            tiles = selection.tiles
+            expected = (self.num_heads, self.layout.num_tiles)
+            if tiles.ndim != 4 or tuple(tiles.shape[1:3]) != expected or tiles.is_floating_point():
+                raise ValueError(
+                    f"selection.tiles is {tiles.dtype} {tuple(tiles.shape)}; whole numbers (batch, {expected[0]}, "
+                    f"{expected[1]}, tiles kept) are allowed: select with the plan of this grid"
+                )
+
+    def _check_lists(self, name: str, lists: Tensor) -> None:
+        tiles = self.layout.num_tiles
+        if int(lists.max()) >= tiles or int(lists.min()) < -1:
+            raise ValueError(f"{name} names tiles outside 0 to {tiles - 1}; build the plan with build_plan")
+        ordered = lists.sort(-1).values
+        if bool(((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any()):
+            raise ValueError(f"{name} names a tile twice, which would count its keys twice; keep each once")
+        own = torch.arange(tiles, device=lists.device)[:, None]
+        if not bool((lists == own).any(-1).all()):
+            raise ValueError(f"{name} leaves a tile out of its own list; every query sees its own tile")
+
+    def check_selection(self, selection: Selection, rows: tuple[Tensor, Tensor]) -> Tensor:
+        """The validated lists of the given MID rows (batch indices, head indices): int64 (rows, tiles, kept)."""
+        self.validate(selection)
+        lists = selection.tiles[rows].long()
+        self._check_lists("selection.tiles", lists)
+        return lists
+
+
+def _blocks(tokens: int) -> int:
+    return -(-tokens // TILE_SLOTS)
+
+
+def _checked(allocation: Sequence[int], num_heads: int) -> list[Band]:
+    bands = [int(band) for band in allocation]
+    if len(bands) != num_heads or not all(0 <= band <= 3 for band in bands):
+        raise ValueError(
+            f"allocation is {bands}; {num_heads} bands from 0 to 3 are allowed (LOW, MID, HIGH, DENSE), one per head"
+        )
+    return [Band(band) for band in bands]
+
+
+def build_plan(
+    grid: Grid,
+    config: FreqFormerConfig,
+    *,
+    num_heads: int,
+    head_dim: int,
+    num_text_tokens: int = 0,
+    learned_summaries: bool = False,
+) -> AttentionPlan:
+    """The plan of a grid and configuration, cached.
+
+    Args:
+        grid: the video's token grid.
+        config: bands, patterns and summaries.
+        num_heads, head_dim: of the attention.
+        num_text_tokens: text tokens behind the video tokens.
+        learned_summaries: whether mid and high summaries take part, as they do when parameters are given.
+    """
+    return _cached_plan(grid, config, num_heads, head_dim, num_text_tokens, learned_summaries)
+
+
+@lru_cache(maxsize=64)
+def _cached_plan(
+    grid: Grid, config: FreqFormerConfig, num_heads: int, head_dim: int, num_text_tokens: int, learned_summaries: bool
+) -> AttentionPlan:
+    layout = tile_layout(grid, config.tile)
+    fixed = {
+        "axial": lambda: patterns.axial_tiles(layout, config.window),
+        "radial": lambda: patterns.radial_tiles(layout, config.radial_radius),
+    }
+    mid_lists = fixed[config.mid_pattern]() if config.mid_pattern in fixed else None
+    if config.mid_tiles is None and mid_lists is not None:
+        mid_lists = torch.arange(layout.num_tiles).expand(layout.num_tiles, -1)
+    plan = AttentionPlan(
+        layout=layout,
+        config=config,
+        num_heads=num_heads,
+        head_dim=head_dim,
+        num_text_tokens=num_text_tokens,
+        learned_summaries=learned_summaries,
+        mid_lists=mid_lists,
+        high_lists=patterns.window_tiles(layout, config.window),
+        cells=patterns.summary_cells(layout, config.summary_tokens),
+        low_weights=low_weights(layout, config),
+    )
+    assert plan.num_low_tokens == torch.Size(low_grid(layout, config)).numel()
+    plan.validate()
+    return plan
