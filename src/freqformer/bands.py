@@ -50,9 +50,10 @@ def low_box(tile: Extents, compression: float) -> Extents:
     equal, and ties have the fewest samples in time, where videos are smoothest.
     """
     budget = round(TILE_SLOTS / compression)
-    boxes = [box for box in product(*(range(1, side + 1) for side in tile)) if math.prod(box) <= budget]
+    t, h, w = (range(1, side + 1) for side in tile)
+    boxes = [box for box in product(t, h, w) if math.prod(box) <= budget]
 
-    def preference(box: Extents) -> tuple:
+    def preference(box: Extents) -> tuple[float | Extents, ...]:
         spacing = [side / samples for side, samples in zip(tile, box, strict=True)]
         return (-math.prod(box), max(spacing) / min(spacing), box[0], max(box), box)
 
@@ -60,14 +61,16 @@ def low_box(tile: Extents, compression: float) -> Extents:
 
 
 def _samples(layout: TileLayout, config: FreqFormerConfig, axis: int) -> list[int]:
-    """Low samples of every tile along one axis: the box's side, clipped to a short last tile."""
-    side = low_box(layout.tile, config.compression)[axis]
+    """Low samples of every tile along one axis: the box's side, clipped to a short tile."""
+    # A pinned tile that a small grid clips keeps its own box, so that the bands mean the same at every length.
+    side = low_box(config.tile or layout.tile, config.compression)[axis]
     return [min(side, extent) for extent in layout.extents(axis)]
 
 
 def low_grid(layout: TileLayout, config: FreqFormerConfig) -> Extents:
     """Low tokens along (time, height, width); M is the product."""
-    return tuple(sum(_samples(layout, config, axis)) for axis in range(3))  # type: ignore[return-value]
+    time, height, width = (sum(_samples(layout, config, axis)) for axis in range(3))
+    return (time, height, width)
 
 
 def low_weights(layout: TileLayout, config: FreqFormerConfig) -> Tensor:

@@ -35,8 +35,8 @@ class FreqFormerConfig:
         band_features: what queries, keys and values of MID and HIGH heads are made of. `full`: all bands; `values`:
             values without the low band; `gains`: a learned gain per head and band; `strict`: only the head's own band.
         mid_pattern: which tiles a MID head sees: `topk` best by tile means, `axial` or `radial`.
-        mid_tiles: tiles per query tile for `topk`; None keeps every tile.
-        radial_radius: reach in tiles of the radial pattern at time distance 0.
+        mid_tiles: tiles per query tile for `topk`; None keeps every tile, whatever the pattern.
+        radial_radius: reach of the radial pattern at time distance 0, in tiles.
         window: tiles that a HIGH head sees along (time, height, width).
         summary_tokens: most summary tokens per band; 0 for none.
         low_output: how outputs of LOW heads return to all tokens: linear interpolation across tiles, or the block

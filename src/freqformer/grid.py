@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -45,7 +46,7 @@ class Grid:
         return math.prod(self.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TileLayout:
     """How a grid is cut into tiles; made by `tile_layout`.
 
@@ -112,8 +113,8 @@ def choose_tile(grid: Grid) -> Extents:
 
 
 def _boxes(shape: Extents) -> list[Extents]:
-    """Every box of at most 128 tokens inside the grid that could not be one token wider."""
-    boxes = []
+    """Every box of at most 128 tokens inside the grid."""
+    boxes: list[Extents] = []
     for t, h in product(range(1, min(shape[0], TILE_SLOTS) + 1), range(1, min(shape[1], TILE_SLOTS) + 1)):
         widest = min(TILE_SLOTS // (t * h), shape[2])
         boxes += [(t, h, w) for w in range(1, widest + 1)]
@@ -144,19 +145,22 @@ def tile_layout(grid: Grid, tile: Extents | None = None) -> TileLayout:
             tile is clipped to a smaller grid.
 
     Raises:
-        ValueError: for a pinned tile that holds more than 128 tokens or none.
+        ValueError: for a pinned tile that is no box, or holds more than 128 tokens or none.
     """
-    return _cached_layout(grid, None if tile is None else (int(tile[0]), int(tile[1]), int(tile[2])))
+    return _cached_layout(grid, tile)
 
 
 @lru_cache(maxsize=64)
 def _cached_layout(grid: Grid, tile: Extents | None) -> TileLayout:
     if tile is None:
         tile = choose_tile(grid)
-    if min(tile) < 1 or math.prod(tile) > TILE_SLOTS:
-        raise ValueError(f"tile is {tile}; sides from 1 and at most {TILE_SLOTS} tokens in all are allowed, like (4, 4, 8)")
-    clipped = tuple(min(side, extent) for side, extent in zip(tile, grid.shape, strict=True))
-    tiles = tuple(-(-extent // side) for side, extent in zip(clipped, grid.shape, strict=True))
+    whole = len(tile) == 3 and all(isinstance(side, int) and side >= 1 for side in tile)
+    if not whole or math.prod(tile) > TILE_SLOTS:
+        raise ValueError(
+            f"tile is {tile}; three whole sides and at most {TILE_SLOTS} tokens in all are allowed, like (4, 4, 8)"
+        )
+    clipped = _by_axis(min(side, extent) for side, extent in zip(tile, grid.shape, strict=True))
+    tiles = _by_axis(-(-extent // side) for side, extent in zip(clipped, grid.shape, strict=True))
     place = torch.meshgrid(*(torch.arange(extent) for extent in grid.shape), indexing="ij")
     owner = torch.zeros(grid.shape, dtype=torch.int64)
     for axis in range(3):
@@ -164,4 +168,9 @@ def _cached_layout(grid: Grid, tile: Extents | None) -> TileLayout:
     raster_to_tile = owner.flatten().argsort(stable=True)
     counts = owner.flatten().bincount(minlength=math.prod(tiles))
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return TileLayout(grid, clipped, tiles, counts, offsets, raster_to_tile, raster_to_tile.argsort())  # type: ignore[arg-type]
+    return TileLayout(grid, clipped, tiles, counts, offsets, raster_to_tile, raster_to_tile.argsort())
+
+
+def _by_axis(values: Iterable[int]) -> Extents:
+    time, height, width = values
+    return (time, height, width)

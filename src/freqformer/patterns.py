@@ -6,6 +6,7 @@ A pattern is a list of key tiles per query tile: int64 (query tiles, longest lis
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -33,29 +34,39 @@ def window_tiles(layout: TileLayout, window: Extents) -> Tensor:
 
 def axial_tiles(layout: TileLayout, window: Extents) -> Tensor:
     """A tile's own place at all times, and its own time within the window."""
-    place = layout.coordinates()
-    same_place = (place[:, None, 1:] == place[None, :, 1:]).all(-1)
-    near = torch.zeros_like(same_place).scatter_(1, window_tiles(layout, (1, *window[1:])), True)
-    return _lists(same_place | near)
+    place, near = layout.coordinates(), window_tiles(layout, (1, *window[1:]))
+
+    def seen(queries: Tensor) -> Tensor:
+        same_place = (place[queries, None, 1:] == place[None, :, 1:]).all(-1)
+        return same_place.scatter_(1, near[queries], True)
+
+    return _lists(layout.num_tiles, seen)
 
 
 def radial_tiles(layout: TileLayout, radius: int) -> Tensor:
     """Tiles within `radius` / 2^floor(log2(dt + 1)) in height and width at time distance dt: a reach that halves."""
     place = layout.coordinates()
-    rows = []
-    # One time step of queries at once: the full tile-by-tile matrix of a long video would be large.
-    for queries in place.split(max(1, SCORE_CHUNK // max(1, 3 * layout.num_tiles))):
-        distance = (queries[:, None] - place[None]).abs()
-        halvings = torch.log2(distance[..., 0] + 1.0).floor()
-        rows.append(distance[..., 1:].amax(-1) <= radius * torch.exp2(-halvings))
-    return _lists(torch.cat(rows))
+
+    def seen(queries: Tensor) -> Tensor:
+        distance = (place[queries, None] - place[None]).abs()
+        # frexp: m * 2^e with m in [1/2, 1), so e - 1 is floor(log2) without rounding.
+        halvings = torch.frexp(distance[..., 0] + 1.0).exponent - 1
+        return distance[..., 1:].amax(-1) * torch.exp2(halvings.double()) <= radius
+
+    return _lists(layout.num_tiles, seen)
 
 
-def _lists(seen: Tensor) -> Tensor:
-    """bool (query tiles, key tiles) -> ascending lists padded with -1."""
-    lengths = seen.sum(-1)
-    order = seen.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[:, : int(lengths.max())]
-    return order.masked_fill(torch.arange(order.shape[1]) >= lengths[:, None], -1)
+def _lists(num_tiles: int, seen: Callable[[Tensor], Tensor]) -> Tensor:
+    """Ascending lists padded with -1, from `seen`: query tiles (q,) -> bool (q, key tiles)."""
+    # Some queries at once: the full tile-by-tile matrix of a long video would be large.
+    chunks = torch.arange(num_tiles).split(max(1, SCORE_CHUNK // (8 * num_tiles)))
+    pairs = torch.cat([seen(queries).nonzero() + queries.new_tensor([int(queries[0]), 0]) for queries in chunks])
+    query, key = pairs.unbind(-1)
+    lengths = query.bincount(minlength=num_tiles)
+    place = torch.arange(len(query)) - (lengths.cumsum(0) - lengths)[query]
+    lists = torch.full((num_tiles, int(lengths.max())), -1)
+    lists[query, place] = key
+    return lists
 
 
 @torch.no_grad()
@@ -63,7 +74,7 @@ def topk_tiles(query_means: Tensor, key_means: Tensor, count: int) -> Tensor:
     """The `count` best key tiles of every query tile by mean query . mean key, the tile itself always among them.
 
     Args:
-        query_means, key_means: (rows, tiles, head_dim), float32.
+        query_means, key_means: (rows, tiles, head_dim), float32 or float64.
         count: tiles to keep, at most the number of tiles.
 
     Returns: int64 (rows, tiles, count), ascending. No gradient passes the choice.
@@ -81,7 +92,7 @@ def topk_tiles(query_means: Tensor, key_means: Tensor, count: int) -> Tensor:
     return torch.cat(chosen, 1).sort(-1).values
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SummaryCells:
     """The boxes of whole tiles that summary tokens stand for, in raster order of cells."""
 

@@ -19,7 +19,7 @@ from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import TILE_SLOTS, Grid, TileLayout, tile_layout
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Selection:
     """The tiles that MID heads of one call see: int tensor (batch, heads, query tiles, tiles kept), -1 behind the end.
 
@@ -36,10 +36,10 @@ class Flops:
     useful: float
     """Of tokens that exist. For top-k lists the expectation over tiles, since edge tiles differ in size."""
     executed: int
-    """Of the slots that a kernel computes, tokens rounded up to blocks of 128."""
+    """Of the slots that a kernel computes, each segment's tokens rounded up to blocks of 128."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttentionPlan:
     """Static structure of one attention call over a grid; made by `build_plan`.
 
@@ -91,39 +91,54 @@ class AttentionPlan:
             return (self.mid_lists >= 0).sum(-1)
         return torch.full((tiles,), self.mid_capacity if band == Band.MID else tiles)
 
-    def extra_keys(self, band: Band) -> int:
-        """Keys of a head beside exact video tokens: low tokens, summary tokens of other bands, and text."""
-        seen_bands = {Band.LOW: 2 * self.learned_summaries, Band.DENSE: 0}.get(band, 1 + self.learned_summaries)
-        low = self.num_low_tokens if band == Band.LOW else 0
-        return low + seen_bands * self.cells.num_cells + self.num_text_tokens
+    def extra_segments(self, band: Band) -> tuple[int, int, int, int, int]:
+        """Keys of a head beside exact video tokens: low tokens, low, mid and high summaries, and text."""
+        low, mid, high = (self.cells.num_cells if self._summarised(band, other) else 0 for other in list(Band)[:3])
+        return (self.num_low_tokens if band == Band.LOW else 0, low, mid, high, self.num_text_tokens)
 
-    def task_order(self, allocation: Sequence[int]) -> Tensor:
-        """Work items (head, query tile), longest first so that the last to run are short: int64 (tasks, 2)."""
+    def _summarised(self, band: Band, other: Band) -> bool:
+        """Whether a head in `band` sees the summaries of the band `other`."""
+        return band not in (other, Band.DENSE) and (other == Band.LOW or self.learned_summaries)
+
+    def key_blocks(self, band: Band) -> Tensor:
+        """Blocks of 128 keys that every query block of a head reads, int64 (query blocks,).
+
+        Query blocks are the tiles, or blocks of low tokens for LOW, and then the blocks of text queries, which see
+        everything. Every segment of keys begins a new block.
+        """
+        extra = sum(map(_blocks, self.extra_segments(band)))
+        video = torch.full((_blocks(self.num_low_tokens),), extra) if band == Band.LOW else self.lengths(band) + extra
+        text = _blocks(self.num_text_tokens)
+        return torch.cat([video, torch.full((text,), self.layout.num_tiles + text)])
+
+    def task_order(self, allocation: Sequence[int], longest: int | None = None) -> Tensor:
+        """Work items, longest first so that the last to run are short: int64 (tasks, 4).
+
+        Columns: head, query block, first key block, end of key blocks; blocks as in `key_blocks`.
+
+        Args:
+            allocation: the band of every head.
+            longest: most key blocks of an item; longer lists are split into pieces that differ by one at most. None
+                splits nothing.
+        """
         tasks = []
         for head, band in enumerate(_checked(allocation, self.num_heads)):
-            if band == Band.LOW:
-                blocks = _blocks(self.num_low_tokens)
-                length = torch.full((blocks,), _blocks(self.extra_keys(band)))
-            else:
-                length = self.lengths(band) + _blocks(self.extra_keys(band))
-            index = torch.arange(length.shape[0])
-            tasks.append(torch.stack([length, torch.full_like(index, head), index], -1))
+            lengths = self.key_blocks(band)
+            pieces = torch.ones_like(lengths) if longest is None else -(-lengths // longest)
+            block = torch.repeat_interleave(pieces)
+            piece = torch.arange(len(block)) - (pieces.cumsum(0) - pieces)[block]
+            ends = torch.stack([piece, piece + 1], -1) * lengths[block, None] // pieces[block, None]
+            tasks.append(torch.cat([torch.full_like(block, head)[:, None], block[:, None], ends], -1))
         rows = torch.cat(tasks)
-        return rows[rows[:, 0].argsort(descending=True, stable=True), 1:]
+        return rows[(rows[:, 3] - rows[:, 2]).argsort(descending=True, stable=True)]
 
     def band_flops(self, band: Band) -> Flops:
         """FLOPs of one head in `band`, text queries included."""
-        n, text, extra = self.layout.grid.num_tokens, self.num_text_tokens, self.extra_keys(band)
-        tiles = self.layout.num_tiles
-        if band == Band.LOW:
-            useful = float(self.num_low_tokens * extra)
-            executed = _blocks(self.num_low_tokens) * _blocks(extra)
-        else:
-            useful = self._video_pairs(band) + n * extra
-            executed = int(self.lengths(band).sum()) + tiles * _blocks(extra)
-        useful += text * (n + text)
-        executed += _blocks(text) * (tiles + _blocks(text))
-        return Flops(4.0 * self.head_dim * useful, 4 * self.head_dim * executed * TILE_SLOTS**2)
+        n, text, extra = self.layout.grid.num_tokens, self.num_text_tokens, sum(self.extra_segments(band))
+        pairs = float(self.num_low_tokens * extra) if band == Band.LOW else self._video_pairs(band) + n * extra
+        pairs += text * (n + text)
+        slots = int(self.key_blocks(band).sum()) * TILE_SLOTS**2
+        return Flops(4.0 * self.head_dim * pairs, 4 * self.head_dim * slots)
 
     def _video_pairs(self, band: Band) -> float:
         """Pairs of a video query and an exact video key."""
@@ -155,21 +170,18 @@ class AttentionPlan:
 
     def kv_bytes(self, allocation: Sequence[int], element_size: int = 2) -> int:
         """Bytes of keys and values that blocks of queries read, without reuse between them; 2 bytes for bfloat16."""
-        slots = 0
-        for band in _checked(allocation, self.num_heads):
-            if band == Band.LOW:
-                slots += _blocks(self.num_low_tokens) * self.extra_keys(band)
-            else:
-                slots += int(self.lengths(band).sum()) * TILE_SLOTS + self.layout.num_tiles * self.extra_keys(band)
-            slots += _blocks(self.num_text_tokens) * (self.layout.grid.num_tokens + self.num_text_tokens)
-        return 2 * slots * self.head_dim * element_size
+        blocks = sum(int(self.key_blocks(band).sum()) for band in _checked(allocation, self.num_heads))
+        return 2 * blocks * TILE_SLOTS * self.head_dim * element_size
 
     def density(self, allocation: Sequence[int]) -> float:
         """Useful FLOPs over those of dense attention in every head."""
         return self.flops(allocation).useful / (self.num_heads * self.band_flops(Band.DENSE).useful)
 
     def validate(self, selection: Selection | None = None) -> None:
-        """Raise ValueError where the plan or a selection breaks its rules: range, duplicates, own tile, token counts."""
+        """Raise ValueError where the plan or a selection breaks its rules: range, order, duplicates, own tile, counts.
+
+        Every head of the selection is held to them, MID or not.
+        """
         n = self.layout.grid.num_tokens
         if int(self.layout.counts.sum()) != n or (self.cells.num_cells and int(self.cells.counts.sum()) != n):
             raise ValueError(f"plan counts other than {n} tokens; build it with build_plan")
@@ -177,18 +189,25 @@ class AttentionPlan:
             if lists is not None:
                 self._check_lists(name, lists)
         if selection is not None:
-            tiles = selection.tiles
-            expected = (self.num_heads, self.layout.num_tiles)
-            if tiles.ndim != 4 or tuple(tiles.shape[1:3]) != expected or tiles.is_floating_point():
-                raise ValueError(
-                    f"selection.tiles is {tiles.dtype} {tuple(tiles.shape)}; whole numbers (batch, {expected[0]}, "
-                    f"{expected[1]}, tiles kept) are allowed: select with the plan of this grid"
-                )
+            self._check_shape(selection)
+            self._check_lists("selection.tiles", selection.tiles)
+
+    def _check_shape(self, selection: Selection, batch: int | None = None) -> None:
+        tiles, expected = selection.tiles, (self.num_heads, self.layout.num_tiles)
+        whole = not (tiles.is_floating_point() or tiles.is_complex() or tiles.dtype == torch.bool)
+        fits = tiles.ndim == 4 and tuple(tiles.shape[1:3]) == expected and tiles.shape[3] > 0
+        if not (whole and fits and batch in (None, tiles.shape[0])):
+            raise ValueError(
+                f"selection.tiles is {tiles.dtype} {tuple(tiles.shape)}; whole numbers ({batch or 'batch'}, {expected[0]}, "
+                f"{expected[1]}, tiles kept) are allowed: select with the plan of this grid"
+            )
 
     def _check_lists(self, name: str, lists: Tensor) -> None:
         tiles = self.layout.num_tiles
         if int(lists.max()) >= tiles or int(lists.min()) < -1:
             raise ValueError(f"{name} names tiles outside 0 to {tiles - 1}; build the plan with build_plan")
+        if bool(((lists[..., 1:] >= 0) & (lists[..., :-1] < 0)).any()):
+            raise ValueError(f"{name} has -1 before the end of a list; -1 is allowed behind the last tile alone")
         ordered = lists.sort(-1).values
         if bool(((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any()):
             raise ValueError(f"{name} names a tile twice, which would count its keys twice; keep each once")
@@ -196,9 +215,9 @@ class AttentionPlan:
         if not bool((lists == own).any(-1).all()):
             raise ValueError(f"{name} leaves a tile out of its own list; every query sees its own tile")
 
-    def check_selection(self, selection: Selection, rows: tuple[Tensor, Tensor]) -> Tensor:
-        """The validated lists of the given MID rows (batch indices, head indices): int64 (rows, tiles, kept)."""
-        self.validate(selection)
+    def check_selection(self, selection: Selection, batch: int, rows: tuple[Tensor, Tensor]) -> Tensor:
+        """The lists of the given MID rows (batch indices, head indices), validated: int64 (rows, tiles, kept)."""
+        self._check_shape(selection, batch)
         lists = selection.tiles[rows].long()
         self._check_lists("selection.tiles", lists)
         return lists
@@ -234,7 +253,17 @@ def build_plan(
         num_heads, head_dim: of the attention.
         num_text_tokens: text tokens behind the video tokens.
         learned_summaries: whether mid and high summaries take part, as they do when parameters are given.
+
+    Raises:
+        ValueError: for a number of heads or tokens, or a head_dim, that is out of range.
     """
+    for name, value, least in (
+        ("num_heads", num_heads, 1),
+        ("head_dim", head_dim, 1),
+        ("num_text_tokens", num_text_tokens, 0),
+    ):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} is {value!r}; whole numbers from {least} up are allowed")
     return _cached_plan(grid, config, num_heads, head_dim, num_text_tokens, learned_summaries)
 
 

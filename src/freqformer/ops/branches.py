@@ -80,7 +80,7 @@ class Branches:
             lists = topk_tiles(*inputs.selection_means, plan.mid_capacity)
         else:
             where = rows.to(selection.tiles.device)
-            lists = plan.check_selection(selection, (where // self.heads, where % self.heads))
+            lists = plan.check_selection(selection, self.batch, (where // self.heads, where % self.heads))
         return TileLists(plan.layout, lists.to(rows.device), plan.cells)
 
     def _with_text(self, inputs: BandInputs, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
