@@ -32,12 +32,12 @@ def dct_matrix(n: int) -> Tensor:
     return matrix
 
 
-def _analysis(n: int, m: int) -> Tensor:
+def analysis_matrix(n: int, m: int) -> Tensor:
     """One axis of A, (m, n): the m lowest coefficients as m samples, a constant kept."""
     return dct_matrix(m).T @ dct_matrix(n)[:m] * math.sqrt(m / n)
 
 
-def _synthesis(n: int, m: int) -> Tensor:
+def synthesis_matrix(n: int, m: int) -> Tensor:
     """One axis of S, (n, m): A @ S = identity, S @ A the projector on the low band."""
     return dct_matrix(n)[:m].T @ dct_matrix(m) * math.sqrt(n / m)
 
@@ -60,7 +60,7 @@ def low_box(tile: Extents, compression: float) -> Extents:
     return min(boxes, key=preference)
 
 
-def _samples(layout: TileLayout, config: FreqFormerConfig, axis: int) -> list[int]:
+def low_samples(layout: TileLayout, config: FreqFormerConfig, axis: int) -> list[int]:
     """Low samples of every tile along one axis: the box's side, clipped to a short tile."""
     # A pinned tile that a small grid clips keeps its own box, so that the bands mean the same at every length.
     side = low_box(config.tile or layout.tile, config.compression)[axis]
@@ -69,7 +69,7 @@ def _samples(layout: TileLayout, config: FreqFormerConfig, axis: int) -> list[in
 
 def low_grid(layout: TileLayout, config: FreqFormerConfig) -> Extents:
     """Low tokens along (time, height, width); M is the product."""
-    time, height, width = (sum(_samples(layout, config, axis)) for axis in range(3))
+    time, height, width = (sum(low_samples(layout, config, axis)) for axis in range(3))
     return (time, height, width)
 
 
@@ -77,7 +77,7 @@ def low_weights(layout: TileLayout, config: FreqFormerConfig) -> Tensor:
     """Tokens that every low token stands for, n/m of its tile: float64 (M,)."""
     weights = torch.ones((), dtype=torch.float64)
     for axis in range(3):
-        pairs = zip(layout.extents(axis), _samples(layout, config, axis), strict=True)
+        pairs = zip(layout.extents(axis), low_samples(layout, config, axis), strict=True)
         ratio = torch.cat([torch.full((m,), n / m, dtype=torch.float64) for n, m in pairs])
         weights = weights[..., None] * ratio
     return weights.flatten()
@@ -109,7 +109,7 @@ def _separable(x: Tensor, layout: TileLayout, config: FreqFormerConfig, matrix: 
     lead = x.shape[:-2]
     y = x.reshape(-1, *shape, x.shape[-1])
     for axis in (3, 2, 1):
-        extents, samples = layout.extents(axis - 1), _samples(layout, config, axis - 1)
+        extents, samples = layout.extents(axis - 1), low_samples(layout, config, axis - 1)
         matrices = [matrix(n, m) for n, m in zip(extents, samples, strict=True)]
         y = _per_tile(y, axis, matrices)
     return y.reshape(*lead, -1, x.shape[-1])
@@ -123,7 +123,7 @@ def band_masks(layout_key: tuple[Grid, Extents], config: FreqFormerConfig) -> Te
     radius = torch.zeros((), dtype=torch.float64)
     counted = torch.zeros((), dtype=torch.float64)
     for axis in range(3):
-        extents, samples = layout.extents(axis), _samples(layout, config, axis)
+        extents, samples = layout.extents(axis), low_samples(layout, config, axis)
         k = torch.cat([torch.arange(n) for n in extents])
         n = torch.cat([torch.full((extent,), extent) for extent in extents])
         m = torch.cat([torch.full((n_,), m_) for n_, m_ in zip(extents, samples, strict=True)])
@@ -159,12 +159,12 @@ def band_pass(x: Tensor, gains: Tensor, layout: TileLayout, config: FreqFormerCo
 
 def compress(x: Tensor, layout: TileLayout, config: FreqFormerConfig) -> Tensor:
     """Low tokens A @ x: (..., N, C) in raster order -> (..., M, C), same dtype. A constant keeps its value."""
-    return _separable(x.to(_compute_dtype(x)), layout, config, _analysis, layout.grid.shape).to(x.dtype)
+    return _separable(x.to(_compute_dtype(x)), layout, config, analysis_matrix, layout.grid.shape).to(x.dtype)
 
 
 def synthesize(low: Tensor, layout: TileLayout, config: FreqFormerConfig) -> Tensor:
     """S @ low: (..., M, C) -> (..., N, C), the inverse of `compress` on the low band; it steps at tile borders."""
-    return _separable(low.to(_compute_dtype(low)), layout, config, _synthesis, low_grid(layout, config)).to(low.dtype)
+    return _separable(low.to(_compute_dtype(low)), layout, config, synthesis_matrix, low_grid(layout, config)).to(low.dtype)
 
 
 def interpolate(low: Tensor, layout: TileLayout, config: FreqFormerConfig) -> Tensor:
@@ -172,14 +172,14 @@ def interpolate(low: Tensor, layout: TileLayout, config: FreqFormerConfig) -> Te
     lead, channels = low.shape[:-2], low.shape[-1]
     y = low.to(_compute_dtype(low)).reshape(-1, *low_grid(layout, config), channels)
     for axis in (1, 2, 3):
-        y = _matmul_along(y, axis, _interpolation_matrix(layout, config, axis - 1))
+        y = _matmul_along(y, axis, interpolation_matrix(layout, config, axis - 1))
     return y.reshape(*lead, -1, channels).to(low.dtype)
 
 
-def _interpolation_matrix(layout: TileLayout, config: FreqFormerConfig, axis: int) -> Tensor:
+def interpolation_matrix(layout: TileLayout, config: FreqFormerConfig, axis: int) -> Tensor:
     """Weights (extent, low extent) along one axis; beyond the outermost centres the nearest one is held."""
     centres, start = [], 0
-    for n, m in zip(layout.extents(axis), _samples(layout, config, axis), strict=True):
+    for n, m in zip(layout.extents(axis), low_samples(layout, config, axis), strict=True):
         centres += [start + (j + 0.5) * n / m - 0.5 for j in range(m)]
         start += n
     centre = torch.tensor(centres, dtype=torch.float64)
