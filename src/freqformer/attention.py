@@ -74,7 +74,7 @@ def _plan_for(
     plan: AttentionPlan | None,
 ) -> AttentionPlan:
     heads, head_dim = query.shape[2:]
-    learned = parameters is not None
+    learned = parameters is not None and parameters.summary_queries is not None
     if plan is None:
         return build_plan(
             grid,

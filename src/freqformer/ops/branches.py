@@ -13,7 +13,7 @@ from freqformer.ops.block_sparse import Impl, TileLists, block_sparse_attention,
 from freqformer.ops.merge import expand_low
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.prologue import BandInputs, prepare
-from freqformer.ops.tokens import TokenOrder, reorder, rotate
+from freqformer.ops.tokens import TokenOrder, reorder, rms_norm, rotate
 from freqformer.patterns import topk_tiles
 from freqformer.plan import AttentionPlan, Selection
 
@@ -31,7 +31,11 @@ class Branches:
         impl: Impl,
     ) -> None:
         self.batch, _, self.heads, _ = tensors[0].shape
-        self.query, self.key, self.value = (x.transpose(1, 2).flatten(0, 1) for x in tensors)
+        query, key, value = tensors
+        if parameters is not None:
+            query = rms_norm(query, parameters.query_norm, parameters.norm_eps)
+            key = rms_norm(key, parameters.key_norm, parameters.norm_eps)
+        self.query, self.key, self.value = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
         self.plan, self.parameters, self.token_order, self.impl = plan, parameters, token_order, impl
         self.video = plan.layout.grid.num_tokens
         self.text_mask = None if text_mask is None else text_mask.repeat_interleave(self.heads, 0)

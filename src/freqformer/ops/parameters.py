@@ -7,19 +7,26 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttentionParameters:
-    """Learned inputs of `frequency_attention`.
+    """Learned inputs of `frequency_attention`; what is None takes no part.
 
-    With `rotary`, queries and keys arrive normalised but NOT rotated: bands are taken first and the operation rotates
-    after them. Without it they arrive rotated, and bands are taken of what arrives.
+    The operation takes them in the order norm, bands, rotary embedding: with `query_norm` and `key_norm` queries and
+    keys arrive raw, and with `rotary` they arrive NOT rotated. Without them they arrive normalised and rotated, and
+    bands are taken of what arrives.
     """
 
-    summary_queries: Tensor
-    """Pooling queries of the mid and high summaries, (heads, 2, head_dim)."""
-    summary_offsets: Tensor
-    """Added to the bias of the low, mid and high summaries, (heads, 3); 0, -4, -4 at first."""
+    summary_queries: Tensor | None = None
+    """Pooling queries of the mid and high summaries, (heads, 2, head_dim); None leaves these summaries out."""
+    summary_offsets: Tensor | None = None
+    """Added to the bias of the low, mid and high summaries, (heads, 3), often 0, -4, -4 at first; None adds nothing."""
     gains: Tensor | None = None
-    """Gain per head and band for `band_features="gains"`, (heads, 3); None means 1."""
+    """Gain per head and band for `band_features="gains"`, (heads, 3)."""
     rotary: tuple[Tensor, Tensor] | None = None
-    """cos and sin of the rotary embedding, each (tokens, head_dim / 2) in the order of the call's tokens."""
+    """cos and sin of the rotary embedding, each (video tokens, head_dim / 2) in the order of the call's tokens."""
+    query_norm: Tensor | None = None
+    """Weight of the RMS norm over head_dim of every query, text included, (head_dim,)."""
+    key_norm: Tensor | None = None
+    """The same for keys."""
+    norm_eps: float = 1e-6
+    """Added to the mean square in both norms."""

@@ -1,4 +1,4 @@
-"""Moving tokens between raster and tile order, and rotary embedding: what the operations share."""
+"""Token order, RMS norm and rotary embedding: what the operations share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from freqformer.grid import TileLayout
 
@@ -40,3 +41,11 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = (table.to(device=x.device, dtype=wide) for table in rotary)
     even, odd = x.to(wide).unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """x over its root mean square along the last axis, times `weight`; the same tensor without a weight."""
+    if weight is None:
+        return x
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return F.rms_norm(x.to(wide), weight.shape, weight.to(wide), eps).to(x.dtype)

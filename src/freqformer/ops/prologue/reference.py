@@ -165,19 +165,27 @@ def _summaries(
     if band != Band.LOW:
         counts = plan.cells.counts.to(key.device)[:, None]
         means = [_cell_sums(x, owner, len(counts)) / counts for x in (full_key, value)]
-        offset = means[0].new_zeros(len(heads)) if parameters is None else parameters.summary_offsets[heads, 0]
-        bias = offset[:, None].to(means[0].dtype).expand(-1, len(counts))
+        bias = _offset_bias(parameters, heads, Band.LOW, means[0], plan)
         parts.append((means[0].to(key.dtype), means[1].to(value.dtype), bias))
-    if parameters is None:
+    if parameters is None or parameters.summary_queries is None:
         return parts
     for index, other in enumerate((Band.MID, Band.HIGH)):
         if other != band:
             pooled = _pool(
                 key, value, other, owner, plan, parameters.summary_queries[heads, index], parameters, token_order
             )
-            offset = parameters.summary_offsets[heads, index + 1].to(_wide(key))
-            parts.append((*pooled, offset[:, None].expand(-1, plan.cells.num_cells)))
+            parts.append((*pooled, _offset_bias(parameters, heads, other, key, plan)))
     return parts
+
+
+def _offset_bias(
+    parameters: AttentionParameters | None, heads: Tensor, band: Band, like: Tensor, plan: AttentionPlan
+) -> Tensor:
+    """The learned offset of the summaries of `band` as a bias of every cell, (R, C)."""
+    bias = like.new_zeros(len(heads), plan.cells.num_cells, dtype=_wide(like))
+    if parameters is None or parameters.summary_offsets is None:
+        return bias
+    return bias + parameters.summary_offsets[heads, int(band)].to(bias)[:, None]
 
 
 def _pool(
