@@ -1,0 +1,89 @@
+"""Static tables of the fused attention launch: what a plan says, as int32 and float32 on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from freqformer.config import Band
+from freqformer.grid import TILE_SLOTS
+from freqformer.ops.key_layout import KeyLayout, key_layout
+from freqformer.plan import AttentionPlan
+
+
+@dataclass(frozen=True, eq=False)
+class LaunchTables:
+    """Everything static about the attention launch of one plan on one device; made by `launch_tables`.
+
+    Shape legend: N video tokens, M low tokens, T tiles, L longest list, C cells.
+    """
+
+    plan: AttentionPlan
+    keys: KeyLayout
+    tile_offsets: Tensor
+    """First token of every tile in tile order, and N: int32 (T + 1,)."""
+    raster: Tensor
+    """Raster place of every token in tile order, int32 (N,)."""
+    every_tile: Tensor
+    """0 to T - 1: the list of DENSE rows and text queries, int32 (T,)."""
+    high_lists: Tensor
+    """int32 (T, L)."""
+    mid_lists: Tensor | None
+    """Static MID lists, int32 (1, T, L); None for top-k, and where MID sees every tile."""
+    mid_lengths: Tensor | None
+    """int32 (1, T), with `mid_lists`."""
+    low_bias: Tensor
+    """log(tokens that the low token stands for), float32 (M,)."""
+    high_bias: Tensor | None
+    """log(tokens of the cell that the query tile doesn't see), float32 (T, C); -inf where none; None without cells."""
+    mid_bias: Tensor | None
+    """The same for static MID lists, float32 (1, T, C)."""
+    band_blocks: Tensor
+    """Most blocks of 128 keys that a query block of a row sees, by `Band`, int32 (4,): what rows are ordered by."""
+
+    @property
+    def mid_selects(self) -> bool:
+        """Whether MID lists depend on data: top-k of fewer tiles than there are."""
+        return self.plan.mid_lists is None and self.plan.mid_capacity < self.plan.layout.num_tiles
+
+
+@lru_cache(maxsize=64)
+def launch_tables(plan: AttentionPlan, device: torch.device) -> LaunchTables:
+    """The tables of a plan on a device, cached."""
+
+    def upload(x: Tensor, dtype: torch.dtype = torch.int32) -> Tensor:
+        return x.to(dtype).contiguous().to(device)
+
+    layout, lists = plan.layout, plan.mid_lists
+    if lists is not None and int((lists >= 0).sum()) == layout.num_tiles**2:
+        lists = None
+    summarised = plan.cells.num_cells > 0
+    # The text blocks at the end of key_blocks see everything, whatever the band.
+    blocks = [plan.key_blocks(band)[: -plan.num_text_tokens // TILE_SLOTS or None] for band in Band]
+    return LaunchTables(
+        plan=plan,
+        keys=key_layout(plan),
+        tile_offsets=upload(layout.offsets),
+        raster=upload(layout.raster_to_tile),
+        every_tile=upload(torch.arange(layout.num_tiles)),
+        high_lists=upload(plan.high_lists),
+        mid_lists=None if lists is None else upload(lists[None]),
+        mid_lengths=None if lists is None else upload((lists >= 0).sum(-1)[None]),
+        low_bias=upload(plan.low_weights.log(), torch.float32),
+        high_bias=upload(unseen_bias(plan.high_lists, plan), torch.float32) if summarised else None,
+        mid_bias=upload(unseen_bias(lists, plan)[None], torch.float32) if summarised and lists is not None else None,
+        band_blocks=upload(torch.stack([band_blocks.max() for band_blocks in blocks])),
+    )
+
+
+def unseen_bias(lists: Tensor, plan: AttentionPlan) -> Tensor:
+    """log(tokens of every cell that a query tile doesn't see exactly): lists (T, L) -> float64 (T, C)."""
+    counts, cells = plan.layout.counts, plan.cells
+    listed = lists.clamp_min(0)
+    seen = torch.where(lists >= 0, counts[listed], 0)
+    left = cells.counts.repeat(lists.shape[0], 1)
+    left.scatter_add_(1, cells.cell_of_tile[listed], -seen)
+    return left.double().log()
