@@ -1,0 +1,209 @@
+"""Frozen routing: the band of every head by timestep, made from what a router chose, kept as safetensors + JSON.
+
+Shape legend: S samples, T timestep buckets, L layers, H heads. Timesteps are in [0, 1], and 1 is the most noise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from freqformer.config import Band, FreqFormerConfig
+from freqformer.routing.allocation import allocate
+from freqformer.routing.network import NUM_BANDS
+
+FORMAT = "freqformer-routing-table-1"
+TENSORS_NAME, RECORD_NAME = "routing_table.safetensors", "routing_table.json"
+
+
+def timestep_bucket(timestep: Tensor, num_buckets: int) -> Tensor:
+    """The bucket of every timestep, equal shares of [0, 1]: (B,) -> int64 (B,). Nothing waits for the GPU."""
+    return (timestep.double() * num_buckets).long().clamp(0, num_buckets - 1)
+
+
+@dataclass(frozen=True)
+class RoutingTable:
+    """A band for every timestep bucket, layer and head, in place of a running router.
+
+    All heads of one layer and bucket share one `mid_tiles`: a call has one plan, and a plan has one list length. Where
+    the buckets of a layer differ in it, the layer reads its timesteps on the host to pick the plan; where they agree,
+    as `freeze` makes them, nothing waits for the GPU.
+
+    Raises ValueError for tensors of other shapes or values, or a config that pins no tile.
+    """
+
+    bands: Tensor
+    """`Band`, DENSE included: int64 (T, L, H)."""
+    mid_tiles: Tensor
+    """Tiles per query tile of MID heads with the top-k pattern, 0 for every tile: int64 (T, L, H)."""
+    config: FreqFormerConfig
+    """The bands' definition, its tile pinned, so that the table means the same at every video size."""
+
+    def __post_init__(self) -> None:
+        if self.config.tile is None:
+            raise ValueError(
+                "config.tile is None; a table needs it pinned, for its bands to mean the same at every size: use "
+                "dataclasses.replace(config, tile=tile_layout(grid).tile)"
+            )
+        for name, values, low, high in (("bands", self.bands, 0, Band.DENSE), ("mid_tiles", self.mid_tiles, 0, 1 << 31)):
+            shaped = values.ndim == 3 and values.numel() > 0 and values.shape == self.bands.shape
+            if not shaped or values.dtype != torch.int64 or bool(((values < low) | (values > high)).any()):
+                raise ValueError(
+                    f"{name} is {values.dtype} {tuple(values.shape)}; int64 (buckets, layers, heads), {low} to {high}, the "
+                    "same shape for bands and mid_tiles is allowed: make tables with RoutingTable.freeze"
+                )
+        if bool((self.mid_tiles != self.mid_tiles[..., :1]).any()):
+            raise ValueError(
+                "mid_tiles differs between heads of one layer and bucket; one value for all of them is allowed: give every "
+                "head the largest"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(timestep buckets, layers, heads)."""
+        buckets, layers, heads = self.bands.shape
+        return (buckets, layers, heads)
+
+    @classmethod
+    def freeze(
+        cls,
+        timestep: Tensor,
+        observed: Tensor,
+        config: FreqFormerConfig,
+        *,
+        num_buckets: int = 10,
+        costs: Sequence[float] | None = None,
+        budget: float | None = None,
+    ) -> RoutingTable:
+        """The table that agrees best with what routers did.
+
+        Args:
+            timestep: (S,) in [0, 1].
+            observed: what was seen at them: float logits (S, L, H, 3), whose mean over a bucket decides; or integer
+                allocations (S, L, H), of which the most frequent band does.
+            config: of the layers, its tile pinned.
+            num_buckets: equal shares of [0, 1]. A bucket with no sample takes the nearest one that has some.
+            costs, budget: hold every bucket and layer to a FLOP budget, as in `allocate`; logits only.
+
+        Raises:
+            ValueError: for shapes or values that do not fit, naming the argument.
+        """
+        scores = _scores(timestep, observed, num_buckets)
+        if budget is not None and scores.shape[-1] != NUM_BANDS:
+            raise ValueError(f"budget is {budget!r} with observed allocations; it needs logits: pass the routers' logits")
+        bucket = timestep_bucket(timestep, num_buckets)
+        counts = bucket.bincount(minlength=num_buckets)
+        seen = counts.nonzero().squeeze(1)
+        place = torch.arange(num_buckets, device=seen.device)
+        nearest = seen[(place[:, None] - seen).abs().argmin(1)]
+        sums = scores.new_zeros(num_buckets, *scores.shape[1:]).index_add(0, bucket, scores)
+        mean = sums[nearest] / counts[nearest][:, None, None, None]
+        # Every layer and bucket is one row to `allocate`, so each keeps to the budget.
+        bands = mean.argmax(-1) if budget is None else allocate(mean.flatten(0, 1), costs=costs, budget=budget)
+        bands = bands.reshape(mean.shape[:-1]).cpu()
+        return cls(bands, torch.full_like(bands, config.mid_tiles or 0), config)
+
+    def layer_mid_tiles(self, layer: int) -> list[int | None]:
+        """`FreqFormerConfig.mid_tiles` of one layer in every bucket; None keeps every tile."""
+        return [int(kept) or None for kept in self.mid_tiles[:, layer, 0]]
+
+    def save(self, folder: str | Path) -> None:
+        """Write `routing_table.safetensors` and `routing_table.json` into a folder, which is made if missing.
+
+        Each file is written aside and renamed. The JSON file comes last and holds the checksum of the other.
+        """
+        from safetensors.torch import save
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = save({"bands": self.bands.contiguous(), "mid_tiles": self.mid_tiles.contiguous()})
+        record = {
+            "format": FORMAT,
+            "sha256": hashlib.sha256(tensors).hexdigest(),
+            "config": self.config.to_dict(),
+        }
+        _replace(folder / TENSORS_NAME, tensors)
+        _replace(folder / RECORD_NAME, (json.dumps(record, indent=2) + "\n").encode())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> RoutingTable:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: for a missing, damaged or foreign file, naming it and the remedy.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        record_path, tensors_path = Path(folder) / RECORD_NAME, Path(folder) / TENSORS_NAME
+        record = _read_record(record_path)
+        tensors = _read(tensors_path)
+        if hashlib.sha256(tensors).hexdigest() != record["sha256"]:
+            raise ValueError(f"{tensors_path} is not the file that {RECORD_NAME} was written with: save the table again")
+        try:
+            values = load(tensors)
+            return cls(values["bands"], values["mid_tiles"], FreqFormerConfig.from_dict(record["config"]))
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise ValueError(f"{folder} holds no valid routing table ({error}): save the table again") from error
+
+
+def _scores(timestep: Tensor, observed: Tensor, num_buckets: int) -> Tensor:
+    """What the choice is made by: float64 (S, L, H, 3), or (S, L, H, 4) for counted allocations."""
+    if num_buckets < 1:
+        raise ValueError(f"num_buckets is {num_buckets}; whole numbers from 1 up are allowed")
+    rank = 4 if observed.is_floating_point() else 3
+    samples = observed.shape[0] if observed.ndim == rank else -1
+    if samples < 1 or tuple(timestep.shape) != (samples,) or (rank == 4 and observed.shape[-1] != NUM_BANDS):
+        raise ValueError(
+            f"observed is {observed.dtype} {tuple(observed.shape)} and timestep {tuple(timestep.shape)}; float (samples, "
+            "layers, heads, 3) or whole numbers (samples, layers, heads), and (samples,) are allowed: stack the "
+            "model's routing_logits or allocations over layers, behind the batch"
+        )
+    if not bool(((timestep >= 0) & (timestep <= 1)).all()) or not bool(observed.isfinite().all()):
+        raise ValueError("timestep or observed is out of range; timesteps from 0 to 1 and finite logits are allowed")
+    if rank == 4:
+        return observed.double()
+    if bool(((observed < 0) | (observed > Band.DENSE)).any()):
+        raise ValueError("observed holds bands out of range; 0 to 3 are allowed: LOW, MID, HIGH, DENSE")
+    return functional.one_hot(observed.long(), len(Band)).double()
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    content = _read(path)
+    try:
+        record = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{path} is no readable routing table ({error}): save the table again") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise ValueError(f"{path} is no routing table of format {FORMAT!r}: freeze and save the table with this version")
+    missing = sorted({"sha256", "config"} - set(record))
+    if missing:
+        raise ValueError(f"{path} lacks {missing}: save the table again")
+    return record
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(
+            f"{path} can't be read ({error.strerror}): pass the folder that RoutingTable.save wrote"
+        ) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    aside = path.with_name(path.name + ".part")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
