@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from freqformer.attention import frequency_attention
+from freqformer.attention import FreqAttention, frequency_attention
 from freqformer.bands import split_bands
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid

@@ -1,24 +1,48 @@
-"""Frequency-banded attention: every head uses the operator of its band."""
+"""Frequency-banded attention: every head uses the operator of its band.
+
+Shape legend: B batch, N video tokens, C channels, H heads, D head_dim.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Literal
+from functools import lru_cache, partial
+from typing import Any, Literal, get_args
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
-from freqformer.config import FreqFormerConfig
-from freqformer.grid import Grid
+from freqformer.config import Band, FreqFormerConfig
+from freqformer.grid import Grid, tile_layout
 from freqformer.ops.block_sparse import Impl
 from freqformer.ops.branches import Branches
 from freqformer.ops.checks import check_options, check_tensors, row_bands
 from freqformer.ops.parameters import AttentionParameters
-from freqformer.ops.tokens import TokenOrder
+from freqformer.ops.tokens import TokenOrder, reorder, rms_norm, rotate
 from freqformer.plan import AttentionPlan, Selection, build_plan
+from freqformer.routing import (
+    Prior,
+    RouterTraining,
+    RoutingNetwork,
+    RoutingTable,
+    allocate,
+    even_allocation,
+    other_bands,
+    routing_statistics,
+    straight_through,
+    timestep_bucket,
+)
 
 logger = logging.getLogger(__name__)
+
+ImplChoice = Literal["auto", "eager", "reference"]
+Routing = Literal["learned", "fixed"]
+Attention = Literal["frequency", "dense"]
+Tensors = tuple[Tensor, Tensor, Tensor]
+"""Query, key and value."""
+NORM_EPS = 1e-6
 
 
 def frequency_attention(
@@ -35,7 +59,7 @@ def frequency_attention(
     plan: AttentionPlan | None = None,
     selection: Selection | None = None,
     token_order: TokenOrder = "raster",
-    impl: Literal["auto", "eager", "reference"] = "auto",
+    impl: ImplChoice = "auto",
 ) -> Tensor:
     """Self-attention over video tokens, with one operator per head: low, mid, high or dense.
 
@@ -97,3 +121,220 @@ def _resolve(impl: str, device: str) -> Impl:
         logger.info("frequency_attention on %s runs impl='eager'", device)
         return "eager"
     return impl  # type: ignore[return-value]
+
+
+class FreqAttention(nn.Module):
+    """Self-attention whose heads each use the operator of one frequency band, chosen by a router or fixed.
+
+    After a forward pass `last_logits` holds the router's logits (B, H, 3), or None where no router ran, and
+    `last_allocation` the bands in use, int64 (B, H).
+
+    Args:
+        dim: channels of input and output; `num_heads` divides it, and head_dim = dim / num_heads is even.
+        num_heads: heads.
+        config: bands, patterns and summaries.
+        allocation: the band of every head: with `routing="learned"` where the router starts (LOW, MID or HIGH), with
+            "fixed" what is used (DENSE too). None puts a third of the heads in each band.
+        routing: `learned` scores the bands by sample and timestep, `fixed` keeps the allocation.
+        attention: `frequency`, or `dense`: exact attention in every head, for comparison; without router and summaries.
+        prior: of the router, see `RoutingNetwork`.
+
+    Raises:
+        ValueError: for a value that does not fit, naming the argument.
+    """
+
+    allocation: Tensor
+    table_bands: Tensor | None
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        config: FreqFormerConfig,
+        *,
+        allocation: Sequence[int] | None = None,
+        routing: Routing = "learned",
+        attention: Attention = "frequency",
+        prior: Prior = "paper",
+    ) -> None:
+        super().__init__()
+        for name, value, allowed in (("routing", routing, Routing), ("attention", attention, Attention)):
+            if value not in get_args(allowed):
+                raise ValueError(f"{name} is {value!r}; choose one of {', '.join(get_args(allowed))}")
+        if num_heads < 1 or dim < 1 or dim % (2 * num_heads):
+            raise ValueError(f"dim is {dim} and num_heads {num_heads}; dim = num_heads * an even head_dim is allowed")
+        self.dim, self.num_heads, self.head_dim, self.attention = dim, num_heads, dim // num_heads, attention
+        self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(dim, dim) for _ in range(4))
+        self.query_norm, self.key_norm = (nn.Parameter(torch.ones(self.head_dim)) for _ in range(2))
+        bands = _checked_bands(allocation, num_heads)
+        self.router: RoutingNetwork | None = None
+        if attention == "dense":
+            bands = [Band.DENSE.value] * num_heads
+        else:
+            self.summary_queries = nn.Parameter(torch.randn(num_heads, 2, self.head_dim))
+            # Mid and high summaries start out nearly unseen: their pooling has learned nothing yet.
+            self.summary_offsets = nn.Parameter(torch.tensor([0.0, -4.0, -4.0]).repeat(num_heads, 1))
+            self.gains = nn.Parameter(torch.ones(num_heads, 3)) if config.band_features == "gains" else None
+            if routing == "learned":
+                self.router = RoutingNetwork(num_heads, prior=prior, initial=bands)
+        self.register_buffer("allocation", torch.tensor(bands), persistent=False)
+        self.register_buffer("table_bands", None, persistent=False)
+        self.config, self.configs = config, [config]
+        self.router_training: RouterTraining = "off"
+        self.flop_budget: float | None = None
+        self.last_logits: Tensor | None = None
+        self.last_allocation: Tensor | None = None
+
+    def set_router_training(self, mode: RouterTraining) -> None:
+        """Branches that give the router its gradient in training mode: see `other_bands`; `off` runs the chosen only."""
+        if mode not in get_args(RouterTraining):
+            raise ValueError(f"mode is {mode!r}; choose one of {', '.join(get_args(RouterTraining))}")
+        if mode != "off" and self.router is None:
+            raise ValueError(f"mode is {mode!r}, but the layer has no router; make it with routing='learned'")
+        self.router_training = mode
+
+    def set_flop_budget(self, budget: float | None) -> None:
+        """Hold the router's choice to a share of dense attention's FLOPs, see `allocate`, while it does not learn."""
+        if budget is not None and self.router is None:
+            raise ValueError(f"budget is {budget!r}, but the layer has no router; make it with routing='learned'")
+        self.flop_budget = budget
+
+    def set_routing_table(self, table: RoutingTable | None, layer: int = 0) -> None:
+        """Take bands, tile and list lengths from one layer of a table in place of the router; None ends that.
+
+        Raises:
+            ValueError: for a table of other heads, or whose bands mean something else.
+        """
+        if table is not None and self.attention == "dense":
+            raise ValueError("table is given, but every head of this layer is dense; make it with attention='frequency'")
+        if table is None:
+            self.table_bands, self.configs = None, [self.config]
+        else:
+            bands, self.configs = table.for_layer(layer, self.num_heads, self.config)
+            self.table_bands = bands.to(self.allocation.device)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        grid: Grid,
+        timestep: Tensor,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        *,
+        token_order: TokenOrder = "tile",
+        impl: ImplChoice = "auto",
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            hidden_states: (B, N, C), tokens in `token_order`.
+            grid: the token grid.
+            timestep: (B,) in [0, 1], 1 is the most noise.
+            rotary: cos and sin, each (N, D / 2) in `token_order`.
+            token_order: of the tokens in and out, `tile` or `raster`.
+            impl: as in `frequency_attention`.
+
+        Returns: (B, N, C) in the dtype of the projections.
+
+        Raises:
+            ValueError: for shapes that do not fit, naming the argument.
+        """
+        self._check(hidden_states, grid, timestep)
+        tensors = tuple(to(hidden_states).unflatten(2, (self.num_heads, -1)) for to in (self.to_q, self.to_k, self.to_v))
+        # Bands and their statistics are taken in float32; autocast would take them in half precision.
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            attend = partial(self._attend, tensors, grid, timestep, rotary, token_order, impl)
+            self.last_logits = logits = self._score(tensors, hidden_states, grid, timestep, token_order)
+            self.last_allocation = allocation = self._choose(logits, grid, timestep)
+            out = attend(allocation)
+            if logits is not None and self._learns_routing():
+                bands = other_bands(allocation, self.router_training)
+                with torch.no_grad():
+                    others = [attend(other) for other in bands]
+                out = straight_through(out, others, bands, logits)
+        return self.to_out(out.flatten(2))
+
+    def _score(
+        self, tensors: Tensors, hidden_states: Tensor, grid: Grid, timestep: Tensor, token_order: TokenOrder
+    ) -> Tensor | None:
+        """The router's logits (B, H, 3), or None where a table or a fixed allocation decides."""
+        if self.router is None or self.table_bands is not None:
+            return None
+        layout = tile_layout(grid, self.config.tile)
+        with torch.no_grad():
+            query = rms_norm(tensors[0], self.query_norm, NORM_EPS)
+            key = rms_norm(tensors[1], self.key_norm, NORM_EPS)
+            query, key, states = (reorder(x, layout, token_order, "raster") for x in (query, key, hidden_states))
+            statistics = routing_statistics(query, key, states, grid, self.config)
+        return self.router(statistics, timestep)
+
+    def _choose(self, logits: Tensor | None, grid: Grid, timestep: Tensor) -> Tensor:
+        """The band of every head, int64 (B, H)."""
+        if self.table_bands is not None:
+            return self.table_bands[timestep_bucket(timestep, len(self.table_bands))]
+        if logits is None:
+            return self.allocation.expand(len(timestep), -1)
+        if self.flop_budget is None or self._learns_routing():
+            return allocate(logits)
+        plan = build_plan(grid, self.config, num_heads=self.num_heads, head_dim=self.head_dim, learned_summaries=True)
+        return allocate(logits, costs=plan.band_costs(), budget=self.flop_budget)
+
+    def _attend(
+        self,
+        tensors: Tensors,
+        grid: Grid,
+        timestep: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        token_order: TokenOrder,
+        impl: ImplChoice,
+        allocation: Tensor,
+    ) -> Tensor:
+        """(B, N, H, D) -> the same, every head by its band."""
+        norms = (self.query_norm, self.key_norm)
+        if self.attention == "dense":
+            return _dense_attention(tensors, norms, rotary)
+        parameters = AttentionParameters(
+            self.summary_queries, self.summary_offsets, self.gains, rotary, *norms, norm_eps=NORM_EPS
+        )
+        attend = partial(frequency_attention, grid=grid, parameters=parameters, token_order=token_order, impl=impl)
+        if len(set(self.configs)) == 1:
+            return attend(*tensors, allocation=allocation, config=self.configs[0])
+        # A table whose list lengths differ between buckets: samples that share a plan run together.
+        plans = [self.configs[bucket] for bucket in timestep_bucket(timestep, len(self.configs)).tolist()]
+        outputs, order = [], []
+        for config in dict.fromkeys(plans):
+            rows = [row for row, own in enumerate(plans) if own == config]
+            outputs.append(attend(*(x[rows] for x in tensors), allocation=allocation[rows], config=config))
+            order += rows
+        return torch.cat(outputs)[torch.tensor(order).argsort().to(allocation.device)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy starts without the last call's tensors: they carry a graph, which can't be copied.
+        return {**self.__dict__, "last_logits": None, "last_allocation": None}
+
+    def _learns_routing(self) -> bool:
+        return self.router_training != "off" and self.training and torch.is_grad_enabled()
+
+    def _check(self, hidden_states: Tensor, grid: Grid, timestep: Tensor) -> None:
+        expected = (len(hidden_states), grid.num_tokens, self.dim)
+        if tuple(hidden_states.shape) != expected or tuple(timestep.shape) != expected[:1]:
+            raise ValueError(
+                f"hidden_states has shape {tuple(hidden_states.shape)} and timestep {tuple(timestep.shape)}; (batch, "
+                f"{grid.num_tokens}, {self.dim}) and (batch,) are allowed for {grid}: pass the grid of these tokens"
+            )
+
+
+def _checked_bands(allocation: Sequence[int] | None, num_heads: int) -> list[int]:
+    if allocation is None:
+        return even_allocation(num_heads)
+    bands = [int(band) for band in allocation]
+    if len(bands) != num_heads or not all(0 <= band <= Band.DENSE for band in bands):
+        raise ValueError(f"allocation is {bands}; {num_heads} bands from 0 to 3 are allowed: LOW, MID, HIGH, DENSE")
+    return bands
+
+
+def _dense_attention(tensors: Tensors, norms: tuple[Tensor, Tensor], rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Exact attention of all heads, (B, N, H, D) in any one order of tokens."""
+    query, key = (rms_norm(x, norm, NORM_EPS).transpose(1, 2) for x, norm in zip(tensors, norms, strict=False))
+    if rotary is not None:
+        query, key = rotate(query, rotary), rotate(key, rotary)
+    return functional.scaled_dot_product_attention(query, key, tensors[2].transpose(1, 2)).transpose(1, 2)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +112,30 @@ class RoutingTable:
         bands = bands.reshape(mean.shape[:-1]).cpu()
         return cls(bands, torch.full_like(bands, config.mid_tiles or 0), config)
 
-    def layer_mid_tiles(self, layer: int) -> list[int | None]:
-        """`FreqFormerConfig.mid_tiles` of one layer in every bucket; None keeps every tile."""
-        return [int(kept) or None for kept in self.mid_tiles[:, layer, 0]]
+    def for_layer(self, layer: int, num_heads: int, config: FreqFormerConfig) -> tuple[Tensor, list[FreqFormerConfig]]:
+        """What one layer of a model needs: its bands (T, H), and the config of every bucket.
+
+        Args:
+            layer: from 0.
+            num_heads, config: of that layer. `mid_tiles`, and the tile where it is not pinned, come from the table.
+
+        Raises:
+            ValueError: for other heads or layers than the table's, or bands that mean something else.
+        """
+        _, layers, heads = self.shape
+        if heads != num_heads or not 0 <= layer < layers:
+            raise ValueError(
+                f"table has {layers} layers of {heads} heads; layer {layer} of {num_heads} heads is asked for: freeze a "
+                "table from this model"
+            )
+        own = replace(config, mid_tiles=self.config.mid_tiles, tile=config.tile or self.config.tile)
+        if own != self.config:
+            raise ValueError(
+                f"table.config is {self.config}; the layer has {config}, and only mid_tiles and an unpinned tile may "
+                "differ: freeze a table from this model"
+            )
+        kept = self.mid_tiles[:, layer, 0].tolist()
+        return self.bands[:, layer], [replace(self.config, mid_tiles=tiles or None) for tiles in kept]
 
     def save(self, folder: str | Path) -> None:
         """Write `routing_table.safetensors` and `routing_table.json` into a folder, which is made if missing.
