@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -30,8 +30,6 @@ ENDINGS = "3gp asf avi flv gif m2ts m2v m4v mkv mov mp4 mpeg mpg mts mxf nut ogv
 
 _USUAL_FPS = 25
 """Frames per second of raw streams that state none, as FFmpeg takes it."""
-_ROUNDING = 1e-6
-"""Seconds by which a time may miss: containers round time stamps to their own clock."""
 
 
 class VideoError(ValueError):
@@ -278,7 +276,8 @@ def _replacing(path: Path) -> Iterator[Path]:
             f"{path} can't be written: {error.strerror or error}; free space or choose another folder"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _duration(container: InputContainer, stream: VideoStream) -> float | None:
@@ -338,7 +337,7 @@ def _nearest(
     # The container's total duration is no guide: a file that was cut short still claims all of it.
     last, frame = previous
     shown = float(frame.duration * stream.time_base) if frame.duration and stream.time_base else _period(stream)
-    end = last + shown + _ROUNDING
+    end = last + shown
     while done < len(times) and times[done] < end:
         yield frame
         done += 1
