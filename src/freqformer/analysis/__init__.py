@@ -1,0 +1,1 @@
+"""Views of what the bands hold and what a run did: numbers, figures and videos."""
