@@ -23,7 +23,8 @@ NUM_BANDS = 3
 NUM_STATISTICS = 8
 """Log energies of 3 bands for queries and for keys, and the input's roughness in time and in space."""
 PRIOR_STRENGTH = 0.75
-"""Logits that the paper's prior adds at most; below 1, so a head's initial band can still win at the extremes."""
+"""Logits that the paper's prior adds at most. With INITIAL_STRENGTH 1 it moves an untrained LOW or HIGH head only at the
+last sixth of the noise levels (2 * 0.75 * |2t - 1| > 1), and a MID head never."""
 INITIAL_STRENGTH = 1.0
 """Logit that a head's initial band starts with."""
 

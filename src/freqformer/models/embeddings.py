@@ -1,0 +1,57 @@
+"""Between videos and tokens: patches, and the rotary embedding of a token's place in time, height and width.
+
+Shape legend: B batch, C channels, F frames, H rows, W columns of the video; N tokens, P values of a patch, D head_dim.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from freqformer.grid import Extents, Grid, tile_layout
+
+
+def patchify(video: Tensor, patch_size: Extents) -> Tensor:
+    """(B, C, F, H, W) -> (B, N, P) in raster order, P = C times the patch; the patch divides the video."""
+    t, h, w = patch_size
+    patches = video.unflatten(4, (-1, w)).unflatten(3, (-1, h)).unflatten(2, (-1, t))
+    return patches.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+
+
+def unpatchify(tokens: Tensor, grid: Grid, patch_size: Extents) -> Tensor:
+    """The inverse of `patchify`: (B, N, P) in raster order -> (B, C, F, H, W)."""
+    video = tokens.unflatten(1, grid.shape).unflatten(4, (-1, *patch_size))
+    return video.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6).flatten(4, 5).flatten(2, 3)
+
+
+@lru_cache(maxsize=2)
+def rotary_tables(grid: Grid, tile: Extents | None, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin of the 3-D rotary embedding, each float32 (N, D / 2); two grids are kept.
+
+    A third of the channel pairs turn with the row, a third with the column, the rest with the frame; angular
+    frequencies fall from 1 by a factor of 10,000 along each axis (Su et al., arXiv 2104.09864).
+
+    Args:
+        grid: the token grid.
+        tile: the tile whose order the tokens are in; None for raster order.
+        head_dim: even, from 6 up.
+        device: where the tables live.
+    """
+    from diffusers.models.embeddings import get_1d_rotary_pos_embed
+
+    spatial = head_dim // 2 // 3
+    pairs = (head_dim // 2 - 2 * spatial, spatial, spatial)
+    # A table made in inference mode could never take part in training later.
+    with torch.inference_mode(False):
+        turns = []
+        for axis, (extent, count) in enumerate(zip(grid.shape, pairs, strict=True)):
+            turn = get_1d_rotary_pos_embed(2 * count, extent, freqs_dtype=torch.float64)
+            assert isinstance(turn, Tensor)
+            shape = [extent if axis == other else 1 for other in range(3)]
+            turns.append(turn.reshape(*shape, count).expand(*grid.shape, count))
+        table = torch.cat(turns, -1).flatten(0, 2)
+        if tile is not None:
+            table = table[tile_layout(grid, tile).raster_to_tile]
+        return table.real.float().to(device), table.imag.float().to(device)

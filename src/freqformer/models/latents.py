@@ -1,0 +1,77 @@
+"""Between videos and what the model sees: pixels as they are, or the latents of any diffusers video VAE.
+
+Shape legend: B batch, C channels, F frames, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from freqformer.grid import Extents
+
+
+def compression_ratios(vae: Any) -> tuple[int, int]:
+    """Frames and pixels (of one side) per latent step: (1, 1) without a VAE.
+
+    Raises:
+        ValueError: for a VAE that states no temporal compression, such as one for images.
+    """
+    if vae is None:
+        return (1, 1)
+    ratios = []
+    for attribute, field in (
+        ("temporal_compression_ratio", "scale_factor_temporal"),
+        ("spatial_compression_ratio", "scale_factor_spatial"),
+    ):
+        ratio = vae.__dict__.get(attribute) or vae.config.get(attribute) or vae.config.get(field)
+        if ratio is None and attribute.startswith("spatial") and "block_out_channels" in vae.config:
+            # CogVideoX names no ratio: every block but the last halves the sides.
+            ratio = 2 ** (len(vae.config["block_out_channels"]) - 1)
+        if ratio is None:
+            raise ValueError(
+                f"vae is a {type(vae).__name__} without {attribute}; video VAEs of diffusers are allowed, like "
+                "AutoencoderKLWan: an image VAE can't decode a video"
+            )
+        ratios.append(int(ratio))
+    return (ratios[0], ratios[1])
+
+
+def latent_size(size: Extents, vae: Any) -> Extents:
+    """Latent (F, H, W) of a video of `size`; video VAEs code the first frame alone.
+
+    Raises:
+        ValueError: for a size that the VAE can't give.
+    """
+    time, space = compression_ratios(vae)
+    frames, height, width = size
+    if min(size) < 1 or (frames - 1) % time or height % space or width % space:
+        raise ValueError(
+            f"(num_frames, height, width) is {size}; num_frames = {time} * k + 1 and multiples of {space} are allowed for "
+            "this VAE: choose such a size"
+        )
+    return ((frames - 1) // time + 1, height // space, width // space)
+
+
+def decode(latents: Tensor, vae: Any) -> Tensor:
+    """Latents as the model gives them -> video (B, 3, F, H, W), about [-1, 1].
+
+    VAEs normalise by z = (latent - mean) * scaling_factor / std per channel, each where the VAE has it.
+    """
+    config = vae.config
+    shape = (1, -1, 1, 1, 1)
+    latents = latents / (config.get("scaling_factor") or 1.0)
+    # LTX keeps the statistics as buffers, the others in the config.
+    buffers = dict(vae.named_buffers(recurse=False))
+    std, mean = (buffers.get(name, config.get(name)) for name in ("latents_std", "latents_mean"))
+    if std is not None:
+        latents = latents * torch.as_tensor(std).to(latents).view(shape)
+    if mean is not None:
+        latents = latents + torch.as_tensor(mean).to(latents).view(shape)
+    options = {}
+    if config.get("timestep_conditioning"):
+        # LTX's decoder can denoise; at timestep 0 it takes latents as clean.
+        options["temb"] = latents.new_zeros(latents.shape[0], dtype=vae.dtype)
+    return vae.decode(latents.to(vae.dtype), return_dict=False, **options)[0]

@@ -1,0 +1,127 @@
+"""From noise to a video: the flow-matching sampler around the transformer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.utils.outputs import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from diffusers.video_processor import VideoProcessor
+from torch import Tensor
+
+from freqformer.models.latents import compression_ratios, decode, latent_size
+from freqformer.models.transformer import NUM_TRAIN_TIMESTEPS, FreqFormerTransformer3DModel
+
+OutputType = Literal["pt", "uint8", "np", "pil", "latent"]
+
+
+@dataclass
+class FreqFormerPipelineOutput(BaseOutput):
+    """What the pipeline returns."""
+
+    frames: Any
+    """See `FreqFormerPipeline.__call__`."""
+
+
+class FreqFormerPipeline(DiffusionPipeline):
+    """Generates videos: in pixel space, or in the latent space of a diffusers video VAE.
+
+    Args:
+        transformer: predicts the velocity.
+        scheduler: flow matching with 1000 training timesteps and a fixed shift.
+        vae: decodes latents; None where the transformer was trained on pixels.
+
+    Raises:
+        ValueError: for a scheduler of another kind of timesteps, or a VAE that is not for video.
+    """
+
+    model_cpu_offload_seq = "transformer->vae"
+    _optional_components: ClassVar[list[str]] = ["vae"]
+    transformer: FreqFormerTransformer3DModel
+    scheduler: FlowMatchEulerDiscreteScheduler
+    vae: Any
+
+    def __init__(
+        self,
+        transformer: FreqFormerTransformer3DModel,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        vae: Any = None,
+    ) -> None:
+        super().__init__()
+        config = scheduler.config
+        if config["num_train_timesteps"] != NUM_TRAIN_TIMESTEPS or config["use_dynamic_shifting"]:
+            raise ValueError(
+                f"scheduler has num_train_timesteps={config['num_train_timesteps']} and use_dynamic_shifting="
+                f"{config['use_dynamic_shifting']}; {NUM_TRAIN_TIMESTEPS} and False are allowed: set `shift` instead"
+            )
+        compression_ratios(vae)
+        self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
+        self.video_processor = VideoProcessor(do_resize=False)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        num_frames: int,
+        height: int,
+        width: int,
+        num_inference_steps: int = 30,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        batch_size: int = 1,
+        text: tuple[Tensor, Tensor | None] | None = None,
+        output_type: OutputType = "pt",
+    ) -> FreqFormerPipelineOutput:
+        """Generate videos.
+
+        Args:
+            num_frames, height, width: of the video in pixels; multiples of the patch (times the VAE's compression).
+            num_inference_steps: Euler steps, each one call of the transformer.
+            generator: of the starting noise; the same seed gives the same video. One per sample, or one for all.
+            batch_size: videos to generate.
+            text: embeddings (batch_size, L, text_dim) and their mask (batch_size, L) or None, for a model with text.
+            output_type: `pt` float (batch, frames, channels, height, width) in [0, 1]; `uint8` a tensor (batch, frames,
+                height, width, channels); `np` and `pil` as diffusers gives them; `latent` before decoding, (batch,
+                channels, frames, height, width).
+
+        Returns: an object with `frames`.
+
+        Raises:
+            ValueError: for a size, option or text that does not fit, naming the argument.
+        """
+        if output_type not in get_args(OutputType):
+            raise ValueError(f"output_type is {output_type!r}; choose one of {', '.join(get_args(OutputType))}")
+        if num_inference_steps < 1 or batch_size < 1:
+            raise ValueError(
+                f"num_inference_steps is {num_inference_steps} and batch_size {batch_size}; from 1 up is allowed"
+            )
+        size = latent_size((num_frames, height, width), self.vae)
+        self.transformer.grid_for(size)  # refuses what the patch doesn't divide, before any work
+        device, dtype = self._execution_device, self.transformer.dtype
+        shape = (batch_size, self.transformer.config["in_channels"], *size)
+        latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        embeddings, mask = (None, None) if text is None else text
+        if embeddings is not None:
+            embeddings = embeddings.to(device, dtype)
+            mask = None if mask is None else mask.to(device)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        # Without it the scheduler looks its place up on the host at every step.
+        self.scheduler.set_begin_index(0)
+        for timestep in self.progress_bar(self.scheduler.timesteps):  # type: ignore[misc]
+            velocity = self.transformer(
+                latents.to(dtype), timestep.expand(batch_size), embeddings, mask, return_dict=False
+            )[0]
+            latents = self.scheduler.step(velocity.float(), timestep, latents, return_dict=False)[0]  # type: ignore[arg-type]
+        frames = self._frames(latents, output_type)
+        self.maybe_free_model_hooks()
+        return FreqFormerPipelineOutput(frames=frames)
+
+    def _frames(self, latents: Tensor, output_type: OutputType) -> Any:
+        if output_type == "latent":
+            return latents
+        video = latents if self.vae is None else decode(latents, self.vae)
+        if output_type == "uint8":
+            return ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
+        return self.video_processor.postprocess_video(video.float(), output_type=output_type)

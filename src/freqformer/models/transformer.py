@@ -1,0 +1,242 @@
+"""The FreqFormer video diffusion transformer.
+
+Shape legend: B batch, C channels, F frames, H rows, W columns of the video; N tokens, L text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from freqformer.attention import FreqAttention
+from freqformer.config import FreqFormerConfig
+from freqformer.grid import Grid, tile_layout
+from freqformer.models.blocks import Conditions, TimestepModulation, TransformerBlock, modulate
+from freqformer.models.embeddings import patchify, rotary_tables, unpatchify
+from freqformer.ops.tokens import TokenOrder, reorder
+from freqformer.plan import build_plan
+from freqformer.routing import RouterTraining, RoutingTable
+
+NUM_TRAIN_TIMESTEPS = 1000
+"""Timesteps of pure noise, as diffusers' schedulers count them."""
+
+
+class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
+    """A video diffusion transformer whose self-attention heads each use the operator of one frequency band.
+
+    It predicts the velocity noise - clip of a noisy clip (1 - t) * clip + t * noise, from pixels or from a VAE's
+    latents. Tokens are put in tile order once at the entry and back once at the exit. `frequency` may pin the tile, so
+    that bands mean the same at every video size.
+
+    Args:
+        in_channels: channels of the video or latent, and of the output.
+        patch_size: (frames, rows, columns) that make one token.
+        num_layers, num_heads, head_dim: size of the model; head_dim even, from 6 up.
+        text_dim: channels of text embeddings for cross-attention; None makes a model without text.
+        attention: `frequency`, or `dense` for the same model with dense attention, to compare.
+        frequency: fields of `FreqFormerConfig`; None takes its defaults.
+        routing: `learned` or `fixed`, see `FreqAttention`.
+        allocation: initial or fixed band of every head, for all layers, or one list per layer; None for thirds.
+        prior: of the routers, `paper` or `none`.
+
+    Raises:
+        ValueError: for a value that does not fit, naming the argument.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["TransformerBlock"]
+    _repeated_blocks: ClassVar[list[str]] = ["TransformerBlock"]
+    # A choice steps where rounding differs, so routers keep their precision when a model is loaded in half of it.
+    _keep_in_fp32_modules: ClassVar[list[str]] = ["router"]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        patch_size: Sequence[int] = (1, 4, 4),
+        num_layers: int = 6,
+        num_heads: int = 6,
+        head_dim: int = 64,
+        text_dim: int | None = None,
+        attention: str = "frequency",
+        frequency: dict | None = None,
+        routing: str = "learned",
+        allocation: Sequence | None = None,
+        prior: str = "paper",
+    ) -> None:
+        super().__init__()
+        sizes = {"in_channels": in_channels, "num_layers": num_layers, "num_heads": num_heads, "text_dim": text_dim or 1}
+        for name, size in (*sizes.items(), *(("patch_size", side) for side in patch_size)):
+            if size < 1:
+                raise ValueError(f"{name} is {size}; whole numbers from 1 up are allowed")
+        if len(patch_size) != 3 or head_dim < 6 or head_dim % 2:
+            raise ValueError(
+                f"patch_size is {tuple(patch_size)} and head_dim {head_dim}; (frames, rows, columns) and an even number "
+                "from 6 up are allowed: rotary embedding turns a pair of channels per axis at least"
+            )
+        self.patch_size = (patch_size[0], patch_size[1], patch_size[2])
+        self.band_config = FreqFormerConfig.from_dict(dict(frequency or {}))
+        dim, patch = num_heads * head_dim, in_channels * patch_size[0] * patch_size[1] * patch_size[2]
+        self.proj_in = nn.Linear(patch, dim)
+        self.time_modulation = TimestepModulation(dim)
+        options = {"routing": routing, "attention": attention, "prior": prior}
+        blocks = []
+        for bands in _per_layer(allocation, num_layers):
+            layer = FreqAttention(dim, num_heads, self.band_config, allocation=bands, **options)  # type: ignore[arg-type]
+            blocks.append(TransformerBlock(layer, text_dim))
+        self.transformer_blocks = nn.ModuleList(blocks)
+        self.proj_out = nn.Linear(dim, patch)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
+        self.gradient_checkpointing = False
+
+    @property
+    def attentions(self) -> list[FreqAttention]:
+        """The self-attention of every layer."""
+        return [block.attn1 for block in self.transformer_blocks]  # type: ignore[misc]
+
+    @property
+    def routing_logits(self) -> list[Tensor | None]:
+        """The last forward pass' router logits (B, heads, 3) per layer; None where no router ran."""
+        return [layer.last_logits for layer in self.attentions]
+
+    @property
+    def allocations(self) -> list[Tensor | None]:
+        """The last forward pass' bands, int64 (B, heads), per layer; None before the first."""
+        return [layer.last_allocation for layer in self.attentions]
+
+    def set_router_training(self, mode: RouterTraining) -> None:
+        """How routers learn in training mode: `off`, or with gradients from `all` branches or one `sampled`."""
+        for layer in self.attentions:
+            layer.set_router_training(mode)
+
+    def set_flop_budget(self, budget: float | None) -> None:
+        """Hold every layer's attention to this share of dense attention's FLOPs while routers do not learn."""
+        for layer in self.attentions:
+            layer.set_flop_budget(budget)
+
+    def set_routing_table(self, table: RoutingTable | None) -> None:
+        """Use a frozen table in place of the routers; None goes back.
+
+        Raises:
+            ValueError: for a table of other layers or heads, or whose bands mean something else.
+        """
+        if table is not None and table.shape[1] != len(self.attentions):
+            raise ValueError(
+                f"table has {table.shape[1]} layers; the model has {len(self.attentions)}: freeze a table from this model"
+            )
+        for index, layer in enumerate(self.attentions):
+            layer.set_routing_table(table, index)
+
+    def grid_for(self, shape: Sequence[int]) -> Grid:
+        """The token grid of an input whose last three extents are (F, H, W).
+
+        Raises:
+            ValueError: where the patch does not divide it.
+        """
+        extents = tuple(int(extent) for extent in shape[-3:])
+        if len(extents) != 3 or any(e < p or e % p for e, p in zip(extents, self.patch_size, strict=True)):
+            raise ValueError(
+                f"the input's (frames, height, width) is {extents}; multiples of patch_size {self.patch_size} are "
+                "allowed: crop or resize the video"
+            )
+        frames, height, width = (e // p for e, p in zip(extents, self.patch_size, strict=True))
+        return Grid(frames, height, width)
+
+    def routing_costs(self, grid: Grid) -> tuple[float, float, float, float]:
+        """Useful FLOPs of one head as LOW, MID, HIGH and DENSE, for `routing_loss`."""
+        layer = self.attentions[0]
+        plan = build_plan(
+            grid, self.band_config, num_heads=layer.num_heads, head_dim=layer.head_dim, learned_summaries=True
+        )
+        return plan.band_costs()
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
+        """Predict the flow velocity.
+
+        Args:
+            hidden_states: noisy video or latent (B, C, F, H, W), of any size that `patch_size` divides.
+            timestep: (B,) from 0 (clean) to 1000 (noise).
+            encoder_hidden_states: text embeddings (B, L, text_dim), for a model with `text_dim`.
+            encoder_attention_mask: bool or 0/1 integers (B, L), true where a text token may be seen.
+            return_dict: whether to return an object with `sample`, or a tuple.
+
+        Returns: the velocity noise - clip, in the shape of hidden_states.
+
+        Raises:
+            ValueError: for shapes or dtypes that do not fit, naming the argument.
+        """
+        self._check(hidden_states, timestep, encoder_hidden_states, encoder_attention_mask)
+        grid = self.grid_for(hidden_states.shape)
+        layer = self.attentions[0]
+        layout = tile_layout(grid, layer.configs[0].tile)
+        order: TokenOrder = "raster" if layer.attention == "dense" else "tile"
+        noise_level = timestep.float() / NUM_TRAIN_TIMESTEPS
+        modulation, output_modulation = self.time_modulation(noise_level)
+        given = Conditions(
+            grid=grid,
+            timestep=noise_level,
+            modulation=modulation,
+            rotary=rotary_tables(grid, layout.tile if order == "tile" else None, layer.head_dim, hidden_states.device),
+            token_order=order,
+            text=encoder_hidden_states,
+            text_mask=None if encoder_attention_mask is None else encoder_attention_mask.bool(),
+        )
+        tokens = self.proj_in(reorder(patchify(hidden_states, self.patch_size), layout, "raster", order))
+        for block in self.transformer_blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens = self._gradient_checkpointing_func(block, tokens, given)  # type: ignore[misc]
+            else:
+                tokens = block(tokens, given)
+        patches = reorder(self.proj_out(modulate(tokens, *output_modulation.unbind(1))), layout, order, "raster")
+        sample = unpatchify(patches, grid, self.patch_size)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _check(self, video: Tensor, timestep: Tensor, text: Tensor | None, mask: Tensor | None) -> None:
+        channels, text_dim = self.config["in_channels"], self.config["text_dim"]
+        if video.ndim != 5 or video.shape[1] != channels or tuple(timestep.shape) != tuple(video.shape[:1]):
+            raise ValueError(
+                f"hidden_states has shape {tuple(video.shape)} and timestep {tuple(timestep.shape)}; (batch, {channels}, "
+                "frames, height, width) and (batch,) are allowed: expand the timestep over the batch"
+            )
+        if video.dtype != self.dtype and not torch.is_autocast_enabled(video.device.type):
+            raise ValueError(f"hidden_states has dtype {video.dtype}; the model's {self.dtype} is allowed: convert either")
+        if (text is None) != (text_dim is None):
+            raise ValueError(
+                f"encoder_hidden_states is {'None' if text is None else tuple(text.shape)} and the model's text_dim "
+                f"{text_dim}; both or neither are allowed: pass embeddings, or make the model for them"
+            )
+        if text is not None and (text.ndim != 3 or text.shape[0] != video.shape[0] or text.shape[2] != text_dim):
+            raise ValueError(
+                f"encoder_hidden_states has shape {tuple(text.shape)}; ({video.shape[0]}, tokens, {text_dim}) is allowed"
+            )
+        expected = None if text is None else tuple(text.shape[:2])
+        if mask is not None and (tuple(mask.shape) != expected or mask.is_floating_point()):
+            raise ValueError(
+                f"encoder_attention_mask is {mask.dtype} {tuple(mask.shape)}; bool or 0/1 integers {expected} are allowed: "
+                "true where a text token may be seen"
+            )
+
+
+def _per_layer(allocation: Sequence | None, num_layers: int) -> list[Sequence[int] | None]:
+    """The allocation of every layer."""
+    if allocation is None or all(isinstance(band, int) for band in allocation):
+        return [allocation] * num_layers
+    if len(allocation) != num_layers or any(isinstance(bands, int) for bands in allocation):
+        raise ValueError(
+            f"allocation has {len(allocation)} entries; one band per head, or {num_layers} lists of them are allowed"
+        )
+    return list(allocation)
