@@ -81,6 +81,11 @@ class TileLayout:
         """Tokens of the largest tile."""
         return math.prod(self.tile)
 
+    @property
+    def ragged(self) -> bool:
+        """Whether some tile holds fewer tokens than the largest."""
+        return self.num_tiles * self.slots != self.grid.num_tokens
+
     def extents(self, axis: int) -> list[int]:
         """True extents of the tiles along one axis (0 time, 1 height, 2 width); only the last can be short."""
         total, step = self.grid.shape[axis], self.tile[axis]

@@ -36,7 +36,9 @@ class Branches:
             query = rms_norm(query, parameters.query_norm, parameters.norm_eps)
             key = rms_norm(key, parameters.key_norm, parameters.norm_eps)
         self.query, self.key, self.value = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
-        self.plan, self.parameters, self.token_order, self.impl = plan, parameters, token_order, impl
+        self.plan, self.parameters = plan, parameters
+        self.token_order: TokenOrder = token_order
+        self.impl: Impl = impl
         self.video = plan.layout.grid.num_tokens
         self.text_mask = None if text_mask is None else text_mask.repeat_interleave(self.heads, 0)
 
@@ -95,8 +97,7 @@ class Branches:
         if self.text_mask is not None:
             bias = bias.masked_fill(~self.text_mask.index_select(0, rows), -torch.inf)
         key, value = (x.index_select(0, rows)[:, self.video :] for x in (self.key, self.value))
-        text = (key, value, bias)
-        return tuple(torch.cat(pair, 1) for pair in zip(extras, text, strict=True))  # type: ignore[return-value]
+        return torch.cat([extras[0], key], 1), torch.cat([extras[1], value], 1), torch.cat([extras[2], bias], 1)
 
     def _dense(self, rows: Tensor) -> Tensor:
         return self._exact(self._rotated(self.query.index_select(0, rows)[:, : self.video]), rows)

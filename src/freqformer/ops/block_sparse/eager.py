@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from freqformer.ops.block_sparse.api import TileLists
@@ -105,7 +106,17 @@ def _gathered(tiles: Tensor, extra: Tensor, chunk: _Chunk, dtype: torch.dtype) -
 
 
 def _weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
-    return torch.baddbmm(bias[:, None].to(query.dtype), query, key.transpose(1, 2)).softmax(-1)
+    nothing = bias.isneginf().all(-1)
+    weights = torch.baddbmm(bias[:, None].to(query.dtype), query, key.transpose(1, 2)).softmax(-1)
+    return weights.masked_fill_(nothing[:, None, None], 0) if bool(nothing.any()) else weights
+
+
+def _add_tiles(total: Tensor, index: Tensor, tiles: Tensor) -> None:
+    """total[index] += tiles, repeated indices added up, with the same bits at every run."""
+    if total.is_cuda:
+        total.index_put_((index,), tiles, accumulate=True)  # CUDA's index_add_ adds in any order
+    else:
+        total.index_add_(0, index, tiles)
 
 
 class _GatherAttention(torch.autograd.Function):
@@ -128,6 +139,7 @@ class _GatherAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, extra_key, extra_value, extra_bias, out = ctx.saved_tensors
         tiles, wide = ctx.tiles, extra_bias.dtype
@@ -158,7 +170,7 @@ class _GatherAttention(torch.autograd.Function):
             ):
                 if video:
                     listed = grad[:, :video].reshape(-1, tiles.slots, grad.shape[-1])
-                    total[chunk.row].index_add_(0, chunk.lists.clamp_min(0).flatten(), listed)
+                    _add_tiles(total[chunk.row], chunk.lists.clamp_min(0).flatten(), listed)
                 extra_total[chunk.row] += grad[:, video:].sum(0)
             grad_bias[chunk.row] += grad_scores[:, :, video:].sum((0, 1))
         if tiles.tiles is not None:

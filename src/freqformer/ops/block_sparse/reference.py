@@ -40,18 +40,17 @@ def _video_bias(tiles: TileLists, row: int, extra_bias: Tensor) -> tuple[Tensor,
     video = torch.where(seen[owner][:, owner], zero, -torch.inf)
     if tiles.cells is None:
         return video, extra_bias
-    cell = torch.nn.functional.one_hot(tiles.cells.cell_of_tile.to(device), tiles.cells.num_cells)
-    exact = (seen.double() * layout.counts.to(device)) @ cell.double()
+    cell = tiles.cells.cell_of_tile[:, None] == torch.arange(tiles.cells.num_cells)
+    exact = (seen.double() * layout.counts.to(device)) @ cell.to(device).double()
     left = (tiles.cells.counts.to(device) - exact).log().to(extra_bias.dtype)
     left = torch.nn.functional.pad(left, (0, extra_bias.shape[-1] - left.shape[-1]))
     return video, extra_bias + left[owner]
 
 
 def _softmax_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    if key.shape[0] == 0:
-        return torch.zeros_like(query)
-    scores = query @ key.T * query.shape[-1] ** -0.5 + bias.to(query.dtype)
-    return scores.softmax(-1) @ value
+    nothing = bias.isneginf().all(-1, keepdim=True)
+    scores = query @ key.T * query.shape[-1] ** -0.5 + bias.masked_fill(nothing, 0).to(query.dtype)
+    return scores.softmax(-1).masked_fill(nothing, 0) @ value
 
 
 def attend_dense(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:

@@ -1,5 +1,5 @@
 """From queries, keys and values to what each band's operator reads."""
 
-from freqformer.ops.prologue.reference import BandInputs, prepare, tile_means
+from freqformer.ops.prologue.reference import BandInputs, prepare
 
-__all__ = ["BandInputs", "prepare", "tile_means"]
+__all__ = ["BandInputs", "prepare"]

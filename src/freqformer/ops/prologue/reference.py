@@ -1,6 +1,6 @@
 """Prologue in plain PyTorch: band features, rotary embedding, tile order, low tokens, tile means, summary tokens.
 
-Shape legend: R rows (batch and head pairs of one band), N video tokens, M low tokens, C cells, D head_dim.
+Shape legend: R rows (batch and head pairs of one band), N video tokens, M low tokens, T tiles, C cells, D head_dim.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ from freqformer.ops.tokens import TokenOrder, reorder, rotate
 from freqformer.plan import AttentionPlan
 
 ONE_HOT = {Band.LOW: (1.0, 0.0, 0.0), Band.MID: (0.0, 1.0, 0.0), Band.HIGH: (0.0, 0.0, 1.0)}
+"""Gains that pass one band alone."""
+
+Extra = tuple[Tensor, Tensor, Tensor]
+"""Extra keys (R, E, D), their values (R, E, D) and bias (R, E)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BandInputs:
     """What the attention of one band reads. Video tensors are in tile order; extras are [low | summaries]."""
 
@@ -28,13 +32,49 @@ class BandInputs:
     key: Tensor | None
     """(R, N, D) exact keys; None for LOW."""
     value: Tensor | None
+    """(R, N, D); None for LOW."""
     extra_key: Tensor
     """(R, E, D): low tokens for LOW, then the summaries of the bands that the row is not in."""
     extra_value: Tensor
+    """(R, E, D)."""
     extra_bias: Tensor
     """(R, E), float32 at least. Low summaries come first and also get the log of their unseen tokens later."""
     selection_means: tuple[Tensor, Tensor] | None
-    """float32 tile means (R, tiles, D) of the rotated full-band query and key, for MID's choice."""
+    """float32 tile means (R, T, D) of the rotated full-band query and key, for MID's choice; no gradient."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """The rows of one band, and how their video tokens (R, N, D) are moved and filtered."""
+
+    plan: AttentionPlan
+    heads: Tensor
+    """The head of every row, int64 (R,)."""
+    parameters: AttentionParameters | None
+    order: TokenOrder
+    """Order of the tokens that come in, and of the rotary tables."""
+
+    def raster(self, x: Tensor) -> Tensor:
+        return reorder(x, self.plan.layout, self.order, "raster")
+
+    def tiled(self, x: Tensor) -> Tensor:
+        return reorder(x, self.plan.layout, self.order, "tile")
+
+    def rotated(self, x: Tensor) -> Tensor:
+        rotary = self.parameters.rotary if self.parameters is not None else None
+        return x if rotary is None else rotate(x, rotary)
+
+    def passed(self, x: Tensor, gains: Tensor) -> Tensor:
+        """x with its bands weighted by gains (3,) or (R, 3)."""
+        filtered = band_pass(self.raster(x), gains, self.plan.layout, self.plan.config)
+        return reorder(filtered, self.plan.layout, "raster", self.order)
+
+    def summary_bias(self, band: Band, like: Tensor) -> Tensor:
+        """The learned offset of the summaries of `band` as the bias of every cell, (R, C)."""
+        bias = like.new_zeros(len(self.heads), self.plan.cells.num_cells, dtype=_wide(like))
+        if self.parameters is None or self.parameters.summary_offsets is None:
+            return bias
+        return bias + self.parameters.summary_offsets[self.heads, int(band), None].to(bias)
 
 
 def prepare(
@@ -58,43 +98,26 @@ def prepare(
         parameters: learned inputs, or None.
         token_order: order of the tokens and of the rotary tables.
     """
-    layout, config = plan.layout, plan.config
-    rotary = parameters.rotary if parameters is not None else None
-
-    def rotated(x: Tensor) -> Tensor:
-        return x if rotary is None else rotate(x, rotary)
-
-    def tiled(x: Tensor) -> Tensor:
-        return reorder(x, layout, token_order, "tile")
-
-    full_query, full_key = rotated(query), rotated(key)
-    parts = _summaries(band, key, value, full_key, plan, heads, parameters, token_order)
-    means = None
+    rows = _Rows(plan, heads, parameters, token_order)
+    learned = _learned_summaries(key, value, band, rows)
     if band == Band.LOW:
-        query, key, value = (
-            compress(reorder(x, layout, token_order, "raster"), layout, config) for x in (full_query, full_key, value)
+        low_query, low_key, low_value = (
+            compress(rows.raster(x), plan.layout, plan.config) for x in (rows.rotated(query), rows.rotated(key), value)
         )
         weights = plan.low_weights.to(device=query.device, dtype=_wide(query))
-        parts.insert(0, (key, value, weights.log().expand(query.shape[0], -1)))
-        inputs = (query, None, None)
-    else:
-        if band == Band.MID and config.mid_pattern == "topk":
-            means = (tile_means(tiled(full_query), plan), tile_means(tiled(full_key), plan))
-        features = _band_features(query, key, value, band, plan, heads, parameters, token_order)
-        if features[0] is query:
-            features = (full_query, full_key, features[2])
-        else:
-            features = (rotated(features[0]), rotated(features[1]), features[2])
-        inputs = tuple(tiled(x) for x in features)
-    extra_key, extra_value, extra_bias = _joined(parts, query)
-    return BandInputs(*inputs, extra_key, extra_value, extra_bias, means)
+        low = (low_key, low_value, weights.log().expand(len(heads), -1))
+        return BandInputs(low_query, None, None, *_joined([low, *learned]), None)
+    exact = (rows.tiled(rows.rotated(query)), rows.tiled(rows.rotated(key)), rows.tiled(value))
+    means = None
+    if band == Band.MID and plan.mid_lists is None:
+        with torch.no_grad():
+            means = (tile_means(exact[0], plan), tile_means(exact[1], plan))
+    extras = _joined([_low_summaries(exact[1], exact[2], rows), *learned])
+    features = exact if plan.config.band_features == "full" else _band_features(query, key, value, band, rows)
+    return BandInputs(*features, *extras, means)
 
 
-def _joined(parts: list[tuple[Tensor, Tensor, Tensor]], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    if not parts:
-        rows, _, channels = like.shape
-        empty = like.new_zeros(rows, 0, channels)
-        return empty, empty, like.new_zeros(rows, 0, dtype=_wide(like))
+def _joined(parts: list[Extra]) -> Extra:
     keys, values, biases = zip(*parts, strict=True)
     return torch.cat(keys, 1), torch.cat(values, 1), torch.cat(biases, 1)
 
@@ -103,116 +126,76 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _band_features(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    band: Band,
-    plan: AttentionPlan,
-    heads: Tensor,
-    parameters: AttentionParameters | None,
-    token_order: TokenOrder,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of a MID or HIGH row, before the rotary embedding; the same tensors where untouched."""
-
-    def passed(x: Tensor, gains: Tensor) -> Tensor:
-        raster = reorder(x, plan.layout, token_order, "raster")
-        return reorder(band_pass(raster, gains, plan.layout, plan.config), plan.layout, "raster", token_order)
-
-    features = plan.config.band_features
+def _band_features(query: Tensor, key: Tensor, value: Tensor, band: Band, rows: _Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (R, N, D) of MID or HIGH rows in tile order, bands weighted before the rotary embedding."""
+    features = rows.plan.config.band_features
     if features == "values":
-        return query, key, passed(value, query.new_tensor((0.0, 1.0, 1.0)))
-    if features == "strict":
-        own = query.new_tensor(ONE_HOT[band])
-        return passed(query, own), passed(key, own), passed(value, own)
-    if features == "gains" and parameters is not None and parameters.gains is not None:
-        gains = parameters.gains[heads]
-        return passed(query, gains), passed(key, gains), passed(value, gains)
-    return query, key, value
+        passed = (query, key, rows.passed(value, value.new_tensor((0.0, 1.0, 1.0))))
+    else:
+        gains = value.new_tensor(ONE_HOT[band])
+        if features == "gains":
+            assert rows.parameters is not None  # check_options asks for them
+            assert rows.parameters.gains is not None
+            gains = rows.parameters.gains[rows.heads]
+        passed = (rows.passed(query, gains), rows.passed(key, gains), rows.passed(value, gains))
+    return rows.tiled(rows.rotated(passed[0])), rows.tiled(rows.rotated(passed[1])), rows.tiled(passed[2])
+
+
+def tile_sums(x: Tensor, plan: AttentionPlan) -> Tensor:
+    """Sum over the tokens of every tile: (R, N, D) in tile order -> float32 (R, T, D); float64 stays."""
+    counts = plan.layout.counts.to(x.device)
+    wide = x.to(_wide(x))
+    if plan.layout.ragged:
+        return torch.segment_reduce(wide, "sum", lengths=counts.expand(len(x), -1).contiguous(), axis=1, unsafe=True)
+    return wide.unflatten(1, (len(counts), -1)).sum(2)
 
 
 def tile_means(x: Tensor, plan: AttentionPlan) -> Tensor:
-    """Mean over the tokens of every tile: (R, N, D) in tile order -> float32 (R, tiles, D); float64 stays."""
-    counts = plan.layout.counts.to(x.device)
-    if int(counts.min()) == int(counts.max()):
-        return x.to(_wide(x)).unflatten(1, (plan.layout.num_tiles, -1)).mean(2)
-    owner = torch.repeat_interleave(torch.arange(len(counts), device=x.device), counts)
-    return _cell_sums(x, owner, len(counts)) / counts[:, None]
+    """Mean over the tokens of every tile: (R, N, D) in tile order -> float32 (R, T, D); float64 stays."""
+    return tile_sums(x, plan) / plan.layout.counts.to(x.device)[:, None]
 
 
-def _cell_sums(x: Tensor, owner: Tensor, count: int) -> Tensor:
-    sums = torch.zeros(x.shape[0], count, x.shape[2], dtype=_wide(x), device=x.device)
-    return sums.index_add(1, owner, x.to(sums.dtype))
+def _cell_sums(x: Tensor, plan: AttentionPlan) -> Tensor:
+    """Sum over the tokens of every cell: (R, N, D) in tile order -> float32 (R, C, D); float64 stays."""
+    sums = tile_sums(x, plan)
+    # A product, since scattered adds on a GPU come in any order and so give other bits at every run.
+    member = torch.arange(plan.cells.num_cells)[:, None] == plan.cells.cell_of_tile
+    return member.to(sums) @ sums
 
 
-def _summaries(
-    band: Band,
-    key: Tensor,
-    value: Tensor,
-    full_key: Tensor,
-    plan: AttentionPlan,
-    heads: Tensor,
-    parameters: AttentionParameters | None,
-    token_order: TokenOrder,
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Key, value and bias of the summaries of the bands that `band` is not, low first."""
-    if plan.cells.num_cells == 0:
+def _low_summaries(key: Tensor, value: Tensor, rows: _Rows) -> Extra:
+    """Mean key and value of every cell, from rotated keys and values in tile order."""
+    counts = rows.plan.cells.counts.to(key.device)[:, None]
+    mean_key, mean_value = (_cell_sums(x, rows.plan) / counts for x in (key, value))
+    return mean_key.to(key.dtype), mean_value.to(value.dtype), rows.summary_bias(Band.LOW, mean_key)
+
+
+def _learned_summaries(key: Tensor, value: Tensor, band: Band, rows: _Rows) -> list[Extra]:
+    """Pooled summaries of the mid and the high band, but for the rows' own."""
+    queries = rows.parameters.summary_queries if rows.parameters is not None else None
+    if queries is None or rows.plan.cells.num_cells == 0:
         return []
-    owner = plan.cells.cell_of_tile.repeat_interleave(plan.layout.counts).to(key.device)
-    if token_order == "raster":
-        owner = owner[plan.layout.tile_to_raster.to(key.device)]
     parts = []
-    if band != Band.LOW:
-        counts = plan.cells.counts.to(key.device)[:, None]
-        means = [_cell_sums(x, owner, len(counts)) / counts for x in (full_key, value)]
-        bias = _offset_bias(parameters, heads, Band.LOW, means[0], plan)
-        parts.append((means[0].to(key.dtype), means[1].to(value.dtype), bias))
-    if parameters is None or parameters.summary_queries is None:
-        return parts
     for index, other in enumerate((Band.MID, Band.HIGH)):
         if other != band:
-            pooled = _pool(
-                key, value, other, owner, plan, parameters.summary_queries[heads, index], parameters, token_order
-            )
-            parts.append((*pooled, _offset_bias(parameters, heads, other, key, plan)))
+            pooled = _pool(key, value, other, queries[rows.heads, index], rows)
+            parts.append((*pooled, rows.summary_bias(other, key)))
     return parts
 
 
-def _offset_bias(
-    parameters: AttentionParameters | None, heads: Tensor, band: Band, like: Tensor, plan: AttentionPlan
-) -> Tensor:
-    """The learned offset of the summaries of `band` as a bias of every cell, (R, C)."""
-    bias = like.new_zeros(len(heads), plan.cells.num_cells, dtype=_wide(like))
-    if parameters is None or parameters.summary_offsets is None:
-        return bias
-    return bias + parameters.summary_offsets[heads, int(band)].to(bias)[:, None]
-
-
-def _pool(
-    key: Tensor,
-    value: Tensor,
-    band: Band,
-    owner: Tensor,
-    plan: AttentionPlan,
-    pooling_query: Tensor,
-    parameters: AttentionParameters,
-    token_order: TokenOrder,
-) -> tuple[Tensor, Tensor]:
+def _pool(key: Tensor, value: Tensor, band: Band, pooling_query: Tensor, rows: _Rows) -> tuple[Tensor, Tensor]:
     """Softmax pooling of the band-passed keys and values over every cell: two (R, C, D)."""
-    gains, cells = key.new_tensor(ONE_HOT[band]), plan.cells.num_cells
-    raster = reorder(torch.cat([key, value], -1), plan.layout, token_order, "raster")
-    passed = reorder(band_pass(raster, gains, plan.layout, plan.config), plan.layout, "raster", token_order)
-    band_key, band_value = passed.split(key.shape[-1], -1)
-    wide = _wide(key)
-    scores = (band_key.to(wide) @ pooling_query.to(wide)[..., None]).squeeze(-1) * key.shape[-1] ** -0.5
+    plan, wide = rows.plan, _wide(key)
+    passed = rows.passed(torch.cat([key, value], -1), key.new_tensor(ONE_HOT[band]))
+    band_key, band_value = passed.to(wide).split(key.shape[-1], -1)
+    scores = rows.tiled(band_key @ pooling_query.to(wide)[..., None] * key.shape[-1] ** -0.5)
     # The largest score of a cell keeps the exponentials finite; it cancels, so no gradient passes it.
-    index = owner.expand_as(scores)
-    peak = torch.full((scores.shape[0], cells), -torch.inf, dtype=wide, device=key.device)
-    peak = peak.scatter_reduce(1, index, scores.detach(), "amax")
-    weight = (scores - peak.gather(1, index)).exp()[..., None]
-    total = _cell_sums(weight, owner, cells)
-    if parameters.rotary is not None:
-        band_key = rotate(band_key, parameters.rotary)
-    pooled_key = _cell_sums(weight * band_key.to(wide), owner, cells) / total
-    pooled_value = _cell_sums(weight * band_value.to(wide), owner, cells) / total
+    owner = plan.cells.cell_of_tile.repeat_interleave(plan.layout.counts).to(key.device).expand(len(key), -1)
+    peak = scores.new_full((len(key), plan.cells.num_cells), -torch.inf)
+    peak = peak.scatter_reduce(1, owner, scores.detach().squeeze(-1), "amax").gather(1, owner)
+    weight = (scores - peak[..., None]).exp()
+    rotated = rows.tiled(rows.rotated(band_key))
+    total = _cell_sums(weight, plan)
+    pooled_key = _cell_sums(weight * rotated, plan) / total
+    pooled_value = _cell_sums(weight * rows.tiled(band_value), plan) / total
     return pooled_key.to(key.dtype), pooled_value.to(value.dtype)
