@@ -1,0 +1,1 @@
+"""Flow-matching training on videos: objective, data, checkpoints and the loop. Needs diffusers and accelerate."""

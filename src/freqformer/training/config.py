@@ -1,0 +1,267 @@
+"""What a training run does, as frozen JSON-able records that refuse bad values."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+from freqformer.routing import RouterTraining
+
+Precision = Literal["fp32", "bf16"]
+Device = Literal["auto", "cpu"]
+
+_LARGE = 1e9
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Clips to train on.
+
+    Args:
+        path: a video file or a folder of them, searched in depth; None makes synthetic clips.
+        num_frames: frames of a clip.
+        height, width: pixels of a clip; videos are resized to cover it and cropped in the middle.
+        fps: frames per second of a clip; videos of another rate are sampled at it.
+        workers: threads that decode in the background.
+        cache_mib: memory for decoded frames at the clip's size, in MiB. Where all videos fit they are decoded once; where
+            they don't, every clip is decoded when its turn comes.
+    """
+
+    path: str | None = None
+    num_frames: int = 16
+    height: int = 48
+    width: int = 80
+    fps: float = 8.0
+    workers: int = 2
+    cache_mib: int = 256
+
+    def __post_init__(self) -> None:
+        if self.path is not None and not isinstance(self.path, str):
+            raise ValueError(f"path is {self.path!r}; a path as text, or None for synthetic clips, is allowed")
+        for name in ("num_frames", "height", "width", "workers"):
+            _whole(name, getattr(self, name), 1)
+        _whole("cache_mib", self.cache_mib, 0)
+        _number("fps", self.fps, 1e-3, 1e3)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, its learning rate over the run, and the average of the weights.
+
+    Args:
+        learning_rate: reached after the warm-up, then lowered to 0 along half a cosine.
+        warmup_steps: steps over which the learning rate grows linearly.
+        weight_decay: of weight matrices; vectors (norms, biases) have none.
+        betas: decay of the first and second moment.
+        max_grad_norm: norm that gradients are clipped to.
+        ema_decay: largest decay of the exponential moving average of the weights; it grows from 0 as (1 + n) / (10 + n).
+    """
+
+    learning_rate: float = 1e-3
+    warmup_steps: int = 50
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        _number("learning_rate", self.learning_rate, 0, 10)
+        _whole("warmup_steps", self.warmup_steps, 0)
+        _number("weight_decay", self.weight_decay, 0, 10)
+        # JSON gives lists; records compare by value.
+        object.__setattr__(self, "betas", tuple(self.betas) if isinstance(self.betas, list) else self.betas)
+        if not isinstance(self.betas, tuple) or len(self.betas) != 2:
+            raise ValueError(f"betas is {self.betas!r}; two numbers from 0 to below 1 are allowed, like (0.9, 0.99)")
+        for beta in self.betas:
+            _number("betas", beta, 0, 1 - 1e-9)
+        _number("max_grad_norm", self.max_grad_norm, 1e-9, _LARGE)
+        _number("ema_decay", self.ema_decay, 0, 1)
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """How noise levels are drawn.
+
+    Args:
+        shift: pushes timesteps towards noise, 1 leaves them; None takes `resolution_shift` of the clip's tokens.
+        logit_mean, logit_std: of the normal distribution of the timestep's logit.
+        stratified: whether a batch takes one timestep from each of its equally likely parts; lowers the loss's variance.
+    """
+
+    shift: float | None = None
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    stratified: bool = True
+
+    def __post_init__(self) -> None:
+        if self.shift is not None:
+            _number("shift", self.shift, 0.01, 100)
+        _number("logit_mean", self.logit_mean, -10, 10)
+        _number("logit_std", self.logit_std, 0, 10)
+        _flag("stratified", self.stratified)
+
+
+@dataclass(frozen=True)
+class RoutingConfig:
+    """How learned routers train; ignored by a model without any.
+
+    Args:
+        mode: `sampled` computes one other band per head beside the chosen one, `all` both, `off` leaves routers as they
+            are.
+        budget: attention cost relative to dense that the routers are held to; None takes the cost of an even split.
+        budget_weight: of the squared excess over the budget.
+        entropy_weight: of the entropy that keeps the choice open; it falls linearly to 0 over the run.
+    """
+
+    mode: RouterTraining = "sampled"
+    budget: float | None = None
+    budget_weight: float = 1.0
+    entropy_weight: float = 0.01
+
+    def __post_init__(self) -> None:
+        _choice("mode", self.mode, get_args(RouterTraining))
+        if self.budget is not None:
+            _number("budget", self.budget, 1e-6, 1)
+        _number("budget_weight", self.budget_weight, 0, _LARGE)
+        _number("entropy_weight", self.entropy_weight, -10, 10)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long and on what a run trains.
+
+    Args:
+        max_steps: optimizer steps.
+        max_seconds: seconds of training after which the run ends though steps are left, pauses between resumed parts
+            not counted; the learning rate then follows the clock and the run is not repeatable bit for bit.
+        batch_size: clips per process and forward pass.
+        accumulation: forward passes per optimizer step.
+        precision: `bf16` computes in bfloat16 by autocast and keeps weights in float32.
+        seed: of weights, data order, noise and all else.
+        device: `auto` takes a GPU where there is one.
+        progress: whether to draw a progress bar.
+    """
+
+    max_steps: int = 1000
+    max_seconds: float | None = None
+    batch_size: int = 4
+    accumulation: int = 1
+    precision: Precision = "fp32"
+    seed: int = 0
+    device: Device = "auto"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "batch_size", "accumulation"):
+            _whole(name, getattr(self, name), 1)
+        if self.max_seconds is not None:
+            _number("max_seconds", self.max_seconds, 1e-3, _LARGE)
+        _choice("precision", self.precision, get_args(Precision))
+        _whole("seed", self.seed, 0)
+        _choice("device", self.device, get_args(Device))
+        _flag("progress", self.progress)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When a run saves itself.
+
+    Args:
+        every_steps: steps between checkpoints; the last step always makes one.
+        keep: newest checkpoints that stay on disk.
+        resume: whether to go on from the newest checkpoint in the output folder; without it a folder that holds one is
+            refused.
+    """
+
+    every_steps: int = 500
+    keep: int = 2
+    resume: bool = True
+
+    def __post_init__(self) -> None:
+        _whole("every_steps", self.every_steps, 1)
+        _whole("keep", self.keep, 1)
+        _flag("resume", self.resume)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Args:
+        output: folder for checkpoints, logs and the trained pipeline.
+        model: constructor arguments of `FreqFormerTransformer3DModel`.
+        data, optimizer, objective, routing, run, checkpoint: see their classes.
+
+    Raises:
+        ValueError: for a value out of range, NaN included, naming the field.
+    """
+
+    output: str
+    model: dict[str, Any] = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.output, str) or not self.output:
+            raise ValueError(f"output is {self.output!r}; the path of a folder, as text, is allowed")
+        if not isinstance(self.model, dict):
+            raise ValueError(f"model is {self.model!r}; a dict of the model's constructor arguments is allowed")
+        try:
+            json.dumps(self.model, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"model is {self.model!r}; values that JSON holds are allowed, no NaN: {error}") from error
+        for name, kind in _sections().items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; a {kind.__name__} is allowed")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-able values; `from_dict` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """The config with these fields, sections as dicts; unknown names raise ValueError."""
+        sections = _sections()
+        made = {name: _build(sections[name], name, value) if name in sections else value for name, value in values.items()}
+        return _build(cls, "config", made)
+
+
+def _sections() -> dict[str, type]:
+    return {name: kind for name, kind in get_type_hints(TrainConfig).items() if is_dataclass(kind)}  # type: ignore[misc]
+
+
+def _build(kind: type, name: str, values: Any) -> Any:
+    if isinstance(values, kind):
+        return values
+    known = [item.name for item in fields(kind)]
+    unknown = sorted(set(values) - set(known)) if isinstance(values, dict) else values
+    if unknown or not isinstance(values, dict):
+        raise ValueError(f"{name} has unknown fields {unknown}; a dict of {known} is allowed: remove or rename the others")
+    return kind(**values)
+
+
+def _number(name: str, value: Any, low: float, high: float) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    # The comparison is False for NaN, so NaN is refused too.
+    if not number or not low <= value <= high:
+        raise ValueError(f"{name} is {value!r}; numbers from {low:g} to {high:g} are allowed")
+
+
+def _whole(name: str, value: Any, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{name} is {value!r}; whole numbers from {low} up are allowed")
+
+
+def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
+
+
+def _flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; True or False is allowed")

@@ -1,0 +1,333 @@
+"""The state of a run and what moves it on. A step is a function of this state and of the step's number alone."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import broadcast
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from freqformer.routing import routing_loss
+from freqformer.training.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+    writing_folder,
+)
+from freqformer.training.config import DataConfig, TrainConfig
+from freqformer.training.loader import ClipLoader, ClipSource
+from freqformer.training.objective import flow_matching_loss, learning_rate_factor, resolution_shift, sample_timesteps
+from freqformer.training.seeding import derive_generator, seed_everything
+from freqformer.training.state import capture_run, restore_run
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+MAY_CHANGE = {
+    "output": (),
+    "data": ("path", "workers"),
+    "run": ("max_steps", "max_seconds", "batch_size", "accumulation", "device", "progress"),
+    "checkpoint": ("every_steps", "keep", "resume"),
+}
+"""Fields in which a resumed run may differ from its beginning; batches only while a step has as many clips."""
+
+
+class TrainingError(ValueError):
+    """Training can't go on; the message says why and what to change."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimizer step did."""
+
+    step: int
+    """Steps done, this one included."""
+    loss: float
+    """Flow-matching loss, the mean over all clips of the step."""
+    routing_loss: float
+    """Budget and entropy terms of the routers; 0 where none trains."""
+    gradient_norm: float
+    """Before clipping."""
+    learning_rate: float
+    seconds: float
+    """Training time so far, earlier parts of a resumed run included."""
+    progress: float
+    """Share of the run that is done, from 0 to 1."""
+
+
+class TrainingRun:
+    """Model, optimizer, average and data of a run, on the devices of an accelerator."""
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, model: nn.Module | None) -> None:
+        self.config, self.accelerator, self.folder = config, accelerator, Path(config.output)
+        seed_everything(config.run.seed, "model")
+        self.model: Any = model if model is not None else _build_model(config.model)
+        self.model.train()
+        self.optimizer = _adamw(self.model, config)
+        self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
+        # Made after prepare, which moves the weights to their device.
+        self.ema = EMAModel(self.model.parameters(), decay=config.optimizer.ema_decay, foreach=True)
+        self.source = _source(config.data, config.run.seed)
+        data, run = config.data, config.run
+        self.grid = self.model.grid_for((run.batch_size, 3, data.num_frames, data.height, data.width))
+        shift = config.objective.shift
+        self.shift = resolution_shift(self.grid.num_tokens) if shift is None else shift
+        self.clips_per_step = run.batch_size * run.accumulation * accelerator.num_processes
+        self.step, self.saved_step, self.seconds, self.progress = 0, 0, 0.0, 0.0
+
+    def resume(self) -> None:
+        """Go to the newest checkpoint of the output folder, if there is one, and start the clock and the log."""
+        newest = newest_checkpoint(self._checkpoints)
+        if newest is not None:
+            if not self.config.checkpoint.resume:
+                raise CheckpointError(
+                    f"{self.folder} holds a run up to {newest.name} and resume is False: set it to go on, or choose an "
+                    "empty output folder"
+                )
+            groups, state = load_checkpoint(newest)
+            self._check_resumable(newest, state)
+            restore_run(self.model, self.ema, self.optimizer, groups)
+            self.ema.optimization_step = state["ema_steps"]
+            self.step = self.saved_step = state["step"]
+            self.seconds = state["seconds"]
+            logger.info("going on from %s", newest)
+        self._began = time.perf_counter() - self.seconds
+        self._advance_clock()
+        # Steps behind the checkpoint will be logged again.
+        self.accelerator.init_trackers("logs", init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
+
+    def loader(self) -> ClipLoader:
+        """The clips from this step on."""
+        batch = self.config.run.batch_size
+        workers = self.config.data.workers
+        return ClipLoader(
+            self.source,
+            self._indices(),
+            seed=self.config.run.seed,
+            workers=workers,
+            ahead=max(2 * batch, workers),
+        )
+
+    def advance(self, loader: ClipLoader) -> StepReport:
+        """Do one optimizer step. Raises TrainingError, with the weights as they were, where it is not finite."""
+        run = self.config.run
+        # All random numbers of a step follow from its number: a resumed run need not know the earlier ones.
+        seed_everything(run.seed, "step", self.step, self.accelerator.process_index)
+        rate = self.config.optimizer.learning_rate * learning_rate_factor(
+            self.step, self.progress, self.config.optimizer.warmup_steps
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        losses, norm = [], 0.0
+        for timestep in self._timesteps():
+            clip, noise = loader.take(run.batch_size)
+            with self.accelerator.accumulate(self.wrapped):
+                losses.append(self._backward(clip, timestep, noise))
+                if self.accelerator.sync_gradients:
+                    norm = self._clip_gradients(losses)
+                self.stepper.step()
+                self.stepper.zero_grad()
+        self.ema.step(self.model.parameters())
+        self.step += 1
+        self._advance_clock()
+        loss, routing = self._mean(losses)
+        report = StepReport(self.step, loss, routing, norm, rate, self.seconds, self.progress)
+        names = ("loss", "routing_loss", "gradient_norm", "learning_rate", "seconds")
+        self.accelerator.log({name: getattr(report, name) for name in names}, step=self.step)
+        return report
+
+    def save(self) -> None:
+        """Write a checkpoint, unless this step has one."""
+        if self.step != self.saved_step and self.accelerator.is_main_process:
+            state = {
+                "config": self.config.to_dict(),
+                "clips_per_step": self.clips_per_step,
+                "data": self.source.fingerprint(),
+                "ema_steps": self.ema.optimization_step,
+                "seconds": self.seconds,
+                "step": self.step,
+            }
+            groups = capture_run(self.model, self.ema, self.optimizer)
+            save_checkpoint(self._checkpoints, self.step, groups, state, keep=self.config.checkpoint.keep)
+        self.saved_step = self.step
+        self.accelerator.wait_for_everyone()
+
+    def save_pipeline(self) -> Path:
+        """Write the pipeline with the averaged weights; returns its folder."""
+        from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+        from freqformer.models.pipeline import FreqFormerPipeline
+
+        target = self.folder / "pipeline"
+        model = self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        model.set_router_training("off")
+        if self.accelerator.is_main_process:
+            scheduler = FlowMatchEulerDiscreteScheduler(shift=self.shift)
+            self.ema.store(model.parameters())
+            self.ema.copy_to(model.parameters())
+            try:
+                with writing_folder(target) as temporary:
+                    FreqFormerPipeline(transformer=model, scheduler=scheduler).save_pretrained(temporary)
+            finally:
+                self.ema.restore(model.parameters())
+        self.accelerator.wait_for_everyone()
+        return target
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def _indices(self) -> Iterator[int]:
+        """This process's clips: of the clips of a step, one slice per forward pass and process."""
+        batch = self.config.run.batch_size
+        for step in count(self.step):
+            for place in self._places():
+                yield from range(step * self.clips_per_step + place, step * self.clips_per_step + place + batch)
+
+    def _places(self) -> range:
+        """Where the forward passes of this process begin among the clips of a step."""
+        batch, processes = self.config.run.batch_size, self.accelerator.num_processes
+        return range(batch * self.accelerator.process_index, self.clips_per_step, batch * processes)
+
+    def _timesteps(self) -> list[Tensor]:
+        """The timesteps (batch,) of every forward pass; drawn for the whole step, so its split does not matter."""
+        settings = self.config.objective
+        drawn = sample_timesteps(
+            self.clips_per_step,
+            self.shift,
+            derive_generator(self.config.run.seed, "timestep", self.step),
+            mean=settings.logit_mean,
+            std=settings.logit_std,
+            stratified=settings.stratified,
+        )
+        return [drawn[place : place + self.config.run.batch_size] for place in self._places()]
+
+    def _backward(self, clip: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """Add one forward pass's gradient; returns its (flow-matching loss, routing loss), (2,) float32."""
+        clip, timestep, noise = (x.to(self.accelerator.device) for x in (clip, timestep, noise))
+        loss = flow_matching_loss(self.wrapped, clip, timestep, noise)
+        routing = self._routing_loss(loss)
+        self.accelerator.backward(loss + routing)
+        return torch.stack([loss.detach(), routing.detach()]).float()
+
+    def _routing_loss(self, like: Tensor) -> Tensor:
+        """Budget and entropy terms of the last forward pass; 0 where no router trains."""
+        settings, logits = self.config.routing, self.model.routing_logits
+        if settings.mode == "off" or all(layer is None for layer in logits):
+            return torch.zeros_like(like)
+        costs = self.model.routing_costs(self.grid)
+        *cheap, dense = costs
+        even = sum(cheap) / len(cheap) / dense
+        return routing_loss(
+            logits,
+            costs,
+            budget=even if settings.budget is None else settings.budget,
+            budget_weight=settings.budget_weight,
+            entropy_weight=settings.entropy_weight * (1 - self.progress),
+        )
+
+    def _clip_gradients(self, losses: list[Tensor]) -> float:
+        """Clip by norm; returns the norm before. Raises TrainingError where it or a loss is not finite."""
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimizer.max_grad_norm)
+        loss, norm = self._mean(losses)[0], float(norm if norm is not None else 0)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            kept = (
+                f"{self._checkpoints} keeps step {self.saved_step}" if self.saved_step else "no checkpoint was written yet"
+            )
+            raise TrainingError(
+                f"loss is {loss} and its gradient's norm {norm} at step {self.step + 1}; finite numbers are allowed: lower "
+                f'the learning rate, lengthen the warm-up, or train with precision="fp32"; {kept}'
+            )
+        return norm
+
+    def _mean(self, losses: list[Tensor]) -> tuple[float, float]:
+        """(flow-matching loss, routing loss) over forward passes and processes."""
+        mean = self.accelerator.reduce(torch.stack(losses).mean(0), "mean")
+        assert isinstance(mean, Tensor)
+        return float(mean[0]), float(mean[1])
+
+    def _advance_clock(self) -> None:
+        run = self.config.run
+        self.seconds, self.progress = time.perf_counter() - self._began, self.step / run.max_steps
+        if run.max_seconds is not None:
+            # One clock for all processes, else some would stop a step before others.
+            clock = broadcast(torch.tensor(self.seconds, device=self.accelerator.device))
+            assert isinstance(clock, Tensor)
+            self.seconds = float(clock)
+            self.progress = max(self.progress, self.seconds / run.max_seconds)
+        self.progress = min(self.progress, 1.0)
+
+    def _check_resumable(self, path: Path, state: dict[str, Any]) -> None:
+        # Through JSON, which makes lists of tuples.
+        now = _fixed_fields(json.loads(json.dumps(self.config.to_dict())))
+        then = _fixed_fields(state["config"])
+        changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+        if state["clips_per_step"] != self.clips_per_step:
+            now["clips_per_step"], then["clips_per_step"] = self.clips_per_step, state["clips_per_step"]
+            changed.append("clips_per_step")
+        if changed:
+            listed = ", ".join(f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in changed)
+            raise CheckpointError(
+                f"{path} was made by another run: {listed}; resume with the same, or choose an empty output folder"
+            )
+        if state["data"] != self.source.fingerprint():
+            logger.warning("the videos are not those that %s was trained on; clips differ from here on", path)
+
+
+def _fixed_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields that decide what a run computes, by dotted name."""
+    fields = {}
+    for section, values in config.items():
+        free = MAY_CHANGE.get(section)
+        if free == ():
+            continue
+        for name, value in values.items():
+            if free is None or name not in free:
+                fields[f"{section}.{name}"] = value
+    return fields
+
+
+def _build_model(arguments: dict[str, Any]) -> nn.Module:
+    from freqformer.models.transformer import FreqFormerTransformer3DModel
+
+    allowed = set(inspect.signature(FreqFormerTransformer3DModel).parameters)
+    unknown = sorted(set(arguments) - allowed)
+    if unknown:
+        raise ValueError(f"model has unknown arguments {unknown}; allowed are {sorted(allowed)}: remove or rename them")
+    return FreqFormerTransformer3DModel(**arguments)
+
+
+def _adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    settings = config.optimizer
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=settings.learning_rate, betas=settings.betas
+    )
+
+
+def _source(config: DataConfig, seed: int) -> ClipSource:
+    if config.path is None:
+        from freqformer.training.synthetic import SyntheticClips
+
+        return SyntheticClips(seed, num_frames=config.num_frames, height=config.height, width=config.width)
+    from freqformer.training.data import ClipFolder
+
+    return ClipFolder(config, seed)
