@@ -18,7 +18,7 @@ from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid, tile_layout
 from freqformer.ops.block_sparse import Impl
 from freqformer.ops.branches import Branches
-from freqformer.ops.checks import check_options, check_tensors, row_bands
+from freqformer.ops.checks import check_options, check_parameters, check_tensors, row_bands
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.tokens import TokenOrder, reorder, rms_norm, rotate
 from freqformer.plan import AttentionPlan, Selection, build_plan
@@ -83,7 +83,8 @@ def frequency_attention(
         ValueError: for shapes, dtypes, bands or options that do not fit, naming the argument and the remedy.
     """
     check_tensors(query, key, value, grid, num_text_tokens, text_mask)
-    check_options(config, parameters, token_order, impl)
+    check_parameters(parameters, query, grid, config)
+    check_options(config, selection, token_order, impl)
     plan = _plan_for(query, grid, config, num_text_tokens, parameters, plan)
     call = Branches((query, key, value), text_mask, plan, parameters, token_order, _resolve(impl, query.device.type))
     return call.output(row_bands(allocation, query), selection)

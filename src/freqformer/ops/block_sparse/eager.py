@@ -140,7 +140,7 @@ class _GatherAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value, extra_key, extra_value, extra_bias, out = ctx.saved_tensors
         tiles, wide = ctx.tiles, extra_bias.dtype
         scale = query.shape[-1] ** -0.5

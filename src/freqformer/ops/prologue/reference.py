@@ -134,7 +134,7 @@ def _band_features(query: Tensor, key: Tensor, value: Tensor, band: Band, rows: 
     else:
         gains = value.new_tensor(ONE_HOT[band])
         if features == "gains":
-            assert rows.parameters is not None  # check_options asks for them
+            assert rows.parameters is not None  # check_parameters asks for them
             assert rows.parameters.gains is not None
             gains = rows.parameters.gains[rows.heads]
         passed = (rows.passed(query, gains), rows.passed(key, gains), rows.passed(value, gains))
