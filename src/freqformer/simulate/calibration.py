@@ -1,0 +1,71 @@
+"""What kernels achieve of a machine's figures: one record per machine, fitted from committed measurements."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from freqformer.simulate.hardware import Hardware
+from freqformer.simulate.profiles import check_number, known_profiles, read_profile, record
+
+REFERENCE = "h200"
+"""The machine whose fractions stand in for one that was not measured."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Achieved fractions of the kernels on one machine.
+
+    Raises:
+        ProfileError: for a value out of range.
+    """
+
+    name: str
+    """The machine that the values were measured on."""
+    dense_rate: float
+    """Of `matrix_flops`, dense attention."""
+    attention_rate: float
+    """Of `matrix_flops`, the key loop of the fused launch at head_dim 128, executed FLOPs."""
+    attention_item_blocks: float
+    """What starting and ending a work item costs, in blocks of 128 keys."""
+    attention_slots: float
+    """Work items that run at once on one processor."""
+    softmax_channels: float
+    """A block's softmax costs as much as the products of this many channels: small heads run at a lower rate."""
+    linear_rate: float
+    """Of `matrix_flops`, projections and feed-forward networks."""
+    selection_rate: float
+    """Of `vector_flops`, tile scores and the choice of the best."""
+    prologue_bandwidth: float
+    """Of `memory_bandwidth`; so are merge, router and elementwise."""
+    merge_bandwidth: float
+    router_bandwidth: float
+    elementwise_bandwidth: float
+    link_bandwidth: float
+    """Of the interconnect's bandwidth, collectives."""
+    sources: dict[str, str]
+    """Where each value comes from."""
+    fit: dict[str, Any]
+    """What the fit and the hold-out say, from `calibrate`; empty where nothing was fitted."""
+    transferred: bool
+    """Whether the machine at hand is another one than the values were measured on."""
+
+    def __post_init__(self) -> None:
+        ranges = {"attention_item_blocks": (0, 1e4), "softmax_channels": (0, 1e4), "attention_slots": (1, 64)}
+        for field in fields(self):
+            if field.type == "float":
+                check_number(field.name, getattr(self, field.name), *ranges.get(field.name, (1e-6, 2)))
+
+
+def load_calibration(hardware: Hardware | str | Path) -> Calibration:
+    """The calibration of a machine, or of a JSON file; a machine without its own takes the H200's fractions, and says so.
+
+    Raises:
+        ProfileError: for an unreadable file, a missing field or a value out of range.
+    """
+    wanted = hardware.name if isinstance(hardware, Hardware) else hardware
+    known = wanted in known_profiles("calibration") or not isinstance(hardware, Hardware)
+    short, values = read_profile("calibration", wanted if known else REFERENCE)
+    calibration = record(Calibration, values, f"calibration/{short}", name=short, transferred=False)
+    return calibration if known else replace(calibration, transferred=True)

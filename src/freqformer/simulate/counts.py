@@ -1,0 +1,294 @@
+"""Exact counts of one attention layer: FLOPs and bytes of every stage, from the plan alone.
+
+A multiply-add counts as two FLOPs. Useful counts are of tokens that exist; executed counts are of what kernels compute,
+tokens rounded up to blocks of 128. Derivation: docs/complexity.md.
+
+Shape legend: N video tokens, X text tokens in the sequence, M low tokens, T tiles, C summary cells, H heads, D head_dim,
+e bytes of an element.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from freqformer.bands import low_box, low_grid
+from freqformer.config import Band
+from freqformer.grid import TILE_SLOTS, TileLayout
+from freqformer.plan import AttentionPlan, Flops
+from freqformer.routing import RoutingNetwork
+
+BACKWARD_FACTOR = 2.5
+"""Backward over forward of softmax attention: five matrix products (the scores again, dV, dP, dQ, dK) against two."""
+NORM_FLOPS, ROTARY_FLOPS = 4, 3
+"""Per channel: square, add, two products; and two products and a sum of a pair's half."""
+STATISTIC_BYTES = 4
+"""Tile means, scores and lists are 32 bits wide, whatever the type of the features."""
+
+
+@dataclass(frozen=True)
+class StageCounts:
+    """One stage of the layer: all heads, one sample."""
+
+    flops: float
+    """Useful."""
+    executed: float
+    read_bytes: float
+    """Every input once."""
+    write_bytes: float
+    launches: int
+
+    @property
+    def bytes(self) -> float:
+        """Inputs read once and outputs written once."""
+        return self.read_bytes + self.write_bytes
+
+
+@dataclass(frozen=True)
+class LayerCounts:
+    """Everything that one attention layer does, from projected queries, keys and values to its output."""
+
+    stages: dict[str, StageCounts]
+    """prologue, selection, attention and merge; router where it runs live."""
+    band_flops: dict[str, Flops]
+    """Attention FLOPs of the heads in each band, by the band's name."""
+    kv_bytes: int
+    """Keys and values that blocks of queries read, without reuse between them."""
+    summary_bytes: float
+    """Keys and values of summary tokens: what bands tell one another."""
+    workspace_bytes: float
+    """Buffers beside q, k, v and out."""
+
+    @property
+    def flops(self) -> float:
+        """Useful, all stages."""
+        return sum(stage.flops for stage in self.stages.values())
+
+    @property
+    def bytes(self) -> float:
+        """All stages, every tensor once."""
+        return sum(stage.bytes for stage in self.stages.values())
+
+    @property
+    def backward_flops(self) -> float:
+        """Useful FLOPs of the backward pass: attention's five products, and the transposes of the linear stages."""
+        linear = sum(self.stages[name].flops for name in ("prologue", "merge"))
+        return BACKWARD_FACTOR * self.stages["attention"].flops + linear
+
+
+def layer_counts(
+    plan: AttentionPlan, allocation: Sequence[int], *, element_size: int = 2, live_router: bool = False
+) -> LayerCounts:
+    """Count one FreqFormer attention layer.
+
+    Args:
+        plan: of the grid, configuration and text.
+        allocation: the band of every head.
+        element_size: bytes of an element of q, k and v.
+        live_router: whether the routing network runs; False with a fixed allocation or a frozen table.
+
+    Raises:
+        ValueError: for an allocation that is not the plan's.
+    """
+    total = plan.flops(allocation)  # refuses a wrong allocation
+    heads = Counter(Band(int(band)) for band in allocation)
+    stages = {
+        "prologue": _prologue(plan, heads, element_size),
+        "selection": _selection(plan, heads),
+        "attention": _attention(plan, heads, total, element_size),
+        "merge": _merge(plan, heads, element_size),
+    }
+    if live_router:
+        stages["router"] = _router(plan, element_size)
+    costs = {band: plan.band_flops(band) for band in heads}
+    return LayerCounts(
+        stages=stages,
+        band_flops={
+            band.name.lower(): Flops(costs[band].useful * count, costs[band].executed * count)
+            for band, count in sorted(heads.items())
+        },
+        kv_bytes=plan.kv_bytes(allocation, element_size),
+        summary_bytes=sum(count * summary_keys(plan, band) for band, count in heads.items()) * _pair(plan, element_size),
+        workspace_bytes=workspace_bytes(plan, heads, element_size),
+    )
+
+
+def dense_counts(num_tokens: int, heads: int, head_dim: int, *, element_size: int = 2) -> LayerCounts:
+    """Count dense attention over the same tokens, text included: 4 N² D FLOPs a head, one launch.
+
+    Args:
+        num_tokens: video and text tokens.
+        heads, head_dim: of the attention.
+        element_size: bytes of an element.
+    """
+    blocks = -(-num_tokens // TILE_SLOTS)
+    useful = 4.0 * num_tokens**2 * head_dim * heads
+    executed = 4 * blocks**2 * TILE_SLOTS**2 * head_dim * heads
+    tensor = float(num_tokens * heads * head_dim * element_size)
+    zero = StageCounts(0, 0, 0, 0, 0)
+    attention = StageCounts(useful, executed, 3 * tensor, tensor, 1)
+    return LayerCounts(
+        stages={"prologue": zero, "attention": attention, "merge": zero},
+        band_flops={"dense": Flops(useful, executed)},
+        kv_bytes=2 * blocks**2 * TILE_SLOTS * heads * head_dim * element_size,
+        summary_bytes=0,
+        workspace_bytes=0,
+    )
+
+
+def summary_keys(plan: AttentionPlan, band: Band) -> int:
+    """Summary tokens that a head in `band` sees."""
+    return sum(plan.extra_segments(band)[1:4])
+
+
+def _pair(plan: AttentionPlan, element_size: int) -> int:
+    """Bytes of one key and its value."""
+    return 2 * plan.head_dim * element_size
+
+
+def _video(plan: AttentionPlan) -> int:
+    return plan.layout.grid.num_tokens
+
+
+def _exact_heads(heads: Counter[Band]) -> int:
+    return sum(count for band, count in heads.items() if band != Band.LOW)
+
+
+def _selects(plan: AttentionPlan) -> bool:
+    """Whether MID lists are chosen by data."""
+    return plan.mid_lists is None and plan.mid_capacity < plan.layout.num_tiles
+
+
+def _prologue(plan: AttentionPlan, heads: Counter[Band], element_size: int) -> StageCounts:
+    """Norm, rotary embedding, tile order, low tokens, tile means, summaries."""
+    total, text, exact, low = sum(heads.values()), plan.num_text_tokens, _exact_heads(heads), heads[Band.LOW]
+    video, channels, scored = _video(plan), plan.head_dim * _video(plan), heads[Band.MID] if _selects(plan) else 0
+    tables = STATISTIC_BYTES * channels  # cosines and sines of half the channels each, shared by all heads
+    read = 3 * total * (video + text) * plan.head_dim * element_size + tables
+    # With text, LOW heads write exact keys and values too: text queries see them.
+    rows = 3 * exact * video + low * (3 * plan.num_low_tokens + (2 * video if text else 0)) + 3 * total * text
+    write = rows * plan.head_dim * element_size + scored * 2 * plan.layout.num_tiles * plan.head_dim * STATISTIC_BYTES
+    write += sum(count * summary_keys(plan, band) for band, count in heads.items()) * _pair(plan, element_size)
+    flops = total * 2 * channels * (NORM_FLOPS + ROTARY_FLOPS) + low * 3 * compress_flops(plan) + scored * 2 * channels
+    flops += _summary_flops(plan, heads)
+    return StageCounts(flops, flops, float(read), float(write), 2)
+
+
+def _summary_flops(plan: AttentionPlan, heads: Counter[Band]) -> float:
+    """Sums over cells, and for learned summaries the bands and the pooling."""
+    if plan.cells.num_cells == 0:
+        return 0.0
+    channels = plan.head_dim * _video(plan)
+    flops = 2.0 * channels * sum(count for band, count in heads.items() if band in (Band.MID, Band.HIGH))
+    if plan.learned_summaries:
+        seen = {Band.LOW: 2, Band.MID: 1, Band.HIGH: 1}
+        for band, count in seen.items():
+            # Keys and values: one transform, one inverse per band seen; scores, weighting and sums: 2 + 4 a channel.
+            flops += heads[band] * (2 * (1 + count) * dct_flops(plan) + count * 6 * channels)
+    return flops
+
+
+def _selection(plan: AttentionPlan, heads: Counter[Band]) -> StageCounts:
+    """Scores of all tile pairs, and the lists."""
+    rows = heads[Band.MID] if _selects(plan) else 0
+    tiles, cells = plan.layout.num_tiles, plan.cells.num_cells
+    flops = 2.0 * rows * tiles**2 * plan.head_dim
+    read = 2 * rows * tiles * plan.head_dim * STATISTIC_BYTES
+    write = rows * tiles * (plan.mid_capacity + cells) * STATISTIC_BYTES
+    return StageCounts(flops, flops, float(read), float(write), int(rows > 0))
+
+
+def _attention(plan: AttentionPlan, heads: Counter[Band], total: Flops, element_size: int) -> StageCounts:
+    """The one launch: queries, keys, values and lists once, outputs and log-sum-exps once."""
+    read = write = statistics = 0
+    text, video = plan.num_text_tokens, _video(plan)
+    for band, count in heads.items():
+        queries = (plan.num_low_tokens if band == Band.LOW else video) + text
+        exact = 0 if band == Band.LOW and not text else video
+        keys = exact + sum(plan.extra_segments(band))
+        read += count * (queries * plan.head_dim * element_size + keys * _pair(plan, element_size))
+        write += count * queries * plan.head_dim * element_size
+        statistics += count * queries
+    if _selects(plan):
+        read += heads[Band.MID] * plan.layout.num_tiles * (plan.mid_capacity + plan.cells.num_cells) * STATISTIC_BYTES
+    # Text queries are split over keys and joined by a second small launch.
+    return StageCounts(total.useful, total.executed, read, write + statistics * STATISTIC_BYTES, 2 if text else 1)
+
+
+def _merge(plan: AttentionPlan, heads: Counter[Band], element_size: int) -> StageCounts:
+    """Outputs of LOW heads back to all tokens."""
+    low = heads[Band.LOW]
+    frames, rows, _ = plan.layout.grid.shape
+    _, low_rows, low_columns = low_grid(plan.layout, plan.config)
+    # Separable linear interpolation, time first: two products an output of each axis.
+    outputs = frames * low_rows * low_columns + frames * rows * low_columns + _video(plan)
+    flops = 4.0 * low * outputs * plan.head_dim
+    if plan.config.low_output == "synthesis":
+        flops = float(low * compress_flops(plan))
+    read = low * plan.num_low_tokens * plan.head_dim * element_size
+    write = low * _video(plan) * plan.head_dim * element_size
+    return StageCounts(flops, flops, float(read), float(write), int(low > 0))
+
+
+def _router(plan: AttentionPlan, element_size: int) -> StageCounts:
+    """Band energies of queries and keys, roughness of the input, and the network."""
+    width, video = plan.num_heads * plan.head_dim, _video(plan)
+    with torch.device("meta"):
+        network = RoutingNetwork(plan.num_heads)
+    products = sum(2 * layer.weight.numel() for layer in network.layers if isinstance(layer, nn.Linear))
+    flops = 2.0 * plan.num_heads * (dct_flops(plan) + 2 * video * plan.head_dim) + 9.0 * video * width
+    flops += plan.num_heads * products
+    # Measured rather than fused: statistics and network are PyTorch operations, about this many launches.
+    return StageCounts(flops, flops, 3.0 * video * width * element_size, plan.num_heads * 8.0 * STATISTIC_BYTES, 30)
+
+
+def dct_flops(plan: AttentionPlan) -> float:
+    """FLOPs of the separable block DCT of one head's tokens."""
+    layout = plan.layout
+    squares = [sum(n * n for n in layout.extents(axis)) for axis in range(3)]
+    pairs = sum(_video(plan) * square / extent for square, extent in zip(squares, layout.grid.shape, strict=True))
+    return 2.0 * pairs * plan.head_dim
+
+
+def compress_flops(plan: AttentionPlan) -> float:
+    """FLOPs of the low tokens of one head's tokens, width first, then height, then time."""
+    layout = plan.layout
+    frames, rows, _ = layout.grid.shape
+    _, low_rows, low_columns = low_grid(layout, plan.config)
+    pairs = [_sample_pairs(layout, low_box(layout.tile, plan.config.compression)[axis], axis) for axis in range(3)]
+    products = frames * rows * pairs[2] + frames * low_columns * pairs[1] + low_rows * low_columns * pairs[0]
+    return 2.0 * products * plan.head_dim
+
+
+def _sample_pairs(layout: TileLayout, side: int, axis: int) -> int:
+    """Sum over tiles along an axis of (low samples x extent)."""
+    return sum(min(side, n) * n for n in layout.extents(axis))
+
+
+def workspace_bytes(plan: AttentionPlan, heads: Counter[Band], element_size: int) -> float:
+    """Bytes of the buffers between the launches: queries, keys and values of every row in tile order with their low and
+    summary tokens, outputs of low tokens, lists, biases, statistics and log-sum-exps."""
+    rows, text, video = sum(heads.values()), plan.num_text_tokens, _video(plan)
+    wide = (video + text) + 2 * key_rows(plan) + plan.num_low_tokens
+    narrow = video + text + 3 * plan.layout.num_tiles * plan.head_dim
+    if _selects(plan):
+        narrow += plan.layout.num_tiles * (plan.mid_capacity + plan.cells.num_cells)
+    return float(rows * (wide * plan.head_dim * element_size + narrow * STATISTIC_BYTES))
+
+
+def key_rows(plan: AttentionPlan) -> int:
+    """Rows of a head's key buffer: every segment and 128 zero rows behind each."""
+    cells, text = plan.cells.num_cells, plan.num_text_tokens
+    learned = cells if plan.learned_summaries else 0
+    exact = _video(plan) if text and plan.config.band_features != "full" else 0
+    segments = (_video(plan), plan.num_low_tokens, cells, learned, learned, text, exact)
+    return sum(length + TILE_SLOTS for length in segments if length)
+
+
+def query_lists(plan: AttentionPlan, band: Band) -> Tensor | None:
+    """The static lists of a MID or HIGH head, or None where data chooses them or there are none."""
+    return {Band.MID: plan.mid_lists, Band.HIGH: plan.high_lists}.get(band)

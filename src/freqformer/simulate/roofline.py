@@ -1,0 +1,170 @@
+"""Time of every stage: the larger of compute and memory time, plus launches; work items of attention are scheduled.
+
+Derivation: docs/complexity.md.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from freqformer.config import Band
+from freqformer.grid import TILE_SLOTS
+from freqformer.plan import AttentionPlan
+from freqformer.simulate.calibration import Calibration
+from freqformer.simulate.counts import LayerCounts, StageCounts
+from freqformer.simulate.hardware import Hardware
+from freqformer.simulate.schedule import makespan
+
+REFERENCE_CHANNELS = 128
+"""The head_dim at which attention rates are measured."""
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """Time of one stage."""
+
+    compute_s: float
+    memory_s: float
+    launch_s: float
+    traffic_bytes: float
+    """Bytes that pass main memory."""
+
+    @property
+    def seconds(self) -> float:
+        """Compute and memory overlap; launches do not."""
+        return max(self.compute_s, self.memory_s) + self.launch_s
+
+    @property
+    def bound(self) -> str:
+        """What takes the time: compute, memory or launches."""
+        parts = {"compute": self.compute_s, "memory": self.memory_s, "launches": self.launch_s}
+        return max(parts, key=lambda name: parts[name])
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine and what kernels achieve of it."""
+
+    hardware: Hardware
+    calibration: Calibration
+
+    def attention_rate(self, head_dim: int, fraction: float) -> float:
+        """FLOP/s of attention with heads of this size, from the fraction achieved with heads of 128."""
+        softmax = self.calibration.softmax_channels
+        small = head_dim / (head_dim + softmax) * (REFERENCE_CHANNELS + softmax) / REFERENCE_CHANNELS
+        return self.hardware.matrix_flops * fraction * small
+
+    def memory_time(self, traffic: float, fraction: float) -> float:
+        """Seconds to move `traffic` bytes at a fraction of the memory bandwidth."""
+        return traffic / (self.hardware.memory_bandwidth * fraction)
+
+    def layer(self, plan: AttentionPlan, allocation: Sequence[int], counts: LayerCounts) -> dict[str, StageTime]:
+        """Time of every stage of a FreqFormer layer, forward."""
+        bands = tuple(sorted((Band(band), count) for band, count in Counter(allocation).items()))
+        times = {"attention": self._attention(plan, bands, counts)}
+        achieved, vector = self.calibration, self.hardware.vector_flops
+        for name, fraction, rate in (
+            ("prologue", achieved.prologue_bandwidth, vector),
+            ("selection", achieved.elementwise_bandwidth, vector * achieved.selection_rate),
+            ("merge", achieved.merge_bandwidth, vector),
+            ("router", achieved.router_bandwidth, vector),
+        ):
+            if name in counts.stages:
+                times[name] = self._stage(counts.stages[name], rate, fraction)
+        return {name: times[name] for name in counts.stages}
+
+    def dense(self, counts: LayerCounts, head_dim: int) -> StageTime:
+        """Time of dense attention over the same tokens."""
+        stage = counts.stages["attention"]
+        rate = self.attention_rate(head_dim, self.calibration.dense_rate)
+        return StageTime(
+            compute_s=stage.flops / rate,
+            memory_s=self.memory_time(stage.bytes, self.calibration.elementwise_bandwidth),
+            launch_s=stage.launches * self.hardware.launch_s,
+            traffic_bytes=stage.bytes,
+        )
+
+    def linear(self, flops: float, traffic: float, launches: int) -> StageTime:
+        """Time of matrix products."""
+        return StageTime(
+            compute_s=flops / (self.hardware.matrix_flops * self.calibration.linear_rate),
+            memory_s=self.memory_time(traffic, self.calibration.elementwise_bandwidth),
+            launch_s=launches * self.hardware.launch_s,
+            traffic_bytes=traffic,
+        )
+
+    def elementwise(self, traffic: float, launches: int) -> StageTime:
+        """Time of operations that only move data."""
+        seconds = self.memory_time(traffic, self.calibration.elementwise_bandwidth)
+        return StageTime(0.0, seconds, launches * self.hardware.launch_s, traffic)
+
+    def _stage(self, stage: StageCounts, rate: float, fraction: float) -> StageTime:
+        return StageTime(
+            compute_s=stage.executed / rate,
+            memory_s=self.memory_time(stage.bytes, fraction),
+            launch_s=stage.launches * self.hardware.launch_s,
+            traffic_bytes=stage.bytes,
+        )
+
+    def _attention(self, plan: AttentionPlan, bands: tuple[tuple[Band, int], ...], counts: LayerCounts) -> StageTime:
+        stage, achieved = counts.stages["attention"], self.calibration
+        slots = round(self.hardware.processors * achieved.attention_slots)
+        rate = self.attention_rate(plan.head_dim, achieved.attention_rate) / slots
+        block = 4 * TILE_SLOTS**2 * plan.head_dim / rate
+        items = [((length + achieved.attention_item_blocks) * block, count) for length, count in work_items(plan, bands)]
+        traffic = stage.bytes + sum(heads * self._refetched(plan, band, slots) for band, heads in bands)
+        return StageTime(
+            compute_s=makespan(items, slots),
+            memory_s=self.memory_time(traffic, achieved.elementwise_bandwidth),
+            launch_s=stage.launches * self.hardware.launch_s,
+            traffic_bytes=traffic,
+        )
+
+    def _refetched(self, plan: AttentionPlan, band: Band, slots: int) -> float:
+        """Bytes of keys and values of one head that are read from main memory again, since the L2 cache lost them."""
+        pair = 2 * plan.head_dim * self.hardware.element_size
+        streamed = int(plan.key_blocks(band).sum()) * TILE_SLOTS * pair
+        keys = sum(plan.extra_segments(band)) + (0 if band == Band.LOW else plan.layout.grid.num_tokens)
+        working = working_set(plan, band, slots) * pair
+        kept = min(1.0, self.hardware.l2_bytes / working) if working else 1.0
+        return max(0.0, streamed - keys * pair) * (1 - kept)
+
+
+def work_items(plan: AttentionPlan, bands: tuple[tuple[Band, int], ...]) -> list[tuple[int, int]]:
+    """Work items of the launch, longest first: (blocks of 128 keys, how many). Text queries' lists are split to the
+    longest of the video's."""
+    return list(_work_items(plan, bands))
+
+
+@lru_cache(maxsize=1024)
+def _work_items(plan: AttentionPlan, bands: tuple[tuple[Band, int], ...]) -> tuple[tuple[int, int], ...]:
+    items: Counter[int] = Counter()
+    text = -(-plan.num_text_tokens // TILE_SLOTS)
+    longest = max(int(plan.key_blocks(band)[: -text or None].max()) for band, _ in bands)
+    for band, heads in bands:
+        lengths, counts = plan.key_blocks(band).unique(return_counts=True)
+        for length, count in zip(lengths.tolist(), counts.tolist(), strict=True):
+            pieces = -(-length // max(longest, 1))
+            for piece in range(pieces):
+                share = length * (piece + 1) // pieces - length * piece // pieces
+                items[share] += count * heads
+    return tuple(sorted(items.items(), reverse=True))
+
+
+def working_set(plan: AttentionPlan, band: Band, slots: int) -> float:
+    """Keys that the work items of one head that run at the same time read, on average for lists that data chooses."""
+    tiles, extra = plan.layout.num_tiles, sum(plan.extra_segments(band))
+    if band == Band.LOW:
+        return extra
+    lists = {Band.MID: plan.mid_lists, Band.HIGH: plan.high_lists}.get(band)
+    running = min(slots, tiles)
+    if lists is None:
+        kept = tiles if band == Band.DENSE else plan.mid_capacity
+        seen = tiles * (1 - (1 - kept / tiles) ** running)
+    else:
+        middle = lists[(tiles - running) // 2 :][:running]
+        seen = len(middle[middle >= 0].unique())
+    return seen * TILE_SLOTS + extra

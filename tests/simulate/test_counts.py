@@ -1,0 +1,213 @@
+"""Exact counts against brute force: masks, tensors that the operation really makes, and PyTorch's FLOP counter."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from freqformer import Band, FreqFormerConfig, Grid, build_plan
+from freqformer.bands import compress
+from freqformer.grid import tile_layout
+from freqformer.ops.block_sparse.reference import attend_dense
+from freqformer.ops.key_layout import key_layout
+from freqformer.ops.prologue import prepare
+from freqformer.patterns import topk_tiles
+from freqformer.plan import AttentionPlan
+from freqformer.simulate.counts import compress_flops, dense_counts, key_rows, layer_counts
+
+HEAD_DIM = 8
+
+
+def scenario(seed: int, pattern: str | None = None) -> tuple[AttentionPlan, list[int]]:
+    """A random small plan and allocation; the pattern is fixed unless one is named."""
+    rng = random.Random(seed)
+    grid = Grid(rng.randint(1, 6), rng.randint(1, 13), rng.randint(1, 17))
+    config = FreqFormerConfig(
+        tile=rng.choice([None, (1, 3, 4), (2, 2, 3), (4, 4, 8)]),
+        compression=rng.choice([8, 32, 128]),
+        mid_pattern=pattern or rng.choice(["axial", "radial"]),
+        mid_tiles=rng.choice([1, 2, 5]),
+        radial_radius=rng.randint(0, 3),
+        window=(rng.randint(1, 4), rng.randint(1, 4), rng.randint(1, 4)),
+        summary_tokens=rng.choice([0, 3, 64]),
+    )
+    plan = build_plan(
+        grid,
+        config,
+        num_heads=4,
+        head_dim=HEAD_DIM,
+        num_text_tokens=rng.choice([0, 0, 7, 130]),
+        learned_summaries=rng.random() < 0.5,
+    )
+    return plan, [rng.randrange(4) for _ in range(4)]
+
+
+def seen_tiles(plan: AttentionPlan, band: Band, query: int) -> list[int]:
+    """Key tiles of one query tile, straight from design.md's words."""
+    layout, config = plan.layout, plan.config
+    places = layout.coordinates().tolist()
+    t, h, w = places[query]
+
+    def inside(place: list[int], window: tuple[int, int, int]) -> bool:
+        for own, other, total, width in zip(places[query], place, layout.tiles, window, strict=True):
+            start = min(max(own - (width - 1) // 2, 0), max(0, total - width))
+            if not start <= other < start + min(width, total):
+                return False
+        return True
+
+    def kept(place: list[int]) -> bool:
+        if band == Band.DENSE:
+            return True
+        if band == Band.HIGH:
+            return inside(place, config.window)
+        if config.mid_pattern == "axial":
+            own_time = place[0] == t and inside(place, (layout.tiles[0], *config.window[1:]))
+            return place[1:] == [h, w] or own_time
+        halvings = (abs(place[0] - t) + 1).bit_length() - 1
+        return max(abs(place[1] - h), abs(place[2] - w)) <= config.radial_radius * 2.0**-halvings
+
+    return [tile for tile, place in enumerate(places) if kept(place)]
+
+
+def brute_force(plan: AttentionPlan, allocation: list[int]) -> tuple[int, int, int]:
+    """Useful pairs, executed blocks and blocks of keys read, counted query by query."""
+    counts, text = plan.layout.counts.tolist(), plan.num_text_tokens
+    video, cells = sum(counts), plan.cells.num_cells
+    pairs = blocks = 0
+    for band in map(Band, allocation):
+        extras = [plan.num_low_tokens] if band == Band.LOW else []
+        for other in (Band.LOW, Band.MID, Band.HIGH):
+            if band not in (other, Band.DENSE) and (other == Band.LOW or plan.learned_summaries):
+                extras.append(cells)
+        extras.append(text)
+        extra_blocks = sum(-(-extra // 128) for extra in extras)
+        if band == Band.LOW:
+            pairs += plan.num_low_tokens * sum(extras)
+            blocks += -(-plan.num_low_tokens // 128) * extra_blocks
+        else:
+            for query, own in enumerate(counts):
+                tiles = seen_tiles(plan, band, query)
+                pairs += own * (sum(counts[tile] for tile in tiles) + sum(extras))
+                blocks += len(tiles) + extra_blocks
+        pairs += text * (video + text)
+        blocks += -(-text // 128) * (len(counts) + -(-text // 128))
+    return pairs, blocks, blocks
+
+
+@pytest.mark.parametrize("start", range(0, 200, 50))
+def test_flops_and_bytes_equal_brute_force(start):
+    """200 random scenarios with fixed patterns: useful and executed FLOPs and KV bytes, no difference."""
+    for seed in range(start, start + 50):
+        plan, allocation = scenario(seed)
+        counts = layer_counts(plan, allocation)
+        pairs, executed, read = brute_force(plan, allocation)
+        attention = counts.stages["attention"]
+        assert attention.flops == 4 * HEAD_DIM * pairs, seed
+        assert attention.executed == 4 * HEAD_DIM * 128 * 128 * executed, seed
+        assert counts.kv_bytes == 2 * 2 * HEAD_DIM * 128 * read, seed
+        assert sum(flops.useful for flops in counts.band_flops.values()) == attention.flops, seed
+
+
+def test_prologue_and_merge_bytes_are_those_of_real_tensors():
+    """What the reference prologue makes, tensor by tensor, is what the counts say is written; so is what merge reads."""
+    for seed in range(40):
+        plan, allocation = scenario(seed, random.Random(seed).choice(["topk", "axial"]))
+        if plan.num_text_tokens or plan.learned_summaries:
+            continue  # copies of text are the fused path's own; pooling needs learned parameters
+        written = selection = low_out = 0
+        for band, heads in Counter(map(Band, allocation)).items():
+            rows = torch.randn(heads, plan.layout.grid.num_tokens, HEAD_DIM)
+            if band == Band.DENSE:
+                written += 3 * rows.nbytes
+                continue
+            made = prepare(
+                rows, rows, rows, band=band, plan=plan, heads=torch.arange(heads), parameters=None, token_order="raster"
+            )
+            tensors = [made.query, made.key, made.value, made.extra_key, made.extra_value]
+            written += sum(x.nbytes for x in tensors if x is not None)
+            if made.selection_means is not None and plan.mid_capacity < plan.layout.num_tiles:
+                selection += sum(x.nbytes for x in made.selection_means)
+            low_out += made.query.nbytes if band == Band.LOW else 0
+        counts = layer_counts(plan, allocation, element_size=4)
+        assert counts.stages["prologue"].write_bytes == written + selection, seed
+        assert counts.stages["selection"].read_bytes == selection, seed
+        assert counts.stages["merge"].read_bytes == low_out, seed
+
+
+def test_topk_expectation_is_that_of_drawn_selections():
+    """Useful FLOPs with top-k: the mean of 100 drawn selections is within 1% on ragged grids."""
+    generator = torch.Generator().manual_seed(3)
+    for grid, kept in ((Grid(5, 9, 13), 3), (Grid(3, 11, 10), 7), (Grid(7, 7, 7), 2)):
+        config = FreqFormerConfig(tile=(2, 4, 4), mid_tiles=kept, summary_tokens=0)
+        plan = build_plan(grid, config, num_heads=1, head_dim=HEAD_DIM)
+        counts = plan.layout.counts
+        assert int(counts.min()) < int(counts.max())
+        means = torch.randn(2, 100, plan.layout.num_tiles, 16, generator=generator)
+        lists = topk_tiles(means[0], means[1], kept)
+        drawn = (counts[lists].sum(-1) * counts).sum(-1).double().mean() * 4 * HEAD_DIM
+        expected = layer_counts(plan, [Band.MID]).stages["attention"].flops
+        assert abs(float(drawn) / expected - 1) <= 0.01
+
+
+def test_dense_and_low_equal_pytorchs_counter():
+    """The math path's matrix products, forward and backward (which scores are recomputed in, twice more)."""
+    plan = build_plan(Grid(3, 9, 10), FreqFormerConfig(), num_heads=2, head_dim=HEAD_DIM)
+    query, key = (torch.randn(2, 270, HEAD_DIM, requires_grad=True) for _ in range(2))
+    with FlopCounterMode(display=False) as counter:
+        out = attend_dense(query, key, key, None)
+    counted = dense_counts(270, 2, HEAD_DIM)
+    assert counter.get_total_flops() == counted.flops
+    with FlopCounterMode(display=False) as counter:
+        out.sum().backward()
+    recomputed = counted.flops / 2
+    assert counter.get_total_flops() + recomputed == counted.backward_flops
+
+    low = torch.randn(1, plan.num_low_tokens, HEAD_DIM)
+    with FlopCounterMode(display=False) as counter:
+        attend_dense(low, low, low, None)
+    no_summaries = build_plan(Grid(3, 9, 10), FreqFormerConfig(summary_tokens=0), num_heads=1, head_dim=HEAD_DIM)
+    assert counter.get_total_flops() == layer_counts(no_summaries, [Band.LOW]).stages["attention"].flops
+
+
+def test_low_tokens_cost_what_pytorch_counts():
+    for grid in (Grid(3, 9, 10), Grid(5, 7, 11), Grid(1, 1, 300), Grid(21, 45, 80)):
+        config = FreqFormerConfig(compression=16)
+        plan = build_plan(grid, config, num_heads=1, head_dim=HEAD_DIM)
+        counted = []
+        for channels in (HEAD_DIM, 2 * HEAD_DIM):
+            with FlopCounterMode(display=False) as counter:
+                compress(torch.randn(grid.num_tokens, channels), tile_layout(grid), config)
+            counted.append(counter.get_total_flops())
+        # The difference leaves out the matrices themselves, which are made once.
+        assert counted[1] - counted[0] == compress_flops(plan)
+
+
+def test_key_buffer_is_the_fused_paths():
+    for seed in range(60):
+        plan, _ = scenario(seed)
+        assert key_rows(plan) == key_layout(plan).rows
+
+
+def test_router_counts_only_where_it_runs():
+    plan, allocation = scenario(1)
+    frozen, live = layer_counts(plan, allocation), layer_counts(plan, allocation, live_router=True)
+    assert "router" not in frozen.stages
+    assert live.flops - frozen.flops == live.stages["router"].flops > 0
+
+
+def test_summaries_are_counted_for_the_bands_a_head_is_not_in():
+    grid, config = Grid(4, 16, 16), FreqFormerConfig(tile=(4, 4, 8), summary_tokens=4)
+    for learned, seen in ((False, {0: 0, 1: 1, 2: 1, 3: 0}), (True, {0: 2, 1: 2, 2: 2, 3: 0})):
+        plan = build_plan(grid, config, num_heads=1, head_dim=HEAD_DIM, learned_summaries=learned)
+        for band, times in seen.items():
+            assert layer_counts(plan, [band]).summary_bytes == times * plan.cells.num_cells * 2 * HEAD_DIM * 2
+
+
+def test_wrong_allocation_is_refused():
+    plan, _ = scenario(0)
+    with pytest.raises(ValueError, match="allocation"):
+        layer_counts(plan, [0, 1])
