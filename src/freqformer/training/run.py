@@ -272,6 +272,9 @@ class TrainingRun:
         self.progress = min(self.progress, 1.0)
 
     def _check_resumable(self, path: Path, state: dict[str, Any]) -> None:
+        missing = sorted({"config", "clips_per_step", "data", "ema_steps", "seconds", "step"} - state.keys())
+        if missing:
+            raise CheckpointError(f"{path} lacks {missing} in its state; it was not made by training: remove it")
         # Through JSON, which makes lists of tuples.
         now = _fixed_fields(json.loads(json.dumps(self.config.to_dict())))
         then = _fixed_fields(state["config"])

@@ -1,0 +1,239 @@
+"""Checkpoint folders: round trip, damage, and disks that are full."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from freqformer.training import checkpoint
+from freqformer.training.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+    writing_folder,
+)
+
+GROUPS = ("model", "ema", "optimizer")
+
+
+def save(folder: Path, step: int, *, size: int = 64, keep: int = 2) -> Path:
+    groups = {name: {"a.weight": torch.full((size,), float(step)), "b": torch.tensor(i)} for i, name in enumerate(GROUPS)}
+    return save_checkpoint(folder, step, groups, {"step": step, "nested": {"list": [1, "x", None]}}, keep=keep)
+
+
+def assert_loads(folder: Path, step: int) -> None:
+    newest = newest_checkpoint(folder)
+    assert newest == folder / f"step-{step:08d}"
+    groups, state = load_checkpoint(newest)
+    assert state == {"step": step, "nested": {"list": [1, "x", None]}}
+    assert tuple(groups) == GROUPS
+    for i, name in enumerate(GROUPS):
+        assert set(groups[name]) == {"a.weight", "b"}
+        assert float(groups[name]["a.weight"].mean()) == step
+        assert int(groups[name]["b"]) == i
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8])
+def test_tensors_come_back_bit_for_bit(tmp_path, dtype):
+    tensors = {
+        "x": torch.randn(3, 5).mul(100).to(dtype),
+        "scalar": torch.tensor(3).to(dtype),
+        "strided": torch.ones(4, 6)[:, ::2],
+    }
+    path = save_checkpoint(tmp_path, 1, {"model": tensors, "empty": {}}, {})
+    groups, state = load_checkpoint(path)
+    assert state == {}
+    assert groups["empty"] == {}
+    for name, tensor in tensors.items():
+        assert groups["model"][name].dtype == tensor.dtype
+        assert torch.equal(groups["model"][name], tensor)
+    assert {file.suffix for file in path.iterdir()} == {".safetensors", ".json"}
+
+
+def test_only_the_newest_stay(tmp_path):
+    for step in (5, 10, 100):
+        save(tmp_path, step, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000100"]
+    assert_loads(tmp_path, 100)
+
+
+def test_steps_beyond_eight_digits_are_still_ordered(tmp_path):
+    save(tmp_path, 99_999_999)
+    save(tmp_path, 100_000_000)
+    assert_loads(tmp_path, 100_000_000)
+
+
+def test_a_run_that_went_back_drops_what_came_later(tmp_path):
+    """Else its own checkpoints, being older in steps, would be the ones removed."""
+    save(tmp_path, 10)
+    (save(tmp_path, 20) / "ema.safetensors").unlink()
+    assert_loads(tmp_path, 10)
+    save(tmp_path, 15, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000015"]
+
+
+def test_a_step_is_saved_again_over_its_damaged_self(tmp_path):
+    (save(tmp_path, 10) / "ema.safetensors").unlink()
+    save(tmp_path, 10)
+    assert_loads(tmp_path, 10)
+
+
+def test_no_checkpoint_yet(tmp_path):
+    assert newest_checkpoint(tmp_path / "none") is None
+    (tmp_path / "step-x").mkdir()
+    (tmp_path / "step-00000001").touch()
+    assert newest_checkpoint(tmp_path) is None
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def garble(path: Path) -> None:
+    path.write_bytes(os.urandom(path.stat().st_size))
+
+
+def rewrite(**values):
+    def change(path: Path) -> None:
+        record = {**json.loads(path.read_text()), **values}
+        path.write_text(json.dumps({key: value for key, value in record.items() if value is not None}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("model.safetensors", cut, r"model\.safetensors has \d+ bytes and \d+ bytes were written"),
+        ("ema.safetensors", empty, r"ema\.safetensors has 0 bytes"),
+        ("optimizer.safetensors", Path.unlink, r"optimizer\.safetensors is missing"),
+        ("state.json", Path.unlink, r"is no checkpoint: state\.json is missing"),
+        ("state.json", cut, r"state\.json can't be read"),
+        ("state.json", empty, r"state\.json can't be read"),
+        ("state.json", garble, r"state\.json can't be read"),
+        ("state.json", rewrite(format=2), r"has format 2; 1 is allowed"),
+        ("state.json", rewrite(groups=None), r"lacks its groups or state"),
+        ("state.json", rewrite(state=[]), r"lacks its groups or state"),
+        ("state.json", lambda path: path.write_text("[]"), r"has format \[\]"),
+        ("state.json", rewrite(groups={"model": 3}), r"model\.safetensors has \d+ bytes and 3 bytes were written"),
+    ],
+)
+def test_damage_is_named_and_the_one_before_is_taken(tmp_path, caplog, name, damage, message):
+    save(tmp_path, 10)
+    path = save(tmp_path, 20)
+    damage(path / name)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(path)
+    assert_loads(tmp_path, 10)
+    assert "step-00000020" in caplog.text
+    shutil.rmtree(tmp_path / "step-00000010")
+    with pytest.raises(CheckpointError, match=rf"holds no whole checkpoint: .*{message}"):
+        newest_checkpoint(tmp_path)
+
+
+def test_garbage_of_the_right_size_is_a_clear_error(tmp_path):
+    path = save(tmp_path, 1)
+    garble(path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors can't be read: .*remove this checkpoint"):
+        load_checkpoint(path)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        load_checkpoint(tmp_path / "step-00000001")
+
+
+def test_files_and_folders_reach_the_disk_before_their_name_does(tmp_path, monkeypatch):
+    events = []
+    real_sync, real_rename = checkpoint._sync, Path.rename
+    monkeypatch.setattr(checkpoint, "_sync", lambda path: (events.append(path.name), real_sync(path)))
+    monkeypatch.setattr(Path, "rename", lambda path, to: (events.append(f"rename to {to.name}"), real_rename(path, to)))
+    save(tmp_path / "run", 7)
+    rename = events.index("rename to step-00000007")
+    assert {*events[:rename]} == {*(f"{name}.safetensors" for name in GROUPS), "state.json", ".tmp-new-step-00000007"}
+    assert events[rename - 1] == ".tmp-new-step-00000007"
+    assert events[rename + 1 :] == ["run"]
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A disk of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a disk in memory")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("free_kib", [0, 4, 20, 60, 100, 140, 180])
+def test_full_disk(small_disk, free_kib):
+    """Three files of 64 KiB and one small one; each is once the one that finds the disk full."""
+    save(small_disk, 10, size=16_000)
+    free = os.statvfs(small_disk)
+    with (small_disk / "filler").open("wb") as file:
+        file.write(bytes(max(free.f_bavail * free.f_bsize - free_kib * 1024, 0)))
+    with pytest.raises(CheckpointError, match=r"step-00000020 can't be written: .*[Nn]o space left on device.*free space"):
+        save(small_disk, 20, size=16_000)
+    assert sorted(path.name for path in small_disk.iterdir()) == ["filler", "step-00000010"]
+    assert_loads(small_disk, 10)
+    (small_disk / "filler").unlink()
+    save(small_disk, 20, size=16_000)
+    assert_loads(small_disk, 20)
+
+
+@contextmanager
+def file_limit(size: int) -> Iterator[None]:
+    """Files end at this size, as where a quota is used up; needs no rights."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_file_that_may_not_grow(tmp_path):
+    save(tmp_path, 10)
+    with file_limit(32 * 1024), pytest.raises(CheckpointError, match=r"step-00000020 can't be written: .*too large"):
+        save(tmp_path, 20, size=16_000)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
+    assert_loads(tmp_path, 10)
+
+
+def test_a_place_where_no_folder_can_be(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="can't be written"):
+        save(tmp_path / "file" / "run", 1)
+
+
+def test_a_folder_is_absent_or_whole(tmp_path):
+    target = tmp_path / "pipeline"
+    with pytest.raises(ZeroDivisionError), writing_folder(target) as temporary:
+        (temporary / str(1 // 0)).touch()
+    assert list(tmp_path.iterdir()) == []
+    for name in ("a", "b"):
+        with writing_folder(target) as temporary:
+            (temporary / name).touch()
+        assert [path.name for path in target.iterdir()] == [name]
+    assert list(tmp_path.iterdir()) == [target]

@@ -1,0 +1,91 @@
+"""The background loader: order, repeatable noise, errors in their place."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+from threading import Event, get_ident
+
+import pytest
+import torch
+
+from freqformer.training.loader import BadFile, Clip, ClipLoader, ClipSource
+
+
+class Numbered(ClipSource):
+    """Clip `index` is filled with its index."""
+
+    def __init__(self):
+        self.reported = []
+        self.threads = set()
+
+    def load(self, index: int) -> Clip:
+        self.threads.add(get_ident())
+        failures = (BadFile(Path(f"{index}.mp4"), "broken"),) if index % 3 == 2 else ()
+        return Clip(torch.full((3, 1, 2, 2), float(index)), failures)
+
+    def report(self, clip: Clip) -> None:
+        self.reported.append((int(clip.pixels[0, 0, 0, 0]), len(clip.failures)))
+
+    def fingerprint(self) -> str:
+        return "numbered"
+
+
+class Backwards(Numbered):
+    """Even clips wait until the odd clip behind them is there, so loading never ends in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.done = [Event() for _ in range(64)]
+
+    def load(self, index: int) -> Clip:
+        if index % 2 == 0:
+            assert self.done[index + 1].wait(30)
+        self.done[index].set()
+        return super().load(index)
+
+
+def numbers(clips: torch.Tensor) -> list[int]:
+    return clips[:, 0, 0, 0, 0].int().tolist()
+
+
+def test_order_holds_whatever_ends_first():
+    source = Backwards()
+    with ClipLoader(source, count(), seed=0, workers=2, ahead=4) as loader:
+        taken = [numbers(loader.take(3)[0]) for _ in range(4)]
+    assert taken == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    assert source.reported == [(i, int(i % 3 == 2)) for i in range(12)]
+
+
+def test_clips_and_noise_go_on_from_any_place():
+    def take(start, workers, ahead):
+        with ClipLoader(Numbered(), count(start), seed=7, workers=workers, ahead=ahead) as loader:
+            return loader.take(2), loader.take(1)
+
+    whole = take(0, 3, 5)
+    later = take(2, 1, 1)
+    assert torch.equal(whole[1][0], later[0][0][:1])
+    assert torch.equal(whole[1][1], later[0][1][:1])
+    clips, noise = whole[0]
+    assert clips.shape == noise.shape == (2, 3, 1, 2, 2)
+    assert not torch.equal(noise[0], noise[1])
+
+
+def test_loading_is_in_the_background():
+    source = Numbered()
+    with ClipLoader(source, count(), seed=0, workers=2, ahead=4) as loader:
+        loader.take(4)
+    assert get_ident() not in source.threads
+
+
+def test_an_error_comes_when_its_clip_is_due():
+    class Failing(Numbered):
+        def load(self, index: int) -> Clip:
+            if index == 2:
+                raise ValueError("clip 2 is broken")
+            return super().load(index)
+
+    with ClipLoader(Failing(), count(), seed=0, workers=2, ahead=8) as loader:
+        assert numbers(loader.take(2)[0]) == [0, 1]
+        with pytest.raises(ValueError, match="clip 2"):
+            loader.take(1)
