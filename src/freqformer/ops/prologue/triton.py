@@ -1,0 +1,195 @@
+"""The prologue in two Triton launches, for rows of every band at once: the host side.
+
+Shape legend: B batch, H heads, R = B * H rows (row = sample * H + head), N video tokens, X text tokens, M low tokens,
+T tiles, D head_dim, S rows of the key buffer (`ops.key_layout`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from freqformer.ops.key_layout import PAD
+from freqformer.ops.parameters import AttentionParameters
+from freqformer.ops.prologue.tables import PrologueTables
+from freqformer.ops.prologue.triton_finish import finish_rows
+from freqformer.ops.prologue.triton_prepare import prepare_tiles
+from freqformer.ops.tile_matrices import power_of_two
+from freqformer.ops.tokens import TokenOrder
+
+FEATURES = ("full", "values", "gains", "strict")
+CHUNK = 32
+"""Tokens that one program holds at once."""
+TEXT_SLOTS = 32
+"""Text tokens of one program."""
+CELL_STEP = 8
+"""Tiles of a cell that are added at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedRows:
+    """What the prologue leaves for the launches behind it."""
+
+    query: Tensor
+    """(R, N + X, D): video tokens in tile order, or M low tokens in LOW rows, then text."""
+    key: Tensor
+    """(R, S, D), see `KeyLayout`."""
+    value: Tensor
+    sums: Tensor
+    """float32 (3, R, T, D): sums over tiles of rotated queries, of rotated keys and of values with all bands; written in
+    MID and HIGH rows, which alone need them. T is 0 where none does."""
+    bands: Tensor
+    """`Band` of every row, int32 (R,)."""
+    order: Tensor
+    """Rows by descending key blocks, int32 (R,)."""
+
+
+def prepare_rows(
+    tensors: tuple[Tensor, Tensor, Tensor],
+    allocation: Tensor,
+    tables: PrologueTables,
+    band_blocks: Tensor,
+    *,
+    parameters: AttentionParameters | None,
+    token_order: TokenOrder,
+) -> PreparedRows:
+    """Norm, band features, rotary embedding, tile order, low tokens, summaries, text and tile sums of all rows.
+
+    Args:
+        tensors: query, key and value (B, N + X, H, D), whose last stride is 1.
+        allocation: the band of every head, whole numbers (B, H) on the device, any strides. It isn't checked, since that
+            would wait for the device: a row with another number is prepared as DENSE.
+        tables: `prologue_tables` of the plan on this device.
+        band_blocks: key blocks by `Band`, int32 (4,): what rows are ordered by.
+        parameters: learned inputs, or None.
+        token_order: order of the video tokens and of the rotary tables.
+    """
+    plan, keys = tables.plan, tables.keys
+    learned = parameters or AttentionParameters()
+    cos, sin = (None, None) if learned.rotary is None else learned.rotary
+    optional = (learned.query_norm, learned.key_norm, cos, sin, learned.gains, learned.summary_queries)
+    outputs = torch.ops.freqformer.prologue(
+        *tensors,
+        allocation,
+        [tables.tile_offsets, tables.raster, tables.tile_class, tables.low_place],
+        [tables.reduction, tables.projectors],
+        [tables.cell_tiles, tables.cell_counts, tables.zeros, band_blocks],
+        [None if x is None else x.contiguous() for x in optional],
+        learned.norm_eps,
+        [*keys.offsets, keys.rows],
+        plan.num_text_tokens,
+        token_order == "raster",
+        FEATURES.index(plan.config.band_features),
+        tables.sums,
+    )
+    return PreparedRows(*outputs)
+
+
+@torch.library.custom_op(
+    "freqformer::prologue",
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor value, Tensor allocation, Tensor[] layout, Tensor?[] matrices, "
+    "Tensor[] cells, Tensor?[] learned, float eps, int[] segments, int num_text, bool raster, int features, bool sums) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _prologue(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    allocation: Tensor,
+    layout: Sequence[Tensor],
+    matrices: Sequence[Tensor | None],
+    cells: Sequence[Tensor],
+    learned: Sequence[Tensor | None],
+    eps: float,
+    segments: Sequence[int],
+    num_text: int,
+    raster: bool,
+    features: int,
+    sums: bool,
+) -> tuple[Tensor, ...]:
+    outputs = _outputs(query, layout, segments, sums)
+    buffers, tile_sums, bands, order = outputs[:3], outputs[3] if sums else None, outputs[4], outputs[5]
+    _, tokens, heads, head_dim = query.shape
+    rows, tiles = order.shape[0], layout[0].shape[0] - 1
+    query_norm, key_norm, cos, sin, gains, pooling = learned
+    inputs, strides = (query, key, value), tuple(x.stride()[:3] for x in (query, key, value))
+    reduction, projectors = matrices
+    assert reduction is not None
+    parts, classes, low_slots, slots = reduction.shape
+    rotary = None if cos is None else (cos, sin)
+    projector_step = 0 if projectors is None else projectors.stride(0)
+    prepare_tiles[(rows * tiles,)](
+        inputs,
+        strides,
+        allocation,
+        allocation.stride(),
+        buffers,
+        tile_sums,
+        tuple(layout),
+        (reduction, reduction.stride(0), projectors, projector_step),
+        (query_norm, key_norm, rotary, gains),
+        (heads, rows, tokens, segments[-1], tiles, classes - 1),
+        (segments[0], segments[5]),
+        eps,
+        SLOTS=slots,
+        CHUNK=min(slots, CHUNK) if features == 0 else slots,
+        LOW_SLOTS=low_slots,
+        D=head_dim,
+        RASTER=raster,
+        FEATURES=features,
+        TEXT=num_text > 0,
+        PARTS=parts,
+        num_warps=4 if features == 0 else 8,  # pyright: ignore[reportCallIssue]
+    )
+    jobs = (cells[0].shape[0], -(-num_text // TEXT_SLOTS), cells[2].shape[0])
+    finish_rows[(rows * (sum(jobs) + 1),)](
+        inputs,
+        strides,
+        allocation,
+        allocation.stride(),
+        buffers,
+        tile_sums,
+        tuple(layout[:3]),
+        (cells[0], cells[1], cells[0].shape[1]),
+        projectors,
+        projector_step,
+        (query_norm, key_norm, rotary, pooling),
+        (order, bands, cells[3]),
+        cells[2],
+        (heads, rows, tokens, segments[-1], tiles, tokens - num_text),
+        tuple(segments[1:5]),
+        jobs,
+        eps,
+        SLOTS=slots,
+        D=head_dim,
+        RASTER=raster,
+        PARTS=parts,
+        STEP=CELL_STEP,
+        TEXT_SLOTS=TEXT_SLOTS,
+        PAD=PAD,
+        ROWS=power_of_two(rows),
+        num_warps=4 if pooling is None else 8,  # pyright: ignore[reportCallIssue]
+    )
+    return outputs
+
+
+@_prologue.register_fake
+def _(query, key, value, allocation, layout, matrices, cells, learned, eps, segments, num_text, raster, features, sums):
+    return _outputs(query, layout, segments, sums)
+
+
+def _outputs(query: Tensor, layout: Sequence[Tensor], segments: Sequence[int], sums: bool) -> tuple[Tensor, ...]:
+    batch, tokens, heads, head_dim = query.shape
+    rows, tiles = batch * heads, layout[0].shape[0] - 1 if sums else 0
+    return (
+        query.new_empty(rows, tokens, head_dim),
+        query.new_empty(rows, segments[-1], head_dim),
+        query.new_empty(rows, segments[-1], head_dim),
+        query.new_empty(3, rows, tiles, head_dim, dtype=torch.float32),
+        query.new_empty(rows, dtype=torch.int32),
+        query.new_empty(rows, dtype=torch.int32),
+    )
