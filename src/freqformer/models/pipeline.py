@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -25,6 +26,26 @@ class FreqFormerPipelineOutput(BaseOutput):
 
     frames: Any
     """See `FreqFormerPipeline.__call__`."""
+
+    def save(self, path: str | Path, fps: float = 8.0) -> None:
+        """Write generated videos as MP4 (H.264), each with a contact sheet (PNG) beside it.
+
+        Args:
+            path: ends in .mp4; several videos are numbered, clip-0.mp4, clip-1.mp4.
+            fps: frames per second.
+
+        Raises:
+            ValueError: for frames of another kind than `output_type="uint8"`, or a file that can't be written.
+        """
+        from freqformer.media import contact_sheet, write_video
+
+        path = Path(path)
+        if not isinstance(self.frames, Tensor) or self.frames.ndim != 5:
+            raise ValueError("frames is no batch of uint8 videos; generate with output_type='uint8'")
+        for index, video in enumerate(self.frames.cpu()):
+            target = path if len(self.frames) == 1 else path.with_stem(f"{path.stem}-{index}")
+            write_video(video, target, fps)
+            contact_sheet(video, target.with_suffix(".png"))
 
 
 class FreqFormerPipeline(DiffusionPipeline):
@@ -123,5 +144,7 @@ class FreqFormerPipeline(DiffusionPipeline):
             return latents
         video = latents if self.vae is None else decode(latents, self.vae)
         if output_type == "uint8":
-            return ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
+            from freqformer.media import from_unit
+
+            return torch.stack([from_unit(clip) for clip in video])
         return self.video_processor.postprocess_video(video.float(), output_type=output_type)

@@ -109,9 +109,13 @@ class RoutingNetwork(nn.Module):
         inputs = NUM_STATISTICS + self.time_width + self.head_embedding.shape[1]
         last = nn.Linear(hidden, NUM_BANDS)
         self.layers = nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), last)
-        # The prior and the initial bands lead at first, but every input already has a say.
+        # The prior and the initial bands lead at first, but every input already has a say: the default initialisation
+        # would shrink it at every layer.
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight)
+                nn.init.zeros_(layer.bias)
         nn.init.normal_(last.weight, std=0.1 / math.sqrt(hidden))
-        nn.init.zeros_(last.bias)
 
     def forward(self, statistics: Tensor, timestep: Tensor) -> Tensor:
         """Score the bands.

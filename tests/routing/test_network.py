@@ -1,0 +1,170 @@
+"""What a router is given, and that it uses all of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from freqformer.bands import split_bands
+from freqformer.config import FreqFormerConfig
+from freqformer.grid import Grid
+from freqformer.routing import RoutingNetwork, even_allocation, routing_statistics, sinusoidal_embedding
+from freqformer.routing.network import NUM_STATISTICS
+
+CONFIG = FreqFormerConfig(tile=(2, 3, 4), compression=16)
+
+
+def make_router(heads: int = 3, **options) -> RoutingNetwork:
+    torch.manual_seed(0)
+    return RoutingNetwork(heads, **options)
+
+
+@pytest.mark.parametrize("grid", [Grid(5, 7, 6), Grid(1, 6, 8), Grid(4, 1, 9)])
+def test_energies_are_those_of_the_bands(grid):
+    query, key = torch.randn(2, 2, grid.num_tokens, 3, 8)
+    statistics = routing_statistics(query, key, torch.randn(2, grid.num_tokens, 5), grid, CONFIG)
+    for first, features in ((0, query), (3, key)):
+        bands = split_bands(features.flatten(2), grid, CONFIG)
+        for index, band in enumerate(bands):
+            mean = band.unflatten(2, (3, 8)).square().mean((1, 3))
+            torch.testing.assert_close(statistics[..., first + index], (mean + 1e-6).log(), rtol=1e-4, atol=1e-3)
+
+
+def test_roughness_is_the_mean_squared_step_over_the_variance():
+    grid, hidden = Grid(3, 4, 5), torch.randn(2, 60, 7)
+    features = torch.randn(2, 60, 2, 4)
+    statistics = routing_statistics(features, features, hidden, grid, CONFIG)
+    for sample in range(2):
+        video = hidden[sample].view(3, 4, 5, 7)
+        variance = (hidden[sample] - hidden[sample].mean(0)).square().mean()
+        steps = [(video[f + 1] - video[f]).square() for f in range(2)]
+        time = torch.stack(steps).mean() / variance
+        rows = [(video[:, r + 1] - video[:, r]).square().flatten() for r in range(3)]
+        columns = [(video[:, :, c + 1] - video[:, :, c]).square().flatten() for c in range(4)]
+        space = torch.cat(rows + columns).mean() / variance
+        expected = torch.stack([time, space]).expand(2, 2)
+        torch.testing.assert_close(statistics[sample, :, 6:], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_roughness_of_still_and_of_one_frame_is_zero_in_time():
+    features = torch.randn(1, 60, 2, 4)
+    still = torch.randn(1, 1, 20, 3).expand(1, 3, 20, 3).reshape(1, 60, 3)
+    for grid, hidden in ((Grid(3, 4, 5), still), (Grid(1, 6, 10), torch.randn(1, 60, 3))):
+        statistics = routing_statistics(features, features, hidden, grid, CONFIG)
+        assert statistics[..., 6].abs().max() < 1e-6
+        assert (statistics[..., 7] > 0.5).all()
+
+
+def test_no_gradient_flows_into_the_features():
+    features = torch.randn(1, 60, 2, 4, requires_grad=True)
+    hidden = torch.randn(1, 60, 3, requires_grad=True)
+    assert not routing_statistics(features, features, hidden, Grid(3, 4, 5), CONFIG).requires_grad
+
+
+def test_statistics_of_half_precision_are_those_of_the_rounded_values():
+    grid = Grid(3, 4, 5)
+    features, hidden = torch.randn(1, 60, 2, 4).bfloat16(), torch.randn(1, 60, 3).bfloat16()
+    half = routing_statistics(features, features, hidden, grid, CONFIG)
+    full = routing_statistics(features.float(), features.float(), hidden.float(), grid, CONFIG)
+    assert half.dtype == torch.float32
+    assert torch.equal(half, full)
+
+
+@pytest.mark.parametrize("index", range(NUM_STATISTICS))
+def test_every_statistic_alone_changes_the_logits(index):
+    router = make_router(prior="none")
+    statistics, timestep = torch.randn(2, 3, NUM_STATISTICS), torch.tensor([0.3, 0.6])
+    changed = statistics.clone()
+    changed[..., index] += 1
+    assert ((router(changed, timestep) - router(statistics, timestep)).abs().amax(-1) > 1e-4).all()
+
+
+@pytest.mark.parametrize("prior", ["paper", "none"])
+def test_the_timestep_alone_changes_the_logits(prior):
+    router = make_router(prior=prior)
+    statistics = torch.randn(1, 3, NUM_STATISTICS).expand(5, -1, -1)
+    logits = router(statistics, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
+    for first in range(5):
+        for second in range(first):
+            assert ((logits[first] - logits[second]).abs().amax(-1) > 1e-4).all()
+
+
+@pytest.mark.parametrize("cause", ["statistics", "timestep"])
+def test_it_learns_a_choice_that_depends_on_one_input_alone(cause):
+    router = make_router(prior="paper")
+    generator = torch.Generator().manual_seed(0)
+
+    def draw() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        statistics = torch.randn(64, 3, NUM_STATISTICS, generator=generator) * 2
+        timestep = torch.rand(64, generator=generator)
+        best = (timestep * 3).long()[:, None].expand(-1, 3) if cause == "timestep" else statistics[..., :3].argmax(-1)
+        return statistics, timestep, best
+
+    optimizer = torch.optim.Adam(router.parameters(), 1e-2)
+    for _ in range(200):
+        statistics, timestep, best = draw()
+        loss = torch.nn.functional.cross_entropy(router(statistics, timestep).flatten(0, 1), best.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    statistics, timestep, best = draw()
+    assert (router(statistics, timestep).argmax(-1) == best).double().mean() > 0.85
+
+
+def test_heads_with_the_same_statistics_differ():
+    logits = make_router(prior="none")(torch.ones(1, 3, NUM_STATISTICS), torch.tensor([0.5]))
+    assert (logits[0, 0] - logits[0, 1]).abs().max() > 1e-4
+
+
+def test_the_prior_favours_low_at_high_noise_and_high_at_low_noise():
+    statistics = torch.randn(2, 3, NUM_STATISTICS)
+    noise_level = torch.tensor([1.0, 0.0])
+    lean = make_router(prior="paper")(statistics, noise_level) - make_router(prior="none")(statistics, noise_level)
+    expected = torch.tensor([[0.75, 0.0, -0.75], [-0.75, 0.0, 0.75]])[:, None].expand(-1, 3, -1)
+    torch.testing.assert_close(lean, expected, rtol=0, atol=1e-6)
+
+
+def test_initial_bands_lead_at_middle_noise():
+    initial = even_allocation(9)
+    logits = make_router(9, initial=initial)(torch.randn(1, 9, NUM_STATISTICS), torch.tensor([0.5]))
+    assert logits.argmax(-1)[0].tolist() == initial == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_even_allocation_gives_left_over_heads_to_high_then_low():
+    assert [even_allocation(heads) for heads in (1, 2, 4, 8)] == [[2], [0, 2], [0, 1, 2, 2], [0, 0, 0, 1, 1, 2, 2, 2]]
+
+
+def test_the_router_is_small_and_never_runs_in_half_precision_under_autocast():
+    router = make_router(24)
+    assert 9_000 < sum(p.numel() for p in router.parameters()) < 11_000
+    statistics, timestep = torch.randn(2, 24, NUM_STATISTICS), torch.rand(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = router(statistics, timestep)
+    assert torch.equal(mixed, router(statistics, timestep))
+    assert make_router().double()(statistics[:, :3].double(), timestep.double()).dtype == torch.float64
+
+
+def test_sinusoids_are_of_geometric_frequencies():
+    wave = sinusoidal_embedding(torch.tensor([0.0, 0.37]), 6, fastest=50.0)
+    angles = [0.37 * 50 * 10_000 ** (-k / 3) for k in range(3)]
+    expected = torch.tensor([[1.0] * 3 + [0.0] * 3, [0.0] * 6])
+    expected[1] = torch.cat([torch.tensor(angles).cos(), torch.tensor(angles).sin()])
+    torch.testing.assert_close(wave, expected)
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="initial is"):
+        RoutingNetwork(2, initial=[0, 3])
+    with pytest.raises(ValueError, match="initial is"):
+        RoutingNetwork(2, initial=[0])
+    router = make_router()
+    for statistics, timestep in (
+        (torch.zeros(2, 3, NUM_STATISTICS), torch.zeros(3)),
+        (torch.zeros(2, 4, NUM_STATISTICS), torch.zeros(2)),
+        (torch.zeros(2, 3, NUM_STATISTICS - 1), torch.zeros(2)),
+    ):
+        with pytest.raises(ValueError, match="statistics has shape"):
+            router(statistics, timestep)
+    features = torch.zeros(1, 60, 2, 4)
+    with pytest.raises(ValueError, match="61 tokens"):
+        routing_statistics(features, features, torch.zeros(1, 61, 3), Grid(3, 4, 5), CONFIG)
