@@ -1,0 +1,278 @@
+"""The attention layer: one pipeline for fixed, learned and frozen routing, and the dense layer beside it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from freqformer import FreqAttention, FreqFormerConfig, Grid
+from freqformer.config import Band
+from freqformer.grid import tile_layout
+from freqformer.plan import build_plan
+from freqformer.routing import RoutingTable
+
+GRID, HEADS, DIM = Grid(5, 4, 6), 3, 24
+CONFIG = FreqFormerConfig(tile=(2, 2, 3), compression=16, window=(1, 1, 1), mid_tiles=2, summary_tokens=6)
+TIMESTEP = torch.tensor([0.2, 0.9])
+
+
+def make_layer(config: FreqFormerConfig = CONFIG, **options) -> FreqAttention:
+    """A layer whose norms and summaries are not at their neutral start."""
+    torch.manual_seed(0)
+    layer = FreqAttention(DIM, HEADS, config, **options)
+    with torch.no_grad():
+        for parameter in (layer.query_norm, layer.key_norm):
+            parameter.add_(torch.rand_like(parameter))
+    return layer
+
+
+def make_input(seed: int = 1) -> torch.Tensor:
+    return torch.randn(2, GRID.num_tokens, DIM, generator=torch.Generator().manual_seed(seed))
+
+
+def make_rotary(order: str = "tile") -> tuple[torch.Tensor, torch.Tensor]:
+    """Tables of one and the same rotation, in either order."""
+    angle = torch.rand(GRID.num_tokens, DIM // HEADS // 2, generator=torch.Generator().manual_seed(2)) * 6
+    if order == "tile":
+        angle = angle[tile_layout(GRID, CONFIG.tile).raster_to_tile]
+    return angle.cos(), angle.sin()
+
+
+def make_table(bands: torch.Tensor, config: FreqFormerConfig = CONFIG) -> RoutingTable:
+    return RoutingTable(bands, torch.full_like(bands, config.mid_tiles or 0), config)
+
+
+@pytest.mark.parametrize("rotary", [None, make_rotary()])
+def test_all_dense_heads_are_the_dense_layer(rotary):
+    banded = make_layer(routing="fixed", allocation=[3, 3, 3])
+    dense = make_layer(attention="dense")
+    dense.load_state_dict({name: value for name, value in banded.state_dict().items() if "summary" not in name})
+    hidden = make_input()
+    expected = dense(hidden, GRID, TIMESTEP, rotary)
+    torch.testing.assert_close(banded(hidden, GRID, TIMESTEP, rotary), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(dense.last_allocation, torch.full((2, 3), Band.DENSE.value))
+
+
+def test_the_dense_layer_has_the_same_parameters_but_router_summaries_and_gains():
+    names = set(make_layer(replace(CONFIG, band_features="gains")).state_dict())
+    extra = {name for name in names if name.split(".")[0] in ("router", "summary_queries", "summary_offsets", "gains")}
+    assert set(make_layer(attention="dense").state_dict()) == names - extra
+    assert "gains" not in make_layer().state_dict()
+
+
+@pytest.mark.parametrize("options", [{}, {"routing": "fixed"}, {"attention": "dense"}])
+def test_raster_and_tile_order_agree(options):
+    layer, hidden = make_layer(**options), make_input()
+    layout = tile_layout(GRID, CONFIG.tile)
+    tiled = layer(hidden[:, layout.raster_to_tile], GRID, TIMESTEP, make_rotary("tile"), token_order="tile")
+    bands = layer.last_allocation
+    raster = layer(hidden, GRID, TIMESTEP, make_rotary("raster"), token_order="raster")
+    assert torch.equal(layer.last_allocation, bands)
+    torch.testing.assert_close(tiled, raster[:, layout.raster_to_tile], rtol=1e-4, atol=1e-6)
+
+
+def test_the_router_hears_the_input_and_the_timestep():
+    layer, hidden = make_layer(prior="none"), make_input()
+    layer(hidden, GRID, TIMESTEP)
+    first = layer.last_logits
+    layer(make_input(seed=9), GRID, TIMESTEP)
+    assert ((layer.last_logits - first).abs().amax(-1) > 1e-4).all()
+    layer(hidden, GRID, TIMESTEP + 0.05)
+    assert ((layer.last_logits - first).abs().amax(-1) > 1e-4).all()
+    layer(hidden, GRID, TIMESTEP)
+    assert torch.equal(layer.last_logits, first)
+
+
+def test_every_parameter_gets_a_gradient():
+    for features in ("full", "values", "gains", "strict"):
+        layer = make_layer(replace(CONFIG, band_features=features))
+        layer.set_router_training("all")
+        layer(make_input(), GRID, TIMESTEP, make_rotary()).square().sum().backward()
+        silent = [name for name, p in layer.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+        assert silent == []
+
+
+@pytest.mark.parametrize("mode", ["all", "sampled"])
+def test_learning_changes_no_output(mode):
+    layer, hidden = make_layer(), make_input()
+    expected = layer(hidden, GRID, TIMESTEP, make_rotary())
+    layer.set_router_training(mode)
+    assert torch.equal(layer(hidden, GRID, TIMESTEP, make_rotary()), expected)
+
+
+def test_the_routers_gradient_is_that_of_mixed_branches():
+    layer, hidden = make_layer(), make_input()
+    with torch.no_grad():
+        layer.to_out.weight.copy_(torch.eye(DIM))
+        layer.to_out.bias.zero_()
+        branches = []
+        for band in range(3):
+            layer.set_routing_table(make_table(torch.full((1, 1, HEADS), band)))
+            branches.append(layer(hidden, GRID, TIMESTEP).unflatten(2, (HEADS, -1)))
+    layer.set_routing_table(None)
+    layer.set_router_training("all")
+    weight = torch.randn_like(hidden)
+    (layer(hidden, GRID, TIMESTEP) * weight).sum().backward()
+    gradient = layer.router.head_bias.grad.clone()
+    logits = layer.last_logits.detach().requires_grad_()
+    mixture = sum(logits.softmax(-1)[:, None, :, band, None] * branch for band, branch in enumerate(branches))
+    (mixture.flatten(2) * weight).sum().backward()
+    torch.testing.assert_close(gradient, logits.grad.sum(0), rtol=1e-3, atol=1e-5)
+
+
+def test_the_router_learns_only_in_training_with_gradients():
+    layer, hidden = make_layer(), make_input()
+    layer(hidden, GRID, TIMESTEP).sum().backward()
+    assert layer.router.head_bias.grad is None
+    layer.set_router_training("all")
+    layer.eval()
+    layer(hidden, GRID, TIMESTEP).sum().backward()
+    assert layer.router.head_bias.grad is None
+    layer.train()
+    layer(hidden, GRID, TIMESTEP).sum().backward()
+    assert layer.router.head_bias.grad.abs().max() > 0
+
+
+def test_a_table_decides_by_timestep_in_place_of_the_router():
+    layer, hidden = make_layer(), make_input()
+    layer.set_routing_table(make_table(torch.tensor([[[0, 1, 2]], [[2, 3, 1]]])))
+    out = layer(hidden, GRID, TIMESTEP, make_rotary())
+    assert layer.last_logits is None
+    assert layer.last_allocation.tolist() == [[0, 1, 2], [2, 3, 1]]
+    for sample, bands in enumerate(([0, 1, 2], [2, 3, 1])):
+        fixed = make_layer(routing="fixed", allocation=bands)
+        fixed.load_state_dict({k: v for k, v in layer.state_dict().items() if "router" not in k})
+        expected = fixed(hidden[sample : sample + 1], GRID, TIMESTEP[sample : sample + 1], make_rotary())
+        torch.testing.assert_close(out[sample : sample + 1], expected, rtol=1e-5, atol=1e-6)
+    layer.set_routing_table(None)
+    layer(hidden, GRID, TIMESTEP)
+    assert layer.last_logits is not None
+
+
+def test_buckets_may_keep_other_numbers_of_tiles():
+    layer, hidden = make_layer(), torch.cat([make_input(), make_input(seed=3)])
+    timestep = torch.tensor([0.1, 0.9, 0.4, 0.6])
+    bands = torch.ones(3, 1, HEADS, dtype=torch.int64)
+    mid_tiles = torch.tensor([1, 4, 0])[:, None, None].expand(3, 1, HEADS)
+    layer.set_routing_table(RoutingTable(bands, mid_tiles, CONFIG))
+    out = layer(hidden, GRID, timestep, make_rotary())
+    for sample, kept in enumerate((1, None, 4, 4)):
+        fixed = make_layer(replace(CONFIG, mid_tiles=kept), routing="fixed", allocation=[1, 1, 1])
+        fixed.load_state_dict({k: v for k, v in layer.state_dict().items() if "router" not in k})
+        expected = fixed(hidden[sample : sample + 1], GRID, timestep[sample : sample + 1], make_rotary())
+        torch.testing.assert_close(out[sample : sample + 1], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_table_pins_the_tile_of_a_layer_that_pins_none():
+    pinned, free = make_layer(), make_layer(replace(CONFIG, tile=None))
+    free.load_state_dict(pinned.state_dict())
+    table = make_table(torch.tensor([[[0, 1, 2]]]))
+    hidden = make_input()
+    outputs = []
+    for layer in (pinned, free):
+        layer.set_routing_table(table)
+        outputs.append(layer(hidden, GRID, TIMESTEP, make_rotary()))
+    assert torch.equal(*outputs)
+
+
+def test_a_flop_budget_holds_and_waits_while_the_router_learns():
+    layer, hidden = make_layer(), make_input()
+    costs = torch.tensor(
+        build_plan(GRID, CONFIG, num_heads=HEADS, head_dim=DIM // HEADS, learned_summaries=True).band_costs()
+    )
+    layer(hidden, GRID, TIMESTEP)
+    free = layer.last_allocation
+    spent = costs[free].sum(-1) / (HEADS * costs[3])
+    budget = float(spent.min()) * 0.9
+    layer.set_flop_budget(budget)
+    layer(hidden, GRID, TIMESTEP)
+    assert (costs[layer.last_allocation].sum(-1) / (HEADS * costs[3]) <= budget * (1 + 1e-6)).all()
+    layer.set_router_training("sampled")
+    layer(hidden, GRID, TIMESTEP)
+    assert torch.equal(layer.last_allocation, free)
+    layer.set_flop_budget(1e-6)
+    layer.eval()
+    with pytest.raises(ValueError, match="budget is 1e-06 of dense attention"):
+        layer(hidden, GRID, TIMESTEP)
+
+
+@pytest.mark.parametrize("options", [{}, {"attention": "dense"}])
+def test_half_precision_is_near_full_precision(options):
+    layer, hidden = make_layer(**options), make_input()
+    if layer.router is not None:
+        layer.set_router_training("sampled")
+    full = layer(hidden, GRID, TIMESTEP, make_rotary())
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = layer(hidden, GRID, TIMESTEP, make_rotary())
+    bands = layer.last_allocation
+    half = copy.deepcopy(layer).bfloat16()
+    out = half(hidden.bfloat16(), GRID, TIMESTEP, make_rotary())
+    assert torch.equal(half.last_allocation, bands)
+    for result in (mixed, out):
+        assert result.dtype == torch.bfloat16
+        assert (result - full).norm() < 0.03 * full.norm()
+
+
+def test_a_layer_can_be_copied_after_a_call():
+    layer = make_layer()
+    layer(make_input(), GRID, TIMESTEP)
+    copied = copy.deepcopy(layer)
+    assert copied.last_logits is None
+    assert layer.last_logits is not None
+
+
+@pytest.mark.parametrize(
+    ("dim", "heads", "options", "message"),
+    [
+        (24, 5, {}, "dim is 24 and num_heads 5"),
+        (9, 3, {}, "even head_dim"),
+        (24, 0, {}, "num_heads 0"),
+        (24, 3, {"routing": "random"}, "routing is 'random'"),
+        (24, 3, {"attention": "sparse"}, "attention is 'sparse'"),
+        (24, 3, {"prior": "other"}, "prior is 'other'"),
+        (24, 3, {"allocation": [0, 1]}, r"allocation is \[0, 1\]"),
+        (24, 3, {"allocation": [0, 1, 4], "routing": "fixed"}, r"allocation is \[0, 1, 4\]"),
+        (24, 3, {"allocation": [0, 1, 3]}, 'routing="fixed"'),
+    ],
+)
+def test_wrong_options_are_refused(dim, heads, options, message):
+    with pytest.raises(ValueError, match=message):
+        FreqAttention(dim, heads, CONFIG, **options)
+
+
+def test_wrong_inputs_are_refused():
+    layer, hidden = make_layer(), make_input()
+    for states, grid, timestep in (
+        (hidden[:, 1:], GRID, TIMESTEP),
+        (hidden[..., 1:], GRID, TIMESTEP),
+        (hidden[0], GRID, TIMESTEP),
+        (hidden, Grid(5, 4, 5), TIMESTEP),
+        (hidden, GRID, TIMESTEP[:1]),
+        (hidden, GRID, TIMESTEP[:, None]),
+    ):
+        with pytest.raises(ValueError, match="hidden_states has shape"):
+            layer(states, grid, timestep)
+
+
+def test_what_needs_a_router_or_bands_says_so():
+    fixed, dense = make_layer(routing="fixed"), make_layer(attention="dense")
+    table = make_table(torch.tensor([[[0, 1, 2]]]))
+    for layer in (fixed, dense):
+        layer.set_router_training("off")
+        layer.set_flop_budget(None)
+        with pytest.raises(ValueError, match="no router"):
+            layer.set_router_training("all")
+        with pytest.raises(ValueError, match="no router"):
+            layer.set_flop_budget(0.5)
+    with pytest.raises(ValueError, match="mode is 'both'"):
+        make_layer().set_router_training("both")
+    dense.set_routing_table(None)
+    with pytest.raises(ValueError, match="every head of this layer is dense"):
+        dense.set_routing_table(table)
+    with pytest.raises(ValueError, match="layer 1 of 3 heads"):
+        fixed.set_routing_table(table, 1)
+    fixed.set_routing_table(table)
+    assert fixed(make_input(), GRID, TIMESTEP).shape == (2, GRID.num_tokens, DIM)
