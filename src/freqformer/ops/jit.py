@@ -17,3 +17,14 @@ def dot(a, b, acc):
         # The interpreter holds bfloat16 as integers and would multiply those.
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def cast(x, dtype: tl.constexpr):
+    """float32 x in another float dtype, rounded to the nearest."""
+    if INTERPRETED:
+        if dtype == tl.bfloat16:
+            # The interpreter cuts the lower bits off; on a GPU the conversion itself rounds.
+            bits = x.to(tl.float32).to(tl.int32, bitcast=True)
+            x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+    return x.to(dtype)

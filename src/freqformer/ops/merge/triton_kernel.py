@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from freqformer.ops.jit import dot
+from freqformer.ops.jit import cast, dot
 
 LOW, DENSE = tl.constexpr(0), tl.constexpr(3)
 
@@ -66,4 +66,4 @@ def expand_low(
     else:
         total += float("nan")
     target = ((sample.to(tl.int64) * tokens + place)[:, None] * heads + head) * D + channel[None, :]
-    tl.store(out + target, total.to(out.dtype.element_ty), mask=live[:, None])
+    tl.store(out + target, cast(total, out.dtype.element_ty), mask=live[:, None])

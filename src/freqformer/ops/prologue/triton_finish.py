@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from freqformer.ops.jit import cast
 from freqformer.ops.prologue.triton_tokens import (
     DENSE,
     HIGH,
@@ -36,8 +37,8 @@ def _join_low(sums, targets, cell, cells, wide_row, rows, tiles, D: tl.constexpr
         key += tl.sum(tl.load(sums + entry, mask=(members >= 0)[:, None], other=0.0), 0)
         value += tl.sum(tl.load(sums + rows.to(tl.int64) * tiles * D + entry, mask=(members >= 0)[:, None], other=0.0), 0)
     count = tl.load(cell_counts + cell).to(tl.float32)
-    tl.store(targets[0] + channel, (key / count).to(targets[0].dtype.element_ty))
-    tl.store(targets[1] + channel, (value / count).to(targets[1].dtype.element_ty))
+    tl.store(targets[0] + channel, cast(key / count, targets[0].dtype.element_ty))
+    tl.store(targets[1] + channel, cast(value / count, targets[1].dtype.element_ty))
 
 
 @triton.jit
@@ -99,8 +100,8 @@ def _pool(
         total = total * decay + tl.sum(weight, 0)
         peak = new_peak
     channel = tl.arange(0, D)
-    tl.store(targets[0] + channel, (pooled_key / total).to(targets[0].dtype.element_ty))
-    tl.store(targets[1] + channel, (pooled_value / total).to(targets[1].dtype.element_ty))
+    tl.store(targets[0] + channel, cast(pooled_key / total, targets[0].dtype.element_ty))
+    tl.store(targets[1] + channel, cast(pooled_value / total, targets[1].dtype.element_ty))
 
 
 @triton.jit

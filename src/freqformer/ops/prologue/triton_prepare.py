@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from freqformer.ops.jit import cast
 from freqformer.ops.prologue.triton_tokens import (
     DENSE,
     HIGH,
@@ -80,9 +81,9 @@ def _lay_down(
         kept = live & (band != LOW)
     if FEATURES != FULL:
         if (band == MID) | (band == HIGH):
-            weighted = _band_features(x, band, gains, projectors, step, FEATURES, PARTS).to(x.dtype)
+            weighted = cast(_band_features(x, band, gains, projectors, step, FEATURES, PARTS), x.dtype)
             if turn is not None:
-                weighted = rotate_tokens(weighted, turn).to(x.dtype)
+                weighted = cast(rotate_tokens(weighted, turn), x.dtype)
             written = weighted
     if KEEP_EXACT:
         if (exact_start > 0) & ((band == MID) | (band == HIGH)):
@@ -176,7 +177,8 @@ def prepare_tiles(
         turned_query, turned_key, turn = query, key, None
         if rotary is not None:
             turn = rotary_tables(rotary, place, live, D)
-            turned_query, turned_key = rotate_tokens(query, turn).to(query.dtype), rotate_tokens(key, turn).to(key.dtype)
+            turned_query = cast(rotate_tokens(query, turn), query.dtype)
+            turned_key = cast(rotate_tokens(key, turn), key.dtype)
         # fmt: off
         _lay_down(query, turned_query, turn, band, query_out, 0, own, live,
                   gains, projectors, projector_step, TURNED_FEATURES, False, PARTS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from freqformer.ops.jit import dot
+from freqformer.ops.jit import cast, dot
 
 LOW, MID, HIGH, DENSE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 
@@ -34,7 +34,7 @@ def norm_tokens(x, weight, eps, D: tl.constexpr):
     wide = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, 1) / D + eps)
     gain = tl.load(weight + tl.arange(0, D)).to(tl.float32)
-    return (wide * scale[:, None] * gain[None, :]).to(x.dtype)
+    return cast(wide * scale[:, None] * gain[None, :], x.dtype)
 
 
 @triton.jit
@@ -78,4 +78,4 @@ def write_tokens(target, place, live, x):
     """Tokens x (SLOTS, D) to the rows `place` of a buffer (rows, D)."""
     D: tl.constexpr = x.shape[1]
     entry = target + place.to(tl.int64)[:, None] * D + tl.arange(0, D)[None, :]
-    tl.store(entry, x.to(target.dtype.element_ty), mask=live[:, None])
+    tl.store(entry, cast(x, target.dtype.element_ty), mask=live[:, None])
