@@ -22,9 +22,8 @@ def dot(a, b, acc):
 @triton.jit
 def cast(x, dtype: tl.constexpr):
     """float32 x in another float dtype, rounded to the nearest."""
-    if INTERPRETED:
-        if dtype == tl.bfloat16:
-            # The interpreter cuts the lower bits off; on a GPU the conversion itself rounds.
-            bits = x.to(tl.float32).to(tl.int32, bitcast=True)
-            x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+    if INTERPRETED and dtype == tl.bfloat16:
+        # The interpreter cuts the lower bits off; on a GPU the conversion itself rounds.
+        bits = x.to(tl.float32).to(tl.int32, bitcast=True)
+        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
     return x.to(dtype)
