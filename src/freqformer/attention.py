@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid, tile_layout
-from freqformer.ops.block_sparse import Impl
+from freqformer.ops import fused
 from freqformer.ops.branches import Branches
 from freqformer.ops.checks import check_options, check_parameters, check_tensors, row_bands
 from freqformer.ops.parameters import AttentionParameters
@@ -37,7 +37,7 @@ from freqformer.routing import (
 
 logger = logging.getLogger(__name__)
 
-ImplChoice = Literal["auto", "eager", "reference"]
+ImplChoice = Literal["auto", "eager", "reference", "triton"]
 Routing = Literal["learned", "fixed"]
 Attention = Literal["frequency", "dense"]
 Tensors = tuple[Tensor, Tensor, Tensor]
@@ -75,7 +75,8 @@ def frequency_attention(
         plan: the plan of this grid and config, built outside a compiled region; None builds or finds it.
         selection: the tiles of MID heads for `mid_pattern="topk"`; None chooses them by tile means.
         token_order: order of the video tokens in and out, `raster` or `tile`.
-        impl: `eager` (linear memory, any device), `reference` (full masks), or `auto`, which is eager.
+        impl: `triton` (fused, on a GPU; no gradients yet), `eager` (linear memory, any device), `reference` (full masks),
+            or `auto`: triton on a GPU where it can run, else eager; the log says which and why.
 
     Returns: (batch, tokens, heads, head_dim) in the dtype of the query.
 
@@ -86,8 +87,21 @@ def frequency_attention(
     check_parameters(parameters, query, grid, config)
     check_options(config, selection, token_order, impl)
     plan = _plan_for(query, grid, config, num_text_tokens, parameters, plan)
-    call = Branches((query, key, value), text_mask, plan, parameters, token_order, _resolve(impl, query.device.type))
-    return call.output(row_bands(allocation, query), selection)
+    tensors = (query, key, value)
+    chosen = _resolve(impl, query.device.type, fused.obstacle(tensors, parameters))
+    if chosen == "triton":
+        return fused.fused_attention(
+            tensors,
+            allocation,
+            plan=plan,
+            parameters=parameters,
+            text_mask=text_mask,
+            selection=selection,
+            token_order=token_order,
+        )
+    return Branches(tensors, text_mask, plan, parameters, token_order, chosen).output(
+        row_bands(allocation, query), selection
+    )
 
 
 def _plan_for(
@@ -116,12 +130,17 @@ def _plan_for(
     return plan
 
 
-@lru_cache(maxsize=8)
-def _resolve(impl: str, device: str) -> Impl:
-    if impl == "auto":
-        logger.info("frequency_attention on %s runs impl='eager'", device)
-        return "eager"
-    return impl  # type: ignore[return-value]
+@lru_cache(maxsize=64)
+def _resolve(impl: ImplChoice, device: str, obstacle: str | None) -> Literal["eager", "reference", "triton"]:
+    """The code to run. Cached, so that what `auto` picks is logged once."""
+    if impl == "triton" and obstacle is not None:
+        raise ValueError(f"impl is 'triton', which can't run: {obstacle}")
+    if impl != "auto":
+        return impl
+    chosen = "eager" if device == "cpu" or obstacle is not None else "triton"
+    reason = "" if device == "cpu" or obstacle is None else f", since impl='triton' can't run: {obstacle}"
+    logger.info("frequency_attention on %s runs impl=%r%s", device, chosen, reason)
+    return chosen
 
 
 class FreqAttention(nn.Module):

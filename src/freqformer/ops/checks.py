@@ -13,7 +13,7 @@ from freqformer.ops.parameters import AttentionParameters
 from freqformer.plan import Selection
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-IMPLS = ("auto", "eager", "reference")
+IMPLS = ("auto", "eager", "reference", "triton")
 
 
 def check_tensors(
@@ -22,7 +22,7 @@ def check_tensors(
     """Raise ValueError unless the tensors agree with one another and with the grid."""
     if query.ndim != 4 or query.numel() == 0:
         raise ValueError(
-            f"query has shape {tuple(query.shape)}; (batch, tokens, heads, head_dim), each from 1 up, is allowed: reshape it"
+            f"query has shape {tuple(query.shape)}; (batch, tokens, heads, head_dim), none empty, is allowed: reshape it"
         )
     for name, x in (("key", key), ("value", value)):
         if x.shape != query.shape or x.dtype != query.dtype or x.device != query.device:
@@ -101,10 +101,23 @@ def check_options(config: FreqFormerConfig, selection: Selection | None, token_o
 
 
 def row_bands(allocation: Tensor | Sequence[int], query: Tensor) -> Tensor:
-    """The band of every (batch, head) row, int64 (batch * heads,)."""
+    """The band of every (batch, head) row, int64 (batch * heads,) on the query's device."""
+    bands = head_bands(allocation, query)
+    check_bands(bands)
+    return bands.to(query.device).long().flatten()
+
+
+def check_bands(bands: Tensor) -> None:
+    """Raise ValueError unless all are bands. Waits for the device where they are on one."""
+    if bool(((bands < 0) | (bands > 3)).any()):
+        raise ValueError(f"allocation is {bands.tolist()}; bands 0 to 3 are allowed: LOW, MID, HIGH, DENSE")
+
+
+def head_bands(allocation: Tensor | Sequence[int], query: Tensor) -> Tensor:
+    """The allocation as whole numbers (batch, heads), where it is; their range isn't checked."""
     batch, _, heads, _ = query.shape
     try:
-        bands = torch.as_tensor(allocation, device=query.device)
+        bands = torch.as_tensor(allocation)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"allocation is {allocation!r}; whole numbers, one Band per head, are allowed") from error
     wrong = bands.is_floating_point() or bands.is_complex() or bands.dtype == torch.bool
@@ -113,6 +126,4 @@ def row_bands(allocation: Tensor | Sequence[int], query: Tensor) -> Tensor:
             f"allocation is {bands.dtype} {tuple(bands.shape)}; whole numbers ({heads},) or ({batch}, {heads}) are "
             "allowed: one Band per head"
         )
-    if bool(((bands < 0) | (bands > 3)).any()):
-        raise ValueError(f"allocation is {bands.tolist()}; bands 0 to 3 are allowed: LOW, MID, HIGH, DENSE")
-    return bands.long().expand(batch, heads).flatten()
+    return bands.expand(batch, heads)

@@ -1,0 +1,177 @@
+"""The fused pipeline: prologue, selection, one attention launch over every head of every band, and merge.
+
+Five launches in all (one more joins long lists of text queries), and nothing waits for the device in between. Shape
+legend: B batch, H heads, R = B * H rows, N video tokens, X text tokens, D head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from freqformer.config import Band
+from freqformer.ops.checks import check_bands, head_bands
+from freqformer.ops.key_layout import key_layout
+from freqformer.ops.parameters import AttentionParameters
+from freqformer.ops.tokens import TokenOrder
+from freqformer.plan import AttentionPlan, Selection
+
+if TYPE_CHECKING:
+    from freqformer.ops.block_sparse.triton import MidLists
+    from freqformer.ops.prologue.tables import PrologueTables
+    from freqformer.ops.prologue.triton import PreparedRows
+
+Tensors = tuple[Tensor, Tensor, Tensor]
+"""Query, key and value."""
+HEAD_DIMS = (16, 32, 64, 128, 256)
+
+
+def obstacle(tensors: Tensors, parameters: AttentionParameters | None) -> str | None:
+    """Why the fused pipeline can't take these tensors, and what to do instead; None when it can."""
+    query = tensors[0]
+    if find_spec("triton") is None:
+        return "Triton is not installed: install it, or choose impl='eager'"
+    if query.device.type == "cpu":
+        from triton import knobs
+
+        if not knobs.runtime.interpret:
+            return "the tensors are on the CPU: move them to a GPU, choose impl='eager', or set TRITON_INTERPRET=1 to debug"
+    if query.dtype == torch.float64:
+        return "the tensors are float64: convert them to float32, or choose impl='eager'"
+    if query.shape[-1] not in HEAD_DIMS:
+        return f"head_dim is {query.shape[-1]}, and {', '.join(map(str, HEAD_DIMS))} are allowed: choose impl='eager'"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (*tensors, *_learned(parameters))):
+        return "it has no backward yet and gradients are asked for: use torch.no_grad(), or choose impl='eager'"
+    return None
+
+
+def _learned(parameters: AttentionParameters | None) -> list[Tensor]:
+    if parameters is None:
+        return []
+    own = (
+        parameters.summary_queries,
+        parameters.summary_offsets,
+        parameters.gains,
+        parameters.query_norm,
+        parameters.key_norm,
+    )
+    return [x for x in (*own, *(parameters.rotary or ())) if x is not None]
+
+
+def fused_attention(
+    tensors: Tensors,
+    allocation: Tensor | Sequence[int],
+    *,
+    plan: AttentionPlan,
+    parameters: AttentionParameters | None,
+    text_mask: Tensor | None,
+    selection: Selection | None,
+    token_order: TokenOrder,
+) -> Tensor:
+    """See `attention.frequency_attention`, whose checks have passed.
+
+    An allocation on the device is not read back, and so not checked: a head whose number is no band gives NaN.
+    """
+    # Imported here, since Triton decides at import whether it interprets, and a CPU may have no Triton at all.
+    from freqformer.ops.block_sparse.tables import launch_tables
+    from freqformer.ops.block_sparse.triton import AttentionBuffers, RowBands, attend
+    from freqformer.ops.merge.tables import merge_tables
+    from freqformer.ops.merge.triton import merge_low
+    from freqformer.ops.prologue.tables import prologue_tables
+    from freqformer.ops.prologue.triton import prepare_rows
+
+    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
+    device, dtype = query.device, query.dtype
+    launch, tables = launch_tables(plan, device), prologue_tables(plan, device, dtype)
+    bands, present = _device_bands(allocation, query)
+    rows = prepare_rows(
+        (query, key, value), bands, tables, launch.band_blocks, parameters=parameters, token_order=token_order
+    )
+    mid = None
+    if Band.MID in present and plan.mid_lists is None:
+        mid = _mid_lists(rows, tables, selection)
+    offsets = None if parameters is None else parameters.summary_offsets
+    out, low_out, _ = attend(
+        AttentionBuffers(rows.query, rows.key, rows.value),
+        RowBands(rows.bands, rows.order),
+        launch,
+        mid=mid,
+        summary_offsets=None if offsets is None else offsets.contiguous(),
+        text_mask=None if text_mask is None else text_mask.contiguous(),
+        token_order=token_order,
+    )
+    if Band.LOW in present:
+        merge_low(low_out, out, bands, merge_tables(plan, device, dtype), token_order)
+    return out
+
+
+def _device_bands(allocation: Tensor | Sequence[int], query: Tensor) -> tuple[Tensor, frozenset[int]]:
+    """The band of every head on the device, whole numbers (B, H), and which bands may be among them."""
+    bands = head_bands(allocation, query)
+    if bands.device.type != "cpu":
+        return bands, frozenset(Band)
+    check_bands(bands)
+    known = tuple(bands.flatten().tolist())
+    return _uploaded(known, query.shape[2], query.device), frozenset(known)
+
+
+@lru_cache(maxsize=256)
+def _uploaded(bands: tuple[int, ...], heads: int, device: torch.device) -> Tensor:
+    return torch.tensor(bands, dtype=torch.int32, device=device).unflatten(0, (-1, heads))
+
+
+def _mid_lists(rows: PreparedRows, tables: PrologueTables, selection: Selection | None) -> MidLists | None:
+    """The top-k choice of a call, or the given one; None where MID heads see every tile."""
+    from freqformer.ops.block_sparse.triton import MidLists
+    from freqformer.ops.selection.reference import unseen_bias
+    from freqformer.ops.selection.triton import select
+
+    plan = tables.plan
+    summarised = plan.cells.num_cells > 0
+    if selection is None:
+        if not tables.selects:
+            return None
+        cells = (tables.cell_tiles, tables.cell_counts) if summarised else None
+        lists, bias = select(rows.sums, rows.bands, tables.tile_offsets, cells, plan.mid_capacity)
+        return MidLists(lists, None, bias)
+    # What is given by hand is checked first, and that waits for the device.
+    heads = plan.num_heads
+    mid = (rows.bands == Band.MID).nonzero().squeeze(1).to(selection.tiles.device)
+    lists = plan.check_selection(selection, len(rows.bands) // heads, (mid // heads, mid % heads))
+    every = selection.tiles.to(rows.bands.device, torch.int32).flatten(0, 1).contiguous()
+    bias = None
+    if summarised:
+        bias = every.new_empty(*every.shape[:2], plan.cells.num_cells, dtype=torch.float32)
+        bias[mid] = unseen_bias(lists.to(bias.device), plan)
+    return MidLists(every, (every >= 0).sum(-1, dtype=torch.int32), bias)
+
+
+def workspace_bytes(plan: AttentionPlan, batch: int, dtype: torch.dtype) -> int:
+    """Bytes that one call holds beside query, key, value and output, all at once.
+
+    Args:
+        plan: the plan of the call.
+        batch: samples.
+        dtype: of the query.
+    """
+    from freqformer.ops.block_sparse.triton import TEXT_PART_TILES, TEXT_PARTS
+    from freqformer.ops.selection.triton import scratch_bytes
+
+    rows, width, tiles = batch * plan.num_heads, plan.head_dim, plan.layout.num_tiles
+    cells, tokens = plan.cells.num_cells, plan.layout.grid.num_tokens + plan.num_text_tokens
+    selects = plan.mid_lists is None and plan.mid_capacity < tiles
+    vectors = tokens + 2 * key_layout(plan).rows + plan.num_low_tokens
+    held = rows * vectors * width * dtype.itemsize + rows * tokens * 4
+    if selects or cells:
+        held += 3 * rows * tiles * width * 4
+    if selects:
+        held += rows * tiles * (plan.mid_capacity + cells) * 4 + scratch_bytes(rows, tiles)
+    parts = min(TEXT_PARTS, tiles // TEXT_PART_TILES)
+    if parts > 1:
+        held += rows * parts * plan.num_text_tokens * (width + 1) * 4
+    return held
