@@ -7,7 +7,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -168,20 +167,6 @@ def test_files_and_folders_reach_the_disk_before_their_name_does(tmp_path, monke
     assert {*events[:rename]} == {*(f"{name}.safetensors" for name in GROUPS), "state.json", ".tmp-new-step-00000007"}
     assert events[rename - 1] == ".tmp-new-step-00000007"
     assert events[rename + 1 :] == ["run"]
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
-    """A disk of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("needs the right to mount a disk in memory")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("free_kib", [0, 4, 20, 60, 100, 140, 180])

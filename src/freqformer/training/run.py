@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -107,8 +108,10 @@ class TrainingRun:
             logger.info("going on from %s", newest)
         self._began = time.perf_counter() - self.seconds
         self._advance_clock()
-        # Steps behind the checkpoint will be logged again.
-        self.accelerator.init_trackers("logs", init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
+        with self._writing_log():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # Steps behind the checkpoint will be logged again.
+            self.accelerator.init_trackers("logs", init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
 
     def loader(self) -> ClipLoader:
         """The clips from this step on."""
@@ -147,7 +150,8 @@ class TrainingRun:
         loss, routing = self._mean(losses)
         report = StepReport(self.step, loss, routing, norm, rate, self.seconds, self.progress)
         names = ("loss", "routing_loss", "gradient_norm", "learning_rate", "seconds")
-        self.accelerator.log({name: getattr(report, name) for name in names}, step=self.step)
+        with self._writing_log():
+            self.accelerator.log({name: getattr(report, name) for name in names}, step=self.step)
         return report
 
     def save(self) -> None:
@@ -186,6 +190,17 @@ class TrainingRun:
                 self.ema.restore(model.parameters())
         self.accelerator.wait_for_everyone()
         return target
+
+    @contextmanager
+    def _writing_log(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # A log that is broken can't be closed either, which would hide this error.
+            self.accelerator.trackers = []
+            raise TrainingError(
+                f"output is {self.folder}, which can't be written: {error}; free space or choose another folder"
+            ) from error
 
     @property
     def _checkpoints(self) -> Path:
