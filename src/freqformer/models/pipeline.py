@@ -14,6 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
+from freqformer.models.aligned import align_parameters
 from freqformer.models.latents import compression_ratios, decode, latent_size
 from freqformer.models.transformer import NUM_TRAIN_TIMESTEPS, FreqFormerTransformer3DModel
 
@@ -82,6 +83,14 @@ class FreqFormerPipeline(DiffusionPipeline):
         compression_ratios(vae)
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
         self.video_processor = VideoProcessor(do_resize=False)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As diffusers' `DiffusionPipeline.from_pretrained`; a loaded pipeline repeats the saved one's videos."""
+        pipeline = super().from_pretrained(*args, **kwargs)
+        if pipeline.vae is not None:
+            align_parameters(pipeline.vae)
+        return pipeline
 
     @torch.no_grad()
     def __call__(

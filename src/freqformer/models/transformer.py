@@ -6,7 +6,7 @@ Shape legend: B batch, C channels, F frames, H rows, W columns of the video; N t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from freqformer.attention import FreqAttention
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, tile_layout
+from freqformer.models.aligned import align_parameters
 from freqformer.models.blocks import Conditions, TimestepModulation, TransformerBlock, modulate
 from freqformer.models.embeddings import patchify, rotary_tables, unpatchify
 from freqformer.ops.tokens import TokenOrder, reorder
@@ -95,6 +96,13 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
         self.gradient_checkpointing = False
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As diffusers' `ModelMixin.from_pretrained`; a loaded model repeats the saved one's bits."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        align_parameters(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
 
     @property
     def attentions(self) -> list[FreqAttention]:

@@ -1,0 +1,297 @@
+"""The transformer: any size, both attentions, text, routing, checkpointing, saving."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from freqformer import FreqFormerTransformer3DModel, Grid
+from freqformer.grid import tile_layout
+from freqformer.models.embeddings import patchify
+from freqformer.routing import RoutingTable, routing_loss
+
+FREQUENCY = {"tile": [2, 2, 3], "compression": 16, "window": [1, 1, 1], "mid_tiles": 2, "summary_tokens": 6}
+SIZE = {"in_channels": 2, "patch_size": (1, 2, 2), "num_layers": 2, "num_heads": 3, "head_dim": 8}
+TIMESTEP = torch.tensor([200.0, 900.0])
+
+
+def make_model(**options) -> FreqFormerTransformer3DModel:
+    """A small model. All weights are random: a new model starts as the identity, which would hide mistakes."""
+    torch.manual_seed(0)
+    model = FreqFormerTransformer3DModel(**{**SIZE, "frequency": FREQUENCY, **options})
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "router" not in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def make_video(frames: int = 5, height: int = 8, width: int = 12) -> torch.Tensor:
+    return torch.randn(2, 2, frames, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def make_text() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(2, 7, 10, generator=generator), torch.tensor([[1] * 7, [1] * 3 + [0] * 4])
+
+
+@pytest.mark.parametrize("attention", ["frequency", "dense"])
+@pytest.mark.parametrize("shape", [(5, 8, 12), (1, 2, 2), (1, 6, 10), (7, 2, 26)])
+def test_any_size_that_the_patch_divides(attention, shape):
+    model = make_model(attention=attention)
+    video = make_video(*shape)
+    model(video, TIMESTEP).sample.square().mean().backward()
+    assert model(video, TIMESTEP).sample.shape == video.shape
+    assert model(video, TIMESTEP, return_dict=False)[0].shape == video.shape
+    assert all(parameter.grad is not None for name, parameter in model.named_parameters() if "router" not in name)
+
+
+def test_a_new_model_predicts_zero_and_its_blocks_change_nothing():
+    model = FreqFormerTransformer3DModel(**SIZE, frequency=FREQUENCY, text_dim=10)
+    with torch.no_grad():
+        assert model(make_video(), TIMESTEP, *make_text()).sample.abs().max() == 0
+        model.proj_out.weight.copy_(torch.randn_like(model.proj_out.weight))
+        deep = model(make_video(), TIMESTEP, *make_text()).sample
+        del model.transformer_blocks[1:]
+        assert torch.equal(model(make_video(), TIMESTEP, *make_text()).sample, deep)
+
+
+def test_all_dense_heads_are_the_dense_model():
+    banded = make_model(routing="fixed", allocation=[3, 3, 3])
+    dense = make_model(attention="dense")
+    missing, unexpected = dense.load_state_dict(banded.state_dict(), strict=False)
+    assert missing == []
+    assert all("summary" in name for name in unexpected)
+    with torch.no_grad():
+        expected = dense(make_video(), TIMESTEP).sample
+        torch.testing.assert_close(banded(make_video(), TIMESTEP).sample, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_dense_model_has_the_same_parameters_but_router_and_summaries():
+    names = set(make_model(text_dim=10).state_dict())
+    extra = {name for name in names if "router" in name or "summary" in name}
+    assert extra
+    assert set(make_model(attention="dense", text_dim=10).state_dict()) == names - extra
+
+
+def test_an_axis_of_the_video_is_not_mistaken_for_another():
+    """Output patches are where input patches were: only one token's input moves, and its own output moves most."""
+    model = make_model()
+    video, changed = make_video(), make_video()
+    changed[:, :, 3, 2:4, 8:10] += 5
+    with torch.no_grad():
+        moved = model(changed, TIMESTEP).sample - model(video, TIMESTEP).sample
+    strength = patchify(moved, (1, 2, 2)).norm(dim=-1)
+    assert strength.argmax(-1).tolist() == [3 * 24 + 1 * 6 + 4] * 2
+
+
+@pytest.mark.parametrize("mode", ["off", "all", "sampled"])
+def test_checkpointing_changes_no_bit(mode):
+    model, video = make_model(text_dim=10), make_video()
+    model.set_router_training(mode)
+    results = []
+    for checkpointing in (False, True):
+        model.zero_grad()
+        (model.enable_gradient_checkpointing if checkpointing else model.disable_gradient_checkpointing)()
+        torch.manual_seed(3)
+        sample = model(video, TIMESTEP, *make_text()).sample
+        costs = model.routing_costs(model.grid_for(video.shape))
+        loss = sample.square().mean() + routing_loss(model.routing_logits, costs, budget=0.1)
+        loss.backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        results.append((sample, loss, torch.rand(1), copy.deepcopy(gradients)))
+    for plain, checkpointed in zip(results[0][:3], results[1][:3], strict=True):
+        assert torch.equal(plain, checkpointed)
+    assert all(torch.equal(gradient, results[1][3][name]) for name, gradient in results[0][3].items())
+
+
+def test_routing_is_reported_per_layer():
+    model = make_model()
+    assert model.routing_logits == model.allocations == [None, None]
+    model(make_video(), TIMESTEP)
+    assert [logits.shape for logits in model.routing_logits] == [(2, 3, 3)] * 2
+    assert [torch.equal(bands, logits.argmax(-1)) for bands, logits in _routing(model)] == [True, True]
+    fixed = make_model(routing="fixed", allocation=[[0, 1, 2], [3, 2, 1]])
+    fixed(make_video(), TIMESTEP)
+    assert fixed.routing_logits == [None, None]
+    assert [bands.tolist() for bands in fixed.allocations] == [[[0, 1, 2]] * 2, [[3, 2, 1]] * 2]
+
+
+def _routing(model):
+    return list(zip(model.allocations, model.routing_logits, strict=True))
+
+
+def test_a_frozen_table_repeats_what_the_routers_chose():
+    model, video = make_model(), make_video()
+    with torch.no_grad():
+        expected = model(video, TIMESTEP).sample
+        observed = torch.stack(model.routing_logits, 1)
+        table = RoutingTable.freeze(TIMESTEP / 1000, observed, model.band_config, num_buckets=4)
+        model.set_routing_table(table)
+        assert torch.equal(model(video, TIMESTEP).sample, expected)
+        assert model.routing_logits == [None, None]
+        model.set_routing_table(None)
+        model(video, TIMESTEP)
+        assert None not in model.routing_logits
+    with pytest.raises(ValueError, match="table has 2 layers; the model has 3"):
+        make_model(num_layers=3).set_routing_table(table)
+
+
+def test_a_table_with_another_tile_moves_the_tile_order_too():
+    free = make_model(frequency={**FREQUENCY, "tile": None})
+    pinned = make_model()
+    pinned.load_state_dict(free.state_dict())
+    bands = torch.tensor([[[0, 1, 2], [2, 1, 0]]])
+    outputs = []
+    for model in (free, pinned):
+        model.set_routing_table(RoutingTable(bands, torch.full_like(bands, 2), pinned.band_config))
+        with torch.no_grad():
+            outputs.append(model(make_video(), TIMESTEP).sample)
+    assert tile_layout(Grid(5, 4, 6)).tile != (2, 2, 3)
+    assert torch.equal(*outputs)
+
+
+def test_a_flop_budget_makes_heads_cheaper():
+    model, video = make_model(), make_video()
+    costs = torch.tensor(model.routing_costs(model.grid_for(video.shape)))
+    with torch.no_grad():
+        model(video, TIMESTEP)
+        free = costs[torch.stack(model.allocations)].sum()
+        model.set_flop_budget(float(costs[:3].min() / costs[3]) * 1.01)
+        model(video, TIMESTEP)
+    assert costs[torch.stack(model.allocations)].sum() < free
+
+
+def test_masked_text_is_not_seen():
+    model, video = make_model(text_dim=10), make_video()
+    text, mask = make_text()
+    with torch.no_grad():
+        expected = model(video, TIMESTEP, text, mask).sample
+        other = text.clone()
+        other[1, 3:] = 50.0
+        assert torch.equal(model(video, TIMESTEP, other, mask.bool()).sample, expected)
+        cut = model(video[1:], TIMESTEP[1:], text[1:, :3]).sample
+        torch.testing.assert_close(expected[1:], cut, rtol=1e-4, atol=1e-5)
+        assert (model(video, TIMESTEP, other).sample - expected)[1].abs().max() > 1e-3
+
+
+def test_a_sample_without_any_text_reads_nothing():
+    model, video = make_model(text_dim=10), make_video()
+    text, mask = make_text()
+    mask[1] = 0
+    sample = model(video, TIMESTEP, text, mask).sample
+    with torch.no_grad():
+        without = model(video, TIMESTEP, torch.randn_like(text), mask).sample
+    assert torch.equal(sample[1], without[1])
+    sample.square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("attention", ["frequency", "dense"])
+def test_half_precision_is_near_full_precision(attention, tmp_path):
+    model, video = make_model(attention=attention), make_video()
+    model.save_pretrained(tmp_path)
+    half = FreqFormerTransformer3DModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    # Routers keep float32: rounding must not move a choice.
+    assert all(p.dtype == torch.float32 for name, p in half.named_parameters() if "router" in name)
+    with torch.no_grad():
+        full = model(video, TIMESTEP).sample
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = model(video, TIMESTEP).sample
+        for sample in (mixed, half(video.bfloat16(), TIMESTEP).sample):
+            assert sample.dtype == torch.bfloat16
+            assert (sample - full).norm() < 0.1 * full.norm()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"attention": "dense", "text_dim": 10},
+        {"routing": "fixed", "allocation": [[0, 1, 2], [3, 2, 1]]},
+        {"frequency": {**FREQUENCY, "band_features": "gains"}, "prior": "none"},
+    ],
+)
+def test_saving_keeps_every_bit(options, tmp_path):
+    model = make_model(**options)
+    model.save_pretrained(tmp_path)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".safetensors"]
+    loaded = FreqFormerTransformer3DModel.from_pretrained(tmp_path)
+    text = make_text() if options.get("text_dim") else ()
+    with torch.no_grad():
+        assert torch.equal(loaded(make_video(), TIMESTEP, *text).sample, model(make_video(), TIMESTEP, *text).sample)
+    assert loaded.band_config == model.band_config
+
+
+def test_a_copy_after_a_call_works():
+    model = make_model()
+    sample = model(make_video(), TIMESTEP).sample
+    assert torch.equal(copy.deepcopy(model)(make_video(), TIMESTEP).sample, sample)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_layers": 0}, "num_layers is 0"),
+        ({"in_channels": 0}, "in_channels is 0"),
+        ({"text_dim": -1}, "text_dim is -1"),
+        ({"patch_size": (1, 2)}, "patch_size is"),
+        ({"patch_size": (1, 0, 2)}, "patch_size is 0"),
+        ({"head_dim": 4}, "head_dim 4"),
+        ({"head_dim": 9}, "head_dim 9"),
+        ({"frequency": {"windows": 3}}, "unknown fields"),
+        ({"frequency": {"compression": float("nan")}}, "compression is nan"),
+        ({"attention": "sparse"}, "attention is 'sparse'"),
+        ({"allocation": [0, 1]}, "allocation is"),
+        ({"allocation": [[0, 1, 2]]}, "allocation has 1 entries"),
+        ({"allocation": [[0, 1, 2], 1]}, "allocation has 2 entries"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        FreqFormerTransformer3DModel(**{**SIZE, "frequency": FREQUENCY, **options})
+
+
+def test_wrong_inputs_are_refused():
+    model, reader = make_model(), make_model(text_dim=10)
+    video, (text, mask) = make_video(), make_text()
+    for call, message in (
+        (lambda: model(video[:, :, :, 1:], TIMESTEP), r"is \(5, 7, 12\); multiples of patch_size \(1, 2, 2\)"),
+        (lambda: model(video[:, :, :0], TIMESTEP), "multiples of patch_size"),
+        (lambda: model(video[0], TIMESTEP), "hidden_states has shape"),
+        (lambda: model(video[:, :1], TIMESTEP), "hidden_states has shape"),
+        (lambda: model(video, TIMESTEP[:1]), "timestep"),
+        (lambda: model(video, torch.tensor(5.0)), "timestep"),
+        (lambda: model(video.double(), TIMESTEP), "dtype torch.float64"),
+        (lambda: model(video, TIMESTEP, text), "text_dim None"),
+        (lambda: model(video, TIMESTEP, None, mask), "encoder_attention_mask is"),
+        (lambda: reader(video, TIMESTEP), "encoder_hidden_states is None"),
+        (lambda: reader(video, TIMESTEP, text[:1]), "encoder_hidden_states has shape"),
+        (lambda: reader(video, TIMESTEP, text[..., 1:]), "encoder_hidden_states has shape"),
+        (lambda: reader(video, TIMESTEP, text, mask[:, 1:]), "encoder_attention_mask is"),
+        (lambda: reader(video, TIMESTEP, text, mask.float()), "encoder_attention_mask is torch.float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert model.grid_for((2, 2, 5, 8, 12)) == Grid(5, 4, 6)
+
+
+@pytest.mark.parametrize("attention", ["frequency", "dense"])
+def test_training_fits_one_clip(attention):
+    """The whole model learns: the velocity of a fixed noisy clip, to a small part of where it started."""
+    torch.manual_seed(0)
+    model = FreqFormerTransformer3DModel(**SIZE, frequency=FREQUENCY, attention=attention)
+    model.set_router_training("sampled" if attention == "frequency" else "off")
+    noisy, target = torch.randn(2, 2, 2, 5, 8, 12)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    losses = []
+    for _ in range(25):
+        loss = (model(noisy, TIMESTEP).sample - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
