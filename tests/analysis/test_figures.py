@@ -71,12 +71,12 @@ def test_allocation(tmp_path: Path) -> None:
 
 
 def test_labelled_grid() -> None:
-    clips = torch.arange(4, dtype=torch.uint8)[:, None, None, None, None].expand(-1, 3, 10, 60, 3) * 60
-    grid = labelled_grid(clips, ["one", "two", "three", "four"], strip=16)
-    assert grid.shape == (3, 52, 120, 3)
-    for index, (top, left) in enumerate([(16, 0), (16, 60), (42, 0), (42, 60)]):
-        assert (grid[:, top : top + 10, left : left + 60] == 60 * index).all()
-    strip = grid[0, :16, :60].float()
+    clips = torch.arange(4, dtype=torch.uint8)[:, None, None, None, None].expand(-1, 3, 10, 180, 3) * 60
+    grid = labelled_grid(clips, ["one", "two", "three", "four"])
+    assert grid.shape == (3, 40, 360, 3)
+    for index, (top, left) in enumerate([(10, 0), (10, 180), (30, 0), (30, 180)]):
+        assert (grid[:, top : top + 10, left : left + 180] == 60 * index).all()
+    strip = grid[0, :10, :180].float()
     assert strip.max() == 255
     assert strip.min() < 128
     with pytest.raises(ValueError, match="3 labels"):

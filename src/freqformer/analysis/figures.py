@@ -49,13 +49,13 @@ def energies_figure(spectrum: Spectrum, fps: float, path: str | Path) -> None:
         fps: its frames per second.
         path: of the PNG.
     """
-    figure = _figure(8, 3.6)
+    figure = _figure(6.4, 4)
     axes = figure.subplots()
     edges = [frame / fps for frame in spectrum.first_frames]
     total = spectrum.total_shares
     for band, name in enumerate(BAND_NAMES):
         shares = (100 * spectrum.shares[:, band]).clamp_min(1e-3).tolist()
-        label = f"{name}: {100 * total[band]:.1f}% of the whole clip"
+        label = f"{name}, {100 * total[band]:.1f}% of all"
         # One level per step of tiles: the bands are defined on whole tiles.
         axes.stairs(shares, edges, baseline=None, color=BAND_COLOURS[band], linewidth=2.2, label=label)
     axes.set_yscale("log")
@@ -63,7 +63,7 @@ def energies_figure(spectrum: Spectrum, fps: float, path: str | Path) -> None:
     axes.set_ylim(top=130)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}%")
     axes.grid(axis="y", color="#E3E6EA", linewidth=0.8)
-    axes.legend(frameon=False, fontsize=9, labelcolor=_INK, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.legend(frameon=False, fontsize=9, labelcolor=_INK, loc="outside lower center", ncols=3)
     _plain(axes, "Energy per band, without the mean colour", "seconds", "share of the energy")
     _save(figure, path)
 
@@ -90,7 +90,7 @@ def loss_figure(steps: Sequence[int], losses: Sequence[float], path: str | Path,
     axes.plot(steps[width - 1 :], smooth, color=BAND_COLOURS[0], linewidth=2.2, label=f"mean of {width} steps")
     axes.set_yscale("log")
     for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        formatted(lambda value, _: f"{value:.2g}")
+        formatted(lambda value, _: f"{value:.3g}")
     axes.grid(axis="y", color="#E3E6EA", linewidth=0.8, which="both")
     axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
     _plain(axes, "Flow-matching loss", "optimizer step", "mean squared error of the velocity")
@@ -134,14 +134,13 @@ def allocation_figure(allocations: Tensor, timesteps: Sequence[float], path: str
     _save(figure, path)
 
 
-def labelled_grid(clips: Tensor, labels: Sequence[str], *, columns: int = 2, strip: int = 22) -> Tensor:
+def labelled_grid(clips: Tensor, labels: Sequence[str], *, columns: int = 2) -> Tensor:
     """Clips side by side, each under a line of text.
 
     Args:
         clips: uint8 (K, F, H, W, 3).
         labels: K texts.
         columns: clips in a row.
-        strip: height of the text lines in pixels.
 
     Returns: uint8 (F, rows, columns, 3).
 
@@ -151,7 +150,7 @@ def labelled_grid(clips: Tensor, labels: Sequence[str], *, columns: int = 2, str
     count, frames, width = clips.shape[0], clips.shape[1], clips.shape[3]
     if len(labels) != count or count % columns:
         raise ValueError(f"clips holds {count} clips for {len(labels)} labels in {columns} columns; full rows are allowed")
-    rows = []
+    rows, strip = [], max(width // 18, 8)
     for start in range(0, count, columns):
         row = [
             torch.cat([_text(label, strip, width).expand(frames, -1, -1, -1), clip], 1)

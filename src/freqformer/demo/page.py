@@ -1,0 +1,62 @@
+"""The report's page: a template that is filled with what a run measured."""
+
+from __future__ import annotations
+
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from freqformer.analysis.figures import BAND_COLOURS
+from freqformer.analysis.spectra import BAND_NAMES
+
+OPERATORS = (
+    "dense global attention on compressed tokens",
+    "block-sparse attention on the tiles that match best",
+    "sliding-window attention on the tiles around",
+)
+
+
+def render_page(facts: dict[str, Any]) -> str:
+    """The page as HTML. It needs no network: all its links are relative.
+
+    Args:
+        facts: of a run, as `run_demo` writes them to summary.json.
+
+    Raises:
+        KeyError: for a fact that is missing.
+    """
+    clip, costs = facts["clip"], facts["attention_flops_of_dense"]
+    rows = [
+        (name, facts["head_shares"][band], costs["here"]["bands"][band], costs["720p"]["bands"][band])
+        for band, name in enumerate(BAND_NAMES)
+    ]
+    texts = {
+        "clip_size": f"{clip['frames']} frames of {clip['width']} x {clip['height']} pixels at {clip['fps']:g} per second",
+        "num_frames": clip["frames"],
+        "tokens": f"{costs['here']['tokens']:,}",
+        "tokens_720p": f"{costs['720p']['tokens']:,}",
+        "density_here": _percent(costs["here"]["density"]),
+        "density_720p": _percent(costs["720p"]["density"]),
+        "parameters": f"{facts['parameters'] / 1e6:.1f} million",
+        "compression": f"{facts['compression']:g}",
+        **{f"{name}_share": _percent(facts["band_shares"][name]) for name in BAND_NAMES},
+        **{name: f"{facts[name]:.2f}" for name in ("first_loss", "last_loss")},
+        **{name: f"{facts[name]:.0f}" for name in ("train_seconds", "generate_seconds", "total_seconds")},
+        **{name: facts[name] for name in ("train_steps", "inference_steps", "threads", "tiles", "command", "credit")},
+        **{name: facts[name] for name in ("version", "torch_version")},
+    }
+    template = Template((files("freqformer.demo") / "page.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        {name: escape(str(text)) for name, text in texts.items()}, band_rows="".join(map(_row, rows, range(3)))
+    )
+
+
+def _row(cells: tuple[str, float, float, float], band: int) -> str:
+    dot = f'<span class="dot" style="background:{BAND_COLOURS[band]}"></span>'
+    numbers = "".join(f'<td class="number">{_percent(cell)}</td>' for cell in cells[1:])
+    return f"<tr><td>{dot}{cells[0]}</td><td>{OPERATORS[band]}</td>{numbers}</tr>"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%" if share < 0.0995 else f"{100 * share:.0f}%"

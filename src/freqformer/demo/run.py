@@ -1,0 +1,230 @@
+"""The demo from end to end."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from freqformer import __version__
+from freqformer.analysis.figures import allocation_figure, loss_figure
+from freqformer.analysis.spectra import Spectrum
+from freqformer.config import Band
+from freqformer.demo.page import render_page
+from freqformer.demo.stages import Generated, generate, inspect_video
+from freqformer.grid import Grid, tile_layout
+from freqformer.media import VideoError, contact_sheet, enlarge, probe_video, read_clip, write_video
+from freqformer.training.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from freqformer.models.transformer import FreqFormerTransformer3DModel
+    from freqformer.training.run import StepReport
+
+SHIPPED_CLIP = Path(__file__).parents[1] / "assets" / "pagoda.mp4"
+SHIPPED_CREDIT = "The pagoda was photographed by danielbuechele, the dahlia by vultilion (both CC BY 2.0)."
+GRID_720P = Grid(21, 45, 80)
+"""Tokens of 5 s of 720p in the latents of a usual video VAE."""
+
+Say = Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Sizes of the demo, chosen so that two minutes on two CPU cores show the clip's content."""
+
+    num_frames: int = 16
+    height: int = 48
+    width: int = 80
+    fps: float = 8.0
+    model: dict[str, Any] = field(
+        default_factory=lambda: {
+            "patch_size": [2, 4, 4],
+            "num_layers": 4,
+            "num_heads": 6,
+            "head_dim": 32,
+            "frequency": {"mid_tiles": 4},
+        }
+    )
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=2e-3, warmup_steps=20, weight_decay=0.0)
+    )
+    batch_size: int = 1
+    max_steps: int = 100_000
+    inference_steps: int = 30
+    inspect_side: int = 384
+    enlarge: int = 4
+    """Pixels that are shown for a pixel of the model."""
+
+    @property
+    def seconds(self) -> float:
+        """Length of a clip."""
+        return self.num_frames / self.fps
+
+
+@dataclass(frozen=True)
+class _Trained:
+    folder: Path
+    reports: list[StepReport]
+
+
+def run_demo(
+    output: Path,
+    *,
+    video: Path | None = None,
+    train_seconds: float = 120,
+    seed: int = 0,
+    say: Say = print,
+    settings: DemoSettings | None = None,
+) -> Path:
+    """Inspect a video, train a small model on its first seconds, generate, and write a report.
+
+    Args:
+        output: folder for the report. What an earlier demo left there is replaced; other files are kept.
+        video: at least as long as a clip of the settings; None takes the shipped one.
+        train_seconds: time to train.
+        seed: of the weights, the noise and all else.
+        say: told what is being done.
+        settings: sizes; None takes those of the demo.
+
+    Returns: the path of index.html.
+
+    Raises:
+        VideoError: for a video that can't be read or is too short.
+        ValueError: where `output` holds a folder `run` that no demo made.
+    """
+    # Imported late: diffusers takes seconds, and the demo's first words should not wait for it.
+    began, settings, source = time.perf_counter(), settings or DemoSettings(), video or SHIPPED_CLIP
+    with _stage(say, f"[1/4] inspecting {source.name}"):
+        _check_length(source, settings)
+        run = _fresh_run_folder(output)
+        spectrum = inspect_video(source, output, side=settings.inspect_side, patch=(1, 4, 4))
+        clip = _write_clip(source, output / "input.mp4", settings)
+    with _stage(say, f"[2/4] training a small model for {train_seconds:g} s"):
+        trained = _train(clip, run, train_seconds, seed, settings)
+    with _stage(say, "[3/4] generating"):
+        from freqformer.models.pipeline import FreqFormerPipeline
+
+        pipeline = FreqFormerPipeline.from_pretrained(str(trained.folder))
+        pipeline.set_progress_bar_config(desc="generating")
+        size = (settings.num_frames, settings.height, settings.width)
+        generated = generate(pipeline, size, steps=settings.inference_steps, seed=seed)
+    with _stage(say, "[4/4] writing the report"):
+        _write_pictures(output, settings, trained.reports, generated)
+        facts = _facts(settings, trained.reports, spectrum, generated) | _costs(settings, pipeline.transformer, generated)
+        facts["credit"] = SHIPPED_CREDIT if video is None else ""
+        facts["total_seconds"] = time.perf_counter() - began
+        return _write_page(output, facts)
+
+
+@contextmanager
+def _stage(say: Say, title: str) -> Iterator[None]:
+    began = time.perf_counter()
+    say(title)
+    yield
+    say(f"      done in {time.perf_counter() - began:.1f} s")
+
+
+def _check_length(video: Path, settings: DemoSettings) -> None:
+    duration = probe_video(video).duration
+    if duration <= (settings.num_frames - 1) / settings.fps:
+        raise VideoError(f"{video} lasts {duration:.2f} s; the demo needs {settings.seconds:g} s: choose a longer one")
+
+
+def _fresh_run_folder(output: Path) -> Path:
+    """OUTPUT/run, empty but for a mark that the demo may replace it."""
+    run, mark = output / "run", output / "run" / "made-by-the-demo"
+    if run.exists() and not mark.exists():
+        raise ValueError(f"{run} was not made by a demo and is kept; choose another --output, or move it away")
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir(parents=True)
+    mark.touch()
+    return run
+
+
+def _write_clip(video: Path, path: Path, settings: DemoSettings) -> Path:
+    """The part of the video that is trained on, larger than the model's pixels so that little is lost by coding it."""
+    height, width = settings.height * settings.enlarge, settings.width * settings.enlarge
+    frames = read_clip(video, start=0, num_frames=settings.num_frames, fps=settings.fps, height=height, width=width)
+    write_video(frames, path, settings.fps)
+    return path
+
+
+def _train(clip: Path, run: Path, seconds: float, seed: int, settings: DemoSettings) -> _Trained:
+    from freqformer.training.loop import train
+
+    size = {"num_frames": settings.num_frames, "height": settings.height, "width": settings.width, "fps": settings.fps}
+    config = TrainConfig(
+        output=str(run),
+        model=settings.model,
+        data=DataConfig(path=str(clip), **size),  # type: ignore[arg-type]
+        optimizer=settings.optimizer,
+        run=RunConfig(
+            max_steps=settings.max_steps, max_seconds=seconds, batch_size=settings.batch_size, seed=seed, device="cpu"
+        ),
+    )
+    reports: list[StepReport] = []
+    folder = train(config, on_step=reports.append)
+    (run / "train.json").write_text(json.dumps(config.to_dict(), indent=2), encoding="utf-8")
+    return _Trained(folder, reports)
+
+
+def _write_pictures(output: Path, settings: DemoSettings, reports: list[StepReport], generated: Generated) -> None:
+    large = enlarge(generated.frames, settings.enlarge)
+    write_video(large, output / "generated.mp4", settings.fps)
+    contact_sheet(large, output / "contact_sheet.png", columns=4)
+    loss_figure([report.step for report in reports], [report.loss for report in reports], output / "loss.png")
+    allocation_figure(generated.allocations, generated.timesteps, output / "allocation.png")
+
+
+def _facts(settings: DemoSettings, reports: list[StepReport], spectrum: Spectrum, generated: Generated) -> dict[str, Any]:
+    """What the run measured."""
+    tenth = max(len(reports) // 10, 1)
+    losses = [report.loss for report in reports]
+    return {
+        "version": __version__,
+        "torch_version": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "clip": {"frames": settings.num_frames, "height": settings.height, "width": settings.width, "fps": settings.fps},
+        "band_shares": dict(zip(("low", "mid", "high"), spectrum.total_shares, strict=True)),
+        "train_steps": len(reports),
+        "train_seconds": reports[-1].seconds,
+        "first_loss": sum(losses[:tenth]) / tenth,
+        "last_loss": sum(losses[-tenth:]) / tenth,
+        "inference_steps": settings.inference_steps,
+        "generate_seconds": generated.seconds,
+    }
+
+
+def _costs(settings: DemoSettings, model: FreqFormerTransformer3DModel, generated: Generated) -> dict[str, Any]:
+    """What the plan says that the chosen allocation costs, relative to dense attention."""
+    grid = model.grid_for((settings.num_frames, settings.height, settings.width))
+    shares = [float((generated.allocations == band).double().mean()) for band in Band]
+    costs = {}
+    for name, where in (("here", grid), ("720p", GRID_720P)):
+        of_band = [cost / model.routing_costs(where)[Band.DENSE] for cost in model.routing_costs(where)]
+        density = sum(share * cost for share, cost in zip(shares, of_band, strict=True))
+        costs[name] = {"tokens": where.num_tokens, "bands": of_band[:3], "density": density}
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tiles": tile_layout(grid, model.band_config.tile).num_tiles,
+        "compression": model.band_config.compression,
+        "head_shares": shares[:3],
+        "attention_flops_of_dense": costs,
+    }
+
+
+def _write_page(output: Path, facts: dict[str, Any]) -> Path:
+    (output / "summary.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    page = output / "index.html"
+    page.write_text(render_page(facts), encoding="utf-8")
+    return page
