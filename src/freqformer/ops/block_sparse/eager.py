@@ -99,15 +99,18 @@ class _Tiles:
 
 def _gathered(tiles: Tensor, extra: Tensor, chunk: _Chunk, dtype: torch.dtype) -> Tensor:
     """Keys or values of a chunk: (c, l * slots + E, D)."""
+    extras = extra[chunk.row].to(dtype).expand(len(chunk.queries), -1, -1)
+    if not chunk.lists.shape[1]:
+        return extras
     listed = tiles[chunk.row].index_select(0, chunk.lists.clamp_min(0).flatten())
     listed = listed.reshape(len(chunk.queries), -1, tiles.shape[-1])
-    extras = extra[chunk.row].expand(len(chunk.queries), -1, -1)
-    return torch.cat([listed, extras], 1).to(dtype)
+    return torch.cat([listed.to(dtype), extras], 1)
 
 
 def _weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
     nothing = bias.isneginf().all(-1)
-    weights = torch.baddbmm(bias[:, None].to(query.dtype), query, key.transpose(1, 2)).softmax(-1)
+    scores = torch.baddbmm(bias[:, None].to(query.dtype), query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
+    weights = scores.softmax(-1)
     return weights.masked_fill_(nothing[:, None, None], 0) if bool(nothing.any()) else weights
 
 
@@ -129,40 +132,40 @@ class _GatherAttention(torch.autograd.Function):
             key_tiles, value_tiles = tiles.pad(key), tiles.pad(value)
         out = torch.empty_like(padded_query)
         for chunk in tiles.chunks(extra_bias):
-            q = padded_query[chunk.row, chunk.queries].to(wide) * query.shape[-1] ** -0.5
+            q = padded_query[chunk.row, chunk.queries].to(wide)
             k = _gathered(key_tiles, extra_key, chunk, wide)
             v = _gathered(value_tiles, extra_value, chunk, wide)
             out[chunk.row, chunk.queries] = (_weights(q, k, chunk.bias) @ v).to(out.dtype)
         out = tiles.compact(out)
         ctx.tiles = tiles
-        ctx.save_for_backward(query, key, value, *extras, out)
+        ctx.save_for_backward(query, key, value, *extras)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        query, key, value, extra_key, extra_value, extra_bias, out = ctx.saved_tensors
+        query, key, value, extra_key, extra_value, extra_bias = ctx.saved_tensors
         tiles, wide = ctx.tiles, extra_bias.dtype
         scale = query.shape[-1] ** -0.5
-        padded = [tiles.pad(x) for x in (query, grads[0], out)]
+        padded = [tiles.pad(x) for x in (query, grads[0])]
         key_tiles, value_tiles = (tiles.pad(key), tiles.pad(value)) if tiles.tiles is not None else (key, value)
         grad_query = torch.empty_like(padded[0])
         grad_key, grad_value, grad_extra_key, grad_extra_value, grad_bias = (
             torch.zeros_like(x, dtype=wide) for x in (key_tiles, value_tiles, extra_key, extra_value, extra_bias)
         )
         for chunk in tiles.chunks(extra_bias):
-            q, grad_out, o = (x[chunk.row, chunk.queries].to(wide) for x in padded)
+            q, grad_out = (x[chunk.row, chunk.queries].to(wide) for x in padded)
             # Padding slots repeat a token; their share of the gradients is dropped here.
             grad_out *= tiles.valid[chunk.queries][..., None]
-            q *= scale
             k = _gathered(key_tiles, extra_key, chunk, wide)
             v = _gathered(value_tiles, extra_value, chunk, wide)
             weights = _weights(q, k, chunk.bias)
             grad_v = weights.transpose(1, 2) @ grad_out
-            grad_scores = torch.baddbmm((grad_out * o).sum(-1, keepdim=True), grad_out, v.transpose(1, 2), beta=-1)
-            grad_scores *= weights
+            # Through the softmax from the weights, not from the rounded output: where one key takes nearly all, the two
+            # terms cancel, and only then to the last bit.
+            grad_scores = torch.ops.aten._softmax_backward_data(grad_out @ v.transpose(1, 2), weights, -1, wide)
             grad_query[chunk.row, chunk.queries] = (grad_scores @ k * scale).to(query.dtype)
-            grad_k = grad_scores.transpose(1, 2) @ q
+            grad_k = grad_scores.transpose(1, 2) @ q * scale
             video = chunk.lists.shape[1] * tiles.slots
             for total, extra_total, grad in (
                 (grad_key, grad_extra_key, grad_k),
@@ -197,6 +200,12 @@ def attend(
 
 
 def attend_dense(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
-    """See `api.dense_attention`."""
-    mask = None if key_mask is None else key_mask[None, :, None]
-    return F.scaled_dot_product_attention(query[None], key[None], value[None], attn_mask=mask)[0]
+    """See `api.dense_attention`.
+
+    Not torch's fused attention: on a CPU its backward takes exponentials of score - log-sum-exp, and where outlier
+    channels make scores in the hundreds its float32 gradients are off by up to 1e-4.
+    """
+    bias = key.new_zeros(key.shape[:2], dtype=torch.float64 if key.dtype == torch.float64 else torch.float32)
+    if key_mask is not None:
+        bias = bias.masked_fill(~key_mask, -torch.inf)
+    return attend(query, None, None, (key, value, bias), None)
