@@ -129,9 +129,8 @@ def random_case(seed: int, *, max_tokens: int = 400, **fixed: Any) -> Case:
     rng = random.Random(seed)
     heads, batch = rng.randint(1, 4), rng.choice((1, 1, 2))
     only = rng.choice([None, None, None, *Band])
-    allocation = tuple(
-        tuple(int(rng.choice(list(Band)) if only is None else only) for _ in range(heads)) for _ in range(batch)
-    )
+    bands = list(Band) if only is None else [only]
+    allocation = tuple(tuple(int(rng.choice(bands)) for _ in range(heads)) for _ in range(batch))
     if rng.random() < 0.5:
         allocation = (allocation[0],) * batch
     text = rng.choice((0, 0, 1, 7, 130))
@@ -172,9 +171,9 @@ def make_inputs(case: Case, device: str = "cpu") -> Inputs:
     if case.mask != "none":
         mask = torch.rand(batch, case.num_text_tokens, generator=generator) < 0.6
         mask[0] &= case.mask != "all"
-    tensors = (x.to(device=device, dtype=case.dtype) for x in (query, key, value, grad_out))
-    parameters = _parameters(case, normal)
-    inputs = Inputs(*tensors, None if mask is None else mask.to(device), parameters)
+    query, key, value, grad_out = (x.to(case.dtype) for x in (query, key, value, grad_out))
+    text_mask = None if mask is None else mask.to(device)
+    inputs = Inputs(query, key, value, grad_out, text_mask, _parameters(case, normal))
     return inputs.map(lambda x: x.to(device))
 
 

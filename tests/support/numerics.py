@@ -142,7 +142,7 @@ class Pool:
         judged = {key: ratio for key, ratio in self.ratios().items() if len(self.logs[key]) >= least}
         assert judged, f"no tensor has {least} calls"
         lines = [
-            f"  {name} {dtype}, {len(self.logs[name, dtype])} calls: mean {ratio.mean:.3f}x, max {ratio.max:.3f}x the peer's"
+            f"  {name} {dtype}, {len(self.logs[name, dtype])} calls: mean {ratio.mean:.3f}x, max {ratio.max:.3f}x"
             for (name, dtype), ratio in judged.items()
             if not (ratio.mean <= limits_for(name).mean and ratio.max <= limits_for(name).max)
         ]
@@ -153,13 +153,11 @@ class Pool:
 def nan_filled_allocations() -> Iterator[None]:
     """Within it, freshly allocated memory holds NaN (integers: their largest value), so reading it shows."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(2).isnan().all()  # torch fills memory in its deterministic mode, unless told otherwise
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*deterministic.*", category=UserWarning)
             yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = filled
