@@ -276,3 +276,13 @@ def test_what_needs_a_router_or_bands_says_so():
         fixed.set_routing_table(table, 1)
     fixed.set_routing_table(table)
     assert fixed(make_input(), GRID, TIMESTEP).shape == (2, GRID.num_tokens, DIM)
+
+
+def test_a_call_in_inference_mode_leaves_nothing_that_training_stumbles_over():
+    grid = Grid(3, 4, 7)  # of no other test: its layout, plan and matrices are first made here
+    layer = make_layer(replace(CONFIG, band_features="strict"))
+    hidden = torch.randn(2, grid.num_tokens, DIM)
+    with torch.inference_mode():
+        layer(hidden, grid, TIMESTEP, token_order="raster")
+    layer(hidden, grid, TIMESTEP, token_order="raster").sum().backward()
+    assert layer.to_q.weight.grad is not None

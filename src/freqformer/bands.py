@@ -24,6 +24,7 @@ Matrix = Callable[[int, int], Tensor]
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what it caches must also serve training
 def dct_matrix(n: int) -> Tensor:
     """The orthonormal DCT-II of length `n`: float64 (n, n), rows are frequencies."""
     k, i = torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij")
@@ -116,6 +117,7 @@ def _separable(x: Tensor, layout: TileLayout, config: FreqFormerConfig, matrix: 
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what it caches must also serve training
 def band_masks(layout_key: tuple[Grid, Extents], config: FreqFormerConfig) -> Tensor:
     """Which DCT coefficient belongs to LOW, MID and HIGH: bool (3, N), coefficients in their tile's raster places."""
     layout = tile_layout(*layout_key)

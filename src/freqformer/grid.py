@@ -156,6 +156,7 @@ def tile_layout(grid: Grid, tile: Extents | None = None) -> TileLayout:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what it caches must also serve training
 def _cached_layout(grid: Grid, tile: Extents | None) -> TileLayout:
     if tile is None:
         tile = choose_tile(grid)

@@ -268,6 +268,7 @@ def build_plan(
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what it caches must also serve training
 def _cached_plan(
     grid: Grid, config: FreqFormerConfig, num_heads: int, head_dim: int, num_text_tokens: int, learned_summaries: bool
 ) -> AttentionPlan:

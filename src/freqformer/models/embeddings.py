@@ -27,6 +27,7 @@ def unpatchify(tokens: Tensor, grid: Grid, patch_size: Extents) -> Tensor:
 
 
 @lru_cache(maxsize=2)
+@torch.inference_mode(False)  # what it caches must also serve training
 def rotary_tables(grid: Grid, tile: Extents | None, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """cos and sin of the 3-D rotary embedding, each float32 (N, D / 2); two grids are kept.
 
@@ -43,15 +44,13 @@ def rotary_tables(grid: Grid, tile: Extents | None, head_dim: int, device: torch
 
     spatial = head_dim // 2 // 3
     pairs = (head_dim // 2 - 2 * spatial, spatial, spatial)
-    # A table made in inference mode could never take part in training later.
-    with torch.inference_mode(False):
-        turns = []
-        for axis, (extent, count) in enumerate(zip(grid.shape, pairs, strict=True)):
-            turn = get_1d_rotary_pos_embed(2 * count, extent, freqs_dtype=torch.float64)
-            assert isinstance(turn, Tensor)
-            shape = [extent if axis == other else 1 for other in range(3)]
-            turns.append(turn.reshape(*shape, count).expand(*grid.shape, count))
-        table = torch.cat(turns, -1).flatten(0, 2)
-        if tile is not None:
-            table = table[tile_layout(grid, tile).raster_to_tile]
-        return table.real.float().to(device), table.imag.float().to(device)
+    turns = []
+    for axis, (extent, count) in enumerate(zip(grid.shape, pairs, strict=True)):
+        turn = get_1d_rotary_pos_embed(2 * count, extent, freqs_dtype=torch.float64)
+        assert isinstance(turn, Tensor)
+        shape = [extent if axis == other else 1 for other in range(3)]
+        turns.append(turn.reshape(*shape, count).expand(*grid.shape, count))
+    table = torch.cat(turns, -1).flatten(0, 2)
+    if tile is not None:
+        table = table[tile_layout(grid, tile).raster_to_tile]
+    return table.real.float().to(device), table.imag.float().to(device)
