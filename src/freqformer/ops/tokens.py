@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -31,8 +32,15 @@ def reorder(x: Tensor, layout: TileLayout, came: TokenOrder, wanted: TokenOrder)
     """Tokens (axis 1) of x from one order to the other; the same tensor when they agree."""
     if came == wanted:
         return x
-    to_tile, to_raster = layout.raster_to_tile.to(x.device), layout.tile_to_raster.to(x.device)
+    to_tile, to_raster = _indices(layout, x.device)
     return _Permute.apply(x, *((to_tile, to_raster) if wanted == "tile" else (to_raster, to_tile)))  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what it caches must also serve training
+def _indices(layout: TileLayout, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The layout's permutations on a device; cached, because copying them there at every call would wait for it."""
+    return layout.raster_to_tile.to(device), layout.tile_to_raster.to(device)
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
