@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +30,7 @@ from freqformer.training.loop import train
 from freqformer.training.objective import learning_rate_factor, resolution_shift
 from freqformer.training.run import TrainingError
 
+ROOT = Path(__file__).parents[2]
 VIDEO = Path(freqformer.__file__).parent / "assets" / "pagoda.mp4"
 MODEL = {"num_layers": 1, "num_heads": 3, "head_dim": 8, "patch_size": [1, 4, 4]}
 
@@ -162,17 +167,31 @@ def test_training_lowers_the_loss(config):
     assert float(losses[-10:].mean()) < 0.5 * float(losses[:3].mean())
 
 
+def router_changes(config: TrainConfig, **values) -> tuple[list, bool]:
+    """The reports of a run with these routing settings, and whether its routers changed."""
+    model = FreqFormerTransformer3DModel(**MODEL)
+    router = {name: p.detach().clone() for name, p in model.named_parameters() if ".router." in name}
+    output = f"{config.output}-{'-'.join(map(str, values.values()))}"
+    reports, _ = run(replace(changed(config, "routing", **values), output=output), model)
+    assert {layer.router_training for layer in model.attentions} == {"off"}
+    after = dict(model.named_parameters())
+    return reports, any(not torch.equal(after[name], before) for name, before in router.items())
+
+
 def test_routers_learn_only_when_told(config):
-    for mode, moves in (("sampled", True), ("all", True), ("off", False)):
-        model = FreqFormerTransformer3DModel(**MODEL)
-        router = {name: p.detach().clone() for name, p in model.named_parameters() if ".router." in name}
-        assert router
-        trained = replace(changed(config, "routing", mode=mode), output=f"{config.output}-{mode}")
-        reports, _ = run(trained, model)
-        assert all((report.routing_loss != 0) == moves for report in reports)
-        changes = [not torch.equal(dict(model.named_parameters())[name], before) for name, before in router.items()]
-        assert any(changes) == moves
-        assert {layer.router_training for layer in model.attentions} == {"off"}
+    # Gates and output start at 0, so the first gradient reaches a router in the third step.
+    config = changed(config, "run", max_steps=4)
+    for mode in ("sampled", "all"):
+        reports, change = router_changes(config, mode=mode)
+        assert change
+        assert all(report.routing_loss != 0 for report in reports)
+        # The loss of the clip alone teaches them, too.
+        reports, change = router_changes(config, mode=mode, budget_weight=0.0, entropy_weight=0.0)
+        assert change
+        assert all(report.routing_loss == 0 for report in reports)
+    reports, change = router_changes(config, mode="off")
+    assert not change
+    assert all(report.routing_loss == 0 for report in reports)
 
 
 def test_a_tight_budget_costs(config):
@@ -356,3 +375,26 @@ def test_the_progress_bar_goes_to_standard_error(config, capsys):
     assert "training" in captured.err
     assert "step 3" in captured.err
     assert captured.out == ""
+
+
+def steps_of(folder: Path, processes: int, batch: int) -> list[list[float]]:
+    """(step, loss, gradient norm) as the main one of some processes prints them."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *launcher, "tests/support/several_processes.py", str(folder), str(batch)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(tmp_path):
+    one, two = steps_of(tmp_path / "one", 1, 2), steps_of(tmp_path / "two", 2, 1)
+    assert [step for step, *_ in two] == [1, 2, 3, 4]
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    path = tmp_path / "two" / "checkpoints" / "step-00000002"
+    assert load_checkpoint(path)[1]["clips_per_step"] == 4
+    # Two processes go on from where they were cut off.
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-00000004")
+    assert steps_of(tmp_path / "two", 2, 1) == two[2:]

@@ -78,6 +78,8 @@ class TrainingRun:
         seed_everything(config.run.seed, "model")
         self.model: Any = model if model is not None else _build_model(config.model)
         self.model.train()
+        if any(layer.router is not None for layer in self.model.attentions):
+            self.model.set_router_training(config.routing.mode)
         self.optimizer = _adamw(self.model, config)
         self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
         # Made after prepare, which moves the weights to their device.
