@@ -1,0 +1,380 @@
+"""Backward of the block-sparse attention launch in Triton: the host side.
+
+Shape legend: B batch, H heads, R = B * H rows (row = sample * H + head), N video tokens, X text tokens, M low tokens,
+T tiles, C cells, D head_dim, S rows of the key buffer (`ops.key_layout`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from freqformer.config import Band
+from freqformer.ops.block_sparse.tables import LaunchTables
+from freqformer.ops.block_sparse.transposed import key_task_order, transpose_lists, transposed_tables
+from freqformer.ops.block_sparse.triton import LOG2_E, AttentionBuffers, MidLists, RowBands
+from freqformer.ops.block_sparse.triton_backward_keys import (
+    extra_grads_kernel,
+    join_extra_grads_kernel,
+    video_grads_kernel,
+)
+from freqformer.ops.block_sparse.triton_backward_queries import gather_grads_kernel, query_grads_kernel
+
+GATHER_ROWS = 32
+JOIN_ROWS = 32
+PART_TILES = 32
+"""Query tiles of one part of what every query sees, and"""
+MOST_PARTS = 16
+"""most parts: their float32 sums wait in scratch memory."""
+
+
+@dataclass(frozen=True)
+class AttentionGrads:
+    """Gradients of `AttentionBuffers` and of the summary offsets.
+
+    The buffers are written where a row of its band holds something; other places hold anything.
+    """
+
+    query: Tensor
+    """(R, N + X, D)."""
+    key: Tensor
+    """(R, S, D)."""
+    value: Tensor
+    summary_offsets: Tensor | None
+    """(H, 3) in the dtype of the offsets; None without offsets."""
+
+
+def attend_backward(
+    grads: tuple[Tensor, Tensor],
+    outputs: tuple[Tensor, Tensor, Tensor],
+    buffers: AttentionBuffers,
+    rows: RowBands,
+    tables: LaunchTables,
+    *,
+    mid: MidLists | None,
+    summary_offsets: Tensor | None,
+    text_mask: Tensor | None,
+    token_order: str,
+) -> AttentionGrads:
+    """Gradients of `attend`, from what it took and gave: no wait for the device, and the same bits every time.
+
+    Args:
+        grads: gradients of out (B, N + X, H, D) and low_out (R, M, D); those of places that `attend` doesn't write aren't
+            read.
+        outputs: out, low_out and lse.
+        buffers, rows, tables, mid, summary_offsets, text_mask, token_order: as in `attend`.
+    """
+    plan = tables.plan
+    high, mid_turned = transposed_tables(plan, buffers.query.device)
+    lists, mid_bias = (tables.mid_lists, tables.mid_lengths), tables.mid_bias
+    if tables.mid_lists is None and mid is not None:
+        mid_turned = transpose_lists(mid.lists, mid.lengths, rows.allocation == Band.MID)
+        lists, mid_bias = (mid.lists, mid.lengths), mid.bias
+    counts = plan.layout.counts
+    out = torch.ops.freqformer.block_sparse_attention_backward(
+        [x.contiguous() for x in grads],
+        list(outputs),
+        [buffers.query, buffers.key, buffers.value],
+        [rows.allocation, rows.order],
+        tables.tile_offsets,
+        [tables.every_tile, tables.high_lists, *lists],
+        [high.starts, high.queries, *((None, None) if mid_turned is None else (mid_turned.starts, mid_turned.queries))],
+        [tables.low_bias, tables.high_bias, mid_bias, summary_offsets],
+        text_mask,
+        tables.raster if token_order == "raster" else None,
+        tables.keys.offsets,
+        plan.num_text_tokens,
+        plan.layout.slots,
+        int(counts.min()) == plan.layout.slots,
+    )
+    return AttentionGrads(*out[:3], summary_offsets=None if summary_offsets is None else out[3])
+
+
+@torch.library.custom_op(
+    "freqformer::block_sparse_attention_backward",
+    mutates_args=(),
+    schema="(Tensor[] grads, Tensor[] outputs, Tensor[] buffers, Tensor[] rows, Tensor tile_offsets, Tensor?[] lists, "
+    "Tensor?[] transposed, Tensor?[] biases, Tensor? text_mask, Tensor? raster, int[] segments, int num_text, "
+    "int tile_slots, bool uniform) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _block_sparse_attention_backward(
+    grads: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    tile_offsets: Tensor,
+    lists: Sequence[Tensor | None],
+    transposed: Sequence[Tensor | None],
+    biases: Sequence[Tensor | None],
+    text_mask: Tensor | None,
+    raster: Tensor | None,
+    segments: Sequence[int],
+    num_text: int,
+    tile_slots: int,
+    uniform: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    query, key, value = buffers
+    out, low_out, lse = outputs
+    num_rows, query_rows, head_dim = query.shape
+    cells = 0 if biases[1] is None else biases[1].shape[1]
+    tiles, num_video = tile_offsets.shape[0] - 1, query_rows - num_text
+    grad, log_sums, deltas = torch.empty_like(query), torch.empty_like(lse), torch.empty_like(lse)
+    _launch(
+        gather_grads_kernel,
+        num_rows * _cdiv(query_rows, GATHER_ROWS),
+        (out, low_out),
+        tuple(grads),
+        (grad, log_sums, deltas),
+        lse,
+        raster,
+        rows[0],
+        (num_rows, out.shape[2], num_video, num_text, low_out.shape[1]),
+        ROWS=GATHER_ROWS,
+        HEAD_DIM=head_dim,
+    )
+    call = _Call(
+        buffers=(query, key, value),
+        grad=grad,
+        statistics=(log_sums, deltas),
+        allocation=rows[0],
+        order=rows[1],
+        tile_offsets=tile_offsets,
+        tile_slots=tile_slots,
+        uniform=uniform,
+        biases=(*biases[:3], _per_row(biases[2]), biases[3]),
+        text_mask=None if text_mask is None else text_mask.view(torch.uint8),
+        sizes=(num_rows, out.shape[2], tiles, num_video, num_text, low_out.shape[1], cells),
+        segments=(*segments, key.shape[1]),
+    )
+    grad_query, grad_key, grad_value = (torch.empty_like(x) for x in buffers)
+    call.query_grads(grad_query, lists)
+    call.video_grads(grad_key, grad_value, lists[0], transposed)
+    return grad_query, grad_key, grad_value, call.extra_grads(grad_key, grad_value)
+
+
+@_block_sparse_attention_backward.register_fake
+def _(grads, outputs, buffers, rows, tile_offsets, lists, transposed, biases, *_):
+    grad_offsets = buffers[0].new_empty(0) if biases[3] is None else torch.empty_like(biases[3])
+    return (*(torch.empty_like(x) for x in buffers), grad_offsets)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What all launches of one backward pass take."""
+
+    buffers: tuple[Tensor, Tensor, Tensor]
+    grad: Tensor
+    """Output gradients as the queries lie, (R, N + X, D)."""
+    statistics: tuple[Tensor, Tensor]
+    """Log-sum-exp in base 2 and delta of every query, float32 (R, N + X)."""
+    allocation: Tensor
+    order: Tensor
+    tile_offsets: Tensor
+    tile_slots: int
+    uniform: bool
+    biases: tuple[Any, ...]
+    """Of low tokens, HIGH and MID summaries, the step of the last from row to row, and learned offsets."""
+    text_mask: Tensor | None
+    sizes: tuple[int, ...]
+    """R, H, T, N, X, M, C."""
+    segments: tuple[int, ...]
+    """The offsets of `KeyLayout`, and S."""
+
+    def query_grads(self, grad_query: Tensor, lists: Sequence[Tensor | None]) -> None:
+        blocks = _Blocks.of_queries(grad_query, self.tile_slots)
+        rows, _, tiles, _, num_text, _, _ = self.sizes
+        every_tile, high_lists, mid_lists, mid_lengths = lists
+        assert high_lists is not None
+        query_blocks = _cdiv(self.tile_slots, blocks.query)
+        _launch(
+            query_grads_kernel,
+            rows * (tiles * query_blocks + _cdiv(num_text, blocks.query)),
+            *self.described(blocks),
+            *self.statistics,
+            grad_query,
+            self.order,
+            self.allocation,
+            self.tile_offsets,
+            (
+                every_tile,
+                high_lists,
+                high_lists.shape[1],
+                mid_lists,
+                mid_lengths,
+                0 if mid_lists is None else mid_lists.shape[2],
+                _per_row(mid_lists),
+            ),
+            self.biases,
+            self.text_mask,
+            self.sizes,
+            self.segments,
+            self.scale,
+            QUERY_BLOCKS=query_blocks,
+            TILE_BLOCKS=_cdiv(self.tile_slots, blocks.key),
+            TILE_TOKENS=self.tile_slots if self.uniform else 0,
+            TEXT=num_text > 0,
+            **self.options(blocks),
+        )
+
+    def video_grads(
+        self, grad_key: Tensor, grad_value: Tensor, every_tile: Tensor | None, transposed: Sequence[Tensor | None]
+    ) -> None:
+        blocks = _Blocks.of_keys(grad_key, self.tile_slots)
+        rows, _, tiles, _, num_text, _, _ = self.sizes
+        high_starts, high_queries, mid_starts, mid_queries = transposed
+        assert high_starts is not None
+        order = key_task_order(self.allocation, high_starts, mid_starts, tiles)
+        key_blocks = _cdiv(self.tile_slots, blocks.key)
+        _launch(
+            video_grads_kernel,
+            rows * tiles * key_blocks * (2 if self.segments[5] > 0 else 1),
+            *self.described(blocks),
+            *self.statistics,
+            grad_key,
+            grad_value,
+            order,
+            self.allocation,
+            self.tile_offsets,
+            (
+                every_tile,
+                high_starts,
+                high_queries,
+                mid_starts,
+                mid_queries,
+                0 if mid_starts is None else int(mid_starts.shape[0] > tiles + 1),
+            ),
+            self.sizes,
+            self.segments,
+            self.scale,
+            QUERY_BLOCKS=_cdiv(self.tile_slots, blocks.query),
+            KEY_BLOCKS=key_blocks,
+            TILE_TOKENS=self.tile_slots if self.uniform else 0,
+            TEXT=num_text > 0,
+            **self.options(blocks),
+        )
+
+    def extra_grads(self, grad_key: Tensor, grad_value: Tensor) -> Tensor:
+        """Gradients of low tokens, summaries and text keys; returns those of the learned offsets, empty without them."""
+        blocks = _Blocks.of_keys(grad_key, self.tile_slots)
+        rows, heads, tiles, _, num_text, num_low, cells = self.sizes
+        cell_blocks = _cdiv(cells, blocks.key)
+        shared = cell_blocks * (1 if self.segments[2] < 0 else 3) + _cdiv(num_text, blocks.key)
+        parts = max(1, min(MOST_PARTS, tiles // PART_TILES))
+        starts = [start for start in self.segments[1:5] if start >= 0] or [0]
+        region_rows = starts[-1] + (num_text or cells) - starts[0]
+        wide = {"dtype": torch.float32, "device": grad_key.device}
+        sums = [torch.empty(rows, parts, region_rows, grad_key.shape[2], **wide) for _ in range(2)]
+        offsets = self.biases[4]
+        slopes = None if offsets is None else torch.zeros(rows, 3, cell_blocks, parts, **wide)
+        partial = (*sums, starts[0], region_rows, slopes)
+        _launch(
+            extra_grads_kernel,
+            rows * (shared * parts + _cdiv(num_low, blocks.key)),
+            *self.described(blocks),
+            *self.statistics,
+            grad_key,
+            grad_value,
+            partial,
+            self.order,
+            self.allocation,
+            self.tile_offsets,
+            self.biases,
+            self.text_mask,
+            self.sizes,
+            self.segments,
+            self.scale,
+            parts,
+            QUERY_BLOCKS=_cdiv(self.tile_slots, blocks.query),
+            **self.options(blocks),
+        )
+        if region_rows:
+            _launch(
+                join_extra_grads_kernel,
+                rows * _cdiv(region_rows, JOIN_ROWS),
+                partial,
+                grad_key,
+                grad_value,
+                self.allocation,
+                self.sizes,
+                self.segments,
+                parts,
+                ROWS=JOIN_ROWS,
+                HEAD_DIM=grad_key.shape[2],
+            )
+        if slopes is None or offsets is None:
+            return grad_key.new_empty(0)
+        return slopes.reshape(-1, heads, 3, cell_blocks * parts).sum((0, 3)).to(offsets.dtype)
+
+    @property
+    def scale(self) -> float:
+        return LOG2_E * self.grad.shape[2] ** -0.5
+
+    def described(self, blocks: _Blocks) -> tuple:
+        """Query, key, value and output gradient as the kernels load them."""
+        tensors = (*self.buffers, self.grad)
+        if not self.descriptors(blocks):
+            return tensors
+        sides = (blocks.query, blocks.key, blocks.key, blocks.query)
+        return tuple(
+            TensorDescriptor.from_tensor(x.flatten(0, 1), [side, x.shape[2]])
+            for x, side in zip(tensors, sides, strict=True)
+        )
+
+    def descriptors(self, blocks: _Blocks) -> bool:
+        """Whether the device loads through tensor descriptors, whose coordinates are int32."""
+        # A descriptor can't leave out what lies behind the low tokens of a LOW row, so they must fill a block.
+        if self.sizes[5] < blocks.query or max(x.shape[0] * x.shape[1] for x in self.buffers) >= 2**31:
+            return False
+        return not self.grad.is_cuda or torch.cuda.get_device_capability(self.grad.device)[0] >= 9
+
+    def options(self, blocks: _Blocks) -> dict[str, Any]:
+        return {
+            "HEAD_DIM": self.grad.shape[2],
+            "BLOCK_Q": blocks.query,
+            "BLOCK_K": blocks.key,
+            "DESCRIPTORS": self.descriptors(blocks),
+            "STAGES": blocks.stages,
+            "num_warps": blocks.warps,
+        }
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Queries and keys of one step of a launch."""
+
+    query: int
+    key: int
+    warps: int
+    stages: int
+
+    @staticmethod
+    def of_queries(query: Tensor, tile_slots: int) -> _Blocks:
+        """For gradients of queries: a program holds one block of queries."""
+        if query.dtype == torch.float32:
+            return _Blocks(32, 32, 4, 1)
+        return _Blocks(64 if tile_slots <= 64 else 128, 64, 8, 2)
+
+    @staticmethod
+    def of_keys(key: Tensor, tile_slots: int) -> _Blocks:
+        """For gradients of keys and values: a program holds one block of keys."""
+        if key.dtype == torch.float32:
+            return _Blocks(32, 32, 4, 1)
+        return _Blocks(64, 64 if tile_slots <= 64 else 128, 8, 2)
+
+
+def _launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+    kernel[(programs,)](*arguments, **options)
+
+
+def _cdiv(total: int, step: int) -> int:
+    return -(-total // step)
+
+
+def _per_row(x: Tensor | None) -> int:
+    """1 where every row has its own part of x, 0 where all share one."""
+    return 0 if x is None else int(x.shape[0] > 1)

@@ -1,0 +1,385 @@
+"""The Triton kernels of block-sparse attention, backward: gradients of keys and values, see `triton_backward_queries`."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from freqformer.ops.block_sparse.triton_backward_queries import UNSEEN, key_bias, summary_shifts
+from freqformer.ops.block_sparse.triton_kernel import HIGH, LOG2_E, LOW, MID, _block, _store
+from freqformer.ops.jit import cast, dot
+
+
+@triton.jit
+def _key_step(
+    k,
+    v,
+    query,
+    grad,
+    at,
+    log_sum,
+    delta,
+    bias,
+    scale,
+    limit,
+    dk,
+    dv,
+    BLOCK_Q: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):
+    """Add what one block of queries gives to the gradients of keys and values; also their slopes (keys, queries)."""
+    q = _block(query, at, limit, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
+    g = _block(grad, at, limit, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
+    logits = dot(k, q.T, None) * scale
+    if bias is not None:
+        logits += bias[:, None]
+    weight = tl.exp2(logits - log_sum[None, :])
+    dv = dot(cast(weight, g.dtype), g, dv)
+    slope = weight * (dot(v, g.T, None) - delta[None, :])
+    dk = dot(cast(slope, q.dtype), q, dk)
+    return dk, dv, slope
+
+
+@triton.jit
+def _listing_tiles(band, row, tile, tiles, lists):
+    """Where the list of query tiles that list a key tile starts, and its length."""
+    every_tile, high_starts, high_queries, mid_starts, mid_queries, mid_step = lists
+    listed, length = every_tile, tiles
+    if band == HIGH:
+        begin = tl.load(high_starts + tile)
+        listed, length = high_queries + begin, (tl.load(high_starts + tile + 1) - begin).to(tl.int32)
+    if mid_starts is not None:
+        if band == MID:
+            entry = row.to(tl.int64) * mid_step * tiles + tile
+            begin = tl.load(mid_starts + entry)
+            listed, length = mid_queries + begin, (tl.load(mid_starts + entry + 1) - begin).to(tl.int32)
+    if band == LOW:
+        length = 0
+    return listed, length
+
+
+@triton.jit
+def video_grads_kernel(
+    query,
+    key,
+    value,
+    grad,
+    log_sums,
+    deltas,
+    grad_key,
+    grad_value,
+    order,
+    allocation,
+    tile_offsets,
+    lists,
+    sizes,
+    segments,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    QUERY_BLOCKS: tl.constexpr,
+    KEY_BLOCKS: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
+    TEXT: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Gradients of one block of exact video keys and values of one row, over the query tiles that list their tile.
+
+    Behind the programs of the video segment come as many for the exact segment, if there is one: text queries alone see it.
+    """
+    rows, _, tiles, num_tokens, num_text, _, _ = sizes
+    exact_at, key_rows = segments[5], segments[6]
+    program = tl.program_id(0)
+    is_exact = program >= rows * tiles * KEY_BLOCKS
+    task = program % (rows * tiles * KEY_BLOCKS)
+    place = tl.load(order + task // KEY_BLOCKS)
+    row, tile = place // tiles, place % tiles
+    band = tl.load(allocation + row)
+    skip = task % KEY_BLOCKS * BLOCK_K
+    token = tl.load(tile_offsets + tile)
+    count = tl.load(tile_offsets + tile + 1) - token - skip
+    listed, length = _listing_tiles(  # pyright: ignore[reportGeneralTypeIssues]
+        band, row, tile, tiles, lists
+    )
+    banded = (band == MID) | (band == HIGH)
+    start, text_count = token + skip, num_text
+    if is_exact:
+        start += exact_at
+        length = 0
+    if exact_at > 0:
+        if banded != is_exact:
+            text_count = 0
+    # Keys of LOW rows and of the exact segment serve text queries alone: without those, nothing was there to read.
+    if (count <= 0) | ((is_exact | (band == LOW)) & (text_count == 0)):
+        return
+
+    query_rows = num_tokens + num_text
+    wide_row = row.to(tl.int64)
+    log_sums += wide_row * query_rows
+    deltas += wide_row * query_rows
+    if DESCRIPTORS:
+        query_at, key_at = row * query_rows, row * key_rows
+    else:
+        query += wide_row * query_rows * HEAD_DIM
+        grad += wide_row * query_rows * HEAD_DIM
+        key += wide_row * key_rows * HEAD_DIM
+        value += wide_row * key_rows * HEAD_DIM
+        query_at, key_at = 0, 0
+    k = _block(key, key_at + start, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+    v = _block(value, key_at + start, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+    dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
+    dv = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
+    column = tl.arange(0, BLOCK_Q)
+
+    for step in tl.range(0, length * QUERY_BLOCKS, num_stages=STAGES):
+        other = tl.load(listed + step // QUERY_BLOCKS)
+        ahead = step % QUERY_BLOCKS * BLOCK_Q
+        if TILE_TOKENS > 0:
+            at, left = other * TILE_TOKENS + ahead, TILE_TOKENS - ahead
+        else:
+            first = tl.load(tile_offsets + other)
+            at, left = first + ahead, tl.load(tile_offsets + other + 1) - first - ahead
+        if TILE_TOKENS == QUERY_BLOCKS * BLOCK_Q:
+            log_sum = tl.load(log_sums + at + column)
+            delta = tl.load(deltas + at + column)
+        else:
+            log_sum = tl.load(log_sums + at + column, mask=column < left, other=UNSEEN)
+            delta = tl.load(deltas + at + column, mask=column < left, other=0.0)
+        dk, dv, _ = _key_step(
+            k, v, query, grad, query_at + at, log_sum, delta, None, scale, at + left, dk, dv, BLOCK_Q, HEAD_DIM, DESCRIPTORS
+        )
+    if TEXT:
+        for step in range(tl.cdiv(text_count, BLOCK_Q)):
+            at, left = num_tokens + step * BLOCK_Q, num_text - step * BLOCK_Q
+            log_sum = tl.load(log_sums + at + column, mask=column < left, other=UNSEEN)
+            delta = tl.load(deltas + at + column, mask=column < left, other=0.0)
+            dk, dv, _ = _key_step(
+                k,
+                v,
+                query,
+                grad,
+                query_at + at,
+                log_sum,
+                delta,
+                None,
+                scale,
+                at + left,
+                dk,
+                dv,
+                BLOCK_Q,
+                HEAD_DIM,
+                DESCRIPTORS,
+            )
+
+    own = tl.arange(0, BLOCK_K)
+    target = wide_row * key_rows + start + own
+    _store(grad_key, target, dk * (scale / LOG2_E), own < count, HEAD_DIM)
+    _store(grad_value, target, dv, own < count, HEAD_DIM)
+
+
+@triton.jit
+def extra_grads_kernel(
+    query,
+    key,
+    value,
+    grad,
+    log_sums,
+    deltas,
+    grad_key,
+    grad_value,
+    partial,
+    order,
+    allocation,
+    tile_offsets,
+    biases,
+    text_mask,
+    sizes,
+    segments,
+    scale,
+    parts,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    QUERY_BLOCKS: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Gradients of one block of summaries or text keys of one row from a part of its queries, or of one of low tokens.
+
+    Args:
+        partial: what the parts give to keys and values, float32 (R, parts, E, D) each; the first of these E rows of the key
+            buffer; E; and their slopes, float32 (R, 3, blocks of cells, parts), None without learned offsets.
+        parts: of the queries of a row: every query sees these keys, and few programs would take long.
+    """
+    rows, heads, tiles, num_tokens, num_text, num_low, cells = sizes
+    low_at, low_sums_at, mid_sums_at, high_sums_at, text_at, _, key_rows = segments
+    low_bias, high_bias, mid_bias, mid_bias_step, summary_offsets = biases
+    part_key, part_value, region_at, region_rows, part_offsets = partial
+    cell_blocks = tl.cdiv(cells, BLOCK_K)
+    learned_blocks = tl.where(mid_sums_at >= 0, cell_blocks, 0)
+    text_first = cell_blocks + 2 * learned_blocks
+    per_row = (text_first + tl.cdiv(num_text, BLOCK_K)) * parts
+    program = tl.program_id(0)
+    is_low = program >= rows * per_row
+    if is_low:
+        program -= rows * per_row
+        per_row = tl.cdiv(num_low, BLOCK_K)
+    row = tl.load(order + program // per_row)
+    block, part = program % per_row, 0
+    band = tl.load(allocation + row)
+    low_shift, mid_shift, high_shift = summary_shifts(summary_offsets, row % heads)
+
+    kind, shift, bias_step, text_queries = 3, 0.0, 0, 0
+    bias, at, left = low_bias, low_at, num_low
+    seen = band == LOW
+    if not is_low:
+        block, part = block // parts, block % parts
+        if block < cell_blocks:
+            kind, at, left, shift = 0, low_sums_at, cells, low_shift
+            seen = (band == MID) | (band == HIGH)
+            bias_step = cells
+            if high_bias is not None:
+                bias = high_bias
+            if mid_bias is not None:
+                if band == MID:
+                    bias = mid_bias + row.to(tl.int64) * mid_bias_step * tiles * cells
+        elif block < cell_blocks + learned_blocks:
+            block -= cell_blocks
+            kind, at, left, shift = 1, mid_sums_at, cells, mid_shift
+            seen = (band == LOW) | (band == HIGH)
+        elif block < text_first:
+            block -= cell_blocks + learned_blocks
+            kind, at, left, shift = 2, high_sums_at, cells, high_shift
+            seen = (band == LOW) | (band == MID)
+        else:
+            block -= text_first
+            at, left, seen = text_at, num_text, True
+            if part == parts - 1:
+                text_queries = num_text
+    if not seen:
+        return
+
+    query_rows = num_tokens + num_text
+    wide_row = row.to(tl.int64)
+    log_sums += wide_row * query_rows
+    deltas += wide_row * query_rows
+    if DESCRIPTORS:
+        query_at, key_at = row * query_rows, row * key_rows
+    else:
+        query += wide_row * query_rows * HEAD_DIM
+        grad += wide_row * query_rows * HEAD_DIM
+        key += wide_row * key_rows * HEAD_DIM
+        value += wide_row * key_rows * HEAD_DIM
+        query_at, key_at = 0, 0
+    own = block * BLOCK_K + tl.arange(0, BLOCK_K)
+    k = _block(key, key_at + at + block * BLOCK_K, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+    v = _block(value, key_at + at + block * BLOCK_K, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+    dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
+    dv = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
+    slopes = tl.zeros([BLOCK_K], tl.float32)
+    mask = text_mask
+    if text_mask is not None:
+        mask = text_mask + row // heads * num_text
+
+    # Queries come in units: blocks of low tokens, or tiles of QUERY_BLOCKS blocks.
+    units, blocks = tiles, QUERY_BLOCKS
+    if band == LOW:
+        units, blocks = tl.cdiv(num_low, BLOCK_Q), 1
+    begin, end = 0, units
+    if not is_low:
+        begin, end = units * part // parts, units * (part + 1) // parts
+        if mid_bias is None:
+            if (band == MID) & (kind == 0):
+                end = begin  # where MID sees every tile, no query reads its low summaries
+    steps = (end - begin) * blocks
+    column = tl.arange(0, BLOCK_Q)
+    for step in tl.range(0, steps + tl.cdiv(text_queries, BLOCK_Q), num_stages=STAGES):
+        unit = begin + step // blocks
+        first = unit * BLOCK_Q
+        limit = num_low
+        if band != LOW:
+            unit = tl.where(step < steps, unit, 0)
+            first = tl.load(tile_offsets + unit) + step % blocks * BLOCK_Q
+            limit = tl.load(tile_offsets + unit + 1)
+        if step >= steps:
+            first, limit = num_tokens + (step - steps) * BLOCK_Q, query_rows
+        start = first
+        if DESCRIPTORS:
+            # Behind the low tokens of a row may lie anything: its last block starts earlier, and skips what it saw before.
+            if band == LOW:
+                if step < steps:
+                    start = tl.minimum(first, num_low - BLOCK_Q)
+        query_place = start + column
+        live = (query_place >= first) & (query_place < limit)
+        log_sum = tl.load(log_sums + query_place, mask=live, other=UNSEEN)
+        delta = tl.load(deltas + query_place, mask=live, other=0.0)
+        in_first = is_low | (kind == 0)
+        added = key_bias(bias + unit * bias_step, own, own < left, shift, mask, in_first, text_at == at)
+        dk, dv, slope = _key_step(
+            k,
+            v,
+            query,
+            grad,
+            query_at + start,
+            log_sum,
+            delta,
+            added,
+            scale,
+            limit,
+            dk,
+            dv,
+            BLOCK_Q,
+            HEAD_DIM,
+            DESCRIPTORS,
+        )
+        slopes += tl.sum(slope, 1)
+
+    dk *= scale / LOG2_E
+    if is_low:
+        target = wide_row * key_rows + at + own
+        _store(grad_key, target, dk, own < left, HEAD_DIM)
+        _store(grad_value, target, dv, own < left, HEAD_DIM)
+    else:
+        target = (wide_row * parts + part) * region_rows + at - region_at + own
+        _store(part_key, target, dk, own < left, HEAD_DIM)
+        _store(part_value, target, dv, own < left, HEAD_DIM)
+        if part_offsets is not None:
+            if kind < 3:
+                target = ((row * 3 + kind) * cell_blocks + block) * parts + part
+                tl.store(part_offsets + target, tl.sum(tl.where(own < left, slopes, 0.0), 0))
+
+
+@triton.jit
+def join_extra_grads_kernel(
+    partial, grad_key, grad_value, allocation, sizes, segments, parts, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr
+):
+    """ROWS gradients of summaries and text keys of one row, as the sums of their parts in order.
+
+    `partial` is that of `extra_grads_kernel`.
+    """
+    rows, _, _, _, num_text, _, cells = sizes
+    _, low_sums_at, mid_sums_at, high_sums_at, text_at, _, key_rows = segments
+    part_key, part_value, region_at, region_rows, _ = partial
+    row = (tl.program_id(0) % rows).to(tl.int64)
+    own = tl.program_id(0) // rows * ROWS + tl.arange(0, ROWS)
+    band = tl.load(allocation + row)
+    place = region_at + own
+    used = (text_at >= 0) & (place >= text_at) & (place < text_at + num_text)
+    if (band == MID) | (band == HIGH):
+        used |= (low_sums_at >= 0) & (place >= low_sums_at) & (place < low_sums_at + cells)
+    if (band == LOW) | (band == HIGH):
+        used |= (mid_sums_at >= 0) & (place >= mid_sums_at) & (place < mid_sums_at + cells)
+    if (band == LOW) | (band == MID):
+        used |= (high_sums_at >= 0) & (place >= high_sums_at) & (place < high_sums_at + cells)
+    dk = tl.zeros([ROWS, HEAD_DIM], tl.float32)
+    dv = tl.zeros([ROWS, HEAD_DIM], tl.float32)
+    for part in range(parts):
+        source = ((row * parts + part) * region_rows + own)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+        dk += tl.load(part_key + source, mask=used[:, None], other=0.0)
+        dv += tl.load(part_value + source, mask=used[:, None], other=0.0)
+    target = row * key_rows + place
+    _store(grad_key, target, dk, used, HEAD_DIM)
+    _store(grad_value, target, dv, used, HEAD_DIM)

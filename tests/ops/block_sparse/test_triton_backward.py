@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.support.attend_cases import AttendCase, expected, make_case
+from tests.support.attend_grads import AttendGrads, expected_grads, random_output_grads
+from tests.support.interpreter import patch_language_once
+from tests.support.numerics import check_errors, nan_filled_allocations
+from torch import Tensor
+
+from freqformer.config import Band, FreqFormerConfig
+from freqformer.grid import Grid
+from freqformer.plan import build_plan
+
+triton = pytest.importorskip("triton")
+if not triton.knobs.runtime.interpret:
+    pytest.skip("set TRITON_INTERPRET=1 to run kernels on the CPU", allow_module_level=True)
+
+from freqformer.ops.block_sparse.transposed import key_task_order, transpose_lists, transposed_tables  # noqa: E402
+from freqformer.ops.block_sparse.triton_backward import attend_backward  # noqa: E402
+
+patch_language_once()
+# The interpreter's own use of numpy, and the NaN that no kernel may let through.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),
+]
+
+CONFIG = FreqFormerConfig(tile=(2, 3, 2), mid_tiles=2, window=(1, 1, 2), summary_tokens=3, compression=4)
+GRID = Grid(2, 3, 5)
+"""Three tiles of 12, 12 and 6 tokens."""
+
+
+def run(case: AttendCase, grads: tuple[Tensor, Tensor]) -> AttendGrads:
+    """The gradients of the kernels, from the exact outputs rounded to the case's dtype."""
+    out, low_out, lse = expected(case)
+    outputs = (out.to(case.buffers.query.dtype), low_out.to(case.buffers.query.dtype), lse.float())
+    with nan_filled_allocations():
+        got = attend_backward(grads, outputs, **case.arguments)
+    return AttendGrads(got.query, got.key, got.value, got.summary_offsets)
+
+
+def named(grads: AttendGrads, exact: AttendGrads) -> dict[str, Tensor]:
+    """Every gradient by name, where something was to be written."""
+    names = ("query", "key", "value", "summary_offsets")
+    pairs = {name: (getattr(grads, name), getattr(exact, name)) for name in names}
+    return {f"grad_{name}": x[~truth.isnan()] for name, (x, truth) in pairs.items() if truth is not None}
+
+
+def check(case: AttendCase, label: object = None) -> None:
+    grads = random_output_grads(case)
+    exact, peer, got = expected_grads(case, grads), expected_grads(case, grads, case.buffers.query.dtype), run(case, grads)
+    check_errors(named(got, exact), named(peer, exact), named(exact, exact), case=label)
+
+
+BANDS = ([[0, 1, 2]], [[0, 0]], [[1, 1]], [[2, 2]], [[3, 0]], [[0, 1], [2, 3]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("bands", BANDS, ids=str)
+def test_every_mix_of_bands(bands: list, dtype: torch.dtype) -> None:
+    check(make_case(GRID, CONFIG, bands=torch.tensor(bands), head_dim=16, dtype=dtype, seed=len(bands)))
+
+
+TEXT = {"text": 5}
+LEARNED = {"text": 3, "learned": True, "masked": True}
+CASES = {
+    "text": (GRID, CONFIG, [[0, 1], [2, 3]], TEXT),
+    "every text token masked or not": (GRID, CONFIG, [[0, 1, 2, 3]], {"text": 4, "masked": True}),
+    "text of more than a block": (GRID, CONFIG, [[2, 0]], {"text": 37}),
+    "learned summaries": (GRID, CONFIG, [[0, 1, 2]], {"learned": True}),
+    "learned summaries, text, mask": (GRID, CONFIG, [[0, 1, 2, 3]], LEARNED),
+    "learned summaries, samples apart": (GRID, CONFIG, [[0, 1], [2, 0]], LEARNED),
+    "no summaries": (GRID, replace(CONFIG, summary_tokens=0), [[0, 1, 2]], TEXT),
+    "no summaries, no text": (GRID, replace(CONFIG, summary_tokens=0), [[0, 2]], {}),
+    "tile order": (GRID, CONFIG, [[0, 1, 2]], {"token_order": "tile", **TEXT}),
+    "MID sees every tile": (GRID, replace(CONFIG, mid_tiles=None), [[1, 0, 2]], {"learned": True}),
+    "axial": (Grid(3, 3, 4), replace(CONFIG, mid_pattern="axial"), [[1, 2]], {}),
+    "radial": (Grid(4, 3, 2), replace(CONFIG, mid_pattern="radial", radial_radius=0, tile=(1, 3, 2)), [[1, 0]], TEXT),
+    "exact keys beside band features": (GRID, replace(CONFIG, band_features="values"), [[0, 1, 2, 3]], TEXT),
+    "exact keys, learned summaries": (GRID, replace(CONFIG, band_features="strict"), [[1, 2]], LEARNED),
+    "one frame": (Grid(1, 5, 7), replace(CONFIG, tile=(1, 3, 4)), [[0, 1, 2]], {}),
+    "fewer tokens than a tile": (Grid(1, 2, 3), replace(CONFIG, tile=None), [[0, 1, 2, 3]], TEXT),
+    "one token": (Grid(1, 1, 1), replace(CONFIG, tile=None), [[0, 1, 2, 3]], TEXT),
+    "primes": (Grid(3, 5, 7), replace(CONFIG, tile=(2, 4, 6)), [[0, 1, 2]], {}),
+    "full tiles of two blocks": (Grid(4, 4, 8), replace(CONFIG, tile=(4, 4, 4)), [[1, 2, 0]], {}),
+    "full tiles of one block": (Grid(4, 4, 4), replace(CONFIG, tile=(2, 4, 4)), [[2, 3]], TEXT),
+    "low tokens fill a block": (Grid(4, 3, 8), replace(CONFIG, tile=(4, 3, 4), compression=2), [[0, 2]], TEXT),
+    "low tokens fill two blocks": (Grid(4, 5, 8), replace(CONFIG, tile=(4, 5, 6), compression=2), [[0, 1]], LEARNED),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_branch(name: str) -> None:
+    grid, config, bands, options = CASES[name]
+    check(make_case(grid, config, bands=torch.tensor(bands), head_dim=16, **options), name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_scale_of_real_activations(head_dim: int, dtype: torch.dtype) -> None:
+    bands = torch.tensor([[0, 1, 2]])
+    check(make_case(GRID, CONFIG, bands=bands, head_dim=head_dim, dtype=dtype, outliers=30.0, learned=True, seed=1))
+
+
+@pytest.mark.parametrize("name", ["learned summaries, text, mask", "full tiles of one block", "low tokens fill two blocks"])
+def test_half_precision_of_branches(name: str) -> None:
+    grid, config, bands, options = CASES[name]
+    check(make_case(grid, config, bands=torch.tensor(bands), head_dim=32, dtype=torch.bfloat16, **options), name)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5])
+def test_queries_in_parts(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("freqformer.ops.block_sparse.triton_backward.PART_TILES", 1)
+    monkeypatch.setattr("freqformer.ops.block_sparse.triton_backward.MOST_PARTS", parts)
+    grid, config, bands, options = CASES["learned summaries, text, mask"]
+    check(make_case(grid, config, bands=torch.tensor(bands), head_dim=16, **options), parts)
+
+
+def test_pointers_in_place_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("freqformer.ops.block_sparse.triton_backward._Call.descriptors", lambda *_: False)
+    grid, config, bands, options = CASES["low tokens fill two blocks"]
+    check(make_case(grid, config, bands=torch.tensor(bands), head_dim=16, **options))
+
+
+def test_same_bits_every_time() -> None:
+    case = make_case(GRID, CONFIG, bands=torch.tensor([[0, 1, 2]]), head_dim=16, dtype=torch.bfloat16, **LEARNED)
+    grads = random_output_grads(case)
+    exact, first, second = expected_grads(case, grads), run(case, grads), run(case, grads)
+    for name, x in named(first, exact).items():
+        assert torch.equal(x, named(second, exact)[name]), name
+
+
+def test_a_query_without_keys_gives_no_gradient() -> None:
+    """A log-sum-exp of -inf, which only a masked case could have, leaves every gradient finite and its query's zero."""
+    case = make_case(GRID, CONFIG, bands=torch.tensor([[2]]), head_dim=16)
+    out, low_out, lse = (x.float() for x in expected(case))
+    lse[0, 3] = -torch.inf
+    got = attend_backward(random_output_grads(case), (out, low_out, lse), **case.arguments)
+    assert bool((got.query[0, 3] == 0).all())
+    exact = expected_grads(case, random_output_grads(case))
+    assert all(bool(x.isfinite().all()) for x in named(AttendGrads(got.query, got.key, got.value, None), exact).values())
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_transposed_lists(data: st.DataObject) -> None:
+    rows, tiles = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 9))
+    longest = data.draw(st.integers(1, tiles))
+    lists = torch.stack([torch.stack([torch.randperm(tiles)[:longest] for _ in range(tiles)]) for _ in range(rows)])
+    lengths = torch.randint(0, longest + 1, (rows, tiles)) if data.draw(st.booleans()) else None
+    used = torch.rand(rows) < 0.7 if data.draw(st.booleans()) else None
+    junk = lists.clone()
+    if used is not None:
+        junk[~used] = torch.randint(-(2**30), 2**30, junk[~used].shape)
+    turned = transpose_lists(junk.int(), None if lengths is None else lengths.int(), used)
+    for row, key in product(range(rows), range(tiles)):
+        kept = [
+            query
+            for query in range(tiles)
+            if (used is None or used[row])
+            and key in lists[row, query, : longest if lengths is None else int(lengths[row, query])]
+        ]
+        begin, end = turned.starts[row * tiles + key : row * tiles + key + 2].tolist()
+        assert turned.queries[begin:end].tolist() == kept
+
+
+def test_key_tasks_run_longest_first() -> None:
+    plan = build_plan(Grid(6, 6, 8), replace(CONFIG, window=(3, 3, 3), mid_pattern="axial"), num_heads=4, head_dim=16)
+    high, mid = transposed_tables(plan, torch.device("cpu"))
+    assert mid is not None
+    assert plan.mid_lists is not None
+    tiles = plan.layout.num_tiles
+    order = key_task_order(torch.tensor([0, 1, 2, 3], dtype=torch.int32), high.starts, mid.starts, tiles)
+    length = {Band.LOW: torch.zeros(tiles), Band.DENSE: torch.full((tiles,), tiles)}
+    length |= {Band.MID: (plan.mid_lists[:, :, None] == torch.arange(tiles)).sum((0, 1))}
+    length |= {Band.HIGH: (plan.high_lists[:, :, None] == torch.arange(tiles)).sum((0, 1))}
+    lengths = torch.stack([length[band] for band in Band]).flatten()[order.long()]
+    assert order.sort().values.tolist() == list(range(4 * tiles))
+    assert bool((lengths[1:] <= lengths[:-1]).all())

@@ -1,0 +1,87 @@
+"""Gradients of the fused attention launch by full masks, for the cases of `attend_cases`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from tests.support.attend_cases import AttendCase, _bias, _segments, expected
+from torch import Tensor
+
+from freqformer.config import Band
+
+
+@dataclass(frozen=True)
+class AttendGrads:
+    """Gradients, NaN in places that hold nothing a row of its band reads."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    summary_offsets: Tensor | None
+
+
+def random_output_grads(case: AttendCase, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Unscaled gradients of out and low_out, NaN where `attend` writes nothing."""
+    out, low_out, _ = expected(case)
+    draw = torch.Generator(out.device).manual_seed(seed)
+    noise = (torch.randn(x.shape, generator=draw, device=x.device) for x in (out, low_out))
+    grad_out, grad_low_out = (
+        grad.masked_fill(x.isnan(), torch.nan).to(case.buffers.query.dtype)
+        for grad, x in zip(noise, (out, low_out), strict=True)
+    )
+    return grad_out, grad_low_out
+
+
+def expected_grads(case: AttendCase, grads: tuple[Tensor, Tensor], dtype: torch.dtype = torch.float64) -> AttendGrads:
+    """Gradients of `attend`, in float64.
+
+    With a narrower `dtype`: the same in float32 from outputs rounded to it, with weights, slopes and results rounded to
+    it, as any kernel on matrix units must, so that its error is the yardstick.
+    """
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    plan, buffers, layout = case.plan, case.buffers, case.tables.keys
+    video, low, head_dim = plan.layout.grid.num_tokens, plan.num_low_tokens, buffers.query.shape[2]
+    out, low_out, lse = (x.to(wide) for x in expected(case, dtype))
+    outputs, given = (_by_row(case, *pair) for pair in ((out, low_out), (x.to(wide) for x in grads)))
+    inputs = (buffers.query, buffers.key, buffers.value)
+    total = [torch.full(x.shape, torch.nan, dtype=wide, device=x.device) for x in inputs]
+    offsets = torch.zeros(plan.num_heads, 3, dtype=wide, device=out.device)
+    for row, band in enumerate(case.rows.allocation.tolist()):
+        bias = _bias(case, row, band).to(device=out.device, dtype=wide)
+        queries = torch.arange(bias.shape[0], device=out.device)
+        if band == Band.LOW:
+            queries = queries[(queries < low) | (queries >= video)]
+        keys = _held(case, band).to(out.device)
+        query, key, value = (x[row, own].to(wide) for x, own in zip(inputs, (queries, keys, keys), strict=True))
+        grad, o = given[row, queries], outputs[row, queries]
+        logits = query @ key.T * head_dim**-0.5 + bias[queries][:, keys]
+        weight = (logits - lse[row, queries, None]).exp().nan_to_num(0.0)
+        slope = weight * (grad @ value.T - (grad * o).sum(-1, keepdim=True))
+        for start, index in ((layout.low_summaries, 0), (layout.mid_summaries, 1), (layout.high_summaries, 2)):
+            own = (keys >= start) & (keys < start + plan.cells.num_cells) & (start >= 0)
+            offsets[row % plan.num_heads, index] += slope[:, own].sum()
+        weight, slope = (x.to(dtype).to(wide) for x in (weight, slope))
+        total[0][row, queries] = slope @ key * head_dim**-0.5
+        total[1][row, keys] = slope.T @ query * head_dim**-0.5
+        total[2][row, keys] = weight.T @ grad
+    query, key, value = (x.to(dtype) for x in total)
+    return AttendGrads(query, key, value, None if case.summary_offsets is None else offsets)
+
+
+def _by_row(case: AttendCase, out: Tensor, low_out: Tensor) -> Tensor:
+    """out (B, N + X, H, D) and low_out (R, M, D) as the queries lie: (R, N + X, D)."""
+    plan = case.plan
+    rows = out.transpose(1, 2).flatten(0, 1).clone()
+    if case.token_order == "raster":
+        video = plan.layout.raster_to_tile.to(out.device)
+        rows[:, : len(video)] = rows[:, video]
+    low = (case.rows.allocation == Band.LOW).nonzero().squeeze(1)
+    rows[low, : plan.num_low_tokens] = low_out[low]
+    return rows
+
+
+def _held(case: AttendCase, band: int) -> Tensor:
+    """Rows of the key buffer that a row of `band` holds something in, int64."""
+    parts = [torch.arange(start, start + length) for start, length, read in _segments(case.tables, band) if read]
+    return torch.cat(parts)
