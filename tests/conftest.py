@@ -1,0 +1,48 @@
+"""Run-time type checks of the package, and the same random numbers at every run."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("freqformer", deadline=None, derandomize=True, database=None)
+settings.load_profile("freqformer")
+
+CHECKED = [
+    f"freqformer.{name}"
+    for name in (
+        "bands",
+        "patterns",
+        "plan",
+        "routing",
+        "ops.branches",
+        "ops.parameters",
+        "ops.tokens",
+        "ops.block_sparse.api",
+        "ops.block_sparse.eager",
+        "ops.block_sparse.reference",
+        "ops.merge.reference",
+        "ops.prologue.reference",
+    )
+]
+"""Modules whose annotations are enforced while tests run. Not those that check what users pass, since their own errors
+are tested, nor those that Triton or torch.library compile from source."""
+TYPE_CHECKS = all(importlib.util.find_spec(name) for name in ("beartype", "jaxtyping"))
+
+if TYPE_CHECKS:
+    import tests.support.typecheck  # noqa: F401  jaxtyping names it and expects it to be there
+    from jaxtyping import install_import_hook
+
+    install_import_hook(CHECKED, "tests.support.typecheck.check")
+
+
+def pytest_report_header() -> str:
+    return f"run-time type checks: {'on' if TYPE_CHECKS else 'off, install beartype and jaxtyping for them'}"
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
