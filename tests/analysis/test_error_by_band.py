@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freqformer import AttentionParameters, Band, FreqFormerConfig, Grid, frequency_attention
-from freqformer.analysis.error_by_band import error_by_band
+from freqformer.analysis import error_by_band
 from freqformer.bands import split_bands
 from freqformer.grid import tile_layout
 from freqformer.plan import Selection, build_plan
