@@ -25,6 +25,8 @@ class LaunchTables:
     keys: KeyLayout
     tile_offsets: Tensor
     """First token of every tile in tile order, and N: int32 (T + 1,)."""
+    tile_counts: Tensor
+    """Tokens of every tile, uint8 (T,)."""
     raster: Tensor
     """Raster place of every token in tile order, int32 (N,)."""
     every_tile: Tensor
@@ -43,6 +45,12 @@ class LaunchTables:
     """The same for static MID lists, float32 (1, T, C)."""
     band_blocks: Tensor
     """Most blocks of 128 keys that a query block of a row sees, by `Band`, int32 (4,): what rows are ordered by."""
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every tile is full."""
+        counts = self.plan.layout.counts
+        return int(counts.min()) == self.plan.layout.slots
 
     @property
     def mid_selects(self) -> bool:
@@ -67,6 +75,7 @@ def launch_tables(plan: AttentionPlan, device: torch.device) -> LaunchTables:
         plan=plan,
         keys=key_layout(plan),
         tile_offsets=upload(layout.offsets),
+        tile_counts=upload(layout.counts, torch.uint8),
         raster=upload(layout.raster_to_tile),
         every_tile=upload(torch.arange(layout.num_tiles)),
         high_lists=upload(plan.high_lists),

@@ -6,11 +6,25 @@ T tiles, L longest list, C cells, D head_dim, S rows of the key buffer (`ops.key
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
+import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from freqformer.ops.block_sparse.tables import LaunchTables
+from freqformer.ops.block_sparse.triton_kernel import attention_kernel, join_text_kernel
+
+TEXT_PART_TILES = 64
+"""Least key tiles of one part of a text query's list, and"""
+TEXT_PARTS = 16
+"""most parts: they run beside each other, and their float32 results wait in scratch memory."""
+JOIN_ROWS = 16
+"""Text queries that one program joins."""
+LOG2_E = 1.4426950408889634
 
 
 @dataclass(frozen=True)
@@ -75,4 +89,157 @@ def attend(
         lse: float32 (R, N + X), natural log-sum-exp of the query at the same place in `buffers.query`; -inf where
             a query sees no key (its output is zero).
     """
-    raise NotImplementedError
+    plan, slots = tables.plan, tables.plan.layout.slots
+    if mid is None:
+        mid_lists, mid_lengths, mid_bias = tables.mid_lists, tables.mid_lengths, tables.mid_bias
+    else:
+        mid_lists, mid_lengths, mid_bias = mid.lists, mid.lengths, mid.bias
+    return _block_sparse_attention(
+        buffers.query,
+        buffers.key,
+        buffers.value,
+        rows.allocation,
+        rows.order,
+        [tables.tile_offsets, tables.tile_counts, tables.every_tile, tables.high_lists, tables.low_bias],
+        [mid_lists, mid_lengths, tables.high_bias, mid_bias, summary_offsets],
+        text_mask,
+        tables.raster if token_order == "raster" else None,
+        tables.keys.offsets,
+        [plan.num_heads, plan.num_text_tokens, slots, slots if tables.uniform else 0],
+    )
+
+
+@torch.library.custom_op(
+    "freqformer::block_sparse_attention",
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor value, Tensor allocation, Tensor order, Tensor[] static, Tensor?[] given, "
+    "Tensor? text_mask, Tensor? raster, int[] segments, int[] sizes) -> (Tensor, Tensor, Tensor)",
+)
+def _block_sparse_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    allocation: Tensor,
+    order: Tensor,
+    static: Sequence[Tensor],
+    given: Sequence[Tensor | None],
+    text_mask: Tensor | None,
+    raster: Tensor | None,
+    segments: Sequence[int],
+    sizes: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operation behind `attend`; `sizes` are heads, text tokens, slots of a tile, and tokens of every tile or 0."""
+    tile_offsets, tile_counts, every_tile, high_lists, low_bias = static
+    mid_lists, mid_lengths, high_bias, mid_bias, summary_offsets = given
+    heads, num_text, slots, tile_tokens = sizes
+    rows, query_rows, head_dim = query.shape
+    tiles, num_tokens = every_tile.shape[0], query_rows - num_text
+    out, low_out, lse = _outputs(query, low_bias, heads)
+    parts = text_parts(tiles) if num_text else 1
+    part_out = query.new_empty(rows, parts, num_text, head_dim, dtype=torch.float32) if parts > 1 else None
+    part_lse = query.new_empty(rows, parts, num_text, dtype=torch.float32) if parts > 1 else None
+    launch = _launch(query, slots, rows * key.shape[1])
+    text_tasks = -(-num_text // launch.block_q) * parts
+    mid_length, mid_step = _steps(mid_lists)
+    with torch.cuda.device_of(query):
+        attention_kernel[(rows * (text_tasks + tiles * -(-slots // launch.block_q)),)](
+            launch.matrix(query, launch.block_q),
+            launch.matrix(key, launch.block_k),
+            launch.matrix(value, launch.block_k),
+            (out, raster, low_out, lse, part_out, part_lse),
+            order,
+            allocation,
+            tile_offsets,
+            tile_counts,
+            (every_tile, high_lists, high_lists.shape[1], mid_lists, mid_lengths, mid_length, mid_step),
+            (low_bias, high_bias, mid_bias, _steps(mid_bias)[1], summary_offsets),
+            text_mask,
+            (rows, heads, tiles, num_tokens, num_text, low_bias.shape[0], 0 if high_bias is None else high_bias.shape[1]),
+            (segments[0], tuple(segments[1:4]), *segments[4:], key.shape[1]),
+            LOG2_E * head_dim**-0.5,
+            parts,
+            **launch.constants(head_dim, slots, tile_tokens, num_text),
+        )
+        if parts > 1:
+            constants: dict[str, Any] = {"ROWS": JOIN_ROWS, "HEAD_DIM": head_dim}
+            join_text_kernel[(rows * -(-num_text // JOIN_ROWS),)](
+                part_out, part_lse, out, lse, heads, parts, num_tokens, num_text, **constants
+            )
+    return out, low_out, lse
+
+
+@_block_sparse_attention.register_fake
+def _(query, key, value, allocation, order, static, given, text_mask, raster, segments, sizes):
+    return _outputs(query, static[-1], sizes[0])
+
+
+def text_parts(tiles: int) -> int:
+    """Parts that a text query's list of all key tiles is split into."""
+    return max(1, min(TEXT_PARTS, tiles // TEXT_PART_TILES))
+
+
+def _outputs(query: Tensor, low_bias: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    rows, query_rows, head_dim = query.shape
+    return (
+        query.new_empty(rows // heads, query_rows, heads, head_dim),
+        query.new_empty(rows, low_bias.shape[0], head_dim),
+        query.new_empty(rows, query_rows, dtype=torch.float32),
+    )
+
+
+def _steps(per_row: Tensor | None) -> tuple[int, int]:
+    """Entries of a list in (R or 1, T, entries), and 1 where every row has its own, 0 where all share."""
+    return (0, 0) if per_row is None else (per_row.shape[2], int(per_row.shape[0] > 1))
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """How the kernel is compiled."""
+
+    block_q: int
+    block_k: int
+    warps: int
+    stages: int
+    descriptors: bool
+    """Whether blocks are read by tensor descriptors, from Hopper on, or by pointers."""
+
+    def constants(self, head_dim: int, slots: int, tile_tokens: int, num_text: int) -> dict[str, Any]:
+        """Constants of `attention_kernel`."""
+        return {
+            "HEAD_DIM": head_dim,
+            "BLOCK_Q": self.block_q,
+            "BLOCK_K": self.block_k,
+            "QUERY_BLOCKS": -(-slots // self.block_q),
+            "TILE_BLOCKS": -(-slots // self.block_k),
+            "TILE_TOKENS": tile_tokens,
+            "SAFE": slots % self.block_k // 8 * 8,
+            "TEXT": num_text > 0,
+            "DESCRIPTORS": self.descriptors,
+            "STAGES": self.stages,
+            "num_warps": self.warps,
+        }
+
+    def matrix(self, x: Tensor, block: int) -> Tensor | TensorDescriptor:
+        """(R, rows, D) as the kernel reads it, in blocks of rows."""
+        return TensorDescriptor.from_tensor(x.flatten(0, 1), [block, x.shape[2]]) if self.descriptors else x
+
+
+def _launch(query: Tensor, slots: int, key_rows: int) -> _Launch:
+    """Block sizes and warps by dtype, head_dim and GPU; measured on an H200 (benchmarks/results), others by occupancy."""
+    head_dim, block_q = query.shape[2], 64 if slots <= 64 else 128
+    # A descriptor counts rows in 32 bits.
+    descriptors = _has_descriptors(query.device) and key_rows < 2**31
+    if query.dtype == torch.float32:
+        # Without matrix units the operands of a product live in registers: small blocks, or they spill.
+        return _Launch(64 if head_dim <= 128 else 32, 32, 8, 1, False)
+    if head_dim > 128:
+        return _Launch(block_q, 64 if descriptors else 32, 8, 2, descriptors)
+    return _Launch(block_q, 64, 4 if descriptors else 8, 2, descriptors)
+
+
+@lru_cache(maxsize=16)
+def _has_descriptors(device: torch.device) -> bool:
+    """Whether tensor descriptors are read by hardware; the interpreter reads them on any CPU."""
+    if device.type != "cuda":
+        return device.type == "cpu"
+    return torch.version.cuda is not None and torch.cuda.get_device_capability(device)[0] >= 9

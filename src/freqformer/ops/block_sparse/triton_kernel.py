@@ -1,0 +1,362 @@
+"""The Triton kernels of block-sparse attention, forward: `triton.py` holds the host side, README.md the derivation.
+
+Logits are kept in base 2: `scale` is log2(e) / sqrt(head_dim), and biases are multiplied by log2(e). An argument that is
+None is absent from the compiled kernel.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from freqformer.ops.jit import cast, dot
+
+LOW, MID, HIGH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+MASKED = tl.constexpr(float("-inf"))
+
+
+@triton.jit
+def _block(source, start, limit, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, DESCRIPTORS: tl.constexpr):
+    """ROWS rows from `start`; zeros from `limit` on, unless it is None because zero rows lie there."""
+    if DESCRIPTORS:
+        block = source.load([start, 0])
+    else:
+        place = start + tl.arange(0, ROWS)
+        pointer = source + place[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+        if limit is None:
+            block = tl.load(pointer)
+        else:
+            block = tl.load(pointer, mask=place[:, None] < limit, other=0.0)
+    return block
+
+
+@triton.jit
+def _listed_tiles(band, row, block, tiles, lists):
+    """Where the list of key tiles of a query tile starts, and its length."""
+    every_tile, high_lists, high_length, mid_lists, mid_lengths, mid_length, mid_step = lists
+    listed, length = every_tile, tiles
+    if band == HIGH:
+        listed, length = high_lists + block * high_length, high_length
+    if mid_lists is not None:
+        if band == MID:
+            entry = row.to(tl.int64) * mid_step * tiles + block
+            listed, length = mid_lists + entry * mid_length, mid_length
+            if mid_lengths is not None:
+                length = tl.load(mid_lengths + entry)
+    return listed, length
+
+
+@triton.jit
+def _extent(tile_offsets, tile_counts, tile, TILE_TOKENS: tl.constexpr):
+    """First token of a tile and how many it holds; TILE_TOKENS is 0 where tiles differ."""
+    if TILE_TOKENS > 0:
+        first, tokens = tile * TILE_TOKENS, TILE_TOKENS
+    else:
+        first = tl.load(tile_offsets + tile)
+        # 8 bits, since the compiler would bring 32 through shared memory, with a barrier in every step.
+        tokens = tl.load(tile_counts + tile).to(tl.int32)
+    return first, tokens
+
+
+@triton.jit
+def _accumulate(logits, scale, value, acc, top, total, GUARD: tl.constexpr):
+    """One step of the online softmax: logits (Q, K), in base 2 after `scale`, and values (K, D)."""
+    new_top = tl.maximum(top, tl.max(logits, 1) * scale)
+    # A query that has seen no key yet has top = -inf, and -inf - -inf would be NaN.
+    base = tl.where(new_top == MASKED, 0.0, new_top) if GUARD else new_top
+    weight = tl.exp2(logits * scale - base[:, None])
+    decay = tl.exp2(top - base)
+    total = total * decay + tl.sum(weight, 1)
+    acc = dot(cast(weight, value.dtype), value, acc * decay[:, None])
+    return acc, new_top, total
+
+
+@triton.jit
+def _attend_tiles(
+    q,
+    state,
+    key,
+    value,
+    key_at,
+    listed,
+    length,
+    tile_offsets,
+    tile_counts,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    TILE_BLOCKS: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
+    SAFE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """The softmax state after the exact tokens of the listed tiles."""
+    acc, top, total = state
+    column = tl.arange(0, BLOCK_K)
+    # Where the keys of the next step lie is loaded a step ahead, and the tile of the step after it.
+    steps = length * TILE_BLOCKS
+    tile = tl.load(listed, mask=steps > 0, other=0)
+    token, tokens = _extent(tile_offsets, tile_counts, tile, TILE_TOKENS)  # pyright: ignore[reportGeneralTypeIssues]
+    tile = tl.load(listed + 1 // TILE_BLOCKS, mask=steps > 1, other=0)
+    for step in tl.range(0, steps, num_stages=STAGES):
+        skip = step % TILE_BLOCKS * BLOCK_K
+        at, left = key_at + token + skip, tokens - skip
+        token, tokens = _extent(tile_offsets, tile_counts, tile, TILE_TOKENS)  # pyright: ignore[reportGeneralTypeIssues]
+        tile = tl.load(listed + tl.minimum(step + 2, steps - 1) // TILE_BLOCKS)
+        logits = dot(q, _block(key, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS).T, None)
+        if TILE_TOKENS != TILE_BLOCKS * BLOCK_K:
+            # Columns below SAFE are masked in short tiles alone: the compiler drops the first mask there.
+            logits = tl.where((column < SAFE)[None, :] | (column < left)[None, :], logits, MASKED)
+            if left < SAFE:
+                logits = tl.where(column[None, :] < left, logits, MASKED)
+        v = _block(value, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+        acc, top, total = _accumulate(logits, scale, v, acc, top, total, False)
+    return acc, top, total
+
+
+@triton.jit
+def _attend_extras(
+    q,
+    state,
+    key,
+    value,
+    key_at,
+    extras,
+    text_mask,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """The softmax state after low tokens or low summaries, mid summaries, high summaries and text, each with its bias."""
+    acc, top, total = state
+    first, mid_sums, high_sums, text = extras
+    first_at, first_count, first_bias, first_shift = first
+    mid_at, mid_count, mid_shift = mid_sums
+    high_at, high_count, high_shift = high_sums
+    text_at, text_count = text
+    column = tl.arange(0, BLOCK_K)
+    first_end = tl.cdiv(first_count, BLOCK_K)
+    mid_end = first_end + tl.cdiv(mid_count, BLOCK_K)
+    high_end = mid_end + tl.cdiv(high_count, BLOCK_K)
+    for step in tl.range(0, high_end + tl.cdiv(text_count, BLOCK_K), num_stages=STAGES):
+        at, left, begin, shift = first_at, first_count, 0, first_shift
+        if step >= first_end:
+            at, left, begin, shift = mid_at, mid_count, first_end, mid_shift
+        if step >= mid_end:
+            at, left, begin, shift = high_at, high_count, mid_end, high_shift
+        if step >= high_end:
+            at, left, begin, shift = text_at, text_count, high_end, 0.0
+        skip = (step - begin) * BLOCK_K
+        at += key_at + skip
+        place = skip + column
+        bias = tl.load(first_bias + place, mask=(place < first_count) & (step < first_end), other=0.0)
+        # Not `place < left`, which the compiler would carry through its pipeline in registers.
+        seen = column < left - skip
+        if text_mask is not None:
+            visible = tl.load(text_mask + place, mask=(place < text_count) & (step >= high_end), other=1)
+            seen &= visible != 0
+        bias = tl.where(seen, bias * LOG2_E + shift, MASKED)
+        logits = dot(q, _block(key, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS).T, None)
+        logits = logits * scale + bias[None, :]
+        v = _block(value, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+        acc, top, total = _accumulate(logits, 1.0, v, acc, top, total, True)
+    return acc, top, total
+
+
+@triton.jit
+def _summaries(band, row, block, head, tiles, cells, sums_at, biases):
+    """Where the low, mid and high summaries that a row of `band` sees lie, how many, and their bias or shift."""
+    low_at, mid_at, high_at = sums_at
+    low_bias, high_bias, mid_bias, mid_bias_step, summary_offsets = biases
+    low_count, bias, mid_count, high_count = 0, low_bias, 0, 0
+    low_shift, mid_shift, high_shift = 0.0, 0.0, 0.0
+    if high_bias is not None:
+        if band == HIGH:
+            low_count, bias = cells, high_bias + block * cells
+        if mid_bias is not None:
+            if band == MID:
+                low_count, bias = cells, mid_bias + (row.to(tl.int64) * mid_bias_step * tiles + block) * cells
+        if (mid_at >= 0) & (band <= HIGH):
+            mid_count = tl.where(band == MID, 0, cells)
+            high_count = tl.where(band == HIGH, 0, cells)
+        if summary_offsets is not None:
+            low_shift = tl.load(summary_offsets + head * 3).to(tl.float32) * LOG2_E
+            mid_shift = tl.load(summary_offsets + head * 3 + 1).to(tl.float32) * LOG2_E
+            high_shift = tl.load(summary_offsets + head * 3 + 2).to(tl.float32) * LOG2_E
+    return (low_at, low_count, bias, low_shift), (mid_at, mid_count, mid_shift), (high_at, high_count, high_shift)
+
+
+@triton.jit
+def attention_kernel(
+    query,
+    key,
+    value,
+    outputs,
+    order,
+    allocation,
+    tile_offsets,
+    tile_counts,
+    lists,
+    biases,
+    text_mask,
+    sizes,
+    segments,
+    scale,
+    text_parts,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    QUERY_BLOCKS: tl.constexpr,
+    TILE_BLOCKS: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
+    SAFE: tl.constexpr,
+    TEXT: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """One block of queries of one row: over its listed tiles, then over low tokens, summaries and text."""
+    rows, heads, tiles, num_tokens, num_text, num_low, cells = sizes
+    low_at, sums_at, text_at, exact_at, key_rows = segments
+    out, raster, low_out, lse, part_out, part_lse = outputs
+    query_rows = num_tokens + num_text
+    program = tl.program_id(0)
+    is_text = False
+    per_row = tiles * QUERY_BLOCKS
+    if TEXT:
+        # Text queries see everything, in parts: the longest lists, so they start first.
+        text_tasks = tl.cdiv(num_text, BLOCK_Q) * text_parts
+        is_text = program < rows * text_tasks
+        per_row = tl.where(is_text, text_tasks, per_row)
+        program -= tl.where(is_text, 0, rows * text_tasks)
+    row = tl.load(order + program // per_row)
+    block = program % per_row
+    band = tl.load(allocation + row)
+    head = row % heads
+    if DESCRIPTORS:
+        query_at, key_at = row * query_rows, row * key_rows
+    else:
+        query += row.to(tl.int64) * query_rows * HEAD_DIM
+        key += row.to(tl.int64) * key_rows * HEAD_DIM
+        value += row.to(tl.int64) * key_rows * HEAD_DIM
+        query_at, key_at = 0, 0
+
+    listed, length, video_at, part, text_count = lists[0], 0, key_at, 0, num_text
+    first, mid_sums, high_sums = (text_at, 0, biases[0], 0.0), (text_at, 0, 0.0), (text_at, 0, 0.0)
+    if is_text:
+        part = block % text_parts
+        start = num_tokens + block // text_parts * BLOCK_Q
+        count = query_rows - start
+        begin = tiles * part // text_parts
+        listed, length = lists[0] + begin, tiles * (part + 1) // text_parts - begin
+        if (band == MID) | (band == HIGH):
+            video_at = key_at + exact_at
+        if part > 0:
+            text_count = 0
+    elif band == LOW:
+        start = block * BLOCK_Q
+        count = num_low - start
+        _, mid_sums, high_sums = _summaries(  # pyright: ignore[reportGeneralTypeIssues]
+            band, row, block, head, tiles, cells, sums_at, biases
+        )
+        first = (low_at, num_low, biases[0], 0.0)
+    else:
+        skip = block % QUERY_BLOCKS * BLOCK_Q
+        block = block // QUERY_BLOCKS
+        start, count = _extent(tile_offsets, tile_counts, block, TILE_TOKENS)  # pyright: ignore[reportGeneralTypeIssues]
+        start, count = start + skip, count - skip
+        listed, length = _listed_tiles(band, row, block, tiles, lists)
+        first, mid_sums, high_sums = _summaries(band, row, block, head, tiles, cells, sums_at, biases)
+    if count <= 0:
+        return  # a LOW row has fewer query blocks than tiles, and a short tile fewer than a full one
+
+    q = _block(query, query_at + start, query_rows, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
+    target = start + tl.arange(0, BLOCK_Q)
+    written = tl.arange(0, BLOCK_Q) < count
+    if raster is not None:
+        # Loaded now, since the store at the end would wait for it.
+        if (not is_text) & (band != LOW):
+            target = tl.load(raster + target, mask=written, other=0)
+    top = tl.full([BLOCK_Q], MASKED, tl.float32)
+    total = tl.zeros([BLOCK_Q], tl.float32)
+    state = (tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32), top, total)
+    state = _attend_tiles(
+        q,
+        state,
+        key,
+        value,
+        video_at,
+        listed,
+        length,
+        tile_offsets,
+        tile_counts,
+        scale,
+        HEAD_DIM,
+        BLOCK_K,
+        TILE_BLOCKS,
+        TILE_TOKENS,
+        SAFE,
+        DESCRIPTORS,
+        STAGES,
+    )
+    if text_mask is not None:
+        text_mask += row // heads * num_text
+    extras = (first, mid_sums, high_sums, (text_at, text_count))
+    acc, top, total = _attend_extras(
+        q, state, key, value, key_at, extras, text_mask, scale, HEAD_DIM, BLOCK_K, DESCRIPTORS, STAGES
+    )
+
+    some = total > 0
+    acc = acc * (1.0 / tl.where(some, total, 1.0))[:, None]
+    log_sum = tl.where(some, (top + tl.log2(total)) * LN_2, MASKED)
+    if part_out is not None:
+        if is_text:
+            target += (row * text_parts + part) * num_text - num_tokens
+            tl.store(part_lse + target, log_sum, mask=written)
+            _store(part_out, target, acc, written, HEAD_DIM)
+            return
+    tl.store(lse + row.to(tl.int64) * query_rows + start + tl.arange(0, BLOCK_Q), log_sum, mask=written)
+    matrix, begin, hop = low_out, row.to(tl.int64) * num_low, 1
+    if is_text | (band != LOW):
+        matrix, begin, hop = out, (row // heads).to(tl.int64) * query_rows * heads + head, heads
+    _store(matrix, begin + target.to(tl.int64) * hop, acc, written, HEAD_DIM)
+
+
+@triton.jit
+def _store(matrix, place, values, written, HEAD_DIM: tl.constexpr):
+    """Rows of values to the given rows of a contiguous (rows, HEAD_DIM) matrix."""
+    pointer = matrix + place[:, None].to(tl.int64) * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+    tl.store(pointer, cast(values, matrix.dtype.element_ty), mask=written[:, None])
+
+
+@triton.jit
+def join_text_kernel(
+    part_out, part_lse, out, lse, heads, text_parts, num_tokens, num_text, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr
+):
+    """Join the parts of ROWS text queries of one row, each part weighted by exp(its log-sum-exp)."""
+    blocks = tl.cdiv(num_text, ROWS)
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    place = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
+    written = place < num_text
+    top = tl.full([ROWS], MASKED, tl.float32)
+    for part in range(text_parts):
+        log_sum = tl.load(part_lse + (row * text_parts + part) * num_text + place, mask=written, other=0.0)
+        top = tl.maximum(top, log_sum)
+    base = tl.where(top == MASKED, 0.0, top)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, HEAD_DIM], tl.float32)
+    for part in range(text_parts):
+        source = (row * text_parts + part) * num_text + place
+        weight = tl.exp(tl.load(part_lse + source, mask=written, other=0.0) - base)
+        pointer = part_out + source[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+        acc += weight[:, None] * tl.load(pointer, mask=written[:, None], other=0.0)
+        total += weight
+    some = total > 0
+    acc = acc / tl.where(some, total, 1.0)[:, None]
+    query_rows = num_tokens + num_text
+    tl.store(lse + row * query_rows + num_tokens + place, tl.where(some, base + tl.log(total), MASKED), mask=written)
+    _store(out, (row // heads * query_rows + num_tokens + place) * heads + row % heads, acc, written, HEAD_DIM)

@@ -1,0 +1,182 @@
+"""Cases for the fused attention launch: buffers as the prologue leaves them, and what must come out.
+
+Everything that no head may read is NaN, so that a stray read shows in the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from freqformer.config import Band, FreqFormerConfig
+from freqformer.grid import Grid
+from freqformer.ops.block_sparse.tables import LaunchTables, launch_tables, unseen_bias
+from freqformer.ops.block_sparse.triton import AttentionBuffers, MidLists, RowBands
+from freqformer.patterns import topk_tiles
+from freqformer.plan import AttentionPlan, build_plan
+
+
+@dataclass(frozen=True)
+class AttendCase:
+    """Arguments of `attend`, and the plan they were made for."""
+
+    plan: AttentionPlan
+    tables: LaunchTables
+    buffers: AttentionBuffers
+    rows: RowBands
+    mid: MidLists | None
+    summary_offsets: Tensor | None
+    text_mask: Tensor | None
+    token_order: str
+
+    @property
+    def arguments(self) -> dict:
+        names = ("buffers", "rows", "tables", "mid", "summary_offsets", "text_mask", "token_order")
+        return {name: getattr(self, name) for name in names}
+
+
+def make_case(
+    grid: Grid,
+    config: FreqFormerConfig,
+    *,
+    bands: Tensor,
+    head_dim: int = 64,
+    dtype: torch.dtype = torch.float32,
+    text: int = 0,
+    learned: bool = False,
+    masked: bool = False,
+    token_order: str = "raster",
+    outliers: float = 1.0,
+    device: str = "cpu",
+    seed: int = 0,
+) -> AttendCase:
+    """A random case; `bands` (batch, heads) holds the band of every head, `outliers` scales one channel in 16."""
+    draw = torch.Generator(device).manual_seed(seed)
+    batch, heads = bands.shape
+    plan = build_plan(grid, config, num_heads=heads, head_dim=head_dim, num_text_tokens=text, learned_summaries=learned)
+    tables = launch_tables(plan, torch.device(device))
+    rows, video = batch * heads, grid.num_tokens
+    channel = torch.ones(head_dim, device=device)
+    channel[::16] = outliers
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw, device=device)
+
+    allocation = bands.flatten().to(device=device, dtype=torch.int32)
+    query = random(rows, video + text, head_dim) * channel
+    key, value = (torch.full((rows, tables.keys.rows, head_dim), torch.nan, device=device) for _ in range(2))
+    for row, band in enumerate(bands.flatten().tolist()):
+        if band == Band.LOW:
+            query[row, plan.num_low_tokens : video] = torch.nan
+        for x, scale in ((key, channel), (value, 1.0)):
+            for start, length, read in _segments(tables, band):
+                if read:
+                    x[row, start : start + length] = random(length, head_dim) * scale
+                x[row, start + length : start + length + 128] = 0
+    order = tables.band_blocks[allocation.long()].argsort(descending=True, stable=True).int()
+    mid = None
+    if tables.mid_selects:
+        mid = _topk(plan, random, rows, device)
+    return AttendCase(
+        plan=plan,
+        tables=tables,
+        buffers=AttentionBuffers(query.to(dtype), key.to(dtype), value.to(dtype)),
+        rows=RowBands(allocation, order),
+        mid=mid,
+        summary_offsets=random(heads, 3) if learned else None,
+        text_mask=random(batch, text) > 0 if masked else None,
+        token_order=token_order,
+    )
+
+
+def _segments(tables: LaunchTables, band: int) -> list[tuple[int, int, bool]]:
+    """(start, length, whether a row of `band` reads it) of every segment of the key buffer."""
+    plan, keys = tables.plan, tables.keys
+    video, cells, text = plan.layout.grid.num_tokens, plan.cells.num_cells, plan.num_text_tokens
+    found = [(0, video, band != Band.LOW or text > 0), (keys.low, plan.num_low_tokens, band == Band.LOW)]
+    for start, other in ((keys.low_summaries, 0), (keys.mid_summaries, 1), (keys.high_summaries, 2)):
+        found.append((start, cells, band not in (other, Band.DENSE)))
+    found.append((keys.text, text, True))
+    if keys.exact:
+        found.append((keys.exact, video, band in (Band.MID, Band.HIGH)))
+    return [segment for segment in found if segment[0] >= 0]
+
+
+def _topk(plan: AttentionPlan, random, rows: int, device: str) -> MidLists:
+    tiles = plan.layout.num_tiles
+    lists = topk_tiles(random(rows, tiles, 4), random(rows, tiles, 4), plan.mid_capacity).cpu()
+    bias = torch.stack([unseen_bias(row, plan) for row in lists]).float().to(device) if plan.cells.num_cells else None
+    return MidLists(lists.int().to(device), None, bias)
+
+
+def expected(case: AttendCase, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """out, low_out and lse by a full mask over the key buffer, in float64; NaN where nothing is to be written.
+
+    With a 16-bit `dtype`: the same in float32 with weights and output rounded to it, as any kernel on matrix units
+    must, so that its error is the yardstick.
+    """
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    plan, buffers = case.plan, case.buffers
+    rows, query_rows, head_dim = buffers.query.shape
+    video, low = plan.layout.grid.num_tokens, plan.num_low_tokens
+    batch = rows // plan.num_heads
+    out = torch.full((rows, query_rows, head_dim), torch.nan, dtype=dtype, device=buffers.query.device)
+    low_out, lse = out[:, :low].clone(), torch.full(out.shape[:2], torch.nan, dtype=wide, device=out.device)
+    for row, band in enumerate(case.rows.allocation.tolist()):
+        bias = _bias(case, row, band).to(device=out.device, dtype=wide)
+        seen = (bias > -torch.inf).any(0)
+        key, value = (x[row, seen].to(wide) for x in (buffers.key, buffers.value))
+        logits = buffers.query[row].to(wide) @ key.T * head_dim**-0.5 + bias[:, seen]
+        lse[row] = logits.logsumexp(-1)
+        weight = (logits - lse[row, :, None]).exp().nan_to_num(0.0).to(dtype).to(wide)
+        result = (weight @ value).to(dtype)
+        if band == Band.LOW:
+            low_out[row] = result[:low]
+            result[:video] = torch.nan
+            lse[row, low:video] = torch.nan
+        out[row] = result
+    if case.token_order == "raster":
+        out[:, :video] = out[:, plan.layout.tile_to_raster.to(out.device)]
+    return out.unflatten(0, (batch, -1)).transpose(1, 2).contiguous(), low_out, lse
+
+
+def _bias(case: AttendCase, row: int, band: int) -> Tensor:
+    """What is added to every (query, key) logit of a row, -inf for keys that the query doesn't see: float64, on the CPU."""
+    plan, keys = case.plan, case.tables.keys
+    video, cells, text = plan.layout.grid.num_tokens, plan.cells.num_cells, plan.num_text_tokens
+    bias = torch.full((video + text, keys.rows), -torch.inf, dtype=torch.float64)
+    offsets = [0.0] * 3 if case.summary_offsets is None else case.summary_offsets[row % plan.num_heads].double().tolist()
+    if band == Band.LOW:
+        bias[:video, keys.low : keys.low + plan.num_low_tokens] = plan.low_weights.log()
+    else:
+        owner = plan.layout.counts.new_tensor(range(plan.layout.num_tiles)).repeat_interleave(plan.layout.counts)
+        seen = _seen(case, row, band)
+        bias[:video, :video] = torch.where(seen[owner][:, owner], 0.0, -torch.inf)
+        if band != Band.DENSE and cells:
+            cell = torch.nn.functional.one_hot(plan.cells.cell_of_tile, cells).double()
+            left = plan.cells.counts - (seen.double() * plan.layout.counts) @ cell
+            bias[:video, keys.low_summaries : keys.low_summaries + cells] = left.log()[owner] + offsets[0]
+    for start, other in ((keys.mid_summaries, 1), (keys.high_summaries, 2)):
+        if start >= 0 and band not in (other, Band.DENSE):
+            bias[:video, start : start + cells] = offsets[other]
+    if text:
+        exact = keys.exact if band in (Band.MID, Band.HIGH) else 0
+        bias[video:, exact : exact + video] = 0.0
+        mask = None if case.text_mask is None else case.text_mask[row // plan.num_heads].cpu()
+        bias[:, keys.text : keys.text + text] = 0.0 if mask is None else torch.where(mask, 0.0, -torch.inf).double()
+    return bias
+
+
+def _seen(case: AttendCase, row: int, band: int) -> Tensor:
+    """Which key tiles every query tile of a row sees, bool (T, T)."""
+    plan, tiles = case.plan, case.plan.layout.num_tiles
+    lists = {Band.MID: plan.mid_lists, Band.HIGH: plan.high_lists}.get(Band(band))
+    if band == Band.MID and case.mid is not None:
+        lists = case.mid.lists[row].long().cpu()
+    if lists is None:
+        return torch.ones(tiles, tiles, dtype=torch.bool)
+    seen = torch.zeros(tiles, tiles + 1, dtype=torch.bool)
+    seen[torch.arange(tiles)[:, None], lists] = True  # -1 falls into the spare last column
+    return seen[:, :-1]
