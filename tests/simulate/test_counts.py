@@ -209,5 +209,6 @@ def test_summaries_are_counted_for_the_bands_a_head_is_not_in():
 
 def test_wrong_allocation_is_refused():
     plan, _ = scenario(0)
-    with pytest.raises(ValueError, match="allocation"):
-        layer_counts(plan, [0, 1])
+    for wrong in ([], [0] * 5, [0, 1, 2, 4], [-1]):
+        with pytest.raises(ValueError, match="allocation"):
+            layer_counts(plan, wrong)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
 
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.routing import RoutingNetwork, RoutingTable, allocate, even_allocation, timestep_bucket
+from freqformer.routing.network import NUM_STATISTICS
 from freqformer.simulate.profiles import ProfileError
 from freqformer.simulate.shapes import ModelShape
 
@@ -80,19 +82,19 @@ def head_schedule(model: ModelShape, routing: Routing, config: FreqFormerConfig)
     initial = routing.initial(model.heads)
     rows = [initial for _ in range(model.steps)]
     if routing.schedule == "prior":
-        rows = _untrained(model, initial)
+        rows = _untrained(tuple(initial), tuple(timesteps(model)))
     return [[(count_heads(row), config)] * model.num_layers for row in rows]
 
 
-def _untrained(model: ModelShape, initial: Sequence[int]) -> list[list[int]]:
-    """Allocations of a router that knows its prior and the heads' first bands alone."""
+@lru_cache(maxsize=64)
+def _untrained(initial: tuple[int, ...], noise: tuple[float, ...]) -> list[list[int]]:
+    """Allocations, step by step, of a router that knows its prior and the heads' first bands alone."""
     with torch.random.fork_rng(devices=[]):
-        network = RoutingNetwork(model.heads, prior="paper", initial=initial)
+        network = RoutingNetwork(len(initial), hidden=1, prior="paper", initial=initial)
     with torch.no_grad():
         for parameter in network.layers.parameters():
             parameter.zero_()
-        noise = torch.tensor(timesteps(model))
-        logits = network(torch.zeros(model.steps, model.heads, 8), noise)
+        logits = network(torch.zeros(len(noise), len(initial), NUM_STATISTICS), torch.tensor(noise))
     return allocate(logits).tolist()
 
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from freqformer.bands import low_box, low_grid
 from freqformer.config import Band
@@ -28,6 +29,8 @@ NORM_FLOPS, ROTARY_FLOPS = 4, 3
 """Per channel: square, add, two products; and two products and a sum of a pair's half."""
 STATISTIC_BYTES = 4
 """Tile means, scores and lists are 32 bits wide, whatever the type of the features."""
+SCORE_BYTES = 1 << 27
+"""Most bytes of tile scores that the selection holds at once."""
 
 
 @dataclass(frozen=True)
@@ -87,15 +90,24 @@ def layer_counts(
 
     Args:
         plan: of the grid, configuration and text.
-        allocation: the band of every head.
+        allocation: the band of every head, or of those heads that one of several machines has.
         element_size: bytes of an element of q, k and v.
         live_router: whether the routing network runs; False with a fixed allocation or a frozen table.
 
     Raises:
-        ValueError: for an allocation that is not the plan's.
+        ValueError: for an allocation of no heads, of more than the plan's, or out of range.
     """
-    total = plan.flops(allocation)  # refuses a wrong allocation
-    heads = Counter(Band(int(band)) for band in allocation)
+    bands = [int(band) for band in allocation]
+    if not 1 <= len(bands) <= plan.num_heads or not all(0 <= band <= Band.DENSE for band in bands):
+        raise ValueError(
+            f"allocation is {bands}; 1 to {plan.num_heads} bands from 0 to 3 are allowed, one per head (LOW to DENSE)"
+        )
+    heads = Counter(Band(band) for band in bands)
+    costs = {band: band_counts(plan, band) for band in heads}
+    total = Flops(
+        sum(costs[band].flops.useful * count for band, count in heads.items()),
+        sum(costs[band].flops.executed * count for band, count in heads.items()),
+    )
     stages = {
         "prologue": _prologue(plan, heads, element_size),
         "selection": _selection(plan, heads),
@@ -104,17 +116,36 @@ def layer_counts(
     }
     if live_router:
         stages["router"] = _router(plan, element_size)
-    costs = {band: plan.band_flops(band) for band in heads}
     return LayerCounts(
         stages=stages,
         band_flops={
-            band.name.lower(): Flops(costs[band].useful * count, costs[band].executed * count)
+            band.name.lower(): Flops(costs[band].flops.useful * count, costs[band].flops.executed * count)
             for band, count in sorted(heads.items())
         },
-        kv_bytes=plan.kv_bytes(allocation, element_size),
+        kv_bytes=sum(costs[band].kv_slots * count for band, count in heads.items()) * _pair(plan, element_size),
         summary_bytes=sum(count * summary_keys(plan, band) for band, count in heads.items()) * _pair(plan, element_size),
-        workspace_bytes=workspace_bytes(plan, heads, element_size),
+        workspace_bytes=workspace_bytes(plan, element_size) * len(bands) / plan.num_heads,
     )
+
+
+@dataclass(frozen=True)
+class BandCounts:
+    """Attention of one head in a band."""
+
+    flops: Flops
+    key_blocks: tuple[tuple[int, int], ...]
+    """(blocks of 128 keys that a query block reads, query blocks): distinct lengths, text queries' too."""
+    kv_slots: int
+    """Slots of keys that all query blocks read together."""
+
+
+@lru_cache(maxsize=256)
+def band_counts(plan: AttentionPlan, band: Band) -> BandCounts:
+    """Count the attention of one head of a plan in `band`, cached."""
+    lengths, times = plan.key_blocks(band).unique(return_counts=True)
+    blocks = tuple(zip(lengths.tolist(), times.tolist(), strict=True))
+    slots = TILE_SLOTS * sum(length * count for length, count in blocks)
+    return BandCounts(plan.band_flops(band), blocks, slots)
 
 
 def dense_counts(num_tokens: int, heads: int, head_dim: int, *, element_size: int = 2) -> LayerCounts:
@@ -269,15 +300,18 @@ def _sample_pairs(layout: TileLayout, side: int, axis: int) -> int:
     return sum(min(side, n) * n for n in layout.extents(axis))
 
 
-def workspace_bytes(plan: AttentionPlan, heads: Counter[Band], element_size: int) -> float:
+def workspace_bytes(plan: AttentionPlan, element_size: int) -> float:
     """Bytes of the buffers between the launches: queries, keys and values of every row in tile order with their low and
-    summary tokens, outputs of low tokens, lists, biases, statistics and log-sum-exps."""
-    rows, text, video = sum(heads.values()), plan.num_text_tokens, _video(plan)
-    wide = (video + text) + 2 * key_rows(plan) + plan.num_low_tokens
-    narrow = video + text + 3 * plan.layout.num_tiles * plan.head_dim
+    summary tokens, outputs of low tokens, lists, biases, tile sums, scores at hand and log-sum-exps."""
+    tokens, tiles, cells = _video(plan) + plan.num_text_tokens, plan.layout.num_tiles, plan.cells.num_cells
+    wide = tokens + 2 * key_rows(plan) + plan.num_low_tokens
+    narrow, scores = tokens, 0
+    if _selects(plan) or cells:
+        narrow += 3 * tiles * plan.head_dim
     if _selects(plan):
-        narrow += plan.layout.num_tiles * (plan.mid_capacity + plan.cells.num_cells)
-    return float(rows * (wide * plan.head_dim * element_size + narrow * STATISTIC_BYTES))
+        narrow += tiles * (plan.mid_capacity + cells)
+        scores = min(SCORE_BYTES, plan.num_heads * tiles * tiles * STATISTIC_BYTES)
+    return float(plan.num_heads * (wide * plan.head_dim * element_size + narrow * STATISTIC_BYTES) + scores)
 
 
 def key_rows(plan: AttentionPlan) -> int:
@@ -287,8 +321,3 @@ def key_rows(plan: AttentionPlan) -> int:
     exact = _video(plan) if text and plan.config.band_features != "full" else 0
     segments = (_video(plan), plan.num_low_tokens, cells, learned, learned, text, exact)
     return sum(length + TILE_SLOTS for length in segments if length)
-
-
-def query_lists(plan: AttentionPlan, band: Band) -> Tensor | None:
-    """The static lists of a MID or HIGH head, or None where data chooses them or there are none."""
-    return {Band.MID: plan.mid_lists, Band.HIGH: plan.high_lists}.get(band)

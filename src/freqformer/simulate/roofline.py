@@ -14,7 +14,7 @@ from freqformer.config import Band
 from freqformer.grid import TILE_SLOTS
 from freqformer.plan import AttentionPlan
 from freqformer.simulate.calibration import Calibration
-from freqformer.simulate.counts import LayerCounts, StageCounts
+from freqformer.simulate.counts import LayerCounts, StageCounts, band_counts
 from freqformer.simulate.hardware import Hardware
 from freqformer.simulate.schedule import makespan
 
@@ -61,10 +61,18 @@ class Machine:
         """Seconds to move `traffic` bytes at a fraction of the memory bandwidth."""
         return traffic / (self.hardware.memory_bandwidth * fraction)
 
-    def layer(self, plan: AttentionPlan, allocation: Sequence[int], counts: LayerCounts) -> dict[str, StageTime]:
-        """Time of every stage of a FreqFormer layer, forward."""
+    def layer(
+        self, plan: AttentionPlan, allocation: Sequence[int], counts: LayerCounts, *, parts: int = 1
+    ) -> dict[str, StageTime]:
+        """Time of every stage of a FreqFormer layer, forward.
+
+        Args:
+            plan, allocation: of the heads on this machine.
+            counts: theirs, from `layer_counts`.
+            parts: machines that share the queries of these heads; each reads all their keys.
+        """
         bands = tuple(sorted((Band(band), count) for band, count in Counter(allocation).items()))
-        times = {"attention": self._attention(plan, bands, counts)}
+        times = {"attention": self._attention(plan, bands, counts, parts)}
         achieved, vector = self.calibration, self.hardware.vector_flops
         for name, fraction, rate in (
             ("prologue", achieved.prologue_bandwidth, vector),
@@ -73,7 +81,7 @@ class Machine:
             ("router", achieved.router_bandwidth, vector),
         ):
             if name in counts.stages:
-                times[name] = self._stage(counts.stages[name], rate, fraction)
+                times[name] = self._stage(counts.stages[name], rate, fraction, parts)
         return {name: times[name] for name in counts.stages}
 
     def dense(self, counts: LayerCounts, head_dim: int) -> StageTime:
@@ -101,21 +109,28 @@ class Machine:
         seconds = self.memory_time(traffic, self.calibration.elementwise_bandwidth)
         return StageTime(0.0, seconds, launches * self.hardware.launch_s, traffic)
 
-    def _stage(self, stage: StageCounts, rate: float, fraction: float) -> StageTime:
+    def _stage(self, stage: StageCounts, rate: float, fraction: float, parts: int) -> StageTime:
         return StageTime(
-            compute_s=stage.executed / rate,
-            memory_s=self.memory_time(stage.bytes, fraction),
+            compute_s=stage.executed / parts / rate,
+            memory_s=self.memory_time(stage.bytes / parts, fraction),
             launch_s=stage.launches * self.hardware.launch_s,
-            traffic_bytes=stage.bytes,
+            traffic_bytes=stage.bytes / parts,
         )
 
-    def _attention(self, plan: AttentionPlan, bands: tuple[tuple[Band, int], ...], counts: LayerCounts) -> StageTime:
+    def _attention(
+        self, plan: AttentionPlan, bands: tuple[tuple[Band, int], ...], counts: LayerCounts, parts: int
+    ) -> StageTime:
         stage, achieved = counts.stages["attention"], self.calibration
         slots = round(self.hardware.processors * achieved.attention_slots)
         rate = self.attention_rate(plan.head_dim, achieved.attention_rate) / slots
         block = 4 * TILE_SLOTS**2 * plan.head_dim / rate
-        items = [((length + achieved.attention_item_blocks) * block, count) for length, count in work_items(plan, bands)]
-        traffic = stage.bytes + sum(heads * self._refetched(plan, band, slots) for band, heads in bands)
+        items = [
+            ((length + achieved.attention_item_blocks) * block, -(-count // parts))
+            for length, count in work_items(plan, bands)
+        ]
+        refetched = sum(heads * self._refetched(plan, band, slots) for band, heads in bands)
+        # Outputs, and as many bytes of queries, are shared by the parts; keys and values are not.
+        traffic = stage.bytes - 2 * stage.write_bytes * (1 - 1 / parts) + refetched / parts
         return StageTime(
             compute_s=makespan(items, slots),
             memory_s=self.memory_time(traffic, achieved.elementwise_bandwidth),
@@ -126,7 +141,7 @@ class Machine:
     def _refetched(self, plan: AttentionPlan, band: Band, slots: int) -> float:
         """Bytes of keys and values of one head that are read from main memory again, since the L2 cache lost them."""
         pair = 2 * plan.head_dim * self.hardware.element_size
-        streamed = int(plan.key_blocks(band).sum()) * TILE_SLOTS * pair
+        streamed = band_counts(plan, band).kv_slots * pair
         keys = sum(plan.extra_segments(band)) + (0 if band == Band.LOW else plan.layout.grid.num_tokens)
         working = working_set(plan, band, slots) * pair
         kept = min(1.0, self.hardware.l2_bytes / working) if working else 1.0
@@ -136,24 +151,20 @@ class Machine:
 def work_items(plan: AttentionPlan, bands: tuple[tuple[Band, int], ...]) -> list[tuple[int, int]]:
     """Work items of the launch, longest first: (blocks of 128 keys, how many). Text queries' lists are split to the
     longest of the video's."""
-    return list(_work_items(plan, bands))
-
-
-@lru_cache(maxsize=1024)
-def _work_items(plan: AttentionPlan, bands: tuple[tuple[Band, int], ...]) -> tuple[tuple[int, int], ...]:
     items: Counter[int] = Counter()
-    text = -(-plan.num_text_tokens // TILE_SLOTS)
-    longest = max(int(plan.key_blocks(band)[: -text or None].max()) for band, _ in bands)
-    for band, heads in bands:
-        lengths, counts = plan.key_blocks(band).unique(return_counts=True)
-        for length, count in zip(lengths.tolist(), counts.tolist(), strict=True):
-            pieces = -(-length // max(longest, 1))
+    text = plan.layout.num_tiles + -(-plan.num_text_tokens // TILE_SLOTS) if plan.num_text_tokens else None
+    known = [(band_counts(plan, band).key_blocks, heads) for band, heads in bands]
+    video = [length for blocks, _ in known for length, _ in blocks if length != text]
+    longest = max(1, *video, 0)
+    for blocks, heads in known:
+        for length, count in blocks:
+            pieces = max(1, -(-length // longest))
             for piece in range(pieces):
-                share = length * (piece + 1) // pieces - length * piece // pieces
-                items[share] += count * heads
-    return tuple(sorted(items.items(), reverse=True))
+                items[length * (piece + 1) // pieces - length * piece // pieces] += count * heads
+    return sorted(items.items(), reverse=True)
 
 
+@lru_cache(maxsize=256)
 def working_set(plan: AttentionPlan, band: Band, slots: int) -> float:
     """Keys that the work items of one head that run at the same time read, on average for lists that data chooses."""
     tiles, extra = plan.layout.num_tiles, sum(plan.extra_segments(band))

@@ -10,6 +10,7 @@ Times are forward passes for one video. Text encoder and VAE are left out.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -143,6 +144,8 @@ class Result:
 
     scenario: Scenario
     plan: AttentionPlan
+    allocation: list[int]
+    """The band of every head in `layer` and `step`."""
     counts: LayerCounts
     dense_counts: LayerCounts
     stages: dict[str, StageTime]
@@ -227,17 +230,18 @@ class _Simulation:
             tensors + counts.workspace_bytes,
             tensors,
         )
-        steps = [self._step(rows) for rows in schedule]
+        steps = Counter(tuple(rows) for rows in schedule)
         return Result(
             scenario=self.case,
             plan=plan,
+            allocation=allocation_of(first[0]),
             counts=counts,
             dense_counts=dense,
             stages=stages,
             dense_stage=dense_stage,
             layer=layer,
-            step=self._step([first] * self.model.num_layers),
-            generation=_sum(steps),
+            step=self._step((first,) * self.model.num_layers),
+            generation=_sum([(self._step(rows), count) for rows, count in steps.items()]),
             heads_by_step=[_mean_heads([heads for heads, _ in rows]) for rows in schedule],
         )
 
@@ -246,20 +250,17 @@ class _Simulation:
         tokens = self.case.tokens + self.model.joint_text_tokens
         return count * tokens * self.model.width * self.element_size
 
-    def _step(self, rows: list[Route]) -> Level:
+    def _step(self, rows: tuple[Route, ...]) -> Level:
         parts: dict[str, float] = {}
         dense: dict[str, float] = {}
         workspace, dense_stage = 0.0, self.dense[1]
         groups = [group for group in self.model.blocks for _ in range(group.count)]
-        for route, group in zip(rows, groups, strict=True):
+        for (route, group), layers in Counter(zip(rows, groups, strict=True)).items():
             _, counts, stages = self.layer(route)
             workspace = max(workspace, counts.workspace_bytes)
-            rest = {name: stage.seconds for name, stage in self._rest(group).items()}
-            _add(parts, {name: stage.seconds for name, stage in stages.items()} | rest)
-            _add(dense, {"attention": dense_stage.seconds} | rest)
-        for part in (parts, dense):
-            for name in part:
-                part[name] *= self.model.guidance_passes
+            rest, calls = self._rest(group), layers * self.model.guidance_passes
+            for total, times in ((parts, stages | rest), (dense, {"attention": dense_stage} | rest)):
+                _add(total, {name: stage.seconds for name, stage in times.items()}, calls)
         widest = max(group.ffn for group in self.model.blocks) / self.model.width
         # The residual stream lives through the block; then either attention's tensors do, or the feed-forward's.
         weights, ffn = self.model.weights * self.element_size, self._tensors(1 + widest)
@@ -302,20 +303,20 @@ class _Simulation:
         return times
 
 
-def _add(total: dict[str, float], parts: dict[str, float]) -> None:
+def _add(total: dict[str, float], parts: dict[str, float], times: int) -> None:
     for name, seconds in parts.items():
-        total[name] = total.get(name, 0.0) + seconds
+        total[name] = total.get(name, 0.0) + times * seconds
 
 
-def _sum(steps: list[Level]) -> Level:
+def _sum(steps: list[tuple[Level, int]]) -> Level:
     parts: dict[str, float] = {}
     dense: dict[str, float] = {}
-    for step in steps:
-        _add(parts, step.parts)
-        _add(dense, step.dense_parts)
-    peak = max(step.peak_memory_bytes for step in steps)
+    for step, count in steps:
+        _add(parts, step.parts, count)
+        _add(dense, step.dense_parts, count)
+    peak = max(step.peak_memory_bytes for step, _ in steps)
     return replace(
-        steps[0],
+        steps[0][0],
         seconds=sum(parts.values()),
         dense_seconds=sum(dense.values()),
         parts=parts,

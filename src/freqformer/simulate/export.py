@@ -1,0 +1,174 @@
+"""Results as JSON and CSV.
+
+The JSON's schema has a version; fields are only added within one. Units are in the names: `_s` seconds, `_bytes`, `_per_s`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from freqformer.simulate.scale_out import ScaleOut
+from freqformer.simulate.scenarios import Level, Result
+from freqformer.simulate.sensitivity import Variant
+
+SCHEMA = "freqformer-simulation-1"
+
+CSV_FIELDS = (
+    "model",
+    "hardware",
+    "requested",
+    "tokens",
+    "grid",
+    "seconds_of_video",
+    "density",
+    "dense.flops",
+    "freqformer.flops",
+    "kv_bytes",
+    "traffic_bytes",
+    "time_s",
+    "tokens_per_s",
+    "arithmetic_intensity",
+    "peak_memory_bytes",
+    "speedup",
+    "step.time_s",
+    "step.speedup",
+    "step.peak_memory_bytes",
+    "generation.time_s",
+    "generation.speedup",
+    "generation.video_seconds_per_s",
+)
+"""Columns of the CSV; dotted names are the JSON's paths."""
+
+
+def scenario_record(result: Result) -> dict[str, Any]:
+    """One scenario as JSON-able values. The figures at the top are of one attention layer, forward."""
+    case, counts, layer = result.scenario, result.counts, result.layer
+    hardware = case.machine.hardware
+    return {
+        "model": case.model.name,
+        "hardware": hardware.name,
+        "calibration": {
+            "measured_on": case.machine.calibration.name,
+            "transferred": case.machine.calibration.transferred,
+        },
+        "requested": case.requested,
+        "tokens": case.tokens,
+        "text_tokens": case.model.joint_text_tokens,
+        "grid": list(case.grid.shape),
+        "tile": list(result.plan.layout.tile),
+        "padding": result.plan.layout.padding,
+        "seconds_of_video": case.seconds_of_video,
+        "config": case.config.to_dict(),
+        "heads": dict(zip(("low", "mid", "high", "dense"), _heads(result.allocation), strict=True)),
+        "density": result.density,
+        "dense": {
+            "flops": result.dense_counts.flops,
+            "backward_flops": result.dense_counts.backward_flops,
+            "kv_bytes": result.dense_counts.kv_bytes,
+            "time_s": layer.dense_seconds,
+            "peak_memory_bytes": layer.dense_peak_memory_bytes,
+        },
+        "freqformer": {
+            "flops": counts.flops,
+            "backward_flops": counts.backward_flops,
+            "attention_flops": counts.stages["attention"].flops,
+            "executed_attention_flops": counts.stages["attention"].executed,
+            "band_flops": {band: flops.useful for band, flops in counts.band_flops.items()},
+            "kv_bytes": counts.kv_bytes,
+            "summary_bytes": counts.summary_bytes,
+            "workspace_bytes": counts.workspace_bytes,
+            "stages": {
+                name: asdict(counts.stages[name]) | asdict(time) | {"time_s": time.seconds, "bound": time.bound}
+                for name, time in result.stages.items()
+            },
+        },
+        "kv_bytes": counts.kv_bytes,
+        "traffic_bytes": result.traffic_bytes,
+        "time_s": layer.seconds,
+        "tokens_per_s": layer.tokens_per_s,
+        "arithmetic_intensity": result.arithmetic_intensity,
+        "peak_memory_bytes": layer.peak_memory_bytes,
+        "speedup": layer.speedup,
+        "step": _level(result.step) | {"fits_memory": result.step.peak_memory_bytes <= hardware.memory_bytes},
+        "generation": _level(result.generation) | {"steps": case.model.steps, "heads_by_step": result.heads_by_step},
+    }
+
+
+def _heads(allocation: Sequence[int]) -> list[int]:
+    return [sum(band == which for band in allocation) for which in range(4)]
+
+
+def _level(level: Level) -> dict[str, Any]:
+    return {
+        "time_s": level.seconds,
+        "dense_time_s": level.dense_seconds,
+        "speedup": level.speedup,
+        "tokens_per_s": level.tokens_per_s,
+        "video_seconds_per_s": level.video_seconds_per_s,
+        "peak_memory_bytes": level.peak_memory_bytes,
+        "dense_peak_memory_bytes": level.dense_peak_memory_bytes,
+        "parts_s": level.parts,
+    }
+
+
+def document(results: Sequence[Result], variants: Sequence[Variant], rows: Sequence[ScaleOut]) -> dict[str, Any]:
+    """Everything of one run as JSON-able values: scenarios, sensitivity, scale-out, and where figures come from."""
+    machine = results[0].scenario.machine
+    return {
+        "schema": SCHEMA,
+        "hardware": asdict(machine.hardware),
+        "calibration": asdict(machine.calibration),
+        "model": asdict(results[0].scenario.model),
+        "scenarios": [scenario_record(result) for result in results],
+        "sensitivity": [{"knob": variant.knob, "value": variant.value} | _short(variant.result) for variant in variants],
+        "scale_out": [asdict(row) for row in rows],
+    }
+
+
+def _short(result: Result) -> dict[str, Any]:
+    return {
+        "tokens": result.scenario.tokens,
+        "density": result.density,
+        "time_s": result.layer.seconds,
+        "speedup": result.layer.speedup,
+        "generation_speedup": result.generation.speedup,
+        "peak_memory_bytes": result.layer.peak_memory_bytes,
+    }
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a document, atomically."""
+    _write(path, json.dumps(values, indent=2, default=list) + "\n")
+
+
+def write_csv(path: Path, results: Sequence[Result]) -> None:
+    """Write one row per scenario with the columns `CSV_FIELDS`, atomically."""
+    import io
+
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(CSV_FIELDS)
+    for result in results:
+        record = scenario_record(result)
+        record["grid"] = "x".join(map(str, record["grid"]))
+        writer.writerow([_at(record, name) for name in CSV_FIELDS])
+    _write(path, buffer.getvalue())
+
+
+def _at(record: dict[str, Any], name: str) -> Any:
+    value: Any = record
+    for part in name.split("."):
+        value = value[part]
+    return value
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)

@@ -1,0 +1,119 @@
+"""Files that the simulator writes: JSON, CSV, PNG, and the HTML report as a browser shows it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import struct
+
+import pytest
+from tests.support.browser import open_page
+
+from freqformer.simulate import scenario, simulate
+from freqformer.simulate.charts import all_charts, branch_chart, tick_text
+from freqformer.simulate.export import CSV_FIELDS, SCHEMA, document, write_csv, write_json
+from freqformer.simulate.figures import write_figures
+from freqformer.simulate.report import write_report
+from freqformer.simulate.scale_out import scale_out
+from freqformer.simulate.sensitivity import sensitivity
+
+
+@pytest.fixture(scope="module")
+def results():
+    return [simulate(scenario("wan2.1-1.3b", "h100", tokens)) for tokens in (16_384, 65_536)]
+
+
+@pytest.fixture(scope="module")
+def variants(results):
+    return sensitivity(results[0].scenario)
+
+
+@pytest.fixture(scope="module")
+def report(results, variants, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "new" / "report.html"
+    write_report(path, results, variants, scale_out(results[0], [1, 8, 64]))
+    return path
+
+
+def test_json_holds_what_was_promised(results, variants, tmp_path):
+    path = tmp_path / "new" / "out.json"
+    write_json(path, document(results, variants, scale_out(results[0], [1, 2])))
+    values = json.loads(path.read_text())
+    assert values["schema"] == SCHEMA
+    assert len(values["scenarios"]) == 2
+    for record, result in zip(values["scenarios"], results, strict=True):
+        assert record["tokens"] == result.scenario.tokens
+        assert record["grid"] == list(result.scenario.grid.shape)
+        assert record["dense"]["flops"] == result.dense_counts.flops
+        assert record["freqformer"]["flops"] == result.counts.flops
+        assert record["kv_bytes"] == result.counts.kv_bytes
+        assert record["time_s"] == result.layer.seconds
+        assert record["tokens_per_s"] == result.layer.tokens_per_s
+        assert record["arithmetic_intensity"] == result.arithmetic_intensity
+        assert record["peak_memory_bytes"] == result.layer.peak_memory_bytes
+        assert record["speedup"] == record["dense"]["time_s"] / record["time_s"]
+        assert len(record["generation"]["heads_by_step"]) == record["generation"]["steps"] == 50
+    assert values["calibration"]["sources"]
+    assert values["hardware"]["sources"]
+    assert [row["gpus"] for row in values["scale_out"]] == [1, 2]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_csv_has_one_row_per_length(results, tmp_path):
+    path = tmp_path / "out.csv"
+    write_csv(path, results)
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert tuple(rows[0]) == CSV_FIELDS
+    assert [int(row["tokens"]) for row in rows] == [result.scenario.tokens for result in results]
+    assert float(rows[1]["speedup"]) == results[1].layer.speedup
+
+
+def test_figures_are_drawn(results, variants, tmp_path):
+    charts = all_charts(results, variants, scale_out(results[0], [1, 8]))
+    paths = write_figures(charts, tmp_path / "figures")
+    assert {path.name for path in paths} >= {"simulate-time.png", "simulate-roofline.png", "simulate-scale-out.png"}
+    for path in paths:
+        head = path.read_bytes()[:24]
+        assert head[:8] == b"\x89PNG\r\n\x1a\n"
+        assert struct.unpack(">II", head[16:]) == (910, 520)
+
+
+def test_branches_add_up(results):
+    chart = branch_chart(results)
+    for index in range(2):
+        assert sum(series.y[index] for series in chart.series) == pytest.approx(100)
+
+
+def test_counts_in_few_letters():
+    assert [tick_text(value) for value in (1, 1024, 65_536, 999_999, 1_048_576)] == ["1", "1024", "66K", "1.0M", "1.0M"]
+
+
+def test_report_is_one_file(report):
+    text = report.read_text()
+    assert list(report.parent.iterdir()) == [report]
+    assert "Plotly.newPlot" in text
+    page = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
+    assert "://" not in page
+    assert "Nothing was measured on NVIDIA H100 SXM" in text
+    assert "<td>machine: memory_bandwidth</td>" in text
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_report_in_a_browser(report, results, variants, width):
+    """At desktop and phone width: every chart is drawn, nothing sticks out, no error, and nothing is requested."""
+    charts = all_charts(results, variants, scale_out(results[0], [1, 8]))
+    with open_page(report, width=width) as page:
+        assert page.errors == []
+        assert page.requests == [report.resolve().as_uri()]
+        for chart in charts:
+            box = f"document.querySelector('#chart-{chart.key}')"
+            size = page.run(
+                f"(({{width, height}}) => [width, height])({box}.querySelector('.main-svg').getBoundingClientRect())"
+            )
+            assert min(size) > 200, chart.key
+            assert size[0] <= width
+            marks = ".point path" if chart.kind == "bars" else ".lines path, .points path, .fills path"
+            assert page.run(f"{box}.querySelectorAll('{marks}').length") >= len(chart.series), chart.key
+        assert page.run("document.documentElement.scrollWidth <= window.innerWidth")
+        assert page.run("document.querySelectorAll('table tr').length") > 10
