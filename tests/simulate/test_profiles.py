@@ -144,3 +144,16 @@ def test_absurd_lengths_are_refused(tokens):
 def test_absurd_durations_are_refused(seconds):
     with pytest.raises(ProfileError, match=r"seconds is|tokens of this video"):
         load_model("wan2.1-14b").grid_for_seconds(seconds, "720p")
+
+
+def test_the_own_shape_is_the_models_default():
+    from inspect import signature
+
+    from freqformer import FreqFormerTransformer3DModel
+
+    model = load_model("freqformer")
+    defaults = {name: value.default for name, value in signature(FreqFormerTransformer3DModel.__init__).parameters.items()}
+    assert (model.num_layers, model.heads, model.head_dim) == tuple(
+        defaults[name] for name in ("num_layers", "num_heads", "head_dim")
+    )
+    assert model.patch == tuple(defaults["patch_size"])

@@ -17,6 +17,7 @@ from freqformer.simulate.figures import write_figures
 from freqformer.simulate.report import write_report
 from freqformer.simulate.scale_out import scale_out
 from freqformer.simulate.sensitivity import sensitivity
+from freqformer.simulate.units import duration, memory
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +118,20 @@ def test_report_in_a_browser(report, results, variants, width):
             assert page.run(f"{box}.querySelectorAll('{marks}').length") >= len(chart.series), chart.key
         assert page.run("document.documentElement.scrollWidth <= window.innerWidth")
         assert page.run("document.querySelectorAll('table tr').length") > 10
+
+
+def test_quantities_have_three_digits():
+    assert [duration(value) for value in (7.4e-4, 0.00809, 4.958, 119, 3986, 44_000)] == [
+        "740 µs",
+        "8.09 ms",
+        "4.96 s",
+        "119 s",
+        "66.4 min",
+        "12.2 h",
+    ]
+    assert [memory(value) for value in (2048, 3 << 20, 50.4 * 2**30, 2**40)] == [
+        "2.00 KiB",
+        "3.00 MiB",
+        "50.4 GiB",
+        "1.00 TiB",
+    ]

@@ -20,12 +20,12 @@ def cpu_profile() -> dict[str, Any]:
     """Measure this machine's processor: the fields of a hardware profile, float32."""
     side = 2048
     a, b = torch.randn(side, side), torch.randn(side, side)
-    small = torch.randn(1 << 14)
+    small = torch.randn(1 << 18)
     large = torch.randn(1 << 26)
     target = torch.empty_like(large)
     seconds = {
         "matrix_flops": _best(lambda: torch.mm(a, b)),
-        "vector_flops": _best(lambda: [small.mul_(1.0001) for _ in range(256)]) / 256,
+        "vector_flops": _best(lambda: [small.mul_(1.0001) for _ in range(64)]) / 64,
         "memory_bandwidth": _best(lambda: target.copy_(large)),
         "launch_s": _best(lambda: [small[:1].add_(0) for _ in range(1000)]) / 1000,
     }

@@ -11,6 +11,7 @@ from freqformer.simulate.charts import Chart, all_charts, tick_text
 from freqformer.simulate.scale_out import ScaleOut
 from freqformer.simulate.scenarios import Result
 from freqformer.simulate.sensitivity import Variant
+from freqformer.simulate.units import duration, memory
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -132,15 +133,15 @@ def _results_table(results: Sequence[Result]) -> str:
             " × ".join(map(str, result.scenario.grid.shape)),
             f"{result.scenario.seconds_of_video:.1f} s",
             f"{result.density:.2%}",
-            f"{result.layer.seconds * 1e3:.2f} ms",
+            duration(result.layer.seconds),
             f"{result.layer.speedup:.1f}×",
             f"{result.layer.tokens_per_s / 1e6:.2f} M",
             f"{result.arithmetic_intensity:.0f}",
-            f"{result.step.seconds:.2f} s",
+            duration(result.step.seconds),
             f"{result.step.speedup:.1f}×",
-            f"{result.generation.seconds / 60:.1f} min",
+            duration(result.generation.seconds),
             f"{result.generation.speedup:.1f}×",
-            f"{result.step.peak_memory_bytes / 2**30:.0f} GiB",
+            memory(result.step.peak_memory_bytes),
         ]
         for result in results
     ]
@@ -155,14 +156,14 @@ def _scale_table(rows: Sequence[ScaleOut]) -> str:
         [
             str(row.gpus),
             f"{row.ulysses} × {row.query_split}",
-            f"{row.seconds:.3f} s",
+            duration(row.seconds),
             f"{rows[0].seconds * rows[0].gpus / row.seconds / row.gpus:.0%}",
-            f"{row.naive_seconds:.3f} s",
+            duration(row.naive_seconds),
             f"{row.imbalance:.2f} / {row.naive_imbalance:.2f}",
-            f"{row.all_to_all_bytes / 1e6:.0f} MB",
-            f"{row.communication_seconds:.3f} s",
-            f"{row.dense_seconds:.3f} s",
-            f"{row.memory_bytes / 2**30:.1f} GiB",
+            memory(row.all_to_all_bytes),
+            duration(row.communication_seconds),
+            duration(row.dense_seconds),
+            memory(row.memory_bytes),
         ]
         for row in rows
     ]

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from freqformer.config import Band
+from freqformer.plan import AttentionPlan
 from freqformer.simulate.counts import band_counts, layer_counts
 from freqformer.simulate.profiles import ProfileError, check_whole
-from freqformer.simulate.roofline import Machine
+from freqformer.simulate.roofline import Machine, working_set
 from freqformer.simulate.scenarios import Result
 from freqformer.simulate.shapes import ModelShape
 
@@ -159,12 +160,26 @@ def _communication(result: Result, links: _Links, ulysses: int, split: int) -> t
     tokens = result.scenario.tokens + model.joint_text_tokens
     sent = 4 * tokens * model.width * size / (ulysses * split) * (ulysses - 1) / ulysses
     pair = 2 * model.head_dim * size / ulysses
-    keys = [result.plan.num_low_tokens if band == Band.LOW else tokens for band in result.allocation]
-    gathered = [rows * pair * (split - 1) / split for rows in (sum(keys), tokens * model.heads)]
+    banded = sum(_foreign_keys(result.plan, Band(band), tokens, split) for band in result.allocation)
+    gathered = [rows * pair for rows in (banded, model.heads * tokens * (split - 1) / split)]
     # q, k, v and the output are four messages; keys and values two.
     turn = links.seconds(sent, ulysses, 1, messages=4)
     talk, dense = (turn + links.seconds(received, split, ulysses, messages=2) for received in gathered)
     return sent, talk, dense
+
+
+def _foreign_keys(plan: AttentionPlan, band: Band, tokens: int, split: int) -> float:
+    """Keys of one head that a GPU gathers from the others that share its queries.
+
+    Of low tokens all, and of fixed lists the tiles that its own queries see; which ones top-k will want is not known
+    before, so it gathers all.
+    """
+    if band == Band.LOW:
+        return plan.num_low_tokens * (split - 1) / split
+    if band == Band.HIGH or (band == Band.MID and plan.mid_lists is not None):
+        seen = working_set(plan, band, -(-plan.layout.num_tiles // split)) - sum(plan.extra_segments(band))
+        return max(0.0, min(seen, tokens) - tokens / split)
+    return tokens * (split - 1) / split
 
 
 def _memory(result: Result, gpus: int) -> float:
