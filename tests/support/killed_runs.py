@@ -1,4 +1,4 @@
-"""Runs that are killed, each in its own process: `python -m tests.support.killed_runs SCENARIO FOLDER [NUMBER]`.
+"""Runs that are killed, each in its own process: `python -m tests.support.killed_runs FOLDER SCENARIO[=NUMBER] ...`.
 
 The imports are paid once: every run is a fork of this process, which itself never computes in several threads.
 """
@@ -52,6 +52,10 @@ def wait(child: int) -> int:
     return status
 
 
+def tell(scenario: str, **values: object) -> None:
+    print(json.dumps({"scenario": scenario, **values}), flush=True)
+
+
 def kill_self() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -80,6 +84,8 @@ def write_down(path: Path, report: StepReport) -> None:
 def resume(folder: Path) -> None:
     """20 steps, straight (`straight`), and killed by signal 9 behind step 10 and resumed (`killed`)."""
 
+    folder.mkdir()
+
     def run(name: str, last: int) -> Callable[[], object]:
         def on_step(report: StepReport) -> None:
             write_down(folder / f"{name}.jsonl", report)
@@ -105,9 +111,10 @@ def kills(folder: Path, number: int) -> None:
             lambda out=writer: train(config(folder / "killed", steps=steps, every=1), on_step=lambda _: os.write(out, b"."))
         )
         os.close(writer)
-        # The first step of every life is waited for, so that each checks a new place.
-        if os.read(reader, 1):
-            select.select([], [], [], chance.uniform(0, 0.4))
+        # A step is told after the save of the one before, so a slow machine gets as far as a fast one.
+        for _ in range(chance.randint(1, 3)):
+            os.read(reader, 1)
+        select.select([], [], [], chance.uniform(0, 0.2))
         os.kill(child, signal.SIGKILL)
         os.close(reader)
         ended = wait(child) == 0
@@ -117,7 +124,7 @@ def kills(folder: Path, number: int) -> None:
             assert newest.name == f"step-{state['step']:08d}"
             assert all(bool(x.isfinite().all()) for group in groups.values() for x in group.values())
         killed += 1
-        print(json.dumps({"newest": newest.name if newest else None, "ended": ended}), flush=True)
+        tell("kills", newest=newest.name if newest else None, ended=ended)
     assert wait(start(lambda: train(config(folder / "killed", steps=steps, every=1)))) == 0
     assert wait(start(lambda: train(config(folder / "straight", steps=steps, every=1)))) == 0
 
@@ -152,11 +159,14 @@ def operations(folder: Path) -> None:
         assert state["step"] in (step, step + 1), f"step {state['step']} after {step}"
         step = state["step"]
         assert all(float(group["weight"].sum()) == 64 * step for group in groups.values())
-        print(json.dumps({"operations": last, "newest": step}), flush=True)
+        tell("operations", newest=step)
         last += 1
 
 
+SCENARIOS = {"resume": resume, "kills": kills, "operations": operations}
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    scenario, place, *numbers = sys.argv[1:]
-    {"resume": resume, "kills": kills, "operations": operations}[scenario](Path(place), *map(int, numbers))
+    for scenario in sys.argv[2:]:
+        name, *numbers = scenario.split("=")
+        SCENARIOS[name](Path(sys.argv[1]) / name, *map(int, numbers))

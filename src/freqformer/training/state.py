@@ -48,7 +48,8 @@ def restore_run(model: nn.Module, ema: EMAModel, optimizer: torch.optim.Optimize
         name, _, key = path.rpartition("/")
         if name not in index or tensor.shape not in (shapes[name], torch.Size()):
             raise CheckpointError(f"optimizer holds {path} {tuple(tensor.shape)}, which this model lacks; {_REMEDY}")
-        state.setdefault(index[name], {})[key] = tensor
+        # A copy of its own: what safetensors maps from a file may lie at any address, and rounding follows alignment.
+        state.setdefault(index[name], {})[key] = tensor.clone()
     model.load_state_dict(groups["model"])
     for name, shadow in average.items():
         shadow.copy_(groups["ema"][name])
