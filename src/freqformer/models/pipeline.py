@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -14,8 +15,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
-from freqformer.models.aligned import align_parameters
 from freqformer.models.latents import compression_ratios, decode, latent_size
+from freqformer.models.loading import align_parameters, readable
 from freqformer.models.transformer import NUM_TRAIN_TIMESTEPS, FreqFormerTransformer3DModel
 
 OutputType = Literal["pt", "uint8", "np", "pil", "latent"]
@@ -85,9 +86,15 @@ class FreqFormerPipeline(DiffusionPipeline):
         self.video_processor = VideoProcessor(do_resize=False)
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As diffusers' `DiffusionPipeline.from_pretrained`; a loaded pipeline repeats the saved one's videos."""
-        pipeline = super().from_pretrained(*args, **kwargs)
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """As diffusers' `DiffusionPipeline.from_pretrained`, from safetensors only; it repeats the saved one's videos.
+
+        Raises:
+            ValueError: for files that are missing, damaged, or of another model.
+        """
+        place = os.fspath(pretrained_model_name_or_path)
+        with readable(place):
+            pipeline = super().from_pretrained(place, **(kwargs | {"use_safetensors": True}))
         if pipeline.vae is not None:
             align_parameters(pipeline.vae)
         return pipeline

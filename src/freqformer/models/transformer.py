@@ -5,6 +5,7 @@ Shape legend: B batch, C channels, F frames, H rows, W columns of the video; N t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -17,9 +18,9 @@ from torch import Tensor, nn
 from freqformer.attention import FreqAttention
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, tile_layout
-from freqformer.models.aligned import align_parameters
 from freqformer.models.blocks import Conditions, TimestepModulation, TransformerBlock, modulate
 from freqformer.models.embeddings import patchify, rotary_tables, unpatchify
+from freqformer.models.loading import align_parameters, check_complete, readable
 from freqformer.ops.tokens import TokenOrder, reorder
 from freqformer.plan import build_plan
 from freqformer.routing import RouterTraining, RoutingTable
@@ -98,11 +99,19 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         self.gradient_checkpointing = False
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As diffusers' `ModelMixin.from_pretrained`; a loaded model repeats the saved one's bits."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        align_parameters(loaded[0] if isinstance(loaded, tuple) else loaded)
-        return loaded
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs: Any) -> Any:
+        """As diffusers' `ModelMixin.from_pretrained`, from safetensors only; a loaded model repeats the saved one's bits.
+
+        Raises:
+            ValueError: for files that are missing, damaged, or of another model.
+        """
+        place, report = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
+        with readable(place):
+            kwargs |= {"output_loading_info": True, "use_safetensors": True}
+            model, info = super().from_pretrained(place, **kwargs)  # type: ignore[misc]
+        check_complete(place, info)
+        align_parameters(model)
+        return (model, info) if report else model
 
     @property
     def attentions(self) -> list[FreqAttention]:
