@@ -178,7 +178,8 @@ class FreqAttention(nn.Module):
         prior: Prior = "paper",
     ) -> None:
         super().__init__()
-        for name, value, allowed in (("routing", routing, Routing), ("attention", attention, Attention)):
+        options = (("routing", routing, Routing), ("attention", attention, Attention), ("prior", prior, Prior))
+        for name, value, allowed in options:
             if value not in get_args(allowed):
                 raise ValueError(f"{name} is {value!r}; choose one of {', '.join(get_args(allowed))}")
         if num_heads < 1 or dim < 1 or dim % (2 * num_heads):
