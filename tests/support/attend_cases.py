@@ -1,13 +1,17 @@
 """Cases for the fused attention launch: buffers as the prologue leaves them, and what must come out.
 
-Everything that no head may read is NaN, so that a stray read shows in the result.
+Keys and values that no head may read are NaN, so that a stray read shows in the result.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from tests.support.numerics import Pool, check_errors
 from torch import Tensor
 
 from freqformer.config import Band, FreqFormerConfig
@@ -69,7 +73,8 @@ def make_case(
     key, value = (torch.full((rows, tables.keys.rows, head_dim), torch.nan, device=device) for _ in range(2))
     for row, band in enumerate(bands.flatten().tolist()):
         if band == Band.LOW:
-            query[row, plan.num_low_tokens : video] = torch.nan
+            # Not NaN: these queries run along, and the interpreter warns about a row of nothing but NaN.
+            query[row, plan.num_low_tokens : video] = 1e3
         for x, scale in ((key, channel), (value, 1.0)):
             for start, length, read in _segments(tables, band):
                 if read:
@@ -175,8 +180,72 @@ def _seen(case: AttendCase, row: int, band: int) -> Tensor:
     lists = {Band.MID: plan.mid_lists, Band.HIGH: plan.high_lists}.get(Band(band))
     if band == Band.MID and case.mid is not None:
         lists = case.mid.lists[row].long().cpu()
+        if case.mid.lengths is not None:
+            lengths = case.mid.lengths[row].cpu()
+            lists = lists.masked_fill(torch.arange(lists.shape[1]) >= lengths[:, None], -1)
     if lists is None:
         return torch.ones(tiles, tiles, dtype=torch.bool)
     seen = torch.zeros(tiles, tiles + 1, dtype=torch.bool)
     seen[torch.arange(tiles)[:, None], lists] = True  # -1 falls into the spare last column
     return seen[:, :-1]
+
+
+SMALL = ((1, 1, 1), (1, 5, 7), (2, 3, 5), (7, 1, 1), (1, 11, 13), (4, 4, 16), (3, 7, 11), (4, 8, 8), (2, 8, 16), (2, 5, 13))
+"""Grids of one to four tiles: single frames, primes, fewer tokens than a tile, ragged and full tiles."""
+LARGE = ((1, 1, 1), (1, 31, 37), (5, 7, 11), (8, 32, 32), (13, 24, 20), (11, 13, 17), (3, 8, 16), (21, 1, 40), (4, 33, 40))
+
+
+def random_case(
+    seed: int, *, grids: Sequence[tuple[int, int, int]] = SMALL, head_dims: Sequence[int] = (16,), device: str = "cpu"
+) -> tuple[AttendCase, dict[str, Any]]:
+    """A case drawn from `seed`, and what it is made of: every pattern, band, dtype, kind of text and order comes up."""
+    draw = random.Random(seed)
+    batch, heads = draw.choice(((1, 3), (1, 4), (2, 2)))
+    text = draw.choice((0, 0, 0, 1, 5, 70))
+    one = draw.choice((None, None, None, *Band))
+    bands = [[int(draw.choice(list(Band)) if one is None else one) for _ in range(heads)] for _ in range(batch)]
+    config = FreqFormerConfig(
+        tile=draw.choice((None, None, (4, 4, 8), (2, 4, 8), (3, 5, 7))),
+        compression=draw.choice((2, 8, 32, 128)),
+        band_features=draw.choice(("full", "full", "values")),
+        mid_pattern=draw.choice(("topk", "topk", "topk", "axial", "radial")),
+        mid_tiles=draw.choice((None, 1, 2, 3)),
+        radial_radius=1,
+        window=draw.choice(((1, 1, 1), (1, 2, 2), (3, 3, 3))),
+        summary_tokens=draw.choice((0, 1, 3, 256)),
+    )
+    made: dict[str, Any] = {
+        "bands": torch.tensor(bands),
+        "head_dim": draw.choice(head_dims),
+        "dtype": draw.choice((torch.float32, torch.bfloat16, torch.float16)),
+        "text": text,
+        "learned": draw.random() < 0.5,
+        "masked": text > 0 and draw.random() < 0.5,
+        "token_order": draw.choice(("raster", "tile")),
+        "outliers": draw.choice((1.0, 1.0, 30.0)),
+        "seed": seed,
+    }
+    grid = Grid(*draw.choice(grids))
+    case = make_case(grid, config, device=device, **made)
+    if case.text_mask is not None and draw.random() < 0.3:
+        case = replace(case, text_mask=torch.zeros_like(case.text_mask))
+    return case, {"grid": grid, "config": config, **made}
+
+
+def check_case(
+    case: AttendCase, got: tuple[Tensor, Tensor, Tensor], told: dict[str, Any], pool: Pool | None = None
+) -> None:
+    """Raise AssertionError unless `got` is written where it must be, and as near float64 as a peer in the same dtype."""
+    exact, peer = expected(case), expected(case, case.buffers.query.dtype)
+    actual, beside, wanted = {}, {}, {}
+    for name, mine, theirs, right in zip(("out", "low_out", "lse"), got, peer, exact, strict=True):
+        empty = right == -torch.inf
+        assert torch.equal(mine[empty], theirs[empty]), f"{name} where nothing is seen; case: {told}"
+        written = ~right.isnan() & ~empty
+        if name != "lse":
+            written = written[..., 0]
+        actual[name], beside[name], wanted[name] = mine[written], theirs[written], right[written]
+    check_errors(actual, beside, wanted, outliers=told.get("outliers", 1.0) > 1, case=told)
+    if pool is not None:
+        # The log-sum-exp is float32 whatever the dtype, and off by a rounding or two: nothing to pool.
+        pool.add(*({name: x for name, x in result.items() if name != "lse"} for result in (actual, beside, wanted)))

@@ -310,8 +310,10 @@ def attention_kernel(
         q, state, key, value, key_at, extras, text_mask, scale, HEAD_DIM, BLOCK_K, DESCRIPTORS, STAGES
     )
 
+    # A query that saw no key: zeros, and the logarithm of no weight.
     some = total > 0
-    acc = acc * (1.0 / tl.where(some, total, 1.0))[:, None]
+    total = tl.where(some, total, 1.0)
+    acc = acc * (1.0 / total)[:, None]
     log_sum = tl.where(some, (top + tl.log2(total)) * LN_2, MASKED)
     if part_out is not None:
         if is_text:
@@ -356,7 +358,9 @@ def join_text_kernel(
         acc += weight[:, None] * tl.load(pointer, mask=written[:, None], other=0.0)
         total += weight
     some = total > 0
-    acc = acc / tl.where(some, total, 1.0)[:, None]
+    total = tl.where(some, total, 1.0)
     query_rows = num_tokens + num_text
-    tl.store(lse + row * query_rows + num_tokens + place, tl.where(some, base + tl.log(total), MASKED), mask=written)
+    log_sum = tl.where(some, base + tl.log(total), MASKED)
+    tl.store(lse + row * query_rows + num_tokens + place, log_sum, mask=written)
+    acc = acc * (1.0 / total)[:, None]
     _store(out, (row // heads * query_rows + num_tokens + place) * heads + row % heads, acc, written, HEAD_DIM)

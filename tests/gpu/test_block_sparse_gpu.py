@@ -1,0 +1,114 @@
+"""The fused attention launch on a GPU, against float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from freqformer.config import Band, FreqFormerConfig
+from freqformer.grid import Grid
+
+pytest.importorskip("triton")
+
+from tests.support.attend_cases import LARGE, check_case, random_case  # noqa: E402
+from tests.support.numerics import Pool, nan_filled_allocations  # noqa: E402
+
+from freqformer.ops.block_sparse import triton as launch  # noqa: E402
+from freqformer.ops.block_sparse.tables import launch_tables  # noqa: E402
+from freqformer.plan import build_plan  # noqa: E402
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
+CANARY = -5.0
+
+
+@pytest.mark.parametrize("part", range(20))
+def test_random_cases(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, descriptors = Pool(), launch._has_descriptors(torch.device("cuda"))
+    for seed in range(part * 52, part * 52 + 52):
+        by_pointer = seed % 8 == 0
+        monkeypatch.setattr(launch, "_has_descriptors", lambda _, by=by_pointer: descriptors and not by)
+        # Few head dims, since every one is a kernel to compile.
+        case, told = random_case(seed, grids=LARGE, head_dims=(64, 128), device="cuda")
+        with nan_filled_allocations():
+            got = launch.attend(**case.arguments)
+        check_case(case, got, told, pool)
+    pool.check()
+
+
+def test_nothing_beside_the_outputs_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def guarded(query: torch.Tensor, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        size = torch.Size(shape).numel()
+        memory = torch.full((size + 8192,), CANARY, dtype=dtype or query.dtype, device=query.device)
+        made.append((memory, size))
+        return memory[4096 : 4096 + size].view(shape)
+
+    def outputs(query: torch.Tensor, low_bias: torch.Tensor, heads: int) -> tuple[torch.Tensor, ...]:
+        rows, tokens, width = query.shape
+        shapes = ((rows // heads, tokens, heads, width), (rows, len(low_bias), width), (rows, tokens))
+        return tuple(guarded(query, *shape, dtype=None if len(shape) > 2 else torch.float32) for shape in shapes)
+
+    monkeypatch.setattr(launch, "_outputs", outputs)
+    for seed in range(2000, 2040):
+        case, told = random_case(seed, grids=LARGE, head_dims=(64, 128), device="cuda")
+        check_case(case, launch.attend(**case.arguments), told)
+    assert len(made) == 120
+    for memory, size in made:
+        assert bool((memory[:4096] == CANARY).all())
+        assert bool((memory[4096 + size :] == CANARY).all())
+
+
+@pytest.mark.parametrize("by_pointer", [False, True])
+def test_more_elements_than_32_bits_count(by_pointer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.mem_get_info()[0] < 40 * 2**30:
+        pytest.skip("needs 40 GiB of GPU memory")
+    if by_pointer:
+        monkeypatch.setattr(launch, "_has_descriptors", lambda _: False)
+    grid, heads, head_dim = Grid(64, 64, 64), 66, 128
+    config = FreqFormerConfig(window=(1, 2, 2), summary_tokens=4)
+    plan = build_plan(grid, config, num_heads=heads, head_dim=head_dim)
+    tables = launch_tables(plan, torch.device("cuda"))
+    shapes = ((heads, grid.num_tokens, head_dim), *[(heads, tables.keys.rows, head_dim)] * 2)
+    assert heads * grid.num_tokens * head_dim > 2**31
+    query, key, value = (torch.empty(shape, dtype=torch.bfloat16, device="cuda").normal_() for shape in shapes)
+    bands = torch.full((heads,), Band.HIGH, dtype=torch.int32, device="cuda")
+    out, _, lse = launch.attend(
+        launch.AttentionBuffers(query, key, value),
+        launch.RowBands(bands, torch.arange(heads, dtype=torch.int32, device="cuda")),
+        tables,
+        mid=None,
+        summary_offsets=None,
+        text_mask=None,
+        token_order="tile",
+    )
+    # The last tile of the last head lies behind element 2**31 of every tensor.
+    last, start = heads - 1, tables.keys.low_summaries
+    tiles = plan.high_lists[-1].tolist()
+    keys = [row for tile in tiles for row in range(int(plan.layout.offsets[tile]), int(plan.layout.offsets[tile + 1]))]
+    keys = torch.tensor(keys + list(range(start, start + plan.cells.num_cells)), device="cuda")
+    assert tables.high_bias is not None
+    bias = torch.cat([torch.zeros(len(keys) - plan.cells.num_cells, device="cuda"), tables.high_bias[-1]]).double()
+    logits = query[last, -128:].double() @ key[last, keys].double().T * head_dim**-0.5 + bias
+    torch.testing.assert_close(lse[last, -128:].double(), logits.logsumexp(-1), rtol=1e-5, atol=1e-5)
+    wanted = logits.softmax(-1) @ value[last, keys].double()
+    assert float((out[0, -128:, last].double() - wanted).norm() / wanted.norm()) < 4e-3
+
+
+def test_the_launch_is_captured_in_a_graph() -> None:
+    case, told = random_case(3, grids=((8, 32, 32),), head_dims=(64,), device="cuda")
+    launch.attend(**case.arguments)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = launch.attend(**case.arguments)
+    graph.replay()
+    check_case(case, got, told)
+    # New keys in the same memory: the graph reads what is there at its replay.
+    case.buffers.key[:, :4].neg_()
+    graph.replay()
+    check_case(replace(case), got, told)
