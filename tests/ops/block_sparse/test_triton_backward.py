@@ -90,8 +90,8 @@ CASES = {
     "primes": (Grid(3, 5, 7), replace(CONFIG, tile=(2, 4, 6)), [[0, 1, 2]], {}),
     "full tiles of two blocks": (Grid(4, 4, 8), replace(CONFIG, tile=(4, 4, 4)), [[1, 2, 0]], {}),
     "full tiles of one block": (Grid(4, 4, 4), replace(CONFIG, tile=(2, 4, 4)), [[2, 3]], TEXT),
-    "low tokens fill a block": (Grid(4, 3, 8), replace(CONFIG, tile=(4, 3, 4), compression=2), [[0, 2]], TEXT),
-    "low tokens fill two blocks": (Grid(4, 5, 8), replace(CONFIG, tile=(4, 5, 6), compression=2), [[0, 1]], LEARNED),
+    "low tokens fill a block": (Grid(4, 4, 8), replace(CONFIG, tile=(4, 4, 4), compression=2), [[0, 2]], TEXT),
+    "low tokens fill two blocks": (Grid(4, 5, 8), replace(CONFIG, tile=(4, 5, 6), compression=1), [[0, 1]], LEARNED),
 }
 
 
@@ -108,7 +108,16 @@ def test_scale_of_real_activations(head_dim: int, dtype: torch.dtype) -> None:
     check(make_case(GRID, CONFIG, bands=bands, head_dim=head_dim, dtype=dtype, outliers=30.0, learned=True, seed=1))
 
 
-@pytest.mark.parametrize("name", ["learned summaries, text, mask", "full tiles of one block", "low tokens fill two blocks"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "learned summaries, text, mask",
+        "exact keys beside band features",
+        "full tiles of two blocks",
+        "low tokens fill a block",
+        "low tokens fill two blocks",
+    ],
+)
 def test_half_precision_of_branches(name: str) -> None:
     grid, config, bands, options = CASES[name]
     check(make_case(grid, config, bands=torch.tensor(bands), head_dim=32, dtype=torch.bfloat16, **options), name)
@@ -125,7 +134,7 @@ def test_queries_in_parts(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pointers_in_place_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("freqformer.ops.block_sparse.triton_backward._Call.descriptors", lambda *_: False)
     grid, config, bands, options = CASES["low tokens fill two blocks"]
-    check(make_case(grid, config, bands=torch.tensor(bands), head_dim=16, **options))
+    check(make_case(grid, config, bands=torch.tensor(bands), head_dim=16, dtype=torch.float16, **options))
 
 
 def test_same_bits_every_time() -> None:

@@ -17,7 +17,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from freqformer.config import Band
 from freqformer.ops.block_sparse.tables import LaunchTables
 from freqformer.ops.block_sparse.transposed import key_task_order, transpose_lists, transposed_tables
-from freqformer.ops.block_sparse.triton import LOG2_E, AttentionBuffers, MidLists, RowBands
+from freqformer.ops.block_sparse.triton import LOG2_E, AttentionBuffers, MidLists, RowBands, _has_descriptors
 from freqformer.ops.block_sparse.triton_backward_keys import (
     extra_grads_kernel,
     join_extra_grads_kernel,
@@ -69,28 +69,25 @@ def attend_backward(
         outputs: out, low_out and lse.
         buffers, rows, tables, mid, summary_offsets, text_mask, token_order: as in `attend`.
     """
-    plan = tables.plan
+    plan, slots = tables.plan, tables.plan.layout.slots
     high, mid_turned = transposed_tables(plan, buffers.query.device)
     lists, mid_bias = (tables.mid_lists, tables.mid_lengths), tables.mid_bias
     if tables.mid_lists is None and mid is not None:
         mid_turned = transpose_lists(mid.lists, mid.lengths, rows.allocation == Band.MID)
         lists, mid_bias = (mid.lists, mid.lengths), mid.bias
-    counts = plan.layout.counts
     out = torch.ops.freqformer.block_sparse_attention_backward(
         [x.contiguous() for x in grads],
         list(outputs),
         [buffers.query, buffers.key, buffers.value],
         [rows.allocation, rows.order],
-        tables.tile_offsets,
+        [tables.tile_offsets, tables.tile_counts],
         [tables.every_tile, tables.high_lists, *lists],
         [high.starts, high.queries, *((None, None) if mid_turned is None else (mid_turned.starts, mid_turned.queries))],
         [tables.low_bias, tables.high_bias, mid_bias, summary_offsets],
         text_mask,
         tables.raster if token_order == "raster" else None,
         tables.keys.offsets,
-        plan.num_text_tokens,
-        plan.layout.slots,
-        int(counts.min()) == plan.layout.slots,
+        [plan.num_text_tokens, slots, slots if tables.uniform else 0],
     )
     return AttentionGrads(*out[:3], summary_offsets=None if summary_offsets is None else out[3])
 
@@ -98,31 +95,31 @@ def attend_backward(
 @torch.library.custom_op(
     "freqformer::block_sparse_attention_backward",
     mutates_args=(),
-    schema="(Tensor[] grads, Tensor[] outputs, Tensor[] buffers, Tensor[] rows, Tensor tile_offsets, Tensor?[] lists, "
-    "Tensor?[] transposed, Tensor?[] biases, Tensor? text_mask, Tensor? raster, int[] segments, int num_text, "
-    "int tile_slots, bool uniform) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema="(Tensor[] grads, Tensor[] outputs, Tensor[] buffers, Tensor[] rows, Tensor[] layout, Tensor?[] lists, "
+    "Tensor?[] transposed, Tensor?[] biases, Tensor? text_mask, Tensor? raster, int[] segments, "
+    "int[] sizes) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _block_sparse_attention_backward(
     grads: Sequence[Tensor],
     outputs: Sequence[Tensor],
     buffers: Sequence[Tensor],
     rows: Sequence[Tensor],
-    tile_offsets: Tensor,
+    layout: Sequence[Tensor],
     lists: Sequence[Tensor | None],
     transposed: Sequence[Tensor | None],
     biases: Sequence[Tensor | None],
     text_mask: Tensor | None,
     raster: Tensor | None,
     segments: Sequence[int],
-    num_text: int,
-    tile_slots: int,
-    uniform: bool,
+    sizes: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operation behind `attend_backward`; `sizes` are text tokens, slots of a tile, and tokens of every tile or 0."""
     query, key, value = buffers
     out, low_out, lse = outputs
+    num_text, slots, tile_tokens = sizes
     num_rows, query_rows, head_dim = query.shape
     cells = 0 if biases[1] is None else biases[1].shape[1]
-    tiles, num_video = tile_offsets.shape[0] - 1, query_rows - num_text
+    tiles, num_video = layout[1].shape[0], query_rows - num_text
     grad, log_sums, deltas = torch.empty_like(query), torch.empty_like(lse), torch.empty_like(lse)
     _launch(
         gather_grads_kernel,
@@ -143,13 +140,13 @@ def _block_sparse_attention_backward(
         statistics=(log_sums, deltas),
         allocation=rows[0],
         order=rows[1],
-        tile_offsets=tile_offsets,
-        tile_slots=tile_slots,
-        uniform=uniform,
+        layout=tuple(layout),
+        tile_slots=slots,
+        tile_tokens=tile_tokens,
         biases=(*biases[:3], _per_row(biases[2]), biases[3]),
         text_mask=None if text_mask is None else text_mask.view(torch.uint8),
         sizes=(num_rows, out.shape[2], tiles, num_video, num_text, low_out.shape[1], cells),
-        segments=(*segments, key.shape[1]),
+        segments=(segments[0], tuple(segments[1:4]), *segments[4:], key.shape[1]),
     )
     grad_query, grad_key, grad_value = (torch.empty_like(x) for x in buffers)
     call.query_grads(grad_query, lists)
@@ -158,7 +155,7 @@ def _block_sparse_attention_backward(
 
 
 @_block_sparse_attention_backward.register_fake
-def _(grads, outputs, buffers, rows, tile_offsets, lists, transposed, biases, *_):
+def _(grads, outputs, buffers, rows, layout, lists, transposed, biases, *_):
     grad_offsets = buffers[0].new_empty(0) if biases[3] is None else torch.empty_like(biases[3])
     return (*(torch.empty_like(x) for x in buffers), grad_offsets)
 
@@ -174,16 +171,18 @@ class _Call:
     """Log-sum-exp in base 2 and delta of every query, float32 (R, N + X)."""
     allocation: Tensor
     order: Tensor
-    tile_offsets: Tensor
+    layout: tuple[Tensor, ...]
+    """First token of every tile, and tokens of every tile."""
     tile_slots: int
-    uniform: bool
+    tile_tokens: int
+    """Tokens of every tile, 0 where tiles differ."""
     biases: tuple[Any, ...]
     """Of low tokens, HIGH and MID summaries, the step of the last from row to row, and learned offsets."""
     text_mask: Tensor | None
     sizes: tuple[int, ...]
     """R, H, T, N, X, M, C."""
-    segments: tuple[int, ...]
-    """The offsets of `KeyLayout`, and S."""
+    segments: tuple[Any, ...]
+    """First rows of low tokens, of the three summaries, of text and of exact video tokens, as in `KeyLayout`, and S."""
 
     def query_grads(self, grad_query: Tensor, lists: Sequence[Tensor | None]) -> None:
         blocks = _Blocks.of_queries(grad_query, self.tile_slots)
@@ -199,7 +198,7 @@ class _Call:
             grad_query,
             self.order,
             self.allocation,
-            self.tile_offsets,
+            *self.layout,
             (
                 every_tile,
                 high_lists,
@@ -216,7 +215,7 @@ class _Call:
             self.scale,
             QUERY_BLOCKS=query_blocks,
             TILE_BLOCKS=_cdiv(self.tile_slots, blocks.key),
-            TILE_TOKENS=self.tile_slots if self.uniform else 0,
+            SAFE=self.tile_slots % blocks.key // 8 * 8,
             TEXT=num_text > 0,
             **self.options(blocks),
         )
@@ -224,7 +223,7 @@ class _Call:
     def video_grads(
         self, grad_key: Tensor, grad_value: Tensor, every_tile: Tensor | None, transposed: Sequence[Tensor | None]
     ) -> None:
-        blocks = _Blocks.of_keys(grad_key, self.tile_slots)
+        blocks = _Blocks.of_keys(grad_key)
         rows, _, tiles, _, num_text, _, _ = self.sizes
         high_starts, high_queries, mid_starts, mid_queries = transposed
         assert high_starts is not None
@@ -232,14 +231,14 @@ class _Call:
         key_blocks = _cdiv(self.tile_slots, blocks.key)
         _launch(
             video_grads_kernel,
-            rows * tiles * key_blocks * (2 if self.segments[5] > 0 else 1),
+            rows * tiles * key_blocks * (2 if self.segments[3] > 0 else 1),
             *self.described(blocks),
             *self.statistics,
             grad_key,
             grad_value,
             order,
             self.allocation,
-            self.tile_offsets,
+            *self.layout,
             (
                 every_tile,
                 high_starts,
@@ -253,19 +252,18 @@ class _Call:
             self.scale,
             QUERY_BLOCKS=_cdiv(self.tile_slots, blocks.query),
             KEY_BLOCKS=key_blocks,
-            TILE_TOKENS=self.tile_slots if self.uniform else 0,
             TEXT=num_text > 0,
             **self.options(blocks),
         )
 
     def extra_grads(self, grad_key: Tensor, grad_value: Tensor) -> Tensor:
         """Gradients of low tokens, summaries and text keys; returns those of the learned offsets, empty without them."""
-        blocks = _Blocks.of_keys(grad_key, self.tile_slots)
+        blocks = _Blocks.of_keys(grad_key)
         rows, heads, tiles, _, num_text, num_low, cells = self.sizes
         cell_blocks = _cdiv(cells, blocks.key)
-        shared = cell_blocks * (1 if self.segments[2] < 0 else 3) + _cdiv(num_text, blocks.key)
+        shared = cell_blocks * (1 if self.segments[1][1] < 0 else 3) + _cdiv(num_text, blocks.key)
         parts = max(1, min(MOST_PARTS, tiles // PART_TILES))
-        starts = [start for start in self.segments[1:5] if start >= 0] or [0]
+        starts = [start for start in (*self.segments[1], self.segments[2]) if start >= 0] or [0]
         region_rows = starts[-1] + (num_text or cells) - starts[0]
         wide = {"dtype": torch.float32, "device": grad_key.device}
         sums = [torch.empty(rows, parts, region_rows, grad_key.shape[2], **wide) for _ in range(2)]
@@ -282,7 +280,7 @@ class _Call:
             partial,
             self.order,
             self.allocation,
-            self.tile_offsets,
+            *self.layout,
             self.biases,
             self.text_mask,
             self.sizes,
@@ -326,17 +324,18 @@ class _Call:
         )
 
     def descriptors(self, blocks: _Blocks) -> bool:
-        """Whether the device loads through tensor descriptors, whose coordinates are int32."""
-        # A descriptor can't leave out what lies behind the low tokens of a LOW row, so they must fill a block.
-        if self.sizes[5] < blocks.query or max(x.shape[0] * x.shape[1] for x in self.buffers) >= 2**31:
-            return False
-        return not self.grad.is_cuda or torch.cuda.get_device_capability(self.grad.device)[0] >= 9
+        """Whether blocks are read by tensor descriptors, whose coordinates are int32, or by pointers."""
+        # A descriptor can't leave out what lies behind the low tokens of a LOW row, where every query of a block counts.
+        fits = not blocks.sums_queries or self.sizes[5] >= blocks.query
+        fits &= self.grad.dtype != torch.float32 and max(x.shape[0] * x.shape[1] for x in self.buffers) < 2**31
+        return fits and _has_descriptors(self.grad.device)
 
     def options(self, blocks: _Blocks) -> dict[str, Any]:
         return {
             "HEAD_DIM": self.grad.shape[2],
             "BLOCK_Q": blocks.query,
             "BLOCK_K": blocks.key,
+            "TILE_TOKENS": self.tile_tokens,
             "DESCRIPTORS": self.descriptors(blocks),
             "STAGES": blocks.stages,
             "num_warps": blocks.warps,
@@ -345,26 +344,35 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Blocks:
-    """Queries and keys of one step of a launch."""
+    """Queries and keys of one step of a launch, and how it is compiled; measured on an H200, others by occupancy."""
 
     query: int
     key: int
     warps: int
     stages: int
+    sums_queries: bool
+    """Whether results are sums over queries, so that what lies behind the last may not be read."""
 
     @staticmethod
     def of_queries(query: Tensor, tile_slots: int) -> _Blocks:
         """For gradients of queries: a program holds one block of queries."""
         if query.dtype == torch.float32:
-            return _Blocks(32, 32, 4, 1)
-        return _Blocks(64 if tile_slots <= 64 else 128, 64, 8, 2)
+            # Without matrix units the operands of a product live in registers: small blocks, or they spill.
+            return _Blocks(32, 16, 8, 1, False)
+        if not _has_descriptors(query.device):
+            return _Blocks(64, 32, 4, 2, False) if query.shape[2] <= 128 else _Blocks(32, 32, 4, 1, False)
+        if query.shape[2] > 128 or tile_slots <= 64:
+            return _Blocks(64, 64, 4 if query.shape[2] <= 128 else 8, 2, False)
+        return _Blocks(128, 128, 8, 2, False)
 
     @staticmethod
-    def of_keys(key: Tensor, tile_slots: int) -> _Blocks:
+    def of_keys(key: Tensor) -> _Blocks:
         """For gradients of keys and values: a program holds one block of keys."""
         if key.dtype == torch.float32:
-            return _Blocks(32, 32, 4, 1)
-        return _Blocks(64, 64 if tile_slots <= 64 else 128, 8, 2)
+            return _Blocks(16, 32, 8, 1, True)
+        if not _has_descriptors(key.device):
+            return _Blocks(32, 64, 4, 2, True) if key.shape[2] <= 128 else _Blocks(32, 32, 4, 1, True)
+        return _Blocks(64, 64, 4, 2, True) if key.shape[2] <= 128 else _Blocks(32, 64, 8, 2, True)
 
 
 def _launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from freqformer.ops.block_sparse.triton_backward_queries import UNSEEN, key_bias, summary_shifts
-from freqformer.ops.block_sparse.triton_kernel import HIGH, LOG2_E, LOW, MID, _block, _store
+from freqformer.ops.block_sparse.triton_backward_queries import UNSEEN, key_bias
+from freqformer.ops.block_sparse.triton_kernel import HIGH, LOG2_E, LOW, MID, _block, _extent, _store
 from freqformer.ops.jit import cast, dot
 
 
@@ -72,6 +72,7 @@ def video_grads_kernel(
     order,
     allocation,
     tile_offsets,
+    tile_counts,
     lists,
     sizes,
     segments,
@@ -91,7 +92,7 @@ def video_grads_kernel(
     Behind the programs of the video segment come as many for the exact segment, if there is one: text queries alone see it.
     """
     rows, _, tiles, num_tokens, num_text, _, _ = sizes
-    exact_at, key_rows = segments[5], segments[6]
+    _, _, _, exact_at, key_rows = segments
     program = tl.program_id(0)
     is_exact = program >= rows * tiles * KEY_BLOCKS
     task = program % (rows * tiles * KEY_BLOCKS)
@@ -99,13 +100,13 @@ def video_grads_kernel(
     row, tile = place // tiles, place % tiles
     band = tl.load(allocation + row)
     skip = task % KEY_BLOCKS * BLOCK_K
-    token = tl.load(tile_offsets + tile)
-    count = tl.load(tile_offsets + tile + 1) - token - skip
+    token, tokens = _extent(tile_offsets, tile_counts, tile, TILE_TOKENS)  # pyright: ignore[reportGeneralTypeIssues]
+    start, count = token + skip, tokens - skip
     listed, length = _listing_tiles(  # pyright: ignore[reportGeneralTypeIssues]
         band, row, tile, tiles, lists
     )
     banded = (band == MID) | (band == HIGH)
-    start, text_count = token + skip, num_text
+    text_count = num_text
     if is_exact:
         start += exact_at
         length = 0
@@ -134,29 +135,31 @@ def video_grads_kernel(
     dv = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
     column = tl.arange(0, BLOCK_Q)
 
-    for step in tl.range(0, length * QUERY_BLOCKS, num_stages=STAGES):
-        other = tl.load(listed + step // QUERY_BLOCKS)
+    # A step knows where its queries lie, and the next tile is on its way.
+    steps = length * QUERY_BLOCKS
+    other = tl.load(listed, mask=steps > 0, other=0)
+    token, tokens = _extent(tile_offsets, tile_counts, other, TILE_TOKENS)
+    other = tl.load(listed + 1 // QUERY_BLOCKS, mask=steps > 1, other=0)
+    for step in tl.range(0, steps, num_stages=STAGES):
         ahead = step % QUERY_BLOCKS * BLOCK_Q
-        if TILE_TOKENS > 0:
-            at, left = other * TILE_TOKENS + ahead, TILE_TOKENS - ahead
-        else:
-            first = tl.load(tile_offsets + other)
-            at, left = first + ahead, tl.load(tile_offsets + other + 1) - first - ahead
+        at, left = token + ahead, tokens - ahead
+        token, tokens = _extent(tile_offsets, tile_counts, other, TILE_TOKENS)
+        other = tl.load(listed + tl.minimum(step + 2, steps - 1) // QUERY_BLOCKS)
         if TILE_TOKENS == QUERY_BLOCKS * BLOCK_Q:
             log_sum = tl.load(log_sums + at + column)
             delta = tl.load(deltas + at + column)
         else:
             log_sum = tl.load(log_sums + at + column, mask=column < left, other=UNSEEN)
             delta = tl.load(deltas + at + column, mask=column < left, other=0.0)
-        dk, dv, _ = _key_step(
+        dk, dv, _slope = _key_step(
             k, v, query, grad, query_at + at, log_sum, delta, None, scale, at + left, dk, dv, BLOCK_Q, HEAD_DIM, DESCRIPTORS
         )
     if TEXT:
-        for step in range(tl.cdiv(text_count, BLOCK_Q)):
+        for step in tl.range(0, tl.cdiv(text_count, BLOCK_Q), num_stages=1):
             at, left = num_tokens + step * BLOCK_Q, num_text - step * BLOCK_Q
             log_sum = tl.load(log_sums + at + column, mask=column < left, other=UNSEEN)
             delta = tl.load(deltas + at + column, mask=column < left, other=0.0)
-            dk, dv, _ = _key_step(
+            dk, dv, _slope = _key_step(
                 k,
                 v,
                 query,
@@ -194,6 +197,7 @@ def extra_grads_kernel(
     order,
     allocation,
     tile_offsets,
+    tile_counts,
     biases,
     text_mask,
     sizes,
@@ -204,6 +208,7 @@ def extra_grads_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     QUERY_BLOCKS: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -215,7 +220,8 @@ def extra_grads_kernel(
         parts: of the queries of a row: every query sees these keys, and few programs would take long.
     """
     rows, heads, tiles, num_tokens, num_text, num_low, cells = sizes
-    low_at, low_sums_at, mid_sums_at, high_sums_at, text_at, _, key_rows = segments
+    low_at, sums_at, text_at, _, key_rows = segments
+    low_sums_at, mid_sums_at, high_sums_at = sums_at
     low_bias, high_bias, mid_bias, mid_bias_step, summary_offsets = biases
     part_key, part_value, region_at, region_rows, part_offsets = partial
     cell_blocks = tl.cdiv(cells, BLOCK_K)
@@ -230,15 +236,13 @@ def extra_grads_kernel(
     row = tl.load(order + program // per_row)
     block, part = program % per_row, 0
     band = tl.load(allocation + row)
-    low_shift, mid_shift, high_shift = summary_shifts(summary_offsets, row % heads)
-
     kind, shift, bias_step, text_queries = 3, 0.0, 0, 0
     bias, at, left = low_bias, low_at, num_low
     seen = band == LOW
     if not is_low:
         block, part = block // parts, block % parts
         if block < cell_blocks:
-            kind, at, left, shift = 0, low_sums_at, cells, low_shift
+            kind, at, left = 0, low_sums_at, cells
             seen = (band == MID) | (band == HIGH)
             bias_step = cells
             if high_bias is not None:
@@ -248,11 +252,11 @@ def extra_grads_kernel(
                     bias = mid_bias + row.to(tl.int64) * mid_bias_step * tiles * cells
         elif block < cell_blocks + learned_blocks:
             block -= cell_blocks
-            kind, at, left, shift = 1, mid_sums_at, cells, mid_shift
+            kind, at, left = 1, mid_sums_at, cells
             seen = (band == LOW) | (band == HIGH)
         elif block < text_first:
             block -= cell_blocks + learned_blocks
-            kind, at, left, shift = 2, high_sums_at, cells, high_shift
+            kind, at, left = 2, high_sums_at, cells
             seen = (band == LOW) | (band == MID)
         else:
             block -= text_first
@@ -261,6 +265,9 @@ def extra_grads_kernel(
                 text_queries = num_text
     if not seen:
         return
+    if summary_offsets is not None:
+        if kind < 3:
+            shift = tl.load(summary_offsets + row % heads * 3 + kind).to(tl.float32) * LOG2_E
 
     query_rows = num_tokens + num_text
     wide_row = row.to(tl.int64)
@@ -274,15 +281,15 @@ def extra_grads_kernel(
         key += wide_row * key_rows * HEAD_DIM
         value += wide_row * key_rows * HEAD_DIM
         query_at, key_at = 0, 0
-    own = block * BLOCK_K + tl.arange(0, BLOCK_K)
-    k = _block(key, key_at + at + block * BLOCK_K, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
-    v = _block(value, key_at + at + block * BLOCK_K, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+    own = tl.arange(0, BLOCK_K)
+    skip = block * BLOCK_K
+    k = _block(key, key_at + at + skip, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+    v = _block(value, key_at + at + skip, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
     dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
     dv = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
     slopes = tl.zeros([BLOCK_K], tl.float32)
-    mask = text_mask
     if text_mask is not None:
-        mask = text_mask + row // heads * num_text
+        text_mask += row // heads * num_text
 
     # Queries come in units: blocks of low tokens, or tiles of QUERY_BLOCKS blocks.
     units, blocks = tiles, QUERY_BLOCKS
@@ -302,8 +309,8 @@ def extra_grads_kernel(
         limit = num_low
         if band != LOW:
             unit = tl.where(step < steps, unit, 0)
-            first = tl.load(tile_offsets + unit) + step % blocks * BLOCK_Q
-            limit = tl.load(tile_offsets + unit + 1)
+            token, tokens = _extent(tile_offsets, tile_counts, unit, TILE_TOKENS)
+            first, limit = token + step % blocks * BLOCK_Q, token + tokens
         if step >= steps:
             first, limit = num_tokens + (step - steps) * BLOCK_Q, query_rows
         start = first
@@ -317,7 +324,7 @@ def extra_grads_kernel(
         log_sum = tl.load(log_sums + query_place, mask=live, other=UNSEEN)
         delta = tl.load(deltas + query_place, mask=live, other=0.0)
         in_first = is_low | (kind == 0)
-        added = key_bias(bias + unit * bias_step, own, own < left, shift, mask, in_first, text_at == at)
+        added = key_bias(bias + unit * bias_step, skip, own, left, shift, text_mask, in_first, text_at == at)
         dk, dv, slope = _key_step(
             k,
             v,
@@ -338,18 +345,19 @@ def extra_grads_kernel(
         slopes += tl.sum(slope, 1)
 
     dk *= scale / LOG2_E
+    held = own < left - skip
     if is_low:
-        target = wide_row * key_rows + at + own
-        _store(grad_key, target, dk, own < left, HEAD_DIM)
-        _store(grad_value, target, dv, own < left, HEAD_DIM)
+        target = wide_row * key_rows + at + skip + own
+        _store(grad_key, target, dk, held, HEAD_DIM)
+        _store(grad_value, target, dv, held, HEAD_DIM)
     else:
-        target = (wide_row * parts + part) * region_rows + at - region_at + own
-        _store(part_key, target, dk, own < left, HEAD_DIM)
-        _store(part_value, target, dv, own < left, HEAD_DIM)
+        target = (wide_row * parts + part) * region_rows + at - region_at + skip + own
+        _store(part_key, target, dk, held, HEAD_DIM)
+        _store(part_value, target, dv, held, HEAD_DIM)
         if part_offsets is not None:
             if kind < 3:
-                target = ((row * 3 + kind) * cell_blocks + block) * parts + part
-                tl.store(part_offsets + target, tl.sum(tl.where(own < left, slopes, 0.0), 0))
+                entry = ((row * 3 + kind) * cell_blocks + block) * parts + part
+                tl.store(part_offsets + entry, tl.sum(tl.where(held, slopes, 0.0), 0))
 
 
 @triton.jit
@@ -361,7 +369,8 @@ def join_extra_grads_kernel(
     `partial` is that of `extra_grads_kernel`.
     """
     rows, _, _, _, num_text, _, cells = sizes
-    _, low_sums_at, mid_sums_at, high_sums_at, text_at, _, key_rows = segments
+    _, sums_at, text_at, _, key_rows = segments
+    low_sums_at, mid_sums_at, high_sums_at = sums_at
     part_key, part_value, region_at, region_rows, _ = partial
     row = (tl.program_id(0) % rows).to(tl.int64)
     own = tl.program_id(0) // rows * ROWS + tl.arange(0, ROWS)

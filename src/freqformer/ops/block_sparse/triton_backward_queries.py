@@ -22,8 +22,10 @@ from freqformer.ops.block_sparse.triton_kernel import (
     MASKED,
     MID,
     _block,
+    _extent,
     _listed_tiles,
     _store,
+    _summaries,
 )
 from freqformer.ops.jit import cast, dot
 
@@ -67,24 +69,108 @@ def gather_grads_kernel(
 
 
 @triton.jit
-def key_bias(first_bias, place, seen, shift, text_mask, in_first, in_text):
-    """Bias of keys in base 2: their entry of `first_bias` if they are in the first segment, -inf where not seen."""
-    bias = tl.load(first_bias + place, mask=seen & in_first, other=0.0) * LOG2_E + shift
-    if text_mask is not None:
-        seen = seen & (tl.load(text_mask + place, mask=seen & in_text, other=1) != 0)
-    return tl.where(seen, bias, MASKED)
+def _tile_slopes(
+    acc,
+    queries,
+    key,
+    value,
+    key_at,
+    listed,
+    length,
+    tile_offsets,
+    tile_counts,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    TILE_BLOCKS: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
+    SAFE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """acc plus slopes times keys over the exact tokens of the listed tiles."""
+    q, g, log_sum, delta = queries
+    column = tl.arange(0, BLOCK_K)
+    # As in the forward kernel, a step knows where its keys lie, and the next tile is on its way.
+    steps = length * TILE_BLOCKS
+    tile = tl.load(listed, mask=steps > 0, other=0)
+    token, tokens = _extent(tile_offsets, tile_counts, tile, TILE_TOKENS)  # pyright: ignore[reportGeneralTypeIssues]
+    tile = tl.load(listed + 1 // TILE_BLOCKS, mask=steps > 1, other=0)
+    for step in tl.range(0, steps, num_stages=STAGES):
+        skip = step % TILE_BLOCKS * BLOCK_K
+        at, left = key_at + token + skip, tokens - skip
+        token, tokens = _extent(tile_offsets, tile_counts, tile, TILE_TOKENS)  # pyright: ignore[reportGeneralTypeIssues]
+        tile = tl.load(listed + tl.minimum(step + 2, steps - 1) // TILE_BLOCKS)
+        k = _block(key, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+        v = _block(value, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+        logits = dot(q, k.T, None)
+        if TILE_TOKENS != TILE_BLOCKS * BLOCK_K:
+            logits = tl.where((column < SAFE)[None, :] | (column < left)[None, :], logits, MASKED)
+            if left < SAFE:
+                logits = tl.where(column[None, :] < left, logits, MASKED)
+        weight = tl.exp2(logits * scale - log_sum[:, None])
+        slope = weight * (dot(g, v.T, None) - delta[:, None])
+        acc = dot(cast(slope, k.dtype), k, acc)
+    return acc
 
 
 @triton.jit
-def summary_shifts(summary_offsets, head):
-    """The learned offsets of the low, mid and high summaries in base 2."""
-    low, mid, high = 0.0, 0.0, 0.0
-    if summary_offsets is not None:
-        offsets = summary_offsets + head * 3
-        low = tl.load(offsets).to(tl.float32) * LOG2_E
-        mid = tl.load(offsets + 1).to(tl.float32) * LOG2_E
-        high = tl.load(offsets + 2).to(tl.float32) * LOG2_E
-    return low, mid, high
+def _extra_slopes(
+    acc,
+    queries,
+    key,
+    value,
+    key_at,
+    extras,
+    text_mask,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """acc plus slopes times keys over low tokens or low summaries, mid summaries, high summaries and text."""
+    q, g, log_sum, delta = queries
+    first, mid_sums, high_sums, text = extras
+    first_at, first_count, first_bias, first_shift = first
+    mid_at, mid_count, mid_shift = mid_sums
+    high_at, high_count, high_shift = high_sums
+    text_at, text_count = text
+    column = tl.arange(0, BLOCK_K)
+    first_end = tl.cdiv(first_count, BLOCK_K)
+    mid_end = first_end + tl.cdiv(mid_count, BLOCK_K)
+    high_end = mid_end + tl.cdiv(high_count, BLOCK_K)
+    for step in tl.range(0, high_end + tl.cdiv(text_count, BLOCK_K), num_stages=STAGES):
+        at, left, begin, shift = first_at, first_count, 0, first_shift
+        if step >= first_end:
+            at, left, begin, shift = mid_at, mid_count, first_end, mid_shift
+        if step >= mid_end:
+            at, left, begin, shift = high_at, high_count, mid_end, high_shift
+        if step >= high_end:
+            at, left, begin, shift = text_at, text_count, high_end, 0.0
+        skip = (step - begin) * BLOCK_K
+        at += key_at + skip
+        bias = key_bias(first_bias, skip, column, left, shift, text_mask, step < first_end, step >= high_end)
+        k = _block(key, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+        v = _block(value, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+        weight = tl.exp2(dot(q, k.T, None) * scale + bias[None, :] - log_sum[:, None])
+        slope = weight * (dot(g, v.T, None) - delta[:, None])
+        acc = dot(cast(slope, k.dtype), k, acc)
+    return acc
+
+
+@triton.jit
+def key_bias(first_bias, skip, column, left, shift, text_mask, in_first, in_text):
+    """Bias in base 2 of the keys `skip + column` of a segment that holds `left`; -inf for those behind it, or masked text.
+
+    Keys of the first segment have their entry of `first_bias` beside `shift`.
+    """
+    place = skip + column
+    seen = column < left - skip
+    bias = tl.load(first_bias + place, mask=seen & in_first, other=0.0)
+    if text_mask is not None:
+        seen &= tl.load(text_mask + place, mask=seen & in_text, other=1) != 0
+    return tl.where(seen, bias * LOG2_E + shift, MASKED)
 
 
 @triton.jit
@@ -99,6 +185,7 @@ def query_grads_kernel(
     order,
     allocation,
     tile_offsets,
+    tile_counts,
     lists,
     biases,
     text_mask,
@@ -111,18 +198,20 @@ def query_grads_kernel(
     QUERY_BLOCKS: tl.constexpr,
     TILE_BLOCKS: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
+    SAFE: tl.constexpr,
     TEXT: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """Gradients of one block of queries of one row, over the keys that the forward kernel took."""
     rows, heads, tiles, num_tokens, num_text, num_low, cells = sizes
-    low_at, low_sums_at, mid_sums_at, high_sums_at, text_at, exact_at, key_rows = segments
-    low_bias, high_bias, mid_bias, mid_bias_step, summary_offsets = biases
+    low_at, sums_at, text_at, exact_at, key_rows = segments
+    query_rows = num_tokens + num_text
     program = tl.program_id(0)
     is_text = False
     per_row = tiles * QUERY_BLOCKS
     if TEXT:
+        # Text queries see everything: the longest lists, so they start first.
         text_tasks = tl.cdiv(num_text, BLOCK_Q)
         is_text = program < rows * text_tasks
         per_row = tl.where(is_text, text_tasks, per_row)
@@ -130,51 +219,7 @@ def query_grads_kernel(
     row = tl.load(order + program // per_row)
     block = program % per_row
     band = tl.load(allocation + row)
-
-    video_at = 0
-    first_at, first_count, first_bias, first_shift = text_at, 0, low_bias, 0.0
-    listed, length = lists[0], 0
-    if is_text:
-        start, count = num_tokens + block * BLOCK_Q, num_text - block * BLOCK_Q
-        length = tiles
-        if (band == MID) | (band == HIGH):
-            video_at = exact_at
-    elif band == LOW:
-        start, count = block * BLOCK_Q, num_low - block * BLOCK_Q
-        first_at, first_count = low_at, num_low
-    else:
-        skip = block % QUERY_BLOCKS * BLOCK_Q
-        block = block // QUERY_BLOCKS
-        if TILE_TOKENS > 0:
-            start, count = block * TILE_TOKENS + skip, TILE_TOKENS - skip
-        else:
-            token = tl.load(tile_offsets + block)
-            start, count = token + skip, tl.load(tile_offsets + block + 1) - token - skip
-        listed, length = _listed_tiles(  # pyright: ignore[reportGeneralTypeIssues]
-            band, row, block, tiles, lists
-        )
-    if count <= 0:
-        return  # a LOW row has fewer query blocks than tiles, and a short tile fewer than a full one
-
-    mid_count, high_count, mid_shift, high_shift = 0, 0, 0.0, 0.0
-    if high_bias is not None:
-        if (not is_text) & (band <= HIGH):
-            low_shift, mid_shift, high_shift = summary_shifts(  # pyright: ignore[reportGeneralTypeIssues]
-                summary_offsets, row % heads
-            )
-            if band != LOW:
-                first_shift = low_shift
-            if band == HIGH:
-                first_at, first_count, first_bias = low_sums_at, cells, high_bias + block * cells
-            if mid_bias is not None:
-                if band == MID:
-                    first_at, first_count = low_sums_at, cells
-                    first_bias = mid_bias + (row.to(tl.int64) * mid_bias_step * tiles + block) * cells
-            if mid_sums_at >= 0:
-                mid_count = tl.where(band == MID, 0, cells)
-                high_count = tl.where(band == HIGH, 0, cells)
-
-    query_rows = num_tokens + num_text
+    head = row % heads
     if DESCRIPTORS:
         query_at, key_at = row * query_rows, row * key_rows
     else:
@@ -183,56 +228,60 @@ def query_grads_kernel(
         key += row.to(tl.int64) * key_rows * HEAD_DIM
         value += row.to(tl.int64) * key_rows * HEAD_DIM
         query_at, key_at = 0, 0
-    place = start + tl.arange(0, BLOCK_Q)
+
+    listed, length, video_at = lists[0], 0, key_at
+    first, mid_sums, high_sums = (text_at, 0, biases[0], 0.0), (text_at, 0, 0.0), (text_at, 0, 0.0)
+    if is_text:
+        start = num_tokens + block * BLOCK_Q
+        count = query_rows - start
+        length = tiles
+        if (band == MID) | (band == HIGH):
+            video_at = key_at + exact_at
+    elif band == LOW:
+        start = block * BLOCK_Q
+        count = num_low - start
+        _, mid_sums, high_sums = _summaries(  # pyright: ignore[reportGeneralTypeIssues]
+            band, row, block, head, tiles, cells, sums_at, biases
+        )
+        first = (low_at, num_low, biases[0], 0.0)
+    else:
+        skip = block % QUERY_BLOCKS * BLOCK_Q
+        block = block // QUERY_BLOCKS
+        start, count = _extent(tile_offsets, tile_counts, block, TILE_TOKENS)  # pyright: ignore[reportGeneralTypeIssues]
+        start, count = start + skip, count - skip
+        listed, length = _listed_tiles(band, row, block, tiles, lists)
+        first, mid_sums, high_sums = _summaries(band, row, block, head, tiles, cells, sums_at, biases)
+    if count <= 0:
+        return  # a LOW row has fewer query blocks than tiles, and a short tile fewer than a full one
+
     live = tl.arange(0, BLOCK_Q) < count
-    target = row.to(tl.int64) * query_rows + place
+    target = row.to(tl.int64) * query_rows + start + tl.arange(0, BLOCK_Q)
     q = _block(query, query_at + start, start + count, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
     g = _block(grad, query_at + start, start + count, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
     log_sum = tl.load(log_sums + target, mask=live, other=UNSEEN)
     delta = tl.load(deltas + target, mask=live, other=0.0)
-    acc = tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32)
-    column = tl.arange(0, BLOCK_K)
-
-    for step in tl.range(0, length * TILE_BLOCKS, num_stages=STAGES):
-        tile = tl.load(listed + step // TILE_BLOCKS)
-        skip = step % TILE_BLOCKS * BLOCK_K
-        if TILE_TOKENS > 0:
-            at, left = key_at + video_at + tile * TILE_TOKENS + skip, TILE_TOKENS - skip
-        else:
-            token = tl.load(tile_offsets + tile)
-            at, left = key_at + video_at + token + skip, tl.load(tile_offsets + tile + 1) - token - skip
-        k = _block(key, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
-        v = _block(value, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
-        logits = dot(q, k.T, None)
-        if TILE_TOKENS != TILE_BLOCKS * BLOCK_K:
-            if left < BLOCK_K:
-                logits = tl.where(column[None, :] < left, logits, MASKED)
-        weight = tl.exp2(logits * scale - log_sum[:, None])
-        slope = weight * (dot(g, v.T, None) - delta[:, None])
-        acc = dot(cast(slope, k.dtype), k, acc)
-
-    first_end = tl.cdiv(first_count, BLOCK_K)
-    mid_end = first_end + tl.cdiv(mid_count, BLOCK_K)
-    high_end = mid_end + tl.cdiv(high_count, BLOCK_K)
-    for step in tl.range(0, high_end + tl.cdiv(num_text, BLOCK_K), num_stages=STAGES):
-        at, left, begin, shift = first_at, first_count, 0, first_shift
-        if step >= first_end:
-            at, left, begin, shift = mid_sums_at, cells, first_end, mid_shift
-        if step >= mid_end:
-            at, left, begin, shift = high_sums_at, cells, mid_end, high_shift
-        if step >= high_end:
-            at, left, begin, shift = text_at, num_text, high_end, 0.0
-        own = (step - begin) * BLOCK_K + column
-        mask = text_mask
-        if text_mask is not None:
-            mask = text_mask + row // heads * num_text
-        bias = key_bias(first_bias, own, own < left, shift, mask, step < first_end, step >= high_end)
-        at += key_at + (step - begin) * BLOCK_K
-        k = _block(key, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
-        v = _block(value, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
-        logits = dot(q, k.T, None)
-        weight = tl.exp2(logits * scale + bias[None, :] - log_sum[:, None])
-        slope = weight * (dot(g, v.T, None) - delta[:, None])
-        acc = dot(cast(slope, k.dtype), k, acc)
-
+    acc = _tile_slopes(
+        tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32),
+        (q, g, log_sum, delta),
+        key,
+        value,
+        video_at,
+        listed,
+        length,
+        tile_offsets,
+        tile_counts,
+        scale,
+        HEAD_DIM,
+        BLOCK_K,
+        TILE_BLOCKS,
+        TILE_TOKENS,
+        SAFE,
+        DESCRIPTORS,
+        STAGES,
+    )
+    if text_mask is not None:
+        text_mask += row // heads * num_text
+    extras = (first, mid_sums, high_sums, (text_at, num_text))
+    queries = (q, g, log_sum, delta)
+    acc = _extra_slopes(acc, queries, key, value, key_at, extras, text_mask, scale, HEAD_DIM, BLOCK_K, DESCRIPTORS, STAGES)
     _store(grad_query, target, acc * (scale / LOG2_E), live, HEAD_DIM)
