@@ -140,24 +140,17 @@ def _block_sparse_attention(
     part_lse = query.new_empty(rows, parts, num_text, dtype=torch.float32) if parts > 1 else None
     launch = _launch(query, slots, rows * key.shape[1])
     text_tasks = -(-num_text // launch.block_q) * parts
-    mid_length, mid_step = _steps(mid_lists)
+    cells = 0 if high_bias is None else high_bias.shape[1]
+    arguments = (
+        *(launch.matrix(query, launch.block_q), launch.matrix(key, launch.block_k), launch.matrix(value, launch.block_k)),
+        *((out, raster, low_out, lse, part_out, part_lse), order, allocation, tile_offsets, tile_counts),
+        *((every_tile, high_lists, mid_lists, mid_lengths), (low_bias, high_bias, mid_bias, summary_offsets), text_mask),
+        *(LOG2_E * head_dim**-0.5, rows, heads, tiles, num_tokens, num_text, low_bias.shape[0], cells),
+        *(high_lists.shape[1], *_steps(mid_lists), _steps(mid_bias)[1], *segments, key.shape[1], parts),
+    )
     with torch.cuda.device_of(query):
         attention_kernel[(rows * (text_tasks + tiles * -(-slots // launch.block_q)),)](
-            launch.matrix(query, launch.block_q),
-            launch.matrix(key, launch.block_k),
-            launch.matrix(value, launch.block_k),
-            (out, raster, low_out, lse, part_out, part_lse),
-            order,
-            allocation,
-            tile_offsets,
-            tile_counts,
-            (every_tile, high_lists, high_lists.shape[1], mid_lists, mid_lengths, mid_length, mid_step),
-            (low_bias, high_bias, mid_bias, _steps(mid_bias)[1], summary_offsets),
-            text_mask,
-            (rows, heads, tiles, num_tokens, num_text, low_bias.shape[0], 0 if high_bias is None else high_bias.shape[1]),
-            (segments[0], tuple(segments[1:4]), *segments[4:], key.shape[1]),
-            LOG2_E * head_dim**-0.5,
-            parts,
+            *arguments,  # pyright: ignore[reportCallIssue]
             **launch.constants(head_dim, slots, tile_tokens, num_text),
         )
         if parts > 1:

@@ -79,11 +79,7 @@ def _attend_tiles(
     state,
     key,
     value,
-    key_at,
-    listed,
-    length,
-    tile_offsets,
-    tile_counts,
+    seen,
     scale,
     HEAD_DIM: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -95,6 +91,7 @@ def _attend_tiles(
 ):
     """The softmax state after the exact tokens of the listed tiles."""
     acc, top, total = state
+    key_at, listed, length, tile_offsets, tile_counts = seen
     column = tl.arange(0, BLOCK_K)
     # Where the keys of the next step lie is loaded a step ahead, and the tile of the step after it.
     steps = length * TILE_BLOCKS
@@ -191,7 +188,12 @@ def _summaries(band, row, block, head, tiles, cells, sums_at, biases):
     return (low_at, low_count, bias, low_shift), (mid_at, mid_count, mid_shift), (high_at, high_count, high_shift)
 
 
-@triton.jit
+SIZES = ["rows", "heads", "tiles", "num_tokens", "num_text", "high_length", "mid_length", "mid_step", "mid_bias_step"]
+PLACES = ["low_at", "low_sums_at", "mid_sums_at", "high_sums_at", "text_at", "exact_at", "key_rows", "text_parts"]
+
+
+# Not compiled anew for what divides these, or nearly every grid would; for biases it makes wider loads.
+@triton.jit(do_not_specialize=SIZES + PLACES)
 def attention_kernel(
     query,
     key,
@@ -204,9 +206,25 @@ def attention_kernel(
     lists,
     biases,
     text_mask,
-    sizes,
-    segments,
     scale,
+    rows,
+    heads,
+    tiles,
+    num_tokens,
+    num_text,
+    num_low,
+    cells,
+    high_length,
+    mid_length,
+    mid_step,
+    mid_bias_step,
+    low_at,
+    low_sums_at,
+    mid_sums_at,
+    high_sums_at,
+    text_at,
+    exact_at,
+    key_rows,
     text_parts,
     HEAD_DIM: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -220,8 +238,6 @@ def attention_kernel(
     STAGES: tl.constexpr,
 ):
     """One block of queries of one row: over its listed tiles, then over low tokens, summaries and text."""
-    rows, heads, tiles, num_tokens, num_text, num_low, cells = sizes
-    low_at, sums_at, text_at, exact_at, key_rows = segments
     out, raster, low_out, lse, part_out, part_lse = outputs
     query_rows = num_tokens + num_text
     program = tl.program_id(0)
@@ -245,14 +261,19 @@ def attention_kernel(
         value += row.to(tl.int64) * key_rows * HEAD_DIM
         query_at, key_at = 0, 0
 
-    listed, length, video_at, part, text_count = lists[0], 0, key_at, 0, num_text
-    first, mid_sums, high_sums = (text_at, 0, biases[0], 0.0), (text_at, 0, 0.0), (text_at, 0, 0.0)
+    every_tile, high_lists, mid_lists, mid_lengths = lists
+    lists = (every_tile, high_lists, high_length, mid_lists, mid_lengths, mid_length, mid_step)
+    low_bias, high_bias, mid_bias, summary_offsets = biases
+    biases = (low_bias, high_bias, mid_bias, mid_bias_step, summary_offsets)
+    sums_at = (low_sums_at, mid_sums_at, high_sums_at)
+    listed, length, video_at, part, text_count = every_tile, 0, key_at, 0, num_text
+    first, mid_sums, high_sums = (text_at, 0, low_bias, 0.0), (text_at, 0, 0.0), (text_at, 0, 0.0)
     if is_text:
         part = block % text_parts
         start = num_tokens + block // text_parts * BLOCK_Q
         count = query_rows - start
         begin = tiles * part // text_parts
-        listed, length = lists[0] + begin, tiles * (part + 1) // text_parts - begin
+        listed, length = every_tile + begin, tiles * (part + 1) // text_parts - begin
         if (band == MID) | (band == HIGH):
             video_at = key_at + exact_at
         if part > 0:
@@ -263,7 +284,7 @@ def attention_kernel(
         _, mid_sums, high_sums = _summaries(  # pyright: ignore[reportGeneralTypeIssues]
             band, row, block, head, tiles, cells, sums_at, biases
         )
-        first = (low_at, num_low, biases[0], 0.0)
+        first = (low_at, num_low, low_bias, 0.0)
     else:
         skip = block % QUERY_BLOCKS * BLOCK_Q
         block = block // QUERY_BLOCKS
@@ -284,24 +305,9 @@ def attention_kernel(
     top = tl.full([BLOCK_Q], MASKED, tl.float32)
     total = tl.zeros([BLOCK_Q], tl.float32)
     state = (tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32), top, total)
+    seen = (video_at, listed, length, tile_offsets, tile_counts)
     state = _attend_tiles(
-        q,
-        state,
-        key,
-        value,
-        video_at,
-        listed,
-        length,
-        tile_offsets,
-        tile_counts,
-        scale,
-        HEAD_DIM,
-        BLOCK_K,
-        TILE_BLOCKS,
-        TILE_TOKENS,
-        SAFE,
-        DESCRIPTORS,
-        STAGES,
+        q, state, key, value, seen, scale, HEAD_DIM, BLOCK_K, TILE_BLOCKS, TILE_TOKENS, SAFE, DESCRIPTORS, STAGES
     )
     if text_mask is not None:
         text_mask += row // heads * num_text
