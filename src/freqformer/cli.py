@@ -1,4 +1,4 @@
-"""The command line: `freqformer train`, `sample`, `inspect` and `demo`."""
+"""The command line: `freqformer train`, `sample`, `inspect`, `demo`, `simulate` and `calibrate-hardware`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.logging import RichHandler
 from typer.core import TyperGroup
 
 from freqformer import __version__
+from freqformer.simulate.commands import calibrate_command, simulate_command
 
 if TYPE_CHECKING:
     from freqformer.models.pipeline import FreqFormerPipeline
@@ -78,6 +79,7 @@ def main(
       freqformer inspect holiday.mp4                   what the low, mid and high band of a video hold
       freqformer train videos/ --output runs/first     train on a folder of videos
       freqformer sample runs/first --output new.mp4    generate
+      freqformer simulate --hardware h100              what attention costs on a GPU, 64K to 1M tokens
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
@@ -267,3 +269,7 @@ def demo(
 
     page = run_demo(output, video=video, train_seconds=train_seconds, seed=seed, say=_errors.print)
     typer.echo(f"open {page.resolve().as_uri()}")
+
+
+app.command("simulate")(simulate_command)
+app.command("calibrate-hardware")(calibrate_command)

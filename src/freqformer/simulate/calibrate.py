@@ -1,0 +1,167 @@
+"""Fitting what kernels achieve to committed measurements, and how well the rest is predicted.
+
+Every fitted value is a positive fraction or cost, so its logarithm is what is fitted, by least squares on the logarithms of
+predicted over measured time: an error of 10% counts the same at 1 ms and at 1 s. Whole token counts are held out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from freqformer.simulate.calibration import Calibration
+from freqformer.simulate.profiles import ProfileError
+from freqformer.simulate.roofline import Machine
+
+STEPS = 40
+"""Most Gauss-Newton steps; some ten are enough."""
+PRIOR_WEIGHT = 1e-3
+"""How much a value that measurements say nothing about is held at where it was."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measured time, and what the model says of it."""
+
+    name: str
+    tokens: int
+    seconds: float
+    predict: Callable[[Machine], float]
+    informs: tuple[str, ...]
+    """Fields of `Calibration` that it can tell about."""
+    source: str
+    """File, commit and GPU that it comes from."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One measurement beside the fitted model."""
+
+    measurement: Measurement
+    predicted_s: float
+    held_out: bool
+
+    @property
+    def error(self) -> float:
+        """|predicted / measured - 1|."""
+        return abs(self.predicted_s / self.measurement.seconds - 1)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted calibration and its errors."""
+
+    calibration: Calibration
+    comparisons: list[Comparison]
+    """Times, in the order of the measurements."""
+
+    def errors(self, *, held_out: bool) -> list[float]:
+        """Relative errors of the fit, or of the hold-out."""
+        return [row.error for row in self.comparisons if row.held_out == held_out]
+
+
+def fit_calibration(measurements: Sequence[Measurement], machine: Machine, hold_out: Collection[int]) -> Fit:
+    """Fit the calibration of a machine.
+
+    Args:
+        measurements: on that machine.
+        machine: with the calibration to start from; what no measurement informs stays.
+        hold_out: token counts that the fit does not see.
+
+    Raises:
+        ProfileError: where nothing is left to fit, or a held-out count was not measured.
+    """
+    counts = sorted({measurement.tokens for measurement in measurements})
+    unknown = sorted(set(hold_out) - set(counts))
+    if unknown:
+        raise ProfileError(f"hold-out has {unknown}; measured token counts are {counts}: choose some of them")
+    used = [measurement for measurement in measurements if measurement.tokens not in hold_out]
+    names = [field.name for field in fields(Calibration) if any(field.name in measurement.informs for measurement in used)]
+    if not names:
+        raise ProfileError("no measurement is left to fit; give more results, or hold out fewer token counts")
+    values = _least_squares(used, machine, names)
+    fitted = replace(machine.calibration, **values, name=machine.hardware.name, transferred=False)
+    sources = {name: _source(name, used) for name in names}
+    machine = replace(machine, calibration=replace(fitted, sources=fitted.sources | sources))
+    rows = [
+        Comparison(measurement, measurement.predict(machine), measurement.tokens in hold_out)
+        for measurement in measurements
+    ]
+    fit = Fit(machine.calibration, rows)
+    return replace(fit, calibration=replace(machine.calibration, fit=_summary(fit)))
+
+
+def _least_squares(used: Sequence[Measurement], machine: Machine, names: Sequence[str]) -> dict[str, float]:
+    """Damped Gauss-Newton on the logarithms of the named values."""
+    start = torch.tensor([math.log(getattr(machine.calibration, name)) for name in names], dtype=torch.float64)
+
+    def residuals(theta: torch.Tensor) -> torch.Tensor:
+        values = dict(zip(names, theta.exp().tolist(), strict=True))
+        trial = replace(machine, calibration=replace(machine.calibration, **values))
+        errors = [math.log(one.predict(trial) / one.seconds) for one in used]
+        return torch.cat([torch.tensor(errors, dtype=torch.float64), PRIOR_WEIGHT * (theta - start)])
+
+    theta, damping = start.clone(), 1e-3
+    best = residuals(theta)
+    for _ in range(STEPS):
+        columns = [(residuals(theta + 1e-4 * unit) - best) / 1e-4 for unit in torch.eye(len(names), dtype=torch.float64)]
+        jacobian = torch.stack(columns, -1)
+        normal = jacobian.T @ jacobian
+        step = torch.linalg.solve(normal + damping * normal.diag().diag(), jacobian.T @ best)
+        tried = residuals(theta - step)
+        if float(tried.square().sum()) < float(best.square().sum()):
+            theta, best, damping = theta - step, tried, damping / 3
+            if float(step.abs().max()) < 1e-6:
+                break
+        else:
+            damping *= 10
+    return {name: float(f"{value:.4g}") for name, value in zip(names, theta.exp().tolist(), strict=True)}
+
+
+def _source(name: str, used: Sequence[Measurement]) -> str:
+    files = sorted({measurement.source for measurement in used if name in measurement.informs})
+    return f"fitted on {'; '.join(files)}"
+
+
+def _summary(fit: Fit) -> dict[str, Any]:
+    """What the calibration file keeps of the errors."""
+    return {
+        "hold_out_tokens": sorted({row.measurement.tokens for row in fit.comparisons if row.held_out}),
+        **{
+            key: {"count": len(errors), "median": _rounded(median(errors)), "worst": _rounded(max(errors))}
+            for key, held in (("fit", False), ("held_out", True))
+            if (errors := fit.errors(held_out=held))
+        },
+        "rows": [
+            {
+                "name": row.measurement.name,
+                "tokens": row.measurement.tokens,
+                "measured_s": _rounded(row.measurement.seconds),
+                "predicted_s": _rounded(row.predicted_s),
+                "held_out": row.held_out,
+                "source": row.measurement.source,
+            }
+            for row in fit.comparisons
+        ],
+    }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def write_calibration(path: Path, calibration: Calibration) -> None:
+    """Write a calibration that `--set calibration=PATH` and data/calibration take."""
+    values = asdict(calibration)
+    del values["name"], values["transferred"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    aside.replace(path)

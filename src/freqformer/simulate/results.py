@@ -1,0 +1,140 @@
+"""Reading committed benchmark results as measurements that a calibration can be fitted to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from freqformer.config import FreqFormerConfig
+from freqformer.grid import Grid
+from freqformer.plan import build_plan
+from freqformer.routing import even_allocation
+from freqformer.simulate.calibrate import Measurement
+from freqformer.simulate.counts import dense_counts, layer_counts, workspace_bytes
+from freqformer.simulate.hardware import Hardware
+from freqformer.simulate.profiles import ProfileError
+from freqformer.simulate.roofline import Machine
+
+STAGES = {
+    "prepare_tiles": "prologue",
+    "finish_rows": "prologue",
+    "select_tiles": "selection",
+    "attention_kernel": "attention",
+    "expand_low": "merge",
+}
+"""Which stage a launch belongs to, by the kernel's name."""
+INFORMS = {
+    "attention": ("attention_rate", "attention_item_blocks"),
+    "prologue": ("prologue_bandwidth",),
+    "selection": ("selection_rate",),
+    "merge": ("merge_bandwidth",),
+}
+
+
+def read_results(paths: Sequence[Path], hardware: Hardware) -> list[Measurement]:
+    """Measurements of benchmark result files, `layer.json` and `kernel.json` as benchmarks/ writes them.
+
+    Raises:
+        ProfileError: for a file that can't be read, that holds neither, or that another machine made, naming it, and
+            the field where one is missing.
+    """
+    return [measurement for path in paths for measurement in _read(path, hardware)]
+
+
+def _read(path: Path, hardware: Hardware) -> list[Measurement]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ProfileError(f"{path} can't be read ({error}); give a JSON file that a benchmark wrote") from error
+    try:
+        gpu = values["machine"]["gpu"]
+        if hardware.name not in gpu.lower().replace(" ", ""):
+            raise ProfileError(f"{path} was measured on {gpu}, not on {hardware.title}: name that machine with --hardware")
+        if "layers" in values and "scaling" in values:
+            return list(_layer_results(path.name, values))
+    except (KeyError, TypeError, IndexError) as error:
+        raise ProfileError(
+            f"{path} lacks {error} where benchmarks/{path.name} writes it: run the benchmark again"
+        ) from error
+    raise ProfileError(f"{path} holds no layer or kernel benchmark; give layer.json or kernel.json of benchmarks/results")
+
+
+def _origin(file: str, values: dict[str, Any]) -> str:
+    machine = values["machine"]
+    return f"benchmarks/results/{file}, {machine['gpu']}, commit {machine['commit'][:12]}"
+
+
+def _layer_results(file: str, values: dict[str, Any]) -> Iterator[Measurement]:
+    """Layers of the named models and of the scaling series: dense attention, the whole layer, and each stage."""
+    source, head_dim = _origin(file, values), values["head_dim"]
+    config = FreqFormerConfig.from_dict(values["config"])
+    for name, group in values["layers"].items():
+        variants = {variant: record for variant, record in group.items() if isinstance(record, dict)}
+        first = next(iter(variants.values()))
+        yield _dense(f"{name}, dense", first, head_dim, group["dense_ms"], source)
+        for variant, record in variants.items():
+            yield from _layer(f"{name}, {variant}", record, config, head_dim, variant == "learned summaries", source)
+    for point in values["scaling"]["points"]:
+        if point["dense_measured"]:
+            yield _dense("scaling, dense", point, head_dim, point["dense_ms"], source)
+        yield from _layer("scaling", point, config, head_dim, False, source)
+
+
+def _dense(name: str, record: dict[str, Any], head_dim: int, ms: float, source: str) -> Measurement:
+    counts = dense_counts(record["tokens"], record["heads"], head_dim)
+
+    def predict(machine: Machine) -> float:
+        return machine.dense(counts, head_dim).seconds
+
+    return Measurement(name, record["tokens"], ms / 1e3, predict, ("dense_rate",), source)
+
+
+def _layer(
+    name: str, record: dict[str, Any], config: FreqFormerConfig, head_dim: int, learned: bool, source: str
+) -> Iterator[Measurement]:
+    heads = record["heads"]
+    own = replace(config, window=tuple(record["window"]), mid_tiles=record["mid_tiles"])
+    plan = build_plan(Grid(*record["grid"]), own, num_heads=heads, head_dim=head_dim, learned_summaries=learned)
+    allocation = even_allocation(heads)
+    counts = layer_counts(plan, allocation)
+
+    def stage(part: str | None) -> Callable[[Machine], float]:
+        def predict(machine: Machine) -> float:
+            times = machine.layer(plan, allocation, counts)
+            return sum(time.seconds for key, time in times.items() if part in (None, key))
+
+        return predict
+
+    every = tuple(field for fields in INFORMS.values() for field in fields)
+    yield Measurement(f"{name}, layer", record["tokens"], record["layer_ms"] / 1e3, stage(None), every, source)
+    times: dict[str, float] = {}
+    for launch, microseconds in record["launches"]:
+        part = next((part for kernel, part in STAGES.items() if kernel in launch), None)
+        if part is not None:
+            times[part] = times.get(part, 0.0) + microseconds / 1e6
+    for part, seconds in times.items():
+        yield Measurement(f"{name}, {part}", record["tokens"], seconds, stage(part), INFORMS[part], source)
+
+
+def memory_errors(path: Path) -> list[tuple[str, float, float]]:
+    """Name, measured and predicted peak bytes of every layer in `layer.json`: inputs, output and workspace."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    config, rows = FreqFormerConfig.from_dict(values["config"]), []
+    groups = [(name, record) for name, group in values["layers"].items() for record in group.items()]
+    records = [(f"{name}, {variant}", record) for name, (variant, record) in groups if isinstance(record, dict)]
+    records += [(f"scaling, {point['tokens']:,}", point) for point in values["scaling"]["points"]]
+    for name, record in records:
+        own = replace(config, window=tuple(record["window"]), mid_tiles=record["mid_tiles"])
+        plan = build_plan(
+            Grid(*record["grid"]),
+            own,
+            num_heads=record["heads"],
+            head_dim=values["head_dim"],
+            learned_summaries="learned" in name,
+        )
+        tensors = 4 * 2 * record["tokens"] * record["heads"] * values["head_dim"]
+        rows.append((name, tensors + record["workspace_bytes"], tensors + workspace_bytes(plan, 2)))
+    return rows

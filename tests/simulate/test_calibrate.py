@@ -1,0 +1,106 @@
+"""The fit finds what made the measurements, and reports what it did not see apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from freqformer import FreqFormerConfig, Grid, build_plan
+from freqformer.simulate.calibrate import Measurement, fit_calibration
+from freqformer.simulate.calibration import load_calibration
+from freqformer.simulate.counts import dense_counts, layer_counts
+from freqformer.simulate.hardware import load_hardware
+from freqformer.simulate.profiles import ProfileError
+from freqformer.simulate.roofline import Machine
+
+TRUTH = {
+    "dense_rate": 0.55,
+    "attention_rate": 0.44,
+    "attention_item_blocks": 4.0,
+    "prologue_bandwidth": 0.35,
+    "merge_bandwidth": 0.7,
+}
+FRAMES = (8, 16, 32, 64)
+
+
+def machine() -> Machine:
+    hardware = load_hardware("h200")
+    return Machine(hardware, load_calibration(hardware))
+
+
+def made_up(noise: float = 0.0) -> list[Measurement]:
+    """Measurements that a machine with the true values would give, off by a random factor."""
+    truth = machine()
+    truth = replace(truth, calibration=replace(truth.calibration, **TRUTH))
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for frames in FRAMES:
+        for kept in (4, 64):
+            grid, config = Grid(frames, 32, 64), FreqFormerConfig(mid_tiles=kept)
+            plan = build_plan(grid, config, num_heads=12, head_dim=128)
+            allocation = [0, 1, 2] * 4
+            counts = layer_counts(plan, allocation)
+            for stage, informs in (
+                ("attention", ("attention_rate", "attention_item_blocks")),
+                ("prologue", ("prologue_bandwidth",)),
+                ("merge", ("merge_bandwidth",)),
+            ):
+
+                def predict(at: Machine, plan=plan, counts=counts, stage=stage, allocation=allocation) -> float:
+                    return at.layer(plan, allocation, counts)[stage].seconds
+
+                rows.append((f"{stage} {kept}", grid.num_tokens, predict, informs))
+        dense = dense_counts(grid.num_tokens, 12, 128)
+        rows.append(("dense", grid.num_tokens, lambda at, dense=dense: at.dense(dense, 128).seconds, ("dense_rate",)))
+    factors = 1 + noise * (2 * torch.rand(len(rows), generator=generator, dtype=torch.float64) - 1)
+    return [
+        Measurement(name, tokens, predict(truth) * factor, predict, informs, "made-up.json")
+        for (name, tokens, predict, informs), factor in zip(rows, factors.tolist(), strict=True)
+    ]
+
+
+def test_the_fit_recovers_what_made_the_measurements():
+    found = fit_calibration(made_up(), machine(), hold_out=[32 * 32 * 64])
+    for name, value in TRUTH.items():
+        assert getattr(found.calibration, name) == pytest.approx(value, rel=2e-3), name
+    assert max(found.errors(held_out=False)) < 2e-3
+    assert max(found.errors(held_out=True)) < 2e-3
+    assert found.calibration.sources["dense_rate"] == "fitted on made-up.json"
+    # What nothing was measured of stays, with its source.
+    start = machine().calibration
+    assert found.calibration.linear_rate == start.linear_rate
+    assert found.calibration.sources["linear_rate"] == start.sources["linear_rate"]
+
+
+def test_errors_of_fit_and_hold_out_are_apart():
+    measurements = made_up(noise=0.05)
+    held = [8 * 32 * 64, 64 * 32 * 64]
+    found = fit_calibration(measurements, machine(), hold_out=held)
+    outside = [row for row in found.comparisons if row.held_out]
+    assert {row.measurement.tokens for row in outside} == set(held)
+    assert len(outside) == sum(measurement.tokens in held for measurement in measurements)
+    summary = found.calibration.fit
+    assert summary["hold_out_tokens"] == held
+    assert summary["held_out"]["count"] == len(outside)
+    assert 0 < summary["held_out"]["median"] <= summary["held_out"]["worst"] < 0.12
+    assert summary["held_out"]["worst"] == pytest.approx(max(row.error for row in outside), rel=1e-3)
+
+    # Held-out measurements have no say: changing them changes no value.
+    changed = [
+        replace(measurement, seconds=3 * measurement.seconds) if measurement.tokens in held else measurement
+        for measurement in measurements
+    ]
+    again = fit_calibration(changed, machine(), hold_out=held)
+    for name in TRUTH:
+        assert getattr(again.calibration, name) == getattr(found.calibration, name)
+    assert min(again.errors(held_out=True)) > 0.5
+
+
+def test_nothing_to_fit_is_refused():
+    measurements = made_up()
+    with pytest.raises(ProfileError, match="hold-out has \\[5\\]"):
+        fit_calibration(measurements, machine(), hold_out=[5])
+    with pytest.raises(ProfileError, match="no measurement is left"):
+        fit_calibration(measurements, machine(), hold_out=[frames * 32 * 64 for frames in FRAMES])

@@ -1,0 +1,154 @@
+"""`freqformer simulate` and `freqformer calibrate-hardware`, as typed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from freqformer import FreqFormerConfig, Grid, build_plan
+from freqformer.cli import app
+from freqformer.routing import even_allocation
+from freqformer.simulate.calibration import load_calibration
+from freqformer.simulate.counts import dense_counts, layer_counts, workspace_bytes
+from freqformer.simulate.hardware import load_hardware
+from freqformer.simulate.results import memory_errors
+from freqformer.simulate.roofline import Machine
+
+RUNNER = CliRunner()
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    result = RUNNER.invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
+
+
+def test_simulate_writes_what_is_asked(tmp_path):
+    paths = [tmp_path / name for name in ("out.json", "out.csv", "report.html")]
+    shown = run(
+        *("simulate", "--model", "wan2.1-1.3b", "--hardware", "h200", "--tokens", "16384,2s@480p/24"),
+        *("--set", "mid_tiles=8", "--set", "window=1,3,3", "--set", "split=1,1,4", "--set", "schedule=fixed"),
+        *("--json", paths[0], "--csv", paths[1], "--html", paths[2], "--figures", tmp_path / "figures"),
+    )
+    assert "Wan2.1 T2V 1.3B on NVIDIA H200 SXM" in shown
+    assert all(path.stat().st_size > 500 for path in paths)
+    assert len(list((tmp_path / "figures").glob("simulate-*.png"))) >= 8
+    scenarios = json.loads(paths[0].read_text())["scenarios"]
+    assert [record["grid"] for record in scenarios] == [[11, 30, 52], [13, 30, 52]]
+    assert scenarios[0]["config"]["mid_tiles"] == 8
+    assert scenarios[0]["config"]["window"] == [1, 3, 3]
+    assert scenarios[0]["heads"] == {"low": 2, "mid": 2, "high": 8, "dense": 0}
+
+
+def test_a_machine_without_links_has_no_scale_out(tmp_path):
+    run("simulate", "--model", "freqformer", "--hardware", "cpu", "--tokens", 4096, "--json", tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text())["scale_out"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--model", "wan"], "the nearest is 'wan2.1-14b'"),
+        (["--hardware", "h300"], "the nearest is 'h200'"),
+        (["--hardware", "missing.json"], "missing.json can't be read"),
+        (["--tokens", "-5"], "tokens is -5"),
+        (["--tokens", "0"], "tokens is 0"),
+        (["--tokens", "99999999999"], "tokens is 99999999999"),
+        (["--tokens", ","], "tokens is empty"),
+        (["--tokens", "5m"], "length is '5m'"),
+        (["--set", "mid_tiles"], "setting is 'mid_tiles'; NAME=VALUE"),
+        (["--set", "speed=9"], "setting is 'speed=9'"),
+        (["--set", "mid_tiles=-1"], "mid_tiles is -1"),
+        (["--set", "split=1,2"], "split is (1, 2)"),
+        (["--set", "schedule=often"], "schedule is 'often'"),
+        (["--set", "head_dim=7"], "head_dim is 7"),
+        (["--set", "table=missing"], "missing"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, text):
+    shown = run("simulate", *arguments, code=2)
+    assert shown.startswith("error: ")
+    assert text in shown
+
+
+def made_up_layer_results() -> dict:
+    """A layer.json whose times are what a machine with other fractions would give."""
+    hardware = load_hardware("h200")
+    changes = {"dense_rate": 0.58, "attention_rate": 0.47, "attention_item_blocks": 3.0, "prologue_bandwidth": 0.4}
+    machine = Machine(hardware, replace(load_calibration(hardware), **changes))
+    config = FreqFormerConfig(mid_tiles=32)
+
+    def record(grid: Grid, heads: int, learned: bool = False) -> dict:
+        plan = build_plan(grid, config, num_heads=heads, head_dim=128, learned_summaries=learned)
+        allocation = even_allocation(heads)
+        times = machine.layer(plan, allocation, layer_counts(plan, allocation))
+        kernels = {
+            "prologue": "prepare_tiles",
+            "selection": "select_tiles",
+            "attention": "attention_kernel",
+            "merge": "expand_low",
+        }
+        return {
+            "grid": list(grid.shape),
+            "tokens": grid.num_tokens,
+            "heads": heads,
+            "window": [3, 3, 3],
+            "mid_tiles": 32,
+            "layer_ms": 1e3 * sum(time.seconds for time in times.values()),
+            "launches": [[kernels[name], 1e6 * time.seconds] for name, time in times.items()],
+            "workspace_bytes": workspace_bytes(plan, 2),
+        }
+
+    def dense_ms(grid: Grid, heads: int) -> float:
+        return 1e3 * machine.dense(dense_counts(grid.num_tokens, heads, 128), 128).seconds
+
+    wan = Grid(21, 45, 80)
+    points = [
+        record(Grid(frames, 64, 64), 8) | {"dense_ms": dense_ms(Grid(frames, 64, 64), 8), "dense_measured": frames < 32}
+        for frames in (8, 16, 32)
+    ]
+    variants = {"bench": record(wan, 40), "learned summaries": record(wan, 40, learned=True)}
+    return {
+        "machine": {"gpu": "NVIDIA H200", "commit": "0123456789abcdef"},
+        "config": config.to_dict(),
+        "head_dim": 128,
+        "layers": {"wan": {"dense_ms": dense_ms(wan, 40), **variants}},
+        "scaling": {"points": points},
+    }
+
+
+def test_calibrate_fits_benchmark_results(tmp_path):
+    path, out = tmp_path / "layer.json", tmp_path / "h200.json"
+    path.write_text(json.dumps(made_up_layer_results()))
+    shown = run("calibrate-hardware", path, "--hold-out", 16 * 64 * 64, "--output", out)
+    assert "held out: 6 measurements" in shown
+    fitted = load_calibration(out)
+    assert fitted.dense_rate == pytest.approx(0.58, rel=0.01)
+    assert fitted.attention_rate == pytest.approx(0.47, rel=0.01)
+    assert fitted.prologue_bandwidth == pytest.approx(0.4, rel=0.01)
+    assert fitted.fit["held_out"]["worst"] < 0.01
+    assert "NVIDIA H200, commit 0123456789ab" in fitted.sources["attention_rate"]
+    assert run("simulate", "--tokens", 65536, "--set", f"calibration={out}").count("held out: 6 measurements") == 1
+    for _, measured, predicted in memory_errors(path):
+        assert predicted == measured
+
+
+def test_results_that_do_not_fit_are_refused(tmp_path):
+    path = tmp_path / "layer.json"
+    path.write_text("{")
+    assert "layer.json can't be read" in run("calibrate-hardware", path, code=2)
+    path.write_text(json.dumps({"machine": {"gpu": "NVIDIA H200"}, "other": 1}))
+    assert "no layer or kernel benchmark" in run("calibrate-hardware", path, code=2)
+    values = made_up_layer_results()
+    del values["scaling"]["points"][0]["heads"]
+    path.write_text(json.dumps(values))
+    assert "lacks 'heads'" in run("calibrate-hardware", path, code=2)
+    values = made_up_layer_results()
+    values["machine"]["gpu"] = "NVIDIA A100-SXM4-80GB"
+    path.write_text(json.dumps(values))
+    assert "was measured on NVIDIA A100" in run("calibrate-hardware", path, code=2)
+    assert "results is empty" in run("calibrate-hardware", code=2)
+    assert "hold-out is 'many'" in run("calibrate-hardware", path, "--hold-out", "many", code=2)
