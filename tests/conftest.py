@@ -1,8 +1,13 @@
-"""Run-time type checks of the package, and the same random numbers at every run."""
+"""Run-time type checks of the package, one thread a process, and the same random numbers at every run."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+
+# Before torch is imported, and for child processes too: the tensors of tests are small, and threads that wait for one
+# another on busy cores made them 20 times slower. Set the variable to have more.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
