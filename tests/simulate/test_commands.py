@@ -136,6 +136,33 @@ def test_calibrate_fits_benchmark_results(tmp_path):
         assert predicted == measured
 
 
+def test_calibrate_reads_the_kernel_benchmark(tmp_path):
+    """kernel.json of two head sizes: the launch's rate, what an item costs, and what small heads cost, are found."""
+    hardware = load_hardware("h200")
+    start = load_calibration(hardware)
+    truth = Machine(hardware, replace(start, attention_rate=0.5, attention_item_blocks=4.0, softmax_channels=80.0))
+    paths = []
+    for head_dim in (64, 128):
+        launch = {}
+        for density, kept in (("1.0", 512), ("0.1", 51), ("0.05", 26)):
+            config = FreqFormerConfig(mid_tiles=kept, summary_tokens=0)
+            plan = build_plan(Grid(16, 64, 64), config, num_heads=8, head_dim=head_dim)
+            times = truth.layer(plan, [1] * 8, layer_counts(plan, [1] * 8))
+            launch[density] = {"ms": 1e3 * times["attention"].seconds}
+        dense = {"ms": 1e3 * truth.dense(dense_counts(65_536, 8, head_dim), head_dim).seconds}
+        shape = {"tokens": 65_536, "heads": 8, "head_dim": head_dim}
+        paths.append(tmp_path / f"kernel-{head_dim}.json")
+        machine = {"gpu": "NVIDIA H200", "commit": "0"}
+        paths[-1].write_text(json.dumps({"machine": machine, **shape, "dense": dense, "launch": launch}))
+    out = tmp_path / "h200.json"
+    assert "fitted: 8 measurements" in run("calibrate-hardware", *paths, "--output", out)
+    fitted = load_calibration(out)
+    assert fitted.attention_rate == pytest.approx(0.5, rel=0.01)
+    assert fitted.attention_item_blocks == pytest.approx(4.0, rel=0.05)
+    assert fitted.softmax_channels == pytest.approx(80.0, rel=0.05)
+    assert fitted.dense_rate == pytest.approx(start.dense_rate, rel=0.01)
+
+
 def test_results_that_do_not_fit_are_refused(tmp_path):
     path = tmp_path / "layer.json"
     path.write_text("{")

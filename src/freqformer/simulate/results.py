@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from freqformer.config import FreqFormerConfig
-from freqformer.grid import Grid
-from freqformer.plan import build_plan
+from freqformer.config import Band, FreqFormerConfig
+from freqformer.grid import TILE_SLOTS, Grid
+from freqformer.plan import AttentionPlan, build_plan
 from freqformer.routing import even_allocation
 from freqformer.simulate.calibrate import Measurement
 from freqformer.simulate.counts import dense_counts, layer_counts, workspace_bytes
 from freqformer.simulate.hardware import Hardware
 from freqformer.simulate.profiles import ProfileError
-from freqformer.simulate.roofline import Machine
+from freqformer.simulate.roofline import REFERENCE_CHANNELS, Machine
 
 STAGES = {
     "prepare_tiles": "prologue",
@@ -55,6 +55,8 @@ def _read(path: Path, hardware: Hardware) -> list[Measurement]:
             raise ProfileError(f"{path} was measured on {gpu}, not on {hardware.title}: name that machine with --hardware")
         if "layers" in values and "scaling" in values:
             return list(_layer_results(path.name, values))
+        if "launch" in values and "dense" in values:
+            return list(_kernel_results(path.name, values))
     except (KeyError, TypeError, IndexError) as error:
         raise ProfileError(
             f"{path} lacks {error} where benchmarks/{path.name} writes it: run the benchmark again"
@@ -83,6 +85,36 @@ def _layer_results(file: str, values: dict[str, Any]) -> Iterator[Measurement]:
         yield from _layer("scaling", point, config, head_dim, False, source)
 
 
+def _kernel_results(file: str, values: dict[str, Any]) -> Iterator[Measurement]:
+    """The attention launch alone on lists of full tiles, at several densities, and dense attention."""
+    source, head_dim, tokens, heads = _origin(file, values), values["head_dim"], values["tokens"], values["heads"]
+    yield _dense(f"kernel, dense, head_dim {head_dim}", values, head_dim, values["dense"]["ms"], source)
+    tile = (1, 1, TILE_SLOTS)
+    for density, record in values["launch"].items():
+        kept = max(1, round(float(density) * tokens / TILE_SLOTS))
+        config = FreqFormerConfig(tile=tile, mid_tiles=kept, summary_tokens=0)
+        plan = build_plan(Grid(1, 1, tokens), config, num_heads=heads, head_dim=head_dim)
+        predict = _stage(plan, [Band.MID.value] * heads, "attention")
+        name = f"kernel, {float(density):.0%} of blocks, head_dim {head_dim}"
+        yield Measurement(name, tokens, record["ms"] / 1e3, predict, _of_attention("attention", head_dim), source)
+
+
+def _stage(plan: AttentionPlan, allocation: list[int], part: str | None) -> Callable[[Machine], float]:
+    """What a machine takes for one stage of a layer, or for all of them."""
+    counts = layer_counts(plan, allocation)
+
+    def predict(machine: Machine) -> float:
+        times = machine.layer(plan, allocation, counts)
+        return sum(time.seconds for name, time in times.items() if part in (None, name))
+
+    return predict
+
+
+def _of_attention(part: str, head_dim: int) -> tuple[str, ...]:
+    """Calibration fields that a stage tells about; small heads tell what a softmax costs."""
+    return INFORMS[part] + (("softmax_channels",) if part == "attention" and head_dim != REFERENCE_CHANNELS else ())
+
+
 def _dense(name: str, record: dict[str, Any], head_dim: int, ms: float, source: str) -> Measurement:
     counts = dense_counts(record["tokens"], record["heads"], head_dim)
 
@@ -99,24 +131,24 @@ def _layer(
     own = replace(config, window=tuple(record["window"]), mid_tiles=record["mid_tiles"])
     plan = build_plan(Grid(*record["grid"]), own, num_heads=heads, head_dim=head_dim, learned_summaries=learned)
     allocation = even_allocation(heads)
-    counts = layer_counts(plan, allocation)
-
-    def stage(part: str | None) -> Callable[[Machine], float]:
-        def predict(machine: Machine) -> float:
-            times = machine.layer(plan, allocation, counts)
-            return sum(time.seconds for key, time in times.items() if part in (None, key))
-
-        return predict
-
     every = tuple(field for fields in INFORMS.values() for field in fields)
-    yield Measurement(f"{name}, layer", record["tokens"], record["layer_ms"] / 1e3, stage(None), every, source)
+    yield Measurement(
+        f"{name}, layer", record["tokens"], record["layer_ms"] / 1e3, _stage(plan, allocation, None), every, source
+    )
     times: dict[str, float] = {}
     for launch, microseconds in record["launches"]:
         part = next((part for kernel, part in STAGES.items() if kernel in launch), None)
         if part is not None:
             times[part] = times.get(part, 0.0) + microseconds / 1e6
     for part, seconds in times.items():
-        yield Measurement(f"{name}, {part}", record["tokens"], seconds, stage(part), INFORMS[part], source)
+        yield Measurement(
+            f"{name}, {part}",
+            record["tokens"],
+            seconds,
+            _stage(plan, allocation, part),
+            _of_attention(part, head_dim),
+            source,
+        )
 
 
 def memory_errors(path: Path) -> list[tuple[str, float, float]]:
