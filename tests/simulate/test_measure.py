@@ -1,0 +1,20 @@
+"""The measured profile of this processor is one that loads and makes sense."""
+
+from __future__ import annotations
+
+from freqformer.simulate import measure, scenario, simulate
+from freqformer.simulate.hardware import load_hardware
+
+
+def test_the_measured_profile_loads_and_simulates(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "REPEATS", 1)
+    path = tmp_path / "new" / "mine.json"
+    measure.write_cpu_profile(path)
+    machine = load_hardware(path)
+    assert machine.element_size == 4
+    assert machine.interconnect is None
+    assert machine.memory_bytes > 1e9
+    assert all(machine.sources[name] for name in ("matrix_flops", "vector_flops", "memory_bandwidth", "launch_s"))
+    found = simulate(scenario("freqformer", path, 4096))
+    assert found.scenario.machine.calibration.transferred
+    assert found.layer.seconds > 0
