@@ -114,6 +114,8 @@ PLACES: tuple[tuple[Grid, MidPattern, LowOutput, int, TokenOrder], ...] = (
     (Grid(3, 2, 5), "topk", "interpolate", 4, "raster"),
     (Grid(1, 5, 5), "axial", "synthesis", 1, "tile"),
     (Grid(5, 2, 2), "radial", "interpolate", 0, "tile"),
+    (Grid(1, 1, 3), "topk", "synthesis", 256, "tile"),
+    (Grid(2, 3, 3), "topk", "interpolate", 1, "raster"),
 )
 FEATURES: tuple[tuple[BandFeatures, tuple[str, ...], int], ...] = (
     ("full", (), 0),
