@@ -1,4 +1,4 @@
-"""Patches and the rotary embedding."""
+"""Patches, the rotary embedding, and the embedding of the place in the whole video."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from freqformer.grid import Grid, tile_layout
-from freqformer.models.embeddings import patchify, rotary_tables, unpatchify
+from freqformer.models.embeddings import patchify, place_waves, rotary_tables, unpatchify
 from freqformer.ops.tokens import rotate
 
 CPU = torch.device("cpu")
@@ -51,3 +51,22 @@ def test_tables_made_in_inference_mode_serve_training():
     x = torch.randn(42, 8, requires_grad=True)
     rotate(x, tables).sum().backward()
     assert x.grad is not None
+
+
+@pytest.mark.parametrize("dim", [6, 16, 64])
+def test_every_place_has_its_own_waves(dim):
+    table = place_waves(Grid(3, 8, 12), None, dim, CPU)
+    assert table.shape == (288, dim)
+    assert torch.cdist(table, table).fill_diagonal_(1).min() > 0.02
+    assert table[:, 6 * (dim // 6) :].abs().sum() == 0
+    assert table.abs().max() <= 1
+
+
+def test_places_are_relative_to_the_video():
+    small, large = Grid(3, 5, 7), Grid(9, 15, 21)
+    waves = [place_waves(grid, None, 24, CPU).view(*grid.shape, 24) for grid in (small, large)]
+    # The middle of every small token is the middle of the three larger ones there.
+    torch.testing.assert_close(waves[1][1::3, 1::3, 1::3], waves[0])
+    assert torch.equal(
+        place_waves(small, (2, 2, 3), 24, CPU), waves[0].flatten(0, 2)[tile_layout(small, (2, 2, 3)).raster_to_tile]
+    )

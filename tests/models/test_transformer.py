@@ -295,3 +295,34 @@ def test_training_fits_one_clip(attention):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("attention", ["frequency", "dense"])
+def test_absolute_positions_tell_equal_patches_apart(attention):
+    video = torch.ones(2, 2, 4, 8, 12)
+    outputs = []
+    for absolute in (False, True):
+        model = make_model(attention=attention, absolute_positions=absolute)
+        del model.transformer_blocks[:-1]
+        with torch.no_grad():
+            # Closed gates leave the embedding of the tokens alone.
+            model.transformer_blocks[0].scale_shift_table.zero_()
+            model.time_modulation.linear.weight.zero_()
+            model.time_modulation.linear.bias.zero_()
+            outputs.append(patchify(model(video, TIMESTEP).sample, (1, 2, 2)))
+    assert torch.equal(outputs[0], outputs[0][:, :1].expand_as(outputs[0]))
+    assert torch.pdist(outputs[1][0]).min() > 1e-4
+
+
+def test_a_predicted_clip_gives_its_velocity():
+    video, timestep = make_video(), torch.tensor([20.0, 900.0])
+    with torch.no_grad():
+        clip = make_model()(video, timestep).sample
+        velocity = make_model(prediction="clip")(video, timestep).sample
+    # At noise level 0.02 the divisor is held at 0.05.
+    torch.testing.assert_close(velocity[0], (video[0] - clip[0]) / 0.05)
+    torch.testing.assert_close(velocity[1], (video[1] - clip[1]) / 0.9)
+    new = FreqFormerTransformer3DModel(**SIZE, frequency=FREQUENCY, prediction="clip")
+    torch.testing.assert_close(new(video, timestep).sample[1], video[1] / 0.9)
+    with pytest.raises(ValueError, match="prediction is 'noise'"):
+        make_model(prediction="noise")

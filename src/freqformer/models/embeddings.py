@@ -1,14 +1,16 @@
-"""Between videos and tokens: patches, and the rotary embedding of a token's place in time, height and width.
+"""Between videos and tokens: patches, and the embeddings of a token's place in time, height and width.
 
 Shape legend: B batch, C channels, F frames, H rows, W columns of the video; N tokens, P values of a patch, D head_dim.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from freqformer.grid import Extents, Grid, tile_layout
 
@@ -54,3 +56,31 @@ def rotary_tables(grid: Grid, tile: Extents | None, head_dim: int, device: torch
     if tile is not None:
         table = table[tile_layout(grid, tile).raster_to_tile]
     return table.real.float().to(device), table.imag.float().to(device)
+
+
+@lru_cache(maxsize=2)
+def place_waves(grid: Grid, tile: Extents | None, dim: int, device: torch.device) -> Tensor:
+    """Fixed embedding of a token's place in the whole video, float32 (N, dim); two grids are kept.
+
+    The place runs from -1 to 1 along time, height and width, whatever the grid. Each axis has the sines and cosines of
+    dim // 6 angular frequencies, from a quarter wave over the video to four waves; channels left over are zero.
+
+    Args:
+        grid: the token grid.
+        tile: the tile whose order the tokens are in; None for raster order.
+        dim: channels, from 6 up.
+        device: where the table lives.
+    """
+    with torch.inference_mode(False):
+        count, waves = dim // 6, []
+        frequencies = torch.logspace(0, 4, count, base=2, dtype=torch.float64) * math.pi / 4
+        for axis, extent in enumerate(grid.shape):
+            place = (2 * torch.arange(extent, dtype=torch.float64) + 1) / extent - 1
+            angles = place[:, None] * frequencies
+            shape = [extent if axis == other else 1 for other in range(3)]
+            wave = torch.cat([angles.sin(), angles.cos()], -1)
+            waves.append(wave.reshape(*shape, 2 * count).expand(*grid.shape, 2 * count))
+        table = functional.pad(torch.cat(waves, -1).flatten(0, 2), (0, dim - 6 * count))
+        if tile is not None:
+            table = table[tile_layout(grid, tile).raster_to_tile]
+        return table.float().to(device)

@@ -19,7 +19,7 @@ from freqformer.attention import FreqAttention
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, tile_layout
 from freqformer.models.blocks import Conditions, TimestepModulation, TransformerBlock, modulate
-from freqformer.models.embeddings import patchify, rotary_tables, unpatchify
+from freqformer.models.embeddings import patchify, place_waves, rotary_tables, unpatchify
 from freqformer.models.loading import align_parameters, check_complete, readable
 from freqformer.ops.tokens import TokenOrder, reorder
 from freqformer.plan import build_plan
@@ -27,6 +27,8 @@ from freqformer.routing import RouterTraining, RoutingTable
 
 NUM_TRAIN_TIMESTEPS = 1000
 """Timesteps of pure noise, as diffusers' schedulers count them."""
+LEAST_NOISE = 0.05
+"""Noise level below which a predicted clip's velocity is not divided further (arXiv 2511.13720)."""
 
 
 class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
@@ -46,6 +48,10 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         routing: `learned` or `fixed`, see `FreqAttention`.
         allocation: initial or fixed band of every head, for all layers, or one list per layer; None for thirds.
         prior: of the routers, `paper` or `none`.
+        absolute_positions: whether a token is told its place in the whole video too. With rotary embedding alone it has
+            to infer it from its distance to the borders, which takes long to learn.
+        prediction: what the last layer gives: `velocity`, or the `clip`, from which the velocity follows. Noise does not
+            fit through a layer narrower than a patch, a clip does (Li and He, arXiv 2511.13720): take it for large patches.
 
     Raises:
         ValueError: for a value that does not fit, naming the argument.
@@ -71,8 +77,12 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         routing: str = "learned",
         allocation: Sequence | None = None,
         prior: str = "paper",
+        absolute_positions: bool = False,
+        prediction: str = "velocity",
     ) -> None:
         super().__init__()
+        if prediction not in ("velocity", "clip"):
+            raise ValueError(f"prediction is {prediction!r}; 'velocity' and 'clip' are allowed")
         sizes = {"in_channels": in_channels, "num_layers": num_layers, "num_heads": num_heads, "text_dim": text_dim or 1}
         for name, size in (*sizes.items(), *(("patch_size", side) for side in patch_size)):
             if size < 1:
@@ -213,6 +223,9 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
             text_mask=None if encoder_attention_mask is None else encoder_attention_mask.bool(),
         )
         tokens = self.proj_in(reorder(patchify(hidden_states, self.patch_size), layout, "raster", order))
+        if self.config["absolute_positions"]:
+            places = place_waves(grid, layout.tile if order == "tile" else None, layer.dim, hidden_states.device)
+            tokens = tokens + places.to(tokens.dtype)
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, tokens, given)  # type: ignore[misc]
@@ -220,6 +233,9 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
                 tokens = block(tokens, given)
         patches = reorder(self.proj_out(modulate(tokens, *output_modulation.unbind(1))), layout, order, "raster")
         sample = unpatchify(patches, grid, self.patch_size)
+        if self.config["prediction"] == "clip":
+            noisy, divisor = hidden_states.float(), noise_level.clamp_min(LEAST_NOISE)[:, None, None, None, None]
+            sample = ((noisy - sample.float()) / divisor).to(sample.dtype)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def _check(self, video: Tensor, timestep: Tensor, text: Tensor | None, mask: Tensor | None) -> None:
