@@ -91,6 +91,16 @@ def test_a_query_that_sees_nothing_gives_zero() -> None:
     assert bool((lse[0, :128] == -torch.inf).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_low_tokens_of_full_tiles_run_without_their_bias(dtype: torch.dtype) -> None:
+    config = replace(SMALL, compression=2)
+    told = {"head_dim": 16, "dtype": dtype, "learned": True, "text": 3, "masked": True}
+    case = make_case(Grid(4, 8, 24), config, bands=torch.tensor([[Band.LOW, Band.LOW]]), **told)
+    assert case.tables.uniform
+    assert case.plan.num_low_tokens > 128
+    check_case(case, run(case), told)
+
+
 def test_lists_with_fewer_tiles_than_their_capacity() -> None:
     case = make_case(Grid(4, 8, 24), SMALL, bands=torch.tensor([[Band.MID, Band.LOW]]), head_dim=16)
     assert case.mid is not None

@@ -222,17 +222,24 @@ def _launch(query: Tensor, slots: int, key_rows: int) -> _Launch:
     head_dim, block_q = query.shape[2], 64 if slots <= 64 else 128
     # A descriptor counts rows in 32 bits.
     descriptors = _has_descriptors(query.device) and key_rows < 2**31
-    if query.dtype == torch.float32:
+    if query.dtype == torch.float32 or _capability(query.device) < 8:
         # Without matrix units the operands of a product live in registers: small blocks, or they spill.
-        return _Launch(64 if head_dim <= 128 else 32, 32, 8, 1, False)
+        return _Launch(32, 64 if head_dim <= 128 else 32, 8, 1, False)
     if head_dim > 128:
         return _Launch(block_q, 64 if descriptors else 32, 8, 2, descriptors)
     return _Launch(block_q, 64, 4 if descriptors else 8, 2, descriptors)
 
 
-@lru_cache(maxsize=16)
 def _has_descriptors(device: torch.device) -> bool:
     """Whether tensor descriptors are read by hardware; the interpreter reads them on any CPU."""
-    if device.type != "cuda":
-        return device.type == "cpu"
-    return torch.version.cuda is not None and torch.cuda.get_device_capability(device)[0] >= 9
+    return _capability(device) >= 9
+
+
+@lru_cache(maxsize=16)
+def _capability(device: torch.device) -> int:
+    """Major compute capability; an AMD GPU counts as 8: matrix units, no descriptors. A CPU interprets everything."""
+    if device.type == "cpu":
+        return 9
+    if device.type != "cuda" or torch.version.cuda is None:
+        return 8
+    return torch.cuda.get_device_capability(device)[0]

@@ -69,7 +69,11 @@ def _accumulate(logits, scale, value, acc, top, total, GUARD: tl.constexpr):
     weight = tl.exp2(logits * scale - base[:, None])
     decay = tl.exp2(top - base)
     total = total * decay + tl.sum(weight, 1)
-    acc = dot(cast(weight, value.dtype), value, acc * decay[:, None])
+    if value.dtype == tl.float32:
+        # Added up block by block: one chain of roundings over all keys is longer than what a float32 peer has.
+        acc = tl.fma(acc, tl.broadcast_to(decay[:, None], acc.shape), dot(weight, value, None))
+    else:
+        acc = dot(cast(weight, value.dtype), value, acc * decay[:, None])
     return acc, new_top, total
 
 
@@ -129,9 +133,12 @@ def _attend_extras(
     DESCRIPTORS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """The softmax state after low tokens or low summaries, mid summaries, high summaries and text, each with its bias."""
+    """The softmax state after low tokens or low summaries, mid summaries, high summaries and text.
+
+    Each has its bias, less the `common` bias of the keys before them, which they were spared.
+    """
     acc, top, total = state
-    first, mid_sums, high_sums, text = extras
+    first, mid_sums, high_sums, text, common = extras
     first_at, first_count, first_bias, first_shift = first
     mid_at, mid_count, mid_shift = mid_sums
     high_at, high_count, high_shift = high_sums
@@ -149,7 +156,7 @@ def _attend_extras(
         if step >= high_end:
             at, left, begin, shift = text_at, text_count, high_end, 0.0
         skip = (step - begin) * BLOCK_K
-        at += key_at + skip
+        at, shift = at + key_at + skip, shift - common
         place = skip + column
         bias = tl.load(first_bias + place, mask=(place < first_count) & (step < first_end), other=0.0)
         # Not `place < left`, which the compiler would carry through its pipeline in registers.
@@ -268,6 +275,7 @@ def attention_kernel(
     sums_at = (low_sums_at, mid_sums_at, high_sums_at)
     listed, length, video_at, part, text_count = every_tile, 0, key_at, 0, num_text
     first, mid_sums, high_sums = (text_at, 0, low_bias, 0.0), (text_at, 0, 0.0), (text_at, 0, 0.0)
+    common = 0.0
     if is_text:
         part = block % text_parts
         start = num_tokens + block // text_parts * BLOCK_Q
@@ -284,7 +292,14 @@ def attention_kernel(
         _, mid_sums, high_sums = _summaries(  # pyright: ignore[reportGeneralTypeIssues]
             band, row, block, head, tiles, cells, sums_at, biases
         )
-        first = (low_at, num_low, low_bias, 0.0)
+        if TILE_TOKENS == TILE_BLOCKS * BLOCK_K:
+            # Every tile is full, so all low tokens have one bias: whole blocks of them go as tiles do, without it.
+            common = tl.load(low_bias) * LOG2_E
+            video_at, length = key_at + low_at, num_low // TILE_TOKENS
+            passed = length * TILE_TOKENS
+            first = (low_at + passed, num_low - passed, low_bias + passed, 0.0)
+        else:
+            first = (low_at, num_low, low_bias, 0.0)
     else:
         skip = block % QUERY_BLOCKS * BLOCK_Q
         block = block // QUERY_BLOCKS
@@ -311,7 +326,7 @@ def attention_kernel(
     )
     if text_mask is not None:
         text_mask += row // heads * num_text
-    extras = (first, mid_sums, high_sums, (text_at, text_count))
+    extras = (first, mid_sums, high_sums, (text_at, text_count), common)
     acc, top, total = _attend_extras(
         q, state, key, value, key_at, extras, text_mask, scale, HEAD_DIM, BLOCK_K, DESCRIPTORS, STAGES
     )
@@ -320,7 +335,7 @@ def attention_kernel(
     some = total > 0
     total = tl.where(some, total, 1.0)
     acc = acc * (1.0 / total)[:, None]
-    log_sum = tl.where(some, (top + tl.log2(total)) * LN_2, MASKED)
+    log_sum = tl.where(some, (top + common + tl.log2(total)) * LN_2, MASKED)
     if part_out is not None:
         if is_text:
             target += (row * text_parts + part) * num_text - num_tokens
