@@ -166,17 +166,18 @@ def draw(results: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(7, 4.4), layout="constrained")
     rows = {"FreqFormer launch": results["launch"], **results["peers"]}
-    width = 0.8 / len(rows)
+    names, width = [str(density) for density in DENSITIES], 0.8 / len(rows)
     for index, (name, rates) in enumerate(rows.items()):
-        places = [list(map(str, DENSITIES)).index(density) + index * width for density in rates]
-        bars = axes.bar(places, [found["tflops_per_s"] for found in rates.values()], width, label=name)
+        places = [names.index(density) + (index - len(rows) / 2 + 0.5) * width for density in rates]
+        bars = axes.bar(places, [found["tflops_per_s"] for found in rates.values()], 0.92 * width, label=name)
         axes.bar_label(bars, fmt="%.0f", fontsize="small")
-    axes.axhline(results["dense"]["tflops_per_s"], color="black", linestyle="--", label="cuDNN, dense")
-    axes.set_xticks([place + 0.4 - width / 2 for place in range(len(DENSITIES))], [f"{d:.0%} of blocks" for d in DENSITIES])
+    dense = results["dense"]["tflops_per_s"]
+    axes.axhline(dense, color="black", linestyle="--", label=f"cuDNN, dense: {dense:.0f}")
+    axes.set_xticks(range(len(DENSITIES)), [f"{density:.0%} of blocks" for density in DENSITIES])
     axes.set(ylabel="useful TFLOP/s", title=f"{GRID.num_tokens:,} tokens, {HEADS} heads of {results['head_dim']}, bfloat16")
-    axes.legend(frameon=False, fontsize="small", ncols=2, loc="lower center")
+    figure.legend(frameon=False, fontsize="small", ncols=2, loc="outside lower center")
     figure.savefig(path, dpi=150)
 
 
