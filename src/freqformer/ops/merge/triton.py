@@ -71,7 +71,7 @@ def _merge_low(
         D=head_dim,
         RASTER=raster,
         PARTS=weights.shape[0],
-        num_warps=8,  # pyright: ignore[reportCallIssue]
+        num_warps=4,  # pyright: ignore[reportCallIssue]
     )
 
 

@@ -21,8 +21,8 @@ from freqformer.ops.tile_matrices import power_of_two
 from freqformer.ops.tokens import TokenOrder
 
 FEATURES = ("full", "values", "gains", "strict")
-CHUNK = 32
-"""Tokens that one program holds at once."""
+CHUNK = 16
+"""Tokens that one program holds at once: few, so that many programs have loads in flight."""
 TEXT_SLOTS = 32
 """Text tokens of one program."""
 CELL_STEP = 8
@@ -45,6 +45,9 @@ class PreparedRows:
     """`Band` of every row, int32 (R,)."""
     order: Tensor
     """Rows by descending key blocks, int32 (R,)."""
+    pool_lse: Tensor
+    """Log-sum-exp of the pooling scores of every cell in the mid and high band, float32 (R, C, 2), which the backward
+    reads; C is 0 without learned summaries, and rows hold anything for their own band."""
 
 
 def prepare_rows(
@@ -93,7 +96,7 @@ def prepare_rows(
     mutates_args=(),
     schema="(Tensor query, Tensor key, Tensor value, Tensor allocation, Tensor[] layout, Tensor?[] matrices, "
     "Tensor[] cells, Tensor?[] learned, float eps, int[] segments, int num_text, bool raster, int features, bool sums) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _prologue(
     query: Tensor,
@@ -111,7 +114,7 @@ def _prologue(
     features: int,
     sums: bool,
 ) -> tuple[Tensor, ...]:
-    outputs = _outputs(query, layout, segments, sums)
+    outputs = _outputs(query, layout, cells, learned, segments, sums)
     buffers, tile_sums, bands, order = outputs[:3], outputs[3] if sums else None, outputs[4], outputs[5]
     _, tokens, heads, head_dim = query.shape
     rows, tiles = order.shape[0], layout[0].shape[0] - 1
@@ -122,6 +125,7 @@ def _prologue(
     parts, classes, low_slots, slots = reduction.shape
     rotary = None if cos is None else (cos, sin)
     projector_step = 0 if projectors is None else projectors.stride(0)
+    full = FEATURES[features] == "full"
     prepare_tiles[(rows * tiles,)](
         inputs,
         strides,
@@ -136,14 +140,15 @@ def _prologue(
         (segments[0], segments[5]),
         eps,
         SLOTS=slots,
-        CHUNK=min(slots, CHUNK) if features == 0 else slots,
+        CHUNK=min(slots, CHUNK) if full else slots,
         LOW_SLOTS=low_slots,
         D=head_dim,
         RASTER=raster,
         FEATURES=features,
         TEXT=num_text > 0,
         PARTS=parts,
-        num_warps=4 if features == 0 else 8,  # pyright: ignore[reportCallIssue]
+        num_warps=4 if full else 8,  # pyright: ignore[reportCallIssue]
+        num_stages=3 if full else 1,  # pyright: ignore[reportCallIssue]
     )
     jobs = (cells[0].shape[0], -(-num_text // TEXT_SLOTS), cells[2].shape[0])
     finish_rows[(rows * (sum(jobs) + 1),)](
@@ -153,6 +158,7 @@ def _prologue(
         allocation.stride(),
         buffers,
         tile_sums,
+        outputs[6],
         tuple(layout[:3]),
         (cells[0], cells[1], cells[0].shape[1]),
         projectors,
@@ -173,16 +179,24 @@ def _prologue(
         PAD=PAD,
         ROWS=power_of_two(rows),
         num_warps=4 if pooling is None else 8,  # pyright: ignore[reportCallIssue]
+        num_stages=1,  # pyright: ignore[reportCallIssue]
     )
     return outputs
 
 
 @_prologue.register_fake
 def _(query, key, value, allocation, layout, matrices, cells, learned, eps, segments, num_text, raster, features, sums):
-    return _outputs(query, layout, segments, sums)
+    return _outputs(query, layout, cells, learned, segments, sums)
 
 
-def _outputs(query: Tensor, layout: Sequence[Tensor], segments: Sequence[int], sums: bool) -> tuple[Tensor, ...]:
+def _outputs(
+    query: Tensor,
+    layout: Sequence[Tensor],
+    cells: Sequence[Tensor],
+    learned: Sequence[Tensor | None],
+    segments: Sequence[int],
+    sums: bool,
+) -> tuple[Tensor, ...]:
     batch, tokens, heads, head_dim = query.shape
     rows, tiles = batch * heads, layout[0].shape[0] - 1 if sums else 0
     return (
@@ -192,4 +206,5 @@ def _outputs(query: Tensor, layout: Sequence[Tensor], segments: Sequence[int], s
         query.new_empty(3, rows, tiles, head_dim, dtype=torch.float32),
         query.new_empty(rows, dtype=torch.int32),
         query.new_empty(rows, dtype=torch.int32),
+        query.new_empty(rows, 0 if learned[5] is None else cells[0].shape[0], 2, dtype=torch.float32),
     )

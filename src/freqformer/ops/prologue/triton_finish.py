@@ -18,7 +18,6 @@ from freqformer.ops.prologue.triton_tokens import (
     norm_tokens,
     project,
     rotary_tables,
-    rotate_tokens,
     row_band,
     write_tokens,
 )
@@ -67,12 +66,14 @@ def _pool(
     Args:
         query: the pooling query of the head and band, (D,).
         projectors, step: of the band, for every class of tiles 3 matrices apart, and how far apart their summands are.
-        targets: where the pooled key and value go.
+        targets: where the pooled key, the pooled value and the log-sum-exp of the scores go.
     """
     cell_tiles, _, longest = cells
     pooling = tl.load(query + tl.arange(0, D)).to(tl.float32)
     peak, total = float("-inf"), 0.0
-    pooled_key, pooled_value = tl.zeros((D,), tl.float32), tl.zeros((D,), tl.float32)
+    # Even and odd channels apart: so they are rotated, and a rotated tile needn't be put together.
+    even, odd = tl.zeros((D // 2,), tl.float32), tl.zeros((D // 2,), tl.float32)
+    pooled_value = tl.zeros((D,), tl.float32)
     for number in range(longest):
         tile = tl.load(cell_tiles + cell * longest + number)
         known = tile >= 0
@@ -90,29 +91,35 @@ def _pool(
         scores = tl.where(live, tl.sum(passed * pooling[None, :], 1) * (D**-0.5), float("-inf"))
         new_peak = tl.maximum(peak, tl.max(scores, 0))
         decay, weight = tl.exp(peak - new_peak), tl.exp(scores - new_peak)
+        passed_even, passed_odd = tl.split(tl.reshape(passed * weight[:, None], (SLOTS, D // 2, 2)))
+        even, odd = even * decay, odd * decay
         if rotary is not None:
-            passed = rotate_tokens(passed, rotary_tables(rotary, place, live, D))
-        pooled_key = pooled_key * decay + tl.sum(passed * weight[:, None], 0)
-        # The projector P is symmetric: the pooled value w^T (P v) is (P w)^T v, without a product of matrices.
-        spread = _symmetric_product(projector, step, weight, PARTS)
+            cos, sin = rotary_tables(rotary, place, live, D)
+            even += tl.sum(passed_even * cos - passed_odd * sin, 0)
+            odd += tl.sum(passed_even * sin + passed_odd * cos, 0)
+        else:
+            even += tl.sum(passed_even, 0)
+            odd += tl.sum(passed_odd, 0)
+        # The projector P is symmetric: the pooled value w^T (P v) is (P w)^T v, and P w takes far fewer products than P v.
+        spread = tl.sum(project(projector, step, _summands(weight, key.dtype), PARTS), 1)
         value = load_tokens(inputs[2], strides[2], sample, head, place, live, D)
         pooled_value = pooled_value * decay + tl.sum(value.to(tl.float32) * spread[:, None], 0)
         total = total * decay + tl.sum(weight, 0)
         peak = new_peak
     channel = tl.arange(0, D)
+    pooled_key = tl.reshape(tl.join(even, odd), (D,))
     tl.store(targets[0] + channel, cast(pooled_key / total, targets[0].dtype.element_ty))
     tl.store(targets[1] + channel, cast(pooled_value / total, targets[1].dtype.element_ty))
+    tl.store(targets[2], peak + tl.log(total))
 
 
 @triton.jit
-def _symmetric_product(matrix, step, x, PARTS: tl.constexpr):
-    """A symmetric matrix, in PARTS summands, times the vector x: float32."""
-    SLOTS: tl.constexpr = x.shape[0]
-    entry = matrix + tl.arange(0, SLOTS)[:, None] * SLOTS + tl.arange(0, SLOTS)[None, :]
-    whole = tl.load(entry).to(tl.float32)
-    for part in tl.static_range(1, PARTS):  # pyright: ignore[reportGeneralTypeIssues]
-        whole += tl.load(entry + part * step).to(tl.float32)
-    return tl.sum(whole * x[:, None], 0)
+def _summands(x, dtype: tl.constexpr):
+    """A float32 vector as a matrix of 16 columns in `dtype` whose sum it is: what a product of matrices takes."""
+    high = cast(x, dtype)
+    low = cast(x - high.to(tl.float32), dtype)
+    column = tl.arange(0, 16)[None, :]
+    return tl.where(column == 0, high[:, None], tl.where(column == 1, low[:, None], tl.zeros((1, 16), dtype)))
 
 
 @triton.jit
@@ -136,6 +143,7 @@ def finish_rows(
     allocation_strides,
     buffers,
     sums,
+    pool_lse,
     layout,
     cells,
     projectors,
@@ -160,6 +168,7 @@ def finish_rows(
 
     Args:
         inputs, strides, allocation, allocation_strides, buffers, sums, eps: as in `prepare_tiles`.
+        pool_lse: float32 (R, C, 2), log-sum-exp of the pooling scores of every cell in the mid and high band.
         layout: tile offsets, raster places and classes of tiles.
         cells: tiles of every cell, tokens of every cell, most tiles of a cell.
         projectors, projector_step: band projectors (PARTS, classes, 3, SLOTS, SLOTS), and how far apart the parts are.
@@ -191,7 +200,8 @@ def finish_rows(
                     # fmt: off
                     _pool(inputs, strides, sample, head, job, cells, layout, key_norm, rotary, eps,
                           query, projectors + other * SLOTS * SLOTS, projector_step,
-                          (keys + place, values + place), SLOTS, D, RASTER, PARTS)
+                          (keys + place, values + place, pool_lse + (wide_row * jobs[0] + job) * 2 + other - 1),
+                          SLOTS, D, RASTER, PARTS)
                     # fmt: on
     elif job < jobs[0] + jobs[1]:
         place = (job - jobs[0]) * TEXT_SLOTS + tl.arange(0, TEXT_SLOTS)

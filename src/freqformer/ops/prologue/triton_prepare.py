@@ -92,13 +92,72 @@ def _lay_down(
 
 
 @triton.jit
+def _take(
+    reduced,
+    source,
+    strides,
+    head,
+    tile,
+    norm,
+    eps,
+    turn,
+    band,
+    target,
+    exact_start,
+    reduction,
+    reduction_step,
+    projectors,
+    projector_step,
+    gains,
+    SLOTS: tl.constexpr,
+    D: tl.constexpr,
+    FEATURES: tl.constexpr,
+    KEEP_EXACT: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """Move some tokens of one tensor to the row's part of its buffer, and add them to what the tile is reduced to.
+
+    Args:
+        reduced: low tokens or sums so far, float32 (LOW_SLOTS, D); returned with these tokens added.
+        source, strides: the tensor.
+        head: (sample, head).
+        tile: places of the tokens in tile order, their places in the call, and which of them exist.
+        turn: cos and sin of the tokens; None for values and without rotary embedding.
+        reduction: its columns for these tokens.
+    """
+    own, place, live = tile
+    x = load_tokens(source, strides, head[0], head[1], place, live, D)
+    if norm is not None:
+        x = norm_tokens(x, norm, eps, D)
+    turned = x
+    if turn is not None:
+        turned = cast(rotate_tokens(x, turn), x.dtype)
+    # fmt: off
+    _lay_down(x, turned, turn, band, target, exact_start, own, live,
+              gains, projectors, projector_step, FEATURES, KEEP_EXACT, PARTS)
+    # fmt: on
+    return add_product(reduced, reduction, reduction_step, turned, SLOTS, PARTS, True)
+
+
+@triton.jit
 def _leave(reduced, band, target, low_place, sums):
-    """What a tile's tokens were reduced to: low tokens of a LOW row, or the sum of them all in row 0."""
+    """Write what a tile was reduced to: low tokens of a LOW row, or the sum of all, which is in the first row."""
     if band == LOW:
         write_tokens(target, low_place, low_place >= 0, reduced)
     elif sums is not None:
         if band != DENSE:
             tl.store(sums + tl.arange(0, reduced.shape[1]), tl.sum(reduced, 0))
+
+
+@triton.jit
+def _places(first, last, raster, CHUNK: tl.constexpr):
+    """Places of CHUNK tokens in tile order, in the order of the call, and which of them exist."""
+    own = first + tl.arange(0, CHUNK)
+    live = own < last
+    place = own
+    if raster is not None:
+        place = tl.load(raster + own, mask=live, other=0)
+    return own, place, live
 
 
 @triton.jit
@@ -159,37 +218,28 @@ def prepare_tiles(
     key_out, value_out = buffers[1] + wide_row * key_rows * D, buffers[2] + wide_row * key_rows * D
     TURNED_FEATURES: tl.constexpr = FULL if FEATURES == VALUES else FEATURES
 
+    raster = None
+    if RASTER:
+        raster = layout[1]
     low_query, low_key = tl.zeros((LOW_SLOTS, D), tl.float32), tl.zeros((LOW_SLOTS, D), tl.float32)
     low_value = tl.zeros((LOW_SLOTS, D), tl.float32)
     for skip in range(0, SLOTS, CHUNK):
-        own = first + skip + tl.arange(0, CHUNK)
-        live = own < last
-        place = own
-        if RASTER:
-            place = tl.load(layout[1] + own, mask=live, other=0)
-        query = load_tokens(inputs[0], strides[0], sample, head, place, live, D)
-        key = load_tokens(inputs[1], strides[1], sample, head, place, live, D)
-        value = load_tokens(inputs[2], strides[2], sample, head, place, live, D)
-        if query_norm is not None:
-            query = norm_tokens(query, query_norm, eps, D)
-        if key_norm is not None:
-            key = norm_tokens(key, key_norm, eps, D)
-        turned_query, turned_key, turn = query, key, None
+        tile = _places(first + skip, last, raster, CHUNK)
+        # Queries and keys share the rotary tables, whose bytes are as many as theirs.
+        turn = None
         if rotary is not None:
-            turn = rotary_tables(rotary, place, live, D)
-            turned_query = cast(rotate_tokens(query, turn), query.dtype)
-            turned_key = cast(rotate_tokens(key, turn), key.dtype)
+            turn = rotary_tables(rotary, tile[1], tile[2], D)
         # fmt: off
-        _lay_down(query, turned_query, turn, band, query_out, 0, own, live,
-                  gains, projectors, projector_step, TURNED_FEATURES, False, PARTS)
-        _lay_down(key, turned_key, turn, band, key_out, segments[1], own, live,
-                  gains, projectors, projector_step, TURNED_FEATURES, TEXT, PARTS)
-        _lay_down(value, value, None, band, value_out, segments[1], own, live,
-                  gains, projectors, projector_step, FEATURES, TEXT, PARTS)
+        low_query = _take(
+            low_query, inputs[0], strides[0], (sample, head), tile, query_norm, eps, turn, band, query_out, 0,
+            reduction + skip, reduction_step, projectors, projector_step, gains, SLOTS, D, TURNED_FEATURES, False, PARTS)
+        low_key = _take(
+            low_key, inputs[1], strides[1], (sample, head), tile, key_norm, eps, turn, band, key_out, segments[1],
+            reduction + skip, reduction_step, projectors, projector_step, gains, SLOTS, D, TURNED_FEATURES, TEXT, PARTS)
+        low_value = _take(
+            low_value, inputs[2], strides[2], (sample, head), tile, None, eps, None, band, value_out, segments[1],
+            reduction + skip, reduction_step, projectors, projector_step, gains, SLOTS, D, FEATURES, TEXT, PARTS)
         # fmt: on
-        low_query = add_product(low_query, reduction + skip, reduction_step, turned_query, SLOTS, PARTS)
-        low_key = add_product(low_key, reduction + skip, reduction_step, turned_key, SLOTS, PARTS)
-        low_value = add_product(low_value, reduction + skip, reduction_step, value, SLOTS, PARTS)
     query_sums, key_sums, value_sums = None, None, None
     if sums is not None:
         query_sums = sums + (wide_row * tiles + index) * D

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from freqformer.ops.jit import cast, dot
+from freqformer.ops.jit import INTERPRETED, cast, dot
 
 LOW, MID, HIGH, DENSE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 
@@ -57,20 +57,31 @@ def rotate_tokens(x, turn):
 
 
 @triton.jit
-def add_product(total, matrix, step, x, WIDTH: tl.constexpr, PARTS: tl.constexpr):
-    """total + the sum of PARTS matrices, `step` elements apart and WIDTH wide, times x; float32."""
+def add_product(total, matrix, step, x, WIDTH: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr):
+    """total + the sum of PARTS matrices, `step` elements apart and WIDTH wide, times x; float32.
+
+    EXACT takes float32 products of float32 numbers; otherwise each is three of tf32 parts, good to 2^-22. Products of
+    16-bit numbers are exact either way.
+    """
     ROWS: tl.constexpr = total.shape[0]
     COLUMNS: tl.constexpr = x.shape[0]
     entry = matrix + tl.arange(0, ROWS)[:, None] * WIDTH + tl.arange(0, COLUMNS)[None, :]
     for part in tl.static_range(PARTS):  # pyright: ignore[reportGeneralTypeIssues]
-        total = dot(tl.load(entry + part * step), x, total)
+        table = tl.load(entry + part * step)
+        if EXACT or INTERPRETED:
+            total = dot(table, x, total)
+        else:
+            total = tl.dot(table, x, total, input_precision="bf16x6")
     return total
 
 
 @triton.jit
 def project(matrix, step, x, PARTS: tl.constexpr):
-    """A square matrix, in PARTS summands, times the tokens x of one tile (SLOTS, D): float32."""
-    return add_product(tl.zeros(x.shape, tl.float32), matrix, step, x, x.shape[0], PARTS)
+    """A square matrix, in PARTS summands, times the tokens x of one tile (SLOTS, D): float32.
+
+    In float32 a product this large is too much code without tensor cores.
+    """
+    return add_product(tl.zeros(x.shape, tl.float32), matrix, step, x, x.shape[0], PARTS, False)
 
 
 @triton.jit

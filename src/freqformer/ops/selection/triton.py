@@ -17,12 +17,16 @@ QUERIES = 16
 """Query tiles of one block: the least that a tensor core takes."""
 KEYS = 64
 """Key tiles whose scores are computed at once."""
+CHANNELS = 32
+"""Channels that are multiplied at once: the parts of their numbers take many registers."""
 SCRATCH_BYTES = 1 << 27
 """Most bytes of tile scores held at once."""
-PROGRAMS = 264
-"""Programs that share the work: two on each of 132 multiprocessors."""
+PROGRAMS = 528
+"""Programs that share the work: four on each of 132 multiprocessors."""
 GROUP_SCORES = 8192
-"""Scores of query tiles whose thresholds are sought at once: 32 registers of each of 256 threads."""
+"""Scores of query tiles whose thresholds are sought at once: 64 registers of each of 128 threads."""
+CELL_STEP = 4
+"""Tiles of a cell that are looked up at once."""
 
 
 def select(
@@ -72,10 +76,12 @@ def _select_tiles(
         D=head_dim,
         QUERIES=QUERIES,
         KEYS=KEYS,
+        PART=min(head_dim, CHANNELS),
         ROWS=max(1, min(QUERIES, GROUP_SCORES // side)),
         TILES=side,
         CELLS=1 if cells is None else power_of_two(cells[0].shape[0]),
-        num_warps=8,  # pyright: ignore[reportCallIssue]
+        STEP=CELL_STEP,
+        num_warps=4,  # pyright: ignore[reportCallIssue]
     )
     return lists, bias
 

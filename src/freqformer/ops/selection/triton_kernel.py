@@ -11,18 +11,6 @@ MID = tl.constexpr(1)
 
 
 @triton.jit
-def _scores(sums, query_base, key_base, queries, counts, keys, key_counts, tiles, D: tl.constexpr):
-    """Mean query . mean key of some query tiles and some key tiles, float32."""
-    channel = tl.arange(0, D)
-    known = keys < tiles
-    query = tl.load(sums + query_base + queries[:, None] * D + channel[None, :], mask=(queries < tiles)[:, None], other=0.0)
-    key = tl.load(sums + key_base + keys[:, None] * D + channel[None, :], mask=known[:, None], other=0.0)
-    query, key = query / counts[:, None], key / key_counts[:, None]
-    # Three products of tf32 parts are as good as one of float32.
-    return tl.dot(query, tl.trans(key), input_precision="ieee" if INTERPRETED else "tf32x3")
-
-
-@triton.jit
 def _tile_counts(tile_offsets, tile, tiles):
     """Tokens of tiles, 1 for those behind the last."""
     first = tl.load(tile_offsets + tile, mask=tile < tiles, other=0)
@@ -47,7 +35,25 @@ def _best(scores, place, tiles, count, ROWS: tl.constexpr):
     above = ordered > threshold[:, None]
     level = ordered == threshold[:, None]
     wanted = count - tl.sum(above.to(tl.int32), 1)
-    return above | (level & (tl.cumsum(level.to(tl.int32), 1) <= wanted[:, None]))
+    chosen = above | level
+    # Ties at the threshold are rare, and ranking them is slow.
+    if tl.max(tl.sum(level.to(tl.int32), 1) - wanted, 0) > 0:
+        chosen = above | (level & (tl.cumsum(level.to(tl.int32), 1) <= wanted[:, None]))
+    return chosen
+
+
+@triton.jit
+def _unseen(cells, scratch, cell, num_cells, longest, ROWS: tl.constexpr, STEP: tl.constexpr):
+    """log(tokens of a cell that are in no chosen tile), from the tokens of every chosen tile: (ROWS, cells)."""
+    known = cell < num_cells
+    left = tl.load(cells[1] + cell, mask=known, other=0).to(tl.float32)[None, :] + tl.zeros((ROWS, 1), tl.float32)
+    for first in range(0, longest, STEP):
+        step = first + tl.arange(0, STEP)
+        real = known[:, None] & (step < longest)[None, :]
+        tile = tl.load(cells[0] + cell[:, None] * longest + step[None, :], mask=real, other=-1)
+        seen = tl.load(scratch[:, None, None] + tile[None, :, :], mask=(tile >= 0)[None, :, :], other=0.0)
+        left -= tl.sum(seen, 2)
+    return tl.where(left > 0, tl.log(tl.maximum(left, 1.0)), float("-inf"))
 
 
 @triton.jit
@@ -63,9 +69,11 @@ def select_tiles(
     D: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
+    PART: tl.constexpr,
     ROWS: tl.constexpr,
     TILES: tl.constexpr,
     CELLS: tl.constexpr,
+    STEP: tl.constexpr,
 ):
     """The best key tiles of every query tile of MID rows, and the bias of their low summaries.
 
@@ -91,40 +99,41 @@ def select_tiles(
         if tl.load(allocation + row) == MID:
             first = work % blocks * QUERIES
             queries = first + tl.arange(0, QUERIES)
-            counts = _tile_counts(tile_offsets, queries, tiles)
+            known = queries < tiles
             base = row.to(tl.int64) * tiles * D
             key_base = base + rows.to(tl.int64) * tiles * D
             for chunk in range(0, tiles, KEYS):
                 keys = chunk + tl.arange(0, KEYS)
-                key_counts = _tile_counts(tile_offsets, keys, tiles)
-                scores = _scores(sums, base, key_base, queries, counts, keys, key_counts, tiles, D)
+                scores = tl.zeros((QUERIES, KEYS), tl.float32)
+                for part in tl.static_range(0, D, PART):  # pyright: ignore[reportGeneralTypeIssues]
+                    channel = part + tl.arange(0, PART)
+                    entry = base + queries[:, None] * D + channel[None, :]
+                    query = tl.load(sums + entry, mask=known[:, None], other=0.0)
+                    entry = key_base + keys[None, :] * D + channel[:, None]
+                    key = tl.load(sums + entry, mask=(keys < tiles)[None, :], other=0.0)
+                    # Three products of tf32 parts are as good as one of float32.
+                    scores = tl.dot(query, key, scores, input_precision="ieee" if INTERPRETED else "tf32x3")
+                scores = scores / _tile_counts(tile_offsets, keys, tiles)[None, :]
                 # A query tile always sees itself.
                 scores = tl.where(queries[:, None] == keys[None, :], float("inf"), scores)
                 entry = tl.arange(0, QUERIES)[:, None] * TILES + keys[None, :]
                 tl.store(own_scratch + entry, scores, mask=(keys < TILES)[None, :])
             tl.debug_barrier()
-            tile_counts = _tile_counts(tile_offsets, place, tiles)
             for group in range(0, QUERIES, ROWS):
                 member = group + tl.arange(0, ROWS)
                 entry = own_scratch + member[:, None] * TILES + place[None, :]
                 chosen = _best(tl.load(entry), place, tiles, count, ROWS)
-                query = first + member
-                known = chosen & (query < tiles)[:, None]
-                target = (row.to(tl.int64) * tiles + query)[:, None] * count + tl.cumsum(chosen.to(tl.int32), 1) - 1
-                tl.store(lists + target, place[None, :] + tl.zeros((ROWS, 1), tl.int32), mask=known)
+                query_tile = first + member
+                target = (row.to(tl.int64) * tiles + query_tile)[:, None] * count + tl.cumsum(chosen.to(tl.int32), 1) - 1
+                tl.store(lists + target, place[None, :], mask=chosen & (query_tile < tiles)[:, None])
                 if bias is not None:
                     tl.debug_barrier()
-                    tl.store(entry, tl.where(chosen, tile_counts[None, :], 0).to(tl.float32))
+                    counts = _tile_counts(tile_offsets, place, tiles)
+                    tl.store(entry, tl.where(chosen, counts[None, :], 0).to(tl.float32))
                     tl.debug_barrier()
                     cell = tl.arange(0, CELLS)
-                    left = tl.load(cells[1] + cell, mask=cell < num_cells, other=0).to(tl.float32)[None, :]
-                    left += tl.zeros((ROWS, 1), tl.float32)
-                    for step in range(longest):
-                        tile = tl.load(cells[0] + cell * longest + step, mask=cell < num_cells, other=-1)
-                        seen = own_scratch + member[:, None] * TILES + tile[None, :]
-                        left -= tl.load(seen, mask=(tile >= 0)[None, :], other=0.0)
-                    target = (row.to(tl.int64) * tiles + query)[:, None] * num_cells + cell[None, :]
-                    unseen = tl.where(left > 0, tl.log(tl.maximum(left, 1.0)), float("-inf"))
-                    tl.store(bias + target, unseen, mask=(query < tiles)[:, None] & (cell < num_cells)[None, :])
+                    unseen = _unseen(cells, own_scratch + member * TILES, cell, num_cells, longest, ROWS, STEP)
+                    target = (row.to(tl.int64) * tiles + query_tile)[:, None] * num_cells + cell[None, :]
+                    tl.store(bias + target, unseen, mask=(query_tile < tiles)[:, None] & (cell < num_cells)[None, :])
             # The next block of queries writes where others may still read.
             tl.debug_barrier()
