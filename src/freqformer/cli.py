@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ from freqformer.simulate.commands import calibrate_command, simulate_command
 
 if TYPE_CHECKING:
     from freqformer.models.pipeline import FreqFormerPipeline
+    from freqformer.training.run import StepReport
 
 USER_ERROR = 2
 TRAIN_FILE = "train.json"
@@ -126,9 +128,13 @@ def train(
     shortcuts = {"max_steps": steps, "max_seconds": seconds}
     values.setdefault("run", {}).update({name: value for name, value in shortcuts.items() if value is not None})
     made = TrainConfig.from_dict(values)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / TRAIN_FILE).write_text(json.dumps(made.to_dict(), indent=2), encoding="utf-8")
-    pipeline = run_training(made)
+    last: deque[StepReport] = deque(maxlen=1)
+    try:
+        pipeline = run_training(made, on_step=last.append)
+    finally:
+        # A run that did not get to a step leaves an earlier run's record alone.
+        if last:
+            (output / TRAIN_FILE).write_text(json.dumps(made.to_dict(), indent=2), encoding="utf-8")
     typer.echo(f"trained model: {pipeline}\nnext: freqformer sample {output} --output {output}/sample.mp4")
 
 

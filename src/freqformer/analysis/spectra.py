@@ -6,13 +6,14 @@ H rows, W columns of pixels, T steps of tiles in time.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from freqformer.bands import split_bands
+from freqformer.bands import low_grid, split_bands
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, TileLayout, tile_layout
 from freqformer.media import from_unit
@@ -34,6 +35,8 @@ class Spectrum:
     first_frames: list[int]
     """First frame of every step of tiles, and F at the end: T + 1 numbers."""
     layout: TileLayout
+    num_low_tokens: int
+    """Tokens that would hold the low band."""
 
     @property
     def shares(self) -> Tensor:
@@ -76,7 +79,7 @@ def clip_spectrum(clip: Tensor, config: FreqFormerConfig, patch: Patch = (1, 4, 
     first = [step * layout.tile[0] * patch[0] for step in range(layout.tiles[0])] + [clip.shape[1]]
     power = bands.double().square().sum((1, 3, 4))
     energies = torch.stack([power[:, a:b].sum(1) for a, b in pairwise(first)])
-    return Spectrum(bands, mean, energies, first, layout)
+    return Spectrum(bands, mean, energies, first, layout, math.prod(low_grid(layout, config)))
 
 
 def _tokens(clip: Tensor, patch: Patch) -> Tensor:

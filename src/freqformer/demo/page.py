@@ -39,7 +39,7 @@ def render_page(facts: dict[str, Any]) -> str:
         "density_here": _percent(costs["here"]["density"]),
         "density_720p": _percent(costs["720p"]["density"]),
         "parameters": f"{facts['parameters'] / 1e6:.1f} million",
-        "compression": f"{facts['compression']:g}",
+        "compression": f"{facts['compression']:.0f}",
         **{f"{name}_share": _percent(facts["band_shares"][name]) for name in BAND_NAMES},
         **{name: f"{facts[name]:.2f}" for name in ("first_loss", "last_loss")},
         **{name: f"{facts[name]:.0f}" for name in ("train_seconds", "generate_seconds", "total_seconds")},

@@ -195,6 +195,7 @@ def _facts(settings: DemoSettings, reports: list[StepReport], spectrum: Spectrum
         "threads": torch.get_num_threads(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "clip": {"frames": settings.num_frames, "height": settings.height, "width": settings.width, "fps": settings.fps},
+        "compression": spectrum.layout.grid.num_tokens / spectrum.num_low_tokens,
         "band_shares": dict(zip(("low", "mid", "high"), spectrum.total_shares, strict=True)),
         "train_steps": len(reports),
         "train_seconds": reports[-1].seconds,
@@ -217,7 +218,6 @@ def _costs(settings: DemoSettings, model: FreqFormerTransformer3DModel, generate
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "tiles": tile_layout(grid, model.band_config.tile).num_tiles,
-        "compression": model.band_config.compression,
         "head_shares": shares[:3],
         "attention_flops_of_dense": costs,
     }
