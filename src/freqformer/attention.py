@@ -75,8 +75,8 @@ def frequency_attention(
         plan: the plan of this grid and config, built outside a compiled region; None builds or finds it.
         selection: the tiles of MID heads for `mid_pattern="topk"`; None chooses them by tile means.
         token_order: order of the video tokens in and out, `raster` or `tile`.
-        impl: `triton` (fused, on a GPU; no gradients yet), `eager` (linear memory, any device), `reference` (full masks),
-            or `auto`: triton on a GPU where it can run, else eager; the log says which and why.
+        impl: `triton` (fused, on a GPU), `eager` (linear memory, any device), `reference` (full masks), or
+            `auto`: triton on a GPU where it can run, else eager; the log says which and why.
 
     Returns: (batch, tokens, heads, head_dim) in the dtype of the query.
 

@@ -7,6 +7,7 @@ legend: B batch, H heads, R = B * H rows, N video tokens, X text tokens, D head_
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 Tensors = tuple[Tensor, Tensor, Tensor]
 """Query, key and value."""
-HEAD_DIMS = (16, 32, 64, 128, 256)
+HEAD_DIMS = (16, 32, 64, 128)
 
 
 def obstacle(tensors: Tensors, parameters: AttentionParameters | None) -> str | None:
@@ -45,22 +46,35 @@ def obstacle(tensors: Tensors, parameters: AttentionParameters | None) -> str | 
         return "the tensors are float64: convert them to float32, or choose impl='eager'"
     if query.shape[-1] not in HEAD_DIMS:
         return f"head_dim is {query.shape[-1]}, and {', '.join(map(str, HEAD_DIMS))} are allowed: choose impl='eager'"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (*tensors, *_learned(parameters))):
-        return "it has no backward yet and gradients are asked for: use torch.no_grad(), or choose impl='eager'"
+    rotary = None if parameters is None else parameters.rotary
+    if torch.is_grad_enabled() and rotary is not None and any(table.requires_grad for table in rotary):
+        return "it gives the rotary tables no gradient, and one is asked for: detach them, or choose impl='eager'"
     return None
 
 
-def _learned(parameters: AttentionParameters | None) -> list[Tensor]:
-    if parameters is None:
-        return []
-    own = (
-        parameters.summary_queries,
-        parameters.summary_offsets,
-        parameters.gains,
-        parameters.query_norm,
-        parameters.key_norm,
-    )
-    return [x for x in (*own, *(parameters.rotary or ())) if x is not None]
+@dataclass(frozen=True, eq=False)
+class FusedCall:
+    """What a call of the pipeline takes beside its tensors."""
+
+    plan: AttentionPlan
+    bands: Tensor
+    """The band of every head on the device, whole numbers (B, H)."""
+    present: frozenset[int]
+    """Which bands may be among them."""
+    text_mask: Tensor | None
+    selection: Selection | None
+    token_order: TokenOrder
+
+
+@dataclass(frozen=True, eq=False)
+class FusedOutputs:
+    """What a call of the pipeline gives, and what its backward needs of it."""
+
+    out: Tensor
+    """(B, N + X, H, D)."""
+    low_out: Tensor
+    lse: Tensor
+    mid: MidLists | None
 
 
 def fused_attention(
@@ -77,6 +91,20 @@ def fused_attention(
 
     An allocation on the device is not read back, and so not checked: a head whose number is no band gives NaN.
     """
+    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
+    bands, present = _device_bands(allocation, query)
+    call = FusedCall(plan, bands, present, text_mask, selection, token_order)
+    given = parameters or AttentionParameters()
+    learned = (given.summary_queries, given.summary_offsets, given.gains, given.query_norm, given.key_norm)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*tensors, *learned)):
+        from freqformer.ops.fused_backward import FusedAttention
+
+        return FusedAttention.apply(call, given, query, key, value, *learned)  # type: ignore[return-value]
+    return run((query, key, value), given, call).out
+
+
+def run(tensors: Tensors, parameters: AttentionParameters, call: FusedCall) -> FusedOutputs:
+    """The launches of one call, in order."""
     # Imported here, since Triton decides at import whether it interprets, and a CPU may have no Triton at all.
     from freqformer.ops.block_sparse.tables import launch_tables
     from freqformer.ops.block_sparse.triton import AttentionBuffers, RowBands, attend
@@ -85,29 +113,31 @@ def fused_attention(
     from freqformer.ops.prologue.tables import prologue_tables
     from freqformer.ops.prologue.triton import prepare_rows
 
-    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
-    device, dtype = query.device, query.dtype
+    plan, device, dtype = call.plan, tensors[0].device, tensors[0].dtype
     launch, tables = launch_tables(plan, device), prologue_tables(plan, device, dtype)
-    bands, present = _device_bands(allocation, query)
     rows = prepare_rows(
-        (query, key, value), bands, tables, launch.band_blocks, parameters=parameters, token_order=token_order
+        tensors, call.bands, tables, launch.band_blocks, parameters=parameters, token_order=call.token_order
     )
     mid = None
-    if Band.MID in present and plan.mid_lists is None:
-        mid = _mid_lists(rows, tables, selection)
-    offsets = None if parameters is None else parameters.summary_offsets
-    out, low_out, _ = attend(
+    if Band.MID in call.present and plan.mid_lists is None:
+        mid = _mid_lists(rows, tables, call.selection)
+    out, low_out, lse = attend(
         AttentionBuffers(rows.query, rows.key, rows.value),
         RowBands(rows.bands, rows.order),
         launch,
         mid=mid,
-        summary_offsets=None if offsets is None else offsets.contiguous(),
-        text_mask=None if text_mask is None else text_mask.contiguous(),
-        token_order=token_order,
+        summary_offsets=contiguous(parameters.summary_offsets),
+        text_mask=contiguous(call.text_mask),
+        token_order=call.token_order,
     )
-    if Band.LOW in present:
-        merge_low(low_out, out, bands, merge_tables(plan, device, dtype), token_order)
-    return out
+    if Band.LOW in call.present:
+        merge_low(low_out, out, call.bands, merge_tables(plan, device, dtype), call.token_order)
+    return FusedOutputs(out, low_out, lse, mid)
+
+
+def contiguous(x: Tensor | None) -> Tensor | None:
+    """x in one piece of memory; None stays."""
+    return None if x is None else x.contiguous()
 
 
 def _device_bands(allocation: Tensor | Sequence[int], query: Tensor) -> tuple[Tensor, frozenset[int]]:
@@ -159,7 +189,7 @@ def workspace_bytes(plan: AttentionPlan, batch: int, dtype: torch.dtype) -> int:
         batch: samples.
         dtype: of the query.
     """
-    from freqformer.ops.block_sparse.triton import TEXT_PART_TILES, TEXT_PARTS
+    from freqformer.ops.block_sparse.triton import text_parts
     from freqformer.ops.selection.triton import scratch_bytes
 
     rows, width, tiles = batch * plan.num_heads, plan.head_dim, plan.layout.num_tiles
@@ -171,7 +201,7 @@ def workspace_bytes(plan: AttentionPlan, batch: int, dtype: torch.dtype) -> int:
         held += 3 * rows * tiles * width * 4
     if selects:
         held += rows * tiles * (plan.mid_capacity + cells) * 4 + scratch_bytes(rows, tiles)
-    parts = min(TEXT_PARTS, tiles // TEXT_PART_TILES)
+    parts = text_parts(tiles)
     if parts > 1:
         held += rows * parts * plan.num_text_tokens * (width + 1) * 4
     return held

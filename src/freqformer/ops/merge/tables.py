@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from freqformer.bands import interpolation_matrix, low_grid, low_samples, synthesis_matrix
-from freqformer.ops.tile_matrices import kron, padded, parts, power_of_two, tile_classes
+from freqformer.grid import Extents, TileLayout
+from freqformer.ops.tile_matrices import TileClasses, kron, padded, parts, power_of_two, tile_classes
 from freqformer.plan import AttentionPlan
 
 
@@ -41,19 +42,8 @@ def merge_tables(plan: AttentionPlan, device: torch.device, dtype: torch.dtype) 
 
     layout = plan.layout
     axes = [_axis(plan, axis) for axis in range(3)]
-    # Matrices of equal tiles differ by rounding where they were cut from different places.
-    kinds = [[(tuple(m.shape), tuple(m.flatten().mul(2**30).round().tolist())) for m, _ in along] for along in axes]
-    classes = tile_classes(layout, kinds)
-    members = layout.coordinates()[classes.members].tolist()
-    matrices = [kron([axes[axis][i][0] for axis, i in enumerate(place)]) for place in members]
-    near = torch.zeros((), dtype=torch.int64)
-    for axis, length in enumerate(low_grid(layout, plan.config)):
-        places = torch.stack([place for _, place in axes[axis]])
-        shape = [1] * 6
-        shape[axis], shape[axis + 3] = places.shape
-        places = places.reshape(shape)
-        near = torch.where((near < 0) | (places < 0), -1, near * length + places)
-    near = near.flatten(3).flatten(0, 2)
+    classes, matrices = tile_matrices(layout, axes)
+    near = tile_places(axes, low_grid(layout, plan.config))
     side = power_of_two(near.shape[1])
     return MergeTables(
         tile_offsets=upload(layout.offsets),
@@ -64,7 +54,32 @@ def merge_tables(plan: AttentionPlan, device: torch.device, dtype: torch.dtype) 
     )
 
 
-def _axis(plan: AttentionPlan, axis: int) -> list[tuple[Tensor, Tensor]]:
+Axis = list[tuple[Tensor, Tensor]]
+"""For every tile along one axis a matrix, and the places that its columns (or, turned round, its rows) stand for."""
+
+
+def tile_matrices(layout: TileLayout, axes: list[Axis]) -> tuple[TileClasses, list[Tensor]]:
+    """Classes of tiles, and the matrix of every class over all three axes."""
+    # Matrices of equal tiles differ by rounding where they were cut from different places.
+    kinds = [[(tuple(m.shape), tuple(m.flatten().mul(2**30).round().tolist())) for m, _ in along] for along in axes]
+    classes = tile_classes(layout, kinds)
+    members = layout.coordinates()[classes.members].tolist()
+    return classes, [kron([axes[axis][i][0] for axis, i in enumerate(place)]) for place in members]
+
+
+def tile_places(axes: list[Axis], lengths: Extents) -> Tensor:
+    """Raster places of every tile in a grid of `lengths`, -1 where an axis has none: int64 (T, product of the widths)."""
+    total = torch.zeros((), dtype=torch.int64)
+    for axis, length in enumerate(lengths):
+        places = torch.stack([place for _, place in axes[axis]])
+        shape = [1] * 6
+        shape[axis], shape[axis + 3] = places.shape
+        places = places.reshape(shape)
+        total = torch.where((total < 0) | (places < 0), -1, total * length + places)
+    return total.flatten(3).flatten(0, 2)
+
+
+def _axis(plan: AttentionPlan, axis: int) -> Axis:
     """For every tile along one axis, the matrix (extent, width) from low tokens near it, and their places (width,).
 
     The width is the same for all tiles; behind a tile's last place stand zero columns and -1.

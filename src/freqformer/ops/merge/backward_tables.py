@@ -1,0 +1,90 @@
+"""Static tables of the merge's backward launch: from the tokens that a tile's low tokens reach to the low tokens.
+
+Shape legend: N video tokens, M low tokens, T tiles, K classes of tiles, LOW_SLOTS and REACH the sides of the kernel's
+blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from freqformer.bands import interpolation_matrix, low_grid, low_samples, synthesis_matrix
+from freqformer.ops.merge.tables import Axis, tile_matrices, tile_places
+from freqformer.ops.tile_matrices import padded, parts, power_of_two
+from freqformer.ops.tokens import TokenOrder
+from freqformer.plan import AttentionPlan
+
+STEP = 64
+"""Tokens that the kernel multiplies at once; REACH is a multiple of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class CollapseTables:
+    """Everything static about the backward of a merge for one plan, device, dtype and order; made by `collapse_tables`."""
+
+    tile_class: Tensor
+    """int32 (T,)."""
+    low_place: Tensor
+    """Place of a tile's low tokens in the low grid's raster order, -1 behind the last: int32 (T, LOW_SLOTS)."""
+    reach: Tensor
+    """Tokens whose outputs a tile's low tokens take part in, -1 for none: int32 (T, REACH)."""
+    weights: Tensor
+    """From those to the tile's low tokens: summands (1 or 2, K, LOW_SLOTS, REACH)."""
+
+
+@lru_cache(maxsize=64)
+def collapse_tables(
+    plan: AttentionPlan, device: torch.device, dtype: torch.dtype, token_order: TokenOrder
+) -> CollapseTables:
+    """The tables of a plan, cached; `reach` in `token_order`."""
+    layout = plan.layout
+    low_axes, axes = zip(*(_axis(plan, axis) for axis in range(3)), strict=True)
+    classes, matrices = tile_matrices(layout, list(axes))
+    reach = tile_places(list(axes), layout.grid.shape)
+    if token_order == "tile":
+        reach = torch.where(reach < 0, -1, layout.tile_to_raster[reach.clamp_min(0)])
+    low_place = tile_places(list(low_axes), low_grid(layout, plan.config))
+    low_slots, width = power_of_two(low_place.shape[1]), -(-reach.shape[1] // STEP) * STEP
+
+    def upload(x: Tensor, columns: int) -> Tensor:
+        return pad(x, (0, columns - x.shape[1]), value=-1).to(torch.int32).contiguous().to(device)
+
+    return CollapseTables(
+        tile_class=classes.of_tile.to(torch.int32).to(device),
+        low_place=upload(low_place, low_slots),
+        reach=upload(reach, width),
+        weights=parts(padded(matrices, low_slots, width), dtype).to(device),
+    )
+
+
+def _axis(plan: AttentionPlan, axis: int) -> tuple[Axis, Axis]:
+    """For every tile along one axis its low tokens' places, and the matrix to them from the tokens that they reach."""
+    layout, config = plan.layout, plan.config
+    samples = low_samples(layout, config, axis)
+    if config.low_output == "interpolate":
+        whole = interpolation_matrix(layout, config, axis)
+    else:
+        pairs = zip(layout.extents(axis), samples, strict=True)
+        whole = torch.block_diag(*(synthesis_matrix(n, m) for n, m in pairs))
+    low, reached, first = [], [], 0
+    for m in samples:
+        columns = whole[:, first : first + m]
+        tokens = (columns != 0).any(1).nonzero().squeeze(1)
+        begin, end = int(tokens[0]), int(tokens[-1]) + 1
+        low.append((columns, torch.arange(first, first + m)))
+        # A short tile's rows are padded too, since its low tokens' places are.
+        matrix = pad(columns[begin:end], (0, max(samples) - m)).T.contiguous()
+        reached.append((matrix, torch.arange(begin, end)))
+        first += m
+    return _alike(low), _alike(reached)
+
+
+def _alike(tiles: Axis) -> Axis:
+    """Matrices and places padded to the longest places, with zero columns and -1."""
+    width = max(len(place) for _, place in tiles)
+    return [(pad(m, (0, width - len(place))), pad(place, (0, width - len(place)), value=-1)) for m, place in tiles]
