@@ -49,8 +49,8 @@ class LaunchTables:
     @property
     def uniform(self) -> bool:
         """Whether every tile is full."""
-        counts = self.plan.layout.counts
-        return int(counts.min()) == self.plan.layout.slots
+        layout = self.plan.layout
+        return all(extent % side == 0 for extent, side in zip(layout.grid.shape, layout.tile, strict=True))
 
     @property
     def mid_selects(self) -> bool:
