@@ -82,6 +82,7 @@ def _select_tiles(
         CELLS=1 if cells is None else power_of_two(cells[0].shape[0]),
         STEP=CELL_STEP,
         num_warps=4,  # pyright: ignore[reportCallIssue]
+        num_stages=2,  # pyright: ignore[reportCallIssue]
     )
     return lists, bias
 
