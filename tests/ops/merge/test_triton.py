@@ -1,0 +1,106 @@
+"""The merge in Triton's interpreter: LOW rows are written as the reference does, and nothing else is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from freqformer.config import Band, FreqFormerConfig
+from freqformer.grid import Grid
+from freqformer.ops.merge import expand_low
+from freqformer.plan import AttentionPlan, build_plan
+
+triton = pytest.importorskip("triton")
+if not triton.knobs.runtime.interpret:
+    pytest.skip("TRITON_INTERPRET=1 is not set: kernels would need a GPU", allow_module_level=True)
+
+from tests.support.interpreter import patch_language_once  # noqa: E402
+from tests.support.numerics import check_errors  # noqa: E402
+
+from freqformer.ops.merge.tables import merge_tables  # noqa: E402
+from freqformer.ops.merge.triton import merge_low  # noqa: E402
+
+# The interpreter's own: it turns arrays of one element into loop bounds.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
+BANDS = torch.tensor([[Band.LOW, Band.MID, Band.DENSE], [Band.HIGH, Band.LOW, 9]])
+TEXT = 2
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _fast_interpreter() -> None:
+    patch_language_once()
+
+
+def make_plan(grid: Grid, **changes: Any) -> AttentionPlan:
+    config = FreqFormerConfig(**{"tile": (2, 3, 4), "compression": 8, **changes})
+    return build_plan(grid, config, num_heads=3, head_dim=16)
+
+
+def merged(plan: AttentionPlan, low: torch.Tensor, order: Any) -> torch.Tensor:
+    out = torch.full((2, plan.layout.grid.num_tokens + TEXT, 3, 16), 7.0, dtype=low.dtype)
+    merge_low(low, out, BANDS, merge_tables(plan, torch.device("cpu"), low.dtype), order)
+    return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("low_output", ["interpolate", "synthesis"])
+def test_low_rows_are_as_near_float64_as_the_reference(low_output: str, dtype: torch.dtype) -> None:
+    plan = make_plan(Grid(3, 5, 7), low_output=low_output)
+    low = torch.randn(6, plan.num_low_tokens, 16).to(dtype)
+    for order in ("raster", "tile"):
+        out = merged(plan, low, order)
+        for sample, head in ((0, 0), (1, 1)):
+            row = low[sample * 3 + head][None]
+            check_errors(
+                {"out": out[sample, :105, head]},
+                {"out": expand_low(row, plan, order)[0]},
+                {"out": expand_low(row.double(), plan, order)[0]},
+            )
+
+
+@pytest.mark.parametrize(
+    ("grid", "changes"),
+    [
+        (Grid(1, 1, 1), {}),
+        (Grid(1, 9, 11), {"tile": None}),
+        (Grid(7, 4, 9), {"compression": 1}),
+        (Grid(7, 2, 2), {"compression": 24}),
+        (Grid(5, 7, 11), {"tile": None, "compression": 2}),
+    ],
+)
+def test_any_grid_and_compression(grid: Grid, changes: dict[str, Any]) -> None:
+    plan = make_plan(grid, **changes)
+    low = torch.randn(6, plan.num_low_tokens, 16)
+    wanted = expand_low(low[:1].double(), plan, "raster")[0]
+    assert (merged(plan, low, "raster")[0, : grid.num_tokens, 0].double() - wanted).abs().max() <= 2e-6
+
+
+def test_other_rows_and_text_stay_and_a_row_of_no_band_is_nan() -> None:
+    plan = make_plan(Grid(3, 5, 7))
+    out = merged(plan, torch.randn(6, plan.num_low_tokens, 16), "raster")
+    assert (out[:, 105:] == 7).all()
+    assert (out[0, :, 1:] == 7).all()
+    assert (out[1, :, 0] == 7).all()
+    assert out[1, :105, 2].isnan().all()
+
+
+def test_operator_checks() -> None:
+    plan = make_plan(Grid(2, 3, 5))
+    tables = merge_tables(plan, torch.device("cpu"), torch.float32)
+    out = torch.randn(2, 30, 3, 16)
+    layout = [tables.tile_offsets, tables.raster, tables.tile_class]
+    arguments = (
+        torch.randn(6, plan.num_low_tokens, 16),
+        out,
+        BANDS.clamp_max(3),
+        layout,
+        tables.near,
+        tables.weights,
+        True,
+    )
+    checks = torch.library.opcheck(
+        torch.ops.freqformer.merge_low.default, arguments, test_utils=("test_schema", "test_faketensor")
+    )
+    assert set(checks.values()) == {"SUCCESS"}
