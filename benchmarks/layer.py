@@ -240,7 +240,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         parts.barh(list(LAYERS), widths, left=list(left.values()), label=launch)
         left = {key: left[key] + width for key, width in zip(LAYERS, widths, strict=True)}
     parts.set(xlabel="ms", title="launches of one layer, bench configuration")
-    parts.legend(frameon=False, fontsize="small")
+    parts.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
     figure.savefig(path, dpi=150)
 
 
