@@ -65,9 +65,10 @@ def frequency_attention(
 
     Args:
         query, key, value: (batch, video tokens + text tokens, heads, head_dim), float64, float32, float16 or bfloat16;
-            queries and keys normalised and, unless `parameters.rotary` is given, rotated.
+            queries and keys normalised and rotated, but for what `parameters` asks the operation to do.
         grid: the video's token grid.
-        allocation: `Band` of every head, (heads,) or (batch, heads), whole numbers 0 to 3.
+        allocation: `Band` of every head, (heads,) or (batch, heads), whole numbers 0 to 3. impl="triton" doesn't read back
+            one that is on the GPU: a head whose number is no band gives NaN there.
         config: bands, patterns and summaries.
         num_text_tokens: text tokens behind the video tokens. Text is never compressed; text queries see everything.
         text_mask: bool (batch, num_text_tokens), True where a text token may be seen.
