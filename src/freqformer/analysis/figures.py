@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch as LegendPatch
+from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
 from freqformer.analysis.spectra import BAND_NAMES, Spectrum
@@ -89,9 +90,10 @@ def loss_figure(steps: Sequence[int], losses: Sequence[float], path: str | Path,
     smooth = torch.tensor(losses, dtype=torch.float64).unfold(0, width, 1).mean(-1).tolist()
     axes.plot(steps[width - 1 :], smooth, color=BAND_COLOURS[0], linewidth=2.2, label=f"mean of {width} steps")
     axes.set_yscale("log")
-    for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        formatted(lambda value, _: f"{value:.3g}")
-    axes.grid(axis="y", color="#E3E6EA", linewidth=0.8, which="both")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.grid(axis="y", color="#E3E6EA", linewidth=0.8)
     axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
     _plain(axes, "Flow-matching loss", "optimizer step", "mean squared error of the velocity")
     _save(figure, path)
