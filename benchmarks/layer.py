@@ -28,7 +28,7 @@ from freqformer.grid import Grid
 from freqformer.ops import fused
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.plan import AttentionPlan, build_plan
-from freqformer.routing import even_allocation
+from freqformer.routing import RoutingNetwork, even_allocation, routing_statistics
 
 BENCH = FreqFormerConfig(compression=32, mid_tiles=32, window=(3, 3, 3), summary_tokens=256)
 HEAD_DIM = 128
@@ -172,13 +172,26 @@ def measure(layer: Layer, repeats: int = 20) -> dict[str, Any]:
     }
 
 
+@torch.no_grad()
+def live_router(layer: Layer) -> dict[str, Any]:
+    """What choosing the bands costs at every step, when no table is frozen; not part of the layer's figures."""
+    query, key, _ = layer.tensors
+    network = RoutingNetwork(query.shape[2]).cuda()
+    hidden, timestep = query.flatten(2), torch.tensor([0.5], device="cuda")
+
+    def choose() -> Tensor:
+        return network(routing_statistics(query, key, hidden, layer.grid, layer.config), timestep).argmax(-1)
+
+    return {"num_launches": len(record.launches(choose)), "ms": record.median_ms(choose, repeats=5, warmup=1)}
+
+
 def video_layers() -> dict[str, Any]:
     """The bench configuration, with learned summaries, and with raised density, beside dense attention."""
     results: dict[str, Any] = {}
     for name, (grid, heads) in LAYERS.items():
         layer = make_layer(grid, heads, BENCH)
         dense = dense_ms(layer.tensors)
-        results[name] = {"dense_ms": dense}
+        results[name] = {"dense_ms": dense, "live_router": live_router(layer)}
         for variant in ("bench", "learned summaries", "density 10%"):
             if variant == "learned summaries":
                 layer = make_layer(grid, heads, BENCH, learned=True)
