@@ -101,7 +101,7 @@ def _pool(
             even += tl.sum(passed_even, 0)
             odd += tl.sum(passed_odd, 0)
         # The projector P is symmetric: the pooled value w^T (P v) is (P w)^T v, and P w takes far fewer products than P v.
-        spread = tl.sum(project(projector, step, _summands(weight, key.dtype), PARTS), 1)
+        spread = _project_vector(projector, step, weight, PARTS)
         value = load_tokens(inputs[2], strides[2], sample, head, place, live, D)
         pooled_value = pooled_value * decay + tl.sum(value.to(tl.float32) * spread[:, None], 0)
         total = total * decay + tl.sum(weight, 0)
@@ -114,12 +114,17 @@ def _pool(
 
 
 @triton.jit
-def _summands(x, dtype: tl.constexpr):
-    """A float32 vector as a matrix of 16 columns in `dtype` whose sum it is: what a product of matrices takes."""
-    high = cast(x, dtype)
-    low = cast(x - high.to(tl.float32), dtype)
-    column = tl.arange(0, 16)[None, :]
-    return tl.where(column == 0, high[:, None], tl.where(column == 1, low[:, None], tl.zeros((1, 16), dtype)))
+def _project_vector(matrix, step, x, PARTS: tl.constexpr):
+    """A square matrix, in PARTS summands `step` apart, times a float32 vector; sums of float32 products.
+
+    Not as a product of matrices with a few columns: Triton 3.6 reads shared memory out of range for one with 8 warps.
+    """
+    SLOTS: tl.constexpr = x.shape[0]
+    entry = matrix + tl.arange(0, SLOTS)[:, None] * SLOTS + tl.arange(0, SLOTS)[None, :]
+    total = tl.zeros((SLOTS,), tl.float32)
+    for part in tl.static_range(PARTS):  # pyright: ignore[reportGeneralTypeIssues]
+        total += tl.sum(tl.load(entry + part * step).to(tl.float32) * x[None, :], 1)
+    return total
 
 
 @triton.jit
