@@ -36,7 +36,7 @@ def launches(call: Callable[[], object]) -> list[tuple[str, float]]:
 
     call()
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as recorded:
         call()
         torch.cuda.synchronize()
     return [(event.name, event.device_time) for event in recorded.events() or () if event.device_type.name == "CUDA"]
@@ -69,8 +69,19 @@ def machine(commit: str | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "cudnn": torch.backends.cudnn.version(),
         "commit": commit,
-        "command": " ".join([*path, "python", *sys.argv]),
+        "command": " ".join([*path, "python", *_arguments()]),
     }
+
+
+def _arguments() -> list[str]:
+    """What was typed, without where results go and the commit, which differ by machine and are recorded apart."""
+    kept, words = [], iter(sys.argv)
+    for word in words:
+        if word in ("--output", "--commit"):
+            next(words, None)
+        else:
+            kept.append(word)
+    return kept
 
 
 def save(name: str, results: dict[str, Any], folder: Path, commit: str | None) -> Path:

@@ -82,6 +82,7 @@ def call_of(case: Case, allocation: Tensor | list[int], selection: Selection | N
     return call
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("where", ["host", "device"])
 def test_nothing_waits_for_the_device(where: str) -> None:
     case = CASES["learned, head_dim 64, text"]
@@ -129,7 +130,7 @@ def test_at_most_six_launches() -> None:
         call = call_of(case, allocation)
         call()
         torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as recorded:
             call()
             torch.cuda.synchronize()
         names = [event.name for event in recorded.events() or () if event.device_type.name == "CUDA"]
