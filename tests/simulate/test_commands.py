@@ -163,12 +163,24 @@ def test_calibrate_reads_the_kernel_benchmark(tmp_path):
     assert fitted.dense_rate == pytest.approx(start.dense_rate, rel=0.01)
 
 
+def test_calibrate_reads_the_eager_benchmark(tmp_path):
+    path, out = tmp_path / "eager_cpu.json", tmp_path / "cpu.json"
+    forward = {"dense_wall_s": 6.0, "frequency_wall_s": 1.5}
+    path.write_text(json.dumps({"machine": {"cpu": "some", "commit": "0"}, "speed": {"forward": forward}}))
+    shown = run("calibrate-hardware", path, "--hardware", "cpu", "--output", out)
+    assert "fitted: 2 measurements, median error 0.0%, worst 0.0%" in shown
+    start, fitted = load_calibration("cpu"), load_calibration(out)
+    assert fitted.dense_rate != start.dense_rate
+    assert fitted.linear_rate == start.linear_rate
+    assert "was measured on CPU, some" in run("calibrate-hardware", path, code=2)
+
+
 def test_results_that_do_not_fit_are_refused(tmp_path):
     path = tmp_path / "layer.json"
     path.write_text("{")
     assert "layer.json can't be read" in run("calibrate-hardware", path, code=2)
     path.write_text(json.dumps({"machine": {"gpu": "NVIDIA H200"}, "other": 1}))
-    assert "no layer or kernel benchmark" in run("calibrate-hardware", path, code=2)
+    assert "holds no known benchmark" in run("calibrate-hardware", path, code=2)
     values = made_up_layer_results()
     del values["scaling"]["points"][0]["heads"]
     path.write_text(json.dumps(values))

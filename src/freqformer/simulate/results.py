@@ -35,10 +35,10 @@ INFORMS = {
 
 
 def read_results(paths: Sequence[Path], hardware: Hardware) -> list[Measurement]:
-    """Measurements of benchmark result files, `layer.json` and `kernel.json` as benchmarks/ writes them.
+    """Measurements of benchmark result files, `layer.json`, `kernel.json` and `eager_cpu.json`.
 
     Raises:
-        ProfileError: for a file that can't be read, that holds neither, or that another machine made, naming it, and
+        ProfileError: for a file that can't be read, that holds none of them, or that another machine made, naming it, and
             the field where one is missing.
     """
     return [measurement for path in paths for measurement in _read(path, hardware)]
@@ -50,23 +50,32 @@ def _read(path: Path, hardware: Hardware) -> list[Measurement]:
     except (OSError, ValueError) as error:
         raise ProfileError(f"{path} can't be read ({error}); give a JSON file that a benchmark wrote") from error
     try:
-        gpu = values["machine"]["gpu"]
-        if hardware.name not in gpu.lower().replace(" ", ""):
-            raise ProfileError(f"{path} was measured on {gpu}, not on {hardware.title}: name that machine with --hardware")
+        machine = _machine(values)
+        if hardware.name not in machine.lower().replace(" ", ""):
+            raise ProfileError(f"{path} was measured on {machine}, not on {hardware.title}: name that with --hardware")
         if "layers" in values and "scaling" in values:
             return list(_layer_results(path.name, values))
         if "launch" in values and "dense" in values:
             return list(_kernel_results(path.name, values))
+        if "speed" in values:
+            return list(_eager_results(path.name, values))
     except (KeyError, TypeError, IndexError) as error:
         raise ProfileError(
             f"{path} lacks {error} where benchmarks/{path.name} writes it: run the benchmark again"
         ) from error
-    raise ProfileError(f"{path} holds no layer or kernel benchmark; give layer.json or kernel.json of benchmarks/results")
+    raise ProfileError(
+        f"{path} holds no known benchmark; give layer.json, kernel.json or eager_cpu.json of benchmarks/results"
+    )
+
+
+def _machine(values: dict[str, Any]) -> str:
+    """What the benchmark ran on: the GPU's name, or `CPU` and the processor's."""
+    machine = values["machine"]
+    return machine["gpu"] if "gpu" in machine else f"CPU, {machine['cpu']}"
 
 
 def _origin(file: str, values: dict[str, Any]) -> str:
-    machine = values["machine"]
-    return f"benchmarks/results/{file}, {machine['gpu']}, commit {machine['commit'][:12]}"
+    return f"benchmarks/results/{file}, {_machine(values)}, commit {values['machine']['commit'][:12]}"
 
 
 def _layer_results(file: str, values: dict[str, Any]) -> Iterator[Measurement]:
@@ -99,9 +108,24 @@ def _kernel_results(file: str, values: dict[str, Any]) -> Iterator[Measurement]:
         yield Measurement(name, tokens, record["ms"] / 1e3, predict, _of_attention("attention", head_dim), source)
 
 
-def _stage(plan: AttentionPlan, allocation: list[int], part: str | None) -> Callable[[Machine], float]:
+def _eager_results(file: str, values: dict[str, Any]) -> Iterator[Measurement]:
+    """The one layer of benchmarks/eager_cpu.py, forward in float32: 8 heads of 64, split 3/2/3, default configuration."""
+    source, grid, allocation, head_dim = _origin(file, values), Grid(16, 32, 32), [0, 0, 0, 1, 1, 2, 2, 2], 64
+    forward, tokens = values["speed"]["forward"], grid.num_tokens
+    dense = dense_counts(tokens, len(allocation), head_dim, element_size=4)
+    plan = build_plan(grid, FreqFormerConfig(), num_heads=len(allocation), head_dim=head_dim)
+    for name, seconds, predict, informs in (
+        ("dense", forward["dense_wall_s"], lambda machine: machine.dense(dense, head_dim).seconds, "dense_rate"),
+        ("layer", forward["frequency_wall_s"], _stage(plan, allocation, None, element_size=4), "attention_rate"),
+    ):
+        yield Measurement(f"eager, {name}", tokens, seconds, predict, (informs,), source)
+
+
+def _stage(
+    plan: AttentionPlan, allocation: list[int], part: str | None, element_size: int = 2
+) -> Callable[[Machine], float]:
     """What a machine takes for one stage of a layer, or for all of them."""
-    counts = layer_counts(plan, allocation)
+    counts = layer_counts(plan, allocation, element_size=element_size)
 
     def predict(machine: Machine) -> float:
         times = machine.layer(plan, allocation, counts)
