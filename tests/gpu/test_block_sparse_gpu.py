@@ -47,10 +47,11 @@ def test_nothing_beside_the_outputs_is_written(monkeypatch: pytest.MonkeyPatch) 
         made.append((memory, size))
         return memory[4096 : 4096 + size].view(shape)
 
-    def outputs(query: torch.Tensor, low_bias: torch.Tensor, heads: int) -> tuple[torch.Tensor, ...]:
+    def outputs(query: torch.Tensor, low_bias: torch.Tensor, heads: int, backward: int) -> tuple[torch.Tensor, ...]:
         rows, tokens, width = query.shape
         shapes = ((rows // heads, tokens, heads, width), (rows, len(low_bias), width), (rows, tokens))
-        return tuple(guarded(query, *shape, dtype=None if len(shape) > 2 else torch.float32) for shape in shapes)
+        written = (guarded(query, *shape, dtype=None if len(shape) > 2 else torch.float32) for shape in shapes)
+        return (*written, query.new_empty(backward))
 
     monkeypatch.setattr(launch, "_outputs", outputs)
     for seed in range(2000, 2040):

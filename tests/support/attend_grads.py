@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ from tests.support.attend_cases import AttendCase, _bias, _segments, expected
 from torch import Tensor
 
 from freqformer.config import Band
+
+LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True)
@@ -33,38 +36,50 @@ def random_output_grads(case: AttendCase, seed: int = 0) -> tuple[Tensor, Tensor
     return grad_out, grad_low_out
 
 
+def exact_outputs(case: AttendCase) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `attend_for_backward` gives, to the last bit: out, low_out, lse and remainder; NaN where nothing is written."""
+    dtype = case.buffers.query.dtype
+    out, low_out, lse = expected(case)
+    rounded, low_rounded = out.to(dtype), low_out.to(dtype)
+    if dtype == torch.float32:
+        high = (lse * LOG2_E).float()
+        return rounded, low_rounded, lse.float(), torch.stack([high, (lse * LOG2_E - high).float()], -1)
+    remainder = _by_row(case, out - rounded.double(), low_out - low_rounded.double()).to(dtype)
+    return rounded, low_rounded, lse.float(), remainder
+
+
 def expected_grads(case: AttendCase, grads: tuple[Tensor, Tensor], dtype: torch.dtype = torch.float64) -> AttendGrads:
     """Gradients of `attend`, in float64.
 
-    With a narrower `dtype`: the same in float32 from outputs rounded to it, with weights, slopes and results rounded to
-    it, as any kernel on matrix units must, so that its error is the yardstick.
+    With a narrower `dtype`: the same in float32 with weights, slopes and results rounded to it, as any kernel on matrix
+    units must, so that its error is the yardstick.
     """
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     plan, buffers, layout = case.plan, case.buffers, case.tables.keys
     video, low, head_dim = plan.layout.grid.num_tokens, plan.num_low_tokens, buffers.query.shape[2]
-    out, low_out, lse = (x.to(wide) for x in expected(case, dtype))
-    outputs, given = (_by_row(case, *pair) for pair in ((out, low_out), (x.to(wide) for x in grads)))
+    given = _by_row(case, *(x.to(wide) for x in grads))
     inputs = (buffers.query, buffers.key, buffers.value)
     total = [torch.full(x.shape, torch.nan, dtype=wide, device=x.device) for x in inputs]
-    offsets = torch.zeros(plan.num_heads, 3, dtype=wide, device=out.device)
+    offsets = torch.zeros(plan.num_heads, 3, dtype=wide, device=given.device)
     for row, band in enumerate(case.rows.allocation.tolist()):
-        bias = _bias(case, row, band).to(device=out.device, dtype=wide)
-        queries = torch.arange(bias.shape[0], device=out.device)
+        bias = _bias(case, row, band).to(device=given.device, dtype=wide)
+        queries = torch.arange(bias.shape[0], device=given.device)
         if band == Band.LOW:
             queries = queries[(queries < low) | (queries >= video)]
-        keys = _held(case, band).to(out.device)
+        keys = _held(case, band).to(given.device)
         query, key, value = (x[row, own].to(wide) for x, own in zip(inputs, (queries, keys, keys), strict=True))
-        grad, o = given[row, queries], outputs[row, queries]
+        grad = given[row, queries]
         logits = query @ key.T * head_dim**-0.5 + bias[queries][:, keys]
-        weight = (logits - lse[row, queries, None]).exp().nan_to_num(0.0)
-        slope = weight * (grad @ value.T - (grad * o).sum(-1, keepdim=True))
+        weight = logits.softmax(-1).nan_to_num(0.0)
+        rounded, agree = weight.to(dtype).to(wide), grad @ value.T
+        slope = weight * (agree - (rounded * agree).sum(-1, keepdim=True))
         for start, index in ((layout.low_summaries, 0), (layout.mid_summaries, 1), (layout.high_summaries, 2)):
             own = (keys >= start) & (keys < start + plan.cells.num_cells) & (start >= 0)
             offsets[row % plan.num_heads, index] += slope[:, own].sum()
-        weight, slope = (x.to(dtype).to(wide) for x in (weight, slope))
+        slope = slope.to(dtype).to(wide)
         total[0][row, queries] = slope @ key * head_dim**-0.5
         total[1][row, keys] = slope.T @ query * head_dim**-0.5
-        total[2][row, keys] = weight.T @ grad
+        total[2][row, keys] = rounded.T @ grad
     query, key, value = (x.to(dtype) for x in total)
     return AttendGrads(query, key, value, None if case.summary_offsets is None else offsets)
 
@@ -72,7 +87,7 @@ def expected_grads(case: AttendCase, grads: tuple[Tensor, Tensor], dtype: torch.
 def _by_row(case: AttendCase, out: Tensor, low_out: Tensor) -> Tensor:
     """out (B, N + X, H, D) and low_out (R, M, D) as the queries lie: (R, N + X, D)."""
     plan = case.plan
-    rows = out.transpose(1, 2).flatten(0, 1).clone()
+    rows = out.transpose(1, 2).flatten(0, 1).clone(memory_format=torch.contiguous_format)
     if case.token_order == "raster":
         video = plan.layout.raster_to_tile.to(out.device)
         rows[:, : len(video)] = rows[:, video]

@@ -225,6 +225,10 @@ def run(
         return x.detach().clone().requires_grad_(gradients)
 
     inputs = inputs.map(leaf)
+    if inputs.parameters is not None and inputs.parameters.rotary is not None:
+        # Rotary tables aren't learned, and the fused pipeline gives them no gradient.
+        cos, sin = inputs.parameters.rotary
+        inputs = replace(inputs, parameters=replace(inputs.parameters, rotary=(cos.detach(), sin.detach())))
     leaves.update(query=inputs.query, key=inputs.key, value=inputs.value)
     for name in ("summary_queries", "summary_offsets", "gains", "query_norm", "key_norm"):
         x = getattr(inputs.parameters, name, None)

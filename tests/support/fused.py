@@ -1,4 +1,4 @@
-"""The peer of fused results: torch with attention weights rounded as matrix units take them."""
+"""The peer of fused results: torch with weights and slopes of attention rounded as matrix units take them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from freqformer.ops.block_sparse import eager
 
 @contextmanager
 def rounded_weights(dtype: torch.dtype) -> Iterator[None]:
-    """Within it, eager attention rounds its weights to `dtype`, as a kernel on matrix units must."""
-    exact = eager._weights
+    """Within it, eager attention rounds its weights and slopes to `dtype`, as a kernel on matrix units must."""
+    exact, exact_slopes = eager._weights, eager._slopes
 
     def weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
         return exact(query, key, bias).to(dtype).to(query.dtype)
+
+    def slopes(grad_weights: Tensor, weights: Tensor) -> Tensor:
+        return exact_slopes(grad_weights, weights).to(dtype).to(weights.dtype)
 
     def attend_dense(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
         scores = query.float() @ key.float().transpose(1, 2) * query.shape[-1] ** -0.5
@@ -30,21 +33,21 @@ def rounded_weights(dtype: torch.dtype) -> Iterator[None]:
         rounded = scores.softmax(-1).nan_to_num(0.0).to(query.dtype).float()
         return (rounded @ value.float()).to(query.dtype)
 
-    with mock.patch.multiple(eager, _weights=weights, attend_dense=attend_dense):
+    with mock.patch.multiple(eager, _weights=weights, _slopes=slopes, attend_dense=attend_dense):
         yield
 
 
-def check_call(case: Case, inputs: Inputs, pool: Pool | None = None) -> None:
+def check_call(case: Case, inputs: Inputs, pool: Pool | None = None, *, gradients: bool = False) -> None:
     """Raise AssertionError unless impl="triton" is as near float64 as its peer, given the same selection."""
     selection = select(case, inputs)
-    actual = run(case, inputs, "triton", selection=selection, gradients=False)
+    actual = run(case, inputs, "triton", selection=selection, gradients=gradients)
     if case.dtype == torch.float32:
-        peer = run(case, inputs, "eager", selection=selection, gradients=False)
+        peer = run(case, inputs, "eager", selection=selection, gradients=gradients)
     else:
         with rounded_weights(case.dtype):
-            peer = run(case, inputs, "eager", selection=selection, gradients=False)
+            peer = run(case, inputs, "eager", selection=selection, gradients=gradients)
     wide = replace(case, dtype=torch.float64)
-    exact = run(wide, inputs.double(), "reference", selection=selection, gradients=False)
+    exact = run(wide, inputs.double(), "reference", selection=selection, gradients=gradients)
     check_errors(actual, peer, exact, outliers=case.outliers, case=case)
     if pool is not None:
         pool.add(actual, peer, exact)

@@ -75,6 +75,8 @@ class FusedOutputs:
     low_out: Tensor
     lse: Tensor
     mid: MidLists | None
+    remainder: Tensor | None = None
+    """See `attend_for_backward`; None where no gradients will be asked for."""
 
 
 def fused_attention(
@@ -103,11 +105,11 @@ def fused_attention(
     return run((query, key, value), given, call).out
 
 
-def run(tensors: Tensors, parameters: AttentionParameters, call: FusedCall) -> FusedOutputs:
-    """The launches of one call, in order."""
+def run(tensors: Tensors, parameters: AttentionParameters, call: FusedCall, *, backward: bool = False) -> FusedOutputs:
+    """The launches of one call, in order; `backward` says that gradients will be asked for."""
     # Imported here, since Triton decides at import whether it interprets, and a CPU may have no Triton at all.
     from freqformer.ops.block_sparse.tables import launch_tables
-    from freqformer.ops.block_sparse.triton import AttentionBuffers, RowBands, attend
+    from freqformer.ops.block_sparse.triton import AttentionBuffers, RowBands, attend, attend_for_backward
     from freqformer.ops.merge.tables import merge_tables
     from freqformer.ops.merge.triton import merge_low
     from freqformer.ops.prologue.tables import prologue_tables
@@ -121,7 +123,7 @@ def run(tensors: Tensors, parameters: AttentionParameters, call: FusedCall) -> F
     mid = None
     if Band.MID in call.present and plan.mid_lists is None:
         mid = _mid_lists(rows, tables, call.selection)
-    out, low_out, lse = attend(
+    out, low_out, lse, *remainder = (attend_for_backward if backward else attend)(
         AttentionBuffers(rows.query, rows.key, rows.value),
         RowBands(rows.bands, rows.order),
         launch,
@@ -132,7 +134,7 @@ def run(tensors: Tensors, parameters: AttentionParameters, call: FusedCall) -> F
     )
     if Band.LOW in call.present:
         merge_low(low_out, out, call.bands, merge_tables(plan, device, dtype), call.token_order)
-    return FusedOutputs(out, low_out, lse, mid)
+    return FusedOutputs(out, low_out, lse, mid, *remainder)
 
 
 def contiguous(x: Tensor | None) -> Tensor | None:

@@ -1,6 +1,7 @@
 """Gradients of the fused pipeline: its launches in reverse, over what the prologue computes once more.
 
-Beside its inputs and output a call keeps the low tokens' outputs, the log-sum-exp of every query and the choice of tiles.
+Beside its inputs and output a call keeps the low tokens' outputs, the log-sum-exp of every query, what rounding took from
+the outputs, and the choice of tiles.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ class FusedAttention(torch.autograd.Function):
         assert query is not None
         assert key is not None
         assert value is not None
-        outputs = run((query, key, value), _with(parameters, learned), call)
+        outputs = run((query, key, value), _with(parameters, learned), call, backward=True)
         mid = (None, None, None) if outputs.mid is None else (outputs.mid.lists, outputs.mid.lengths, outputs.mid.bias)
         ctx.call, ctx.parameters = call, replace(parameters, **dict.fromkeys(_LEARNED))
-        ctx.save_for_backward(*tensors, outputs.out, outputs.low_out, outputs.lse, *mid)
+        ctx.save_for_backward(*tensors, outputs.out, outputs.low_out, outputs.lse, outputs.remainder, *mid)
         return outputs.out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        query, key, value, *learned, out, low_out, lse, lists, lengths, bias = ctx.saved_tensors
+        query, key, value, *learned, out, low_out, lse, remainder, lists, lengths, bias = ctx.saved_tensors
         learned, call = _with(ctx.parameters, learned), ctx.call
         plan, grad_out = call.plan, grads[0].contiguous()
         launch, tables = launch_tables(plan, query.device), prologue_tables(plan, query.device, query.dtype)
@@ -56,7 +57,7 @@ class FusedAttention(torch.autograd.Function):
             grad_low_out = merge_low_backward(grad_out, rows.bands, collapse, plan.num_low_tokens)
         attention = attend_backward(
             (grad_out, grad_low_out),
-            (out, low_out, lse),
+            (out, low_out, lse, remainder),
             AttentionBuffers(rows.query, rows.key, rows.value),
             RowBands(rows.bands, rows.order),
             launch,

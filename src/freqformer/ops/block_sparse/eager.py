@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from freqformer.ops.block_sparse.api import TileLists
 
-CHUNK_SCORES = 1 << 19
-"""Scores per chunk: 2 MiB of float32, so that a chunk stays in cache between its matrix products."""
+CHUNK_SCORES = 1 << 20
+"""Scores per chunk: 4 MiB of float32, so that a chunk stays in cache between its matrix products."""
 QUERY_BLOCK = 128
 """Queries per chunk row where there are no tiles."""
 
@@ -114,6 +114,14 @@ def _weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
     return weights.masked_fill_(nothing[:, None, None], 0) if bool(nothing.any()) else weights
 
 
+def _slopes(grad_weights: Tensor, weights: Tensor) -> Tensor:
+    """Gradients of scores, through the softmax from the weights and not from the rounded output.
+
+    Where one key takes nearly all weight, the two terms cancel, and only so to the last bit.
+    """
+    return torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+
+
 def _add_tiles(total: Tensor, index: Tensor, tiles: Tensor) -> None:
     """total[index] += tiles, repeated indices added up, with the same bits at every run."""
     if total.is_cuda:
@@ -161,9 +169,7 @@ class _GatherAttention(torch.autograd.Function):
             v = _gathered(value_tiles, extra_value, chunk, wide)
             weights = _weights(q, k, chunk.bias)
             grad_v = weights.transpose(1, 2) @ grad_out
-            # Through the softmax from the weights, not from the rounded output: where one key takes nearly all, the two
-            # terms cancel, and only then to the last bit.
-            grad_scores = torch.ops.aten._softmax_backward_data(grad_out @ v.transpose(1, 2), weights, -1, wide)
+            grad_scores = _slopes(grad_out @ v.transpose(1, 2), weights)
             grad_query[chunk.row, chunk.queries] = (grad_scores @ k * scale).to(query.dtype)
             grad_k = grad_scores.transpose(1, 2) @ q * scale
             video = chunk.lists.shape[1] * tiles.slots

@@ -89,6 +89,39 @@ def attend(
         lse: float32 (R, N + X), natural log-sum-exp of the query at the same place in `buffers.query`; -inf where
             a query sees no key (its output is zero).
     """
+    out, low_out, lse, _ = _attend(buffers, rows, tables, mid, summary_offsets, text_mask, token_order, False)
+    return out, low_out, lse
+
+
+def attend_for_backward(
+    buffers: AttentionBuffers,
+    rows: RowBands,
+    tables: LaunchTables,
+    *,
+    mid: MidLists | None,
+    summary_offsets: Tensor | None,
+    text_mask: Tensor | None,
+    token_order: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`attend` in one launch, whose fourth output the backward reads.
+
+    Returns: out, low_out and lse of `attend`, and `remainder`: what they are too narrow for, at the places of the queries.
+        In 16 bit that is what rounding took from the outputs, (R, N + X, D); in float32 the log-sum-exp in base 2 as a sum
+        of two, (R, N + X, 2). Where few keys take nearly all weight, gradients are differences that need both.
+    """
+    return _attend(buffers, rows, tables, mid, summary_offsets, text_mask, token_order, True)
+
+
+def _attend(
+    buffers: AttentionBuffers,
+    rows: RowBands,
+    tables: LaunchTables,
+    mid: MidLists | None,
+    summary_offsets: Tensor | None,
+    text_mask: Tensor | None,
+    token_order: str,
+    backward: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     plan, slots = tables.plan, tables.plan.layout.slots
     if mid is None:
         mid_lists, mid_lengths, mid_bias = tables.mid_lists, tables.mid_lengths, tables.mid_bias
@@ -105,7 +138,7 @@ def attend(
         text_mask,
         tables.raster if token_order == "raster" else None,
         tables.keys.offsets,
-        [plan.num_heads, plan.num_text_tokens, slots, slots if tables.uniform else 0],
+        [plan.num_heads, plan.num_text_tokens, slots, slots if tables.uniform else 0, int(backward)],
     )
 
 
@@ -113,7 +146,7 @@ def attend(
     "freqformer::block_sparse_attention",
     mutates_args=(),
     schema="(Tensor query, Tensor key, Tensor value, Tensor allocation, Tensor order, Tensor[] static, Tensor?[] given, "
-    "Tensor? text_mask, Tensor? raster, int[] segments, int[] sizes) -> (Tensor, Tensor, Tensor)",
+    "Tensor? text_mask, Tensor? raster, int[] segments, int[] sizes) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _block_sparse_attention(
     query: Tensor,
@@ -127,15 +160,18 @@ def _block_sparse_attention(
     raster: Tensor | None,
     segments: Sequence[int],
     sizes: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The operation behind `attend`; `sizes` are heads, text tokens, slots of a tile, and tokens of every tile or 0."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operation behind `attend`.
+
+    `sizes` are heads, text tokens, slots of a tile, tokens of every tile or 0, and `backward`.
+    """
     tile_offsets, tile_counts, every_tile, high_lists, low_bias = static
     mid_lists, mid_lengths, high_bias, mid_bias, summary_offsets = given
-    heads, num_text, slots, tile_tokens = sizes
+    heads, num_text, slots, tile_tokens, backward = sizes
     rows, query_rows, head_dim = query.shape
     tiles, num_tokens = every_tile.shape[0], query_rows - num_text
-    out, low_out, lse = _outputs(query, low_bias, heads)
-    parts = text_parts(tiles) if num_text else 1
+    out, low_out, lse, remainder = _outputs(query, low_bias, heads, backward)
+    parts = text_parts(tiles) if num_text and not backward else 1
     part_out = query.new_empty(rows, parts, num_text, head_dim, dtype=torch.float32) if parts > 1 else None
     part_lse = query.new_empty(rows, parts, num_text, dtype=torch.float32) if parts > 1 else None
     launch = _launch(query, slots, rows * key.shape[1])
@@ -143,7 +179,8 @@ def _block_sparse_attention(
     cells = 0 if high_bias is None else high_bias.shape[1]
     arguments = (
         *(launch.matrix(query, launch.block_q), launch.matrix(key, launch.block_k), launch.matrix(value, launch.block_k)),
-        *((out, raster, low_out, lse, part_out, part_lse), order, allocation, tile_offsets, tile_counts),
+        *((out, raster, low_out, lse, part_out, part_lse, remainder if backward else None), order, allocation),
+        *(tile_offsets, tile_counts),
         *((every_tile, high_lists, mid_lists, mid_lengths), (low_bias, high_bias, mid_bias, summary_offsets), text_mask),
         *(LOG2_E * head_dim**-0.5, rows, heads, tiles, num_tokens, num_text, low_bias.shape[0], cells),
         *(high_lists.shape[1], *_steps(mid_lists), _steps(mid_bias)[1], *segments, key.shape[1], parts),
@@ -158,12 +195,12 @@ def _block_sparse_attention(
             join_text_kernel[(rows * -(-num_text // JOIN_ROWS),)](
                 part_out, part_lse, out, lse, heads, parts, num_tokens, num_text, **constants
             )
-    return out, low_out, lse
+    return out, low_out, lse, remainder
 
 
 @_block_sparse_attention.register_fake
 def _(query, key, value, allocation, order, static, given, text_mask, raster, segments, sizes):
-    return _outputs(query, static[-1], sizes[0])
+    return _outputs(query, static[-1], sizes[0], sizes[4])
 
 
 def text_parts(tiles: int) -> int:
@@ -171,12 +208,13 @@ def text_parts(tiles: int) -> int:
     return max(1, min(TEXT_PARTS, tiles // TEXT_PART_TILES))
 
 
-def _outputs(query: Tensor, low_bias: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def _outputs(query: Tensor, low_bias: Tensor, heads: int, backward: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, query_rows, head_dim = query.shape
     return (
         query.new_empty(rows // heads, query_rows, heads, head_dim),
         query.new_empty(rows, low_bias.shape[0], head_dim),
         query.new_empty(rows, query_rows, dtype=torch.float32),
+        query.new_empty(rows if backward else 0, query_rows, 2 if query.dtype == torch.float32 else head_dim),
     )
 
 

@@ -51,7 +51,7 @@ class AttentionGrads:
 
 def attend_backward(
     grads: tuple[Tensor, Tensor],
-    outputs: tuple[Tensor, Tensor, Tensor],
+    outputs: tuple[Tensor, Tensor, Tensor, Tensor],
     buffers: AttentionBuffers,
     rows: RowBands,
     tables: LaunchTables,
@@ -61,13 +61,13 @@ def attend_backward(
     text_mask: Tensor | None,
     token_order: str,
 ) -> AttentionGrads:
-    """Gradients of `attend`, from what it took and gave: no wait for the device, and the same bits every time.
+    """Gradients of `attend_for_backward`, from what it took and gave: no wait for the device, and the same bits every time.
 
     Args:
-        grads: gradients of out (B, N + X, H, D) and low_out (R, M, D); those of places that `attend` doesn't write aren't
+        grads: gradients of out (B, N + X, H, D) and low_out (R, M, D); those of places that it doesn't write aren't
             read.
-        outputs: out, low_out and lse.
-        buffers, rows, tables, mid, summary_offsets, text_mask, token_order: as in `attend`.
+        outputs: of `attend_for_backward`.
+        buffers, rows, tables, mid, summary_offsets, text_mask, token_order: as it took them.
     """
     plan, slots = tables.plan, tables.plan.layout.slots
     high, mid_turned = transposed_tables(plan, buffers.query.device)
@@ -77,7 +77,7 @@ def attend_backward(
         lists, mid_bias = (mid.lists, mid.lengths), mid.bias
     out = torch.ops.freqformer.block_sparse_attention_backward(
         [x.contiguous() for x in grads],
-        list(outputs),
+        [x.contiguous() for x in outputs],
         [buffers.query, buffers.key, buffers.value],
         [rows.allocation, rows.order],
         [tables.tile_offsets, tables.tile_counts],
@@ -115,18 +115,19 @@ def _block_sparse_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operation behind `attend_backward`; `sizes` are text tokens, slots of a tile, and tokens of every tile or 0."""
     query, key, value = buffers
-    out, low_out, lse = outputs
+    out, low_out, lse, remainder = outputs
     num_text, slots, tile_tokens = sizes
     num_rows, query_rows, head_dim = query.shape
     cells = 0 if biases[1] is None else biases[1].shape[1]
     tiles, num_video = layout[1].shape[0], query_rows - num_text
     grad, log_sums, deltas = torch.empty_like(query), torch.empty_like(lse), torch.empty_like(lse)
+    rests = torch.empty_like(lse) if query.dtype == torch.float32 else None
     _launch(
         gather_grads_kernel,
         num_rows * _cdiv(query_rows, GATHER_ROWS),
-        (out, low_out),
+        (out, low_out, remainder),
         tuple(grads),
-        (grad, log_sums, deltas),
+        (grad, log_sums, deltas, rests),
         lse,
         raster,
         rows[0],
@@ -137,7 +138,7 @@ def _block_sparse_attention_backward(
     call = _Call(
         buffers=(query, key, value),
         grad=grad,
-        statistics=(log_sums, deltas),
+        statistics=(log_sums, deltas, rests),
         allocation=rows[0],
         order=rows[1],
         layout=tuple(layout),
@@ -167,8 +168,8 @@ class _Call:
     buffers: tuple[Tensor, Tensor, Tensor]
     grad: Tensor
     """Output gradients as the queries lie, (R, N + X, D)."""
-    statistics: tuple[Tensor, Tensor]
-    """Log-sum-exp in base 2 and delta of every query, float32 (R, N + X)."""
+    statistics: tuple[Tensor, Tensor, Tensor | None]
+    """Log-sum-exp in base 2, delta, and in float32 what the first lacks, of every query, float32 (R, N + X)."""
     allocation: Tensor
     order: Tensor
     layout: tuple[Tensor, ...]

@@ -12,33 +12,56 @@ from freqformer.ops.jit import cast, dot
 
 @triton.jit
 def _key_step(
-    k,
-    v,
-    query,
-    grad,
+    keys,
+    sources,
     at,
-    log_sum,
-    delta,
+    limit,
+    statistics,
     bias,
     scale,
-    limit,
-    dk,
-    dv,
+    sums,
     BLOCK_Q: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
 ):
-    """Add what one block of queries gives to the gradients of keys and values; also their slopes (keys, queries)."""
-    q = _block(query, at, limit, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
-    g = _block(grad, at, limit, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
-    logits = dot(k, q.T, None) * scale
+    """Add what one block of queries gives to the gradients of keys and values; also its slopes (keys, queries).
+
+    Args:
+        keys: a block of keys and values.
+        sources, at, limit: queries and output gradients, where the block starts, and where to read zeros from.
+        statistics: of `_statistics`.
+        bias: of the keys, None for none.
+        sums: gradients so far.
+    """
+    k, v = keys
+    log_sum, rest, delta = statistics
+    dk, dv = sums
+    q = _block(sources[0], at, limit, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
+    g = _block(sources[1], at, limit, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
+    logits = dot(k, q.T, None) * scale - log_sum[None, :]
     if bias is not None:
         logits += bias[:, None]
-    weight = tl.exp2(logits - log_sum[None, :])
+    if q.dtype == tl.float32:
+        logits -= rest[None, :]
+    weight = tl.exp2(logits)
     dv = dot(cast(weight, g.dtype), g, dv)
     slope = weight * (dot(v, g.T, None) - delta[None, :])
     dk = dot(cast(slope, q.dtype), q, dk)
-    return dk, dv, slope
+    return (dk, dv), slope
+
+
+@triton.jit
+def _statistics(log_sums, rests, deltas, place, live):
+    """Log-sum-exp, what it lacks (read in float32 alone) and delta of some queries; those not live count for nothing."""
+    if live is None:
+        log_sum, delta = tl.load(log_sums + place), tl.load(deltas + place)
+    else:
+        log_sum = tl.load(log_sums + place, mask=live, other=UNSEEN)
+        delta = tl.load(deltas + place, mask=live, other=0.0)
+    rest = log_sum
+    if rests is not None:
+        rest = tl.load(rests + place) if live is None else tl.load(rests + place, mask=live, other=0.0)
+    return log_sum, rest, delta
 
 
 @triton.jit
@@ -67,6 +90,7 @@ def video_grads_kernel(
     grad,
     log_sums,
     deltas,
+    rests,
     grad_key,
     grad_value,
     order,
@@ -121,6 +145,8 @@ def video_grads_kernel(
     wide_row = row.to(tl.int64)
     log_sums += wide_row * query_rows
     deltas += wide_row * query_rows
+    if rests is not None:
+        rests += wide_row * query_rows
     if DESCRIPTORS:
         query_at, key_at = row * query_rows, row * key_rows
     else:
@@ -131,8 +157,8 @@ def video_grads_kernel(
         query_at, key_at = 0, 0
     k = _block(key, key_at + start, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
     v = _block(value, key_at + start, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
-    dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
-    dv = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
+    sums = (tl.zeros([BLOCK_K, HEAD_DIM], tl.float32), tl.zeros([BLOCK_K, HEAD_DIM], tl.float32))
+    sources = (query, grad)
     column = tl.arange(0, BLOCK_Q)
 
     # A step knows where its queries lie, and the next tile is on its way.
@@ -145,42 +171,25 @@ def video_grads_kernel(
         at, left = token + ahead, tokens - ahead
         token, tokens = _extent(tile_offsets, tile_counts, other, TILE_TOKENS)
         other = tl.load(listed + tl.minimum(step + 2, steps - 1) // QUERY_BLOCKS)
-        if TILE_TOKENS == QUERY_BLOCKS * BLOCK_Q:
-            log_sum = tl.load(log_sums + at + column)
-            delta = tl.load(deltas + at + column)
-        else:
-            log_sum = tl.load(log_sums + at + column, mask=column < left, other=UNSEEN)
-            delta = tl.load(deltas + at + column, mask=column < left, other=0.0)
-        dk, dv, _slope = _key_step(
-            k, v, query, grad, query_at + at, log_sum, delta, None, scale, at + left, dk, dv, BLOCK_Q, HEAD_DIM, DESCRIPTORS
+        live = None
+        if TILE_TOKENS != QUERY_BLOCKS * BLOCK_Q:
+            live = column < left
+        statistics = _statistics(log_sums, rests, deltas, at + column, live)
+        sums, _slope = _key_step(
+            (k, v), sources, query_at + at, at + left, statistics, None, scale, sums, BLOCK_Q, HEAD_DIM, DESCRIPTORS
         )
     if TEXT:
         for step in tl.range(0, tl.cdiv(text_count, BLOCK_Q), num_stages=1):
             at, left = num_tokens + step * BLOCK_Q, num_text - step * BLOCK_Q
-            log_sum = tl.load(log_sums + at + column, mask=column < left, other=UNSEEN)
-            delta = tl.load(deltas + at + column, mask=column < left, other=0.0)
-            dk, dv, _slope = _key_step(
-                k,
-                v,
-                query,
-                grad,
-                query_at + at,
-                log_sum,
-                delta,
-                None,
-                scale,
-                at + left,
-                dk,
-                dv,
-                BLOCK_Q,
-                HEAD_DIM,
-                DESCRIPTORS,
+            statistics = _statistics(log_sums, rests, deltas, at + column, column < left)
+            sums, _slope = _key_step(
+                (k, v), sources, query_at + at, at + left, statistics, None, scale, sums, BLOCK_Q, HEAD_DIM, DESCRIPTORS
             )
 
     own = tl.arange(0, BLOCK_K)
     target = wide_row * key_rows + start + own
-    _store(grad_key, target, dk * (scale / LOG2_E), own < count, HEAD_DIM)
-    _store(grad_value, target, dv, own < count, HEAD_DIM)
+    _store(grad_key, target, sums[0] * (scale / LOG2_E), own < count, HEAD_DIM)
+    _store(grad_value, target, sums[1], own < count, HEAD_DIM)
 
 
 @triton.jit
@@ -191,6 +200,7 @@ def extra_grads_kernel(
     grad,
     log_sums,
     deltas,
+    rests,
     grad_key,
     grad_value,
     partial,
@@ -273,6 +283,8 @@ def extra_grads_kernel(
     wide_row = row.to(tl.int64)
     log_sums += wide_row * query_rows
     deltas += wide_row * query_rows
+    if rests is not None:
+        rests += wide_row * query_rows
     if DESCRIPTORS:
         query_at, key_at = row * query_rows, row * key_rows
     else:
@@ -285,8 +297,8 @@ def extra_grads_kernel(
     skip = block * BLOCK_K
     k = _block(key, key_at + at + skip, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
     v = _block(value, key_at + at + skip, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
-    dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
-    dv = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
+    sums = (tl.zeros([BLOCK_K, HEAD_DIM], tl.float32), tl.zeros([BLOCK_K, HEAD_DIM], tl.float32))
+    sources = (query, grad)
     slopes = tl.zeros([BLOCK_K], tl.float32)
     if text_mask is not None:
         text_mask += row // heads * num_text
@@ -321,30 +333,15 @@ def extra_grads_kernel(
                     start = tl.minimum(first, num_low - BLOCK_Q)
         query_place = start + column
         live = (query_place >= first) & (query_place < limit)
-        log_sum = tl.load(log_sums + query_place, mask=live, other=UNSEEN)
-        delta = tl.load(deltas + query_place, mask=live, other=0.0)
+        statistics = _statistics(log_sums, rests, deltas, query_place, live)
         in_first = is_low | (kind == 0)
         added = key_bias(bias + unit * bias_step, skip, own, left, shift, text_mask, in_first, text_at == at)
-        dk, dv, slope = _key_step(
-            k,
-            v,
-            query,
-            grad,
-            query_at + start,
-            log_sum,
-            delta,
-            added,
-            scale,
-            limit,
-            dk,
-            dv,
-            BLOCK_Q,
-            HEAD_DIM,
-            DESCRIPTORS,
+        sums, slope = _key_step(
+            (k, v), sources, query_at + start, limit, statistics, added, scale, sums, BLOCK_Q, HEAD_DIM, DESCRIPTORS
         )
         slopes += tl.sum(slope, 1)
 
-    dk *= scale / LOG2_E
+    dk, dv = sums[0] * (scale / LOG2_E), sums[1]
     held = own < left - skip
     if is_low:
         target = wide_row * key_rows + at + skip + own

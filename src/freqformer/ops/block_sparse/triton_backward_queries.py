@@ -40,8 +40,10 @@ def gather_grads_kernel(
     """ROWS output gradients of one row in the places of its queries, with their log-sum-exp in base 2 and their delta.
 
     Args:
-        outputs, grads: out (B, N + X, H, D) and low_out (R, M, D), and their gradients.
-        targets: gradients (R, N + X, D) as the queries lie; log_sums and deltas, float32 (R, N + X).
+        outputs, grads: out (B, N + X, H, D), low_out (R, M, D) and the remainder of `attend_for_backward`, and gradients of
+            the first two.
+        targets: gradients (R, N + X, D) as the queries lie; log_sums, deltas and, in float32 alone, what log_sums lack,
+            float32 (R, N + X).
         lse: float32 (R, N + X).
         raster: place in `out` of every video token in tile order; None where that is its own.
         sizes: R, H, N, X, M.
@@ -63,9 +65,16 @@ def gather_grads_kernel(
     grad = tl.load(tl.where(low[:, None], grads[1] + low_at, grads[0] + at) + channel, mask=live[:, None], other=0.0)
     target = row * query_rows + place
     _store(targets[0], target, grad, live, HEAD_DIM)
-    log_sum = tl.load(lse + target, mask=live, other=0.0)
-    tl.store(targets[1] + target, tl.where(log_sum == MASKED, UNSEEN, log_sum * LOG2_E), mask=live)
-    tl.store(targets[2] + target, tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1), mask=live)
+    exact = out.to(tl.float32)
+    if targets[3] is not None:
+        log_sum = tl.load(outputs[2] + target * 2, mask=live, other=0.0)
+        tl.store(targets[3] + target, tl.load(outputs[2] + target * 2 + 1, mask=live, other=0.0), mask=live)
+    else:
+        log_sum = tl.load(lse + target, mask=live, other=0.0) * LOG2_E
+        rest = outputs[2] + target[:, None] * HEAD_DIM + channel
+        exact += tl.load(rest, mask=live[:, None], other=0.0).to(tl.float32)
+    tl.store(targets[1] + target, tl.where(log_sum == MASKED, UNSEEN, log_sum), mask=live)
+    tl.store(targets[2] + target, tl.sum(exact * grad.to(tl.float32), 1), mask=live)
 
 
 @triton.jit
@@ -89,7 +98,7 @@ def _tile_slopes(
     STAGES: tl.constexpr,
 ):
     """acc plus slopes times keys over the exact tokens of the listed tiles."""
-    q, g, log_sum, delta = queries
+    q, g, log_sum, rest, delta = queries
     column = tl.arange(0, BLOCK_K)
     # As in the forward kernel, a step knows where its keys lie, and the next tile is on its way.
     steps = length * TILE_BLOCKS
@@ -108,7 +117,10 @@ def _tile_slopes(
             logits = tl.where((column < SAFE)[None, :] | (column < left)[None, :], logits, MASKED)
             if left < SAFE:
                 logits = tl.where(column[None, :] < left, logits, MASKED)
-        weight = tl.exp2(logits * scale - log_sum[:, None])
+        logits = logits * scale - log_sum[:, None]
+        if q.dtype == tl.float32:
+            logits -= rest[:, None]
+        weight = tl.exp2(logits)
         slope = weight * (dot(g, v.T, None) - delta[:, None])
         acc = dot(cast(slope, k.dtype), k, acc)
     return acc
@@ -130,7 +142,7 @@ def _extra_slopes(
     STAGES: tl.constexpr,
 ):
     """acc plus slopes times keys over low tokens or low summaries, mid summaries, high summaries and text."""
-    q, g, log_sum, delta = queries
+    q, g, log_sum, rest, delta = queries
     first, mid_sums, high_sums, text = extras
     first_at, first_count, first_bias, first_shift = first
     mid_at, mid_count, mid_shift = mid_sums
@@ -153,7 +165,11 @@ def _extra_slopes(
         bias = key_bias(first_bias, skip, column, left, shift, text_mask, step < first_end, step >= high_end)
         k = _block(key, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
         v = _block(value, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
-        weight = tl.exp2(dot(q, k.T, None) * scale + bias[None, :] - log_sum[:, None])
+        # The log-sum-exp first: the difference is small, and the rest is added to the last bit.
+        logits = dot(q, k.T, None) * scale - log_sum[:, None] + bias[None, :]
+        if q.dtype == tl.float32:
+            logits -= rest[:, None]
+        weight = tl.exp2(logits)
         slope = weight * (dot(g, v.T, None) - delta[:, None])
         acc = dot(cast(slope, k.dtype), k, acc)
     return acc
@@ -181,6 +197,7 @@ def query_grads_kernel(
     grad,
     log_sums,
     deltas,
+    rests,
     grad_query,
     order,
     allocation,
@@ -260,9 +277,13 @@ def query_grads_kernel(
     g = _block(grad, query_at + start, start + count, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
     log_sum = tl.load(log_sums + target, mask=live, other=UNSEEN)
     delta = tl.load(deltas + target, mask=live, other=0.0)
+    rest = log_sum  # read in float32 alone
+    if rests is not None:
+        rest = tl.load(rests + target, mask=live, other=0.0)
+    queries = (q, g, log_sum, rest, delta)
     acc = _tile_slopes(
         tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32),
-        (q, g, log_sum, delta),
+        queries,
         key,
         value,
         video_at,
@@ -282,6 +303,5 @@ def query_grads_kernel(
     if text_mask is not None:
         text_mask += row // heads * num_text
     extras = (first, mid_sums, high_sums, (text_at, num_text))
-    queries = (q, g, log_sum, delta)
     acc = _extra_slopes(acc, queries, key, value, key_at, extras, text_mask, scale, HEAD_DIM, BLOCK_K, DESCRIPTORS, STAGES)
     _store(grad_query, target, acc * (scale / LOG2_E), live, HEAD_DIM)

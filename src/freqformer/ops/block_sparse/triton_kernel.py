@@ -245,7 +245,7 @@ def attention_kernel(
     STAGES: tl.constexpr,
 ):
     """One block of queries of one row: over its listed tiles, then over low tokens, summaries and text."""
-    out, raster, low_out, lse, part_out, part_lse = outputs
+    out, raster, low_out, lse, part_out, part_lse, remainder = outputs
     query_rows = num_tokens + num_text
     program = tl.program_id(0)
     is_text = False
@@ -342,7 +342,16 @@ def attention_kernel(
             tl.store(part_lse + target, log_sum, mask=written)
             _store(part_out, target, acc, written, HEAD_DIM)
             return
-    tl.store(lse + row.to(tl.int64) * query_rows + start + tl.arange(0, BLOCK_Q), log_sum, mask=written)
+    own = row.to(tl.int64) * query_rows + start + tl.arange(0, BLOCK_Q)
+    tl.store(lse + own, log_sum, mask=written)
+    if remainder is not None:
+        # What the backward needs to the last bit where few keys take nearly all weight.
+        if remainder.dtype.element_ty == tl.float32:
+            high = top + common + tl.log2(total)
+            tl.store(remainder + own * 2, tl.where(some, high, MASKED), mask=written)
+            tl.store(remainder + own * 2 + 1, tl.where(some, top - high + common + tl.log2(total), 0.0), mask=written)
+        else:
+            _store(remainder, own, acc - cast(acc, remainder.dtype.element_ty).to(tl.float32), written, HEAD_DIM)
     matrix, begin, hop = low_out, row.to(tl.int64) * num_low, 1
     if is_text | (band != LOW):
         matrix, begin, hop = out, (row // heads).to(tl.int64) * query_rows * heads + head, heads

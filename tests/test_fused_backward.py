@@ -1,0 +1,72 @@
+"""Gradients of impl="triton" in Triton's interpreter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from freqformer.config import FreqFormerConfig
+from freqformer.grid import Grid
+
+triton = pytest.importorskip("triton")
+if not triton.knobs.runtime.interpret:
+    pytest.skip("TRITON_INTERPRET=1 is not set: kernels would need a GPU", allow_module_level=True)
+
+from tests.support.cases import Case, make_inputs  # noqa: E402
+from tests.support.fused import check_call  # noqa: E402
+from tests.support.interpreter import patch_language_once  # noqa: E402
+from tests.support.numerics import nan_filled_allocations  # noqa: E402
+
+pytestmark = [
+    # The interpreter's own: it turns arrays of one element into loop bounds.
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
+    # A LOW row has fewer queries than tokens. What is behind them is computed like the rest, and never stored.
+    pytest.mark.filterwarnings("ignore:(All-NaN slice|invalid value|overflow) encountered:RuntimeWarning"),
+]
+patch_language_once()
+
+CONFIG = FreqFormerConfig(tile=(2, 4, 3), mid_tiles=2, window=(1, 1, 2), summary_tokens=2, compression=16)
+GRID = Grid(3, 4, 6)
+"""Four tiles, of 24, 24, 12 and 12 tokens."""
+LEARNED = ("summaries", "offsets", "rotary", "norm")
+
+
+def small(**changes: Any) -> Case:
+    told: dict[str, Any] = {"grid": GRID, "config": CONFIG, "allocation": ((0, 1, 2, 3),), "head_dim": 16}
+    return Case(**told | changes)
+
+
+CASES = {
+    "nothing learned": small(),
+    "all learned": small(learned=LEARNED, num_text_tokens=3, mask="random"),
+    "all learned, bfloat16": small(learned=LEARNED, num_text_tokens=3, dtype=torch.bfloat16),
+    "pooling without norm": small(learned=("summaries", "rotary"), dtype=torch.float16),
+    "pooling without rotary": small(learned=("summaries", "norm"), allocation=((0, 1, 2),)),
+    "text behind a norm": small(learned=("norm",), num_text_tokens=33, mask="all", allocation=((0, 2),)),
+    "values": small(config=replace(CONFIG, band_features="values"), learned=("rotary", "norm"), num_text_tokens=2),
+    "gains": small(config=replace(CONFIG, band_features="gains"), learned=("norm",), allocation=((1, 2, 0),)),
+    "gains, text, float16": small(
+        config=replace(CONFIG, band_features="gains"), learned=LEARNED, num_text_tokens=2, dtype=torch.float16
+    ),
+    "strict": small(config=replace(CONFIG, band_features="strict"), learned=LEARNED, allocation=((1, 2),)),
+    "axial": small(config=replace(CONFIG, mid_pattern="axial"), learned=("offsets",), allocation=((1, 2),)),
+    "every tile": small(config=replace(CONFIG, mid_tiles=None), learned=("summaries",), allocation=((1, 0),)),
+    "no summaries": small(config=replace(CONFIG, summary_tokens=0), learned=("summaries", "norm"), allocation=((1, 0),)),
+    "synthesis": small(config=replace(CONFIG, low_output="synthesis"), allocation=((0, 0),), learned=("rotary",)),
+    "tile order": small(token_order="tile", learned=LEARNED, num_text_tokens=2),
+    "samples apart": small(allocation=((0, 1), (2, 0)), learned=LEARNED),
+    "one frame": small(grid=Grid(1, 5, 7), config=replace(CONFIG, tile=(1, 4, 4)), learned=LEARNED),
+    "primes": small(grid=Grid(3, 5, 7), config=replace(CONFIG, tile=(2, 4, 6)), allocation=((0, 1, 2),)),
+    "one token": small(grid=Grid(1, 1, 1), config=replace(CONFIG, tile=None), learned=LEARNED),
+    "head_dim 64, outliers": small(head_dim=64, outliers=True, learned=("norm", "rotary"), dtype=torch.bfloat16),
+    "head_dim 128, outliers": small(head_dim=128, outliers=True, dtype=torch.float16, allocation=((1, 2),)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_branch(name: str) -> None:
+    with nan_filled_allocations():
+        check_call(CASES[name], make_inputs(CASES[name]), gradients=True)
