@@ -169,10 +169,9 @@ def test_gradients_are_those_of_finite_differences(number: int, impl: Impl) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("number", range(len(GRADCHECK)))
-def test_every_entry_of_the_jacobian(number: int, impl: Impl) -> None:
-    _gradcheck(GRADCHECK[number], impl, fast=False)
+@pytest.mark.parametrize("number", range(0, len(GRADCHECK), 4))
+def test_every_entry_of_the_jacobian(number: int) -> None:
+    _gradcheck(GRADCHECK[number], "eager", fast=False)
 
 
 # What does not matter
