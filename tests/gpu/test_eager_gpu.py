@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from tests.support.cases import make_inputs, random_case, run, select
 from tests.support.numerics import Pool, check_errors
 
