@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from freqformer.simulate.calibration import load_calibration
 from freqformer.simulate.counts import dense_counts, layer_counts
 from freqformer.simulate.hardware import load_hardware
 from freqformer.simulate.profiles import ProfileError
+from freqformer.simulate.results import read_peaks, read_results
 from freqformer.simulate.roofline import Machine
 
 TRUTH = {
@@ -23,6 +26,7 @@ TRUTH = {
     "merge_bandwidth": 0.7,
 }
 FRAMES = (8, 16, 32, 64)
+RESULTS = [Path(__file__).parents[2] / "benchmarks" / "results" / name for name in ("kernel.json", "layer.json")]
 
 
 def machine() -> Machine:
@@ -104,3 +108,16 @@ def test_nothing_to_fit_is_refused():
         fit_calibration(measurements, machine(), hold_out=[5])
     with pytest.raises(ProfileError, match="no measurement is left"):
         fit_calibration(measurements, machine(), hold_out=[frames * 32 * 64 for frames in FRAMES])
+
+
+def test_the_shipped_calibration_predicts_the_committed_measurements():
+    """H200: median error at most 10% and worst 25% on token counts that the fit did not see; peak memory within 10%."""
+    here = machine()
+    held = here.calibration.fit["hold_out_tokens"]
+    rows = [one for one in read_results(RESULTS, here.hardware) if one.tokens in held]
+    errors = [abs(one.predict(here) / one.seconds - 1) for one in rows]
+    assert len(held) >= 2
+    assert len(errors) >= 20
+    assert median(errors) <= 0.10
+    assert max(errors) <= 0.25
+    assert max(abs(counted / measured - 1) for _, measured, counted in read_peaks(RESULTS)) <= 0.10

@@ -14,7 +14,7 @@ from freqformer.routing import even_allocation
 from freqformer.simulate.calibration import load_calibration
 from freqformer.simulate.counts import dense_counts, layer_counts, workspace_bytes
 from freqformer.simulate.hardware import load_hardware
-from freqformer.simulate.results import memory_errors
+from freqformer.simulate.results import read_peaks
 from freqformer.simulate.roofline import Machine
 
 RUNNER = CliRunner()
@@ -87,6 +87,7 @@ def made_up_layer_results() -> dict:
         times = machine.layer(plan, allocation, layer_counts(plan, allocation))
         kernels = {
             "prologue": "prepare_tiles",
+            "summaries": "finish_rows",
             "selection": "select_tiles",
             "attention": "attention_kernel",
             "merge": "expand_low",
@@ -115,7 +116,7 @@ def made_up_layer_results() -> dict:
         "machine": {"gpu": "NVIDIA H200", "commit": "0123456789abcdef"},
         "config": config.to_dict(),
         "head_dim": 128,
-        "layers": {"wan": {"dense_ms": dense_ms(wan, 40), **variants}},
+        "layers": {"wan": {"dense_ms": dense_ms(wan, 40), "live_router": {"ms": 30.0, "num_launches": 90}, **variants}},
         "scaling": {"points": points},
     }
 
@@ -132,7 +133,7 @@ def test_calibrate_fits_benchmark_results(tmp_path):
     assert fitted.fit["held_out"]["worst"] < 0.01
     assert "NVIDIA H200, commit 0123456789ab" in fitted.sources["attention_rate"]
     assert run("simulate", "--tokens", 65536, "--set", f"calibration={out}").count("held out: 6 measurements") == 1
-    for _, measured, predicted in memory_errors(path):
+    for _, measured, predicted in read_peaks([path]):
         assert predicted == measured
 
 

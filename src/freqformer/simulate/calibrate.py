@@ -67,13 +67,19 @@ class Fit:
         return [row.error for row in self.comparisons if row.held_out == held_out]
 
 
-def fit_calibration(measurements: Sequence[Measurement], machine: Machine, hold_out: Collection[int]) -> Fit:
+def fit_calibration(
+    measurements: Sequence[Measurement],
+    machine: Machine,
+    hold_out: Collection[int],
+    peaks: Sequence[tuple[str, float, float]] = (),
+) -> Fit:
     """Fit the calibration of a machine.
 
     Args:
         measurements: on that machine.
         machine: with the calibration to start from; what no measurement informs stays.
         hold_out: token counts that the fit does not see.
+        peaks: name, measured and counted peak bytes; memory has nothing to fit, and its errors are reported alone.
 
     Raises:
         ProfileError: where nothing is left to fit, or a held-out count was not measured.
@@ -95,7 +101,7 @@ def fit_calibration(measurements: Sequence[Measurement], machine: Machine, hold_
         for measurement in measurements
     ]
     fit = Fit(machine.calibration, rows)
-    return replace(fit, calibration=replace(machine.calibration, fit=_summary(fit)))
+    return replace(fit, calibration=replace(machine.calibration, fit=_summary(fit) | _memory_summary(peaks)))
 
 
 def _least_squares(used: Sequence[Measurement], machine: Machine, names: Sequence[str]) -> dict[str, float]:
@@ -151,6 +157,13 @@ def _summary(fit: Fit) -> dict[str, Any]:
             for row in fit.comparisons
         ],
     }
+
+
+def _memory_summary(peaks: Sequence[tuple[str, float, float]]) -> dict[str, Any]:
+    if not peaks:
+        return {}
+    errors = [abs(counted / measured - 1) for _, measured, counted in peaks]
+    return {"memory": {"count": len(errors), "median": _rounded(median(errors)), "worst": _rounded(max(errors))}}
 
 
 def _rounded(value: float) -> float:

@@ -37,6 +37,10 @@ class Calibration:
     """Of `matrix_flops`, projections and feed-forward networks."""
     selection_rate: float
     """Of `vector_flops`, tile scores and the choice of the best."""
+    selection_item_tiles: float
+    """What starting and ending a block of 16 query tiles costs, in key tiles."""
+    pooling_rate: float
+    """Of `matrix_flops`, learned summaries."""
     prologue_bandwidth: float
     """Of `memory_bandwidth`; so are merge, router and elementwise."""
     merge_bandwidth: float
@@ -52,7 +56,12 @@ class Calibration:
     """Whether the machine at hand is another one than the values were measured on."""
 
     def __post_init__(self) -> None:
-        ranges = {"attention_item_blocks": (0, 1e4), "softmax_channels": (0, 1e4), "attention_slots": (1, 64)}
+        ranges = {
+            "attention_item_blocks": (0, 1e4),
+            "selection_item_tiles": (0, 1e5),
+            "softmax_channels": (0, 1e4),
+            "attention_slots": (1, 64),
+        }
         for field in fields(self):
             if field.type == "float":
                 check_number(field.name, getattr(self, field.name), *ranges.get(field.name, (1e-6, 2)))

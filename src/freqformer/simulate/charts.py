@@ -17,6 +17,7 @@ COLOURS = {
     "mid": "#009E73",
     "high": "#E69F00",
     "prologue": "#CC79A7",
+    "summaries": "#882255",
     "selection": "#56B4E9",
     "merge": "#D55E00",
     "router": "#8C6BB1",
@@ -118,7 +119,7 @@ def roofline_chart(results: Sequence[Result]) -> Chart:
     roof_x = [knee / 1000, knee, knee * 1000]
     roof_y = [min(hardware.matrix_flops, x * hardware.memory_bandwidth) / 1e12 for x in roof_x]
     series = [Series(hardware.title, roof_x, roof_y, COLOURS["machine"], "dashed")]
-    for name in ("attention", "prologue", "selection", "merge"):
+    for name in ("attention", "prologue", "summaries", "selection", "merge"):
         points = [
             (result.counts.stages[name].flops / time.traffic_bytes, result.counts.stages[name].flops / time.seconds)
             for result in results

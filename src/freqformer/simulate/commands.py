@@ -91,14 +91,15 @@ def calibrate_command(
     from freqformer.simulate.calibrate import fit_calibration, write_calibration
     from freqformer.simulate.calibration import load_calibration
     from freqformer.simulate.hardware import load_hardware
-    from freqformer.simulate.results import read_results
+    from freqformer.simulate.results import read_peaks, read_results
     from freqformer.simulate.roofline import Machine
 
     if not results:
         raise ProfileError("results is empty; give the JSON files of benchmarks/results, or --measure-cpu FILE")
     held = [_whole("hold-out", part) for part in hold_out.split(",") if part]
     machine = load_hardware(hardware)
-    fit = fit_calibration(read_results(results, machine), Machine(machine, load_calibration(machine)), held)
+    measurements = read_results(results, machine)
+    fit = fit_calibration(measurements, Machine(machine, load_calibration(machine)), held, read_peaks(results))
     _print_fit(fit)
     if output is not None:
         write_calibration(output, fit.calibration)

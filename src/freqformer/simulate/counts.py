@@ -56,7 +56,7 @@ class LayerCounts:
     """Everything that one attention layer does, from projected queries, keys and values to its output."""
 
     stages: dict[str, StageCounts]
-    """prologue, selection, attention and merge; router where it runs live."""
+    """prologue, summaries, selection, attention and merge; router where it runs live."""
     band_flops: dict[str, Flops]
     """Attention FLOPs of the heads in each band, by the band's name."""
     kv_bytes: int
@@ -79,7 +79,7 @@ class LayerCounts:
     @property
     def backward_flops(self) -> float:
         """Useful FLOPs of the backward pass: attention's five products, and the transposes of the linear stages."""
-        linear = sum(self.stages[name].flops for name in ("prologue", "merge"))
+        linear = sum(self.stages[name].flops for name in ("prologue", "summaries", "merge"))
         return BACKWARD_FACTOR * self.stages["attention"].flops + linear
 
 
@@ -110,6 +110,7 @@ def layer_counts(
     )
     stages = {
         "prologue": _prologue(plan, heads, element_size),
+        "summaries": _summaries(plan, heads, element_size),
         "selection": _selection(plan, heads),
         "attention": _attention(plan, heads, total, element_size),
         "merge": _merge(plan, heads, element_size),
@@ -163,7 +164,7 @@ def dense_counts(num_tokens: int, heads: int, head_dim: int, *, element_size: in
     zero = StageCounts(0, 0, 0, 0, 0)
     attention = StageCounts(useful, executed, 3 * tensor, tensor, 1)
     return LayerCounts(
-        stages={"prologue": zero, "attention": attention, "merge": zero},
+        stages={"prologue": zero, "summaries": zero, "attention": attention, "merge": zero},
         band_flops={"dense": Flops(useful, executed)},
         kv_bytes=2 * blocks**2 * TILE_SLOTS * heads * head_dim * element_size,
         summary_bytes=0,
@@ -195,32 +196,45 @@ def _selects(plan: AttentionPlan) -> bool:
 
 
 def _prologue(plan: AttentionPlan, heads: Counter[Band], element_size: int) -> StageCounts:
-    """Norm, rotary embedding, tile order, low tokens, tile means, summaries."""
+    """Norm, rotary embedding, tile order, low tokens, sums over tiles."""
     total, text, exact, low = sum(heads.values()), plan.num_text_tokens, _exact_heads(heads), heads[Band.LOW]
     video, channels, scored = _video(plan), plan.head_dim * _video(plan), heads[Band.MID] if _selects(plan) else 0
     tables = STATISTIC_BYTES * channels  # cosines and sines of half the channels each, shared by all heads
     read = 3 * total * (video + text) * plan.head_dim * element_size + tables
     # With text, LOW heads write exact keys and values too: text queries see them.
     rows = 3 * exact * video + low * (3 * plan.num_low_tokens + (2 * video if text else 0)) + 3 * total * text
-    write = rows * plan.head_dim * element_size + scored * 2 * plan.layout.num_tiles * plan.head_dim * STATISTIC_BYTES
-    write += sum(count * summary_keys(plan, band) for band, count in heads.items()) * _pair(plan, element_size)
+    write = rows * plan.head_dim * element_size + 3 * _summed_heads(plan, heads) * _sum_bytes(plan)
     flops = total * 2 * channels * (NORM_FLOPS + ROTARY_FLOPS) + low * 3 * compress_flops(plan) + scored * 2 * channels
-    flops += _summary_flops(plan, heads)
-    return StageCounts(flops, flops, float(read), float(write), 2)
+    return StageCounts(flops, flops, float(read), float(write), 1)
 
 
-def _summary_flops(plan: AttentionPlan, heads: Counter[Band]) -> float:
-    """Sums over cells, and for learned summaries the bands and the pooling."""
+def _summed_heads(plan: AttentionPlan, heads: Counter[Band]) -> int:
+    """Heads whose tile sums of queries, keys and values are kept, for selection and low summaries."""
+    return heads[Band.MID] + heads[Band.HIGH] if _selects(plan) or plan.cells.num_cells else 0
+
+
+def _sum_bytes(plan: AttentionPlan) -> int:
+    """Bytes of one head's sums over tiles of one tensor."""
+    return plan.layout.num_tiles * plan.head_dim * STATISTIC_BYTES
+
+
+def _summaries(plan: AttentionPlan, heads: Counter[Band], element_size: int) -> StageCounts:
+    """Summary tokens: means of cells, and learned poolings of band-passed keys and values."""
+    exact, pooled = heads[Band.MID] + heads[Band.HIGH], 0
+    write = sum(count * summary_keys(plan, band) for band, count in heads.items()) * _pair(plan, element_size)
     if plan.cells.num_cells == 0:
-        return 0.0
+        return StageCounts(0.0, 0.0, 0.0, 0.0, 1)  # the launch still clears the buffers' padding
     channels = plan.head_dim * _video(plan)
-    flops = 2.0 * channels * sum(count for band, count in heads.items() if band in (Band.MID, Band.HIGH))
+    read, flops = 2.0 * exact * _sum_bytes(plan), 2.0 * channels * exact
     if plan.learned_summaries:
-        seen = {Band.LOW: 2, Band.MID: 1, Band.HIGH: 1}
-        for band, count in seen.items():
-            # Keys and values: one transform, one inverse per band seen; scores, weighting and sums: 2 + 4 a channel.
-            flops += heads[band] * (2 * (1 + count) * dct_flops(plan) + count * 6 * channels)
-    return flops
+        for band, seen in ((Band.LOW, 2), (Band.MID, 1), (Band.HIGH, 1)):
+            # Keys and values: one transform, one inverse per band seen; scores, weighting and sums: 6 a channel.
+            flops += heads[band] * (2 * (1 + seen) * dct_flops(plan) + seen * 6 * channels)
+            pooled += heads[band] * seen
+            read += heads[band] * _video(plan) * _pair(plan, element_size)
+    # Kernels multiply each tile's keys by the band's projector instead of transforming them.
+    executed = 2.0 * pooled * plan.layout.num_tiles * TILE_SLOTS**2 * plan.head_dim
+    return StageCounts(flops, executed, read, float(write), 1)
 
 
 def _selection(plan: AttentionPlan, heads: Counter[Band]) -> StageCounts:
@@ -228,7 +242,7 @@ def _selection(plan: AttentionPlan, heads: Counter[Band]) -> StageCounts:
     rows = heads[Band.MID] if _selects(plan) else 0
     tiles, cells = plan.layout.num_tiles, plan.cells.num_cells
     flops = 2.0 * rows * tiles**2 * plan.head_dim
-    read = 2 * rows * tiles * plan.head_dim * STATISTIC_BYTES
+    read = 2 * rows * _sum_bytes(plan)
     write = rows * tiles * (plan.mid_capacity + cells) * STATISTIC_BYTES
     return StageCounts(flops, flops, float(read), float(write), int(rows > 0))
 

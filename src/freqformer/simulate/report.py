@@ -117,7 +117,11 @@ def fit_note(fit: dict[str, Any]) -> str:
         for name, key in (("fitted", "fit"), ("held out", "held_out"))
         if fit.get(key, {}).get("count")
     ]
-    return "Times against committed measurements. " + "; ".join(parts) + "."
+    text = "Times against committed measurements. " + "; ".join(parts) + "."
+    if "memory" in fit:
+        found = fit["memory"]
+        text += f" Peak memory: {found['count']} layers, median error {found['median']:.1%}, worst {found['worst']:.1%}."
+    return text
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], style: str = "") -> str:

@@ -18,18 +18,26 @@ from freqformer.simulate.hardware import Hardware
 from freqformer.simulate.profiles import ProfileError
 from freqformer.simulate.roofline import REFERENCE_CHANNELS, Machine
 
-STAGES = {
+LAUNCHES = {
     "prepare_tiles": "prologue",
     "finish_rows": "prologue",
     "select_tiles": "selection",
     "attention_kernel": "attention",
     "expand_low": "merge",
 }
-"""Which stage a launch belongs to, by the kernel's name."""
+"""Which part of a layer a launch belongs to, by the kernel's name."""
+PARTS = {
+    "prologue": ("prologue", "summaries"),
+    "selection": ("selection",),
+    "attention": ("attention",),
+    "merge": ("merge",),
+    "layer": ("prologue", "summaries", "selection", "attention", "merge"),
+}
+"""The model's stages in each part."""
 INFORMS = {
     "attention": ("attention_rate", "attention_item_blocks"),
-    "prologue": ("prologue_bandwidth",),
-    "selection": ("selection_rate",),
+    "prologue": ("prologue_bandwidth", "pooling_rate"),
+    "selection": ("selection_rate", "selection_item_tiles"),
     "merge": ("merge_bandwidth",),
 }
 
@@ -83,9 +91,10 @@ def _layer_results(file: str, values: dict[str, Any]) -> Iterator[Measurement]:
     source, head_dim = _origin(file, values), values["head_dim"]
     config = FreqFormerConfig.from_dict(values["config"])
     for name, group in values["layers"].items():
-        variants = {variant: record for variant, record in group.items() if isinstance(record, dict)}
+        variants = {variant: record for variant, record in group.items() if isinstance(record, dict) and "grid" in record}
         first = next(iter(variants.values()))
         yield _dense(f"{name}, dense", first, head_dim, group["dense_ms"], source)
+        yield _router(f"{name}, live router", first, config, head_dim, group["live_router"]["ms"], source)
         for variant, record in variants.items():
             yield from _layer(f"{name}, {variant}", record, config, head_dim, variant == "learned summaries", source)
     for point in values["scaling"]["points"]:
@@ -103,7 +112,7 @@ def _kernel_results(file: str, values: dict[str, Any]) -> Iterator[Measurement]:
         kept = max(1, round(float(density) * tokens / TILE_SLOTS))
         config = FreqFormerConfig(tile=tile, mid_tiles=kept, summary_tokens=0)
         plan = build_plan(Grid(1, 1, tokens), config, num_heads=heads, head_dim=head_dim)
-        predict = _stage(plan, [Band.MID.value] * heads, "attention")
+        predict = _predictor(plan, [Band.MID.value] * heads, "attention")
         name = f"kernel, {float(density):.0%} of blocks, head_dim {head_dim}"
         yield Measurement(name, tokens, record["ms"] / 1e3, predict, _of_attention("attention", head_dim), source)
 
@@ -116,20 +125,18 @@ def _eager_results(file: str, values: dict[str, Any]) -> Iterator[Measurement]:
     plan = build_plan(grid, FreqFormerConfig(), num_heads=len(allocation), head_dim=head_dim)
     for name, seconds, predict, informs in (
         ("dense", forward["dense_wall_s"], lambda machine: machine.dense(dense, head_dim).seconds, "dense_rate"),
-        ("layer", forward["frequency_wall_s"], _stage(plan, allocation, None, element_size=4), "attention_rate"),
+        ("layer", forward["frequency_wall_s"], _predictor(plan, allocation, "layer", element_size=4), "attention_rate"),
     ):
         yield Measurement(f"eager, {name}", tokens, seconds, predict, (informs,), source)
 
 
-def _stage(
-    plan: AttentionPlan, allocation: list[int], part: str | None, element_size: int = 2
-) -> Callable[[Machine], float]:
-    """What a machine takes for one stage of a layer, or for all of them."""
+def _predictor(plan: AttentionPlan, allocation: list[int], part: str, element_size: int = 2) -> Callable[[Machine], float]:
+    """What a machine takes for one part of a layer."""
     counts = layer_counts(plan, allocation, element_size=element_size)
 
     def predict(machine: Machine) -> float:
         times = machine.layer(plan, allocation, counts)
-        return sum(time.seconds for name, time in times.items() if part in (None, name))
+        return sum(times[name].seconds for name in PARTS[part])
 
     return predict
 
@@ -148,6 +155,20 @@ def _dense(name: str, record: dict[str, Any], head_dim: int, ms: float, source: 
     return Measurement(name, record["tokens"], ms / 1e3, predict, ("dense_rate",), source)
 
 
+def _router(
+    name: str, record: dict[str, Any], config: FreqFormerConfig, head_dim: int, ms: float, source: str
+) -> Measurement:
+    heads = record["heads"]
+    plan = build_plan(Grid(*record["grid"]), config, num_heads=heads, head_dim=head_dim)
+    allocation = even_allocation(heads)
+    counts = layer_counts(plan, allocation, live_router=True)
+
+    def predict(machine: Machine) -> float:
+        return machine.layer(plan, allocation, counts)["router"].seconds
+
+    return Measurement(name, record["tokens"], ms / 1e3, predict, ("router_bandwidth",), source)
+
+
 def _layer(
     name: str, record: dict[str, Any], config: FreqFormerConfig, head_dim: int, learned: bool, source: str
 ) -> Iterator[Measurement]:
@@ -157,11 +178,11 @@ def _layer(
     allocation = even_allocation(heads)
     every = tuple(field for fields in INFORMS.values() for field in fields)
     yield Measurement(
-        f"{name}, layer", record["tokens"], record["layer_ms"] / 1e3, _stage(plan, allocation, None), every, source
+        f"{name}, layer", record["tokens"], record["layer_ms"] / 1e3, _predictor(plan, allocation, "layer"), every, source
     )
     times: dict[str, float] = {}
     for launch, microseconds in record["launches"]:
-        part = next((part for kernel, part in STAGES.items() if kernel in launch), None)
+        part = next((part for kernel, part in LAUNCHES.items() if kernel in launch), None)
         if part is not None:
             times[part] = times.get(part, 0.0) + microseconds / 1e6
     for part, seconds in times.items():
@@ -169,18 +190,29 @@ def _layer(
             f"{name}, {part}",
             record["tokens"],
             seconds,
-            _stage(plan, allocation, part),
+            _predictor(plan, allocation, part),
             _of_attention(part, head_dim),
             source,
         )
 
 
-def memory_errors(path: Path) -> list[tuple[str, float, float]]:
-    """Name, measured and predicted peak bytes of every layer in `layer.json`: inputs, output and workspace."""
-    values = json.loads(path.read_text(encoding="utf-8"))
+def read_peaks(paths: Sequence[Path]) -> list[tuple[str, float, float]]:
+    """Name, measured and counted peak bytes of every layer in `layer.json`: inputs, output and workspace.
+
+    Files of other benchmarks have none.
+    """
+    documents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return [row for values in documents if "scaling" in values for row in _peaks(values)]
+
+
+def _peaks(values: dict[str, Any]) -> list[tuple[str, float, float]]:
     config, rows = FreqFormerConfig.from_dict(values["config"]), []
     groups = [(name, record) for name, group in values["layers"].items() for record in group.items()]
-    records = [(f"{name}, {variant}", record) for name, (variant, record) in groups if isinstance(record, dict)]
+    records = [
+        (f"{name}, {variant}", record)
+        for name, (variant, record) in groups
+        if isinstance(record, dict) and "grid" in record
+    ]
     records += [(f"scaling, {point['tokens']:,}", point) for point in values["scaling"]["points"]]
     for name, record in records:
         own = replace(config, window=tuple(record["window"]), mid_tiles=record["mid_tiles"])

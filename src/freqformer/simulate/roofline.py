@@ -5,6 +5,7 @@ Derivation: docs/complexity.md.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from freqformer.config import Band
 from freqformer.grid import TILE_SLOTS
 from freqformer.plan import AttentionPlan
 from freqformer.simulate.calibration import Calibration
-from freqformer.simulate.counts import LayerCounts, StageCounts, band_counts
+from freqformer.simulate.counts import SCORE_BYTES, STATISTIC_BYTES, LayerCounts, StageCounts, band_counts
 from freqformer.simulate.hardware import Hardware
 from freqformer.simulate.schedule import makespan
 
 REFERENCE_CHANNELS = 128
 """The head_dim at which attention rates are measured."""
+SELECTION_QUERIES = 16
+"""Query tiles whose best key tiles one work item of the selection finds."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,13 @@ class Machine:
         achieved, vector = self.calibration, self.hardware.vector_flops
         for name, fraction, rate in (
             ("prologue", achieved.prologue_bandwidth, vector),
-            ("selection", achieved.elementwise_bandwidth, vector * achieved.selection_rate),
+            ("summaries", achieved.elementwise_bandwidth, self.hardware.matrix_flops * achieved.pooling_rate),
             ("merge", achieved.merge_bandwidth, vector),
             ("router", achieved.router_bandwidth, vector),
         ):
             if name in counts.stages:
                 times[name] = self._stage(counts.stages[name], rate, fraction, parts)
+        times["selection"] = self._selection(plan, counts.stages["selection"], parts)
         return {name: times[name] for name in counts.stages}
 
     def dense(self, counts: LayerCounts, head_dim: int) -> StageTime:
@@ -113,6 +117,23 @@ class Machine:
         return StageTime(
             compute_s=stage.executed / parts / rate,
             memory_s=self.memory_time(stage.bytes / parts, fraction),
+            launch_s=stage.launches * self.hardware.launch_s,
+            traffic_bytes=stage.bytes / parts,
+        )
+
+    def _selection(self, plan: AttentionPlan, stage: StageCounts, parts: int) -> StageTime:
+        """Blocks of 16 query tiles, each against all key tiles, dealt to the processors like attention's work items."""
+        tiles, achieved = plan.layout.num_tiles, self.calibration
+        # A block's scores are searched padded to a power of two.
+        padded = 1 << (tiles - 1).bit_length()
+        fit = max(1, SCORE_BYTES // (SELECTION_QUERIES * padded * STATISTIC_BYTES))
+        slots = min(round(self.hardware.processors * achieved.attention_slots), fit)
+        rate = self.hardware.vector_flops * achieved.selection_rate / (self.hardware.processors * achieved.attention_slots)
+        seconds = 2 * SELECTION_QUERIES * plan.head_dim * (padded + achieved.selection_item_tiles) / rate
+        rows = stage.flops / (2 * tiles**2 * plan.head_dim)
+        return StageTime(
+            compute_s=makespan([(seconds, math.ceil(rows * -(-tiles // SELECTION_QUERIES) / parts))], slots),
+            memory_s=self.memory_time(stage.bytes / parts, achieved.elementwise_bandwidth),
             launch_s=stage.launches * self.hardware.launch_s,
             traffic_bytes=stage.bytes / parts,
         )
