@@ -18,11 +18,8 @@ from freqformer.config import Band
 from freqformer.ops.block_sparse.tables import LaunchTables
 from freqformer.ops.block_sparse.transposed import key_task_order, transpose_lists, transposed_tables
 from freqformer.ops.block_sparse.triton import LOG2_E, AttentionBuffers, MidLists, RowBands, _has_descriptors
-from freqformer.ops.block_sparse.triton_backward_keys import (
-    extra_grads_kernel,
-    join_extra_grads_kernel,
-    video_grads_kernel,
-)
+from freqformer.ops.block_sparse.triton_backward_extras import extra_grads_kernel, join_extra_grads_kernel
+from freqformer.ops.block_sparse.triton_backward_keys import video_grads_kernel
 from freqformer.ops.block_sparse.triton_backward_queries import gather_grads_kernel, query_grads_kernel
 
 GATHER_ROWS = 32
@@ -120,39 +117,43 @@ def _block_sparse_attention_backward(
     num_rows, query_rows, head_dim = query.shape
     cells = 0 if biases[1] is None else biases[1].shape[1]
     tiles, num_video = layout[1].shape[0], query_rows - num_text
-    grad, log_sums, deltas = torch.empty_like(query), torch.empty_like(lse), torch.empty_like(lse)
-    rests = torch.empty_like(lse) if query.dtype == torch.float32 else None
-    _launch(
-        gather_grads_kernel,
-        num_rows * _cdiv(query_rows, GATHER_ROWS),
-        (out, low_out, remainder),
-        tuple(grads),
-        (grad, log_sums, deltas, rests),
-        lse,
-        raster,
-        rows[0],
-        (num_rows, out.shape[2], num_video, num_text, low_out.shape[1]),
-        ROWS=GATHER_ROWS,
-        HEAD_DIM=head_dim,
-    )
+    grad = torch.empty_like(query)
+    statistic_rows = _cdiv(query_rows, 16) * 16
+    log_sums, deltas, rests = (lse.new_empty(num_rows, statistic_rows) for _ in range(3))
+    statistics = (log_sums, deltas, rests if query.dtype == torch.float32 else None)
     call = _Call(
         buffers=(query, key, value),
         grad=grad,
-        statistics=(log_sums, deltas, rests),
+        statistics=statistics,
         allocation=rows[0],
         order=rows[1],
         layout=tuple(layout),
         tile_slots=slots,
         tile_tokens=tile_tokens,
-        biases=(*biases[:3], _per_row(biases[2]), biases[3]),
+        biases=tuple(biases),
         text_mask=None if text_mask is None else text_mask.view(torch.uint8),
         sizes=(num_rows, out.shape[2], tiles, num_video, num_text, low_out.shape[1], cells),
-        segments=(segments[0], tuple(segments[1:4]), *segments[4:], key.shape[1]),
+        segments=(*segments, key.shape[1]),
     )
     grad_query, grad_key, grad_value = (torch.empty_like(x) for x in buffers)
-    call.query_grads(grad_query, lists)
-    call.video_grads(grad_key, grad_value, lists[0], transposed)
-    return grad_query, grad_key, grad_value, call.extra_grads(grad_key, grad_value)
+    with torch.cuda.device_of(query):
+        _launch(
+            gather_grads_kernel,
+            num_rows * _cdiv(query_rows, GATHER_ROWS),
+            (out, low_out, remainder),
+            tuple(grads),
+            (grad, *statistics),
+            lse,
+            raster,
+            rows[0],
+            *(num_rows, out.shape[2], num_video, num_text, low_out.shape[1], statistic_rows),
+            ROWS=GATHER_ROWS,
+            HEAD_DIM=head_dim,
+        )
+        call.query_grads(grad_query, lists)
+        call.video_grads(grad_key, grad_value, lists[0], transposed)
+        grad_offsets = call.extra_grads(grad_key, grad_value)
+    return grad_query, grad_key, grad_value, grad_offsets
 
 
 @_block_sparse_attention_backward.register_fake
@@ -169,7 +170,7 @@ class _Call:
     grad: Tensor
     """Output gradients as the queries lie, (R, N + X, D)."""
     statistics: tuple[Tensor, Tensor, Tensor | None]
-    """Log-sum-exp in base 2, delta, and in float32 what the first lacks, of every query, float32 (R, N + X)."""
+    """Log-sum-exp in base 2, delta, and in float32 what the first lacks, of every query, float32 (R, N + X or more)."""
     allocation: Tensor
     order: Tensor
     layout: tuple[Tensor, ...]
@@ -177,13 +178,13 @@ class _Call:
     tile_slots: int
     tile_tokens: int
     """Tokens of every tile, 0 where tiles differ."""
-    biases: tuple[Any, ...]
-    """Of low tokens, HIGH and MID summaries, the step of the last from row to row, and learned offsets."""
+    biases: tuple[Tensor | None, ...]
+    """Of low tokens, HIGH and MID summaries, and learned offsets."""
     text_mask: Tensor | None
     sizes: tuple[int, ...]
     """R, H, T, N, X, M, C."""
-    segments: tuple[Any, ...]
-    """First rows of low tokens, of the three summaries, of text and of exact video tokens, as in `KeyLayout`, and S."""
+    segments: tuple[int, ...]
+    """The offsets of `KeyLayout`, and S."""
 
     def query_grads(self, grad_query: Tensor, lists: Sequence[Tensor | None]) -> None:
         blocks = _Blocks.of_queries(grad_query, self.tile_slots)
@@ -200,20 +201,17 @@ class _Call:
             self.order,
             self.allocation,
             *self.layout,
-            (
-                every_tile,
-                high_lists,
-                high_lists.shape[1],
-                mid_lists,
-                mid_lengths,
-                0 if mid_lists is None else mid_lists.shape[2],
-                _per_row(mid_lists),
-            ),
+            (every_tile, high_lists, mid_lists, mid_lengths),
             self.biases,
             self.text_mask,
-            self.sizes,
-            self.segments,
             self.scale,
+            *self.sizes,
+            *self.segments,
+            high_lists.shape[1],
+            0 if mid_lists is None else mid_lists.shape[2],
+            _per_row(mid_lists),
+            _per_row(self.biases[2]),
+            self.statistics[0].shape[1],
             QUERY_BLOCKS=query_blocks,
             TILE_BLOCKS=_cdiv(self.tile_slots, blocks.key),
             SAFE=self.tile_slots % blocks.key // 8 * 8,
@@ -232,7 +230,7 @@ class _Call:
         key_blocks = _cdiv(self.tile_slots, blocks.key)
         _launch(
             video_grads_kernel,
-            rows * tiles * key_blocks * (2 if self.segments[3] > 0 else 1),
+            rows * tiles * key_blocks * (2 if self.segments[5] > 0 else 1),
             *self.described(blocks),
             *self.statistics,
             grad_key,
@@ -240,17 +238,12 @@ class _Call:
             order,
             self.allocation,
             *self.layout,
-            (
-                every_tile,
-                high_starts,
-                high_queries,
-                mid_starts,
-                mid_queries,
-                0 if mid_starts is None else int(mid_starts.shape[0] > tiles + 1),
-            ),
-            self.sizes,
-            self.segments,
+            (every_tile, high_starts, high_queries, mid_starts, mid_queries),
             self.scale,
+            *self.sizes,
+            *self.segments,
+            0 if mid_starts is None else int(mid_starts.shape[0] > tiles + 1),
+            self.statistics[0].shape[1],
             QUERY_BLOCKS=_cdiv(self.tile_slots, blocks.query),
             KEY_BLOCKS=key_blocks,
             TEXT=num_text > 0,
@@ -262,15 +255,15 @@ class _Call:
         blocks = _Blocks.of_keys(grad_key)
         rows, heads, tiles, _, num_text, num_low, cells = self.sizes
         cell_blocks = _cdiv(cells, blocks.key)
-        shared = cell_blocks * (1 if self.segments[1][1] < 0 else 3) + _cdiv(num_text, blocks.key)
+        shared = cell_blocks * (1 if self.segments[2] < 0 else 3) + _cdiv(num_text, blocks.key)
         parts = max(1, min(MOST_PARTS, tiles // PART_TILES))
-        starts = [start for start in (*self.segments[1], self.segments[2]) if start >= 0] or [0]
+        starts = [start for start in self.segments[1:5] if start >= 0] or [0]
         region_rows = starts[-1] + (num_text or cells) - starts[0]
         wide = {"dtype": torch.float32, "device": grad_key.device}
         sums = [torch.empty(rows, parts, region_rows, grad_key.shape[2], **wide) for _ in range(2)]
-        offsets = self.biases[4]
+        offsets = self.biases[3]
         slopes = None if offsets is None else torch.zeros(rows, 3, cell_blocks, parts, **wide)
-        partial = (*sums, starts[0], region_rows, slopes)
+        partial = (*sums, slopes)
         _launch(
             extra_grads_kernel,
             rows * (shared * parts + _cdiv(num_low, blocks.key)),
@@ -284,10 +277,10 @@ class _Call:
             *self.layout,
             self.biases,
             self.text_mask,
-            self.sizes,
-            self.segments,
             self.scale,
-            parts,
+            *self.sizes,
+            *self.segments,
+            *(_per_row(self.biases[2]), starts[0], region_rows, parts, self.statistics[0].shape[1]),
             QUERY_BLOCKS=_cdiv(self.tile_slots, blocks.query),
             **self.options(blocks),
         )
@@ -299,9 +292,9 @@ class _Call:
                 grad_key,
                 grad_value,
                 self.allocation,
-                self.sizes,
-                self.segments,
-                parts,
+                *self.sizes,
+                *self.segments,
+                *(starts[0], region_rows, parts),
                 ROWS=JOIN_ROWS,
                 HEAD_DIM=grad_key.shape[2],
             )

@@ -21,6 +21,8 @@ from freqformer.ops.block_sparse.triton_kernel import (
     LOW,
     MASKED,
     MID,
+    PLACES,
+    SIZES,
     _block,
     _extent,
     _listed_tiles,
@@ -33,9 +35,22 @@ UNSEEN = tl.constexpr(float("inf"))
 """The log-sum-exp of a query that counts for nothing: all its weights are 0."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "heads", "num_tokens", "num_text", "num_low", "statistic_rows"])
 def gather_grads_kernel(
-    outputs, grads, targets, lse, raster, allocation, sizes, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr
+    outputs,
+    grads,
+    targets,
+    lse,
+    raster,
+    allocation,
+    rows,
+    heads,
+    num_tokens,
+    num_text,
+    num_low,
+    statistic_rows,
+    ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
 ):
     """ROWS output gradients of one row in the places of its queries, with their log-sum-exp in base 2 and their delta.
 
@@ -46,9 +61,8 @@ def gather_grads_kernel(
             float32 (R, N + X).
         lse: float32 (R, N + X).
         raster: place in `out` of every video token in tile order; None where that is its own.
-        sizes: R, H, N, X, M.
+        statistic_rows: how far apart rows of the statistics lie, N + X or more.
     """
-    rows, heads, num_tokens, num_text, num_low = sizes
     row = (tl.program_id(0) % rows).to(tl.int64)
     place = tl.program_id(0) // rows * ROWS + tl.arange(0, ROWS)
     video = place < num_tokens
@@ -63,18 +77,18 @@ def gather_grads_kernel(
     channel = tl.arange(0, HEAD_DIM)[None, :]
     out = tl.load(tl.where(low[:, None], outputs[1] + low_at, outputs[0] + at) + channel, mask=live[:, None], other=0.0)
     grad = tl.load(tl.where(low[:, None], grads[1] + low_at, grads[0] + at) + channel, mask=live[:, None], other=0.0)
-    target = row * query_rows + place
+    target, statistic = row * query_rows + place, row * statistic_rows + place
     _store(targets[0], target, grad, live, HEAD_DIM)
     exact = out.to(tl.float32)
     if targets[3] is not None:
         log_sum = tl.load(outputs[2] + target * 2, mask=live, other=0.0)
-        tl.store(targets[3] + target, tl.load(outputs[2] + target * 2 + 1, mask=live, other=0.0), mask=live)
+        tl.store(targets[3] + statistic, tl.load(outputs[2] + target * 2 + 1, mask=live, other=0.0), mask=live)
     else:
         log_sum = tl.load(lse + target, mask=live, other=0.0) * LOG2_E
         rest = outputs[2] + target[:, None] * HEAD_DIM + channel
         exact += tl.load(rest, mask=live[:, None], other=0.0).to(tl.float32)
-    tl.store(targets[1] + target, tl.where(log_sum == MASKED, UNSEEN, log_sum), mask=live)
-    tl.store(targets[2] + target, tl.sum(exact * grad.to(tl.float32), 1), mask=live)
+    tl.store(targets[1] + statistic, tl.where(log_sum == MASKED, UNSEEN, log_sum), mask=live)
+    tl.store(targets[2] + statistic, tl.sum(exact * grad.to(tl.float32), 1), mask=live)
 
 
 @triton.jit
@@ -189,7 +203,8 @@ def key_bias(first_bias, skip, column, left, shift, text_mask, in_first, in_text
     return tl.where(seen, bias * LOG2_E + shift, MASKED)
 
 
-@triton.jit
+# As in the forward kernel, one compilation serves many grids.
+@triton.jit(do_not_specialize=[*SIZES[:5], "high_length", "mid_length", "mid_step", "mid_bias_step", *PLACES[:7]])
 def query_grads_kernel(
     query,
     key,
@@ -206,9 +221,26 @@ def query_grads_kernel(
     lists,
     biases,
     text_mask,
-    sizes,
-    segments,
     scale,
+    rows,
+    heads,
+    tiles,
+    num_tokens,
+    num_text,
+    num_low,
+    cells,
+    low_at,
+    low_sums_at,
+    mid_sums_at,
+    high_sums_at,
+    text_at,
+    exact_at,
+    key_rows,
+    high_length,
+    mid_length,
+    mid_step,
+    mid_bias_step,
+    statistic_rows,
     HEAD_DIM: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -221,8 +253,11 @@ def query_grads_kernel(
     STAGES: tl.constexpr,
 ):
     """Gradients of one block of queries of one row, over the keys that the forward kernel took."""
-    rows, heads, tiles, num_tokens, num_text, num_low, cells = sizes
-    low_at, sums_at, text_at, exact_at, key_rows = segments
+    sums_at = (low_sums_at, mid_sums_at, high_sums_at)
+    every_tile, high_lists, mid_lists, mid_lengths = lists
+    lists = (every_tile, high_lists, high_length, mid_lists, mid_lengths, mid_length, mid_step)
+    low_bias, high_bias, mid_bias, summary_offsets = biases
+    biases = (low_bias, high_bias, mid_bias, mid_bias_step, summary_offsets)
     query_rows = num_tokens + num_text
     program = tl.program_id(0)
     is_text = False
@@ -246,8 +281,8 @@ def query_grads_kernel(
         value += row.to(tl.int64) * key_rows * HEAD_DIM
         query_at, key_at = 0, 0
 
-    listed, length, video_at = lists[0], 0, key_at
-    first, mid_sums, high_sums = (text_at, 0, biases[0], 0.0), (text_at, 0, 0.0), (text_at, 0, 0.0)
+    listed, length, video_at = every_tile, 0, key_at
+    first, mid_sums, high_sums = (text_at, 0, low_bias, 0.0), (text_at, 0, 0.0), (text_at, 0, 0.0)
     if is_text:
         start = num_tokens + block * BLOCK_Q
         count = query_rows - start
@@ -260,7 +295,7 @@ def query_grads_kernel(
         _, mid_sums, high_sums = _summaries(  # pyright: ignore[reportGeneralTypeIssues]
             band, row, block, head, tiles, cells, sums_at, biases
         )
-        first = (low_at, num_low, biases[0], 0.0)
+        first = (low_at, num_low, low_bias, 0.0)
     else:
         skip = block % QUERY_BLOCKS * BLOCK_Q
         block = block // QUERY_BLOCKS
@@ -272,14 +307,15 @@ def query_grads_kernel(
         return  # a LOW row has fewer query blocks than tiles, and a short tile fewer than a full one
 
     live = tl.arange(0, BLOCK_Q) < count
-    target = row.to(tl.int64) * query_rows + start + tl.arange(0, BLOCK_Q)
+    target = start + tl.arange(0, BLOCK_Q)
+    statistic = row.to(tl.int64) * statistic_rows + target
     q = _block(query, query_at + start, start + count, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
     g = _block(grad, query_at + start, start + count, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
-    log_sum = tl.load(log_sums + target, mask=live, other=UNSEEN)
-    delta = tl.load(deltas + target, mask=live, other=0.0)
+    log_sum = tl.load(log_sums + statistic, mask=live, other=UNSEEN)
+    delta = tl.load(deltas + statistic, mask=live, other=0.0)
     rest = log_sum  # read in float32 alone
     if rests is not None:
-        rest = tl.load(rests + target, mask=live, other=0.0)
+        rest = tl.load(rests + statistic, mask=live, other=0.0)
     queries = (q, g, log_sum, rest, delta)
     acc = _tile_slopes(
         tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32),
@@ -304,4 +340,5 @@ def query_grads_kernel(
         text_mask += row // heads * num_text
     extras = (first, mid_sums, high_sums, (text_at, num_text))
     acc = _extra_slopes(acc, queries, key, value, key_at, extras, text_mask, scale, HEAD_DIM, BLOCK_K, DESCRIPTORS, STAGES)
+    target += row.to(tl.int64) * query_rows
     _store(grad_query, target, acc * (scale / LOG2_E), live, HEAD_DIM)
