@@ -97,6 +97,8 @@ def test_report_is_one_file(report):
     page = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
     assert "://" not in page
     assert "Nothing was measured on NVIDIA H100 SXM" in text
+    assert "come from the design document&#x27;s own probes" in text
+    assert "Times against committed measurements. fitted: " in text
     assert "<td>machine: memory_bandwidth</td>" in text
 
 

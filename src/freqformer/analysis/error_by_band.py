@@ -81,19 +81,10 @@ def error_by_band(
     """
     query, key, value = (x.double() for x in (query, key, value))
     bands = torch.as_tensor(allocation)
+    options = {"grid": grid, "config": config, "parameters": parameters, "selection": selection}
 
     def attend(v: Tensor, heads: Tensor) -> Tensor:
-        return frequency_attention(
-            query,
-            key,
-            v,
-            grid=grid,
-            allocation=heads,
-            config=config,
-            parameters=parameters,
-            selection=selection,
-            impl="eager",
-        )
+        return frequency_attention(query, key, v, allocation=heads, impl="eager", **options)  # type: ignore[arg-type]
 
     def exact(v: Tensor) -> Tensor:
         return attend(v, torch.full_like(bands, Band.DENSE.value))

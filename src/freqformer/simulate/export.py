@@ -6,6 +6,7 @@ The JSON's schema has a version; fields are only added within one. Units are in 
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -64,6 +65,7 @@ def scenario_record(result: Result) -> dict[str, Any]:
         "padding": result.plan.layout.padding,
         "seconds_of_video": case.seconds_of_video,
         "config": case.config.to_dict(),
+        "learned_summaries": case.learned_summaries,
         "heads": dict(zip(("low", "mid", "high", "dense"), _heads(result.allocation), strict=True)),
         "density": result.density,
         "dense": {
@@ -148,8 +150,6 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 def write_csv(path: Path, results: Sequence[Result]) -> None:
     """Write one row per scenario with the columns `CSV_FIELDS`, atomically."""
-    import io
-
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(CSV_FIELDS)
