@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import signal
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from tests.support.file_limit import file_limit
 
 from freqformer import media
 from freqformer.media import VideoError, contact_sheet, from_unit, list_videos, probe_video, read_clip, to_unit, write_video
@@ -236,23 +235,12 @@ def test_listing(tmp_path: Path) -> None:
         list_videos(tmp_path / "empty")
 
 
-@pytest.fixture
-def small_disk():
-    """Files may not grow beyond 2,000 bytes, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
 @pytest.mark.parametrize("name", ["clip.mp4", "sheet.png"])
-def test_failed_write_keeps_the_old_file(tmp_path: Path, small_disk: None, name: str) -> None:
+def test_failed_write_keeps_the_old_file(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"old")
     frames = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8)
-    with pytest.raises(VideoError, match=rf"{name} can't be written.*free space"):
+    with file_limit(2000), pytest.raises(VideoError, match=rf"{name} can't be written.*free space"):
         write_video(frames, path, 8) if name.endswith("mp4") else contact_sheet(frames, path)
     assert path.read_bytes() == b"old"
     assert sorted(tmp_path.iterdir()) == [path]

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from tests.support.file_limit import file_limit
 
 from freqformer.training import checkpoint
 from freqformer.training.checkpoint import (
@@ -183,19 +180,6 @@ def test_full_disk(small_disk, free_kib):
     (small_disk / "filler").unlink()
     save(small_disk, 20, size=16_000)
     assert_loads(small_disk, 20)
-
-
-@contextmanager
-def file_limit(size: int) -> Iterator[None]:
-    """Files end at this size, as where a quota is used up; needs no rights."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_file_that_may_not_grow(tmp_path):
