@@ -24,7 +24,7 @@ from freqformer.demo.stages import Generated, generate, inspect_video
 from freqformer.grid import Grid, tile_layout
 from freqformer.media import VideoError, contact_sheet, enlarge, probe_video, read_clip, write_video
 from freqformer.plan import build_plan
-from freqformer.training.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
+from freqformer.training.config import DataConfig, ObjectiveConfig, OptimizerConfig, RunConfig, TrainConfig
 
 if TYPE_CHECKING:
     from freqformer.models.transformer import FreqFormerTransformer3DModel
@@ -53,7 +53,7 @@ class DemoSettings:
     model: dict[str, Any] = field(
         default_factory=lambda: {
             "patch_size": [2, 8, 8],
-            "num_layers": 4,
+            "num_layers": 3,
             "num_heads": 6,
             "head_dim": 32,
             "frequency": {"tile": [1, 3, 5], "mid_tiles": 8, "compression": 128},
@@ -62,8 +62,10 @@ class DemoSettings:
         }
     )
     optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(learning_rate=3e-3, warmup_steps=20, weight_decay=0.0)
+        default_factory=lambda: OptimizerConfig(learning_rate=2.5e-3, warmup_steps=20, weight_decay=0.0)
     )
+    # Much noise is where a clip has to be known by heart.
+    objective: ObjectiveConfig = field(default_factory=lambda: ObjectiveConfig(logit_mean=1.2, logit_std=0.8))
     batch_size: int = 1
     max_steps: int = 100_000
     inference_steps: int = 30
@@ -174,6 +176,7 @@ def _train(clip: Path, run: Path, seconds: float, seed: int, settings: DemoSetti
         model=settings.model,
         data=DataConfig(path=str(clip), **size),  # type: ignore[arg-type]
         optimizer=settings.optimizer,
+        objective=settings.objective,
         run=RunConfig(
             max_steps=settings.max_steps, max_seconds=seconds, batch_size=settings.batch_size, seed=seed, device="cpu"
         ),
