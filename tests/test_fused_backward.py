@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +18,13 @@ triton = pytest.importorskip("triton")
 if not triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET=1 is not set: kernels would need a GPU", allow_module_level=True)
 
-from tests.support.cases import Case, make_inputs  # noqa: E402
+from tests.support.cases import Case, make_inputs, run  # noqa: E402
 from tests.support.fused import check_call  # noqa: E402
 from tests.support.interpreter import patch_language_once  # noqa: E402
 from tests.support.numerics import nan_filled_allocations  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+from freqformer.ops import fused_operation  # noqa: E402
 
 pytestmark = [
     # The interpreter's own: it turns arrays of one element into loop bounds.
@@ -70,3 +76,41 @@ CASES = {
 def test_every_branch(name: str) -> None:
     with nan_filled_allocations():
         check_call(CASES[name], make_inputs(CASES[name]), gradients=True)
+
+
+class Seen(TorchDispatchMode):
+    """Keeps the last call of every operation of this project."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[Any, tuple] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if function.namespace == "freqformer":
+            self.calls[function] = args
+        return function(*args, **(kwargs or {}))
+
+
+def test_operations_are_registered() -> None:
+    case = small(learned=LEARNED, num_text_tokens=2, mask="random", allocation=((0, 1, 2),))
+    with Seen() as whole:
+        run(case, make_inputs(case), "triton")
+    operations = torch.ops.freqformer
+    assert set(whole.calls) == {operations.attention.default, operations.attention_backward.default}
+    # What an operation calls is hidden from modes outside it.
+    with Seen() as parts:
+        fused_operation._attention_backward._init_fn(*whole.calls[operations.attention_backward.default])
+    calls = whole.calls | {function: parts.calls[function] for function in parts.calls if "backward" in str(function)}
+    assert len(calls) == 5
+    for function, arguments in calls.items():
+        tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+        checks = torch.library.opcheck(function, arguments, test_utils=tests)
+        assert set(checks.values()) == {"SUCCESS"}, (function, checks)
+
+
+def test_compiled_graphs() -> None:
+    """In a process of its own: compilers can't trace the type checks that tests put around the package."""
+    command = [sys.executable, "-m", "tests.support.compiled_calls", "cpu", "aot_eager"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == ["same", "bits", "2", "graphs"]

@@ -141,6 +141,7 @@ def _preference(box: Extents, shape: Extents) -> tuple:
     return (padding, _aspect(box, shape), max(box) / min(box), box)
 
 
+@torch.compiler.assume_constant_result
 def tile_layout(grid: Grid, tile: Extents | None = None) -> TileLayout:
     """The tile layout of a grid, cached.
 

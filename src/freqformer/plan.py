@@ -6,9 +6,11 @@ it is all that kernels and the cost model know about structure.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -60,6 +62,8 @@ class AttentionPlan:
     cells: patterns.SummaryCells
     low_weights: Tensor
     """Tokens that every low token stands for, float64 (low tokens,)."""
+    key: tuple[int, int, int, int, int]
+    """What compiled graphs hold of the plan: its number in the process, low tokens, tiles, longest MID list and cells."""
 
     @property
     def num_low_tokens(self) -> int:
@@ -69,10 +73,7 @@ class AttentionPlan:
     @property
     def mid_capacity(self) -> int:
         """Longest list of key tiles of a MID head."""
-        if self.mid_lists is not None:
-            return self.mid_lists.shape[1]
-        kept = self.config.mid_tiles
-        return self.layout.num_tiles if kept is None else min(kept, self.layout.num_tiles)
+        return self.key[3]
 
     @property
     def segments(self) -> tuple[int, int, int, int, int]:
@@ -223,6 +224,28 @@ class AttentionPlan:
         return lists
 
 
+_NUMBERS = itertools.count(2)  # compilers take 0 and 1 for constants
+_NUMBERED: WeakValueDictionary[int, AttentionPlan] = WeakValueDictionary()
+
+
+def check_known(plan: AttentionPlan) -> None:
+    """Raise ValueError for a plan that `build_plan` didn't make, which `plan_numbered` would not find."""
+    if _NUMBERED.get(plan.key[0]) is not plan:
+        raise ValueError("plan is a changed copy of another one; make it with build_plan")
+
+
+def plan_numbered(number: int) -> AttentionPlan:
+    """The plan of that number, the first of `AttentionPlan.key`.
+
+    Raises:
+        ValueError: where it is gone, since nothing holds it any more.
+    """
+    plan = _NUMBERED.get(number)
+    if plan is None:
+        raise ValueError(f"number is {number}, and that plan is gone; keep a plan as long as the graph compiled with it")
+    return plan
+
+
 def _blocks(tokens: int) -> int:
     return -(-tokens // TILE_SLOTS)
 
@@ -236,6 +259,7 @@ def _checked(allocation: Sequence[int], num_heads: int) -> list[Band]:
     return [Band(band) for band in bands]
 
 
+@torch.compiler.assume_constant_result
 def build_plan(
     grid: Grid,
     config: FreqFormerConfig,
@@ -280,6 +304,11 @@ def _cached_plan(
     mid_lists = fixed[config.mid_pattern]() if config.mid_pattern in fixed else None
     if config.mid_tiles is None and mid_lists is not None:
         mid_lists = torch.arange(layout.num_tiles).expand(layout.num_tiles, -1)
+    high_lists = patterns.window_tiles(layout, config.window)
+    cells = patterns.summary_cells(layout, config.summary_tokens)
+    weights = low_weights(layout, config)
+    kept = layout.num_tiles if config.mid_tiles is None else min(config.mid_tiles, layout.num_tiles)
+    longest = kept if mid_lists is None else mid_lists.shape[1]
     plan = AttentionPlan(
         layout=layout,
         config=config,
@@ -288,10 +317,12 @@ def _cached_plan(
         num_text_tokens=num_text_tokens,
         learned_summaries=learned_summaries,
         mid_lists=mid_lists,
-        high_lists=patterns.window_tiles(layout, config.window),
-        cells=patterns.summary_cells(layout, config.summary_tokens),
-        low_weights=low_weights(layout, config),
+        high_lists=high_lists,
+        cells=cells,
+        low_weights=weights,
+        key=(next(_NUMBERS), weights.shape[0], layout.num_tiles, longest, cells.num_cells),
     )
+    _NUMBERED[plan.key[0]] = plan
     assert plan.num_low_tokens == torch.Size(low_grid(layout, config)).numel()
     plan.validate()
     return plan

@@ -35,13 +35,10 @@ HEAD_DIMS = (16, 32, 64, 128)
 def obstacle(tensors: Tensors, parameters: AttentionParameters | None) -> str | None:
     """Why the fused pipeline can't take these tensors, and what to do instead; None when it can."""
     query = tensors[0]
-    if find_spec("triton") is None:
+    if not _installed():
         return "Triton is not installed: install it, or choose impl='eager'"
-    if query.device.type == "cpu":
-        from triton import knobs
-
-        if not knobs.runtime.interpret:
-            return "the tensors are on the CPU: move them to a GPU, choose impl='eager', or set TRITON_INTERPRET=1 to debug"
+    if query.device.type == "cpu" and not _interprets():
+        return "the tensors are on the CPU: move them to a GPU, choose impl='eager', or set TRITON_INTERPRET=1 to debug"
     if query.dtype == torch.float64:
         return "the tensors are float64: convert them to float32, or choose impl='eager'"
     if query.shape[-1] not in HEAD_DIMS:
@@ -50,6 +47,18 @@ def obstacle(tensors: Tensors, parameters: AttentionParameters | None) -> str | 
     if torch.is_grad_enabled() and rotary is not None and any(table.requires_grad for table in rotary):
         return "it gives the rotary tables no gradient, and one is asked for: detach them, or choose impl='eager'"
     return None
+
+
+@torch.compiler.assume_constant_result
+def _installed() -> bool:
+    return find_spec("triton") is not None
+
+
+@torch.compiler.assume_constant_result
+def _interprets() -> bool:
+    from triton import knobs
+
+    return knobs.runtime.interpret
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,10 +107,11 @@ def fused_attention(
     call = FusedCall(plan, bands, present, text_mask, selection, token_order)
     given = parameters or AttentionParameters()
     learned = (given.summary_queries, given.summary_offsets, given.gains, given.query_norm, given.key_norm)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*tensors, *learned)):
-        from freqformer.ops.fused_backward import FusedAttention
+    asked = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*tensors, *learned))
+    if asked or torch.compiler.is_compiling():
+        from freqformer.ops.fused_operation import attention
 
-        return FusedAttention.apply(call, given, query, key, value, *learned)  # type: ignore[return-value]
+        return attention((query, key, value), given, call)
     return run((query, key, value), given, call).out
 
 
@@ -145,8 +155,8 @@ def contiguous(x: Tensor | None) -> Tensor | None:
 def _device_bands(allocation: Tensor | Sequence[int], query: Tensor) -> tuple[Tensor, frozenset[int]]:
     """The band of every head on the device, whole numbers (B, H), and which bands may be among them."""
     bands = head_bands(allocation, query)
-    if bands.device.type != "cpu":
-        return bands, frozenset(Band)
+    if bands.device.type != "cpu" or torch.compiler.is_compiling():
+        return bands.to(query.device), frozenset(Band)
     check_bands(bands)
     known = tuple(bands.flatten().tolist())
     return _uploaded(known, query.shape[2], query.device), frozenset(known)

@@ -1,0 +1,75 @@
+"""torch.compile over impl="triton", as a program: `python -m tests.support.compiled_calls DEVICE BACKEND`.
+
+It compares gradients of a call compiled whole with those of the call itself, and counts the graphs for several grids.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from tests.support.interpreter import patch_language_once
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from freqformer.attention import frequency_attention
+from freqformer.config import FreqFormerConfig
+from freqformer.grid import Grid
+from freqformer.ops.parameters import AttentionParameters
+from freqformer.plan import AttentionPlan, build_plan
+
+CONFIG = FreqFormerConfig(tile=(2, 4, 3), mid_tiles=2, window=(1, 1, 2), summary_tokens=2, compression=16)
+GRIDS = (Grid(3, 4, 6), Grid(4, 8, 5), Grid(5, 5, 9), Grid(6, 3, 7), Grid(2, 9, 10))
+
+
+def attend(grid: Grid, plan: AttentionPlan, tensors: list[Tensor], learned: list[Tensor], bands: Tensor) -> Tensor:
+    parameters = None
+    if learned:
+        queries, offsets, query_norm, key_norm = learned
+        parameters = AttentionParameters(queries, offsets, query_norm=query_norm, key_norm=key_norm)
+    return frequency_attention(
+        *tensors,
+        grid=grid,
+        allocation=bands,
+        config=CONFIG,
+        parameters=parameters,
+        plan=plan,
+        impl="triton",
+    )
+
+
+def check_gradients(device: str, backend: str) -> None:
+    """Output and gradients of one call, compiled and not, bit for bit."""
+    grid, heads, head_dim = Grid(3, 4, 6), 3, 16
+    plan = build_plan(grid, CONFIG, num_heads=heads, head_dim=head_dim, learned_summaries=True)
+    tensors, learned = (
+        [torch.randn(shape, device=device).requires_grad_() for shape in shapes]
+        for shapes in (
+            [(1, grid.num_tokens, heads, head_dim)] * 3,
+            [(heads, 2, head_dim), (heads, 3), (head_dim,), (head_dim,)],
+        )
+    )
+    bands, grad_out = torch.tensor([0, 1, 2], device=device), torch.randn_like(tensors[0])
+    results = []
+    for call in (attend, torch.compile(attend, backend=backend, fullgraph=True)):
+        out = call(grid, plan, tensors, learned, bands)
+        results.append((out, *torch.autograd.grad(out, tensors + learned, grad_out)))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    print("same bits")
+
+
+def count_graphs(device: str, backend: str) -> None:
+    """Graphs for five grids: one for the first as it is, and one for any."""
+    counter = CompileCounterWithBackend(backend)
+    compiled, bands = torch.compile(attend, backend=counter, fullgraph=True), torch.tensor([2], device=device)
+    for grid in GRIDS:
+        plan = build_plan(grid, CONFIG, num_heads=1, head_dim=16)
+        tensors = [torch.randn(1, grid.num_tokens, 1, 16, device=device).requires_grad_() for _ in range(3)]
+        assert torch.equal(compiled(grid, plan, tensors, [], bands), attend(grid, plan, tensors, [], bands))
+    print(counter.frame_count, "graphs")
+
+
+if __name__ == "__main__":
+    patch_language_once()
+    check_gradients(*sys.argv[1:])
+    count_graphs(*sys.argv[1:])
