@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tests.support.attend_cases import AttendCase, _bias, _segments, expected
+from tests.support.numerics import Pool, check_errors
 from torch import Tensor
 
 from freqformer.config import Band
@@ -82,6 +84,35 @@ def expected_grads(case: AttendCase, grads: tuple[Tensor, Tensor], dtype: torch.
         total[2][row, keys] = rounded.T @ grad
     query, key, value = (x.to(dtype) for x in total)
     return AttendGrads(query, key, value, None if case.summary_offsets is None else offsets)
+
+
+def check_grads(case: AttendCase, told: Any = None, pool: Pool | None = None, *, outliers: bool = False) -> None:
+    """Raise AssertionError unless `attend_backward` is as near float64 as a peer in the same dtype."""
+    grads = random_output_grads(case)
+    exact, peer = expected_grads(case, grads), expected_grads(case, grads, case.buffers.query.dtype)
+    actual, beside, wanted = (named(x, exact) for x in (kernel_grads(case, grads), peer, exact))
+    for name in [name for name, x in wanted.items() if not x.any()]:
+        # A query of one key has no gradient, but the two terms of its slope are sums in different orders.
+        assert actual[name].abs().sum() <= actual[name].numel() * torch.finfo(actual[name].dtype).eps, (name, told)
+        del actual[name], beside[name], wanted[name]
+    check_errors(actual, beside, wanted, outliers=outliers, case=told)
+    if pool is not None:
+        pool.add(actual, beside, wanted)
+
+
+def kernel_grads(case: AttendCase, grads: tuple[Tensor, Tensor]) -> AttendGrads:
+    """The gradients of the kernels, from the exact outputs."""
+    from freqformer.ops.block_sparse.triton_backward import attend_backward
+
+    got = attend_backward(grads, exact_outputs(case), **case.arguments)
+    return AttendGrads(got.query, got.key, got.value, got.summary_offsets)
+
+
+def named(grads: AttendGrads, exact: AttendGrads) -> dict[str, Tensor]:
+    """Every gradient by name, as rows (written, D) where something was to be written."""
+    names = ("query", "key", "value", "summary_offsets")
+    pairs = {name: (getattr(grads, name), getattr(exact, name)) for name in names}
+    return {f"grad_{name}": x[~truth[..., 0].isnan()] for name, (x, truth) in pairs.items() if truth is not None}
 
 
 def _by_row(case: AttendCase, out: Tensor, low_out: Tensor) -> Tensor:

@@ -8,10 +8,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.attend_cases import AttendCase, expected, make_case
-from tests.support.attend_grads import AttendGrads, _by_row, exact_outputs, expected_grads, random_output_grads
+from tests.support.attend_cases import AttendCase, expected, make_case, random_case
+from tests.support.attend_grads import (
+    AttendGrads,
+    _by_row,
+    check_grads,
+    exact_outputs,
+    expected_grads,
+    kernel_grads,
+    named,
+    random_output_grads,
+)
 from tests.support.interpreter import patch_language_once
-from tests.support.numerics import check_errors, nan_filled_allocations
+from tests.support.numerics import Pool, nan_filled_allocations
 from torch import Tensor
 
 from freqformer.config import Band, FreqFormerConfig
@@ -39,23 +48,13 @@ GRID = Grid(2, 3, 5)
 
 
 def run(case: AttendCase, grads: tuple[Tensor, Tensor]) -> AttendGrads:
-    """The gradients of the kernels, from the exact outputs."""
     with nan_filled_allocations():
-        got = attend_backward(grads, exact_outputs(case), **case.arguments)
-    return AttendGrads(got.query, got.key, got.value, got.summary_offsets)
-
-
-def named(grads: AttendGrads, exact: AttendGrads) -> dict[str, Tensor]:
-    """Every gradient by name, as rows (written, D) where something was to be written."""
-    names = ("query", "key", "value", "summary_offsets")
-    pairs = {name: (getattr(grads, name), getattr(exact, name)) for name in names}
-    return {f"grad_{name}": x[~truth[..., 0].isnan()] for name, (x, truth) in pairs.items() if truth is not None}
+        return kernel_grads(case, grads)
 
 
 def check(case: AttendCase, label: object = None, *, outliers: bool = False) -> None:
-    grads = random_output_grads(case)
-    exact, peer, got = expected_grads(case, grads), expected_grads(case, grads, case.buffers.query.dtype), run(case, grads)
-    check_errors(named(got, exact), named(peer, exact), named(exact, exact), outliers=outliers, case=label)
+    with nan_filled_allocations():
+        check_grads(case, label, outliers=outliers)
 
 
 BANDS = ([[0, 1, 2]], [[0, 0]], [[1, 1]], [[2, 2]], [[3, 0]], [[0, 1], [2, 3]])
@@ -216,3 +215,23 @@ def test_key_tasks_run_longest_first() -> None:
     lengths = torch.stack([length[band] for band in Band]).flatten()[order.long()]
     assert order.sort().values.tolist() == list(range(4 * tiles))
     assert bool((lengths[1:] <= lengths[:-1]).all())
+
+
+def test_random_cases() -> None:
+    pool = Pool()
+    for seed in range(16):
+        case, told = random_case(seed)
+        if case.buffers.query.dtype == torch.float32 and told["outliers"] > 1:
+            continue  # as in the test of real activations
+        with nan_filled_allocations():
+            check_grads(case, told, pool, outliers=told["outliers"] > 1)
+    pool.check(least=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 180))
+def test_more_random_cases(seed: int) -> None:
+    case, told = random_case(seed)
+    if not (case.buffers.query.dtype == torch.float32 and told["outliers"] > 1):
+        with nan_filled_allocations():
+            check_grads(case, told, outliers=told["outliers"] > 1)

@@ -300,7 +300,7 @@ class _Call:
             )
         if slopes is None or offsets is None:
             return grad_key.new_empty(0)
-        return slopes.reshape(-1, heads, 3, cell_blocks * parts).sum((0, 3)).to(offsets.dtype)
+        return slopes.reshape(rows // heads, heads, 3, cell_blocks * parts).sum((0, 3)).to(offsets.dtype)
 
     @property
     def scale(self) -> float:
