@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Tensors = tuple[Tensor, Tensor, Tensor]
 """Query, key and value."""
 HEAD_DIMS = (16, 32, 64, 128)
+EVERY_BAND = frozenset(Band)
 
 
 def obstacle(tensors: Tensors, parameters: AttentionParameters | None) -> str | None:
@@ -156,7 +157,7 @@ def _device_bands(allocation: Tensor | Sequence[int], query: Tensor) -> tuple[Te
     """The band of every head on the device, whole numbers (B, H), and which bands may be among them."""
     bands = head_bands(allocation, query)
     if bands.device.type != "cpu" or torch.compiler.is_compiling():
-        return bands.to(query.device), frozenset(Band)
+        return bands.to(query.device), EVERY_BAND
     check_bands(bands)
     known = tuple(bands.flatten().tolist())
     return _uploaded(known, query.shape[2], query.device), frozenset(known)

@@ -17,7 +17,7 @@ from freqformer.config import Band
 from freqformer.ops.block_sparse.tables import launch_tables
 from freqformer.ops.block_sparse.triton import AttentionBuffers, MidLists, RowBands
 from freqformer.ops.block_sparse.triton_backward import attend_backward
-from freqformer.ops.fused import FusedCall, contiguous, run
+from freqformer.ops.fused import EVERY_BAND, FusedCall, contiguous, run
 from freqformer.ops.merge.backward_tables import collapse_tables
 from freqformer.ops.merge.triton_backward import merge_low_backward
 from freqformer.ops.parameters import AttentionParameters
@@ -51,7 +51,7 @@ def attention(tensors: tuple[Tensor, Tensor, Tensor], parameters: AttentionParam
         plan.key[1:],
         plan.mid_lists is None,
         parameters.norm_eps,
-        sum(1 << band for band in call.present),
+        15 if call.present is EVERY_BAND else sum(1 << band for band in call.present),
         call.token_order == "raster",
         asked,
     )

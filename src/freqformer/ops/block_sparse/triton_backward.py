@@ -187,7 +187,7 @@ class _Call:
     """The offsets of `KeyLayout`, and S."""
 
     def query_grads(self, grad_query: Tensor, lists: Sequence[Tensor | None]) -> None:
-        blocks = _Blocks.of_queries(grad_query, self.tile_slots)
+        blocks = _Blocks.of_queries(grad_query)
         rows, _, tiles, _, num_text, _, _ = self.sizes
         every_tile, high_lists, mid_lists, mid_lengths = lists
         assert high_lists is not None
@@ -348,16 +348,14 @@ class _Blocks:
     """Whether results are sums over queries, so that what lies behind the last may not be read."""
 
     @staticmethod
-    def of_queries(query: Tensor, tile_slots: int) -> _Blocks:
+    def of_queries(query: Tensor) -> _Blocks:
         """For gradients of queries: a program holds one block of queries."""
         if query.dtype == torch.float32:
             # Without matrix units the operands of a product live in registers: small blocks, or they spill.
             return _Blocks(32, 16, 8, 1, False)
         if not _has_descriptors(query.device):
             return _Blocks(64, 32, 4, 2, False) if query.shape[2] <= 128 else _Blocks(32, 32, 4, 1, False)
-        if query.shape[2] > 128 or tile_slots <= 64:
-            return _Blocks(64, 64, 4 if query.shape[2] <= 128 else 8, 2, False)
-        return _Blocks(128, 128, 8, 2, False)
+        return _Blocks(64, 64, 4 if query.shape[2] <= 128 else 8, 2, False)
 
     @staticmethod
     def of_keys(key: Tensor) -> _Blocks:
