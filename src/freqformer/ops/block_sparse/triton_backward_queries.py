@@ -88,7 +88,13 @@ def gather_grads_kernel(
         rest = outputs[2] + target[:, None] * HEAD_DIM + channel
         exact += tl.load(rest, mask=live[:, None], other=0.0).to(tl.float32)
     tl.store(targets[1] + statistic, tl.where(log_sum == MASKED, UNSEEN, log_sum), mask=live)
-    tl.store(targets[2] + statistic, tl.sum(exact * grad.to(tl.float32), 1), mask=live)
+    if targets[3] is not None:
+        # Summed as the kernels sum v . grad: where one key takes all weight, the two cancel to the last bit.
+        products = dot(grad, tl.trans(out), None)
+        delta = tl.sum(tl.where(tl.arange(0, ROWS)[:, None] == tl.arange(0, ROWS)[None, :], products, 0.0), 1)
+    else:
+        delta = tl.sum(exact * grad.to(tl.float32), 1)
+    tl.store(targets[2] + statistic, delta, mask=live)
 
 
 @triton.jit
