@@ -1,0 +1,78 @@
+"""The whole model on a GPU: one CUDA graph holds a step with frozen routing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from freqformer import FreqFormerTransformer3DModel
+from freqformer.config import Band, FreqFormerConfig
+from freqformer.routing import RoutingTable
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+VIDEO = (2, 3, 9, 44, 60)
+"""9 x 11 x 15 tokens: ragged on every axis."""
+
+
+def make_model(text_dim: int | None = None, mid_pattern: str = "topk") -> FreqFormerTransformer3DModel:
+    """Two layers in bfloat16 with a table whose bands differ between layers and timesteps."""
+    torch.manual_seed(0)
+    frequency = FreqFormerConfig(mid_tiles=4, summary_tokens=9, tile=(4, 4, 8), mid_pattern=mid_pattern)  # type: ignore[arg-type]
+    model = FreqFormerTransformer3DModel(num_layers=2, num_heads=4, text_dim=text_dim, frequency=frequency.to_dict())
+    for parameter in model.parameters():  # what starts at zero would hide the attention
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    bands = torch.tensor([[[0, 0, 1, 2], [0, 1, 2, 2]], [[2, 2, 1, 1], [Band.DENSE, 2, 2, 0]]])
+    model.set_routing_table(RoutingTable(bands, torch.full_like(bands, 4), frequency))
+    return model.to("cuda", torch.bfloat16).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("text_dim", [None, 32])
+def test_a_cuda_graph_holds_a_step_with_frozen_routing(text_dim: int | None) -> None:
+    model = make_model(text_dim)
+    draw = torch.Generator("cuda").manual_seed(1)
+
+    def inputs(noise: float) -> list[torch.Tensor]:
+        video = torch.randn(VIDEO, generator=draw, device="cuda", dtype=torch.bfloat16)
+        text = torch.randn(2, 7, 32, generator=draw, device="cuda", dtype=torch.bfloat16)
+        timestep = torch.tensor([noise, 1000 - noise], device="cuda")
+        return [video, timestep] if text_dim is None else [video, timestep, text]
+
+    static = inputs(500.0)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        model(*static)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = model(*static).sample
+    for noise in (30.0, 970.0, 400.0):  # the table's two buckets, either way round
+        fresh = inputs(noise)
+        for held, given in zip(static, fresh, strict=True):
+            held.copy_(given)
+        graph.replay()
+        wanted = model(*fresh).sample
+        assert captured.isfinite().all()
+        assert torch.equal(captured, wanted)
+
+
+@torch.no_grad()
+def test_it_runs_the_fused_plan_and_agrees_with_eager() -> None:
+    model = make_model(mid_pattern="axial").float()  # a choice of tiles may fall otherwise by a rounding
+    draw = torch.Generator("cuda").manual_seed(2)
+    video, timestep = torch.randn(VIDEO, generator=draw, device="cuda"), torch.tensor([100.0, 900.0], device="cuda")
+    fused = model(video, timestep).sample
+    for layer in model.attentions:
+        layer.forward = _with_impl(layer, "eager")  # type: ignore[method-assign]
+    eager = model(video, timestep).sample
+    assert not torch.equal(fused, eager)
+    torch.testing.assert_close(fused, eager, rtol=1e-3, atol=1e-3)
+
+
+def _with_impl(layer: torch.nn.Module, impl: str):
+    """The layer's forward with another `impl`."""
+    forward = layer.forward
+    return lambda *given, **named: forward(*given, **{**named, "impl": impl})
