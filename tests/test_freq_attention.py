@@ -243,6 +243,18 @@ def test_wrong_options_are_refused(dim, heads, options, message):
         FreqAttention(dim, heads, CONFIG, **options)
 
 
+def test_the_computation_can_be_chosen_for_all_calls():
+    layer, hidden = make_layer(), make_input()
+    layer.set_impl("reference")
+    chosen = layer(hidden, GRID, TIMESTEP)
+    assert torch.equal(chosen, layer(hidden, GRID, TIMESTEP, impl="reference"))
+    eager = layer(hidden, GRID, TIMESTEP, impl="eager")
+    assert not torch.equal(chosen, eager)
+    torch.testing.assert_close(chosen, eager, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="impl is 'fast'"):
+        layer.set_impl("fast")
+
+
 def test_wrong_inputs_are_refused():
     layer, hidden = make_layer(), make_input()
     for states, grid, timestep in (

@@ -204,6 +204,7 @@ class FreqAttention(nn.Module):
         self.config, self.configs = config, [config]
         self.router_training: RouterTraining = "off"
         self.flop_budget: float | None = None
+        self.impl: ImplChoice = "auto"
         self.last_logits: Tensor | None = None
         self.last_allocation: Tensor | None = None
 
@@ -220,6 +221,12 @@ class FreqAttention(nn.Module):
         if budget is not None and self.router is None:
             raise ValueError(f"budget is {budget!r}, but the layer has no router; make it with routing='learned'")
         self.flop_budget = budget
+
+    def set_impl(self, impl: ImplChoice) -> None:
+        """The code that calls run unless they say otherwise, as in `frequency_attention`; for comparisons."""
+        if impl not in get_args(ImplChoice):
+            raise ValueError(f"impl is {impl!r}; choose one of {', '.join(get_args(ImplChoice))}")
+        self.impl = impl
 
     def set_routing_table(self, table: RoutingTable | None, layer: int = 0) -> None:
         """Take bands, tile and list lengths from one layer of a table in place of the router; None ends that.
@@ -243,7 +250,7 @@ class FreqAttention(nn.Module):
         rotary: tuple[Tensor, Tensor] | None = None,
         *,
         token_order: TokenOrder = "tile",
-        impl: ImplChoice = "auto",
+        impl: ImplChoice | None = None,
     ) -> Tensor:
         """Attend.
 
@@ -253,7 +260,7 @@ class FreqAttention(nn.Module):
             timestep: (B,) in [0, 1], 1 is the most noise.
             rotary: cos and sin, each (N, D / 2) in `token_order`.
             token_order: of the tokens in and out, `tile` or `raster`.
-            impl: as in `frequency_attention`.
+            impl: as in `frequency_attention`; None takes that of `set_impl`.
 
         Returns: (B, N, C) in the dtype of the projections.
 
@@ -264,7 +271,7 @@ class FreqAttention(nn.Module):
         tensors = tuple(to(hidden_states).unflatten(2, (self.num_heads, -1)) for to in (self.to_q, self.to_k, self.to_v))
         # Bands and their statistics are taken in float32; autocast would take them in half precision.
         with torch.autocast(hidden_states.device.type, enabled=False):
-            attend = partial(self._attend, tensors, grid, timestep, rotary, token_order, impl)
+            attend = partial(self._attend, tensors, grid, timestep, rotary, token_order, impl or self.impl)
             self.last_logits = logits = self._score(tensors, hidden_states, grid, timestep, token_order)
             self.last_allocation = allocation = self._choose(logits, grid, timestep)
             out = attend(allocation)

@@ -65,14 +65,7 @@ def test_it_runs_the_fused_plan_and_agrees_with_eager() -> None:
     draw = torch.Generator("cuda").manual_seed(2)
     video, timestep = torch.randn(VIDEO, generator=draw, device="cuda"), torch.tensor([100.0, 900.0], device="cuda")
     fused = model(video, timestep).sample
-    for layer in model.attentions:
-        layer.forward = _with_impl(layer, "eager")  # type: ignore[method-assign]
+    model.set_impl("eager")
     eager = model(video, timestep).sample
     assert not torch.equal(fused, eager)
     torch.testing.assert_close(fused, eager, rtol=1e-3, atol=1e-3)
-
-
-def _with_impl(layer: torch.nn.Module, impl: str):
-    """The layer's forward with another `impl`."""
-    forward = layer.forward
-    return lambda *given, **named: forward(*given, **{**named, "impl": impl})

@@ -164,6 +164,17 @@ def test_a_flop_budget_makes_heads_cheaper():
     assert costs[torch.stack(model.allocations)].sum() < free
 
 
+def test_every_layer_takes_the_chosen_computation():
+    model = make_model()
+    with torch.no_grad():
+        expected = model(make_video(), TIMESTEP).sample
+        model.set_impl("reference")
+        chosen = model(make_video(), TIMESTEP).sample
+    assert [layer.impl for layer in model.attentions] == ["reference"] * 2
+    assert not torch.equal(chosen, expected)
+    torch.testing.assert_close(chosen, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_masked_text_is_not_seen():
     model, video = make_model(text_dim=10), make_video()
     text, mask = make_text()

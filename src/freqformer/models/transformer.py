@@ -15,7 +15,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from freqformer.attention import FreqAttention
+from freqformer.attention import FreqAttention, ImplChoice
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, tile_layout
 from freqformer.models.blocks import Conditions, TimestepModulation, TransformerBlock, modulate
@@ -147,6 +147,11 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         """Hold every layer's attention to this share of dense attention's FLOPs while routers do not learn."""
         for layer in self.attentions:
             layer.set_flop_budget(budget)
+
+    def set_impl(self, impl: ImplChoice) -> None:
+        """The code that every layer's attention runs, as in `frequency_attention`; for comparisons."""
+        for layer in self.attentions:
+            layer.set_impl(impl)
 
     def set_routing_table(self, table: RoutingTable | None) -> None:
         """Use a frozen table in place of the routers; None goes back.
