@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from freqformer import Band, FreqFormerConfig
 from freqformer.routing import RoutingTable
@@ -137,15 +139,27 @@ def test_sensitivity_changes_one_thing(result):
     assert by_knob["compression"] == sorted(by_knob["compression"], reverse=True)
 
 
-def test_heads_are_dealt_evenly_and_balanced():
-    costs = [9.0, 8, 7, 3, 2, 1, 1]
+@settings(deadline=None)
+@given(costs=st.lists(st.sampled_from([0.5, 1.0, 3.0, 7.5]), min_size=1, max_size=24), data=st.data())
+def test_heads_are_dealt_evenly_and_never_worse_than_in_order(costs, data):
+    gpus = data.draw(st.integers(1, len(costs)))
+    busiest = {}
     for balance in ("naive", "balanced"):
-        groups = assign_heads(costs, 3, balance)
-        assert sorted(head for group in groups for head in group) == list(range(7))
-        assert sorted(map(len, groups)) == [2, 2, 3]
-    loads = [sum(costs[head] for head in group) for group in assign_heads(costs, 3, "balanced")]
-    naive = [sum(costs[head] for head in group) for group in assign_heads(costs, 3, "naive")]
-    assert max(loads) < max(naive)
+        groups = assign_heads(costs, gpus, balance)
+        assert sorted(head for group in groups for head in group) == list(range(len(costs)))
+        assert max(map(len, groups)) - min(map(len, groups)) <= 1
+        busiest[balance] = max(sum(costs[head] for head in group) for group in groups)
+    assert busiest["balanced"] <= busiest["naive"]
+
+
+def test_balance_evens_out_what_order_does_not():
+    costs = [9.0, 8, 7, 3, 2, 1, 1]
+    loads = {
+        balance: sorted(sum(costs[head] for head in group) for group in assign_heads(costs, 3, balance))
+        for balance in ("naive", "balanced")
+    }
+    assert loads["naive"] == [2, 5, 24]
+    assert loads["balanced"] == [10, 10, 11]
 
 
 def test_scale_out(result):
@@ -161,8 +175,18 @@ def test_scale_out(result):
         assert row.seconds >= rows[0].seconds / row.gpus * (1 - 1e-9)
         share = 4 * 64_800 * 5120 * 2 * (row.ulysses - 1) / row.ulysses / row.gpus
         assert row.all_to_all_bytes == pytest.approx(share)
+    assert any(row.seconds < 0.98 * row.naive_seconds and row.imbalance < 0.9 * row.naive_imbalance for row in rows)
     with pytest.raises(ProfileError, match="gpus is 0"):
         scale_out(result, [0])
+
+
+@pytest.mark.parametrize(("model", "split"), [("freqformer", (1, 1, 4)), ("cogvideox-5b", (4, 1, 1))])
+def test_balanced_heads_never_take_longer(model, split):
+    """Also where heads don't divide by the GPUs, and with a router in every layer."""
+    found = simulate(scenario(model, "h200", 65_536, routing=Routing(split=split, live=True)))
+    rows = scale_out(found)
+    assert rows[0].seconds == pytest.approx(found.step.seconds)
+    assert all(row.seconds <= row.naive_seconds * (1 + 1e-12) for row in rows)
 
 
 def test_dense_counts_of_known_floor():

@@ -116,7 +116,7 @@ def layer_counts(
         "merge": _merge(plan, heads, element_size),
     }
     if live_router:
-        stages["router"] = _router(plan, element_size)
+        stages["router"] = _router(plan, len(bands), element_size)
     return LayerCounts(
         stages=stages,
         band_flops={
@@ -279,16 +279,15 @@ def _merge(plan: AttentionPlan, heads: Counter[Band], element_size: int) -> Stag
     return StageCounts(flops, flops, float(read), float(write), int(low > 0))
 
 
-def _router(plan: AttentionPlan, element_size: int) -> StageCounts:
-    """Band energies of queries and keys, roughness of the input, and the network."""
-    width, video = plan.num_heads * plan.head_dim, _video(plan)
+def _router(plan: AttentionPlan, heads: int, element_size: int) -> StageCounts:
+    """Band energies of queries and keys, roughness of as many channels of the input, and the network."""
+    width, video = heads * plan.head_dim, _video(plan)
     with torch.device("meta"):
         network = RoutingNetwork(plan.num_heads)
     products = sum(2 * layer.weight.numel() for layer in network.layers if isinstance(layer, nn.Linear))
-    flops = 2.0 * plan.num_heads * (dct_flops(plan) + 2 * video * plan.head_dim) + 9.0 * video * width
-    flops += plan.num_heads * products
+    flops = 2.0 * heads * (dct_flops(plan) + 2 * video * plan.head_dim) + 9.0 * video * width + heads * products
     # Measured rather than fused: statistics and network are PyTorch operations, about this many launches.
-    return StageCounts(flops, flops, 3.0 * video * width * element_size, plan.num_heads * 8.0 * STATISTIC_BYTES, 30)
+    return StageCounts(flops, flops, 3.0 * video * width * element_size, heads * 8.0 * STATISTIC_BYTES, 30)
 
 
 def dct_flops(plan: AttentionPlan) -> float:
