@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from freqformer import FreqAttention, FreqFormerConfig, Grid
+from freqformer import AttentionParameters, FreqAttention, FreqFormerConfig, Grid, frequency_attention
 from freqformer.config import Band
 from freqformer.grid import tile_layout
 from freqformer.plan import build_plan
@@ -54,6 +54,25 @@ def test_all_dense_heads_are_the_dense_layer(rotary):
     expected = dense(hidden, GRID, TIMESTEP, rotary)
     torch.testing.assert_close(banded(hidden, GRID, TIMESTEP, rotary), expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(dense.last_allocation, torch.full((2, 3), Band.DENSE.value))
+
+
+@pytest.mark.parametrize("order", ["raster", "tile"])
+def test_a_dense_layer_takes_a_table_and_low_summaries_alone(order):
+    dense, hidden, rotary = make_layer(attention="dense"), make_input(), make_rotary(order)
+    config = replace(CONFIG, window=(1, 2, 1), compression=8)  # other bands than the layer's own
+    before = dense(hidden, GRID, TIMESTEP, rotary, token_order=order)
+    dense.set_routing_table(make_table(torch.full((1, 1, HEADS), Band.DENSE.value)))
+    torch.testing.assert_close(dense(hidden, GRID, TIMESTEP, rotary, token_order=order), before, rtol=1e-5, atol=1e-6)
+    dense.set_routing_table(make_table(torch.tensor([[[0, 1, 2]]]), config))
+    out = dense(hidden, GRID, TIMESTEP, rotary, token_order=order)
+    tensors = (to(hidden).unflatten(2, (HEADS, -1)) for to in (dense.to_q, dense.to_k, dense.to_v))
+    parameters = AttentionParameters(rotary=rotary, query_norm=dense.query_norm, key_norm=dense.key_norm)
+    expected = frequency_attention(
+        *tensors, grid=GRID, allocation=[0, 1, 2], config=config, parameters=parameters, token_order=order
+    )
+    assert torch.equal(out, dense.to_out(expected.flatten(2)))
+    dense.set_routing_table(None)
+    assert torch.equal(dense(hidden, GRID, TIMESTEP, rotary, token_order=order), before)
 
 
 def test_the_dense_layer_has_the_same_parameters_but_router_summaries_and_gains():
@@ -282,8 +301,10 @@ def test_what_needs_a_router_or_bands_says_so():
     with pytest.raises(ValueError, match="mode is 'both'"):
         make_layer().set_router_training("both")
     dense.set_routing_table(None)
-    with pytest.raises(ValueError, match="every head of this layer is dense"):
-        dense.set_routing_table(table)
+    with pytest.raises(ValueError, match="a dense layer has learned none"):
+        dense.set_routing_table(replace(table, config=replace(CONFIG, band_features="gains")))
+    with pytest.raises(ValueError, match="layer 1 of 3 heads"):
+        dense.set_routing_table(table, 1)
     with pytest.raises(ValueError, match="layer 1 of 3 heads"):
         fixed.set_routing_table(table, 1)
     fixed.set_routing_table(table)

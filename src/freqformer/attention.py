@@ -157,7 +157,8 @@ class FreqAttention(nn.Module):
         allocation: the band of every head: with `routing="learned"` where the router starts (LOW, MID or HIGH), with
             "fixed" what is used (DENSE too). None puts a third of the heads in each band.
         routing: `learned` scores the bands by sample and timestep, `fixed` keeps the allocation.
-        attention: `frequency`, or `dense`: exact attention in every head, for comparison; without router and summaries.
+        attention: `frequency`, or `dense`: exact attention in every head, without router and learned summaries; until a
+            routing table is set, whose bands then take low summaries alone.
         prior: of the router, see `RoutingNetwork`.
 
     Raises:
@@ -192,6 +193,7 @@ class FreqAttention(nn.Module):
         self.router: RoutingNetwork | None = None
         if attention == "dense":
             bands = [Band.DENSE.value] * num_heads
+            self.summary_queries = self.summary_offsets = self.gains = None
         else:
             self.summary_queries = nn.Parameter(torch.randn(num_heads, 2, self.head_dim))
             # Mid and high summaries start out nearly unseen: their pooling has learned nothing yet.
@@ -231,16 +233,19 @@ class FreqAttention(nn.Module):
     def set_routing_table(self, table: RoutingTable | None, layer: int = 0) -> None:
         """Take bands, tile and list lengths from one layer of a table in place of the router; None ends that.
 
+        A dense layer takes the whole meaning of the bands from the table, since it has learned none.
+
         Raises:
             ValueError: for a table of other heads, or whose bands mean something else.
         """
-        if table is not None and self.attention == "dense":
-            raise ValueError("table is given, but every head of this layer is dense; make it with attention='frequency'")
         if table is None:
             self.table_bands, self.configs = None, [self.config]
-        else:
-            bands, self.configs = table.for_layer(layer, self.num_heads, self.config)
-            self.table_bands = bands.to(self.allocation.device)
+            return
+        dense = self.attention == "dense"
+        if dense and table.config.band_features == "gains":
+            raise ValueError("table.config.band_features is 'gains', and a dense layer has learned none; take 'full'")
+        bands, self.configs = table.for_layer(layer, self.num_heads, table.config if dense else self.config)
+        self.table_bands = bands.to(self.allocation.device)
 
     def forward(
         self,
@@ -319,7 +324,7 @@ class FreqAttention(nn.Module):
     ) -> Tensor:
         """(B, N, H, D) -> the same, every head by its band."""
         norms = (self.query_norm, self.key_norm)
-        if self.attention == "dense":
+        if self.attention == "dense" and self.table_bands is None:
             return _dense_attention(tensors, norms, rotary)
         parameters = AttentionParameters(
             self.summary_queries, self.summary_offsets, self.gains, rotary, *norms, norm_eps=NORM_EPS

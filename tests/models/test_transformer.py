@@ -153,6 +153,20 @@ def test_a_table_with_another_tile_moves_the_tile_order_too():
     assert torch.equal(*outputs)
 
 
+def test_a_dense_model_takes_a_table_and_goes_back():
+    model, video = make_model(attention="dense"), make_video()
+    dense = torch.full((1, 2, 3), 3)
+    with torch.no_grad():
+        expected = model(video, TIMESTEP).sample
+        for bands, same in ((dense, True), (torch.tensor([[[0, 1, 2], [2, 1, 3]]]), False)):
+            model.set_routing_table(RoutingTable(bands, torch.full_like(bands, 2), model.band_config))
+            sample = model(video, TIMESTEP).sample
+            assert torch.allclose(sample, expected, rtol=1e-4, atol=1e-5) == same
+            assert torch.equal(torch.stack(model.allocations, 1), bands.expand(2, -1, -1))
+        model.set_routing_table(None)
+        assert torch.equal(model(video, TIMESTEP).sample, expected)
+
+
 def test_a_flop_budget_makes_heads_cheaper():
     model, video = make_model(), make_video()
     costs = torch.tensor(model.routing_costs(model.grid_for(video.shape)))

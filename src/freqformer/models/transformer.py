@@ -43,7 +43,8 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         patch_size: (frames, rows, columns) that make one token.
         num_layers, num_heads, head_dim: size of the model; head_dim even, from 6 up.
         text_dim: channels of text embeddings for cross-attention; None makes a model without text.
-        attention: `frequency`, or `dense` for the same model with dense attention, to compare.
+        attention: `frequency`, or `dense` for the same model with dense attention: to compare, or to be given a routing
+            table after training (docs/calibration.md).
         frequency: fields of `FreqFormerConfig`; None takes its defaults.
         routing: `learned` or `fixed`, see `FreqAttention`.
         allocation: initial or fixed band of every head, for all layers, or one list per layer; None for thirds.
@@ -215,7 +216,7 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         grid = self.grid_for(hidden_states.shape)
         layer = self.attentions[0]
         layout = tile_layout(grid, layer.configs[0].tile)
-        order: TokenOrder = "raster" if layer.attention == "dense" else "tile"
+        order: TokenOrder = "raster" if layer.attention == "dense" and layer.table_bands is None else "tile"
         noise_level = timestep.float() / NUM_TRAIN_TIMESTEPS
         modulation, output_modulation = self.time_modulation(noise_level)
         given = Conditions(
