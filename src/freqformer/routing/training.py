@@ -98,8 +98,9 @@ def routing_loss(
             'budget above 0 are allowed: use routing="learned"'
         )
     *cheap, dense = checked_costs(costs)
-    relative = torch.tensor(cheap, dtype=torch.float32, device=present[0].device) / dense
     log_p = torch.stack([layer.float().log_softmax(-1) for layer in present])
-    cost = (log_p.exp() * relative).sum(-1).mean()
-    entropy = -(log_p.exp() * log_p).sum(-1).mean() / math.log(NUM_BANDS)
+    chance = log_p.exp()
+    # Costs stay numbers of the host: a copy to the device would wait for it, and no CUDA graph holds one.
+    cost = torch.stack([p.mean() * (band / dense) for p, band in zip(chance.unbind(-1), cheap, strict=True)]).sum()
+    entropy = -(chance * log_p).sum(-1).mean() / math.log(NUM_BANDS)
     return budget_weight * (cost / budget - 1).relu().square() - entropy_weight * entropy
