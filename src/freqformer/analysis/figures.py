@@ -19,24 +19,28 @@ from freqformer.config import Band
 
 BAND_COLOURS = ("#0072B2", "#009E73", "#D55E00", "#7F7F7F")
 """Of LOW, MID, HIGH and DENSE; told apart by people who don't see all colours (Okabe and Ito, 2008)."""
-_INK = "#2B2F36"
+INK = "#2B2F36"
+"""Of text."""
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank_figure(width: float, height: float) -> Figure:
+    """A white figure of so many inches that no window shows."""
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _plain(axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11, color=_INK)
-    axes.set_xlabel(x, color=_INK)
-    axes.set_ylabel(y, color=_INK)
+def label_axes(axes, title: str, x: str, y: str) -> None:
+    """Title and labels of the axes, without a box around them."""
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=_INK)
+    axes.tick_params(colors=INK)
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a PNG; its folder is made if need be."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     # No date and version in the file: the same numbers give the same bytes.
     figure.savefig(path, format="png", metadata={"Software": None})
@@ -50,7 +54,7 @@ def energies_figure(spectrum: Spectrum, fps: float, path: str | Path) -> None:
         fps: its frames per second.
         path: of the PNG.
     """
-    figure = _figure(6.4, 4)
+    figure = blank_figure(6.4, 4)
     axes = figure.subplots()
     edges = [frame / fps for frame in spectrum.first_frames]
     total = spectrum.total_shares
@@ -64,9 +68,9 @@ def energies_figure(spectrum: Spectrum, fps: float, path: str | Path) -> None:
     axes.set_ylim(top=130)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}%")
     axes.grid(axis="y", color="#E3E6EA", linewidth=0.8)
-    figure.legend(frameon=False, fontsize=9, labelcolor=_INK, loc="outside lower center", ncols=3)
-    _plain(axes, "Energy per band, without the mean colour", "seconds", "share of the energy")
-    _save(figure, path)
+    figure.legend(frameon=False, fontsize=9, labelcolor=INK, loc="outside lower center", ncols=3)
+    label_axes(axes, "Energy per band, without the mean colour", "seconds", "share of the energy")
+    save_figure(figure, path)
 
 
 def loss_figure(steps: Sequence[int], losses: Sequence[float], path: str | Path, *, window: int = 25) -> None:
@@ -83,7 +87,7 @@ def loss_figure(steps: Sequence[int], losses: Sequence[float], path: str | Path,
     """
     if not steps or len(steps) != len(losses):
         raise ValueError(f"steps has {len(steps)} and losses {len(losses)} numbers; as many, at least one, are allowed")
-    figure = _figure(8, 3.6)
+    figure = blank_figure(8, 3.6)
     axes = figure.subplots()
     axes.plot(steps, losses, color="#B9C3CE", linewidth=0.8, label="each step")
     width = min(window, len(losses))
@@ -94,9 +98,9 @@ def loss_figure(steps: Sequence[int], losses: Sequence[float], path: str | Path,
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.grid(axis="y", color="#E3E6EA", linewidth=0.8)
-    axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
-    _plain(axes, "Flow-matching loss", "optimizer step", "mean squared error of the velocity")
-    _save(figure, path)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    label_axes(axes, "Flow-matching loss", "optimizer step", "mean squared error of the velocity")
+    save_figure(figure, path)
 
 
 def allocation_figure(allocations: Tensor, timesteps: Sequence[float], path: str | Path) -> None:
@@ -116,7 +120,7 @@ def allocation_figure(allocations: Tensor, timesteps: Sequence[float], path: str
             "one timestep per step is allowed"
         )
     steps, layers, heads = allocations.shape
-    figure = _figure(8, 1.6 + 0.16 * layers * heads)
+    figure = blank_figure(8, 1.6 + 0.16 * layers * heads)
     axes = figure.subplots()
     rows = allocations.flatten(1).T
     used = [band for band in Band if band != Band.DENSE or bool((rows == Band.DENSE).any())]
@@ -127,13 +131,13 @@ def allocation_figure(allocations: Tensor, timesteps: Sequence[float], path: str
     shown = sorted({round(i * (steps - 1) / 6) for i in range(7)})
     axes.set_xticks(shown, [f"{timesteps[i]:.2f}" for i in shown])
     handles = [LegendPatch(color=BAND_COLOURS[band], label=band.name.lower()) for band in used]
-    axes.legend(handles=handles, frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), labelcolor=_INK)
-    _plain(
+    axes.legend(handles=handles, frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), labelcolor=INK)
+    label_axes(
         axes, f"Band of each head ({heads} rows a layer) while denoising", "noise level: from pure noise to the clip", ""
     )
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def labelled_grid(clips: Tensor, labels: Sequence[str], *, columns: int = 2) -> Tensor:
@@ -166,6 +170,6 @@ def _text(label: str, height: int, width: int) -> Tensor:
     """A line of text on white, uint8 (height, width, 3)."""
     figure = Figure(figsize=(width / 100, height / 100), dpi=100, facecolor="white")
     canvas = FigureCanvasAgg(figure)
-    figure.text(0.01, 0.5, label, va="center", fontsize=0.42 * height, color=_INK)
+    figure.text(0.01, 0.5, label, va="center", fontsize=0.42 * height, color=INK)
     canvas.draw()
     return torch.from_numpy(np.array(canvas.buffer_rgba()))[..., :3]
