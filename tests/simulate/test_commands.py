@@ -13,6 +13,7 @@ from freqformer.cli import app
 from freqformer.routing import even_allocation
 from freqformer.simulate.calibration import load_calibration
 from freqformer.simulate.counts import dense_counts, layer_counts, workspace_bytes
+from freqformer.simulate.gradients import dense_gradient_time, gradient_counts, gradient_times, training_bytes
 from freqformer.simulate.hardware import load_hardware
 from freqformer.simulate.results import read_peaks
 from freqformer.simulate.roofline import Machine
@@ -164,12 +165,71 @@ def test_calibrate_reads_the_kernel_benchmark(tmp_path):
     assert fitted.dense_rate == pytest.approx(start.dense_rate, rel=0.01)
 
 
+def test_calibrate_reads_the_backward_benchmark(tmp_path):
+    """backward.json: the rates of both backwards are found from launches alone, layers and their parts."""
+    hardware = load_hardware("h200")
+    start = load_calibration(hardware)
+    changes = {
+        "dense_gradient_rate": 0.45,
+        "attention_gradient_rate": 0.42,
+        "prologue_gradient_bandwidth": 0.25,
+        "pooling_gradient_rate": 0.03,
+        "merge_gradient_bandwidth": 0.4,
+    }
+    truth = Machine(hardware, replace(start, **changes))
+    kernels = {"attention": "query_grads_kernel", "gather": "gather_grads_kernel", "prologue": "tile_grads"}
+    kernels |= {"summaries": "pool_slopes", "merge": "collapse_low"}
+
+    def layer(grid: Grid, learned: bool) -> dict:
+        config = FreqFormerConfig(mid_tiles=32)
+        plan = build_plan(grid, config, num_heads=8, head_dim=128, learned_summaries=learned)
+        allocation = even_allocation(8)
+        counts = layer_counts(plan, allocation)
+        times = gradient_times(truth, plan, allocation, gradient_counts(plan, allocation, counts))
+        both = sum(t.seconds for t in (*times.values(), *truth.layer(plan, allocation, counts).values()))
+        launches = [[kernels[name], 1e6 * time.seconds] for name, time in times.items() if name in kernels]
+        peak = training_bytes(plan, 2)
+        shape = {"grid": list(grid.shape), "tokens": grid.num_tokens, "heads": 8}
+        return shape | {"forward_and_backward_ms": 1e3 * both, "launches": launches, "peak_bytes": peak}
+
+    launches = {}
+    for density, kept in (("0.1", 51), ("0.05", 26)):
+        plan = build_plan(Grid(16, 64, 64), FreqFormerConfig(mid_tiles=kept, summary_tokens=0), num_heads=8, head_dim=128)
+        gradients = gradient_counts(plan, [1] * 8, layer_counts(plan, [1] * 8))
+        times = gradient_times(truth, plan, [1] * 8, gradients)
+        launches[density] = {"launches": {"ms": 1e3 * (times["gather"].seconds + times["attention"].seconds)}}
+    dense = dense_counts(65_536, 8, 128)
+    values = {
+        "machine": {"gpu": "NVIDIA H200", "commit": "0"},
+        "tokens": 65_536,
+        "head_dim": 128,
+        "launches": launches,
+        "layers": {
+            "short": layer(Grid(16, 64, 64), False),
+            "learned": layer(Grid(16, 64, 64), True),
+            "long": layer(Grid(32, 64, 64), False),
+        },
+        "dense_ms": 1e3 * (truth.dense(dense, 128).seconds + dense_gradient_time(truth, dense, 128).seconds),
+    }
+    path, out = tmp_path / "backward.json", tmp_path / "h200.json"
+    path.write_text(json.dumps(values))
+    assert "held out: 4 measurements" in run("calibrate-hardware", path, "--hold-out", 131_072, "--output", out)
+    fitted = load_calibration(out)
+    for name, value in changes.items():
+        assert getattr(fitted, name) == pytest.approx(value, rel=0.02), name
+    assert fitted.fit["held_out"]["worst"] < 0.01
+    assert all(counted == measured for _, measured, counted in read_peaks([path]))
+
+
 def test_calibrate_reads_the_eager_benchmark(tmp_path):
     path, out = tmp_path / "eager_cpu.json", tmp_path / "cpu.json"
-    forward = {"dense_wall_s": 6.0, "frequency_wall_s": 1.5}
-    path.write_text(json.dumps({"machine": {"cpu": "some", "commit": "0"}, "speed": {"forward": forward}}))
+    speed = {
+        "forward": {"dense_wall_s": 6.0, "frequency_wall_s": 1.5},
+        "forward and backward": {"dense_wall_s": 20.0, "frequency_wall_s": 5.0},
+    }
+    path.write_text(json.dumps({"machine": {"cpu": "some", "commit": "0"}, "speed": speed}))
     shown = run("calibrate-hardware", path, "--hardware", "cpu", "--output", out)
-    assert "fitted: 2 measurements, median error 0.0%, worst 0.0%" in shown
+    assert "fitted: 4 measurements, median error 0.0%, worst 0.0%" in shown
     start, fitted = load_calibration("cpu"), load_calibration(out)
     assert fitted.dense_rate != start.dense_rate
     assert fitted.linear_rate == start.linear_rate

@@ -80,6 +80,17 @@ def test_figures_are_drawn(results, variants, tmp_path):
         assert struct.unpack(">II", head[16:]) == (910, 520)
 
 
+def test_the_fit_is_charted_for_the_machine_that_was_measured(results):
+    assert "fit" not in [chart.key for chart in all_charts(results, [], [])]
+    measured = [simulate(scenario("wan2.1-1.3b", "h200", 16_384))]
+    chart = next(chart for chart in all_charts(measured, [], []) if chart.key == "fit")
+    rows = measured[0].scenario.machine.calibration.fit["rows"]
+    points = {series.name: series for series in chart.series if series.style == "points"}
+    assert sorted(points) == ["fitted", "held out"]
+    assert sum(len(series.x) for series in points.values()) == len(rows)
+    assert max(points["held out"].y) == max(row["predicted_s"] / row["measured_s"] for row in rows if row["held_out"])
+
+
 def test_branches_add_up(results):
     chart = branch_chart(results)
     for index in range(2):
@@ -106,6 +117,7 @@ def test_report_is_one_file(report):
 def test_report_in_a_browser(report, results, variants, width):
     """At desktop and phone width: every chart is drawn, nothing sticks out, no error, and nothing is requested."""
     charts = all_charts(results, variants, scale_out(results[0], [1, 8]))
+    assert {chart.key for chart in charts} >= {"time", "roofline", "branches", "heads"}
     with open_page(report, width=width) as page:
         assert page.errors == []
         assert page.requests == [report.resolve().as_uri()]
@@ -115,7 +127,11 @@ def test_report_in_a_browser(report, results, variants, width):
                 f"(({{width, height}}) => [width, height])({box}.querySelector('.main-svg').getBoundingClientRect())"
             )
             assert min(size) > 200, chart.key
-            assert size[0] <= width
+            inside = "(figure, box) => box.left >= figure.left && box.right <= figure.right && box.bottom <= figure.bottom"
+            assert page.run(
+                f"({inside})({box}.closest('figure').getBoundingClientRect(), {box}.getBoundingClientRect())"
+            ), chart.key
+            assert size[0] <= page.run(f"{box}.getBoundingClientRect().width") <= width, chart.key
             marks = ".point path" if chart.kind == "bars" else ".lines path, .points path, .fills path"
             assert page.run(f"{box}.querySelectorAll('{marks}').length") >= len(chart.series), chart.key
         assert page.run("document.documentElement.scrollWidth <= window.innerWidth")

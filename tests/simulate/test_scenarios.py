@@ -37,6 +37,17 @@ def test_levels_add_up(result):
     assert result.generation.video_seconds_per_s == pytest.approx(69 / 16 / result.generation.seconds)
 
 
+def test_training_is_the_layer_and_its_backward(result):
+    training, layer = result.training, result.layer
+    backward = {name: seconds for name, seconds in training.parts.items() if name.startswith("backward, ")}
+    assert training.seconds == pytest.approx(layer.seconds + sum(backward.values()))
+    assert len(backward) == len(result.gradients)
+    assert 2 * layer.seconds < training.seconds < 10 * layer.seconds
+    assert 3 * layer.dense_seconds < training.dense_seconds < 5 * layer.dense_seconds
+    assert training.peak_memory_bytes > layer.peak_memory_bytes
+    assert training.dense_peak_memory_bytes == 2 * layer.dense_peak_memory_bytes
+
+
 def test_dense_equals_dense():
     """With every head DENSE the attention FLOPs are dense attention's, and the density is 1."""
     bands = torch.full((1, 40, 40), int(Band.DENSE))

@@ -31,6 +31,10 @@ class Calibration:
     """What starting and ending a work item costs, in blocks of 128 keys."""
     attention_slots: float
     """Work items that run at once on one processor."""
+    dense_gradient_rate: float
+    """Of `matrix_flops`, the backward of dense attention."""
+    attention_gradient_rate: float
+    """Of `matrix_flops`, the gradients of queries and keys, executed FLOPs."""
     softmax_channels: float
     """A block's softmax costs as much as the products of this many channels: small heads run at a lower rate."""
     linear_rate: float
@@ -41,9 +45,12 @@ class Calibration:
     """What starting and ending a block of 16 query tiles costs, in key tiles."""
     pooling_rate: float
     """Of `matrix_flops`, learned summaries."""
+    pooling_gradient_rate: float
     prologue_bandwidth: float
-    """Of `memory_bandwidth`; so are merge, router and elementwise."""
+    """Of `memory_bandwidth`; so are the rest but the link's."""
+    prologue_gradient_bandwidth: float
     merge_bandwidth: float
+    merge_gradient_bandwidth: float
     router_bandwidth: float
     elementwise_bandwidth: float
     link_bandwidth: float

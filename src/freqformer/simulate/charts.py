@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from freqformer.simulate.scale_out import ScaleOut
 from freqformer.simulate.scenarios import Result
@@ -23,7 +23,7 @@ COLOURS = {
     "router": "#8C6BB1",
     "linear": "#B8B8B8",
     "attention": "#0072B2",
-    "cross-attention": "#56B4E9",
+    "cross-attention": "#117733",
     "elementwise": "#DDCC77",
     "machine": "#333333",
     "naive": "#D55E00",
@@ -65,6 +65,9 @@ def all_charts(results: Sequence[Result], variants: Sequence[Variant], rows: Seq
     """Every chart that these results allow."""
     charts = [time_chart(results), speedup_chart(results), roofline_chart(results), branch_chart(results)]
     charts += [step_chart(results), heads_chart(results[-1])]
+    calibration = results[0].scenario.machine.calibration
+    if calibration.fit and not calibration.transferred:
+        charts.append(fit_chart(calibration.fit))
     charts += [knob_chart(knob, variants) for knob in KNOBS if any(variant.knob == knob for variant in variants)]
     return charts + ([scale_chart(rows)] if len(rows) > 1 else [])
 
@@ -197,6 +200,32 @@ def heads_chart(result: Result) -> Chart:
         series=[
             Series(name, steps, column, COLOURS[name]) for name, column in zip(names, columns, strict=True) if any(column)
         ],
+    )
+
+
+def fit_chart(fit: dict[str, Any]) -> Chart:
+    """Predicted over measured time of every measurement that the calibration rests on or is held against."""
+    rows, counts = fit["rows"], sorted({row["tokens"] for row in fit["rows"]})
+    points = []
+    for name, held, colour in (("fitted", False, "FreqFormer"), ("held out", True, "naive")):
+        chosen = [row for row in rows if row["held_out"] == held]
+        if chosen:
+            x = [row["tokens"] for row in chosen]
+            y = [row["predicted_s"] / row["measured_s"] for row in chosen]
+            points.append(Series(name, x, y, COLOURS[colour], "points"))
+    ends = [counts[0], counts[-1]]
+    limits = [
+        Series(f"{level:.0%}", ends, [level, level], COLOURS["dense" if level == 1 else "ideal"], "dashed")
+        for level in (0.9, 1.0, 1.1)
+    ]
+    return Chart(
+        key="fit",
+        title="Predicted over measured time",
+        note="Committed measurements: dense attention, whole layers and their stages, forward and backward.",
+        x_label="tokens",
+        y_label="predicted / measured",
+        log_x=True,
+        series=limits + points,
     )
 
 

@@ -80,7 +80,9 @@ def calibrate_command(
 
     \b
     Examples:
-      freqformer calibrate-hardware benchmarks/results/*.json --hold-out 262144 --output h200.json
+      cd benchmarks/results
+      freqformer calibrate-hardware kernel.json layer.json backward.json --hold-out 75600,131072,1048576 --output h200.json
+      freqformer calibrate-hardware eager_cpu.json --hardware cpu --output cpu.json
       freqformer calibrate-hardware --measure-cpu cpu.json
     """
     if measure_cpu is not None:

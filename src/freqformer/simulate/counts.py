@@ -203,14 +203,15 @@ def _prologue(plan: AttentionPlan, heads: Counter[Band], element_size: int) -> S
     read = 3 * total * (video + text) * plan.head_dim * element_size + tables
     # With text, LOW heads write exact keys and values too: text queries see them.
     rows = 3 * exact * video + low * (3 * plan.num_low_tokens + (2 * video if text else 0)) + 3 * total * text
-    write = rows * plan.head_dim * element_size + 3 * _summed_heads(plan, heads) * _sum_bytes(plan)
+    write = rows * plan.head_dim * element_size + sums_bytes(plan, heads)
     flops = total * 2 * channels * (NORM_FLOPS + ROTARY_FLOPS) + low * 3 * compress_flops(plan) + scored * 2 * channels
     return StageCounts(flops, flops, float(read), float(write), 1)
 
 
-def _summed_heads(plan: AttentionPlan, heads: Counter[Band]) -> int:
-    """Heads whose tile sums of queries, keys and values are kept, for selection and low summaries."""
-    return heads[Band.MID] + heads[Band.HIGH] if _selects(plan) or plan.cells.num_cells else 0
+def sums_bytes(plan: AttentionPlan, heads: Counter[Band]) -> int:
+    """Bytes of the tile sums of queries, keys and values that MID and HIGH heads keep for selection and low summaries."""
+    summed = heads[Band.MID] + heads[Band.HIGH] if _selects(plan) or plan.cells.num_cells else 0
+    return 3 * summed * _sum_bytes(plan)
 
 
 def _sum_bytes(plan: AttentionPlan) -> int:
@@ -249,19 +250,23 @@ def _selection(plan: AttentionPlan, heads: Counter[Band]) -> StageCounts:
 
 def _attention(plan: AttentionPlan, heads: Counter[Band], total: Flops, element_size: int) -> StageCounts:
     """The one launch: queries, keys, values and lists once, outputs and log-sum-exps once."""
-    read = write = statistics = 0
-    text, video = plan.num_text_tokens, _video(plan)
-    for band, count in heads.items():
-        queries = (plan.num_low_tokens if band == Band.LOW else video) + text
-        exact = 0 if band == Band.LOW and not text else video
-        keys = exact + sum(plan.extra_segments(band))
-        read += count * (queries * plan.head_dim * element_size + keys * _pair(plan, element_size))
-        write += count * queries * plan.head_dim * element_size
-        statistics += count * queries
+    queries, keys = attention_tensors(plan, heads)
+    read = float(queries * plan.head_dim * element_size + keys * _pair(plan, element_size))
+    write = float(queries * (plan.head_dim * element_size + STATISTIC_BYTES))
     if _selects(plan):
         read += heads[Band.MID] * plan.layout.num_tiles * (plan.mid_capacity + plan.cells.num_cells) * STATISTIC_BYTES
     # Text queries are split over keys and joined by a second small launch.
-    return StageCounts(total.useful, total.executed, read, write + statistics * STATISTIC_BYTES, 2 if text else 1)
+    return StageCounts(total.useful, total.executed, read, write, 2 if plan.num_text_tokens else 1)
+
+
+def attention_tensors(plan: AttentionPlan, heads: Counter[Band]) -> tuple[int, int]:
+    """Queries, and keys, of all heads together."""
+    queries = keys = 0
+    text, video = plan.num_text_tokens, _video(plan)
+    for band, count in heads.items():
+        queries += count * ((plan.num_low_tokens if band == Band.LOW else video) + text)
+        keys += count * ((0 if band == Band.LOW and not text else video) + sum(plan.extra_segments(band)))
+    return queries, keys
 
 
 def _merge(plan: AttentionPlan, heads: Counter[Band], element_size: int) -> StageCounts:

@@ -36,6 +36,9 @@ CSV_FIELDS = (
     "arithmetic_intensity",
     "peak_memory_bytes",
     "speedup",
+    "training.time_s",
+    "training.speedup",
+    "training.peak_memory_bytes",
     "step.time_s",
     "step.speedup",
     "step.peak_memory_bytes",
@@ -47,7 +50,8 @@ CSV_FIELDS = (
 
 
 def scenario_record(result: Result) -> dict[str, Any]:
-    """One scenario as JSON-able values. The figures at the top are of one attention layer, forward."""
+    """One scenario as JSON-able values. The figures at the top are of one attention layer, forward; those of
+    `training` of the same layer, forward and backward."""
     case, counts, layer = result.scenario, result.counts, result.layer
     hardware = case.machine.hardware
     return {
@@ -96,6 +100,15 @@ def scenario_record(result: Result) -> dict[str, Any]:
         "arithmetic_intensity": result.arithmetic_intensity,
         "peak_memory_bytes": layer.peak_memory_bytes,
         "speedup": layer.speedup,
+        "training": {
+            "time_s": result.training.seconds,
+            "dense_time_s": result.training.dense_seconds,
+            "speedup": result.training.speedup,
+            "peak_memory_bytes": result.training.peak_memory_bytes,
+            "dense_peak_memory_bytes": result.training.dense_peak_memory_bytes,
+            "parts_s": result.training.parts,
+            "gradients": {name: asdict(stage) for name, stage in result.gradients.items()},
+        },
         "step": _level(result.step) | {"fits_memory": result.step.peak_memory_bytes <= hardware.memory_bytes},
         "generation": _level(result.generation) | {"steps": case.model.steps, "heads_by_step": result.heads_by_step},
     }

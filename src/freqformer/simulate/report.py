@@ -28,15 +28,16 @@ p { margin: 4px 0 12px; color: var(--soft); max-width: 75ch; }
 .notice { border-left: 4px solid #e69f00; background: #fff6e3; padding: 8px 12px; color: var(--ink); }
 .scroll { overflow-x: auto; background: var(--paper); border: 1px solid var(--line); border-radius: 8px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
-th, td { text-align: right; padding: 6px 10px; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { text-align: right; padding: 6px 8px; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 .text th, .text td { text-align: left; white-space: normal; }
+.text td:last-child { min-width: 22em; }
 tr:last-child td { border-bottom: 0; }
 .charts { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); }
 figure { margin: 0; padding: 12px; background: var(--paper); border: 1px solid var(--line); border-radius: 8px; }
 figure { min-width: 0; }
 figcaption { color: var(--soft); font-size: 0.85rem; }
-.chart { width: 100%; height: 320px; }
+.chart { width: 100%; height: 340px; }
 """
 
 SCRIPT = """
@@ -81,7 +82,7 @@ def _heading(result: Result) -> str:
     config = ", ".join(f"{name} {value}" for name, value in case.config.to_dict().items())
     intro = (
         f"{case.model.title} on {case.machine.hardware.title}: simulated cost of frequency-banded attention beside dense "
-        "attention, forward. FLOPs and bytes are exact counts of the plan; time comes from a calibrated roofline."
+        "attention. FLOPs and bytes are exact counts of the plan; time comes from a calibrated roofline."
     )
     notes = [f'<p class="notice">{html.escape(text)}</p>' for text in calibration_notes(result)]
     return (
@@ -118,6 +119,8 @@ def fit_note(fit: dict[str, Any]) -> str:
         if fit.get(key, {}).get("count")
     ]
     text = "Times against committed measurements. " + "; ".join(parts) + "."
+    if "held_out" not in fit:
+        text += " Nothing was held out, so how well other lengths are predicted is not known."
     if "memory" in fit:
         found = fit["memory"]
         text += f" Peak memory: {found['count']} layers, median error {found['median']:.1%}, worst {found['worst']:.1%}."
@@ -125,9 +128,13 @@ def fit_note(fit: dict[str, Any]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], style: str = "") -> str:
-    cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    lines = ["<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in row) + "</tr>" for row in rows]
+    cells = "".join(f"<th>{_cell(name)}</th>" for name in head)
+    lines = ["<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in rows]
     return f'<div class="scroll"><table class="{style}"><tr>{cells}</tr>\n' + "\n".join(lines) + "</table></div>"
+
+
+def _cell(text: str) -> str:
+    return html.escape(text).replace("\n", "<br>")
 
 
 def _results_table(results: Sequence[Result]) -> str:
@@ -137,20 +144,35 @@ def _results_table(results: Sequence[Result]) -> str:
             " × ".join(map(str, result.scenario.grid.shape)),
             f"{result.scenario.seconds_of_video:.1f} s",
             f"{result.density:.2%}",
-            duration(result.layer.seconds),
-            f"{result.layer.speedup:.1f}×",
             f"{result.layer.tokens_per_s / 1e6:.2f} M",
             f"{result.arithmetic_intensity:.0f}",
-            duration(result.step.seconds),
-            f"{result.step.speedup:.1f}×",
-            duration(result.generation.seconds),
-            f"{result.generation.speedup:.1f}×",
+            *(
+                f"{duration(level.seconds)}\n{level.speedup:.1f}×"
+                for level in (result.layer, result.training, result.step, result.generation)
+            ),
+            f"{result.generation.video_seconds_per_s:.2g}",
             memory(result.step.peak_memory_bytes),
         ]
         for result in results
     ]
-    head = ["tokens", "grid", "video", "density", "layer", "vs dense", "tokens/s", "FLOPs/byte", "step", "vs dense"]
-    return "<h2>Results</h2>\n" + _table([*head, "generation", "vs dense", "peak memory"], rows)
+    head = [
+        "tokens",
+        "grid",
+        "video",
+        "density",
+        "tokens/s",
+        "FLOPs/byte",
+        "layer",
+        "layer,\ntrained",
+        "step",
+        "generation",
+    ]
+    note = (
+        "Time, and how many times faster than dense attention: of one attention layer, forward; of it trained, forward and "
+        "backward; of one denoising step and one generation of the whole model. Tokens per second and FLOPs per byte of "
+        "memory traffic are the layer's, video seconds per second the generation's, peak memory is the step's."
+    )
+    return f"<h2>Results</h2>\n<p>{note}</p>\n" + _table(head, rows)
 
 
 def _scale_table(rows: Sequence[ScaleOut]) -> str:
@@ -163,7 +185,7 @@ def _scale_table(rows: Sequence[ScaleOut]) -> str:
             duration(row.seconds),
             f"{rows[0].seconds * rows[0].gpus / row.seconds / row.gpus:.0%}",
             duration(row.naive_seconds),
-            f"{row.imbalance:.2f} / {row.naive_imbalance:.2f}",
+            f"{row.imbalance:.2f}\n{row.naive_imbalance:.2f}",
             memory(row.all_to_all_bytes),
             duration(row.communication_seconds),
             duration(row.dense_seconds),
@@ -171,8 +193,8 @@ def _scale_table(rows: Sequence[ScaleOut]) -> str:
         ]
         for row in rows
     ]
-    head = ["GPUs", "heads × queries", "step", "efficiency", "step, heads in order", "imbalance: balanced / in order"]
-    head += ["all-to-all a layer", "communication", "dense step", "memory per GPU"]
+    head = ["GPUs", "heads ×\nqueries", "step", "efficiency", "step, heads\nin order", "imbalance,\nin order"]
+    head += ["all-to-all\na layer", "communi-\ncation", "dense\nstep", "memory\nper GPU"]
     return "<h2>Scale-out, on paper</h2>\n" + _table(head, lines)
 
 
@@ -223,7 +245,7 @@ def _plotly(chart: Chart) -> Figure:
         template="none",
         barmode="stack",
         margin={"l": 50, "r": 10, "t": 10, "b": 40},
-        legend={"orientation": "h", "y": -0.25, "x": 0},
+        legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0},
         hovermode="closest" if chart.key == "roofline" else "x unified",
         xaxis=axes | {"title": {"text": chart.x_label}, "type": _axis_type(chart, chart.log_x)},
         yaxis=axes | {"title": {"text": chart.y_label}, "type": "log" if chart.log_y else "linear"},

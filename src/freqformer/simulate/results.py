@@ -14,6 +14,7 @@ from freqformer.plan import AttentionPlan, build_plan
 from freqformer.routing import even_allocation
 from freqformer.simulate.calibrate import Measurement
 from freqformer.simulate.counts import dense_counts, layer_counts, workspace_bytes
+from freqformer.simulate.gradients import dense_gradient_time, gradient_counts, gradient_times, training_bytes
 from freqformer.simulate.hardware import Hardware
 from freqformer.simulate.profiles import ProfileError
 from freqformer.simulate.roofline import REFERENCE_CHANNELS, Machine
@@ -34,16 +35,39 @@ PARTS = {
     "layer": ("prologue", "summaries", "selection", "attention", "merge"),
 }
 """The model's stages in each part."""
+GRADIENT_LAUNCHES = {
+    "gather_grads": "attention",
+    "query_grads": "attention",
+    "video_grads": "attention",
+    "extra_grads": "attention",
+    "pool_slopes": "prologue",
+    "tile_grads": "prologue",
+    "collapse_low": "merge",
+}
+GRADIENT_PARTS = {
+    "attention": ("gather", "attention"),
+    "prologue": ("prologue", "summaries"),
+    "merge": ("merge",),
+}
 INFORMS = {
     "attention": ("attention_rate", "attention_item_blocks"),
     "prologue": ("prologue_bandwidth", "pooling_rate"),
     "selection": ("selection_rate", "selection_item_tiles"),
     "merge": ("merge_bandwidth",),
 }
+GRADIENTS_INFORM = {
+    "attention": ("attention_gradient_rate",),
+    "prologue": ("prologue_gradient_bandwidth", "pooling_gradient_rate"),
+    "merge": ("merge_gradient_bandwidth",),
+}
+BACKWARD_HEADS = 8
+"""Heads of the launches in benchmarks/backward.py, and"""
+BACKWARD_CONFIG = FreqFormerConfig(compression=32, mid_tiles=32, window=(3, 3, 3), summary_tokens=256)
+"""its layers' configuration."""
 
 
 def read_results(paths: Sequence[Path], hardware: Hardware) -> list[Measurement]:
-    """Measurements of benchmark result files, `layer.json`, `kernel.json` and `eager_cpu.json`.
+    """Measurements of benchmark result files, `layer.json`, `kernel.json`, `backward.json` and `eager_cpu.json`.
 
     Raises:
         ProfileError: for a file that can't be read, that holds none of them, or that another machine made, naming it, and
@@ -65,6 +89,8 @@ def _read(path: Path, hardware: Hardware) -> list[Measurement]:
             return list(_layer_results(path.name, values))
         if "launch" in values and "dense" in values:
             return list(_kernel_results(path.name, values))
+        if "layers" in values and "launches" in values:
+            return list(_backward_results(path.name, values))
         if "speed" in values:
             return list(_eager_results(path.name, values))
     except (KeyError, TypeError, IndexError) as error:
@@ -72,7 +98,8 @@ def _read(path: Path, hardware: Hardware) -> list[Measurement]:
             f"{path} lacks {error} where benchmarks/{path.name} writes it: run the benchmark again"
         ) from error
     raise ProfileError(
-        f"{path} holds no known benchmark; give layer.json, kernel.json or eager_cpu.json of benchmarks/results"
+        f"{path} holds no known benchmark; give layer.json, kernel.json, backward.json or eager_cpu.json of "
+        "benchmarks/results"
     )
 
 
@@ -107,27 +134,95 @@ def _kernel_results(file: str, values: dict[str, Any]) -> Iterator[Measurement]:
     """The attention launch alone on lists of full tiles, at several densities, and dense attention."""
     source, head_dim, tokens, heads = _origin(file, values), values["head_dim"], values["tokens"], values["heads"]
     yield _dense(f"kernel, dense, head_dim {head_dim}", values, head_dim, values["dense"]["ms"], source)
-    tile = (1, 1, TILE_SLOTS)
     for density, record in values["launch"].items():
-        kept = max(1, round(float(density) * tokens / TILE_SLOTS))
-        config = FreqFormerConfig(tile=tile, mid_tiles=kept, summary_tokens=0)
-        plan = build_plan(Grid(1, 1, tokens), config, num_heads=heads, head_dim=head_dim)
+        plan = _kernel_plan(tokens, heads, head_dim, float(density))
         predict = _predictor(plan, [Band.MID.value] * heads, "attention")
         name = f"kernel, {float(density):.0%} of blocks, head_dim {head_dim}"
         yield Measurement(name, tokens, record["ms"] / 1e3, predict, _of_attention("attention", head_dim), source)
 
 
+def _kernel_plan(tokens: int, heads: int, head_dim: int, density: float) -> AttentionPlan:
+    """Every head MID, this share of the tiles listed, every tile full."""
+    config = FreqFormerConfig(
+        tile=(1, 1, TILE_SLOTS), mid_tiles=max(1, round(density * tokens / TILE_SLOTS)), summary_tokens=0
+    )
+    return build_plan(Grid(1, 1, tokens), config, num_heads=heads, head_dim=head_dim)
+
+
+def _backward_results(file: str, values: dict[str, Any]) -> Iterator[Measurement]:
+    """The gradient launches alone, and forward and backward of whole layers and of dense attention."""
+    source, head_dim, tokens = _origin(file, values), values["head_dim"], values["tokens"]
+    for density, record in values["launches"].items():
+        plan, allocation = _kernel_plan(tokens, BACKWARD_HEADS, head_dim, float(density)), [Band.MID.value] * BACKWARD_HEADS
+        predict = _gradient_predictor(plan, allocation, "attention")
+        name, seconds = f"gradients, {float(density):.0%} of blocks, head_dim {head_dim}", record["launches"]["ms"] / 1e3
+        yield Measurement(name, tokens, seconds, predict, GRADIENTS_INFORM["attention"], source)
+    for name, record in values["layers"].items():
+        yield from _trained_layer(f"gradients, {name}", _trained_plan(name, record, head_dim), record, source)
+    trained = next(iter(values["layers"].values()))
+    dense = dense_counts(trained["tokens"], trained["heads"], head_dim)
+
+    def predict_dense(machine: Machine) -> float:
+        return machine.dense(dense, head_dim).seconds + dense_gradient_time(machine, dense, head_dim).seconds
+
+    informs = ("dense_rate", "dense_gradient_rate")
+    yield Measurement(
+        "dense, forward and backward", trained["tokens"], values["dense_ms"] / 1e3, predict_dense, informs, source
+    )
+
+
+def _trained_plan(name: str, record: dict[str, Any], head_dim: int) -> AttentionPlan:
+    learned, grid = "learned" in name, Grid(*record["grid"])
+    return build_plan(grid, BACKWARD_CONFIG, num_heads=record["heads"], head_dim=head_dim, learned_summaries=learned)
+
+
+def _trained_layer(name: str, plan: AttentionPlan, record: dict[str, Any], source: str) -> Iterator[Measurement]:
+    allocation, tokens = even_allocation(plan.num_heads), record["tokens"]
+    forward, backward = _predictor(plan, allocation, "layer"), _gradient_predictor(plan, allocation)
+    every = tuple(field for known in (INFORMS, GRADIENTS_INFORM) for fields in known.values() for field in fields)
+    seconds = record["forward_and_backward_ms"] / 1e3
+    yield Measurement(
+        f"{name}, forward and backward", tokens, seconds, lambda at: forward(at) + backward(at), every, source
+    )
+    for part, seconds in _part_seconds(record["launches"], GRADIENT_LAUNCHES).items():
+        predict = _gradient_predictor(plan, allocation, part)
+        yield Measurement(f"{name}, {part}", tokens, seconds, predict, GRADIENTS_INFORM[part], source)
+
+
+def _part_seconds(launches: Sequence[tuple[str, float]], known: dict[str, str]) -> dict[str, float]:
+    """Seconds of each part of a layer, from the names and microseconds of its launches."""
+    times: dict[str, float] = {}
+    for launch, microseconds in launches:
+        part = next((part for kernel, part in known.items() if kernel in launch), None)
+        if part is not None:
+            times[part] = times.get(part, 0.0) + microseconds / 1e6
+    return times
+
+
 def _eager_results(file: str, values: dict[str, Any]) -> Iterator[Measurement]:
-    """The one layer of benchmarks/eager_cpu.py, forward in float32: 8 heads of 64, split 3/2/3, default configuration."""
+    """The one layer of benchmarks/eager_cpu.py in float32: 8 heads of 64, split 3/2/3, default configuration."""
     source, grid, allocation, head_dim = _origin(file, values), Grid(16, 32, 32), [0, 0, 0, 1, 1, 2, 2, 2], 64
-    forward, tokens = values["speed"]["forward"], grid.num_tokens
-    dense = dense_counts(tokens, len(allocation), head_dim, element_size=4)
+    forward, trained = values["speed"]["forward"], values["speed"]["forward and backward"]
+    dense = dense_counts(grid.num_tokens, len(allocation), head_dim, element_size=4)
     plan = build_plan(grid, FreqFormerConfig(), num_heads=len(allocation), head_dim=head_dim)
+    layer = _predictor(plan, allocation, "layer", element_size=4)
+    gradients = _gradient_predictor(plan, allocation, element_size=4)
+
+    def dense_trained(machine: Machine) -> float:
+        return machine.dense(dense, head_dim).seconds + dense_gradient_time(machine, dense, head_dim).seconds
+
     for name, seconds, predict, informs in (
-        ("dense", forward["dense_wall_s"], lambda machine: machine.dense(dense, head_dim).seconds, "dense_rate"),
-        ("layer", forward["frequency_wall_s"], _predictor(plan, allocation, "layer", element_size=4), "attention_rate"),
+        ("dense", forward["dense_wall_s"], lambda at: at.dense(dense, head_dim).seconds, "dense_rate"),
+        ("layer", forward["frequency_wall_s"], layer, "attention_rate"),
+        ("dense, forward and backward", trained["dense_wall_s"], dense_trained, "dense_gradient_rate"),
+        (
+            "layer, forward and backward",
+            trained["frequency_wall_s"],
+            lambda at: layer(at) + gradients(at),
+            "attention_gradient_rate",
+        ),
     ):
-        yield Measurement(f"eager, {name}", tokens, seconds, predict, (informs,), source)
+        yield Measurement(f"eager, {name}", grid.num_tokens, seconds, predict, (informs,), source)
 
 
 def _predictor(plan: AttentionPlan, allocation: list[int], part: str, element_size: int = 2) -> Callable[[Machine], float]:
@@ -137,6 +232,20 @@ def _predictor(plan: AttentionPlan, allocation: list[int], part: str, element_si
     def predict(machine: Machine) -> float:
         times = machine.layer(plan, allocation, counts)
         return sum(times[name].seconds for name in PARTS[part])
+
+    return predict
+
+
+def _gradient_predictor(
+    plan: AttentionPlan, allocation: list[int], part: str | None = None, element_size: int = 2
+) -> Callable[[Machine], float]:
+    """What a machine takes for one part of a layer's backward; None: all of it."""
+    counts = layer_counts(plan, allocation, element_size=element_size)
+    gradients = gradient_counts(plan, allocation, counts, element_size=element_size)
+
+    def predict(machine: Machine) -> float:
+        times = gradient_times(machine, plan, allocation, gradients)
+        return sum(times[name].seconds for name in (times if part is None else GRADIENT_PARTS[part]))
 
     return predict
 
@@ -180,12 +289,7 @@ def _layer(
     yield Measurement(
         f"{name}, layer", record["tokens"], record["layer_ms"] / 1e3, _predictor(plan, allocation, "layer"), every, source
     )
-    times: dict[str, float] = {}
-    for launch, microseconds in record["launches"]:
-        part = next((part for kernel, part in LAUNCHES.items() if kernel in launch), None)
-        if part is not None:
-            times[part] = times.get(part, 0.0) + microseconds / 1e6
-    for part, seconds in times.items():
+    for part, seconds in _part_seconds(record["launches"], LAUNCHES).items():
         yield Measurement(
             f"{name}, {part}",
             record["tokens"],
@@ -197,12 +301,23 @@ def _layer(
 
 
 def read_peaks(paths: Sequence[Path]) -> list[tuple[str, float, float]]:
-    """Name, measured and counted peak bytes of every layer in `layer.json`: inputs, output and workspace.
+    """Name, measured and counted peak bytes of every layer in `layer.json`: inputs, output and workspace; and in
+    `backward.json`: inputs, output's gradient, and all that forward and backward hold beside them.
 
     Files of other benchmarks have none.
     """
     documents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    return [row for values in documents if "scaling" in values for row in _peaks(values)]
+    rows = [row for values in documents if "scaling" in values for row in _peaks(values)]
+    return rows + [
+        row for values in documents if "layers" in values and "launches" in values for row in _trained_peaks(values)
+    ]
+
+
+def _trained_peaks(values: dict[str, Any]) -> Iterator[tuple[str, float, float]]:
+    for name, record in values["layers"].items():
+        inputs = 4 * 2 * record["tokens"] * record["heads"] * values["head_dim"]
+        held = training_bytes(_trained_plan(name, record, values["head_dim"]), 2)
+        yield f"{name}, forward and backward", inputs + record["peak_bytes"], inputs + held
 
 
 def _peaks(values: dict[str, Any]) -> list[tuple[str, float, float]]:

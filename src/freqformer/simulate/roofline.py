@@ -84,7 +84,7 @@ class Machine:
             ("router", achieved.router_bandwidth, vector),
         ):
             if name in counts.stages:
-                times[name] = self._stage(counts.stages[name], rate, fraction, parts)
+                times[name] = self.stage(counts.stages[name], rate, fraction, parts)
         times["selection"] = self._selection(plan, counts.stages["selection"], parts)
         return {name: times[name] for name in counts.stages}
 
@@ -113,7 +113,8 @@ class Machine:
         seconds = self.memory_time(traffic, self.calibration.elementwise_bandwidth)
         return StageTime(0.0, seconds, launches * self.hardware.launch_s, traffic)
 
-    def _stage(self, stage: StageCounts, rate: float, fraction: float, parts: int) -> StageTime:
+    def stage(self, stage: StageCounts, rate: float, fraction: float, parts: int = 1) -> StageTime:
+        """Time of a stage at a rate in FLOP/s and a fraction of the memory bandwidth, shared by `parts` machines."""
         return StageTime(
             compute_s=stage.executed / parts / rate,
             memory_s=self.memory_time(stage.bytes / parts, fraction),

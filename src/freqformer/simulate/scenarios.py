@@ -4,7 +4,8 @@
     result = simulate(scenario("wan2.1-14b", "h200", 262_144))
     print(result.layer.speedup, result.generation.seconds)
 
-Times are forward passes for one video. Text encoder and VAE are left out.
+Times are for one video: forward passes, and of the attention layer forward and backward too. Text encoder and VAE are
+left out.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from freqformer.grid import Grid
 from freqformer.plan import AttentionPlan, build_plan
 from freqformer.simulate.allocations import Heads, Route, Routing, allocation_of, count_heads, head_schedule
 from freqformer.simulate.calibration import load_calibration
-from freqformer.simulate.counts import LayerCounts, dense_counts, layer_counts
+from freqformer.simulate.counts import LayerCounts, StageCounts, dense_counts, layer_counts
+from freqformer.simulate.gradients import dense_gradient_time, gradient_counts, gradient_times, training_bytes
 from freqformer.simulate.hardware import load_hardware
 from freqformer.simulate.profiles import ProfileError
 from freqformer.simulate.roofline import Machine, StageTime
@@ -110,7 +112,8 @@ def parse_length(model: ModelShape, length: int | str) -> tuple[Grid, float | No
 
 @dataclass(frozen=True)
 class Level:
-    """Cost of one attention layer, one denoising step (every model call of it) or one generation."""
+    """Cost of one attention layer, forward or with its backward, one denoising step (every model call of it) or one
+    generation."""
 
     seconds: float
     dense_seconds: float
@@ -148,11 +151,15 @@ class Result:
     """The band of every head in `layer` and `step`."""
     counts: LayerCounts
     dense_counts: LayerCounts
+    gradients: dict[str, StageCounts]
+    """Of the layer's backward."""
     stages: dict[str, StageTime]
     """Of the attention layer with the initial split of heads."""
     dense_stage: StageTime
     layer: Level
     """One attention layer, from projected queries, keys and values to its output."""
+    training: Level
+    """Forward and backward of that layer; parts of the backward begin with `backward, `."""
     step: Level
     """One denoising step with the initial split."""
     generation: Level
@@ -230,6 +237,7 @@ class _Simulation:
             tensors + counts.workspace_bytes,
             tensors,
         )
+        gradients = gradient_counts(plan, allocation_of(first[0]), counts, element_size=self.element_size)
         steps = Counter(tuple(rows) for rows in schedule)
         return Result(
             scenario=self.case,
@@ -237,12 +245,27 @@ class _Simulation:
             allocation=allocation_of(first[0]),
             counts=counts,
             dense_counts=dense,
+            gradients=gradients,
             stages=stages,
             dense_stage=dense_stage,
             layer=layer,
+            training=self._training(layer, plan, allocation_of(first[0]), gradients),
             step=self._step((first,) * self.model.num_layers),
             generation=_sum([(self._step(rows), count) for rows, count in steps.items()]),
             heads_by_step=[_mean_heads([heads for heads, _ in rows]) for rows in schedule],
+        )
+
+    def _training(
+        self, layer: Level, plan: AttentionPlan, allocation: list[int], gradients: dict[str, StageCounts]
+    ) -> Level:
+        """The layer and its backward; of dense attention the output and three gradients are held beside the inputs."""
+        times = gradient_times(self.machine, plan, allocation, gradients)
+        dense = dense_gradient_time(self.machine, self.dense[0], self.model.head_dim).seconds
+        return self._made(
+            layer.parts | {f"backward, {name}": time.seconds for name, time in times.items()},
+            layer.dense_parts | {"backward, attention": dense},
+            self._tensors(4) + training_bytes(plan, self.element_size),
+            self._tensors(8),
         )
 
     def _tensors(self, count: float) -> float:
