@@ -92,7 +92,8 @@ def open_page(path: Path, *, width: int, height: int = 900) -> Iterator[Page]:
         pytest.skip("no Chromium here (Debian: apt-get install chromium)")
     child_in, to_browser = os.pipe()
     from_browser, child_out = os.pipe()
-    with tempfile.TemporaryDirectory() as profile:
+    # The browser's own processes may still write when it has been killed.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         # The browser reads its pipe at descriptor 3 and writes at 4.
         command = f'exec "$0" "$@" 3<&{child_in} 4>&{child_out}'
         process = subprocess.Popen(
