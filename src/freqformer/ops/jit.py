@@ -27,3 +27,20 @@ def cast(x, dtype: tl.constexpr):
         bits = x.to(tl.float32).to(tl.int32, bitcast=True)
         x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
     return x.to(dtype)
+
+
+@triton.jit
+def load_tokens(source, strides, sample, head, place, live, D: tl.constexpr):
+    """The tokens `place` of one row, zero where not live: (B, N, H, D) with three strides -> (places, D)."""
+    base = source + sample.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[2]
+    channel = tl.arange(0, D)
+    return tl.load(base + place.to(tl.int64)[:, None] * strides[1] + channel[None, :], mask=live[:, None], other=0.0)
+
+
+@triton.jit
+def norm_tokens(x, weight, eps, D: tl.constexpr):
+    """RMS norm along the channels, rounded to x's dtype."""
+    wide = x.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, 1) / D + eps)
+    gain = tl.load(weight + tl.arange(0, D)).to(tl.float32)
+    return cast(wide * scale[:, None] * gain[None, :], x.dtype)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from freqformer.ops.jit import load_tokens, norm_tokens
 from freqformer.ops.prologue.triton_backward_tokens import (
     FULL,
     VALUES,
@@ -29,8 +30,6 @@ from freqformer.ops.prologue.triton_tokens import (
     DENSE,
     HIGH,
     MID,
-    load_tokens,
-    norm_tokens,
     rotary_tables,
     write_tokens,
 )

@@ -9,13 +9,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from freqformer.ops.jit import cast
+from freqformer.ops.jit import cast, load_tokens, norm_tokens
 from freqformer.ops.prologue.triton_tokens import (
     DENSE,
     HIGH,
     MID,
-    load_tokens,
-    norm_tokens,
     project,
     rotary_tables,
     row_band,

@@ -10,15 +10,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from freqformer.ops.jit import cast
+from freqformer.ops.jit import cast, load_tokens, norm_tokens
 from freqformer.ops.prologue.triton_tokens import (
     DENSE,
     HIGH,
     LOW,
     MID,
     add_product,
-    load_tokens,
-    norm_tokens,
     project,
     rotary_tables,
     rotate_tokens,

@@ -21,23 +21,6 @@ def row_band(allocation, strides, sample, head):
 
 
 @triton.jit
-def load_tokens(source, strides, sample, head, place, live, D: tl.constexpr):
-    """The tokens `place` of one row, zero where not live: (B, N + X, H, D) with three strides -> (SLOTS, D)."""
-    base = source + sample.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[2]
-    channel = tl.arange(0, D)
-    return tl.load(base + place.to(tl.int64)[:, None] * strides[1] + channel[None, :], mask=live[:, None], other=0.0)
-
-
-@triton.jit
-def norm_tokens(x, weight, eps, D: tl.constexpr):
-    """RMS norm along the channels, rounded to x's dtype."""
-    wide = x.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(wide * wide, 1) / D + eps)
-    gain = tl.load(weight + tl.arange(0, D)).to(tl.float32)
-    return cast(wide * scale[:, None] * gain[None, :], x.dtype)
-
-
-@triton.jit
 def rotary_tables(rotary, place, live, D: tl.constexpr):
     """cos and sin of the tokens `place`, float32 (SLOTS, D / 2)."""
     entry = place[:, None] * (D // 2) + tl.arange(0, D // 2)[None, :]
