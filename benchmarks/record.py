@@ -63,7 +63,7 @@ def machine(commit: str | None) -> dict[str, Any]:
     git = ["git", "-C", str(RESULTS.parent), "rev-parse", "HEAD"]
     commit = commit or subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     return {
-        "gpu": torch.cuda.get_device_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
         "triton": triton.__version__,
         "python": platform.python_version(),

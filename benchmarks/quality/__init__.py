@@ -1,0 +1,1 @@
+"""The quality study: which attention trains best at equal parameters, data, steps and attention FLOPs."""

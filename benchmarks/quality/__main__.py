@@ -1,0 +1,110 @@
+"""The quality study: trains attention variants alike and writes one result per variant, seed and number of steps.
+
+    PYTHONPATH=src:. python -m benchmarks.quality --variants window,router --seeds 0,1 --steps 700 --minutes 9
+    PYTHONPATH=src:. python -m benchmarks.quality --report
+
+Results that exist already are skipped, so the same command goes on where it stopped. `--report` rebuilds the tables and
+figures of docs/quality.md from the committed results and needs no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks import record
+from benchmarks.quality.report import RESULTS, read_results, write_report
+from benchmarks.quality.study import Run, execute
+from benchmarks.quality.variants import STUDY, VARIANTS, Size, chosen
+
+Execute = Callable[[Run], dict[str, Any]]
+
+
+def main(arguments: list[str] | None = None, size: Size = STUDY) -> int:
+    """Run the command line; returns the exit status, 1 where a run failed."""
+    given = _parser().parse_args(arguments)
+    if given.report:
+        print(f"wrote {write_report()}")
+        return 0
+    device = torch.device(given.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("device is 'cuda' and there is none; pass --device cpu, which takes hours, or use a GPU")
+    runs = [
+        Run(name, chosen(name), seed, given.steps, size)
+        for seed in map(int, given.seeds.split(","))
+        for name in given.variants.split(",")
+    ]
+    graph = device.type == "cuda" and not given.no_graph
+    machine = record.machine(given.commit)
+    return study(runs, lambda run: execute(run, device, graph=graph), given.output, machine, given.minutes)
+
+
+def study(runs: list[Run], execute: Execute, folder: Path, machine: dict[str, Any], minutes: float | None) -> int:
+    """Do the runs that have no result yet, and write each as soon as it is done.
+
+    Args:
+        runs: in this order.
+        execute: does one and returns its result.
+        folder: for the results.
+        machine: goes into every result, with the command that repeats it.
+        minutes: no run begins that is predicted to end later than this; None for no limit.
+
+    Returns: the exit status, 1 where a run failed. The others are done all the same.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    began, failed = time.perf_counter(), 0
+    for run in runs:
+        path = folder / f"{run.name}-{run.steps}-{run.seed}.json"
+        if path.exists():
+            print(f"{path.name} is there already", flush=True)
+            continue
+        predicted = predicted_seconds(run, read_results(folder))
+        if minutes is not None and time.perf_counter() - began + predicted > 60 * minutes:
+            print(f"{run.name}, seed {run.seed}, would take {predicted:.0f} s, more than the limit leaves", flush=True)
+            continue
+        try:
+            result = execute(run)
+        except (RuntimeError, ValueError):
+            traceback.print_exc()
+            failed = 1
+            continue
+        command = f"python -m benchmarks.quality --variants {run.name} --seeds {run.seed} --steps {run.steps}"
+        path.write_text(json.dumps(result | {"machine": machine | {"command": f"PYTHONPATH=src:. {command}"}}) + "\n")
+        mean = sum(result["losses"].values()) / len(result["losses"])
+        print(f"{path.name}: loss {mean:.4f}, {result['step_ms']:.1f} ms a step, {result['seconds']:.0f} s", flush=True)
+    return failed
+
+
+def predicted_seconds(run: Run, results: list[dict[str, Any]]) -> float:
+    """Seconds that a run will take, by the earlier ones: of its variant, else the slowest; 0 where there is none."""
+    own = [result for result in results if result["variant"] == run.name]
+    seconds = [result["seconds"] + (run.steps - result["steps"]) * result["step_ms"] / 1e3 for result in own or results]
+    return max(seconds, default=0.0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="names, with commas; all by default")
+    parser.add_argument("--seeds", default="0", help="numbers, with commas")
+    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--minutes", type=float, help="begin no run that would end later")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--no-graph", action="store_true", help="launch every step anew rather than as one CUDA graph")
+    parser.add_argument("--commit", help="of this code, where the machine has no git")
+    parser.add_argument("--report", action="store_true", help="rebuild docs/quality.md from the results")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""Tables and figures of docs/quality.md, computed from the results of every seed."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality.variants import VARIANTS, density
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "quality"
+PAGE = ROOT / "docs" / "quality.md"
+FIGURES = "figures"
+NOTHING = "No results yet."
+Result = dict[str, Any]
+
+
+def read_results(folder: Path = RESULTS) -> list[Result]:
+    """Every result in a folder."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def write_report(folder: Path = RESULTS, page: Path = PAGE) -> Path:
+    """Rebuild the generated blocks of the page, and the figures beside it."""
+    from benchmarks.quality.figures import draw_figures
+
+    results = read_results(folder)
+    page.write_text(rebuilt(page.read_text(), results))
+    draw_figures(results, page.parent / FIGURES)
+    return page
+
+
+def rebuilt(page: str, results: list[Result]) -> str:
+    """The page with the text between its marks made anew.
+
+    Raises:
+        ValueError: for a page without a mark.
+    """
+    for name, text in (("variants", variants_table()), ("results", results_text(results))):
+        begin, end = f"<!-- {name}: generated -->", f"<!-- {name}: end -->"
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        if len(pattern.findall(page)) != 1:
+            raise ValueError(f"page has no single block {begin} ... {end}; put one where the text belongs")
+        block = f"{begin}\n\n{text}\n\n{end}"
+        page = pattern.sub(lambda _, block=block: block, page)
+    return page
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over seeds and its standard error; NaN for one seed."""
+
+    value: float
+    error: float
+
+    def text(self, digits: int, *, sign: bool = False) -> str:
+        """Like `0.326 ± 0.001`."""
+        value = f"{self.value:{'+' if sign else ''}.{digits}f}"
+        return value if math.isnan(self.error) else f"{value} ± {self.error:.{digits}f}"
+
+
+def mean(values: list[float]) -> Mean:
+    """Over at least one value."""
+    average = sum(values) / len(values)
+    if len(values) == 1:
+        return Mean(average, math.nan)
+    variance = sum((value - average) ** 2 for value in values) / (len(values) - 1)
+    return Mean(average, math.sqrt(variance / len(values)))
+
+
+def overall(losses: dict[str, float]) -> float:
+    """The mean over noise levels."""
+    return sum(losses.values()) / len(losses)
+
+
+def by_variant(results: list[Result], steps: int) -> dict[str, dict[int, Result]]:
+    """Results of so many steps by variant, in the order of their mean loss, and seed."""
+    groups: dict[str, dict[int, Result]] = {}
+    for result in results:
+        if result["steps"] == steps:
+            groups.setdefault(result["variant"], {})[result["seed"]] = result
+    return dict(sorted(groups.items(), key=lambda item: mean([overall(r["losses"]) for r in item[1].values()]).value))
+
+
+def best_fixed(groups: dict[str, dict[int, Result]]) -> str | None:
+    """The variant of lowest loss among those of equal FLOPs without a router, of those with the most seeds."""
+    fixed = [name for name in groups if not VARIANTS[name].learned and VARIANTS[name].operator != "dense"]
+    most = max((len(groups[name]) for name in fixed), default=0)
+    return next((name for name in fixed if len(groups[name]) == most), None)
+
+
+def paired(seeds: dict[int, Result], other: dict[int, Result]) -> Mean | None:
+    """Mean loss less that of another variant, over the seeds of both; None where they share none."""
+    common = sorted(seeds.keys() & other.keys())
+    if not common:
+        return None
+    return mean([overall(seeds[seed]["losses"]) - overall(other[seed]["losses"]) for seed in common])
+
+
+def variants_table() -> str:
+    """How every variant's FLOPs were matched."""
+    lines = [
+        "| variant | attention | LOW/MID/HIGH heads | window | MID tiles | summaries | FLOPs, of dense |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, variant in VARIANTS.items():
+        config, splits = variant.config, ["/".join(map(str, split)) for split in dict.fromkeys(variant.splits)]
+        kept = {"topk": str(config.mid_tiles), "radial": f"radius {config.radial_radius}", "axial": "axial"}
+        has_mid = any(split[1] for split in variant.splits)
+        has_window = any(split[2] for split in variant.splits) or config.mid_pattern == "axial"
+        dense = variant.operator == "dense"
+        cells = [
+            f"`{name}`",
+            variant.about,
+            "–" if dense else ", ".join(splits),
+            " × ".join(map(str, config.window)) if has_window and not dense else "–",
+            kept[config.mid_pattern] if has_mid and not dense else "–",
+            "–" if dense else str(config.summary_tokens),
+            f"{density(variant):.3f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def results_text(results: list[Result]) -> str:
+    """Tables of every number of steps, most steps first, and the figures."""
+    if not results:
+        return NOTHING
+    parts = []
+    for steps in sorted({result["steps"] for result in results}, reverse=True):
+        groups = by_variant(results, steps)
+        parts += [f"### {steps:,} steps", _losses_table(groups), _routers_table(groups)]
+    captions = {
+        "noise": "Loss by noise level, relative to the best fixed variant",
+        "flops": "Loss against attention FLOPs",
+        "time": "Training loss against wall-clock",
+    }
+    most = max(result["steps"] for result in results)
+    if any("allocation" in result for result in results if result["steps"] == most):
+        captions["allocation"] = "Bands that routers chose, by layer, head and noise level"
+    parts.append("\n".join(f"![{caption}]({FIGURES}/quality-{name}.png)" for name, caption in captions.items()))
+    parts.append("\n".join(["Machines:", *_machines(results)]))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _losses_table(groups: dict[str, dict[int, Result]]) -> str:
+    best = best_fixed(groups)
+    levels = next(iter(next(iter(groups.values())).values()))["losses"].keys()
+    head = ["variant", "seeds", "loss", "less the best fixed", *(f"t = {level}" for level in levels)]
+    head += ["FLOPs, of dense", "parameters", "step, ms"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for name, seeds in groups.items():
+        runs = list(seeds.values())
+        difference = paired(seeds, groups[best]) if best not in (None, name) else None
+        cells = [f"`{name}`", str(len(runs)), mean([overall(run["losses"]) for run in runs]).text(4)]
+        cells.append("–" if difference is None else difference.text(4, sign=True))
+        cells += [mean([run["losses"][level] for run in runs]).text(4) for level in levels]
+        cells += [f"{mean([run['density'] for run in runs]).value:.3f}", f"{runs[0]['parameters']:,}"]
+        cells.append(f"{min(run['step_ms'] for run in runs):.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    named = "" if best is None else f"\n\nThe best fixed variant is `{best}`; differences are paired by seed."
+    return "\n".join(lines) + named
+
+
+def _routers_table(groups: dict[str, dict[int, Result]]) -> str:
+    """What routers gain over tables made of their own logits; empty where none ran."""
+    lines = []
+    for name, seeds in groups.items():
+        runs = [run for run in seeds.values() if "tables" in run]
+        if not runs:
+            continue
+        live = [overall(run["losses"]) for run in runs]
+        cells = [f"`{name}`", mean(live).text(4)]
+        for table in ("by_level", "averaged"):
+            pairs = zip(runs, live, strict=True)
+            cells.append(mean([overall(run["tables"][table]["losses"]) - own for run, own in pairs]).text(4, sign=True))
+        first, last = ([_heads(run["allocation"][level]) for run in runs] for level in (0, -1))
+        for level in (first, last):
+            cells.append("/".join(f"{sum(heads[band] for heads in level) / len(level):.1f}" for band in range(3)))
+        cells.append(f"{sum(_moved(run['allocation']) for run in runs) / len(runs):.0%}")
+        lines.append(f"| {' | '.join(cells)} |")
+    head = (
+        "| router | loss | table by noise level, less it | one table for all, less it | "
+        "heads of all layers in LOW/MID/HIGH at t = 0.1 | at t = 0.9 | heads that move |\n|---|---|---|---|---|---|---|"
+    )
+    return "\n".join([head, *lines]) if lines else ""
+
+
+def _heads(layers: list[list[list[float]]]) -> list[float]:
+    """Heads in every band, all layers together, from shares by layer and head."""
+    return [sum(head[band] for layer in layers for head in layer) for band in range(3)]
+
+
+def _moved(allocation: list[list[list[list[float]]]]) -> float:
+    """Share of heads whose most frequent band differs between the least and the most noise."""
+    first, last = ([head.index(max(head)) for layer in allocation[level] for head in layer] for level in (0, -1))
+    return sum(a != b for a, b in zip(first, last, strict=True)) / len(first)
+
+
+def _machines(results: list[Result]) -> list[str]:
+    kinds = {
+        f"- {run['machine']['gpu']}, torch {run['machine']['torch']}, Triton {run['machine']['triton']}, "
+        f"commit {run['machine']['commit'][:9]}"
+        for run in results
+    }
+    return sorted(kinds)

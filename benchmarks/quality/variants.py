@@ -1,0 +1,270 @@
+"""The attention variants of the study: one model size, one amount of attention FLOPs.
+
+How a variant's FLOPs meet the target is data here: its window, its tiles kept, its summaries. Tiles are cubes of 64 tokens
+rather than boxes of 128, since at this size a symmetric window of 3 x 3 x 3 boxes would be 21% of the video already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from freqformer.attention import NORM_EPS, FreqAttention, ImplChoice, frequency_attention
+from freqformer.config import Band, FreqFormerConfig
+from freqformer.grid import Extents, Grid
+from freqformer.models.transformer import FreqFormerTransformer3DModel
+from freqformer.ops.parameters import AttentionParameters
+from freqformer.ops.tokens import TokenOrder
+from freqformer.plan import build_plan
+from freqformer.routing import RoutingTable
+from freqformer.training.seeding import derive_seed
+
+TARGET_DENSITY = 36 / 256
+"""Attention FLOPs of every variant relative to dense attention: 36 of 256 tiles."""
+TOLERANCE = 0.1
+"""How far a variant may be from the target, relatively."""
+Split = tuple[int, int, int]
+"""LOW, MID and HIGH heads of a layer."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and its clips."""
+
+    video: Extents = (16, 64, 64)
+    """Frames, rows and columns in pixels."""
+    patch: Extents = (1, 2, 2)
+    layers: int = 6
+    heads: int = 6
+    head_dim: int = 64
+    batch: int = 4
+    """Clips of a step."""
+    validation_clips: int = 24
+    """A multiple of the batch."""
+
+    @property
+    def grid(self) -> Grid:
+        """Tokens of a clip."""
+        frames, height, width = (side // patch for side, patch in zip(self.video, self.patch, strict=True))
+        return Grid(frames, height, width)
+
+
+STUDY = Size()
+CUBES = FreqFormerConfig(tile=(4, 4, 4), compression=64, window=(4, 3, 3), mid_tiles=55, summary_tokens=256)
+"""What FreqFormer variants share: 32 tokens a low token (two of every tile), windows of all times and 3 x 3 tiles, one
+summary per tile. With 2/2/2 heads it meets the target."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kind of attention in every layer."""
+
+    about: str
+    config: FreqFormerConfig = CUBES
+    splits: tuple[Split, ...] = ((2, 2, 2),)
+    """Heads per band: one split, or one for each of equal parts of the timesteps, least noise first; a router's start."""
+    operator: str = "frequency"
+    """`frequency`, `dense`, or `gated`: every head has a LOW branch beside its own band."""
+    learned: bool = False
+    """Whether a router chooses."""
+
+
+PLAIN = replace(CUBES, summary_tokens=0)
+MID, HIGH = (0, 6, 0), (0, 0, 6)
+VARIANTS: dict[str, Variant] = {
+    "dense": Variant("every head sees every token; more FLOPs, for reference", operator="dense"),
+    "window": Variant("every head a window", PLAIN, (HIGH,)),
+    "window_summaries": Variant("every head a smaller window and summaries", replace(CUBES, window=(3, 3, 3)), (HIGH,)),
+    "topk_summaries": Variant("every head its best tiles and summaries", replace(CUBES, mid_tiles=28), (MID,)),
+    "vsa": Variant(
+        "like VSA: gated sum of attention between tile means and to the best tiles",
+        replace(PLAIN, mid_tiles=36, compression=128, low_output="synthesis"),
+        (MID,),
+        operator="gated",
+    ),
+    "gated_window": Variant(
+        "every head a gated sum of LOW and of a window with summaries",
+        replace(CUBES, window=(3, 3, 3)),
+        (HIGH,),
+        operator="gated",
+    ),
+    "radial": Variant("radial pattern", replace(PLAIN, mid_pattern="radial", radial_radius=2), (MID,)),
+    "radial_summaries": Variant(
+        "radial pattern and few summaries",
+        replace(CUBES, mid_pattern="radial", radial_radius=2, summary_tokens=32),
+        (MID,),
+    ),
+    "axial": Variant("axial pattern", replace(PLAIN, mid_pattern="axial", window=(4, 5, 7)), (MID,)),
+    "axial_summaries": Variant(
+        "axial pattern and summaries", replace(CUBES, mid_pattern="axial", window=(4, 5, 5)), (MID,)
+    ),
+    "freq_full": Variant("FreqFormer 2/2/2, full features"),
+    "freq_values": Variant("FreqFormer 2/2/2, values without the low band", replace(CUBES, band_features="values")),
+    "freq_gains": Variant("FreqFormer 2/2/2, learned gains", replace(CUBES, band_features="gains")),
+    "freq_strict": Variant("FreqFormer 2/2/2, only the own band", replace(CUBES, band_features="strict")),
+    "freq_114": Variant("FreqFormer 1/1/4", replace(CUBES, mid_tiles=31), ((1, 1, 4),)),
+    "freq_105": Variant("FreqFormer 1/0/5", CUBES, ((1, 0, 5),)),
+    "freq_303": Variant("FreqFormer 3/0/3, larger windows", replace(CUBES, window=(4, 5, 3)), ((3, 0, 3),)),
+    "freq_plain": Variant("FreqFormer 2/2/2 without summaries", replace(PLAIN, mid_tiles=72)),
+    "freq_synthesis": Variant("FreqFormer 2/2/2, block synthesis of LOW", replace(CUBES, low_output="synthesis")),
+    "prior": Variant(
+        "2/2/2 moved by the paper's prior alone, as before any training",
+        splits=((0, 2, 4), *[(2, 2, 2)] * 4, (4, 2, 0)),
+    ),
+    "schedule": Variant(
+        "1/1/4 at low noise, 2/2/2, 4/1/1 at high noise",
+        replace(CUBES, mid_tiles=69),
+        ((1, 1, 4), (2, 2, 2), (4, 1, 1)),
+    ),
+    "router": Variant("learned router that starts from 2/2/2", learned=True),
+    "router_114": Variant(
+        "learned router that starts from 1/1/4", replace(CUBES, mid_tiles=31), ((1, 1, 4),), learned=True
+    ),
+}
+
+
+def chosen(name: str) -> Variant:
+    """The variant of that name; ValueError for another."""
+    if name not in VARIANTS:
+        raise ValueError(f"variant is {name!r}; choose among {', '.join(VARIANTS)}")
+    return VARIANTS[name]
+
+
+def bands(split: Split) -> list[int]:
+    """The band of every head, LOW first."""
+    return [band.value for band, heads in zip(Band, split, strict=False) for _ in range(heads)]
+
+
+def head_costs(variant: Variant, size: Size = STUDY) -> tuple[float, float, float, float]:
+    """Useful attention FLOPs of one head and clip as LOW, MID, HIGH and DENSE, by the plan."""
+    plan = build_plan(size.grid, variant.config, num_heads=size.heads, head_dim=size.head_dim, learned_summaries=True)
+    low, mid, high, dense = plan.band_costs()
+    return (low, low + mid, low + high, dense) if variant.operator == "gated" else (low, mid, high, dense)
+
+
+def density(variant: Variant, size: Size = STUDY) -> float:
+    """Attention FLOPs relative to dense, expected over the timesteps of training; of a router, where it starts."""
+    if variant.operator == "dense":
+        return 1.0
+    costs = head_costs(variant, size)
+    means = [sum(heads * cost for heads, cost in zip(split, costs, strict=False)) for split in variant.splits]
+    chances = bucket_chances(len(variant.splits))
+    return sum(chance * mean for chance, mean in zip(chances, means, strict=True)) / (size.heads * costs[Band.DENSE])
+
+
+def bucket_chances(buckets: int) -> list[float]:
+    """How often training's timesteps, whose logit is standard normal, fall in each of equal parts of [0, 1]."""
+    ends = torch.special.ndtr(torch.special.logit(torch.linspace(0, 1, buckets + 1, dtype=torch.float64)))
+    return ends.diff().tolist()
+
+
+def build(variant: Variant, size: Size, seed: int) -> FreqFormerTransformer3DModel:
+    """The model of a variant; what variants have in common starts alike at equal seeds."""
+    torch.manual_seed(derive_seed(seed, "weights"))
+    common = _model(VARIANTS["dense"], size).state_dict()
+    torch.manual_seed(derive_seed(seed, "own weights"))
+    model = _model(variant, size)
+    if variant.operator == "gated":
+        for block in model.transformer_blocks:
+            width = size.heads * size.head_dim
+            block.attn1 = GatedAttention(width, variant.config, bands(variant.splits[0]))  # type: ignore[assignment]
+    unknown = model.load_state_dict(common, strict=False).unexpected_keys
+    assert not unknown
+    if len(variant.splits) > 1:
+        model.set_routing_table(_table(variant, size))
+    return model
+
+
+def _model(variant: Variant, size: Size) -> FreqFormerTransformer3DModel:
+    return FreqFormerTransformer3DModel(
+        patch_size=size.patch,
+        num_layers=size.layers,
+        num_heads=size.heads,
+        head_dim=size.head_dim,
+        attention="dense" if variant.operator == "dense" else "frequency",
+        frequency=variant.config.to_dict(),
+        routing="learned" if variant.learned else "fixed",
+        allocation=None if variant.operator == "dense" else bands(variant.splits[0]),
+        absolute_positions=True,
+    )
+
+
+def _table(variant: Variant, size: Size) -> RoutingTable:
+    split = torch.tensor([bands(split) for split in variant.splits])
+    table = split[:, None].expand(-1, size.layers, -1).contiguous()
+    return RoutingTable(table, torch.full_like(table, variant.config.mid_tiles or 0), variant.config)
+
+
+class GatedAttention(FreqAttention):
+    """In every head a LOW branch and the branch of its own band, summed by gates.
+
+    Gates are linear in the token, one for each head and branch; at first the own branch is taken as it is and LOW left out.
+    With own branch MID, tile means as low tokens and no summaries this is Video Sparse Attention (Zhang et al., arXiv
+    2505.13389), which has a gate for each channel.
+
+    Args:
+        dim, config: as in `FreqAttention`.
+        allocation: the own band of every head.
+    """
+
+    def __init__(self, dim: int, config: FreqFormerConfig, allocation: Sequence[int]) -> None:
+        super().__init__(dim, len(allocation), config, allocation=allocation, routing="fixed")
+        self.to_gates = nn.Linear(dim, 2 * self.num_heads)
+        nn.init.zeros_(self.to_gates.weight)
+        nn.init.zeros_(self.to_gates.bias)
+        self.branches = ([Band.LOW.value] * self.num_heads, list(allocation))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        grid: Grid,
+        timestep: Tensor,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        *,
+        token_order: TokenOrder = "tile",
+        impl: ImplChoice | None = None,
+    ) -> Tensor:
+        """As `FreqAttention.forward`."""
+        tensors = [to(hidden_states).unflatten(2, (self.num_heads, -1)) for to in (self.to_q, self.to_k, self.to_v)]
+        low_gate, own_gate = self.to_gates(hidden_states).unflatten(2, (2, -1, 1)).unbind(2)
+        summarised = self.config.summary_tokens > 0
+        parameters = AttentionParameters(
+            self.summary_queries if summarised else None,
+            self.summary_offsets if summarised else None,
+            self.gains,
+            rotary,
+            self.query_norm,
+            self.key_norm,
+            norm_eps=NORM_EPS,
+        )
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            low, own = (
+                frequency_attention(
+                    *tensors,
+                    grid=grid,
+                    allocation=allocation,
+                    config=self.config,
+                    parameters=parameters,
+                    token_order=token_order,
+                    impl=impl or self.impl,
+                )
+                for allocation in self.branches
+            )
+            out = low_gate * low + (1 + own_gate) * own
+        self.last_allocation = self.allocation.expand(len(hidden_states), -1)
+        return self.to_out(out.flatten(2))
+
+
+def used_parameters(model: nn.Module) -> int:
+    """Parameters that have a say in the loss: those whose last gradient is not zero throughout."""
+    given = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    return sum(parameter.numel() for parameter in given if bool(parameter.grad.any()))  # type: ignore[union-attr]
+
+
+def allocation_density(allocation: Tensor, variant: Variant, size: Size) -> float:
+    """Attention FLOPs of observed bands, int (..., heads), relative to dense."""
+    costs = torch.tensor(head_costs(variant, size), dtype=torch.float64)
+    return float(costs[allocation.cpu()].mean() / costs[Band.DENSE])

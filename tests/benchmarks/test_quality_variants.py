@@ -1,0 +1,95 @@
+"""Variants of the quality study: equal FLOPs, equal starts, and what the gated ones compute."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from benchmarks.quality.variants import (
+    CUBES,
+    STUDY,
+    TARGET_DENSITY,
+    TOLERANCE,
+    VARIANTS,
+    GatedAttention,
+    Size,
+    allocation_density,
+    bands,
+    bucket_chances,
+    build,
+    chosen,
+    density,
+    head_costs,
+)
+
+from freqformer.attention import FreqAttention
+from freqformer.config import Band
+from freqformer.routing import RoutingNetwork, timestep_bucket
+from freqformer.training.objective import sample_timesteps
+
+TINY = Size(video=(4, 16, 16), layers=2, head_dim=16, batch=2, validation_clips=2)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "dense"])
+def test_flops_meet_the_target(name: str) -> None:
+    assert abs(density(VARIANTS[name]) / TARGET_DENSITY - 1) <= TOLERANCE
+
+
+def test_every_variant_splits_all_heads_and_shares_the_tile() -> None:
+    for variant in VARIANTS.values():
+        assert all(sum(split) == STUDY.heads for split in variant.splits)
+        assert variant.config.tile == CUBES.tile
+
+
+def test_flops_of_a_schedule_are_expected_over_training() -> None:
+    variant = VARIANTS["schedule"]
+    timesteps = sample_timesteps(4000, 1.0, torch.Generator().manual_seed(0))
+    table = torch.tensor([bands(split) for split in variant.splits])
+    taken = table[timestep_bucket(timesteps, len(table))]
+    assert allocation_density(taken, variant, STUDY) == pytest.approx(density(variant), rel=1e-3)
+    assert sum(bucket_chances(6)) == pytest.approx(1)
+
+
+def test_the_prior_is_that_of_an_untrained_router() -> None:
+    variant = VARIANTS["prior"]
+    start = bands((2, 2, 2))
+    network = RoutingNetwork(STUDY.heads, prior="paper", initial=start)
+    for parameter in network.layers.parameters():
+        torch.nn.init.zeros_(parameter)
+    middles = (torch.arange(6) + 0.5) / 6
+    picked = network(torch.zeros(6, STUDY.heads, 8), middles).argmax(-1)
+    assert picked.sort(-1).values.tolist() == [bands(split) for split in variant.splits]
+
+
+def test_variants_start_alike_where_they_can_and_seeds_differ() -> None:
+    dense, router, vsa = (dict(build(VARIANTS[name], TINY, 1).named_parameters()) for name in ("dense", "router", "vsa"))
+    for name, parameter in dense.items():
+        assert torch.equal(parameter, router[name])
+        assert torch.equal(parameter, vsa[name])
+    other = dict(build(VARIANTS["dense"], TINY, 2).named_parameters())
+    assert not torch.equal(other["proj_in.weight"], dense["proj_in.weight"])
+
+
+def test_a_gated_head_starts_as_its_own_branch_and_can_turn_to_low() -> None:
+    config = replace(CUBES, mid_tiles=2, summary_tokens=0)
+    torch.manual_seed(0)
+    gated, plain = GatedAttention(32, config, [1, 2]), FreqAttention(32, 2, config, allocation=[1, 2], routing="fixed")
+    low = FreqAttention(32, 2, config, allocation=[Band.LOW] * 2, routing="fixed")
+    for layer in (plain, low):
+        layer.load_state_dict(gated.state_dict(), strict=False)
+    x, grid, timestep = torch.randn(1, TINY.grid.num_tokens, 32), TINY.grid, torch.tensor([0.5])
+    torch.testing.assert_close(gated(x, grid, timestep), plain(x, grid, timestep))
+    with torch.no_grad():
+        gated.to_gates.bias.copy_(torch.tensor([1.0, 1.0, -1.0, -1.0]))
+    torch.testing.assert_close(gated(x, grid, timestep), low(x, grid, timestep))
+
+
+def test_a_gated_head_costs_both_branches() -> None:
+    low, mid, _, _ = head_costs(VARIANTS["vsa"])
+    assert mid == pytest.approx(low + head_costs(replace(VARIANTS["vsa"], operator="frequency"))[Band.MID])
+
+
+def test_unknown_variants_are_refused() -> None:
+    with pytest.raises(ValueError, match="variant is 'nothing'; choose among dense, window"):
+        chosen("nothing")
