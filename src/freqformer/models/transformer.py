@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -180,7 +181,7 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
                 "allowed: crop or resize the video"
             )
         frames, height, width = (e // p for e, p in zip(extents, self.patch_size, strict=True))
-        return Grid(frames, height, width)
+        return _one_grid(frames, height, width)
 
     def routing_costs(self, grid: Grid) -> tuple[float, float, float, float]:
         """Useful FLOPs of one head as LOW, MID, HIGH and DENSE, for `routing_loss`."""
@@ -268,6 +269,12 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
                 f"encoder_attention_mask is {mask.dtype} {tuple(mask.shape)}; bool or 0/1 integers {expected} are allowed: "
                 "true where a text token may be seen"
             )
+
+
+@lru_cache(maxsize=64)
+def _one_grid(frames: int, height: int, width: int) -> Grid:
+    """The grid, the same object at every call: a compiled block is compiled again for another one."""
+    return Grid(frames, height, width)
 
 
 def _per_layer(allocation: Sequence | None, num_layers: int) -> list[Sequence[int] | None]:
