@@ -1,0 +1,88 @@
+"""A calibration as files: the table, every number as JSON, and figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from freqformer.calibration.candidates import Candidates
+from freqformer.calibration.choice import Calibration, Choice
+from freqformer.config import FreqFormerConfig
+from freqformer.grid import Grid
+
+FORMAT = "freqformer-calibration-1"
+RECORD_NAME = "calibration.json"
+
+
+def write_report(calibration: Calibration, tolerance: float, folder: str | Path) -> Choice:
+    """Write the table for a tolerance with all that speaks for it.
+
+    The folder gets the files of `RoutingTable.save`, calibration.json, error_by_candidate.png, allocation.png and
+    cost_by_tolerance.png.
+
+    Args:
+        calibration: what was measured.
+        tolerance: as in `Calibration.choose`.
+        folder: made if missing.
+
+    Returns: what was chosen.
+    """
+    from freqformer.calibration.figures import choice_figure, cost_figure, error_figure
+
+    folder, choice = Path(folder), calibration.choose(tolerance)
+    choice.table.save(folder)
+    record = json.dumps(_record(calibration, choice, tolerance), allow_nan=False) + "\n"
+    (folder / RECORD_NAME).write_text(record, encoding="utf-8")
+    error_figure(calibration, folder / "error_by_candidate.png")
+    choice_figure(choice, folder / "allocation.png")
+    cost_figure(calibration, choice, tolerance, folder / "cost_by_tolerance.png")
+    return choice
+
+
+def _record(calibration: Calibration, choice: Choice, tolerance: float) -> dict[str, Any]:
+    candidates = calibration.candidates
+    names = (*candidates.names, "dense")
+    return {
+        "format": FORMAT,
+        "tolerance": tolerance,
+        "cost": choice.cost,
+        "mean_error": float(choice.errors.mean()),
+        "grid": list(calibration.grid.shape),
+        "config": candidates.config.to_dict(),
+        "mid_tiles": list(candidates.mid_tiles),
+        "windows": [list(window) for window in candidates.windows],
+        "candidates": list(names),
+        "flops_per_head": calibration.costs.tolist(),
+        "axes": "buckets (least noise first), layers, heads; behind them the candidates for errors",
+        "errors": calibration.errors.tolist(),
+        "chosen": [[[names[place] for place in row] for row in layer] for layer in choice.column.tolist()],
+        "chosen_error": choice.errors.tolist(),
+        "chosen_cost": choice.costs.tolist(),
+    }
+
+
+def read_calibration(folder: str | Path) -> Calibration:
+    """What `write_report` was given, for tables of other tolerances without running the model again.
+
+    Raises:
+        ValueError: for a missing, damaged or foreign calibration.json, naming it and the remedy.
+    """
+    path = Path(folder) / RECORD_NAME
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] != FORMAT:
+            raise ValueError(f"its format is {record['format']!r}, not {FORMAT!r}")
+        config = FreqFormerConfig.from_dict(record["config"])
+        windows = tuple((time, height, width) for time, height, width in record["windows"])
+        candidates = Candidates(config, tuple(record["mid_tiles"]), windows)
+        errors, costs = (torch.tensor(record[name], dtype=torch.float64) for name in ("errors", "flops_per_head"))
+        if errors.ndim != 4 or errors.shape[-1] != len(candidates.operators) or len(costs) != errors.shape[-1] + 1:
+            raise ValueError(f"its errors are {tuple(errors.shape)} for {len(candidates.operators)} candidates")
+        return Calibration(errors, costs, candidates, Grid(*record["grid"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no readable calibration ({error}): calibrate again, or give the folder it was written to"
+        ) from error

@@ -1,0 +1,156 @@
+"""`calibrate` end to end: what the table does in the model, resuming, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tests.calibration.conftest import CANDIDATES
+
+from freqformer import FreqFormerTransformer3DModel
+from freqformer.calibration import Candidates, calibrate
+from freqformer.config import Band
+from freqformer.routing import RoutingTable
+
+OPTIONS = {"candidates": CANDIDATES, "num_buckets": 3, "progress": False}
+
+
+def same(one: RoutingTable, other: RoutingTable) -> bool:
+    return torch.equal(one.bands, other.bands) and torch.equal(one.mid_tiles, other.mid_tiles)
+
+
+def velocity(model, clips, timestep: float = 500.0) -> torch.Tensor:
+    with torch.no_grad():
+        return model(clips[0], torch.full((2,), timestep)).sample
+
+
+def test_the_table_runs_in_the_model_and_errs_more_where_it_costs_less(dense_model, clips):
+    expected = velocity(dense_model, clips)
+    table, calibration = calibrate(dense_model, clips, 0.25, **OPTIONS)
+    assert table.shape == (3, 2, 3)
+    assert len(table.bands.unique()) > 1
+    assert same(table, calibration.choose(0.25).table)
+    assert torch.equal(velocity(dense_model, clips), expected)
+    errors = []
+    for tolerance in (1e-6, 0.15, 0.25, 10.0):
+        dense_model.set_routing_table(calibration.choose(tolerance).table)
+        errors.append(float((velocity(dense_model, clips) - expected).norm() / expected.norm()))
+    assert errors[0] < 1e-5
+    assert errors == sorted(errors)
+    assert errors[3] > 10 * errors[0]
+    dense_model.set_routing_table(None)
+    assert torch.equal(velocity(dense_model, clips), expected)
+
+
+def test_every_batch_meets_every_share_of_the_noise_levels(dense_model, clips):
+    passes = []
+    handle = dense_model.register_forward_pre_hook(lambda _, given: passes.append(given))
+    _, calibration = calibrate(dense_model, clips, 0.25, **OPTIONS)
+    handle.remove()
+    buckets = [(timestep / 1000 * 3).long().tolist() for _, timestep in passes]
+    assert buckets == [[0, 0], [1, 1], [2, 2]] * 3
+    for index, (noisy, timestep) in enumerate(passes):
+        level = timestep.view(-1, 1, 1, 1, 1) / 1000
+        noise = (noisy - (1 - level) * clips[index // 3]) / level
+        assert float(noise.std()) == pytest.approx(1, abs=0.15)
+    assert calibration.errors.shape == (3, 2, 3, 6)
+    assert len({tuple(bucket.flatten().tolist()) for bucket in calibration.errors}) == 3
+
+
+def test_same_seed_same_bits(dense_model, clips):
+    errors = [calibrate(dense_model, clips, 0.25, **OPTIONS, seed=seed)[1].errors for seed in (1, 1, 2)]
+    assert torch.equal(errors[0], errors[1])
+    assert not torch.equal(errors[0], errors[2])
+
+
+class Stop(Exception):
+    pass
+
+
+def interrupted(clips, after: int):
+    yield from clips[:after]
+    raise Stop
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_an_interrupted_run_goes_on_to_the_same_bits(dense_model, clips, tmp_path, after, monkeypatch):
+    table, calibration = calibrate(dense_model, clips, 0.25, **OPTIONS)
+    dense_model.train()
+    with pytest.raises(Stop):
+        calibrate(dense_model, interrupted(clips, after), 0.25, **OPTIONS, state=tmp_path / "state")
+    assert dense_model.training
+    passes = []
+    handle = dense_model.register_forward_pre_hook(lambda *_: passes.append(1))
+    again, more = calibrate(dense_model, clips, 0.25, **OPTIONS, state=tmp_path / "state")
+    assert len(passes) == 3 * (len(clips) - after)
+    assert same(again, table)
+    assert torch.equal(more.errors, calibration.errors)
+    looser, _ = calibrate(dense_model, clips, 10.0, **OPTIONS, state=tmp_path / "state")
+    assert len(passes) == 3 * (len(clips) - after)
+    assert (looser.bands != Band.DENSE).all()
+    handle.remove()
+
+
+def test_a_state_of_something_else_is_refused(dense_model, clips, tmp_path):
+    calibrate(dense_model, clips[:1], 0.25, **OPTIONS, state=tmp_path)
+    other = copy.deepcopy(dense_model)
+    with torch.no_grad():
+        other.proj_in.bias[0] += 1e-3
+    cases = [
+        (other, clips, {}, "another weights"),
+        (dense_model, clips, {"seed": 1}, "another seed"),
+        (dense_model, clips, {"num_buckets": 2}, "another num_buckets"),
+        (dense_model, clips, {"candidates": Candidates.usual(CANDIDATES.config)}, "another band_config and candidates"),
+        (dense_model, clips[1:], {}, "other batches from number 0"),
+    ]
+    for model, batches, options, message in cases:
+        with pytest.raises(ValueError, match=message) as error:
+            calibrate(model, batches, 0.25, **{**OPTIONS, **options}, state=tmp_path)
+        assert "another folder" in str(error.value)
+
+
+def test_text_reaches_the_model(clips):
+    torch.manual_seed(0)
+    sizes = {"in_channels": 2, "patch_size": (1, 2, 2), "num_layers": 1, "num_heads": 3, "head_dim": 8, "text_dim": 10}
+    model = FreqFormerTransformer3DModel(**sizes, attention="dense", frequency=CANDIDATES.config.to_dict())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    mask = torch.tensor([[True] * 4, [True, False, False, False]])
+    text = torch.randn(2, 4, 10)
+    errors = [
+        calibrate(model, [batch], 0.25, **OPTIONS)[1].errors
+        for batch in ((clips[0], text), (clips[0], text, mask), (clips[0], text, mask))
+    ]
+    assert torch.equal(errors[1], errors[2])
+    with pytest.raises(ValueError, match="encoder_hidden_states is None"):
+        calibrate(model, clips[:1], 0.25, **OPTIONS)
+
+
+def test_what_does_not_fit_is_refused(dense_model, clips):
+    cases = [
+        ({"tolerance": 0}, "tolerance is 0"),
+        ({"tolerance": float("nan")}, "tolerance is nan"),
+        ({"num_buckets": 0}, "num_buckets is 0"),
+        ({"batches": []}, "batches is empty"),
+        ({"batches": [clips[0][0]]}, "batches holds"),
+        ({"batches": ["clip"]}, "batches holds str"),
+        ({"batches": [clips[0], clips[1][:, :, :3]]}, "one size is allowed"),
+        ({"batches": [clips[0] * float("nan")]}, "not finite in layer 0"),
+        ({"batches": [clips[0][..., :11]]}, "multiples of patch_size"),
+    ]
+    for changes, message in cases:
+        given = {"batches": clips, "tolerance": 0.25, **OPTIONS, **changes}
+        with pytest.raises(ValueError, match=message):
+            calibrate(dense_model, given.pop("batches"), given.pop("tolerance"), **given)
+
+
+def test_only_dense_models_are_calibrated(dense_model, clips):
+    table, _ = calibrate(dense_model, clips[:1], 10.0, **OPTIONS)
+    dense_model.set_routing_table(table)
+    with pytest.raises(ValueError, match="model has a routing table in layer 0"):
+        calibrate(dense_model, clips, 0.25, **OPTIONS)
+    banded = FreqFormerTransformer3DModel(in_channels=2, patch_size=(1, 2, 2), num_layers=1, num_heads=3, head_dim=8)
+    with pytest.raises(ValueError, match="model has attention='frequency' in layer 0"):
+        calibrate(banded, clips, 0.25, **OPTIONS)
