@@ -44,6 +44,13 @@ def test_simulate_writes_what_is_asked(tmp_path):
     assert scenarios[0]["heads"] == {"low": 2, "mid": 2, "high": 8, "dense": 0}
 
 
+def test_a_borrowed_calibration_claims_no_errors():
+    shown = run("simulate", "--hardware", "a100", "--tokens", 16_384)
+    assert "Nothing was measured on NVIDIA A100" in shown
+    assert "Times against committed measurements" not in shown
+    assert "held out: " in run("simulate", "--tokens", 16_384)
+
+
 def test_a_machine_without_links_has_no_scale_out(tmp_path):
     run("simulate", "--model", "freqformer", "--hardware", "cpu", "--tokens", 4096, "--json", tmp_path / "out.json")
     assert json.loads((tmp_path / "out.json").read_text())["scale_out"] == []
@@ -65,7 +72,12 @@ def test_a_machine_without_links_has_no_scale_out(tmp_path):
         (["--set", "mid_tiles=-1"], "mid_tiles is -1"),
         (["--set", "split=1,2"], "split is (1, 2)"),
         (["--set", "schedule=often"], "schedule is 'often'"),
+        (["--set", "split=3"], "split is (3,)"),
         (["--set", "head_dim=7"], "head_dim is 7"),
+        (["--set", "head_dim=abc"], "head_dim is 'abc'"),
+        (["--set", "live=maybe"], "live is 'maybe'; true and false are allowed"),
+        (["--set", "learned_summaries=no"], "learned_summaries is 'no'"),
+        (["--set", "calibration=h300"], "the nearest is 'h200'"),
         (["--set", "table=missing"], "missing"),
     ],
 )

@@ -134,6 +134,20 @@ def test_machines_without_measurements_say_whose_fractions_they_use():
     assert borrowed.name == "h200"
 
 
+def test_every_model_takes_every_length():
+    """64K to 1M tokens, and durations at 16 and 24 frames per second at three resolutions."""
+    for name in {*known_profiles("models")} - {"freqformer"}:
+        model = load_model(name)
+        for tokens in (65_536, 131_072, 262_144, 524_288, 1_048_576):
+            grid = model.grid_for_tokens(tokens, model.resolution)
+            assert abs(grid.num_tokens - tokens) <= grid.num_tokens / grid.num_frames / 2
+        for resolution in ("480p", "720p", "1080p"):
+            for fps in (16, 24):
+                grid = model.grid_for_seconds(5, resolution, fps)
+                # Whole latents and patches: at most one of them longer than asked for.
+                assert 0 <= model.seconds(grid, fps) - 5 < model.vae[0] * model.patch[0] / fps + 1e-9
+
+
 @pytest.mark.parametrize("tokens", [0, -5, 1 << 25, 2.5])
 def test_absurd_lengths_are_refused(tokens):
     with pytest.raises(ProfileError, match="tokens is"):

@@ -47,7 +47,7 @@ class Routing:
             raise ProfileError(f"schedule is {self.schedule!r}; choose one of {', '.join(get_args(Schedule))}")
         if self.split is None:
             return
-        parts = tuple(self.split)
+        parts = tuple(self.split) if isinstance(self.split, list | tuple) else (self.split,)
         whole = all(isinstance(part, int) and not isinstance(part, bool) for part in parts)
         if len(parts) != 3 or not whole or min(parts) < 0 or sum(parts) == 0:
             raise ProfileError(f"split is {parts}; three whole numbers of heads (low, mid, high), not all 0, are allowed")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from freqformer.simulate.calibrate import Fit
 
 OTHER_SETTINGS = ("split", "schedule", "live", "table", "head_dim", "calibration", "learned_summaries")
+SWITCHES = ("live", "learned_summaries")
+TEXTS = ("schedule", "table", "calibration")
 
 
 def simulate_command(
@@ -123,7 +125,10 @@ def _cases(model: str, hardware: str, lengths: str, settings: Sequence[str]) -> 
             raise ProfileError(
                 f"setting is {item!r}; NAME=VALUE with one of {', '.join(sorted(known) + list(OTHER_SETTINGS))} is allowed"
             )
-        (config if name in known else other)[name] = _value(text)
+        value = text if name in TEXTS else _value(text)
+        if name in SWITCHES and not isinstance(value, bool):
+            raise ProfileError(f"{name} is {text!r}; true and false are allowed")
+        (config if name in known else other)[name] = value
     routing = Routing(
         split=other.get("split"),
         schedule=other.get("schedule", "prior"),
@@ -229,7 +234,7 @@ def _print_results(results: Sequence[Result]) -> None:
     console.print(table)
     for note in calibration_notes(results[0]):
         console.print(note, style="yellow", highlight=False)
-    if case.machine.calibration.fit:
+    if case.machine.calibration.fit and not case.machine.calibration.transferred:
         console.print(fit_note(case.machine.calibration.fit), highlight=False)
     if any(result.step.peak_memory_bytes > case.machine.hardware.memory_bytes for result in results):
         console.print("(!) more than the machine's memory: several machines would have to share it.", highlight=False)

@@ -88,7 +88,7 @@ def _heading(result: Result) -> str:
     return (
         f"<h1>FreqFormer: simulated cost</h1>\n<p>{html.escape(intro)}</p>\n<p>Configuration: {html.escape(config)}.</p>\n"
         + "\n".join(notes)
-        + (f"\n<p>{html.escape(fit_note(calibration.fit))}</p>" if calibration.fit else "")
+        + (f"\n<p>{html.escape(fit_note(calibration.fit))}</p>" if calibration.fit and not calibration.transferred else "")
     )
 
 

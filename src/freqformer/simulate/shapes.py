@@ -172,7 +172,8 @@ class ModelShape:
         Raises:
             ProfileError: where it does not divide the width.
         """
-        if head_dim < 1 or self.width % head_dim:
+        check_whole("head_dim", head_dim, 1, 4096)
+        if self.width % head_dim:
             raise ProfileError(f"head_dim is {head_dim}; divisors of the width {self.width} are allowed")
         return replace(self, heads=self.width // head_dim, head_dim=head_dim)
 
