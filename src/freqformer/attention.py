@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from freqformer.config import Band, FreqFormerConfig
-from freqformer.grid import Grid, tile_layout
+from freqformer.grid import Grid
 from freqformer.ops import fused
 from freqformer.ops.branches import Branches
 from freqformer.ops.checks import check_options, check_parameters, check_tensors, row_bands
 from freqformer.ops.parameters import AttentionParameters
-from freqformer.ops.tokens import TokenOrder, reorder, rms_norm, rotate
+from freqformer.ops.routing import reference
+from freqformer.ops.tokens import TokenOrder, rms_norm, rotate
 from freqformer.plan import AttentionPlan, Selection, build_plan
 from freqformer.routing import (
     Prior,
@@ -30,10 +31,10 @@ from freqformer.routing import (
     allocate,
     even_allocation,
     other_bands,
-    routing_statistics,
     straight_through,
     timestep_bucket,
 )
+from freqformer.routing.statistics import tile_sample
 
 logger = logging.getLogger(__name__)
 
@@ -277,8 +278,9 @@ class FreqAttention(nn.Module):
         # Bands and their statistics are taken in float32; autocast would take them in half precision.
         with torch.autocast(hidden_states.device.type, enabled=False):
             attend = partial(self._attend, tensors, grid, timestep, rotary, token_order, impl or self.impl)
-            self.last_logits = logits = self._score(tensors, hidden_states, grid, timestep, token_order)
-            self.last_allocation = allocation = self._choose(logits, grid, timestep)
+            logits, best = self._score(tensors, hidden_states, grid, timestep, token_order, impl or self.impl)
+            self.last_logits = logits
+            self.last_allocation = allocation = self._choose(logits, best, grid, timestep)
             out = attend(allocation)
             if logits is not None and self._learns_routing():
                 bands = other_bands(allocation, self.router_training)
@@ -288,27 +290,38 @@ class FreqAttention(nn.Module):
         return self.to_out(out.flatten(2))
 
     def _score(
-        self, tensors: Tensors, hidden_states: Tensor, grid: Grid, timestep: Tensor, token_order: TokenOrder
-    ) -> Tensor | None:
-        """The router's logits (B, H, 3), or None where a table or a fixed allocation decides."""
+        self,
+        tensors: Tensors,
+        hidden_states: Tensor,
+        grid: Grid,
+        timestep: Tensor,
+        token_order: TokenOrder,
+        impl: ImplChoice,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The router's logits (B, H, 3) and the best bands by them, or None where a table or a fixed allocation decides."""
         if self.router is None or self.table_bands is not None:
-            return None
-        layout = tile_layout(grid, self.config.tile)
-        with torch.no_grad():
-            query = rms_norm(tensors[0], self.query_norm, NORM_EPS)
-            key = rms_norm(tensors[1], self.key_norm, NORM_EPS)
-            query, key, states = (reorder(x, layout, token_order, "raster") for x in (query, key, hidden_states))
-            statistics = routing_statistics(query, key, states, grid, self.config)
-        return self.router(statistics, timestep)
+            return None, None
+        features, norms = (*tensors[:2], hidden_states), (self.query_norm, self.key_norm)
+        inputs = (features, norms, NORM_EPS, tile_sample(grid, self.config), token_order)
+        if _resolve(impl, hidden_states.device.type, fused.obstacle(tensors, None)) != "triton":
+            logits = self.router(reference.statistics(*inputs), timestep)
+            return logits, allocate(logits)
+        # Imported here, since Triton decides at import whether it interprets, and a CPU may have no Triton at all.
+        from freqformer.ops.routing import triton
 
-    def _choose(self, logits: Tensor | None, grid: Grid, timestep: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return triton.score(*inputs, self.router, timestep)
+        logits = self.router(triton.statistics(*inputs), timestep)
+        return logits, allocate(logits)
+
+    def _choose(self, logits: Tensor | None, best: Tensor | None, grid: Grid, timestep: Tensor) -> Tensor:
         """The band of every head, int64 (B, H)."""
         if self.table_bands is not None:
             return self.table_bands[timestep_bucket(timestep, len(self.table_bands))]
-        if logits is None:
+        if logits is None or best is None:
             return self.allocation.expand(len(timestep), -1)
         if self.flop_budget is None or self._learns_routing():
-            return allocate(logits)
+            return best
         plan = build_plan(grid, self.config, num_heads=self.num_heads, head_dim=self.head_dim, learned_summaries=True)
         return allocate(logits, costs=plan.band_costs(), budget=self.flop_budget)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from typing import Literal
 
 import torch
 
@@ -14,6 +15,8 @@ TILE_SLOTS = 128
 """Most tokens that one tile holds: the block size of the attention kernels."""
 
 Extents = tuple[int, int, int]
+TokenOrder = Literal["raster", "tile"]
+"""Of video tokens: as the grid counts them, or tile by tile."""
 
 
 @dataclass(frozen=True)

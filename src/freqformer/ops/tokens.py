@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from freqformer.grid import TileLayout
-
-TokenOrder = Literal["raster", "tile"]
+from freqformer.grid import TileLayout, TokenOrder
 
 
 class _Permute(torch.autograd.Function):

@@ -1,7 +1,8 @@
 """Which band each head belongs to: statistics, the routing network, allocation, training, frozen tables."""
 
 from freqformer.routing.allocation import allocate, even_allocation
-from freqformer.routing.network import Prior, RoutingNetwork, routing_statistics, sinusoidal_embedding
+from freqformer.routing.network import Prior, RoutingNetwork, sinusoidal_embedding
+from freqformer.routing.statistics import routing_statistics
 from freqformer.routing.table import RoutingTable, timestep_bucket
 from freqformer.routing.training import RouterTraining, other_bands, routing_loss, straight_through
 

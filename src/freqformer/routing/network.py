@@ -1,6 +1,6 @@
-"""What a router knows of a layer, and the network that scores the bands of every head.
+"""The network that scores the bands of every head.
 
-Shape legend: B batch, N video tokens, H heads, D head_dim, C channels. Timesteps are in [0, 1], and 1 is the most noise.
+Shape legend: B batch, H heads. Timesteps are in [0, 1], and 1 is the most noise.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from freqformer.bands import band_energies, check_features
-from freqformer.config import FreqFormerConfig
-from freqformer.grid import Grid
+from freqformer.routing.statistics import NUM_STATISTICS
 
 Prior = Literal["paper", "none"]
 
 NUM_BANDS = 3
 """Bands that a router chooses from: LOW, MID and HIGH."""
-NUM_STATISTICS = 8
-"""Log energies of 3 bands for queries and for keys, and the input's roughness in time and in space."""
 PRIOR_STRENGTH = 0.75
 """Logits that the paper's prior adds at most. With INITIAL_STRENGTH 1 it moves an untrained LOW or HIGH head only at the
 last sixth of the noise levels (2 * 0.75 * |2t - 1| > 1), and a MID head never."""
+STATISTIC_SCALE = 0.25
+FASTEST = 100.0
+"""Angular frequency of the timestep's fastest sinusoid."""
 INITIAL_STRENGTH = 1.0
 """Logit that a head's initial band starts with."""
 
@@ -37,49 +37,6 @@ def sinusoidal_embedding(timestep: Tensor, width: int, *, fastest: float = 1000.
     steps = torch.arange(width // 2, device=timestep.device, dtype=torch.float32)
     angles = timestep.float()[:, None] * fastest * torch.exp(-math.log(10_000) / (width // 2) * steps)
     return torch.cat([angles.cos(), angles.sin()], -1)
-
-
-@torch.no_grad()
-def routing_statistics(query: Tensor, key: Tensor, hidden_states: Tensor, grid: Grid, config: FreqFormerConfig) -> Tensor:
-    """What a router knows of a layer's input; no gradient flows through it.
-
-    Args:
-        query, key: (B, N, H, D) in raster order, before the rotary embedding.
-        hidden_states: (B, N, C) in raster order, the layer's input.
-        grid, config: the token grid and the bands' definition.
-
-    Returns: (B, H, 8) float32: log mean energy of the low, mid and high band of queries, then of keys, then the
-        roughness of the input in time and in space, the same for every head. Roughness is the mean squared difference
-        of neighbours over the variance: 0 where all is constant, 2 for white noise.
-
-    Raises:
-        ValueError: for tokens that are not the grid's.
-    """
-    check_features(hidden_states, grid, rank=3, name="hidden_states")
-    energies = [_log_energies(features, grid, config) for features in (query, key)]
-    rough = _roughness(hidden_states.float(), grid)[:, None].expand(-1, query.shape[2], -1)
-    return torch.cat([*energies, rough], -1).float()
-
-
-def _log_energies(features: Tensor, grid: Grid, config: FreqFormerConfig) -> Tensor:
-    """(B, N, H, D) -> (B, H, 3): log of the energy per token and channel."""
-    mean = band_energies(features.transpose(1, 2), grid, config) / (grid.num_tokens * features.shape[-1])
-    return (mean + 1e-6).log()
-
-
-def _roughness(x: Tensor, grid: Grid) -> Tensor:
-    """(B, N, C) -> (B, 2): along time, and along height and width together."""
-    variance = (x - x.mean(1, keepdim=True)).square().mean((1, 2)) + 1e-6
-    video = x.unflatten(1, grid.shape)
-    squares, pairs = [], []
-    for axis in (1, 2, 3):
-        step = video.diff(dim=axis).square()
-        squares.append(step.sum((1, 2, 3, 4)))
-        pairs.append(step[0].numel())
-    # A single frame, or a single place, has no neighbours and no roughness.
-    time = squares[0] / max(pairs[0], 1)
-    space = (squares[1] + squares[2]) / max(pairs[1] + pairs[2], 1)
-    return torch.stack([time / variance, space / variance], -1)
 
 
 class RoutingNetwork(nn.Module):
@@ -135,23 +92,33 @@ class RoutingNetwork(nn.Module):
                 f"statistics has shape {tuple(statistics.shape)} and timestep {tuple(timestep.shape)}; (batch, "
                 f"{self.num_heads}, {NUM_STATISTICS}) and (batch,) are allowed: use routing_statistics on this layer"
             )
-        weight = self.layers[0].weight
-        assert isinstance(weight, Tensor)
-        # A choice steps where rounding differs, so the router never runs in the lower precision of autocast.
+        # A choice steps where rounding differs, so the router never runs in less than float32, whatever its weights are in.
+        wide = torch.float64 if self.head_bias.dtype == torch.float64 else torch.float32
         with torch.autocast(statistics.device.type, enabled=False):
             # Fixed scaling: a normalisation would remove the scale of the energies.
-            known = statistics.detach().to(weight) / 4
-            time = sinusoidal_embedding(timestep.detach(), self.time_width, fastest=100.0).to(weight)
+            known = statistics.detach().to(wide) * STATISTIC_SCALE
+            time = sinusoidal_embedding(timestep.detach(), self.time_width, fastest=FASTEST).to(wide)
             batch, heads = known.shape[:2]
-            parts = [known, time[:, None].expand(-1, heads, -1), self.head_embedding.expand(batch, -1, -1)]
-            logits = self.layers(torch.cat(parts, -1)) + self.head_bias
-            logits = logits if logits.dtype == torch.float64 else logits.float()
-        return logits + self._prior(timestep.detach().to(logits))[:, None]
+            parts = [known, time[:, None].expand(-1, heads, -1), self.head_embedding.to(wide).expand(batch, -1, -1)]
+            x = torch.cat(parts, -1)
+            for layer in self.layers:
+                x = _linear(x, layer) if isinstance(layer, nn.Linear) else layer(x)
+            logits = x + self.head_bias.to(wide)
+        return logits + self._prior(timestep.detach().to(wide))[:, None]
+
+    @property
+    def prior_strength(self) -> float:
+        """Logits that the prior adds at most."""
+        return PRIOR_STRENGTH if self.prior == "paper" else 0.0
 
     def _prior(self, timestep: Tensor) -> Tensor:
         """(B,) -> (B, 3) logits."""
-        lean = (2 * timestep - 1) * (PRIOR_STRENGTH if self.prior == "paper" else 0.0)
+        lean = (2 * timestep - 1) * self.prior_strength
         return torch.stack([lean, torch.zeros_like(lean), -lean], -1)
+
+
+def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    return functional.linear(x, layer.weight.to(x), layer.bias.to(x))
 
 
 def _initial_bias(num_heads: int, initial: Sequence[int] | None) -> Tensor:

@@ -1,0 +1,22 @@
+"""The router's statistics in plain PyTorch: `routing.statistics`, with the norm of queries and keys before it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from freqformer.grid import TokenOrder
+from freqformer.ops.tokens import rms_norm
+from freqformer.routing.statistics import TileSample, read_sample, sample_statistics
+
+Features = tuple[Tensor, Tensor, Tensor]
+"""Query and key (B, N, H, D) before their norm, and the layer's input (B, N, C)."""
+Norms = tuple[Tensor | None, Tensor | None]
+"""Weights of the RMS norm of queries and of keys, (D,); None for no norm."""
+
+
+@torch.no_grad()
+def statistics(features: Features, norms: Norms, eps: float, sample: TileSample, token_order: TokenOrder) -> Tensor:
+    """The statistics (B, H, 8), float32, of features in `token_order`: only tokens of the sample are read or normalised."""
+    query, key, hidden_states = (read_sample(x, sample, token_order) for x in features)
+    return sample_statistics(rms_norm(query, norms[0], eps), rms_norm(key, norms[1], eps), hidden_states, sample)

@@ -1,0 +1,166 @@
+"""The live router in two Triton launches: the host side.
+
+The first takes the statistics of a sample of tiles, the second runs the network and chooses. While the router trains, the
+first alone is used, since statistics carry no gradient. Shape legend: B batch, N video tokens, H heads, D head_dim,
+C = H * D channels, S sampled tiles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from freqformer.grid import TokenOrder
+from freqformer.ops.routing.reference import Features, Norms
+from freqformer.ops.routing.tables import sample_tables, transform_table
+from freqformer.ops.routing.triton_kernel import score_heads, sum_tiles
+from freqformer.ops.tile_matrices import power_of_two
+from freqformer.routing import RoutingNetwork
+from freqformer.routing.network import FASTEST, STATISTIC_SCALE
+from freqformer.routing.statistics import FLOOR, NUM_STATISTICS, TileSample, statistics_of_means
+
+VALUES = 9
+"""See `triton_kernel.VALUES`."""
+
+
+@torch.no_grad()
+def statistics(features: Features, norms: Norms, eps: float, sample: TileSample, token_order: TokenOrder) -> Tensor:
+    """As `reference.statistics`, in one launch and a few small operations."""
+    query, key, hidden = _sums(features, norms, eps, sample, token_order).sum(1).split(3, -1)
+    return statistics_of_means(query, key, hidden.mean(1))
+
+
+@torch.no_grad()
+def score(
+    features: Features,
+    norms: Norms,
+    eps: float,
+    sample: TileSample,
+    token_order: TokenOrder,
+    network: RoutingNetwork,
+    timestep: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Logits and the best bands of a layer's heads, without gradients: two launches, and nothing waits for the device.
+
+    Args:
+        features, norms, eps, sample, token_order: as in `reference.statistics`; C must be H * D.
+        network: the layer's router.
+        timestep: (B,) in [0, 1].
+
+    Returns: logits float32 (B, H, 3), and bands int64 (B, H), the first of the largest.
+
+    Raises:
+        ValueError: for an input of another width.
+    """
+    sums = _sums(features, norms, eps, sample, token_order)
+    linear = [layer for layer in network.layers if isinstance(layer, nn.Linear)]
+    weights = [network.head_embedding, network.head_bias, *(x for layer in linear for x in (layer.weight, layer.bias))]
+    return torch.ops.freqformer.score_heads(sums, timestep, weights, network.prior_strength)
+
+
+def _sums(features: Features, norms: Norms, eps: float, sample: TileSample, token_order: TokenOrder) -> Tensor:
+    query, key, hidden = (x if x.stride(-1) == 1 else x.contiguous() for x in features)
+    if hidden.shape[2] != query.shape[2] * query.shape[3]:
+        raise ValueError(
+            f"features: the layer's input has {hidden.shape[2]} channels; {query.shape[2]} heads of {query.shape[3]} are "
+            "allowed: use reference.statistics for another width"
+        )
+    tables = sample_tables(sample, token_order, query.device)
+    transforms = [transform_table(sample, query.device, dtype) for dtype in dict.fromkeys((query.dtype, hidden.dtype))]
+    return torch.ops.freqformer.sum_tiles(
+        query, key, hidden, list(norms), transforms, [tables.places, tables.kind, tables.weights], eps
+    )
+
+
+@torch.library.custom_op(
+    "freqformer::sum_tiles",
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor hidden, Tensor?[] norms, Tensor[] transforms, Tensor[] tables, float eps) "
+    "-> Tensor",
+)
+def _sum_tiles(
+    query: Tensor,
+    key: Tensor,
+    hidden: Tensor,
+    norms: Sequence[Tensor | None],
+    transforms: Sequence[Tensor],
+    tables: Sequence[Tensor],
+    eps: float,
+) -> Tensor:
+    """Sums over coefficients, (B, S, H, 9); `transforms` holds a second one where the dtype of `hidden` is another."""
+    sums = _empty_sums(query, tables)
+    batch, tiles, heads, _ = sums.shape
+    hidden = hidden.unflatten(2, (heads, -1))
+    inputs = (query, key, hidden)
+    sum_tiles[(batch * tiles * heads,)](
+        inputs,
+        tuple(x.stride()[:3] for x in inputs),
+        tuple(norms),
+        (transforms[0], transforms[1] if len(transforms) > 1 else None),
+        tuple(tables),
+        sums,
+        (heads, tiles, tables[2].shape[0]),
+        eps,
+        SLOTS=tables[0].shape[1],
+        D=query.shape[3],
+        PARTS=transforms[0].shape[0],
+        HIDDEN_PARTS=transforms[-1].shape[0],
+        num_warps=8,  # pyright: ignore[reportCallIssue]
+        num_stages=1,  # pyright: ignore[reportCallIssue]
+    )
+    return sums
+
+
+@_sum_tiles.register_fake
+def _(query, key, hidden, norms, transforms, tables, eps):
+    return _empty_sums(query, tables)
+
+
+def _empty_sums(query: Tensor, tables: Sequence[Tensor]) -> Tensor:
+    batch, _, heads, _ = query.shape
+    return query.new_empty(batch, tables[0].shape[0], heads, VALUES, dtype=torch.float32)
+
+
+@torch.library.custom_op(
+    "freqformer::score_heads",
+    mutates_args=(),
+    schema="(Tensor sums, Tensor timestep, Tensor[] weights, float lean) -> (Tensor, Tensor)",
+)
+def _score_heads(sums: Tensor, timestep: Tensor, weights: Sequence[Tensor], lean: float) -> tuple[Tensor, Tensor]:
+    """`weights` are the embedding and bias of heads, then weight and bias of each layer; `lean` is the prior's strength."""
+    logits, bands = _empty_scores(sums)
+    batch, tiles, heads, _ = sums.shape
+    embedding, bias, *layers = (x.contiguous() for x in weights)
+    hidden, inputs = layers[0].shape
+    time = inputs - embedding.shape[1] - NUM_STATISTICS
+    score_heads[(batch * heads,)](
+        sums,
+        timestep,
+        timestep.stride(0),
+        tuple(zip(layers[::2], layers[1::2], strict=True)),
+        (embedding, bias),
+        logits,
+        bands,
+        (heads, tiles, hidden),
+        (FLOOR, STATISTIC_SCALE, FASTEST, math.log(10_000) / (time // 2), lean),
+        TILES=power_of_two(tiles),
+        ROWS=power_of_two(tiles * heads),
+        HIDDEN=power_of_two(hidden),
+        TIME=time,
+        EMBEDDING=embedding.shape[1],
+        num_warps=8,  # pyright: ignore[reportCallIssue]
+    )
+    return logits, bands
+
+
+@_score_heads.register_fake
+def _(sums, timestep, weights, lean):
+    return _empty_scores(sums)
+
+
+def _empty_scores(sums: Tensor) -> tuple[Tensor, Tensor]:
+    batch, _, heads, _ = sums.shape
+    return sums.new_empty(batch, heads, 3), sums.new_empty(batch, heads, dtype=torch.int64)

@@ -1,0 +1,164 @@
+"""The router's two launches in Triton's interpreter: the reference's statistics, the network's logits, and their choice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from freqformer.attention import FreqAttention
+from freqformer.config import FreqFormerConfig
+from freqformer.grid import Grid, tile_layout
+from freqformer.routing import RoutingNetwork
+from freqformer.routing.statistics import STATISTIC_TILES, tile_sample
+
+triton = pytest.importorskip("triton")
+if not triton.knobs.runtime.interpret:
+    pytest.skip("TRITON_INTERPRET=1 is not set: kernels would need a GPU", allow_module_level=True)
+
+from tests.support.interpreter import patch_language_once  # noqa: E402
+from tests.support.numerics import nan_filled_allocations  # noqa: E402
+
+from freqformer.ops.routing import reference  # noqa: E402
+from freqformer.ops.routing import triton as launch  # noqa: E402
+from freqformer.ops.routing.tables import sample_tables, transform_table  # noqa: E402
+
+# The interpreter's own: it turns arrays of one element into loop bounds.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
+CONFIG = FreqFormerConfig(tile=(2, 3, 4), compression=8)
+RAGGED = Grid(3, 4, 7)
+HEADS, HEAD_DIM, EPS = 3, 16, 1e-6
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _fast_interpreter() -> None:
+    patch_language_once()
+
+
+def make_features(grid: Grid, dtype: torch.dtype = torch.float32, hidden: torch.dtype | None = None) -> reference.Features:
+    query, key = torch.randn(2, 2, grid.num_tokens, HEADS, HEAD_DIM).to(dtype)
+    # A constant and outlier channels, as real activations have.
+    states = torch.randn(2, grid.num_tokens, HEADS * HEAD_DIM) + 3
+    states[..., ::7] *= 30
+    return query, key, states.to(hidden or dtype)
+
+
+def make_norms() -> reference.Norms:
+    return torch.rand(HEAD_DIM) + 0.5, torch.rand(HEAD_DIM) + 0.5
+
+
+def check_score(features: reference.Features, norms: reference.Norms, grid: Grid, config: FreqFormerConfig) -> None:
+    """Statistics within float32 rounding, logits too, and the choice by them."""
+    network, timestep = RoutingNetwork(HEADS, prior="paper"), torch.rand(2)
+    call = (features, norms, EPS, tile_sample(grid, config), "raster")
+    expected = reference.statistics(*call)
+    with nan_filled_allocations():
+        statistics = launch.statistics(*call)
+        logits, bands = launch.score(*call, network, timestep)
+    torch.testing.assert_close(statistics, expected, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(logits, network(expected, timestep), rtol=1e-5, atol=1e-5)
+    assert bands.dtype == torch.int64
+    assert torch.equal(bands, logits.argmax(-1))
+
+
+@pytest.mark.parametrize("hidden", [None, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_any_dtype(dtype: torch.dtype, hidden: torch.dtype | None) -> None:
+    check_score(make_features(RAGGED, dtype, hidden), make_norms(), RAGGED, CONFIG)
+
+
+@pytest.mark.parametrize("grid", [Grid(1, 1, 1), Grid(1, 9, 11), Grid(7, 2, 2), Grid(5, 7, 13)], ids=str)
+def test_any_grid(grid: Grid) -> None:
+    check_score(make_features(grid), (None, None), grid, FreqFormerConfig())
+
+
+def test_logits_are_near_float64_where_a_band_is_nearly_empty() -> None:
+    # Constant queries: what leaks from the low band into the others would show in their logarithm.
+    grid = Grid(4, 8, 8)
+    query, key, hidden = make_features(grid, torch.bfloat16)
+    query = query[:, :1].expand_as(query) * 4
+    call = ((query, key, hidden), make_norms(), EPS, tile_sample(grid, FreqFormerConfig()), "raster")
+    torch.testing.assert_close(launch.statistics(*call), reference.statistics(*call), rtol=1e-4, atol=1e-4)
+
+
+def test_more_tiles_than_the_sample_has() -> None:
+    grid = Grid(5, 9, 13)
+    assert tile_layout(grid, CONFIG.tile).num_tiles > STATISTIC_TILES
+    features, norms, sample = make_features(grid), make_norms(), tile_sample(grid, CONFIG)
+    expected = reference.statistics(features, norms, EPS, sample, "raster")
+    torch.testing.assert_close(launch.statistics(features, norms, EPS, sample, "raster"), expected, rtol=1e-4, atol=2e-5)
+
+
+def test_tile_order_and_strides() -> None:
+    features, norms, sample = make_features(RAGGED), make_norms(), tile_sample(RAGGED, CONFIG)
+    wanted = launch.statistics(features, norms, EPS, sample, "raster")
+    index = tile_layout(RAGGED, CONFIG.tile).raster_to_tile
+    tiled = tuple(x[:, index] for x in features)
+    assert torch.equal(launch.statistics(tiled, norms, EPS, sample, "tile"), wanted)
+    packed = torch.cat([x.flatten(2) for x in features], -1).split(HEADS * HEAD_DIM, -1)
+    query, key = (x.unflatten(2, (HEADS, -1)) for x in packed[:2])
+    assert torch.equal(launch.statistics((query, key, packed[2]), norms, EPS, sample, "raster"), wanted)
+    spread = tuple(torch.stack([x, x], -1)[..., 0] for x in features)
+    assert torch.equal(launch.statistics(spread, norms, EPS, sample, "raster"), wanted)
+
+
+def test_a_sample_alone_has_the_same_bits() -> None:
+    features, norms, network = make_features(RAGGED), make_norms(), RoutingNetwork(HEADS)
+    sample, timestep = tile_sample(RAGGED, CONFIG), torch.rand(2)
+    logits, bands = launch.score(features, norms, EPS, sample, "raster", network, timestep)
+    alone = tuple(x[1:] for x in features)
+    again = launch.score(alone, norms, EPS, sample, "raster", network, timestep[1:])
+    assert torch.equal(again[0], logits[1:])
+    assert torch.equal(again[1], bands[1:])
+
+
+@pytest.mark.parametrize("prior", ["paper", "none"])
+@pytest.mark.parametrize("hidden", [72, 20])
+def test_any_network_and_timestep(prior: str, hidden: int) -> None:
+    network = RoutingNetwork(HEADS, hidden=hidden, prior=prior, initial=[2, 0, 1]).bfloat16()  # type: ignore[arg-type]
+    with torch.no_grad():
+        network.head_bias.add_(torch.randn_like(network.head_bias))
+    features, sample = make_features(Grid(2, 3, 5)), tile_sample(Grid(2, 3, 5), CONFIG)
+    statistics = reference.statistics(features, (None, None), EPS, sample, "raster")
+    for timestep in (torch.tensor([0.0, 1.0]), torch.tensor([0.37]).expand(2), torch.rand(2, dtype=torch.float64)):
+        logits, _ = launch.score(features, (None, None), EPS, sample, "raster", network, timestep)
+        torch.testing.assert_close(logits, network(statistics, timestep), rtol=1e-5, atol=2e-5)
+
+
+def test_a_layer_scores_its_heads_alike_with_and_without_the_launches() -> None:
+    grid = Grid(2, 4, 3)
+    config = FreqFormerConfig(tile=(2, 2, 3), mid_tiles=2, window=(1, 1, 1), summary_tokens=2)
+    layer = FreqAttention(HEADS * HEAD_DIM, HEADS, config)
+    hidden, timestep = torch.randn(1, grid.num_tokens, HEADS * HEAD_DIM), torch.tensor([0.9])
+    layer(hidden, grid, timestep, impl="eager")
+    expected, allocation = layer.last_logits, layer.last_allocation
+    assert isinstance(expected, Tensor)
+    layer(hidden, grid, timestep, impl="triton")
+    learned = layer.last_logits
+    with torch.no_grad():
+        layer(hidden, grid, timestep, impl="triton")
+    for logits in (learned, layer.last_logits):
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    assert learned is not None
+    assert learned.requires_grad
+    assert torch.equal(layer.last_allocation, allocation)
+
+
+def test_an_input_of_another_width_is_refused() -> None:
+    query, key, hidden = make_features(Grid(2, 3, 5))
+    sample = tile_sample(Grid(2, 3, 5), CONFIG)
+    with pytest.raises(ValueError, match="96 channels; 3 heads of 16"):
+        launch.statistics((query, key, hidden.repeat(1, 1, 2)), make_norms(), EPS, sample, "raster")
+
+
+def test_operator_checks() -> None:
+    grid, cpu = Grid(2, 3, 5), torch.device("cpu")
+    features, network, sample = make_features(grid), RoutingNetwork(HEADS), tile_sample(grid, CONFIG)
+    tables, transform = sample_tables(sample, "raster", cpu), transform_table(sample, cpu, torch.float32)
+    sums = (*features, list(make_norms()), [transform], [tables.places, tables.kind, tables.weights], EPS)
+    weights = [x.detach() for x in network.parameters()]
+    scores = (torch.ops.freqformer.sum_tiles(*sums), torch.rand(2), weights, 0.75)
+    for name, arguments in (("sum_tiles", sums), ("score_heads", scores)):
+        operation = getattr(torch.ops.freqformer, name).default
+        checks = torch.library.opcheck(operation, arguments, test_utils=("test_schema", "test_faketensor"))
+        assert set(checks.values()) == {"SUCCESS"}
