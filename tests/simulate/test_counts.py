@@ -7,6 +7,8 @@ from collections import Counter
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from freqformer import Band, FreqFormerConfig, Grid, build_plan
@@ -112,6 +114,51 @@ def test_flops_and_bytes_equal_brute_force(start):
         assert sum(flops.useful for flops in counts.band_flops.values()) == attention.flops, seed
 
 
+def token_mask(plan: AttentionPlan, band: Band) -> torch.Tensor:
+    """Which video tokens every video token sees, (N, N): straight from coordinates, without the plan's tiles and lists."""
+    grid, tile, config = plan.layout.grid, plan.layout.tile, plan.config
+    place = torch.cartesian_prod(*(torch.arange(extent) // side for extent, side in zip(grid.shape, tile, strict=True)))
+    tiles = torch.tensor([-(-extent // side) for extent, side in zip(grid.shape, tile, strict=True)])
+
+    def inside(window: tuple[int, int, int]) -> torch.Tensor:
+        width = torch.tensor(window)
+        start = (place - (width - 1) // 2).clamp_min(0).minimum((tiles - width).clamp_min(0))[:, None]
+        return ((place >= start) & (place < start + width)).all(-1)
+
+    if band == Band.DENSE:
+        return torch.ones(len(place), len(place), dtype=torch.bool)
+    if band == Band.HIGH:
+        return inside(config.window)
+    apart = (place[:, None] - place).abs()
+    if config.mid_pattern == "axial":
+        own_time = (apart[..., 0] == 0) & inside((int(tiles[0]), *config.window[1:]))
+        return (apart[..., 1:] == 0).all(-1) | own_time
+    reach = config.radial_radius * 2.0 ** -(apart[..., 0] + 1).log2().floor()
+    return apart[..., 1:].amax(-1) <= reach
+
+
+def check_masks(seed: int) -> None:
+    plan, allocation = scenario(seed)
+    text, pairs = plan.num_text_tokens, 0
+    video = plan.layout.grid.num_tokens
+    for band in map(Band, allocation):
+        extra = sum(plan.extra_segments(band))
+        pairs += plan.num_low_tokens * extra if band == Band.LOW else int(token_mask(plan, band).sum()) + video * extra
+        pairs += text * (video + text)
+    assert layer_counts(plan, allocation).stages["attention"].flops == 4 * HEAD_DIM * pairs, seed
+
+
+def test_flops_equal_masks_of_tokens():
+    for seed in range(1000, 1020):
+        check_masks(seed)
+
+
+@pytest.mark.slow
+def test_flops_equal_masks_of_tokens_200_times():
+    for seed in range(1020, 1220):
+        check_masks(seed)
+
+
 def test_prologue_and_merge_bytes_are_those_of_real_tensors():
     """What the reference prologue makes, tensor by tensor, is what the counts say is written; so is what merge reads."""
     for seed in range(40):
@@ -160,6 +207,10 @@ def test_topk_expectation_is_that_of_drawn_selections():
 
 def test_dense_and_low_equal_pytorchs_counter():
     """The math path's matrix products, forward and backward (which scores are recomputed in, twice more)."""
+    tensors = [torch.randn(1, 2, 270, HEAD_DIM) for _ in range(3)]
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        scaled_dot_product_attention(*tensors)
+    assert counter.get_total_flops() == dense_counts(270, 2, HEAD_DIM).flops
     plan = build_plan(Grid(3, 9, 10), FreqFormerConfig(), num_heads=2, head_dim=HEAD_DIM)
     query, key = (torch.randn(2, 270, HEAD_DIM, requires_grad=True) for _ in range(2))
     with FlopCounterMode(display=False) as counter:
