@@ -84,7 +84,7 @@ class TrainingRun:
         self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
         # Made after prepare, which moves the weights to their device.
         self.ema = EMAModel(self.model.parameters(), decay=config.optimizer.ema_decay, foreach=True)
-        self.source = _source(config.data, config.run.seed)
+        self.source = clip_source(config.data, config.run.seed)
         data, run = config.data, config.run
         self.grid = self.model.grid_for((run.batch_size, 3, data.num_frames, data.height, data.width))
         shift = config.objective.shift
@@ -343,7 +343,12 @@ def _adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     )
 
 
-def _source(config: DataConfig, seed: int) -> ClipSource:
+def clip_source(config: DataConfig, seed: int) -> ClipSource:
+    """The clips that a config names: synthetic ones where it names no path.
+
+    Raises:
+        VideoError: as `ClipFolder`.
+    """
     if config.path is None:
         from freqformer.training.synthetic import SyntheticClips
 
