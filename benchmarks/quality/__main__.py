@@ -3,7 +3,8 @@
     PYTHONPATH=src:. python -m benchmarks.quality --variants window,router --seeds 0,1 --steps 700 --minutes 9
     PYTHONPATH=src:. python -m benchmarks.quality --report
 
-Results that exist already are skipped, so the same command goes on where it stopped. `--report` rebuilds the tables and
+Runs that have a result, in the output folder or among the committed ones, are skipped: the same command goes on where it
+stopped. `--report` rebuilds the tables and
 figures of docs/quality.md from the committed results and needs no GPU.
 """
 
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks import record
 from benchmarks.quality.report import RESULTS, read_results, write_report
 from benchmarks.quality.study import Run, execute
 from benchmarks.quality.variants import STUDY, VARIANTS, Size, chosen
+
+from benchmarks import record
 
 Execute = Callable[[Run], dict[str, Any]]
 
@@ -43,35 +45,36 @@ def main(arguments: list[str] | None = None, size: Size = STUDY) -> int:
     ]
     graph = device.type == "cuda" and not given.no_graph
     machine = record.machine(given.commit)
-    return study(runs, lambda run: execute(run, device, graph=graph), given.output, machine, given.minutes)
+    folders = list(dict.fromkeys([given.output, RESULTS]))
+    return study(runs, lambda run: execute(run, device, graph=graph), folders, machine, given.minutes)
 
 
-def study(runs: list[Run], execute: Execute, folder: Path, machine: dict[str, Any], minutes: float | None) -> int:
+def study(runs: list[Run], execute: Execute, folders: list[Path], machine: dict[str, Any], minutes: float | None) -> int:
     """Do the runs that have no result yet, and write each as soon as it is done.
 
     Args:
         runs: in this order.
         execute: does one and returns its result.
-        folder: for the results.
+        folders: the first is for the results; a run that has one in any of them is skipped.
         machine: goes into every result, with the command that repeats it.
         minutes: no run begins that is predicted to end later than this; None for no limit.
 
     Returns: the exit status, 1 where a run failed. The others are done all the same.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folders[0].mkdir(parents=True, exist_ok=True)
     began, failed = time.perf_counter(), 0
     for run in runs:
-        path = folder / f"{run.name}-{run.steps}-{run.seed}.json"
-        if path.exists():
+        path = folders[0] / f"{run.name}-{run.steps}-{run.seed}.json"
+        if any((folder / path.name).exists() for folder in folders):
             print(f"{path.name} is there already", flush=True)
             continue
-        predicted = predicted_seconds(run, read_results(folder))
+        predicted = predicted_seconds(run, [result for folder in folders for result in read_results(folder)])
         if minutes is not None and time.perf_counter() - began + predicted > 60 * minutes:
             print(f"{run.name}, seed {run.seed}, would take {predicted:.0f} s, more than the limit leaves", flush=True)
             continue
         try:
             result = execute(run)
-        except (RuntimeError, ValueError):
+        except Exception:  # of a kernel's compiler too: the other runs don't depend on this one
             traceback.print_exc()
             failed = 1
             continue

@@ -71,15 +71,16 @@ def test_a_run_says_what_it_did_and_repeats() -> None:
 
 def test_training_lowers_the_loss_and_the_schedule_ends_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality_study, "OPTIMIZER", replace(OPTIMIZER, warmup_steps=4))
-    trainer = Trainer(Run("freq_full", VARIANTS["freq_full"], 0, 40, TINY), CPU)
+    steps, size = 24, replace(TINY, layers=1)
+    trainer = Trainer(Run("window", VARIANTS["window"], 0, steps, size), CPU)
     trainer.clip.copy_(data.draw_scenes(2, 0, CPU, frames=4, side=16).video)
     trainer.noise.normal_(generator=torch.Generator().manual_seed(0))
-    for _ in range(40):
+    for _ in range(steps):
         trainer.advance()
-    assert float(trainer.losses[-10:].mean()) < 0.9 * float(trainer.losses[:10].mean())
+    assert float(trainer.losses[-6:].mean()) < 0.95 * float(trainer.losses[:6].mean())
     assert float(trainer.rates.max()) <= OPTIMIZER.learning_rate
     assert float(trainer.rates[-1]) < 0.01 * OPTIMIZER.learning_rate
-    assert int(trainer.done) == 40
+    assert int(trainer.done) == steps
 
 
 def test_variants_see_the_same_clips_noise_and_timesteps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +92,7 @@ def test_variants_see_the_same_clips_noise_and_timesteps(monkeypatch: pytest.Mon
         advance(self)
 
     monkeypatch.setattr(Trainer, "advance", watched)
+    monkeypatch.setattr(quality_study, "validate", lambda *given: {})
     for name in ("dense", "router"):
         execute(Run(name, VARIANTS[name], 0, 2, TINY), CPU, graph=False)
     assert all(torch.equal(a, b) for a, b in zip(seen["dense"], seen["router"], strict=True))
@@ -132,14 +134,22 @@ def test_a_failed_run_does_not_stop_the_others_and_is_told(tmp_path: Path, capsy
         return _result(run)
 
     runs = [Run(name, VARIANTS[name], 0, 10, TINY) for name in ("window", "router")]
-    assert study(runs, fake, tmp_path, {}, None) == 1
+    assert study(runs, fake, [tmp_path], {}, None) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["router-10-0.json"]
     assert "out of memory" in capsys.readouterr().err
 
 
+def test_a_result_in_another_folder_counts_as_done(tmp_path: Path) -> None:
+    runs = [Run(name, VARIANTS[name], 0, 10, TINY) for name in ("window", "router")]
+    earlier, output = tmp_path / "earlier", tmp_path / "output"
+    assert study(runs[:1], _result, [earlier], {}, None) == 0
+    assert study(runs, _result, [output, earlier], {}, None) == 0
+    assert [path.name for path in output.iterdir()] == ["router-10-0.json"]
+
+
 def test_no_run_begins_that_would_end_too_late(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [Run(name, VARIANTS[name], seed, 10, TINY) for seed in (0, 1) for name in ("window", "router")]
-    assert study(runs, _result, tmp_path, {}, minutes=1.0) == 0
+    assert study(runs, _result, [tmp_path], {}, minutes=1.0) == 0
     # The first takes 100 s as far as it says; after it, none is predicted to fit into a minute.
     assert [path.name for path in tmp_path.iterdir()] == ["window-10-0.json"]
     assert "router, seed 0, would take 100 s" in capsys.readouterr().out
