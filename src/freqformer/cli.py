@@ -1,4 +1,4 @@
-"""The command line: `freqformer train`, `sample`, `inspect`, `demo`, `simulate` and `calibrate-hardware`."""
+"""The command line: `freqformer train`, `sample`, `calibrate`, `inspect`, `demo`, `simulate` and `calibrate-hardware`."""
 
 from __future__ import annotations
 
@@ -81,6 +81,7 @@ def main(
       freqformer inspect holiday.mp4                   what the low, mid and high band of a video hold
       freqformer train videos/ --output runs/first     train on a folder of videos
       freqformer sample runs/first --output new.mp4    generate
+      freqformer calibrate runs/dense -o table/        give a trained dense model bands, without training
       freqformer simulate --hardware h100              what attention costs on a GPU, 64K to 1M tokens
     """
     logging.basicConfig(
@@ -177,6 +178,9 @@ def sample(
     seed: Annotated[int, typer.Option(help="The same seed gives the same video.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="Videos to generate.")] = 1,
     enlarge: Annotated[int, typer.Option(min=1, help="Repeat every pixel so many times, to look at small videos.")] = 1,
+    routing_table: Annotated[
+        Path | None, typer.Option(help="Folder of a routing table, like one that `freqformer calibrate` wrote.")
+    ] = None,
 ) -> None:
     """Generate videos with a trained model.
 
@@ -184,13 +188,15 @@ def sample(
     Examples:
       freqformer sample runs/first --output new.mp4
       freqformer sample runs/first -o wide.mp4 --size 32 64 128 --steps 50 --seed 7
+      freqformer sample runs/dense -o banded.mp4 --routing-table table/
     """
     from freqformer.models.pipeline import FreqFormerPipelineOutput
+    from freqformer.routing import RoutingTable
 
     pipeline, trained = _load_pipeline(model), _training_data(model)
-    if size is None and trained is None:
-        raise ValueError(f"{model} does not say at which size it was trained; give --size FRAMES HEIGHT WIDTH")
-    num_frames, height, width = size or (trained[name] for name in ("num_frames", "height", "width"))  # type: ignore[index]
+    num_frames, height, width = _size(model, size, trained)
+    if routing_table is not None:
+        pipeline.transformer.set_routing_table(RoutingTable.load(routing_table))
     made = pipeline(
         num_frames,
         height,
@@ -203,6 +209,15 @@ def sample(
     large = made.repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
     FreqFormerPipelineOutput(frames=large).save(output, fps or (trained["fps"] if trained else 8.0))
     typer.echo(f"wrote {count} video{'s' * (count > 1)} of {num_frames} x {height} x {width} as {output}")
+
+
+def _size(model: Path, size: tuple[int, int, int] | None, trained: dict[str, Any] | None) -> tuple[int, int, int]:
+    """Frames, height and width that were asked for, or that the model was trained at."""
+    if size is not None:
+        return size
+    if trained is None:
+        raise ValueError(f"{model} does not say at which size it was trained; give --size FRAMES HEIGHT WIDTH")
+    return (trained["num_frames"], trained["height"], trained["width"])
 
 
 def _load_pipeline(folder: Path) -> FreqFormerPipeline:
@@ -222,6 +237,70 @@ def _training_data(folder: Path) -> dict[str, Any] | None:
         if (place / TRAIN_FILE).is_file():
             return _read_config(place / TRAIN_FILE).get("data")
     return None
+
+
+@app.command()
+def calibrate(
+    model: Annotated[Path, typer.Argument(help="Output folder of a training run with model.attention=dense.")],
+    data: Annotated[
+        str, typer.Argument(help="A video, a folder of videos, or 'synthetic' for moving sprites.")
+    ] = "synthetic",
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the routing table and the report.")],
+    tolerance: Annotated[float, typer.Option(help="Largest relative error of a head's output.")] = 0.1,
+    clips: Annotated[int, typer.Option(min=1, help="Clips to measure on, each in every part of the noise levels.")] = 8,
+    buckets: Annotated[int, typer.Option(min=1, help="Equal parts of the noise levels, each with its own bands.")] = 10,
+    mid_tiles: Annotated[
+        str | None, typer.Option(help="Tile counts of MID to try, between commas; 8,16,32 where left out.")
+    ] = None,
+    window: Annotated[list[str] | None, typer.Option(help="A window of HIGH to try, like 3,3,3; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the clips and the noise.")] = 0,
+) -> None:
+    """Choose an operator for every head of a trained dense model: the cheapest within a tolerance, without training.
+
+    Writes a routing table, calibration.json and figures. The same command goes on where it stopped; with all clips
+    measured, another --tolerance takes seconds.
+
+    \b
+    Examples:
+      freqformer calibrate runs/dense --output table/
+      freqformer calibrate runs/dense videos/ -o table/ --tolerance 0.2 --clips 16 --mid-tiles 8,16,32,64
+      freqformer sample runs/dense -o new.mp4 --routing-table table/
+    """
+    from freqformer.calibration import Candidates
+    from freqformer.calibration.command import calibrate_on_clips
+    from freqformer.training.config import TrainConfig
+
+    pipeline, trained = _load_pipeline(model), _training_data(model)
+    if pipeline.vae is not None or trained is None:
+        raise ValueError(f"{model} is no training run on pixels; call freqformer.calibration.calibrate with your own clips")
+    usual = Candidates.usual(pipeline.transformer.band_config)
+    counts = _whole_numbers("--mid-tiles", mid_tiles) if mid_tiles else usual.mid_tiles
+    windows: Any = tuple(_whole_numbers("--window", text) for text in window or ()) or usual.windows
+    record = {"output": str(model), "data": {**trained, "path": None if data == "synthetic" else data}}
+    choice = calibrate_on_clips(
+        pipeline.transformer,
+        TrainConfig.from_dict(record).data,
+        output,
+        tolerance=tolerance,
+        num_clips=clips,
+        candidates=Candidates(usual.config, counts, windows),
+        num_buckets=buckets,
+        seed=seed,
+    )
+    shares = torch.bincount(choice.table.bands.flatten(), minlength=4).double() / choice.table.bands.numel()
+    for name, share in zip(("low", "mid", "high", "dense"), shares.tolist(), strict=True):
+        typer.echo(f"{name:>5}  {100 * share:5.1f}% of the heads")
+    typer.echo(f"{100 * choice.cost:.1f}% of dense attention's FLOPs; no head's error was above {tolerance:g}")
+    typer.echo(f"next: freqformer sample {model} --output new.mp4 --routing-table {output}")
+
+
+def _whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """The whole numbers between commas."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"{option} is {text!r}; whole numbers between commas are allowed, like 3,3,3")
+    return tuple(int(part) for part in parts)
 
 
 @app.command()

@@ -1,0 +1,55 @@
+"""What `freqformer calibrate` does once it knows the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from freqformer.calibration.candidates import Candidates
+from freqformer.calibration.choice import Choice
+from freqformer.calibration.report import write_report
+from freqformer.calibration.run import calibrate
+from freqformer.models.transformer import FreqFormerTransformer3DModel
+from freqformer.training.config import DataConfig
+from freqformer.training.run import clip_source
+
+
+def calibrate_on_clips(
+    transformer: FreqFormerTransformer3DModel,
+    data: DataConfig,
+    output: Path,
+    *,
+    tolerance: float,
+    num_clips: int,
+    candidates: Candidates,
+    num_buckets: int,
+    seed: int,
+) -> Choice:
+    """Calibrate a model of pixels on the first clips of a source, one a batch, and write the report.
+
+    Args:
+        transformer: dense; moved to the GPU if there is one.
+        data: where the clips are and what a clip is.
+        output: folder of the report, and of the state in `state/`.
+        num_clips: clips to measure on.
+        tolerance, candidates, num_buckets, seed: as in `calibrate`.
+
+    Raises:
+        ValueError: as `calibrate`, and for clips that can't be read.
+    """
+    source = clip_source(data, seed)
+    clips = [source.load(index) for index in range(num_clips)]
+    for clip in clips:
+        source.report(clip)
+    transformer.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    _, calibration = calibrate(
+        transformer,
+        [clip.pixels[None] for clip in clips],
+        tolerance,
+        candidates=candidates,
+        num_buckets=num_buckets,
+        seed=seed,
+        state=output / "state",
+    )
+    return write_report(calibration, tolerance, output)
