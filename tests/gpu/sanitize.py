@@ -1,0 +1,82 @@
+"""Every kernel of the pipeline, forward and backward, on six small calls: for compute-sanitizer, which slows them much.
+
+On a machine with a CUDA GPU and the CUDA toolkit, from the top folder of the project:
+
+    export PYTHONPATH=src PYTORCH_NO_CUDA_MEMORY_CACHING=1
+    compute-sanitizer --tool memcheck --error-exitcode 1 python -m tests.gpu.sanitize
+    compute-sanitizer --tool racecheck --error-exitcode 1 python -m tests.gpu.sanitize
+
+Without its cache torch asks the driver for every tensor, so that a read behind its end is one that the tool sees.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from unittest import mock
+
+import torch
+from tests.support.cases import Case, make_inputs, run
+from tests.support.interpreter import patch_language_once
+
+from freqformer.config import FreqFormerConfig
+from freqformer.grid import Grid
+from freqformer.ops.block_sparse import triton, triton_backward
+
+CONFIG = FreqFormerConfig(tile=(2, 4, 8), mid_tiles=2, window=(1, 2, 2), summary_tokens=3)
+RAGGED, FULL = Grid(3, 9, 11), Grid(4, 8, 16)
+LEARNED = ("summaries", "offsets", "rotary", "norm")
+BANDS = ((0, 1, 2, 3),)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A call, and whether blocks are read by pointers where the GPU could read them by descriptors."""
+
+    case: Case
+    by_pointer: bool = False
+
+
+ALL = Case(RAGGED, CONFIG, BANDS, 64, torch.bfloat16, num_text_tokens=37, mask="random", learned=LEARNED)
+CASES = {
+    "everything learned, text": Checked(ALL),
+    "by pointers": Checked(ALL, by_pointer=True),
+    "full tiles, head_dim 128": Checked(Case(FULL, CONFIG, BANDS, 128, torch.float16, learned=LEARNED)),
+    "float32, gains": Checked(Case(RAGGED, replace(CONFIG, band_features="gains"), BANDS, 64, learned=("norm",))),
+    "strict, by sample": Checked(
+        Case(RAGGED, replace(CONFIG, band_features="strict"), ((0, 1), (2, 1)), 64, torch.bfloat16, learned=("rotary",))
+    ),
+    "values, axial, synthesis, tile order": Checked(
+        Case(
+            RAGGED,
+            replace(CONFIG, band_features="values", mid_pattern="axial", low_output="synthesis"),
+            ((1, 0, 2),),
+            64,
+            torch.bfloat16,
+            num_text_tokens=5,
+            token_order="tile",
+        )
+    ),
+}
+
+
+def check(checked: Checked, device: str) -> None:
+    """Run a call without gradients and with them; AssertionError where a result is not finite."""
+    inputs = make_inputs(checked.case, device)
+    # Long lists are split, which takes kernels that join the parts: here from two tiles on.
+    forward, backward = mock.patch.object(triton, "TEXT_PART_TILES", 2), mock.patch.object(triton_backward, "PART_TILES", 2)
+    # A GPU before Hopper reads by pointers.
+    pointers = mock.patch.object(triton, "_capability", return_value=8) if checked.by_pointer else nullcontext()
+    with forward, backward, pointers:
+        for gradients in (False, True):
+            for name, result in run(checked.case, inputs, "triton", gradients=gradients).items():
+                assert bool(result.isfinite().all()), name
+
+
+if __name__ == "__main__":
+    patch_language_once()
+    device = sys.argv[1] if len(sys.argv) > 1 else "cuda"
+    for name, checked in CASES.items():
+        check(checked, device)
+        print(name, flush=True)
