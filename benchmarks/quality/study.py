@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ CURVE_STEPS = 20
 """Steps over which the training curve is averaged."""
 WARM_UPS = 3
 OPTIMIZER = OptimizerConfig()
-ROUTING = RoutingConfig(budget=TARGET_DENSITY)
+ROUTING = RoutingConfig()
 
 
 @dataclass(frozen=True)
@@ -156,17 +157,18 @@ class Trainer:
     def _routing_loss(self) -> Tensor | float:
         if self.costs is None:
             return 0.0
-        logits = self.model.routing_logits
-        budget = ROUTING.budget or TARGET_DENSITY
-        held = routing_loss(logits, self.costs, budget=budget, budget_weight=ROUTING.budget_weight, entropy_weight=0.0)
+        terms = partial(routing_loss, self.model.routing_logits, self.costs, budget=TARGET_DENSITY)
+        held = terms(budget_weight=ROUTING.budget_weight, entropy_weight=0.0)
         # Its weight falls over the run, so it's a tensor here.
-        openness = routing_loss(logits, self.costs, budget=budget, budget_weight=0.0, entropy_weight=1.0)
+        openness = terms(budget_weight=0.0, entropy_weight=1.0)
         return held + self.openness.index_select(0, self.done)[0] * openness
 
     def captured(self) -> Callable[[], None]:
         """The step as one CUDA graph, to be called like `advance`."""
-        # A rate of 0 leaves the weights as they are while kernels compile and the optimizer makes its state.
+        # A rate of 0 leaves the weights as they are while kernels compile and the optimizer makes its state; gradients must
+        # be finite for that, so its input is an ordinary one.
         self.rates.zero_()
+        self.noise.normal_()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -188,8 +190,8 @@ def _adamw(model: torch.nn.Module, rate: Tensor) -> torch.optim.AdamW:
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [
-        {"params": matrices, "weight_decay": OPTIMIZER.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": matrices, "lr": rate, "weight_decay": OPTIMIZER.weight_decay},
+        {"params": vectors, "lr": rate, "weight_decay": 0.0},
     ]
     on_gpu = rate.device.type == "cuda"
     return torch.optim.AdamW(groups, lr=rate, betas=OPTIMIZER.betas, fused=on_gpu, capturable=on_gpu)

@@ -19,7 +19,7 @@ from freqformer.models.transformer import FreqFormerTransformer3DModel
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import build_plan
-from freqformer.routing import RoutingTable
+from freqformer.routing import Prior, RoutingTable
 from freqformer.training.seeding import derive_seed
 
 TARGET_DENSITY = 36 / 256
@@ -70,6 +70,8 @@ class Variant:
     """`frequency`, `dense`, or `gated`: every head has a LOW branch beside its own band."""
     learned: bool = False
     """Whether a router chooses."""
+    prior: Prior = "paper"
+    """Of the router."""
 
 
 PLAIN = replace(CUBES, summary_tokens=0)
@@ -110,6 +112,7 @@ VARIANTS: dict[str, Variant] = {
     "freq_303": Variant("FreqFormer 3/0/3, larger windows", replace(CUBES, window=(4, 5, 3)), ((3, 0, 3),)),
     "freq_plain": Variant("FreqFormer 2/2/2 without summaries", replace(PLAIN, mid_tiles=72)),
     "freq_synthesis": Variant("FreqFormer 2/2/2, block synthesis of LOW", replace(CUBES, low_output="synthesis")),
+    "freq_low8": Variant("FreqFormer 2/2/2, 8 tokens a low token", replace(CUBES, compression=16)),
     "prior": Variant(
         "2/2/2 moved by the paper's prior alone, as before any training",
         splits=((0, 2, 4), *[(2, 2, 2)] * 4, (4, 2, 0)),
@@ -123,6 +126,7 @@ VARIANTS: dict[str, Variant] = {
     "router_114": Variant(
         "learned router that starts from 1/1/4", replace(CUBES, mid_tiles=31), ((1, 1, 4),), learned=True
     ),
+    "router_free": Variant("learned router without the prior", learned=True, prior="none"),
 }
 
 
@@ -188,6 +192,7 @@ def _model(variant: Variant, size: Size) -> FreqFormerTransformer3DModel:
         frequency=variant.config.to_dict(),
         routing="learned" if variant.learned else "fixed",
         allocation=None if variant.operator == "dense" else bands(variant.splits[0]),
+        prior=variant.prior,
         absolute_positions=True,
     )
 
