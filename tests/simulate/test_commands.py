@@ -129,7 +129,7 @@ def made_up_layer_results() -> dict:
         "machine": {"gpu": "NVIDIA H200", "commit": "0123456789abcdef"},
         "config": config.to_dict(),
         "head_dim": 128,
-        "layers": {"wan": {"dense_ms": dense_ms(wan, 40), "live_router": {"ms": 30.0, "num_launches": 90}, **variants}},
+        "layers": {"wan": {"dense_ms": dense_ms(wan, 40), "live_router": {"ms": 30.0, "num_launches": 104}, **variants}},
         "scaling": {"points": points},
     }
 

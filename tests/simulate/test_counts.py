@@ -19,6 +19,7 @@ from freqformer.ops.key_layout import key_layout
 from freqformer.ops.prologue import prepare
 from freqformer.patterns import topk_tiles
 from freqformer.plan import AttentionPlan
+from freqformer.routing import RoutingNetwork, routing_statistics
 from freqformer.simulate.counts import compress_flops, dense_counts, key_rows, layer_counts
 
 HEAD_DIM = 8
@@ -253,6 +254,37 @@ def test_router_counts_only_where_it_runs():
     frozen, live = layer_counts(plan, allocation), layer_counts(plan, allocation, live_router=True)
     assert "router" not in frozen.stages
     assert live.flops - frozen.flops == live.stages["router"].flops > 0
+
+
+def test_router_costs_what_pytorch_counts():
+    """Transforms of the sampled tiles, and the network; 16-bit kernels take the transform twice over 128 slots."""
+    grid, config, heads = Grid(16, 32, 32), FreqFormerConfig(tile=(2, 8, 8)), 3
+    counted, flops = [], []
+    for head_dim in (HEAD_DIM, 2 * HEAD_DIM):
+        plan = build_plan(grid, config, num_heads=heads, head_dim=head_dim)
+        router = layer_counts(plan, [0, 1, 2], live_router=True).stages["router"]
+        query = torch.randn(1, grid.num_tokens, heads, head_dim)
+        with FlopCounterMode(display=False) as counter:
+            routing_statistics(query, query, query.flatten(2), grid, config)
+        counted.append(counter.get_total_flops())
+        norms_and_squares = (2 * 4 + 3 * 2) * 32 * 128 * heads * head_dim
+        flops.append(router.flops - norms_and_squares)
+        assert router.executed == 2 * 6 * 32 * 128**2 * heads * head_dim
+        assert router.launches == 2
+    # The difference leaves out the sums over coefficients, and the network, which don't grow with the head.
+    assert counted[1] - counted[0] == flops[1] - flops[0]
+    with FlopCounterMode(display=False) as counter:
+        RoutingNetwork(heads)(torch.randn(1, heads, 8), torch.rand(1))
+    assert 2 * flops[0] - flops[1] == counter.get_total_flops()
+
+
+def test_router_does_not_grow_with_the_video():
+    config = FreqFormerConfig(tile=(2, 8, 8))
+    counts = [
+        layer_counts(build_plan(Grid(frames, 64, 64), config, num_heads=4, head_dim=64), [0, 1, 2, 2], live_router=True)
+        for frames in (16, 256)
+    ]
+    assert counts[0].stages["router"] == counts[1].stages["router"]
 
 
 def test_summaries_are_counted_for_the_bands_a_head_is_not_in():

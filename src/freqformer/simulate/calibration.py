@@ -46,12 +46,13 @@ class Calibration:
     pooling_rate: float
     """Of `matrix_flops`, learned summaries."""
     pooling_gradient_rate: float
+    router_rate: float
+    """Of `matrix_flops`, the router's transforms."""
     prologue_bandwidth: float
     """Of `memory_bandwidth`; so are the rest but the link's."""
     prologue_gradient_bandwidth: float
     merge_bandwidth: float
     merge_gradient_bandwidth: float
-    router_bandwidth: float
     elementwise_bandwidth: float
     link_bandwidth: float
     """Of the interconnect's bandwidth, collectives."""

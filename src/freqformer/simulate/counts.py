@@ -22,6 +22,7 @@ from freqformer.config import Band
 from freqformer.grid import TILE_SLOTS, TileLayout
 from freqformer.plan import AttentionPlan, Flops
 from freqformer.routing import RoutingNetwork
+from freqformer.routing.statistics import tile_sample
 
 BACKWARD_FACTOR = 2.5
 """Backward over forward of softmax attention: five matrix products (the scores again, dV, dP, dQ, dK) against two."""
@@ -29,6 +30,8 @@ NORM_FLOPS, ROTARY_FLOPS = 4, 3
 """Per channel: square, add, two products; and two products and a sum of a pair's half."""
 STATISTIC_BYTES = 4
 """Tile means, scores and lists are 32 bits wide, whatever the type of the features."""
+ROUTER_SUMS = 9
+"""Energies of three bands for queries and keys, and what roughness is made of: per sampled tile and head."""
 SCORE_BYTES = 1 << 27
 """Most bytes of tile scores that the selection holds at once."""
 
@@ -285,14 +288,21 @@ def _merge(plan: AttentionPlan, heads: Counter[Band], element_size: int) -> Stag
 
 
 def _router(plan: AttentionPlan, heads: int, element_size: int) -> StageCounts:
-    """Band energies of queries and keys, roughness of as many channels of the input, and the network."""
-    width, video = heads * plan.head_dim, _video(plan)
+    """Power of the DCT coefficients of sampled tiles of queries, keys and as many channels of the input; the network."""
+    sample = tile_sample(plan.layout.grid, plan.config)
+    tokens = (sample.raster >= 0).sum(1)
+    count, slots = len(tokens), 1 << (sample.raster.shape[1] - 1).bit_length()
+    sampled, transformed = int(tokens.sum()), int(tokens.square().sum())
     with torch.device("meta"):
         network = RoutingNetwork(plan.num_heads)
     products = sum(2 * layer.weight.numel() for layer in network.layers if isinstance(layer, nn.Linear))
-    flops = 2.0 * heads * (dct_flops(plan) + 2 * video * plan.head_dim) + 9.0 * video * width + heads * products
-    # Measured rather than fused: statistics and network are PyTorch operations, about this many launches.
-    return StageCounts(flops, flops, 3.0 * video * width * element_size, heads * 8.0 * STATISTIC_BYTES, 30)
+    # Of three tensors transform and squares; the norm of queries and keys.
+    flops = float(heads * (plan.head_dim * (6 * transformed + (6 + 2 * NORM_FLOPS) * sampled) + products))
+    # Tokens of 16 bits are multiplied by the transform in two summands.
+    executed = float(heads * 6 * count * slots**2 * plan.head_dim * (2 if element_size == 2 else 1))
+    sums = float(heads * count * ROUTER_SUMS * STATISTIC_BYTES)
+    read = 3.0 * heads * sampled * plan.head_dim * element_size + sums
+    return StageCounts(flops, executed, read, sums + heads * 5.0 * STATISTIC_BYTES, 2)
 
 
 def dct_flops(plan: AttentionPlan) -> float:

@@ -81,7 +81,7 @@ class Machine:
             ("prologue", achieved.prologue_bandwidth, vector),
             ("summaries", achieved.elementwise_bandwidth, self.hardware.matrix_flops * achieved.pooling_rate),
             ("merge", achieved.merge_bandwidth, vector),
-            ("router", achieved.router_bandwidth, vector),
+            ("router", achieved.elementwise_bandwidth, self.hardware.matrix_flops * achieved.router_rate),
         ):
             if name in counts.stages:
                 times[name] = self.stage(counts.stages[name], rate, fraction, parts)
