@@ -106,8 +106,9 @@ def attend_for_backward(
     """`attend` in one launch, whose fourth output the backward reads.
 
     Returns: out, low_out and lse of `attend`, and `remainder`: what they are too narrow for, at the places of the queries.
-        In 16 bit that is what rounding took from the outputs, (R, N + X, D); in float32 the log-sum-exp in base 2 as a sum
-        of two, (R, N + X, 2). Where few keys take nearly all weight, gradients are differences that need both.
+        In 16 bit that is what rounding took from the outputs, (R, N + X, D): where few keys take nearly all weight,
+        gradients are differences that need it. In float32 it is what a weight follows from without the rounding of the
+        log-sum-exp: the largest logit in base 2, and 1 over the sum of exp2(logit - largest), (R, N + X, 2).
     """
     return _attend(buffers, rows, tables, mid, summary_offsets, text_mask, token_order, True)
 

@@ -9,7 +9,18 @@ import triton
 import triton.language as tl
 
 from freqformer.ops.block_sparse.triton_backward_queries import UNSEEN
-from freqformer.ops.block_sparse.triton_kernel import HIGH, LOG2_E, LOW, MID, PLACES, SIZES, _block, _extent, _store
+from freqformer.ops.block_sparse.triton_kernel import (
+    HIGH,
+    LOG2_E,
+    LOW,
+    MID,
+    PLACES,
+    SIZES,
+    _block,
+    _extent,
+    _store,
+)
+from freqformer.ops.block_sparse.triton_softmax import scaled
 from freqformer.ops.jit import cast, dot
 
 
@@ -41,12 +52,15 @@ def key_step(
     dk, dv = sums
     q = _block(sources[0], at, limit, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
     g = _block(sources[1], at, limit, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
-    logits = dot(k, q.T, None) * scale - log_sum[None, :]
-    if bias is not None:
-        logits += bias[:, None]
+    logits = dot(k, q.T, None)
     if q.dtype == tl.float32:
-        logits -= rest[None, :]
-    weight = tl.exp2(logits)
+        added = tl.zeros([1, 1], tl.float32) if bias is None else bias[:, None]
+        weight = tl.exp2(scaled(logits, scale, added) - log_sum[None, :]) * rest[None, :]
+    else:
+        logits = logits * scale - log_sum[None, :]
+        if bias is not None:
+            logits += bias[:, None]
+        weight = tl.exp2(logits)
     dv = dot(cast(weight, g.dtype), g, dv)
     slope = weight * (dot(v, g.T, None) - delta[None, :])
     dk = dot(cast(slope, q.dtype), q, dk)
@@ -55,7 +69,7 @@ def key_step(
 
 @triton.jit
 def statistics_of(log_sums, rests, deltas, place, live):
-    """Log-sum-exp, what it lacks (read in float32 alone) and delta of some queries; those not live count for nothing."""
+    """Log-sum-exp, rest (read in float32 alone) and delta of some queries; those not live count for nothing."""
     if live is None:
         log_sum, delta = tl.load(log_sums + place), tl.load(deltas + place)
     else:

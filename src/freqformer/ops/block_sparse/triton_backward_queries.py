@@ -29,6 +29,7 @@ from freqformer.ops.block_sparse.triton_kernel import (
     _store,
     _summaries,
 )
+from freqformer.ops.block_sparse.triton_softmax import scaled
 from freqformer.ops.jit import cast, dot
 
 UNSEEN = tl.constexpr(float("inf"))
@@ -57,8 +58,8 @@ def gather_grads_kernel(
     Args:
         outputs, grads: out (B, N + X, H, D), low_out (R, M, D) and the remainder of `attend_for_backward`, and gradients of
             the first two.
-        targets: gradients (R, N + X, D) as the queries lie; log_sums, deltas and, in float32 alone, what log_sums lack,
-            float32 (R, N + X).
+        targets: gradients (R, N + X, D) as the queries lie; log_sums, deltas and, in float32 alone, rests, float32
+            (R, N + X). With rests, log_sums are the largest logits, and weights are exp2(logit - log_sum) * rest.
         lse: float32 (R, N + X).
         raster: place in `out` of every video token in tile order; None where that is its own.
         statistic_rows: how far apart rows of the statistics lie, N + X or more.
@@ -137,10 +138,10 @@ def _tile_slopes(
             logits = tl.where((column < SAFE)[None, :] | (column < left)[None, :], logits, MASKED)
             if left < SAFE:
                 logits = tl.where(column[None, :] < left, logits, MASKED)
-        logits = logits * scale - log_sum[:, None]
         if q.dtype == tl.float32:
-            logits -= rest[:, None]
-        weight = tl.exp2(logits)
+            weight = tl.exp2(scaled(logits, scale, tl.zeros([1, 1], tl.float32)) - log_sum[:, None]) * rest[:, None]
+        else:
+            weight = tl.exp2(logits * scale - log_sum[:, None])
         slope = weight * (dot(g, v.T, None) - delta[:, None])
         acc = dot(cast(slope, k.dtype), k, acc)
     return acc
@@ -185,11 +186,12 @@ def _extra_slopes(
         bias = key_bias(first_bias, skip, column, left, shift, text_mask, step < first_end, step >= high_end)
         k = _block(key, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
         v = _block(value, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
-        # The log-sum-exp first: the difference is small, and the rest is added to the last bit.
-        logits = dot(q, k.T, None) * scale - log_sum[:, None] + bias[None, :]
+        logits = dot(q, k.T, None)
         if q.dtype == tl.float32:
-            logits -= rest[:, None]
-        weight = tl.exp2(logits)
+            weight = tl.exp2(scaled(logits, scale, bias[None, :]) - log_sum[:, None]) * rest[:, None]
+        else:
+            # The log-sum-exp first: the difference is small, and the bias is added to its last bit.
+            weight = tl.exp2(logits * scale - log_sum[:, None] + bias[None, :])
         slope = weight * (dot(g, v.T, None) - delta[:, None])
         acc = dot(cast(slope, k.dtype), k, acc)
     return acc

@@ -9,12 +9,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from freqformer.ops.block_sparse.triton_softmax import MASKED, accumulate, scaled
 from freqformer.ops.jit import cast, dot
 
 LOW, MID, HIGH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-MASKED = tl.constexpr(float("-inf"))
 
 
 @triton.jit
@@ -61,23 +61,6 @@ def _extent(tile_offsets, tile_counts, tile, TILE_TOKENS: tl.constexpr):
 
 
 @triton.jit
-def _accumulate(logits, scale, value, acc, top, total, GUARD: tl.constexpr):
-    """One step of the online softmax: logits (Q, K), in base 2 after `scale`, and values (K, D)."""
-    new_top = tl.maximum(top, tl.max(logits, 1) * scale)
-    # A query that has seen no key yet has top = -inf, and -inf - -inf would be NaN.
-    base = tl.where(new_top == MASKED, 0.0, new_top) if GUARD else new_top
-    weight = tl.exp2(logits * scale - base[:, None])
-    decay = tl.exp2(top - base)
-    total = total * decay + tl.sum(weight, 1)
-    if value.dtype == tl.float32:
-        # Added up block by block: one chain of roundings over all keys is longer than what a float32 peer has.
-        acc = tl.fma(acc, tl.broadcast_to(decay[:, None], acc.shape), dot(weight, value, None))
-    else:
-        acc = dot(cast(weight, value.dtype), value, acc * decay[:, None])
-    return acc, new_top, total
-
-
-@triton.jit
 def _attend_tiles(
     q,
     state,
@@ -114,7 +97,12 @@ def _attend_tiles(
             if left < SAFE:
                 logits = tl.where(column[None, :] < left, logits, MASKED)
         v = _block(value, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
-        acc, top, total = _accumulate(logits, scale, v, acc, top, total, False)
+        if v.dtype == tl.float32:
+            acc, top, total = accumulate(
+                scaled(logits, scale, tl.zeros([1, 1], tl.float32)), 1.0, v, acc, top, total, False
+            )
+        else:
+            acc, top, total = accumulate(logits, scale, v, acc, top, total, False)
     return acc, top, total
 
 
@@ -166,9 +154,12 @@ def _attend_extras(
             seen &= visible != 0
         bias = tl.where(seen, bias * LOG2_E + shift, MASKED)
         logits = dot(q, _block(key, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS).T, None)
-        logits = logits * scale + bias[None, :]
         v = _block(value, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
-        acc, top, total = _accumulate(logits, 1.0, v, acc, top, total, True)
+        if v.dtype == tl.float32:
+            logits = scaled(logits, scale, bias[None, :])
+        else:
+            logits = logits * scale + bias[None, :]
+        acc, top, total = accumulate(logits, 1.0, v, acc, top, total, True)
     return acc, top, total
 
 
@@ -292,7 +283,7 @@ def attention_kernel(
         _, mid_sums, high_sums = _summaries(  # pyright: ignore[reportGeneralTypeIssues]
             band, row, block, head, tiles, cells, sums_at, biases
         )
-        if TILE_TOKENS == TILE_BLOCKS * BLOCK_K:
+        if (TILE_TOKENS == TILE_BLOCKS * BLOCK_K) and (out.dtype.element_ty != tl.float32):
             # Every tile is full, so all low tokens have one bias: whole blocks of them go as tiles do, without it.
             common = tl.load(low_bias) * LOG2_E
             video_at, length = key_at + low_at, num_low // TILE_TOKENS
@@ -347,9 +338,8 @@ def attention_kernel(
     if remainder is not None:
         # What the backward needs to the last bit where few keys take nearly all weight.
         if remainder.dtype.element_ty == tl.float32:
-            high = top + common + tl.log2(total)
-            tl.store(remainder + own * 2, tl.where(some, high, MASKED), mask=written)
-            tl.store(remainder + own * 2 + 1, tl.where(some, top - high + common + tl.log2(total), 0.0), mask=written)
+            tl.store(remainder + own * 2, tl.where(some, top, MASKED), mask=written)
+            tl.store(remainder + own * 2 + 1, tl.where(some, 1.0 / total, 0.0), mask=written)
         else:
             _store(remainder, own, acc - cast(acc, remainder.dtype.element_ty).to(tl.float32), written, HEAD_DIM)
     matrix, begin, hop = low_out, row.to(tl.int64) * num_low, 1
