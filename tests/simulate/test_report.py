@@ -111,6 +111,7 @@ def test_report_is_one_file(report):
     assert "://" not in page
     assert "Nothing was measured on NVIDIA H100 SXM" in text
     assert "come from the design document&#x27;s own probes" in text
+    assert re.search("These values are assumptions[^<]*attention_slots[^<]*launch_s", text)
     assert "Times against committed measurements" not in text
     assert "<td>machine: memory_bandwidth</td>" in text
 

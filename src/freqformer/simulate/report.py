@@ -103,11 +103,12 @@ def calibration_notes(result: Result) -> list[str]:
         )
     for word, text in (
         ("design.md", "come from the design document's own probes, not from this project's committed benchmarks"),
-        ("assumption", "are assumptions until they are measured"),
+        ("assumption", "are assumptions, wholly or in part, until they are measured"),
     ):
-        names = [name for name, source in calibration.sources.items() if word in source]
+        sources = calibration.sources | machine.hardware.sources
+        names = [name for name, source in sources.items() if word in source]
         if names:
-            notes.append(f"These calibration values {text}: {', '.join(names)}.")
+            notes.append(f"These values {text}: {', '.join(names)}.")
     return notes
 
 
