@@ -298,8 +298,7 @@ def _router(plan: AttentionPlan, heads: int, element_size: int) -> StageCounts:
     products = sum(2 * layer.weight.numel() for layer in network.layers if isinstance(layer, nn.Linear))
     # Of three tensors transform and squares; the norm of queries and keys.
     flops = float(heads * (plan.head_dim * (6 * transformed + (6 + 2 * NORM_FLOPS) * sampled) + products))
-    # Tokens of 16 bits are multiplied by the transform in two summands.
-    executed = float(heads * 6 * count * slots**2 * plan.head_dim * (2 if element_size == 2 else 1))
+    executed = float(heads * 6 * count * slots**2 * plan.head_dim)
     sums = float(heads * count * ROUTER_SUMS * STATISTIC_BYTES)
     read = 3.0 * heads * sampled * plan.head_dim * element_size + sums
     return StageCounts(flops, executed, read, sums + heads * 5.0 * STATISTIC_BYTES, 2)
