@@ -178,7 +178,7 @@ def statistics_of_means(query: Tensor, key: Tensor, hidden_states: Tensor) -> Te
 
 def _weighted_power(x: Tensor, sample: TileSample) -> Tensor:
     """(B, S, L, H, D) -> (B, H, 6): weighted sums over tiles and coefficients of the mean power over channels."""
-    transform, weights = _matrices(sample, x.device, torch.float64 if x.dtype == torch.float64 else torch.float32)
+    transform, weights = _matrices(sample, x.device, x.dtype)
     power = (transform @ x.to(transform).flatten(3)).unflatten(3, x.shape[3:]).square().mean(-1)
     return torch.einsum("bslh,sjl->bhj", power, weights)
 
@@ -194,5 +194,10 @@ def _index(sample: TileSample, token_order: TokenOrder, device: torch.device) ->
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what it caches must also serve training
 def _matrices(sample: TileSample, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`transform` and `weights` of every sampled tile: (S, L, L) and (S, 6, L)."""
-    return sample.transform[sample.kind].to(device, dtype), sample.weights[sample.kind].to(device, dtype)
+    """`transform` and `weights` of every sampled tile, (S, L, L) and (S, 6, L), float32 at least.
+
+    The DCT is rounded to the dtype of what it multiplies, so that tensor cores take one product.
+    """
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    transform = sample.transform.to(dtype).to(wide)
+    return transform[sample.kind].to(device), sample.weights[sample.kind].to(device, wide)

@@ -154,8 +154,8 @@ def test_an_input_of_another_width_is_refused() -> None:
 def test_operator_checks() -> None:
     grid, cpu = Grid(2, 3, 5), torch.device("cpu")
     features, network, sample = make_features(grid), RoutingNetwork(HEADS), tile_sample(grid, CONFIG)
-    tables, transform = sample_tables(sample, "raster", cpu), transform_table(sample, cpu, torch.float32)
-    sums = (*features, list(make_norms()), [transform], [tables.places, tables.kind, tables.weights], EPS)
+    tables, transforms = sample_tables(sample, "raster", cpu), [transform_table(sample, cpu, torch.float32)] * 2
+    sums = (*features, list(make_norms()), transforms, [tables.places, tables.kind, tables.weights], EPS)
     weights = [x.detach() for x in network.parameters()]
     scores = (torch.ops.freqformer.sum_tiles(*sums), torch.rand(2), weights, 0.75)
     for name, arguments in (("sum_tiles", sums), ("score_heads", scores)):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from freqformer.grid import TokenOrder
-from freqformer.ops.tile_matrices import parts, power_of_two
+from freqformer.ops.tile_matrices import power_of_two
 from freqformer.routing.statistics import TileSample
 
 
@@ -44,9 +44,9 @@ def sample_tables(sample: TileSample, token_order: TokenOrder, device: torch.dev
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what it caches must also serve training
 def transform_table(sample: TileSample, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The DCT of every kind of tile as summands (1 or 2, K, SLOTS, SLOTS) that tokens of `dtype` are multiplied by."""
+    """The DCT of every kind of tile, rounded to the dtype of the tokens that it multiplies: (K, SLOTS, SLOTS)."""
     behind = _missing(sample)
-    return parts(functional.pad(sample.transform, (0, behind, 0, behind)), dtype).to(device)
+    return functional.pad(sample.transform, (0, behind, 0, behind)).to(device, dtype)
 
 
 def _missing(sample: TileSample) -> int:

@@ -24,6 +24,8 @@ from freqformer.routing.statistics import FLOOR, NUM_STATISTICS, TileSample, sta
 
 VALUES = 9
 """See `triton_kernel.VALUES`."""
+REGISTERS = 128
+"""Of a thread, so that a multiprocessor holds two programs: 8 heads and 32 tiles then run all at once."""
 
 
 @torch.no_grad()
@@ -69,7 +71,7 @@ def _sums(features: Features, norms: Norms, eps: float, sample: TileSample, toke
             "allowed: use reference.statistics for another width"
         )
     tables = sample_tables(sample, token_order, query.device)
-    transforms = [transform_table(sample, query.device, dtype) for dtype in dict.fromkeys((query.dtype, hidden.dtype))]
+    transforms = [transform_table(sample, query.device, x.dtype) for x in (query, hidden)]
     return torch.ops.freqformer.sum_tiles(
         query, key, hidden, list(norms), transforms, [tables.places, tables.kind, tables.weights], eps
     )
@@ -90,26 +92,26 @@ def _sum_tiles(
     tables: Sequence[Tensor],
     eps: float,
 ) -> Tensor:
-    """Sums over coefficients, (B, S, H, 9); `transforms` holds a second one where the dtype of `hidden` is another."""
     sums = _empty_sums(query, tables)
     batch, tiles, heads, _ = sums.shape
     hidden = hidden.unflatten(2, (heads, -1))
     inputs = (query, key, hidden)
+    # Float32 products take more registers than that, and AMD's compiler takes no limit.
+    capped = torch.version.cuda is not None and all(x.element_size() == 2 for x in inputs)
     sum_tiles[(batch * tiles * heads,)](
         inputs,
         tuple(x.stride()[:3] for x in inputs),
         tuple(norms),
-        (transforms[0], transforms[1] if len(transforms) > 1 else None),
+        tuple(transforms),
         tuple(tables),
         sums,
-        (heads, tiles, tables[2].shape[0]),
+        (heads, tiles),
         eps,
         SLOTS=tables[0].shape[1],
         D=query.shape[3],
-        PARTS=transforms[0].shape[0],
-        HIDDEN_PARTS=transforms[-1].shape[0],
         num_warps=8,  # pyright: ignore[reportCallIssue]
         num_stages=1,  # pyright: ignore[reportCallIssue]
+        **({"maxnreg": REGISTERS} if capped else {}),
     )
     return sums
 

@@ -15,84 +15,58 @@ VALUES = tl.constexpr(9)
 
 
 @triton.jit
-def _load_transform(transform, kinds, kind, SLOTS: tl.constexpr, PARTS: tl.constexpr):
-    """The summands of one kind's DCT, each (SLOTS, SLOTS); loaded once for all that is multiplied by them."""
+def _sum_power(x, transform, weights, target, SLOTS: tl.constexpr):
+    """Three weighted sums of the power of a tile's DCT coefficients, mean over channels, to `target`.
+
+    Args:
+        x: tokens of the tile (SLOTS, D).
+        transform: DCT of its kind, (SLOTS, SLOTS) in x's dtype.
+        weights: float32 (3, SLOTS).
+    """
     slot = tl.arange(0, SLOTS)
-    entry = transform + kind.to(tl.int64) * SLOTS * SLOTS + slot[:, None] * SLOTS + slot[None, :]
-    matrices = (tl.load(entry),)
-    if PARTS == 2:
-        matrices = (tl.load(entry), tl.load(entry + kinds.to(tl.int64) * SLOTS * SLOTS))
-    return matrices
-
-
-@triton.jit
-def _power(matrices, x, PARTS: tl.constexpr):
-    """Power of every DCT coefficient of a tile x (SLOTS, D), mean over channels: float32 (SLOTS,)."""
+    matrix = tl.load(transform + slot[:, None] * SLOTS + slot[None, :])
     coefficients = tl.zeros(x.shape, tl.float32)
-    for part in tl.static_range(PARTS):  # pyright: ignore[reportGeneralTypeIssues]
-        if INTERPRETED or PARTS == 2:
-            coefficients = dot(matrices[part], x, coefficients)
-        else:
-            coefficients = tl.dot(matrices[part], x, coefficients, input_precision="bf16x6")
-    return tl.sum(coefficients * coefficients, 1) / x.shape[1]
+    if INTERPRETED or x.dtype != tl.float32:
+        coefficients = dot(matrix, x, coefficients)
+    else:
+        # A float32 product this large is too much code without tensor cores.
+        coefficients = tl.dot(matrix, x, coefficients, input_precision="bf16x6")
+    power = tl.sum(coefficients * coefficients, 1) / x.shape[1]
+    row = tl.arange(0, 4)
+    weight = tl.load(weights + row[:, None] * SLOTS + slot[None, :], mask=(row < 3)[:, None], other=0.0)
+    tl.store(target + row, tl.sum(weight * power[None, :], 1), mask=row < 3)
 
 
 @triton.jit
-def _store_means(target, weights, power, SLOTS: tl.constexpr):
-    """Three weighted sums of power (SLOTS,)."""
-    slot = tl.arange(0, SLOTS)
-    for row in tl.static_range(3):  # pyright: ignore[reportGeneralTypeIssues]
-        tl.store(target + row, tl.sum(tl.load(weights + row * SLOTS + slot) * power, 0))
-
-
-@triton.jit
-def sum_tiles(
-    features,
-    strides,
-    norms,
-    transforms,
-    tables,
-    sums,
-    sizes,
-    eps,
-    SLOTS: tl.constexpr,
-    D: tl.constexpr,
-    PARTS: tl.constexpr,
-    HIDDEN_PARTS: tl.constexpr,
-):
+def sum_tiles(features, strides, norms, transforms, tables, sums, sizes, eps, SLOTS: tl.constexpr, D: tl.constexpr):
     """Weighted sums of the power of one sampled tile of one head.
+
+    Queries, keys and input come one after another: all at once, their registers would leave a multiprocessor one program.
 
     Args:
         features, strides: query, key and the layer's input, each (B, N, H, D), three strides each.
         norms: weights of the RMS norm of queries and keys, (D,) or None.
-        transforms: DCT of every kind of tile in summands (PARTS, K, SLOTS, SLOTS), for queries and keys, and for the
-            layer's input where its dtype is another, else None.
+        transforms: DCT of every kind of tile (K, SLOTS, SLOTS) in the dtype of queries and keys, and of the input.
         tables: places int32 (S, SLOTS), kind int32 (S,), weights float32 (K, 6, SLOTS).
         sums: float32 (B, S, H, 9).
-        sizes: H, S, K.
+        sizes: H and S.
     """
-    heads, tiles, kinds = sizes
+    heads, tiles = sizes
     head = tl.program_id(0) % heads
     tile = tl.program_id(0) // heads % tiles
     sample = tl.program_id(0) // (heads * tiles)
     place = tl.load(tables[0] + tile * SLOTS + tl.arange(0, SLOTS))
     kind = tl.load(tables[1] + tile)
     live = place >= 0
-    query = load_tokens(features[0], strides[0], sample, head, place, live, D)
-    key = load_tokens(features[1], strides[1], sample, head, place, live, D)
-    hidden = load_tokens(features[2], strides[2], sample, head, place, live, D)
-    matrices = _load_transform(transforms[0], kinds, kind, SLOTS, PARTS)
-    if norms[0] is not None:
-        query = norm_tokens(query, norms[0], eps, D)
-    if norms[1] is not None:
-        key = norm_tokens(key, norms[1], eps, D)
-    bands = tables[2] + kind * 6 * SLOTS
+    matrix, weights = kind * SLOTS * SLOTS, tables[2] + kind * 6 * SLOTS
     target = sums + tl.program_id(0).to(tl.int64) * VALUES
-    _store_means(target, bands, _power(matrices, query, PARTS), SLOTS)
-    _store_means(target + 3, bands, _power(matrices, key, PARTS), SLOTS)
-    if transforms[1] is not None:
-        matrices = _load_transform(transforms[1], kinds, kind, SLOTS, HIDDEN_PARTS)
-    _store_means(target + 6, bands + 3 * SLOTS, _power(matrices, hidden, HIDDEN_PARTS), SLOTS)
+    for number in tl.static_range(2):  # pyright: ignore[reportGeneralTypeIssues]
+        x = load_tokens(features[number], strides[number], sample, head, place, live, D)
+        if norms[number] is not None:
+            x = norm_tokens(x, norms[number], eps, D)
+        _sum_power(x, transforms[0] + matrix, weights, target + 3 * number, SLOTS)
+    x = load_tokens(features[2], strides[2], sample, head, place, live, D)
+    _sum_power(x, transforms[1] + matrix, weights + 3 * SLOTS, target + 6, SLOTS)
 
 
 @triton.jit
