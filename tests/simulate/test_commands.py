@@ -49,6 +49,8 @@ def test_a_borrowed_calibration_claims_no_errors():
     assert "Nothing was measured on NVIDIA A100" in shown
     assert "Times against committed measurements" not in shown
     assert "held out: " in run("simulate", "--tokens", 16_384)
+    named = run("simulate", "--hardware", "h200", "--tokens", 16_384, "--set", "calibration=cpu")
+    assert "Nothing was measured on NVIDIA H200 SXM: the fractions that kernels achieve are those of cpu" in named
 
 
 def test_a_machine_without_links_has_no_scale_out(tmp_path):

@@ -24,7 +24,7 @@ from freqformer.simulate.calibration import load_calibration
 from freqformer.simulate.counts import LayerCounts, StageCounts, dense_counts, layer_counts
 from freqformer.simulate.gradients import dense_gradient_time, gradient_counts, gradient_times, training_bytes
 from freqformer.simulate.hardware import load_hardware
-from freqformer.simulate.profiles import ProfileError
+from freqformer.simulate.profiles import ProfileError, known_profiles
 from freqformer.simulate.roofline import Machine, StageTime
 from freqformer.simulate.shapes import BlockGroup, ModelShape, load_model
 
@@ -88,10 +88,12 @@ def scenario(
     if head_dim is not None:
         shape = shape.with_head_dim(head_dim)
     grid, fps = parse_length(shape, length)
-    achieved = Machine(machine, load_calibration(machine if calibration is None else calibration))
+    achieved = load_calibration(machine if calibration is None else calibration)
+    if calibration in known_profiles("calibration") and calibration != machine.name:
+        achieved = replace(achieved, transferred=True)
     config = FreqFormerConfig() if config is None else config
     routing = Routing() if routing is None else routing
-    return Scenario(shape, achieved, grid, config, routing, fps, requested=str(length))
+    return Scenario(shape, Machine(machine, achieved), grid, config, routing, fps, requested=str(length))
 
 
 def parse_length(model: ModelShape, length: int | str) -> tuple[Grid, float | None]:
