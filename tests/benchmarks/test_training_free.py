@@ -1,0 +1,76 @@
+"""The training-free comparison at a tiny size, and the measures of likeness that it takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from benchmarks.quality.variants import Size
+from benchmarks.training_free import BUDGETS, CUBES, Amount, single_patterns
+from benchmarks.video_metrics import psnr, ssim
+
+from benchmarks import training_free
+from freqformer.config import Band
+from freqformer.grid import Grid
+
+TINY = Amount(
+    size=Size(video=(4, 32, 32), layers=1, heads=2, head_dim=12, batch=1),
+    calibration_clips=1,
+    clips=1,
+    steps=2,
+    train_steps=3,
+    mid_tiles=(1, 4),
+    windows=((1, 1, 1), (1, 3, 3)),
+)
+
+
+def test_the_whole_comparison_runs(tmp_path, capsys):
+    results = training_free.run(tmp_path / "dense", TINY, torch.device("cpu"), torch.float32)
+    assert results["dense_table"]["mean_velocity_error"] < 1e-4
+    assert results["dense_table"]["psnr"] > 60
+    assert list(results["budgets"]) == [str(budget) for budget in BUDGETS]
+    for budget, rows in zip(BUDGETS, results["budgets"].values(), strict=True):
+        assert {"calibrated", "tolerance", "window", "radial", "topk", "vsa_selection"} <= set(rows)
+        for name in ("calibrated", "tolerance"):
+            assert 0 < rows[name]["density"] <= budget
+            assert sum(rows[name]["heads"].values()) == pytest.approx(1)
+        assert all(len(row["velocity_error"]) == 10 and row["mean_velocity_error"] > 0 for row in rows.values())
+    assert "10% of dense attention's FLOPs" in capsys.readouterr().out
+
+
+def test_patterns_are_at_the_budget():
+    budget = BUDGETS[0]
+    methods = single_patterns(budget, Grid(16, 32, 32), (6, 6, 64))
+    for name, method in methods.items():
+        # The radius of the radial pattern is a whole number of tiles, so its FLOPs come in large steps.
+        assert method.density == pytest.approx(budget, rel=0.5 if name == "radial" else 0.11)
+        assert (method.table.config.summary_tokens > 0) == name.endswith("summaries")
+        band = Band.HIGH if name.startswith("window") else Band.MID
+        assert (method.table.bands == band).all()
+    assert methods["vsa_selection"].table.config == replace(
+        CUBES, summary_tokens=0, mid_tiles=methods["vsa_selection"].table.config.mid_tiles
+    )
+
+
+def test_psnr():
+    reference = torch.rand(2, 3, 3, 16, 16)
+    moved = reference + torch.tensor([0.1, 0.01]).view(2, 1, 1, 1, 1)
+    torch.testing.assert_close(psnr(moved, reference), torch.tensor([20.0, 40.0]), check_dtype=False, rtol=1e-4, atol=0)
+
+
+def test_ssim_is_that_of_the_definition():
+    """At the one place of a frame as large as the window, by sums written out."""
+    torch.manual_seed(1)
+    video, reference = torch.rand(2, 1, 1, 1, 11, 11).double().unbind(0)
+    place = torch.arange(11).double() - 5
+    weights = torch.exp(-(place[:, None] ** 2 + place[None] ** 2) / (2 * 1.5**2))
+    weights /= weights.sum()
+    x, y = video[0, 0, 0], reference[0, 0, 0]
+    mean_x, mean_y = (weights * x).sum(), (weights * y).sum()
+    spread_x, spread_y = (weights * (x - mean_x) ** 2).sum(), (weights * (y - mean_y) ** 2).sum()
+    shared = (weights * (x - mean_x) * (y - mean_y)).sum()
+    expected = (2 * mean_x * mean_y + 1e-4) * (2 * shared + 9e-4)
+    expected /= (mean_x**2 + mean_y**2 + 1e-4) * (spread_x + spread_y + 9e-4)
+    torch.testing.assert_close(ssim(video, reference), expected[None])
+    assert float(ssim(video, video)) == pytest.approx(1)
