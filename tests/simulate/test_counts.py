@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from freqformer import Band, FreqFormerConfig, Grid, build_plan
-from freqformer.bands import compress
+from freqformer.bands import compress, dct, interpolation_matrix, low_grid
 from freqformer.grid import tile_layout
 from freqformer.ops.block_sparse.reference import attend_dense
 from freqformer.ops.key_layout import key_layout
@@ -20,7 +21,7 @@ from freqformer.ops.prologue import prepare
 from freqformer.patterns import topk_tiles
 from freqformer.plan import AttentionPlan
 from freqformer.routing import RoutingNetwork, routing_statistics
-from freqformer.simulate.counts import compress_flops, dense_counts, key_rows, layer_counts
+from freqformer.simulate.counts import compress_flops, dct_flops, dense_counts, key_rows, layer_counts
 
 HEAD_DIM = 8
 
@@ -230,17 +231,37 @@ def test_dense_and_low_equal_pytorchs_counter():
     assert counter.get_total_flops() == layer_counts(no_summaries, [Band.LOW]).stages["attention"].flops
 
 
-def test_low_tokens_cost_what_pytorch_counts():
-    for grid in (Grid(3, 9, 10), Grid(5, 7, 11), Grid(1, 1, 300), Grid(21, 45, 80)):
-        config = FreqFormerConfig(compression=16)
-        plan = build_plan(grid, config, num_heads=1, head_dim=HEAD_DIM)
-        counted = []
+@pytest.mark.parametrize("grid", [Grid(3, 9, 10), Grid(5, 7, 11), Grid(1, 1, 300), Grid(21, 45, 80)])
+def test_transforms_cost_what_pytorch_counts(grid):
+    """Low tokens and the block DCT."""
+    config = FreqFormerConfig(compression=16)
+    plan = build_plan(grid, config, num_heads=1, head_dim=HEAD_DIM)
+    layout = tile_layout(grid)
+
+    def counted(work: Callable[[torch.Tensor], object]) -> int:
+        flops = []
         for channels in (HEAD_DIM, 2 * HEAD_DIM):
             with FlopCounterMode(display=False) as counter:
-                compress(torch.randn(grid.num_tokens, channels), tile_layout(grid), config)
-            counted.append(counter.get_total_flops())
+                work(torch.randn(grid.num_tokens, channels))
+            flops.append(counter.get_total_flops())
         # The difference leaves out the matrices themselves, which are made once.
-        assert counted[1] - counted[0] == compress_flops(plan)
+        return flops[1] - flops[0]
+
+    assert counted(lambda x: compress(x, layout, config)) == compress_flops(plan)
+    assert counted(lambda x: dct(x, layout, config)) == dct_flops(plan)
+
+
+def test_interpolation_takes_two_products_an_output_at_most():
+    """Counted on the matrices: products that are not zero, and fewer only at a grid's ends, which have one neighbour."""
+    grid, config = Grid(9, 21, 26), FreqFormerConfig(tile=(2, 4, 4), compression=16)
+    plan = build_plan(grid, config, num_heads=1, head_dim=HEAD_DIM)
+    matrices = [interpolation_matrix(plan.layout, config, axis) for axis in range(3)]
+    _, low_rows, low_columns = low_grid(plan.layout, config)
+    frames, rows, columns = grid.shape
+    others = (low_rows * low_columns, frames * low_columns, frames * rows)
+    taken = sum(int((matrix != 0).sum()) * other for matrix, other in zip(matrices, others, strict=True))
+    assert [matrix.shape[0] for matrix in matrices] == [frames, rows, columns]
+    assert 0.75 < 2 * HEAD_DIM * taken / layer_counts(plan, [Band.LOW]).stages["merge"].flops <= 1
 
 
 def test_key_buffer_is_the_fused_paths():
