@@ -90,16 +90,23 @@ def test_bad_input_is_one_line(arguments, text):
 
 
 def made_up_layer_results() -> dict:
-    """A layer.json whose times are what a machine with other fractions would give."""
+    """A layer.json whose times are what a machine with other fractions would give; one router is that of long ago."""
     hardware = load_hardware("h200")
-    changes = {"dense_rate": 0.58, "attention_rate": 0.47, "attention_item_blocks": 3.0, "prologue_bandwidth": 0.4}
+    changes = {
+        "router_rate": 0.1,
+        "dense_rate": 0.58,
+        "attention_rate": 0.47,
+        "attention_item_blocks": 3.0,
+        "prologue_bandwidth": 0.4,
+    }
     machine = Machine(hardware, replace(load_calibration(hardware), **changes))
     config = FreqFormerConfig(mid_tiles=32)
 
     def record(grid: Grid, heads: int, learned: bool = False) -> dict:
         plan = build_plan(grid, config, num_heads=heads, head_dim=128, learned_summaries=learned)
         allocation = even_allocation(heads)
-        times = machine.layer(plan, allocation, layer_counts(plan, allocation))
+        times = machine.layer(plan, allocation, layer_counts(plan, allocation, live_router=True))
+        router = times.pop("router")
         kernels = {
             "prologue": "prepare_tiles",
             "summaries": "finish_rows",
@@ -116,6 +123,7 @@ def made_up_layer_results() -> dict:
             "layer_ms": 1e3 * sum(time.seconds for time in times.values()),
             "launches": [[kernels[name], 1e6 * time.seconds] for name, time in times.items()],
             "workspace_bytes": workspace_bytes(plan, 2),
+            "live_router": {"ms": 1e3 * router.seconds, "num_launches": 2},
         }
 
     def dense_ms(grid: Grid, heads: int) -> float:
@@ -140,14 +148,15 @@ def test_calibrate_fits_benchmark_results(tmp_path):
     path, out = tmp_path / "layer.json", tmp_path / "h200.json"
     path.write_text(json.dumps(made_up_layer_results()))
     shown = run("calibrate-hardware", path, "--hold-out", 16 * 64 * 64, "--output", out)
-    assert "held out: 6 measurements" in shown
+    assert "held out: 7 measurements" in shown
     fitted = load_calibration(out)
     assert fitted.dense_rate == pytest.approx(0.58, rel=0.01)
     assert fitted.attention_rate == pytest.approx(0.47, rel=0.01)
     assert fitted.prologue_bandwidth == pytest.approx(0.4, rel=0.01)
+    assert fitted.router_rate == pytest.approx(0.1, rel=0.01)
     assert fitted.fit["held_out"]["worst"] < 0.01
     assert "NVIDIA H200, commit 0123456789ab" in fitted.sources["attention_rate"]
-    assert run("simulate", "--tokens", 65536, "--set", f"calibration={out}").count("held out: 6 measurements") == 1
+    assert run("simulate", "--tokens", 65536, "--set", f"calibration={out}").count("held out: 7 measurements") == 1
     for _, measured, predicted in read_peaks([path]):
         assert predicted == measured
 

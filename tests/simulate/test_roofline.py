@@ -112,3 +112,15 @@ def test_working_set_counts_the_tiles_of_running_items(plan):
     assert working_set(plan, Band.HIGH, 10) == len(set(middle.flatten().tolist())) * 128 + extra
     assert working_set(plan, Band.LOW, 10) == sum(plan.extra_segments(Band.LOW))
     assert working_set(plan, Band.DENSE, 1) == plan.layout.num_tiles * 128
+
+
+def test_router_runs_its_sampled_tiles_in_waves(machine):
+    """Two programs on each of 132 processors: 8 heads of 32 tiles run at once, 9 take a second wave."""
+
+    def seconds(heads: int) -> float:
+        plan = build_plan(Grid(16, 64, 64), FreqFormerConfig(), num_heads=heads, head_dim=128)
+        allocation = [2] * heads
+        return machine.layer(plan, allocation, layer_counts(plan, allocation, live_router=True))["router"].compute_s
+
+    assert seconds(1) == pytest.approx(seconds(8))
+    assert seconds(9) == pytest.approx(2 * seconds(8))

@@ -123,14 +123,14 @@ def _layer_results(file: str, values: dict[str, Any]) -> Iterator[Measurement]:
         variants = {variant: record for variant, record in group.items() if isinstance(record, dict) and "grid" in record}
         first = next(iter(variants.values()))
         yield _dense(f"{name}, dense", first, head_dim, group["dense_ms"], source)
-        if group["live_router"]["num_launches"] <= MOST_ROUTER_LAUNCHES:
-            yield _router(f"{name}, live router", first, config, head_dim, group["live_router"]["ms"], source)
+        yield from _router(f"{name}, live router", first | group, config, head_dim, source)
         for variant, record in variants.items():
             yield from _layer(f"{name}, {variant}", record, config, head_dim, variant == "learned summaries", source)
     for point in values["scaling"]["points"]:
         if point["dense_measured"]:
             yield _dense("scaling, dense", point, head_dim, point["dense_ms"], source)
         yield from _layer("scaling", point, config, head_dim, False, source)
+        yield from _router("scaling, live router", point, config, head_dim, source)
 
 
 def _kernel_results(file: str, values: dict[str, Any]) -> Iterator[Measurement]:
@@ -268,8 +268,12 @@ def _dense(name: str, record: dict[str, Any], head_dim: int, ms: float, source: 
 
 
 def _router(
-    name: str, record: dict[str, Any], config: FreqFormerConfig, head_dim: int, ms: float, source: str
-) -> Measurement:
+    name: str, record: dict[str, Any], config: FreqFormerConfig, head_dim: int, source: str
+) -> Iterator[Measurement]:
+    """The live router, where it was measured as it is counted."""
+    measured = record.get("live_router")
+    if measured is None or measured["num_launches"] > MOST_ROUTER_LAUNCHES:
+        return
     heads = record["heads"]
     plan = build_plan(Grid(*record["grid"]), config, num_heads=heads, head_dim=head_dim)
     allocation = even_allocation(heads)
@@ -278,7 +282,7 @@ def _router(
     def predict(machine: Machine) -> float:
         return machine.layer(plan, allocation, counts)["router"].seconds
 
-    return Measurement(name, record["tokens"], ms / 1e3, predict, ("router_rate",), source)
+    yield Measurement(name, record["tokens"], measured["ms"] / 1e3, predict, ("router_rate",), source)
 
 
 def _layer(

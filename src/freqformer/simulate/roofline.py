@@ -14,6 +14,7 @@ from functools import lru_cache
 from freqformer.config import Band
 from freqformer.grid import TILE_SLOTS
 from freqformer.plan import AttentionPlan
+from freqformer.routing.statistics import STATISTIC_TILES
 from freqformer.simulate.calibration import Calibration
 from freqformer.simulate.counts import SCORE_BYTES, STATISTIC_BYTES, LayerCounts, StageCounts, band_counts
 from freqformer.simulate.hardware import Hardware
@@ -81,11 +82,12 @@ class Machine:
             ("prologue", achieved.prologue_bandwidth, vector),
             ("summaries", achieved.elementwise_bandwidth, self.hardware.matrix_flops * achieved.pooling_rate),
             ("merge", achieved.merge_bandwidth, vector),
-            ("router", achieved.elementwise_bandwidth, self.hardware.matrix_flops * achieved.router_rate),
         ):
-            if name in counts.stages:
-                times[name] = self.stage(counts.stages[name], rate, fraction, parts)
+            times[name] = self.stage(counts.stages[name], rate, fraction, parts)
         times["selection"] = self._selection(plan, counts.stages["selection"], parts)
+        if "router" in counts.stages:
+            items = len(allocation) * min(plan.layout.num_tiles, STATISTIC_TILES)
+            times["router"] = self._router(counts.stages["router"], items, parts)
         return {name: times[name] for name in counts.stages}
 
     def dense(self, counts: LayerCounts, head_dim: int) -> StageTime:
@@ -134,6 +136,18 @@ class Machine:
         rows = stage.flops / (2 * tiles**2 * plan.head_dim)
         return StageTime(
             compute_s=makespan([(seconds, math.ceil(rows * -(-tiles // SELECTION_QUERIES) / parts))], slots),
+            memory_s=self.memory_time(stage.bytes / parts, achieved.elementwise_bandwidth),
+            launch_s=stage.launches * self.hardware.launch_s,
+            traffic_bytes=stage.bytes / parts,
+        )
+
+    def _router(self, stage: StageCounts, items: int, parts: int) -> StageTime:
+        """Sampled tiles of every head, dealt to the processors like attention's work items."""
+        achieved = self.calibration
+        slots = round(self.hardware.processors * achieved.attention_slots)
+        seconds = stage.executed / items * slots / (self.hardware.matrix_flops * achieved.router_rate)
+        return StageTime(
+            compute_s=makespan([(seconds, math.ceil(items / parts))], slots),
             memory_s=self.memory_time(stage.bytes / parts, achieved.elementwise_bandwidth),
             launch_s=stage.launches * self.hardware.launch_s,
             traffic_bytes=stage.bytes / parts,
