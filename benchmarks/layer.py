@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from freqformer.grid import Grid
 from freqformer.ops import fused
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.plan import AttentionPlan, build_plan
-from freqformer.routing import RoutingNetwork, even_allocation, routing_statistics
+from freqformer.routing import RoutingNetwork, even_allocation
+from freqformer.routing.statistics import tile_sample
 
 BENCH = FreqFormerConfig(compression=32, mid_tiles=32, window=(3, 3, 3), summary_tokens=256)
 HEAD_DIM = 128
@@ -45,6 +47,10 @@ DENSE_LIMIT = 1 << 18
 RAISED_DENSITY = 0.1
 LARGEST_ERROR = 0.01
 """Relative error of a bfloat16 result against float64 at which a run stops."""
+LARGEST_DIFFERENCE = 1e-3
+"""Of the live router's logits from those of plain PyTorch, at which a run stops."""
+CACHE_BYTES = 1 << 28
+"""More than the GPU's cache holds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +64,12 @@ class Layer:
     allocation: list[int]
     plan: AttentionPlan
 
-    def run(self) -> Tensor:
-        """The output (1, N, H, D), in raster order."""
+    def run(self, allocation: Tensor | None = None) -> Tensor:
+        """The output (1, N, H, D), in raster order; None takes the layer's own allocation."""
         return frequency_attention(
             *self.tensors,
             grid=self.grid,
-            allocation=self.allocation,
+            allocation=self.allocation if allocation is None else allocation,
             config=self.config,
             parameters=self.parameters,
             plan=self.plan,
@@ -173,16 +179,58 @@ def measure(layer: Layer, repeats: int = 20) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def live_router(layer: Layer) -> dict[str, Any]:
-    """What choosing the bands costs at every step, when no table is frozen; not part of the layer's figures."""
-    query, key, _ = layer.tensors
-    network = RoutingNetwork(query.shape[2]).cuda()
-    hidden, timestep = query.flatten(2), torch.tensor([0.5], device="cuda")
+def live_router(layer: Layer, layer_ms: float) -> dict[str, Any]:
+    """What choosing the bands costs at every call, when no table is frozen; not part of the layer's figures.
 
-    def choose() -> Tensor:
-        return network(routing_statistics(query, key, hidden, layer.grid, layer.config), timestep).argmax(-1)
+    `ms` is the device time of its launches, their input read from memory rather than from the cache; `added_in_graph_ms` is
+    what a CUDA graph of the layer takes longer with them in it.
+    """
+    from freqformer.ops.routing import reference, triton
 
-    return {"num_launches": len(record.launches(choose)), "ms": record.median_ms(choose, repeats=5, warmup=1)}
+    (query, key, value), given = layer.tensors, layer.parameters
+    device = query.device
+    network = RoutingNetwork(query.shape[2], initial=layer.allocation).to(device)
+    timestep = torch.tensor([0.5], device=device)
+    # The values stand for the layer's input: as large, and in other memory than queries and keys.
+    features, norms = (query, key, value.flatten(2)), (given.query_norm, given.key_norm)
+    inputs = (features, norms, given.norm_eps, tile_sample(layer.grid, layer.config), "raster")
+    logits, bands = triton.score(*inputs, network, timestep)
+    difference = float((logits - network(reference.statistics(*inputs), timestep)).abs().max())
+    if not difference <= LARGEST_DIFFERENCE:
+        raise SystemExit(f"the router's logits differ by {difference} from PyTorch's; {LARGEST_DIFFERENCE} is allowed")
+    cache = torch.empty(CACHE_BYTES, dtype=torch.uint8, device=device)
+
+    def choose() -> None:
+        cache.zero_()
+        triton.score(*inputs, network, timestep)
+
+    profiles = sorted((record.launches(choose)[1:] for _ in range(9)), key=lambda run: sum(time for _, time in run))
+    typical = profiles[len(profiles) // 2]
+    ms = sum(time for _, time in typical) / 1e3
+    alone = graph_ms(lambda: layer.run(bands))
+    together = graph_ms(lambda: layer.run(triton.score(*inputs, network, timestep)[1]))
+    return {
+        "num_launches": len(typical),
+        "launches": [[name, time] for name, time in typical],
+        "ms": ms,
+        "share_of_layer": ms / layer_ms,
+        "layer_in_graph_ms": alone,
+        "added_in_graph_ms": together - alone,
+        "difference_of_logits": difference,
+    }
+
+
+def graph_ms(call: Callable[[], Tensor], repeats: int = 50) -> float:
+    """Median time of a call whose launches are replayed from a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return record.median_ms(graph.replay, repeats)
 
 
 def video_layers() -> dict[str, Any]:
@@ -191,20 +239,22 @@ def video_layers() -> dict[str, Any]:
     for name, (grid, heads) in LAYERS.items():
         layer = make_layer(grid, heads, BENCH)
         dense = dense_ms(layer.tensors)
-        results[name] = {"dense_ms": dense, "live_router": live_router(layer)}
+        results[name] = {"dense_ms": dense}
         for variant in ("bench", "learned summaries", "density 10%"):
             if variant == "learned summaries":
                 layer = make_layer(grid, heads, BENCH, learned=True)
             elif variant == "density 10%":
                 layer = make_layer(grid, heads, raised(grid, heads, RAISED_DENSITY))
             measured = measure(layer)
+            if variant == "bench":
+                results[name]["live_router"] = live_router(layer, measured["layer_ms"])
             results[name][variant] = measured | {"times_dense": dense / measured["layer_ms"]}
             print(f"{name:8} {variant:18} {measured['layer_ms']:8.2f} ms  dense {dense:8.2f} ms", flush=True)
     return results
 
 
 def scaling() -> dict[str, Any]:
-    """Time from 64K to 1M tokens, and the exponent of its growth."""
+    """Time from 64K to 1M tokens, the live router's share of it, and the exponent of its growth."""
     points, rate = [], 0.0
     for frames in SCALING:
         layer = make_layer(Grid(frames, 64, 64), SCALING_HEADS, BENCH)
@@ -214,8 +264,11 @@ def scaling() -> dict[str, Any]:
         dense = dense_ms(layer.tensors) if measured else flops / rate
         rate = flops / dense
         point = measure(layer, repeats=10)
+        point["live_router"] = live_router(layer, point["layer_ms"])
         points.append(point | {"dense_ms": dense, "dense_measured": measured, "times_dense": dense / point["layer_ms"]})
-        print(f"{tokens:9,} tokens {point['layer_ms']:8.2f} ms  {dense / point['layer_ms']:6.1f} x dense", flush=True)
+        router = 100 * point["live_router"]["share_of_layer"]
+        times = dense / point["layer_ms"]
+        print(f"{tokens:9,} tokens {point['layer_ms']:8.2f} ms  {times:6.1f} x dense  router {router:.2f}%", flush=True)
         del layer
         torch.cuda.empty_cache()
     logs = [(math.log(point["tokens"]), math.log(point["layer_ms"])) for point in points]
