@@ -54,6 +54,10 @@ def test_json_holds_what_was_promised(results, variants, tmp_path):
         assert record["arithmetic_intensity"] == result.arithmetic_intensity
         assert record["peak_memory_bytes"] == result.layer.peak_memory_bytes
         assert record["speedup"] == record["dense"]["time_s"] / record["time_s"]
+        assert record["training"]["time_s"] == result.training.seconds > result.layer.seconds
+        gradients = record["training"]["gradients"]
+        assert sum(stage["flops"] for stage in gradients.values()) == pytest.approx(record["freqformer"]["backward_flops"])
+        assert record["generation"]["video_seconds_per_s"] == result.generation.video_seconds_per_s
         assert len(record["generation"]["heads_by_step"]) == record["generation"]["steps"] == 50
     assert values["calibration"]["sources"]
     assert values["hardware"]["sources"]

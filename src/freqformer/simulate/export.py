@@ -100,15 +100,8 @@ def scenario_record(result: Result) -> dict[str, Any]:
         "arithmetic_intensity": result.arithmetic_intensity,
         "peak_memory_bytes": layer.peak_memory_bytes,
         "speedup": layer.speedup,
-        "training": {
-            "time_s": result.training.seconds,
-            "dense_time_s": result.training.dense_seconds,
-            "speedup": result.training.speedup,
-            "peak_memory_bytes": result.training.peak_memory_bytes,
-            "dense_peak_memory_bytes": result.training.dense_peak_memory_bytes,
-            "parts_s": result.training.parts,
-            "gradients": {name: asdict(stage) for name, stage in result.gradients.items()},
-        },
+        "training": _level(result.training)
+        | {"gradients": {name: asdict(stage) for name, stage in result.gradients.items()}},
         "step": _level(result.step) | {"fits_memory": result.step.peak_memory_bytes <= hardware.memory_bytes},
         "generation": _level(result.generation) | {"steps": case.model.steps, "heads_by_step": result.heads_by_step},
     }

@@ -27,8 +27,8 @@ from freqformer.simulate.roofline import Machine, StageTime, work_items
 from freqformer.simulate.schedule import makespan
 
 QUERY_PRODUCTS, KEY_PRODUCTS = 3, 4
-"""Products of a pair of blocks, in two of which its forward consists: scores, slopes of the weights and dQ; and scores,
-slopes, dV and dK."""
+"""Products per pair of blocks, where the forward has two: scores, slopes of the weights and dQ; and scores, slopes, dV
+and dK."""
 POOLING_PRODUCTS = 2.5
 """Products with a band's projector over the forward's: kernels take it in two summands of 16 bits, and gradients too."""
 
