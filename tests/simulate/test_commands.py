@@ -92,13 +92,8 @@ def test_bad_input_is_one_line(arguments, text):
 def made_up_layer_results() -> dict:
     """A layer.json whose times are what a machine with other fractions would give; one router is that of long ago."""
     hardware = load_hardware("h200")
-    changes = {
-        "router_rate": 0.1,
-        "dense_rate": 0.58,
-        "attention_rate": 0.47,
-        "attention_item_blocks": 3.0,
-        "prologue_bandwidth": 0.4,
-    }
+    changes = {"dense_rate": 0.58, "attention_rate": 0.47, "attention_item_blocks": 3.0, "prologue_bandwidth": 0.4}
+    changes |= {"router_rate": 0.1, "router_s": 2e-5}
     machine = Machine(hardware, replace(load_calibration(hardware), **changes))
     config = FreqFormerConfig(mid_tiles=32)
 
@@ -134,12 +129,14 @@ def made_up_layer_results() -> dict:
         record(Grid(frames, 64, 64), 8) | {"dense_ms": dense_ms(Grid(frames, 64, 64), 8), "dense_measured": frames < 32}
         for frames in (8, 16, 32)
     ]
+    points[0]["live_router"] = {"ms": 30.0, "num_launches": 104}
     variants = {"bench": record(wan, 40), "learned summaries": record(wan, 40, learned=True)}
+    router = variants["bench"]["live_router"]
     return {
         "machine": {"gpu": "NVIDIA H200", "commit": "0123456789abcdef"},
         "config": config.to_dict(),
         "head_dim": 128,
-        "layers": {"wan": {"dense_ms": dense_ms(wan, 40), "live_router": {"ms": 30.0, "num_launches": 104}, **variants}},
+        "layers": {"wan": {"dense_ms": dense_ms(wan, 40), "live_router": router, **variants}},
         "scaling": {"points": points},
     }
 
@@ -154,6 +151,7 @@ def test_calibrate_fits_benchmark_results(tmp_path):
     assert fitted.attention_rate == pytest.approx(0.47, rel=0.01)
     assert fitted.prologue_bandwidth == pytest.approx(0.4, rel=0.01)
     assert fitted.router_rate == pytest.approx(0.1, rel=0.01)
+    assert fitted.router_s == pytest.approx(2e-5, rel=0.01)
     assert fitted.fit["held_out"]["worst"] < 0.01
     assert "NVIDIA H200, commit 0123456789ab" in fitted.sources["attention_rate"]
     assert run("simulate", "--tokens", 65536, "--set", f"calibration={out}").count("held out: 7 measurements") == 1

@@ -48,6 +48,8 @@ class Calibration:
     pooling_gradient_rate: float
     router_rate: float
     """Of `matrix_flops`, the router's transforms."""
+    router_s: float
+    """Seconds that the router takes whatever the number of heads: reading a cold cache, and its network."""
     prologue_bandwidth: float
     """Of `memory_bandwidth`; so are the rest but the link's."""
     prologue_gradient_bandwidth: float
@@ -68,6 +70,7 @@ class Calibration:
             "attention_item_blocks": (0, 1e4),
             "selection_item_tiles": (0, 1e5),
             "softmax_channels": (0, 1e4),
+            "router_s": (0, 1),
             "attention_slots": (1, 64),
         }
         for field in fields(self):

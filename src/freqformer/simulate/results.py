@@ -282,7 +282,7 @@ def _router(
     def predict(machine: Machine) -> float:
         return machine.layer(plan, allocation, counts)["router"].seconds
 
-    yield Measurement(name, record["tokens"], measured["ms"] / 1e3, predict, ("router_rate",), source)
+    yield Measurement(name, record["tokens"], measured["ms"] / 1e3, predict, ("router_rate", "router_s"), source)
 
 
 def _layer(

@@ -147,7 +147,7 @@ class Machine:
         slots = round(self.hardware.processors * achieved.attention_slots)
         seconds = stage.executed / items * slots / (self.hardware.matrix_flops * achieved.router_rate)
         return StageTime(
-            compute_s=makespan([(seconds, math.ceil(items / parts))], slots),
+            compute_s=makespan([(seconds, math.ceil(items / parts))], slots) + achieved.router_s,
             memory_s=self.memory_time(stage.bytes / parts, achieved.elementwise_bandwidth),
             launch_s=stage.launches * self.hardware.launch_s,
             traffic_bytes=stage.bytes / parts,
