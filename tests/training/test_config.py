@@ -74,6 +74,8 @@ def test_counts_out_of_range_are_refused_by_name(section, name, value):
         (RunConfig, {"precision": "fp16"}),
         (RunConfig, {"device": "cuda"}),
         (RunConfig, {"progress": None}),
+        (RunConfig, {"gradient_checkpointing": 1}),
+        (RunConfig, {"compile": "yes"}),
         (CheckpointConfig, {"resume": "yes"}),
         (TrainConfig, {"output": ""}),
         (TrainConfig, {"output": "out", "model": None}),

@@ -138,6 +138,9 @@ class RunConfig:
         batch_size: clips per process and forward pass.
         accumulation: forward passes per optimizer step.
         precision: `bf16` computes in bfloat16 by autocast and keeps weights in float32.
+        gradient_checkpointing: whether blocks are computed again in the backward instead of being kept: less memory, more
+            time, the same bits.
+        compile: whether blocks are compiled by torch.compile, which takes a while at the first step.
         seed: of weights, data order, noise and all else.
         device: `auto` takes a GPU where there is one.
         progress: whether to draw a progress bar.
@@ -148,6 +151,8 @@ class RunConfig:
     batch_size: int = 4
     accumulation: int = 1
     precision: Precision = "fp32"
+    gradient_checkpointing: bool = False
+    compile: bool = False
     seed: int = 0
     device: Device = "auto"
     progress: bool = True
@@ -158,6 +163,8 @@ class RunConfig:
         if self.max_seconds is not None:
             _number("max_seconds", self.max_seconds, 1e-3, _LARGE)
         _choice("precision", self.precision, get_args(Precision))
+        _flag("gradient_checkpointing", self.gradient_checkpointing)
+        _flag("compile", self.compile)
         _whole("seed", self.seed, 0)
         _choice("device", self.device, get_args(Device))
         _flag("progress", self.progress)

@@ -41,7 +41,10 @@ logger = logging.getLogger(__name__)
 MAY_CHANGE = {
     "output": (),
     "data": ("path", "workers"),
-    "run": ("max_steps", "max_seconds", "batch_size", "accumulation", "device", "progress"),
+    "run": (
+        *("max_steps", "max_seconds", "batch_size", "accumulation", "device", "progress"),
+        *("gradient_checkpointing", "compile"),
+    ),
     "checkpoint": ("every_steps", "keep", "resume"),
 }
 """Fields in which a resumed run may differ from its beginning; batches only while a step has as many clips."""
@@ -80,6 +83,11 @@ class TrainingRun:
         self.model.train()
         if any(layer.router is not None for layer in self.model.attentions):
             self.model.set_router_training(config.routing.mode)
+        if config.run.gradient_checkpointing:
+            self.model.enable_gradient_checkpointing()
+        if config.run.compile:
+            # Block by block: one compilation serves all layers, and clips of a run have one shape.
+            self.model.compile_repeated_blocks(dynamic=False)
         self.optimizer = _adamw(self.model, config)
         self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
         # Made after prepare, which moves the weights to their device.
