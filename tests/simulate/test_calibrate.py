@@ -107,6 +107,15 @@ def test_errors_of_fit_and_hold_out_are_apart():
     assert min(again.errors(held_out=True)) > 0.5
 
 
+def test_a_fit_stays_within_what_a_calibration_allows():
+    """Measurements that nothing could take so little time for: the fraction ends at the largest that is allowed."""
+    fast = [
+        replace(measurement, seconds=measurement.seconds / 100) if "dense_rate" in measurement.informs else measurement
+        for measurement in made_up()
+    ]
+    assert fit_calibration(fast, machine(), hold_out=[]).calibration.dense_rate == 2
+
+
 def test_nothing_to_fit_is_refused():
     measurements = made_up()
     with pytest.raises(ProfileError, match="hold-out has \\[5\\]"):

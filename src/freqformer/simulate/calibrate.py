@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from freqformer.simulate.calibration import Calibration
+from freqformer.simulate.calibration import Calibration, allowed_range
 from freqformer.simulate.profiles import ProfileError
 from freqformer.simulate.roofline import Machine
 
@@ -108,8 +108,15 @@ def _least_squares(used: Sequence[Measurement], machine: Machine, names: Sequenc
     """Damped Gauss-Newton on the logarithms of the named values."""
     start = torch.tensor([math.log(getattr(machine.calibration, name)) for name in names], dtype=torch.float64)
 
+    def values_of(theta: torch.Tensor) -> dict[str, float]:
+        ranges = (allowed_range(name) for name in names)
+        return {
+            name: min(max(value, low), high)
+            for name, value, (low, high) in zip(names, theta.exp().tolist(), ranges, strict=True)
+        }
+
     def residuals(theta: torch.Tensor) -> torch.Tensor:
-        values = dict(zip(names, theta.exp().tolist(), strict=True))
+        values = values_of(theta)
         trial = replace(machine, calibration=replace(machine.calibration, **values))
         errors = [math.log(one.predict(trial) / one.seconds) for one in used]
         return torch.cat([torch.tensor(errors, dtype=torch.float64), PRIOR_WEIGHT * (theta - start)])
@@ -128,7 +135,7 @@ def _least_squares(used: Sequence[Measurement], machine: Machine, names: Sequenc
                 break
         else:
             damping *= 10
-    return {name: float(f"{value:.4g}") for name, value in zip(names, theta.exp().tolist(), strict=True)}
+    return {name: float(f"{value:.4g}") for name, value in values_of(theta).items()}
 
 
 def _source(name: str, used: Sequence[Measurement]) -> str:

@@ -66,16 +66,21 @@ class Calibration:
     """Whether the machine at hand is another one than the values were measured on."""
 
     def __post_init__(self) -> None:
-        ranges = {
-            "attention_item_blocks": (0, 1e4),
-            "selection_item_tiles": (0, 1e5),
-            "softmax_channels": (0, 1e4),
-            "router_s": (0, 1),
-            "attention_slots": (1, 64),
-        }
         for field in fields(self):
             if field.type == "float":
-                check_number(field.name, getattr(self, field.name), *ranges.get(field.name, (1e-6, 2)))
+                check_number(field.name, getattr(self, field.name), *allowed_range(field.name))
+
+
+def allowed_range(name: str) -> tuple[float, float]:
+    """Least and largest value of a number in a calibration: a fraction, unless it is something else."""
+    other = {
+        "attention_item_blocks": (0, 1e4),
+        "selection_item_tiles": (0, 1e5),
+        "softmax_channels": (0, 1e4),
+        "router_s": (0, 1),
+        "attention_slots": (1, 64),
+    }
+    return other.get(name, (1e-6, 2))
 
 
 def load_calibration(hardware: Hardware | str | Path) -> Calibration:
