@@ -20,8 +20,8 @@ from freqformer.ops.block_sparse.triton_kernel import (
     _extent,
     _store,
 )
-from freqformer.ops.block_sparse.triton_softmax import scaled
-from freqformer.ops.jit import cast, dot
+from freqformer.ops.block_sparse.triton_softmax import add_product, exp2, scaled
+from freqformer.ops.jit import dot
 
 
 @triton.jit
@@ -55,15 +55,15 @@ def key_step(
     logits = dot(k, q.T, None)
     if q.dtype == tl.float32:
         added = tl.zeros([1, 1], tl.float32) if bias is None else bias[:, None]
-        weight = tl.exp2(scaled(logits, scale, added) - log_sum[None, :]) * rest[None, :]
+        weight = exp2(scaled(logits, scale, added) - log_sum[None, :], True) * rest[None, :]
     else:
         logits = logits * scale - log_sum[None, :]
         if bias is not None:
             logits += bias[:, None]
         weight = tl.exp2(logits)
-    dv = dot(cast(weight, g.dtype), g, dv)
+    dv = add_product(dv, weight, g)
     slope = weight * (dot(v, g.T, None) - delta[None, :])
-    dk = dot(cast(slope, q.dtype), q, dk)
+    dk = add_product(dk, slope, q)
     return (dk, dv), slope
 
 

@@ -29,8 +29,8 @@ from freqformer.ops.block_sparse.triton_kernel import (
     _store,
     _summaries,
 )
-from freqformer.ops.block_sparse.triton_softmax import scaled
-from freqformer.ops.jit import cast, dot
+from freqformer.ops.block_sparse.triton_softmax import add_product, exp2, scaled
+from freqformer.ops.jit import dot
 
 UNSEEN = tl.constexpr(float("inf"))
 """The log-sum-exp of a query that counts for nothing: all its weights are 0."""
@@ -139,11 +139,11 @@ def _tile_slopes(
             if left < SAFE:
                 logits = tl.where(column[None, :] < left, logits, MASKED)
         if q.dtype == tl.float32:
-            weight = tl.exp2(scaled(logits, scale, tl.zeros([1, 1], tl.float32)) - log_sum[:, None]) * rest[:, None]
+            weight = exp2(scaled(logits, scale, tl.zeros([1, 1], tl.float32)) - log_sum[:, None], True) * rest[:, None]
         else:
             weight = tl.exp2(logits * scale - log_sum[:, None])
         slope = weight * (dot(g, v.T, None) - delta[:, None])
-        acc = dot(cast(slope, k.dtype), k, acc)
+        acc = add_product(acc, slope, k)
     return acc
 
 
@@ -188,12 +188,12 @@ def _extra_slopes(
         v = _block(value, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
         logits = dot(q, k.T, None)
         if q.dtype == tl.float32:
-            weight = tl.exp2(scaled(logits, scale, bias[None, :]) - log_sum[:, None]) * rest[:, None]
+            weight = exp2(scaled(logits, scale, bias[None, :]) - log_sum[:, None], True) * rest[:, None]
         else:
             # The log-sum-exp first: the difference is small, and the bias is added to its last bit.
             weight = tl.exp2(logits * scale - log_sum[:, None] + bias[None, :])
         slope = weight * (dot(g, v.T, None) - delta[:, None])
-        acc = dot(cast(slope, k.dtype), k, acc)
+        acc = add_product(acc, slope, k)
     return acc
 
 
