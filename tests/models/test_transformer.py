@@ -304,6 +304,12 @@ def test_wrong_inputs_are_refused():
     assert model.grid_for((2, 2, 5, 8, 12)) == Grid(5, 4, 6)
 
 
+def test_a_size_has_one_grid_object():
+    """Compiled blocks know it by identity: another one would compile them anew at every step."""
+    model = make_model()
+    assert model.grid_for((2, 2, 5, 8, 12)) is make_model().grid_for((1, 2, 5, 8, 12))
+
+
 @pytest.mark.parametrize("attention", ["frequency", "dense"])
 def test_training_fits_one_clip(attention):
     """The whole model learns: the velocity of a fixed noisy clip, to a small part of where it started."""

@@ -1,6 +1,7 @@
 """torch.compile over impl="triton", as a program: `python -m tests.support.compiled_calls DEVICE BACKEND`.
 
-It compares gradients of a call compiled whole with those of the call itself, and counts the graphs for several grids.
+It compares gradients of a call compiled whole with those of the call itself, and counts the graphs for several grids, and
+of a layer for several timesteps.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from tests.support.interpreter import patch_language_once
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from freqformer.attention import frequency_attention
+from freqformer.attention import FreqAttention, frequency_attention
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops.parameters import AttentionParameters
@@ -69,7 +70,22 @@ def count_graphs(device: str, backend: str) -> None:
     print(counter.frame_count, "graphs")
 
 
+def count_layer_graphs(device: str, backend: str) -> None:
+    """Graphs of a layer, which finds its plan by the grid: one for each of two grids, whatever the timestep."""
+    layer = FreqAttention(48, 3, CONFIG, routing="fixed").to(device)
+    layer.set_impl("triton")
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(layer, backend=counter, fullgraph=True)
+    for grid in GRIDS[:2]:
+        hidden_states = torch.randn(1, grid.num_tokens, 48, device=device)
+        for noise in (0.1, 0.9):
+            given = (hidden_states * noise, grid, torch.tensor([noise], device=device))
+            torch.testing.assert_close(compiled(*given), layer(*given))
+    print(counter.frame_count, "layer graphs")
+
+
 if __name__ == "__main__":
     patch_language_once()
     check_gradients(*sys.argv[1:])
     count_graphs(*sys.argv[1:])
+    count_layer_graphs(*sys.argv[1:])
