@@ -22,6 +22,7 @@ from tests.support.cases import Case, make_inputs, run  # noqa: E402
 from tests.support.fused import check_call  # noqa: E402
 from tests.support.interpreter import patch_language_once  # noqa: E402
 from tests.support.numerics import nan_filled_allocations  # noqa: E402
+from tests.support.trained_calls import trained_calls  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from freqformer.ops import fused_operation  # noqa: E402
@@ -76,6 +77,14 @@ CASES = {
 def test_every_branch(name: str) -> None:
     with nan_filled_allocations():
         check_call(CASES[name], make_inputs(CASES[name]), gradients=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_calls_of_a_trained_model(dtype: torch.dtype) -> None:
+    for case, inputs in trained_calls(CONFIG, (4, 16, 24), head_dim=16, steps=60):
+        assert bool(inputs.grad_out.any())
+        with nan_filled_allocations():
+            check_call(replace(case, dtype=dtype), inputs.to(dtype), gradients=True)
 
 
 class Seen(TorchDispatchMode):

@@ -79,6 +79,17 @@ def test_random_calls() -> None:
         check_call(case, make_inputs(case, "cuda"), gradients=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_calls_of_a_trained_model(dtype: torch.dtype) -> None:
+    pytest.importorskip("diffusers")
+    from tests.support.trained_calls import trained_calls
+
+    for case, inputs in trained_calls(CONFIG, (8, 64, 96), head_dim=64, steps=100, device="cuda"):
+        assert bool(inputs.grad_out.any())
+        with nan_filled_allocations():
+            check_call(replace(case, dtype=dtype), inputs.to(dtype), gradients=True)
+
+
 def test_same_bits_a_thousand_times() -> None:
     case = make_case(num_text_tokens=77)
     inputs = make_inputs(case, "cuda")

@@ -88,6 +88,10 @@ class Inputs:
                 learned[entry.name] = change(x)
         return replace(self, **tensors, parameters=replace(self.parameters, **learned))
 
+    def to(self, dtype: torch.dtype) -> Inputs:
+        """Queries, keys, values and output gradient in another dtype; what is learned stays."""
+        return replace(self, **{name: getattr(self, name).to(dtype) for name in ("query", "key", "value", "grad_out")})
+
     def double(self) -> Inputs:
         """The same values in float64."""
         return self.map(lambda x: x.double())
