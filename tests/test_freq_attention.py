@@ -262,6 +262,21 @@ def test_wrong_options_are_refused(dim, heads, options, message):
         FreqAttention(dim, heads, CONFIG, **options)
 
 
+def test_autocast_reaches_the_operation(monkeypatch):
+    """In bfloat16, though bands and statistics around it are float32: what a GPU's matrix units take."""
+    taken = []
+
+    def attend(*tensors, **given):
+        taken.append((*(x.dtype for x in tensors), given["impl"]))
+        return frequency_attention(*tensors, **given)
+
+    monkeypatch.setattr("freqformer.attention.frequency_attention", attend)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = make_layer()(make_input(), GRID, TIMESTEP)
+    assert taken == [(torch.bfloat16,) * 3 + ("auto",)]
+    assert out.dtype == torch.bfloat16
+
+
 def test_the_computation_can_be_chosen_for_all_calls():
     layer, hidden = make_layer(), make_input()
     layer.set_impl("reference")
