@@ -47,8 +47,11 @@ def exp2(x, PRECISE: tl.constexpr):
 def add_product(acc, a, b):
     """acc + a @ b. In float32 added up block by block: one chain of roundings over all keys is longer than a peer's."""
     if b.dtype == tl.float32:
-        return acc + dot(a, b, None)
-    return dot(cast(a, b.dtype), b, acc)
+        # A plain sum would be folded into the product, as its first term.
+        total = tl.fma(acc, tl.full(acc.shape, 1.0, tl.float32), dot(a, b, None))
+    else:
+        total = dot(cast(a, b.dtype), b, acc)
+    return total
 
 
 @triton.jit
