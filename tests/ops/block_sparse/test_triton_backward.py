@@ -109,6 +109,18 @@ def test_scale_of_real_activations(head_dim: int, dtype: torch.dtype) -> None:
     check(case, outliers=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_one_key_takes_nearly_all_weight(dtype: torch.dtype) -> None:
+    """A slope is then the difference of two nearly equal products, and rounded outputs alone would not give it."""
+    pool = Pool()
+    for seed in range(6):
+        case = make_case(GRID, CONFIG, bands=torch.tensor([[2, 3, 1]]), head_dim=16, dtype=dtype, seed=seed)
+        peaked = replace(case, buffers=replace(case.buffers, query=case.buffers.query * 8))
+        with nan_filled_allocations():
+            check_grads(peaked, seed, pool, outliers=True)
+    pool.check(least=6)
+
+
 @pytest.mark.parametrize(
     "name",
     [
