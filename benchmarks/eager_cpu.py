@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import record
 from freqformer import FreqFormerConfig, Grid, frequency_attention
 
 HEADS, HEAD_DIM = 8, 64
@@ -131,7 +132,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *record.typed_arguments()]),
     }
 
 

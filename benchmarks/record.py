@@ -59,7 +59,9 @@ def machine(commit: str | None) -> dict[str, Any]:
     """The GPU, the versions, the commit and the command of this run; git knows the commit if None."""
     import triton
 
-    path = [f"PYTHONPATH={os.environ['PYTHONPATH']}"] if "PYTHONPATH" in os.environ else []
+    # Folders outside the project are where this machine keeps its packages.
+    own = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place and not os.path.isabs(place)]
+    path = [f"PYTHONPATH={os.pathsep.join(own)}"] if own else []
     git = ["git", "-C", str(RESULTS.parent), "rev-parse", "HEAD"]
     commit = commit or subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     return {
@@ -69,11 +71,11 @@ def machine(commit: str | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "cudnn": torch.backends.cudnn.version(),
         "commit": commit,
-        "command": " ".join([*path, "python", *_arguments()]),
+        "command": " ".join([*path, "python", *typed_arguments()]),
     }
 
 
-def _arguments() -> list[str]:
+def typed_arguments() -> list[str]:
     """What was typed, without where results go and the commit, which differ by machine and are recorded apart."""
     kept, words = [], iter(sys.argv)
     for word in words:
