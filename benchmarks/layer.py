@@ -30,7 +30,6 @@ from freqformer.ops import fused
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.plan import AttentionPlan, build_plan
 from freqformer.routing import RoutingNetwork, even_allocation
-from freqformer.routing.statistics import tile_sample
 
 BENCH = FreqFormerConfig(compression=32, mid_tiles=32, window=(3, 3, 3), summary_tokens=256)
 HEAD_DIM = 128
@@ -193,7 +192,7 @@ def live_router(layer: Layer, layer_ms: float) -> dict[str, Any]:
     timestep = torch.tensor([0.5], device=device)
     # The values stand for the layer's input: as large, and in other memory than queries and keys.
     features, norms = (query, key, value.flatten(2)), (given.query_norm, given.key_norm)
-    inputs = (features, norms, given.norm_eps, tile_sample(layer.grid, layer.config), "raster")
+    inputs = (features, norms, given.norm_eps, layer.grid, layer.config, "raster")
     logits, bands = triton.score(*inputs, network, timestep)
     difference = float((logits - network(reference.statistics(*inputs), timestep)).abs().max())
     if not difference <= LARGEST_DIFFERENCE:

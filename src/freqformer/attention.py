@@ -34,7 +34,6 @@ from freqformer.routing import (
     straight_through,
     timestep_bucket,
 )
-from freqformer.routing.statistics import tile_sample
 
 logger = logging.getLogger(__name__)
 
@@ -302,7 +301,7 @@ class FreqAttention(nn.Module):
         if self.router is None or self.table_bands is not None:
             return None, None
         features, norms = (*tensors[:2], hidden_states), (self.query_norm, self.key_norm)
-        inputs = (features, norms, NORM_EPS, tile_sample(grid, self.config), token_order)
+        inputs = (features, norms, NORM_EPS, grid, self.config, token_order)
         if _resolve(impl, hidden_states.device.type, fused.obstacle(tensors, None)) != "triton":
             logits = self.router(reference.statistics(*inputs), timestep)
             return logits, allocate(logits)

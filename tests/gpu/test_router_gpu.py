@@ -9,7 +9,6 @@ from freqformer.attention import FreqAttention
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.routing import RoutingNetwork
-from freqformer.routing.statistics import tile_sample
 
 pytest.importorskip("triton")
 
@@ -33,8 +32,7 @@ def test_logits_are_the_references(grid, tile, dtypes, heads, head_dim) -> None:
     hidden = torch.randn(*tokens, heads * head_dim, device="cuda", generator=draw) + 3
     hidden[..., ::7] *= 30
     norms = tuple(torch.rand(head_dim, device="cuda", generator=draw) + 0.5 for _ in range(2))
-    sample = tile_sample(grid, FreqFormerConfig(tile=tile))
-    inputs = ((query, key, hidden.to(dtypes[1])), norms, 1e-6, sample, "raster")
+    inputs = ((query, key, hidden.to(dtypes[1])), norms, 1e-6, grid, FreqFormerConfig(tile=tile), "raster")
     network, timestep = RoutingNetwork(heads).cuda(), torch.tensor([0.1, 0.8], device="cuda")
     expected = reference.statistics(*inputs)
     with nan_filled_allocations():

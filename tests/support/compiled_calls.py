@@ -71,8 +71,8 @@ def count_graphs(device: str, backend: str) -> None:
 
 
 def count_layer_graphs(device: str, backend: str) -> None:
-    """Graphs of a layer, which finds its plan by the grid: one for each of two grids, whatever the timestep."""
-    layer = FreqAttention(48, 3, CONFIG, routing="fixed").to(device)
+    """Graphs of a layer that chooses bands and finds its plan by the grid: one for each of two grids at any timestep."""
+    layer = FreqAttention(48, 3, CONFIG).to(device)
     layer.set_impl("triton")
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(layer, backend=counter, fullgraph=True)

@@ -52,15 +52,10 @@ class TileSample:
         return self.raster if token_order == "raster" else self.tile
 
 
-@torch.compiler.assume_constant_result
-def tile_sample(grid: Grid, config: FreqFormerConfig) -> TileSample:
-    """The sample of a grid's tiles: all, or one of each of `STATISTIC_TILES` runs of neighbouring tiles; cached."""
-    return _cached_sample(grid, config)
-
-
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what it caches must also serve training
-def _cached_sample(grid: Grid, config: FreqFormerConfig) -> TileSample:
+def tile_sample(grid: Grid, config: FreqFormerConfig) -> TileSample:
+    """The sample of a grid's tiles: all, or one of each of `STATISTIC_TILES` runs of neighbouring tiles; cached."""
     layout = tile_layout(grid, config.tile)
     chosen = torch.tensor(_spread(layout.num_tiles))
     extents = [_extents(layout, place) for place in layout.coordinates()[chosen].tolist()]
@@ -147,22 +142,22 @@ def routing_statistics(
     check_features(hidden_states, grid, rank=3, name="hidden_states")
     check_features(query.transpose(1, 2), grid, name="query")
     check_features(key.transpose(1, 2), grid, name="key")
-    sample = tile_sample(grid, config)
-    query, key, hidden_states = (read_sample(x, sample, token_order) for x in (query, key, hidden_states))
-    return sample_statistics(query, key, hidden_states, sample)
+    query, key, hidden_states = (read_sample(x, grid, config, token_order) for x in (query, key, hidden_states))
+    return sample_statistics(query, key, hidden_states, grid, config)
 
 
-def read_sample(x: Tensor, sample: TileSample, token_order: TokenOrder) -> Tensor:
+def read_sample(x: Tensor, grid: Grid, config: FreqFormerConfig, token_order: TokenOrder) -> Tensor:
     """The sampled tiles of x: (B, N, ...) -> (B, S, L, ...), zero behind a tile's last token."""
-    index, empty = _index(sample, token_order, x.device)
+    index, empty = _index(grid, config, token_order, x.device)
     tokens = x.index_select(1, index.flatten()).unflatten(1, index.shape)
     return tokens.masked_fill(empty.reshape(*empty.shape, *(1 for _ in tokens.shape[3:])), 0)
 
 
-def sample_statistics(query: Tensor, key: Tensor, hidden_states: Tensor, sample: TileSample) -> Tensor:
+def sample_statistics(query: Tensor, key: Tensor, hidden_states: Tensor, grid: Grid, config: FreqFormerConfig) -> Tensor:
     """`routing_statistics` of tokens from `read_sample`: (B, S, L, H, D) twice and (B, S, L, C) -> (B, H, 8)."""
-    query_means, key_means = (_weighted_power(x, sample)[..., :3] for x in (query, key))
-    return statistics_of_means(query_means, key_means, _weighted_power(hidden_states[..., None, :], sample)[:, 0, 3:])
+    query_means, key_means = (_weighted_power(x, grid, config)[..., :3] for x in (query, key))
+    rough = _weighted_power(hidden_states[..., None, :], grid, config)[:, 0, 3:]
+    return statistics_of_means(query_means, key_means, rough)
 
 
 def statistics_of_means(query: Tensor, key: Tensor, hidden_states: Tensor) -> Tensor:
@@ -176,28 +171,42 @@ def statistics_of_means(query: Tensor, key: Tensor, hidden_states: Tensor) -> Te
     return torch.cat([*logs, rough[:, None].expand(-1, query.shape[1], -1)], -1).float()
 
 
-def _weighted_power(x: Tensor, sample: TileSample) -> Tensor:
+def _weighted_power(x: Tensor, grid: Grid, config: FreqFormerConfig) -> Tensor:
     """(B, S, L, H, D) -> (B, H, 6): weighted sums over tiles and coefficients of the mean power over channels."""
-    transform, weights = _matrices(sample, x.device, x.dtype)
+    transform, weights = _matrices(grid, config, x.device, x.dtype)
     power = (transform @ x.to(transform).flatten(3)).unflatten(3, x.shape[3:]).square().mean(-1)
     return torch.einsum("bslh,sjl->bhj", power, weights)
 
 
+@torch.compiler.assume_constant_result
+def _index(grid: Grid, config: FreqFormerConfig, token_order: TokenOrder, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Places to read, and which of them are empty; on the device, because copying them there would wait for it."""
+    return _cached_index(grid, config, token_order, device)
+
+
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what it caches must also serve training
-def _index(sample: TileSample, token_order: TokenOrder, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Places to read, and which of them are empty; on the device, because copying them there would wait for it."""
-    places = sample.places(token_order)
+def _cached_index(
+    grid: Grid, config: FreqFormerConfig, token_order: TokenOrder, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    places = tile_sample(grid, config).places(token_order)
     return places.clamp_min(0).to(device), (places < 0).to(device)
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what it caches must also serve training
-def _matrices(sample: TileSample, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+@torch.compiler.assume_constant_result
+def _matrices(grid: Grid, config: FreqFormerConfig, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`transform` and `weights` of every sampled tile, (S, L, L) and (S, 6, L), float32 at least.
 
     The DCT is rounded to the dtype of what it multiplies, so that tensor cores take one product.
     """
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return _cached_matrices(grid, config, device, dtype)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what it caches must also serve training
+def _cached_matrices(
+    grid: Grid, config: FreqFormerConfig, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    sample, wide = tile_sample(grid, config), torch.float64 if dtype == torch.float64 else torch.float32
     transform = sample.transform.to(dtype).to(wide)
     return transform[sample.kind].to(device), sample.weights[sample.kind].to(device, wide)

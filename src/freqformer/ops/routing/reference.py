@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from freqformer.grid import TokenOrder
+from freqformer.config import FreqFormerConfig
+from freqformer.grid import Grid, TokenOrder
 from freqformer.ops.tokens import rms_norm
-from freqformer.routing.statistics import TileSample, read_sample, sample_statistics
+from freqformer.routing.statistics import read_sample, sample_statistics
 
 Features = tuple[Tensor, Tensor, Tensor]
 """Query and key (B, N, H, D) before their norm, and the layer's input (B, N, C)."""
@@ -16,7 +17,10 @@ Norms = tuple[Tensor | None, Tensor | None]
 
 
 @torch.no_grad()
-def statistics(features: Features, norms: Norms, eps: float, sample: TileSample, token_order: TokenOrder) -> Tensor:
+def statistics(
+    features: Features, norms: Norms, eps: float, grid: Grid, config: FreqFormerConfig, token_order: TokenOrder
+) -> Tensor:
     """The statistics (B, H, 8), float32, of features in `token_order`: only tokens of the sample are read or normalised."""
-    query, key, hidden_states = (read_sample(x, sample, token_order) for x in features)
-    return sample_statistics(rms_norm(query, norms[0], eps), rms_norm(key, norms[1], eps), hidden_states, sample)
+    query, key, hidden_states = (read_sample(x, grid, config, token_order) for x in features)
+    query, key = rms_norm(query, norms[0], eps), rms_norm(key, norms[1], eps)
+    return sample_statistics(query, key, hidden_states, grid, config)

@@ -5,46 +5,54 @@ Shape legend: S sampled tiles, K kinds of tiles, SLOTS the side of the kernel's 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from freqformer.grid import TokenOrder
+from freqformer.config import FreqFormerConfig
+from freqformer.grid import Grid, TokenOrder
 from freqformer.ops.tile_matrices import power_of_two
-from freqformer.routing.statistics import TileSample
+from freqformer.routing.statistics import TileSample, tile_sample
 
 
-@dataclass(frozen=True, eq=False)
-class SampleTables:
-    """A `TileSample` on one device; made by `sample_tables`."""
+@torch.compiler.assume_constant_result
+def sample_tables(
+    grid: Grid, config: FreqFormerConfig, token_order: TokenOrder, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A grid's `TileSample` on one device, cached.
 
-    places: Tensor
-    """Place of every token of every sampled tile, -1 behind a tile's last: int32 (S, SLOTS)."""
-    kind: Tensor
-    """int32 (S,)."""
-    weights: Tensor
-    """Weights of a tile's power as in `TileSample`, float32 (K, 6, SLOTS)."""
+    Returns:
+        places: of every token of every sampled tile, -1 behind a tile's last: int32 (S, SLOTS).
+        kind: int32 (S,).
+        weights: of a tile's power, float32 (K, 6, SLOTS).
+    """
+    return _cached_tables(grid, config, token_order, device)
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what it caches must also serve training
-def sample_tables(sample: TileSample, token_order: TokenOrder, device: torch.device) -> SampleTables:
-    """The tables of a sample, cached."""
+def _cached_tables(
+    grid: Grid, config: FreqFormerConfig, token_order: TokenOrder, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    sample = tile_sample(grid, config)
     behind = _missing(sample)
-    return SampleTables(
-        places=functional.pad(sample.places(token_order), (0, behind), value=-1).to(device, torch.int32),
-        kind=sample.kind.to(device, torch.int32),
-        weights=functional.pad(sample.weights, (0, behind)).to(device, torch.float32),
-    )
+    places = functional.pad(sample.places(token_order), (0, behind), value=-1)
+    weights = functional.pad(sample.weights, (0, behind))
+    return places.to(device, torch.int32), sample.kind.to(device, torch.int32), weights.to(device, torch.float32)
+
+
+@torch.compiler.assume_constant_result
+def transform_table(grid: Grid, config: FreqFormerConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The DCT of every kind of tile, rounded to the dtype of the tokens that it multiplies: (K, SLOTS, SLOTS); cached."""
+    return _cached_transform(grid, config, device, dtype)
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what it caches must also serve training
-def transform_table(sample: TileSample, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The DCT of every kind of tile, rounded to the dtype of the tokens that it multiplies: (K, SLOTS, SLOTS)."""
+def _cached_transform(grid: Grid, config: FreqFormerConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
+    sample = tile_sample(grid, config)
     behind = _missing(sample)
     return functional.pad(sample.transform, (0, behind, 0, behind)).to(device, dtype)
 

@@ -13,14 +13,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from freqformer.grid import TokenOrder
+from freqformer.config import FreqFormerConfig
+from freqformer.grid import Grid, TokenOrder
 from freqformer.ops.routing.reference import Features, Norms
 from freqformer.ops.routing.tables import sample_tables, transform_table
 from freqformer.ops.routing.triton_kernel import score_heads, sum_tiles
 from freqformer.ops.tile_matrices import power_of_two
 from freqformer.routing import RoutingNetwork
 from freqformer.routing.network import FASTEST, STATISTIC_SCALE
-from freqformer.routing.statistics import FLOOR, NUM_STATISTICS, TileSample, statistics_of_means
+from freqformer.routing.statistics import FLOOR, NUM_STATISTICS, statistics_of_means
 
 VALUES = 9
 """See `triton_kernel.VALUES`."""
@@ -29,9 +30,11 @@ REGISTERS = 128
 
 
 @torch.no_grad()
-def statistics(features: Features, norms: Norms, eps: float, sample: TileSample, token_order: TokenOrder) -> Tensor:
+def statistics(
+    features: Features, norms: Norms, eps: float, grid: Grid, config: FreqFormerConfig, token_order: TokenOrder
+) -> Tensor:
     """As `reference.statistics`, in one launch and a few small operations."""
-    query, key, hidden = _sums(features, norms, eps, sample, token_order).sum(1).split(3, -1)
+    query, key, hidden = _sums(features, norms, eps, grid, config, token_order).sum(1).split(3, -1)
     return statistics_of_means(query, key, hidden.mean(1))
 
 
@@ -40,7 +43,8 @@ def score(
     features: Features,
     norms: Norms,
     eps: float,
-    sample: TileSample,
+    grid: Grid,
+    config: FreqFormerConfig,
     token_order: TokenOrder,
     network: RoutingNetwork,
     timestep: Tensor,
@@ -48,7 +52,7 @@ def score(
     """Logits and the best bands of a layer's heads, without gradients: two launches, and nothing waits for the device.
 
     Args:
-        features, norms, eps, sample, token_order: as in `reference.statistics`; C must be H * D.
+        features, norms, eps, grid, config, token_order: as in `reference.statistics`; C must be H * D.
         network: the layer's router.
         timestep: (B,) in [0, 1].
 
@@ -57,24 +61,24 @@ def score(
     Raises:
         ValueError: for an input of another width.
     """
-    sums = _sums(features, norms, eps, sample, token_order)
+    sums = _sums(features, norms, eps, grid, config, token_order)
     linear = [layer for layer in network.layers if isinstance(layer, nn.Linear)]
     weights = [network.head_embedding, network.head_bias, *(x for layer in linear for x in (layer.weight, layer.bias))]
     return torch.ops.freqformer.score_heads(sums, timestep, weights, network.prior_strength)
 
 
-def _sums(features: Features, norms: Norms, eps: float, sample: TileSample, token_order: TokenOrder) -> Tensor:
+def _sums(
+    features: Features, norms: Norms, eps: float, grid: Grid, config: FreqFormerConfig, token_order: TokenOrder
+) -> Tensor:
     query, key, hidden = (x if x.stride(-1) == 1 else x.contiguous() for x in features)
     if hidden.shape[2] != query.shape[2] * query.shape[3]:
         raise ValueError(
             f"features: the layer's input has {hidden.shape[2]} channels; {query.shape[2]} heads of {query.shape[3]} are "
             "allowed: use reference.statistics for another width"
         )
-    tables = sample_tables(sample, token_order, query.device)
-    transforms = [transform_table(sample, query.device, x.dtype) for x in (query, hidden)]
-    return torch.ops.freqformer.sum_tiles(
-        query, key, hidden, list(norms), transforms, [tables.places, tables.kind, tables.weights], eps
-    )
+    tables = sample_tables(grid, config, token_order, query.device)
+    transforms = [transform_table(grid, config, query.device, x.dtype) for x in (query, hidden)]
+    return torch.ops.freqformer.sum_tiles(query, key, hidden, list(norms), transforms, list(tables), eps)
 
 
 @torch.library.custom_op(
