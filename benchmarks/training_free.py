@@ -5,7 +5,8 @@
 FOLDER holds a saved pipeline with dense attention; where there is none, the dense model of the quality study is trained
 there first. It is calibrated on clips as in training. Then each method's velocities are compared with dense attention's
 by noise level, on clips of textures that training never showed, and its generated videos with dense attention's at the
-same seeds. All methods run through routing tables. Prints a table and writes training_free.json.
+same seeds. All methods run through routing tables. Prints a table, and writes training_free.json and the calibration
+into training_free_table/; `python -m benchmarks.training_free_report` puts both on the page.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from benchmarks import record
 from freqformer.calibration import Calibration, Candidates, Choice, calibrate
+from freqformer.calibration.report import write_table
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid, tile_layout
 from freqformer.models.pipeline import FreqFormerPipeline
@@ -222,8 +224,8 @@ class Comparison:
         return self.pipeline(*self.amount.size.video, generator=generators, **options).frames.float()  # type: ignore[arg-type]
 
 
-def run(folder: Path, amount: Amount, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Everything, as JSON-able values."""
+def run(folder: Path, amount: Amount, device: torch.device, dtype: torch.dtype) -> tuple[dict[str, Any], Calibration]:
+    """Everything, as JSON-able values, and what was measured."""
     if not (folder / "model_index.json").is_file():
         train(folder, amount, device)
     pipeline = FreqFormerPipeline.from_pretrained(folder).to(device, dtype)
@@ -247,7 +249,7 @@ def run(folder: Path, amount: Amount, device: torch.device, dtype: torch.dtype) 
         methods = methods_for(budget, calibration, shape)
         results["budgets"][str(budget)] = {name: comparison.of(method) for name, method in methods.items()}
         report(budget, results)
-    return results | {
+    results |= {
         "model": {"layers": layers, "heads": layer.num_heads, "head_dim": layer.head_dim, "dtype": str(dtype)},
         "tokens": calibration.grid.num_tokens,
         "train_steps": amount.train_steps,
@@ -256,11 +258,9 @@ def run(folder: Path, amount: Amount, device: torch.device, dtype: torch.dtype) 
         "calibration": {
             "seconds": seconds,
             "clips": batch * len(batches),
-            "candidates": calibration.candidates.names,
-            "config": calibration.candidates.config.to_dict(),
-            "median_error": calibration.errors.flatten(1, 2).median(1).values.tolist(),
         },
     }
+    return results, calibration
 
 
 def report(budget: float, results: dict[str, Any]) -> None:
@@ -286,7 +286,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("this takes a GPU: at the study's size a CPU would need days")
     amount = replace(Amount(), train_steps=given.train_steps)
-    results = run(given.model, amount, torch.device("cuda"), torch.bfloat16)
+    results, calibration = run(given.model, amount, torch.device("cuda"), torch.bfloat16)
+    write_table(calibration, calibration.tolerance_for(BUDGETS[0]), given.output / "training_free_table")
     print(record.save("training_free", results, given.output, given.commit))
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from benchmarks.quality.variants import Size
 from benchmarks.training_free import BUDGETS, CUBES, Amount, single_patterns
+from benchmarks.training_free_report import NOTHING, PAGE, draw_figures, read_results, rebuilt, results_text
 from benchmarks.video_metrics import psnr, ssim
 
 from benchmarks import training_free
+from freqformer.calibration.report import read_calibration, write_table
 from freqformer.config import Band
 from freqformer.grid import Grid
 
@@ -26,7 +30,7 @@ TINY = Amount(
 
 
 def test_the_whole_comparison_runs(tmp_path, capsys):
-    results = training_free.run(tmp_path / "dense", TINY, torch.device("cpu"), torch.float32)
+    results, calibration = training_free.run(tmp_path / "dense", TINY, torch.device("cpu"), torch.float32)
     assert results["dense_table"]["mean_velocity_error"] < 1e-4
     assert results["dense_table"]["psnr"] > 60
     assert list(results["budgets"]) == [str(budget) for budget in BUDGETS]
@@ -36,6 +40,15 @@ def test_the_whole_comparison_runs(tmp_path, capsys):
             assert 0 < rows[name]["density"] <= budget
             assert sum(rows[name]["heads"].values()) == pytest.approx(1)
         assert all(len(row["velocity_error"]) == 10 and row["mean_velocity_error"] > 0 for row in rows.values())
+    # What the page is made of can be written and read.
+    read = json.loads(json.dumps(results))
+    write_table(calibration, calibration.tolerance_for(0.1), tmp_path / "table")
+    text = results_text(read | {"machine": {"gpu": "a GPU", "torch": "2", "triton": "3", "commit": "0123456789"}})
+    for name, row in read["budgets"]["0.1"].items():
+        assert f"| `{name}` | {100 * row['density']:.1f}%" in text
+    draw_figures(read, read_calibration(tmp_path / "table"), tmp_path / "figures")
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert names == {f"calibration-{name}.png" for name in ("velocity", "errors", "allocation", "cost")}
     assert "10% of dense attention's FLOPs" in capsys.readouterr().out
 
 
@@ -74,3 +87,11 @@ def test_ssim_is_that_of_the_definition():
     expected /= (mean_x**2 + mean_y**2 + 1e-4) * (spread_x + spread_y + 9e-4)
     torch.testing.assert_close(ssim(video, reference), expected[None])
     assert float(ssim(video, video)) == pytest.approx(1)
+
+
+def test_the_page_is_that_of_the_committed_results():
+    page = PAGE.read_text(encoding="utf-8")
+    assert rebuilt(page, read_results()) == page
+    assert NOTHING in rebuilt(page, None)
+    with pytest.raises(ValueError, match="page has no single block"):
+        rebuilt(re.sub("<!-- results: end -->", "", page), None)

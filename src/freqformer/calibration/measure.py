@@ -102,9 +102,9 @@ class _Meter:
 
 def _energy(x: Tensor, other: Tensor | None = None) -> Tensor:
     """Sum of squares of x, or of its difference from another, per head: (B, N, H, D) -> float64 (H,) on the CPU."""
-    total = torch.zeros(x.shape[2], dtype=torch.float64)
+    totals = []
     for head in range(x.shape[2]):
         # In double precision one head at a time: all of them would take four times the outputs' memory.
         values = x[:, :, head].double()
-        total[head] = (values if other is None else values - other[:, :, head].double()).square().sum().cpu()
-    return total
+        totals.append((values if other is None else values - other[:, :, head].double()).square().sum())
+    return torch.stack(totals).cpu()

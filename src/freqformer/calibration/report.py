@@ -20,8 +20,7 @@ RECORD_NAME = "calibration.json"
 def write_report(calibration: Calibration, tolerance: float, folder: str | Path) -> Choice:
     """Write the table for a tolerance with all that speaks for it.
 
-    The folder gets the files of `RoutingTable.save`, calibration.json, error_by_candidate.png, allocation.png and
-    cost_by_tolerance.png.
+    The folder gets what `write_table` writes, error_by_candidate.png, allocation.png and cost_by_tolerance.png.
 
     Args:
         calibration: what was measured.
@@ -32,13 +31,19 @@ def write_report(calibration: Calibration, tolerance: float, folder: str | Path)
     """
     from freqformer.calibration.figures import choice_figure, cost_figure, error_figure
 
-    folder, choice = Path(folder), calibration.choose(tolerance)
-    choice.table.save(folder)
-    record = json.dumps(_record(calibration, choice, tolerance), allow_nan=False) + "\n"
-    (folder / RECORD_NAME).write_text(record, encoding="utf-8")
+    folder, choice = Path(folder), write_table(calibration, tolerance, folder)
     error_figure(calibration, folder / "error_by_candidate.png")
     choice_figure(choice, folder / "allocation.png")
     cost_figure(calibration, choice, tolerance, folder / "cost_by_tolerance.png")
+    return choice
+
+
+def write_table(calibration: Calibration, tolerance: float, folder: str | Path) -> Choice:
+    """Write the table for a tolerance by `RoutingTable.save`, and every number as calibration.json; as `write_report`."""
+    choice = calibration.choose(tolerance)
+    choice.table.save(folder)
+    record = json.dumps(_record(calibration, choice, tolerance), allow_nan=False) + "\n"
+    (Path(folder) / RECORD_NAME).write_text(record, encoding="utf-8")
     return choice
 
 

@@ -231,12 +231,13 @@ def _digest(tensors: Iterable[Tensor]) -> str:
 @contextmanager
 def _progress_bar(enabled: bool, total: int | None) -> Iterator[Any]:
     """A function that counts one more batch, shown as a bar on standard error."""
+    if not enabled:
+        yield lambda: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (TextColumn("calibrating"), BarColumn(), MofNCompleteColumn(), TextColumn("batches"))
-    with Progress(
-        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), disable=not enabled
-    ) as bar:
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task("calibrating", total=total)
         yield lambda: bar.advance(task)
