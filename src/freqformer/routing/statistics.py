@@ -25,7 +25,7 @@ from freqformer.grid import Extents, Grid, TileLayout, TokenOrder, tile_layout
 NUM_STATISTICS = 8
 """Log energies of 3 bands for queries and for keys, and the input's roughness in time and in space."""
 STATISTIC_TILES = 32
-"""Most tiles that statistics are taken over: 4,096 tokens. Reading all would cost more than the layer's attention."""
+"""Most tiles that statistics are taken over: 4,096 tokens at most."""
 FLOOR = 1e-6
 """Added to energies before the logarithm, and to the variance that roughness is relative to."""
 GOLDEN = (math.sqrt(5) - 1) / 2

@@ -17,14 +17,12 @@ from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, TokenOrder
 from freqformer.ops.routing.reference import Features, Norms
 from freqformer.ops.routing.tables import sample_tables, transform_table
-from freqformer.ops.routing.triton_kernel import score_heads, sum_tiles
+from freqformer.ops.routing.triton_kernel import VALUES, score_heads, sum_tiles
 from freqformer.ops.tile_matrices import power_of_two
 from freqformer.routing import RoutingNetwork
 from freqformer.routing.network import FASTEST, STATISTIC_SCALE
 from freqformer.routing.statistics import FLOOR, NUM_STATISTICS, statistics_of_means
 
-VALUES = 9
-"""See `triton_kernel.VALUES`."""
 REGISTERS = 128
 """Of a thread, so that a multiprocessor holds two programs: 8 heads and 32 tiles then run all at once."""
 
@@ -127,7 +125,7 @@ def _(query, key, hidden, norms, transforms, tables, eps):
 
 def _empty_sums(query: Tensor, tables: Sequence[Tensor]) -> Tensor:
     batch, _, heads, _ = query.shape
-    return query.new_empty(batch, tables[0].shape[0], heads, VALUES, dtype=torch.float32)
+    return query.new_empty(batch, tables[0].shape[0], heads, VALUES.value, dtype=torch.float32)
 
 
 @torch.library.custom_op(
