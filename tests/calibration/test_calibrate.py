@@ -154,3 +154,15 @@ def test_only_dense_models_are_calibrated(dense_model, clips):
     banded = FreqFormerTransformer3DModel(in_channels=2, patch_size=(1, 2, 2), num_layers=1, num_heads=3, head_dim=8)
     with pytest.raises(ValueError, match="model has attention='frequency' in layer 0"):
         calibrate(banded, clips, 0.25, **OPTIONS)
+
+
+def test_banded_layers_with_dense_heads_become_dense_ones_as_documented(clips):
+    sizes = {"in_channels": 2, "patch_size": (1, 2, 2), "num_layers": 1, "num_heads": 3, "head_dim": 8}
+    banded = FreqFormerTransformer3DModel(**sizes, routing="fixed", allocation=[3, 3, 3])
+    with torch.no_grad():
+        for parameter in banded.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    dense = FreqFormerTransformer3DModel.from_config(banded.config, attention="dense")
+    dense.load_state_dict({name: x for name, x in banded.state_dict().items() if "summary" not in name})
+    torch.testing.assert_close(velocity(dense, clips), velocity(banded, clips), rtol=1e-4, atol=1e-5)
+    assert calibrate(dense, clips[:1], 0.25, **OPTIONS)[0].shape == (3, 1, 3)

@@ -69,7 +69,7 @@ class Calibration:
         """The least sum of squared errors, for at most a share `budget` of dense attention's FLOPs.
 
         Heads of all layers and buckets pay one price for FLOPs, the lowest that keeps to the budget, so FLOPs go where they
-        help most. No choice as cheap as the one returned errs less; a part of the budget smaller than a head may be left.
+        help most. No choice as cheap as the one returned errs less; a part of the budget may be left.
 
         Raises:
             ValueError: for a budget below that of all heads in the cheapest candidate.
