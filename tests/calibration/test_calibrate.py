@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import copy
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tests.calibration.conftest import CANDIDATES
 
 from freqformer import FreqFormerTransformer3DModel
@@ -90,6 +95,38 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(dense_model, clips, tmp_pat
     assert len(passes) == 3 * (len(clips) - after)
     assert (looser.bands != Band.DENSE).all()
     handle.remove()
+
+
+KILLED = """
+import os, signal, sys
+from tests.calibration import conftest
+from freqformer import FreqFormerTransformer3DModel
+from freqformer.calibration import calibrate
+from safetensors.torch import load_file
+
+def batches():
+    yield from list(load_file(sys.argv[2]).values())[:2]
+    os.kill(os.getpid(), signal.SIGKILL)
+
+model = FreqFormerTransformer3DModel.from_pretrained(sys.argv[1])
+calibrate(model, batches(), 0.25, candidates=conftest.CANDIDATES, num_buckets=3, progress=False, state=sys.argv[3])
+"""
+
+
+def test_a_killed_process_leaves_a_state_to_go_on_from(dense_model, clips, tmp_path):
+    dense_model.save_pretrained(tmp_path / "model")
+    save_file({str(index): clip for index, clip in enumerate(clips)}, tmp_path / "clips")
+    command = [sys.executable, "-c", KILLED, *(str(tmp_path / name) for name in ("model", "clips", "state"))]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    model = FreqFormerTransformer3DModel.from_pretrained(tmp_path / "model")
+    passes = []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    table, calibration = calibrate(model, clips, 0.25, **OPTIONS, state=tmp_path / "state")
+    assert len(passes) == 3
+    straight, expected = calibrate(dense_model, clips, 0.25, **OPTIONS)
+    assert same(table, straight)
+    assert torch.equal(calibration.errors, expected.errors)
 
 
 def test_a_state_of_something_else_is_refused(dense_model, clips, tmp_path):
