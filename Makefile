@@ -7,7 +7,7 @@ BIN := .venv/bin
 # 20 times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-full lint docs bench clean
+.PHONY: demo test test-full mutations lint docs bench clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'FreqFormer needs Python 3.11 or newer: make PYTHON=python3.11')"
@@ -23,6 +23,9 @@ test: .venv/ready ## the whole suite but long sweeps, on the CPU
 
 test-full: .venv/ready ## long sweeps too
 	TRITON_INTERPRET=1 $(BIN)/pytest -m 'not gpu'
+
+mutations: .venv/ready ## seeded faults in the kernels, and which tests notice them: tests/mutation/results.json
+	$(BIN)/python -m tests.mutation
 
 lint: .venv/ready ## ruff, pyright, import-linter
 	$(BIN)/ruff check .

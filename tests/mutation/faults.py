@@ -1,0 +1,215 @@
+"""Faults that the tests must catch: one small change each to the GPU kernels or their host side.
+
+They are of the kinds that such code really has: bounds and lengths off by one, strides, samples and heads mixed up, terms
+of a gradient left out, padding and masks forgotten, rounding that is thrown away. `tests.mutation` applies them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+BLOCK = "tests/ops/block_sparse/test_triton.py"
+BLOCK_BACKWARD = "tests/ops/block_sparse/test_triton_backward.py"
+PROLOGUE = "tests/ops/prologue/test_triton.py"
+SELECTION = "tests/ops/selection/test_triton.py"
+MERGE = "tests/ops/merge/test_triton.py"
+MERGE_BACKWARD = "tests/ops/merge/test_triton_backward.py"
+FUSED_BACKWARD = "tests/test_fused_backward.py"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One change to a file of the package."""
+
+    name: str
+    """What is wrong then."""
+    file: str
+    """Under src/freqformer/ops."""
+    old: str
+    """Occurs once in the file."""
+    new: str
+    tests: str
+    """The smallest file of tests whose business it is."""
+
+    @property
+    def path(self) -> str:
+        """From the top folder of the project."""
+        return f"src/freqformer/ops/{self.file}"
+
+
+KERNEL, QUERIES = "block_sparse/triton_kernel.py", "block_sparse/triton_backward_queries.py"
+KEYS, EXTRAS = "block_sparse/triton_backward_keys.py", "block_sparse/triton_backward_extras.py"
+PREPARE_GRADS = "prologue/triton_backward_kernel.py"
+TOKEN_GRADS = "prologue/triton_backward_tokens.py"
+FAULTS = (
+    # attention, forward
+    Fault("a query sees one token behind a ragged tile", KERNEL, "| (column < left)", "| (column <= left)", BLOCK),
+    Fault("masked text is seen", KERNEL, "seen &= visible != 0", "seen &= visible >= 0", BLOCK),
+    Fault("the first sample's text mask for all", KERNEL, "+= row // heads * num_text", "+= row // rows * num_text", BLOCK),
+    Fault("log-sum-exp without the bias of full tiles", KERNEL, "(top + common +", "(top +", BLOCK),
+    Fault("every tile has the first one's tokens", KERNEL, "tl.load(tile_counts + tile)", "tl.load(tile_counts)", BLOCK),
+    Fault("lists of MID heads end one tile early", KERNEL, "(mid_lengths + entry)", "(mid_lengths + entry) - 1", BLOCK),
+    Fault(
+        "low summaries take another head's offset", KERNEL, "summary_offsets + head * 3)", "summary_offsets + head)", BLOCK
+    ),
+    Fault(
+        "outputs of the second sample land in the first",
+        KERNEL,
+        "to(tl.int64) * query_rows * heads + head, heads",
+        "to(tl.int64) * query_rows + head, heads",
+        BLOCK,
+    ),
+    Fault("parts of text queries weighed to base 2", KERNEL, "weight = tl.exp(tl.load", "weight = tl.exp2(tl.load", BLOCK),
+    # attention, backward
+    Fault("slopes of keys without rowsum(out x grad)", KEYS, " - delta[None, :])", ")", BLOCK_BACKWARD),
+    Fault("slopes of queries without the keys' bias", QUERIES, " + bias[None, :]", "", BLOCK_BACKWARD),
+    Fault(
+        "queries behind a tile's end count for its keys",
+        KEYS,
+        "tl.load(log_sums + place, mask=live, other=UNSEEN)",
+        "tl.load(log_sums + place, mask=live, other=0.0)",
+        BLOCK_BACKWARD,
+    ),
+    Fault(
+        "a query that saw no key counts",
+        QUERIES,
+        "tl.where(log_sum == MASKED, UNSEEN, log_sum)",
+        "log_sum",
+        BLOCK_BACKWARD,
+    ),
+    Fault(
+        "what rounding took from the outputs is dropped",
+        QUERIES,
+        "exact += tl.load(rest",
+        "exact += 0.0 * tl.load(rest",
+        BLOCK_BACKWARD,
+    ),
+    Fault(
+        "transposed lists of HIGH heads short by one",
+        KEYS,
+        "tl.load(high_starts + tile + 1) - begin)",
+        "tl.load(high_starts + tile + 1) - begin - 1)",
+        BLOCK_BACKWARD,
+    ),
+    Fault("transposed lists name wrong queries", "block_sparse/transposed.py", "entry // longest", "entry", BLOCK_BACKWARD),
+    Fault(
+        "LOW heads give mid summaries no gradient",
+        EXTRAS,
+        "seen = (band == LOW) | (band == HIGH)",
+        "seen = band == HIGH",
+        BLOCK_BACKWARD,
+    ),
+    Fault(
+        "gradients of offsets go to other heads",
+        "block_sparse/triton_backward.py",
+        "slopes.reshape(rows // heads, heads, 3, cell_blocks * parts).sum((0, 3))",
+        "slopes.reshape(heads, rows // heads, 3, cell_blocks * parts).sum((1, 3))",
+        BLOCK_BACKWARD,
+    ),
+    # prologue
+    Fault(
+        "rotary embedding turns the other way",
+        "prologue/triton_tokens.py",
+        "tl.join(even * cos - odd * sin, even * sin + odd * cos)",
+        "tl.join(even * cos + odd * sin, odd * cos - even * sin)",
+        PROLOGUE,
+    ),
+    Fault("zero rows begin one row late", "prologue/tables.py", "[start + length for", "[start + length + 1 for", PROLOGUE),
+    Fault(
+        "means of cells over the first cell's tokens",
+        "prologue/triton_finish.py",
+        "tl.load(cell_counts + cell)",
+        "tl.load(cell_counts)",
+        PROLOGUE,
+    ),
+    Fault("gradients aren't turned back", TOKEN_GRADS, "(turn[0], -turn[1])", "(turn[0], turn[1])", FUSED_BACKWARD),
+    Fault(
+        "the norm's gradient without its second term",
+        TOKEN_GRADS,
+        "(g - unit * (tl.sum(g * unit, 1) / D)[:, None])",
+        "g",
+        FUSED_BACKWARD,
+    ),
+    Fault(
+        "the high gain takes the mid band's gradient",
+        TOKEN_GRADS,
+        " - low_share - mid_share",
+        " - low_share",
+        FUSED_BACKWARD,
+    ),
+    Fault(
+        "pooling's slopes without the pooled value",
+        PREPARE_GRADS,
+        "delta += tl.sum(tl.load(summaries[1]",
+        "delta += 0.0 * tl.sum(tl.load(summaries[1]",
+        FUSED_BACKWARD,
+    ),
+    Fault(
+        "low summaries of HIGH heads give tokens no gradient",
+        PREPARE_GRADS,
+        "banded, count = (band == MID) | (band == HIGH), ",
+        "banded, count = band == MID, ",
+        FUSED_BACKWARD,
+    ),
+    Fault(
+        "gradients of the two norms exchanged",
+        "fused_operation.py",
+        "prologue.query_norm,\n        prologue.key_norm,",
+        "prologue.key_norm,\n        prologue.query_norm,",
+        FUSED_BACKWARD,
+    ),
+    # merge
+    Fault(
+        "interpolation doesn't reach the next tile",
+        "merge/tables.py",
+        "min(first_low + m + 1, sum(samples))",
+        "min(first_low + m, sum(samples))",
+        MERGE,
+    ),
+    Fault(
+        "the last token that a low token reaches gives nothing",
+        "merge/backward_tables.py",
+        "int(tokens[-1]) + 1",
+        "int(tokens[-1])",
+        MERGE_BACKWARD,
+    ),
+    # selection
+    Fault(
+        "a tile may be missing from its own list",
+        "selection/triton_kernel.py",
+        "queries[:, None] == keys[None, :], float",
+        "queries[:, None] < 0, float",
+        SELECTION,
+    ),
+    Fault(
+        "equal scores go to the higher tile",
+        "selection/triton_kernel.py",
+        "tl.cumsum(level.to(tl.int32), 1) <=",
+        "tl.cumsum(level.to(tl.int32), 1, reverse=True) <=",
+        SELECTION,
+    ),
+    Fault(
+        "sums over short tiles count as means",
+        "selection/triton_kernel.py",
+        "scores = scores / _tile_counts(tile_offsets, keys, tiles)[None, :]",
+        "scores = scores * 1.0",
+        SELECTION,
+    ),
+)
+
+
+def faulty(fault: Fault) -> str:
+    """The file's text with the fault in it.
+
+    Raises:
+        ValueError: where the old text doesn't occur exactly once: the source has changed, and the fault must follow.
+    """
+    text = (ROOT / fault.path).read_text(encoding="utf-8")
+    if text.count(fault.old) != 1 or fault.old == fault.new:
+        raise ValueError(
+            f"fault {fault.name!r}: {fault.old!r} occurs {text.count(fault.old)} times in {fault.path}; once is allowed: "
+            "write it anew for the source as it is"
+        )
+    return text.replace(fault.old, fault.new)
