@@ -42,7 +42,7 @@ class Branches:
         self.video = plan.layout.grid.num_tokens
         self.text_mask = None if text_mask is None else text_mask.repeat_interleave(self.heads, 0)
 
-    @torch.compiler.disable  # which rows run together follows from data
+    @torch.compiler.disable()  # which rows run together follows from data
     def output(self, bands: Tensor, selection: Selection | None) -> Tensor:
         """(batch, tokens, heads, head_dim), video queries by the band of their row and text queries exactly."""
         parts, order = [], []
