@@ -100,6 +100,12 @@ def test_every_branch(name: str) -> None:
     check(make_case(grid, config, bands=torch.tensor(bands), head_dim=16, **options), name)
 
 
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_products_in_four_chains(head_dim: int) -> None:
+    """Longer vectors than those of the other calls, whose float32 products are one chain."""
+    check(make_case(GRID, CONFIG, bands=torch.tensor([[0, 1, 2, 3]]), head_dim=head_dim, seed=2, **LEARNED))
+
+
 # Not float32: here the sums behind scores in the hundreds differ by the shape of a block, and no two kernels agree.
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("head_dim", [64, 128])

@@ -20,8 +20,7 @@ from freqformer.ops.block_sparse.triton_kernel import (
     _extent,
     _store,
 )
-from freqformer.ops.block_sparse.triton_softmax import add_product, exp2, scaled
-from freqformer.ops.jit import dot
+from freqformer.ops.block_sparse.triton_softmax import add_product, exp2, product, scaled
 
 
 @triton.jit
@@ -52,7 +51,7 @@ def key_step(
     dk, dv = sums
     q = _block(sources[0], at, limit, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
     g = _block(sources[1], at, limit, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
-    logits = dot(k, q.T, None)
+    logits = product(k, q)
     if q.dtype == tl.float32:
         added = tl.zeros([1, 1], tl.float32) if bias is None else bias[:, None]
         weight = exp2(scaled(logits, scale, added) - log_sum[None, :], True) * rest[None, :]
@@ -62,7 +61,7 @@ def key_step(
             logits += bias[:, None]
         weight = tl.exp2(logits)
     dv = add_product(dv, weight, g)
-    slope = weight * (dot(v, g.T, None) - delta[None, :])
+    slope = weight * (product(v, g) - delta[None, :])
     dk = add_product(dk, slope, q)
     return (dk, dv), slope
 

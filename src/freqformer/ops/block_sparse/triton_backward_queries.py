@@ -29,8 +29,7 @@ from freqformer.ops.block_sparse.triton_kernel import (
     _store,
     _summaries,
 )
-from freqformer.ops.block_sparse.triton_softmax import add_product, exp2, scaled
-from freqformer.ops.jit import dot
+from freqformer.ops.block_sparse.triton_softmax import add_product, exp2, product, scaled
 
 UNSEEN = tl.constexpr(float("inf"))
 """The log-sum-exp of a query that counts for nothing: all its weights are 0."""
@@ -91,7 +90,7 @@ def gather_grads_kernel(
     tl.store(targets[1] + statistic, tl.where(log_sum == MASKED, UNSEEN, log_sum), mask=live)
     if targets[3] is not None:
         # Summed as the kernels sum v . grad: where one key takes all weight, the two cancel to the last bit.
-        products = dot(grad, tl.trans(out), None)
+        products = product(grad, out)
         delta = tl.sum(tl.where(tl.arange(0, ROWS)[:, None] == tl.arange(0, ROWS)[None, :], products, 0.0), 1)
     else:
         delta = tl.sum(exact * grad.to(tl.float32), 1)
@@ -133,7 +132,7 @@ def _tile_slopes(
         tile = tl.load(listed + tl.minimum(step + 2, steps - 1) // TILE_BLOCKS)
         k = _block(key, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
         v = _block(value, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
-        logits = dot(q, k.T, None)
+        logits = product(q, k)
         if TILE_TOKENS != TILE_BLOCKS * BLOCK_K:
             logits = tl.where((column < SAFE)[None, :] | (column < left)[None, :], logits, MASKED)
             if left < SAFE:
@@ -142,7 +141,7 @@ def _tile_slopes(
             weight = exp2(scaled(logits, scale, tl.zeros([1, 1], tl.float32)) - log_sum[:, None], True) * rest[:, None]
         else:
             weight = tl.exp2(logits * scale - log_sum[:, None])
-        slope = weight * (dot(g, v.T, None) - delta[:, None])
+        slope = weight * (product(g, v) - delta[:, None])
         acc = add_product(acc, slope, k)
     return acc
 
@@ -186,13 +185,13 @@ def _extra_slopes(
         bias = key_bias(first_bias, skip, column, left, shift, text_mask, step < first_end, step >= high_end)
         k = _block(key, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
         v = _block(value, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
-        logits = dot(q, k.T, None)
+        logits = product(q, k)
         if q.dtype == tl.float32:
             weight = exp2(scaled(logits, scale, bias[None, :]) - log_sum[:, None], True) * rest[:, None]
         else:
             # The log-sum-exp first: the difference is small, and the bias is added to its last bit.
             weight = tl.exp2(logits * scale - log_sum[:, None] + bias[None, :])
-        slope = weight * (dot(g, v.T, None) - delta[:, None])
+        slope = weight * (product(g, v) - delta[:, None])
         acc = add_product(acc, slope, k)
     return acc
 

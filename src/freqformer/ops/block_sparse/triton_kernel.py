@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from freqformer.ops.block_sparse.triton_softmax import MASKED, accumulate, scaled
-from freqformer.ops.jit import cast, dot
+from freqformer.ops.block_sparse.triton_softmax import MASKED, accumulate, product, scaled
+from freqformer.ops.jit import cast
 
 LOW, MID, HIGH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -90,7 +90,7 @@ def _attend_tiles(
         at, left = key_at + token + skip, tokens - skip
         token, tokens = _extent(tile_offsets, tile_counts, tile, TILE_TOKENS)  # pyright: ignore[reportGeneralTypeIssues]
         tile = tl.load(listed + tl.minimum(step + 2, steps - 1) // TILE_BLOCKS)
-        logits = dot(q, _block(key, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS).T, None)
+        logits = product(q, _block(key, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS))
         if TILE_TOKENS != TILE_BLOCKS * BLOCK_K:
             # Columns below SAFE are masked in short tiles alone: the compiler drops the first mask there.
             logits = tl.where((column < SAFE)[None, :] | (column < left)[None, :], logits, MASKED)
@@ -153,7 +153,7 @@ def _attend_extras(
             visible = tl.load(text_mask + place, mask=(place < text_count) & (step >= high_end), other=1)
             seen &= visible != 0
         bias = tl.where(seen, bias * LOG2_E + shift, MASKED)
-        logits = dot(q, _block(key, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS).T, None)
+        logits = product(q, _block(key, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS))
         v = _block(value, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
         if v.dtype == tl.float32:
             logits = scaled(logits, scale, bias[None, :])

@@ -11,6 +11,36 @@ MASKED = tl.constexpr(float("-inf"))
 
 
 @triton.jit
+def product(rows, columns):
+    """rows @ columns.T, of two blocks of vectors.
+
+    A GPU adds up a float32 product in one chain of roundings; here it has four chains, over every fourth channel. Of 64
+    normal channels one chain is 1.6 times as far from float64.
+    """
+    if rows.dtype == tl.float32 and rows.shape[1] >= 64:
+        even, odd = _alternate(rows)  # pyright: ignore[reportGeneralTypeIssues]
+        right_even, right_odd = _alternate(columns)
+        a, b = _alternate(even)
+        c, d = _alternate(odd)
+        right_a, right_b = _alternate(right_even)
+        right_c, right_d = _alternate(right_odd)
+        # As in `add_product`, a plain sum would be folded into the product.
+        one = tl.full([rows.shape[0], columns.shape[0]], 1.0, tl.float32)
+        first = tl.fma(dot(a, right_a.T, None), one, dot(b, right_b.T, None))
+        second = tl.fma(dot(c, right_c.T, None), one, dot(d, right_d.T, None))
+        total = first + second
+    else:
+        total = dot(rows, columns.T, None)
+    return total
+
+
+@triton.jit
+def _alternate(x):
+    """Even and odd channels of (R, D)."""
+    return tl.split(tl.reshape(x, [x.shape[0], x.shape[1] // 2, 2]))
+
+
+@triton.jit
 def scaled(logits, scale, bias):
     """logits * scale + bias, rounded once.
 
