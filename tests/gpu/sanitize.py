@@ -1,4 +1,4 @@
-"""Every kernel of the pipeline, forward and backward, on six small calls: for compute-sanitizer, which slows them much.
+"""Every kernel of the pipeline, forward and backward, on six small calls, and the router: for compute-sanitizer.
 
 On a machine with a CUDA GPU and the CUDA toolkit, from the top folder of the project:
 
@@ -20,6 +20,7 @@ import torch
 from tests.support.cases import Case, make_inputs, run
 from tests.support.interpreter import patch_language_once
 
+from freqformer.attention import FreqAttention
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops.block_sparse import triton, triton_backward
@@ -74,9 +75,22 @@ def check(checked: Checked, device: str) -> None:
                 assert bool(result.isfinite().all()), name
 
 
+@torch.no_grad()
+def check_router(device: str) -> None:
+    """Run a layer that chooses its bands; AssertionError where a logit is not finite."""
+    layer = FreqAttention(3 * 64, 3, CONFIG).to(device, torch.bfloat16)
+    layer.set_impl("triton")
+    hidden = torch.randn(2, RAGGED.num_tokens, layer.dim, device=device, dtype=torch.bfloat16)
+    layer(hidden, RAGGED, torch.tensor([0.2, 0.9], device=device))
+    assert layer.last_logits is not None
+    assert bool(layer.last_logits.isfinite().all())
+
+
 if __name__ == "__main__":
     patch_language_once()
     device = sys.argv[1] if len(sys.argv) > 1 else "cuda"
     for name, checked in CASES.items():
         check(checked, device)
         print(name, flush=True)
+    check_router(device)
+    print("router", flush=True)

@@ -14,6 +14,7 @@ BLOCK = "tests/ops/block_sparse/test_triton.py"
 BLOCK_BACKWARD = "tests/ops/block_sparse/test_triton_backward.py"
 PROLOGUE = "tests/ops/prologue/test_triton.py"
 SELECTION = "tests/ops/selection/test_triton.py"
+ROUTING = "tests/ops/routing/test_triton.py"
 MERGE = "tests/ops/merge/test_triton.py"
 MERGE_BACKWARD = "tests/ops/merge/test_triton_backward.py"
 FUSED_BACKWARD = "tests/test_fused_backward.py"
@@ -43,6 +44,7 @@ KERNEL, QUERIES = "block_sparse/triton_kernel.py", "block_sparse/triton_backward
 KEYS, EXTRAS = "block_sparse/triton_backward_keys.py", "block_sparse/triton_backward_extras.py"
 PREPARE_GRADS = "prologue/triton_backward_kernel.py"
 TOKEN_GRADS = "prologue/triton_backward_tokens.py"
+ROUTER = "routing/triton_kernel.py"
 FAULTS = (
     # attention, forward
     Fault("a query sees one token behind a ragged tile", KERNEL, "| (column < left)", "| (column <= left)", BLOCK),
@@ -197,6 +199,27 @@ FAULTS = (
         "scores = scores * 1.0",
         SELECTION,
     ),
+    # float32
+    Fault(
+        "a fourth of the channels is left out of products",
+        "block_sparse/triton_softmax.py",
+        "one, dot(d, right_d.T, None))",
+        "one, dot(d, right_d.T, None) * 0.0)",
+        BLOCK_BACKWARD,
+    ),
+    Fault(
+        "float32 weights of keys without the sum of their row",
+        KEYS,
+        "log_sum[None, :], True) * rest[None, :]",
+        "log_sum[None, :], True)",
+        BLOCK_BACKWARD,
+    ),
+    # router
+    Fault(
+        "a head scores as its neighbour", ROUTER, "own[0] + head * EMBED", "own[0] + (head + 1) % heads * EMBED", ROUTING
+    ),
+    Fault("the prior turns with the noise level", ROUTER, "(2 * t - 1) * lean", "(1 - 2 * t) * lean", ROUTING),
+    Fault("keys' energies land on queries'", ROUTER, "target + 3 * number, SLOTS", "target + 0 * number, SLOTS", ROUTING),
 )
 
 
