@@ -89,7 +89,7 @@ def test_sample_at_another_size_by_seed(trained: Path, tmp_path: Path) -> None:
         target = tmp_path / f"{index}.mp4"
         run("sample", trained / "pipeline", "-o", target, "--size", 2, 24, 16, "--fps", 5, "--steps", 2, "--seed", seed)
         videos.append(read_clip(target, start=0, num_frames=2, fps=5, height=24, width=16))
-    # The contact sheet is lossless. Of the same frames x264 made another file in up to 5 of 100 runs on a loaded machine.
+    # The contact sheet is lossless. Of the same frames x264 made another file in up to 8 of 60 runs on a loaded machine.
     sheets = [(tmp_path / f"{index}.png").read_bytes() for index in range(3)]
     assert sheets[0] == sheets[1] != sheets[2]
     same, other = ((videos[0].float() - video.float()).abs().mean() for video in videos[1:])
