@@ -1,0 +1,80 @@
+"""The README's figures are those of the committed result files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+def result(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def check(*parts: str) -> None:
+    for part in parts:
+        assert part in README, part
+
+
+def test_the_layer() -> None:
+    layers, scaling = result("layer")["layers"], result("layer")["scaling"]
+    for name, place in (("hunyuan", "115,200 (30 × 48 × 80) × 24"), ("wan", "75,600 (21 × 45 × 80) × 40")):
+        for kind in ("bench", "learned summaries", "density 10%"):
+            row = layers[name][kind]
+            times = f"{row['layer_ms']:.2f} | {layers[name]['dense_ms']:.0f} | {row['times_dense']:.1f} |"
+            check(f"| {place} | {kind} | {100 * row['density']:.1f}% | {times}")
+    bench = layers["hunyuan"]["bench"]
+    beside = 100 * bench["share_beside_attention"]
+    check(
+        f"It takes {bench['num_launches']} launches, spends {beside:.0f}% of its time beside",
+        f"a workspace of {bench['workspace_of_inputs_and_output']:.2f} times",
+        f"Time grows with tokens to the power {scaling['exponent']:.2f}.",
+    )
+    for point in scaling["points"]:
+        check(f"| {point['tokens']:,} | {point['layer_ms']:.2f} | {point['dense_ms'] / point['layer_ms']:.0f} ")
+    routers = [layers["hunyuan"]["live_router"], scaling["points"][0]["live_router"]]
+    microseconds, shares = (
+        [scale * router[key] for router in routers] for scale, key in ((1e3, "ms"), (100, "share_of_layer"))
+    )
+    check(f"{microseconds[0]:.0f} µs together ({shares[0]:.1f}%)", f"{microseconds[1]:.0f} µs ({shares[1]:.1f}%) at 65,536")
+
+
+def test_the_attention_launch() -> None:
+    kernel = result("kernel")
+    dense = kernel["dense"]["tflops_per_s"]
+    check(f"of cuDNN's dense rate ({dense:.0f} TFLOP/s)")
+    for row in kernel["launch"].values():
+        check(f"| {row['ms']:.2f} | {row['tflops_per_s']:.0f} | {row['tflops_per_s'] / dense:.2f} |")
+
+
+def test_training() -> None:
+    backward, steps, losses = result("backward"), result("train_step")["sizes"], result("loss_run")
+    layer, long = (backward["layers"][name]["forward_and_backward_ms"] for name in ("hunyuan", "1M tokens"))
+    own, flex = (backward["launches"]["0.1"][name]["tflops_per_s"] for name in ("launches", "FlexAttention"))
+    check(
+        f"runs at {own:.0f} TFLOP/s at 10% of blocks, FlexAttention's at {flex:.0f}",
+        f"take {layer:.1f} ms, {backward['dense_ms'] / layer:.0f} times less than dense",
+        f"and 1,048,576 tokens × 8 heads {long:.0f} ms",
+        f"in {100 * losses['steps_within_range_after_warmup']:.1f}% of the steps after warm-up",
+    )
+    for tokens, size in steps.items():
+        dense, *others = (size["rows"][name]["step_ms"] for name in ("dense", "fixed", "router"))
+        row = " | ".join(f"{ms:,.0f} | {dense / ms:.1f}" for ms in others)
+        assert any(
+            f"| {int(tokens):,}{note} | {dense:,.0f} | {row} |" in README for note in ("", ", with gradient checkpointing")
+        )
+    fixed = steps["65536"]["rows"]["fixed"]
+    share = 100 * (fixed["attention_forward_ms"] + fixed["attention_backward_ms"]) / fixed["step_ms"]
+    check(f"attention takes {share:.0f}% of the step with fixed bands, linear layers and the rest {100 - share:.0f}%")
+
+
+def test_the_cpu() -> None:
+    forward, both = (result("eager_cpu")["speed"][name] for name in ("forward", "forward and backward"))
+    check(
+        f"takes {forward['frequency_wall_s']:.2f} s where dense takes {forward['dense_wall_s']:.1f} s",
+        f"{both['frequency_wall_s']:.1f} s with its backward where dense takes {both['dense_wall_s']:.1f} s",
+        f"{forward['speedup_wall']:.1f} and {both['speedup_wall']:.1f} times",
+    )
