@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from freqformer.attention import _resolve, frequency_attention
+from freqformer.attention import _log_once, _resolve, frequency_attention
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops import fused
@@ -233,7 +233,7 @@ def test_workspace_is_what_the_launches_allocate(name: str, monkeypatch: pytest.
 
 
 def test_auto_picks_by_capability_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    _resolve.cache_clear()
+    _log_once.__wrapped__.cache_clear()
     with caplog.at_level(logging.INFO, logger="freqformer.attention"):
         assert _resolve("auto", "cpu", None) == "eager"
         assert _resolve("auto", "cuda", None) == "triton"

@@ -34,6 +34,7 @@ from freqformer.routing import (
     straight_through,
     timestep_bucket,
 )
+from freqformer.tracing import constant_result
 
 logger = logging.getLogger(__name__)
 
@@ -131,17 +132,21 @@ def _plan_for(
     return plan
 
 
-@lru_cache(maxsize=64)
 def _resolve(impl: ImplChoice, device: str, obstacle: str | None) -> Literal["eager", "reference", "triton"]:
-    """The code to run. Cached, so that what `auto` picks is logged once."""
+    """The code to run."""
     if impl == "triton" and obstacle is not None:
         raise ValueError(f"impl is 'triton', which can't run: {obstacle}")
     if impl != "auto":
         return impl
     chosen = "eager" if device == "cpu" or obstacle is not None else "triton"
-    reason = "" if device == "cpu" or obstacle is None else f", since impl='triton' can't run: {obstacle}"
-    logger.info("frequency_attention on %s runs impl=%r%s", device, chosen, reason)
+    _log_once(device, chosen, "" if device == "cpu" or obstacle is None else f", since impl='triton' can't run: {obstacle}")
     return chosen
+
+
+@constant_result
+@lru_cache(maxsize=64)
+def _log_once(device: str, chosen: str, reason: str) -> None:
+    logger.info("frequency_attention on %s runs impl=%r%s", device, chosen, reason)
 
 
 class FreqAttention(nn.Module):

@@ -8,6 +8,7 @@ from enum import IntEnum
 from typing import Any, Literal, get_args
 
 from freqformer.grid import TILE_SLOTS
+from freqformer.tracing import PlainFields
 
 BandFeatures = Literal["full", "values", "gains", "strict"]
 MidPattern = Literal["topk", "axial", "radial"]
@@ -24,7 +25,7 @@ class Band(IntEnum):
 
 
 @dataclass(frozen=True)
-class FreqFormerConfig:
+class FreqFormerConfig(PlainFields):
     """How tokens are split into bands and what each band's heads see.
 
     Args:

@@ -11,6 +11,8 @@ from typing import Literal
 
 import torch
 
+from freqformer.tracing import PlainFields, constant_result
+
 TILE_SLOTS = 128
 """Most tokens that one tile holds: the block size of the attention kernels."""
 
@@ -20,7 +22,7 @@ TokenOrder = Literal["raster", "tile"]
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(PlainFields):
     """The video token grid after patchify: `num_frames` x `height` x `width` tokens, in raster order.
 
     Raises ValueError when an extent is not a positive integer.
@@ -144,7 +146,7 @@ def _preference(box: Extents, shape: Extents) -> tuple:
     return (padding, _aspect(box, shape), max(box) / min(box), box)
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def tile_layout(grid: Grid, tile: Extents | None = None) -> TileLayout:
     """The tile layout of a grid, cached.
 

@@ -19,6 +19,7 @@ from freqformer import patterns
 from freqformer.bands import low_grid, low_weights
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import TILE_SLOTS, Grid, TileLayout, tile_layout
+from freqformer.tracing import constant_result
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,7 +260,7 @@ def _checked(allocation: Sequence[int], num_heads: int) -> list[Band]:
     return [Band(band) for band in bands]
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def build_plan(
     grid: Grid,
     config: FreqFormerConfig,

@@ -21,6 +21,7 @@ from freqformer.ops.key_layout import key_layout
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import AttentionPlan, Selection
+from freqformer.tracing import constant_result
 
 if TYPE_CHECKING:
     from freqformer.ops.block_sparse.triton import MidLists
@@ -50,12 +51,12 @@ def obstacle(tensors: Tensors, parameters: AttentionParameters | None) -> str | 
     return None
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _installed() -> bool:
     return find_spec("triton") is not None
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _interprets() -> bool:
     from triton import knobs
 

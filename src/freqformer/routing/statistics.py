@@ -21,6 +21,7 @@ from torch.nn import functional
 from freqformer.bands import band_masks, check_features, dct_matrix
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Extents, Grid, TileLayout, TokenOrder, tile_layout
+from freqformer.tracing import constant_result
 
 NUM_STATISTICS = 8
 """Log energies of 3 bands for queries and for keys, and the input's roughness in time and in space."""
@@ -178,7 +179,7 @@ def _weighted_power(x: Tensor, grid: Grid, config: FreqFormerConfig) -> Tensor:
     return torch.einsum("bslh,sjl->bhj", power, weights)
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _index(grid: Grid, config: FreqFormerConfig, token_order: TokenOrder, device: torch.device) -> tuple[Tensor, Tensor]:
     """Places to read, and which of them are empty; on the device, because copying them there would wait for it."""
     return _cached_index(grid, config, token_order, device)
@@ -193,7 +194,7 @@ def _cached_index(
     return places.clamp_min(0).to(device), (places < 0).to(device)
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _matrices(grid: Grid, config: FreqFormerConfig, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`transform` and `weights` of every sampled tile, (S, L, L) and (S, 6, L), float32 at least.
 

@@ -15,9 +15,10 @@ from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, TokenOrder
 from freqformer.ops.tile_matrices import power_of_two
 from freqformer.routing.statistics import TileSample, tile_sample
+from freqformer.tracing import constant_result
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def sample_tables(
     grid: Grid, config: FreqFormerConfig, token_order: TokenOrder, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,7 +44,7 @@ def _cached_tables(
     return places.to(device, torch.int32), sample.kind.to(device, torch.int32), weights.to(device, torch.float32)
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def transform_table(grid: Grid, config: FreqFormerConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The DCT of every kind of tile, rounded to the dtype of the tokens that it multiplies: (K, SLOTS, SLOTS); cached."""
     return _cached_transform(grid, config, device, dtype)

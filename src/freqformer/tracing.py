@@ -1,0 +1,58 @@
+"""What torch.compile need not look into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from operator import index
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+class PlainFields:
+    """Base of frozen dataclasses whose fields are plain values, which a traced call can take apart."""
+
+
+def constant_result(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """The function, whose result a compiled graph takes as a constant of its arguments.
+
+    As `torch.compiler.assume_constant_result`, but arguments may be `PlainFields` and whole numbers that differ between
+    calls, each a graph of its own. torch 2.11 can't hand those to such a function: a traced call takes them apart into
+    constants, and they are put together again behind it.
+    """
+
+    @torch.compiler.assume_constant_result
+    def from_fields(args: tuple, kwargs: tuple) -> Result:
+        named = {name: _put_together(value) for name, value in kwargs}
+        return function(*map(_put_together, args), **named)  # type: ignore[call-arg]
+
+    @wraps(function)
+    def called(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        if torch.compiler.is_compiling():
+            named = tuple((name, _taken_apart(value)) for name, value in kwargs.items())
+            return from_fields(tuple(_taken_apart(value) for value in args), named)
+        return function(*args, **kwargs)
+
+    return called
+
+
+def _taken_apart(value: Any) -> tuple[type | None, Any]:
+    """The class of a dataclass and its fields in the order in which it takes them, or None and the value."""
+    if isinstance(value, PlainFields):
+        names = type(value).__match_args__  # type: ignore[attr-defined]
+        return type(value), tuple(_constant(getattr(value, name)) for name in names)
+    return None, _constant(value)
+
+
+def _constant(value: Any) -> Any:
+    # A traced whole number may stand for any; as an index it is itself.
+    return index(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _put_together(parts: tuple[type | None, Any]) -> Any:
+    made, value = parts
+    return value if made is None else made(*value)
