@@ -101,8 +101,7 @@ def test_every_branch(name: str) -> None:
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_products_in_four_chains(head_dim: int) -> None:
-    """Longer vectors than those of the other calls, whose float32 products are one chain."""
+def test_longer_vectors_than_in_other_calls(head_dim: int) -> None:
     check(make_case(GRID, CONFIG, bands=torch.tensor([[0, 1, 2, 3]]), head_dim=head_dim, seed=2, **LEARNED))
 
 

@@ -263,7 +263,7 @@ def _launch(query: Tensor, slots: int, key_rows: int) -> _Launch:
     descriptors = _has_descriptors(query.device) and key_rows < 2**31
     if query.dtype == torch.float32 or _capability(query.device) < 8:
         # Without matrix units the operands of a product live in registers: small blocks, or they spill.
-        return _Launch(32, 64 if head_dim <= 128 else 32, 8, 1, False)
+        return _Launch(32, 64 if head_dim <= 64 else 32, 8, 1, False)
     if head_dim > 128:
         return _Launch(block_q, 64 if descriptors else 32, 8, 2, descriptors)
     return _Launch(block_q, 64, 4 if descriptors else 8, 2, descriptors)
