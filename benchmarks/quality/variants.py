@@ -102,6 +102,15 @@ VARIANTS: dict[str, Variant] = {
         (HIGH,),
         operator="gated",
     ),
+    "gated_plain": Variant(
+        "every head a gated sum of LOW and of a window without summaries", PLAIN, (HIGH,), operator="gated"
+    ),
+    "window_few": Variant(
+        "every head a window and few summaries that start nearly unseen",
+        replace(CUBES, summary_tokens=32),
+        (HIGH,),
+        low_offset=-4.0,
+    ),
     "radial": Variant("radial pattern", replace(PLAIN, mid_pattern="radial", radial_radius=2), (MID,)),
     "radial_summaries": Variant(
         "radial pattern and few summaries",
@@ -142,6 +151,9 @@ VARIANTS: dict[str, Variant] = {
         ((1, 1, 4),),
         learned=True,
         low_offset=-4.0,
+    ),
+    "router_window": Variant(
+        "learned router that starts from the window", replace(PLAIN, mid_tiles=36), (HIGH,), learned=True
     ),
     "router_free": Variant("learned router without the prior", learned=True, prior="none"),
 }
