@@ -219,7 +219,7 @@ FAULTS = (
         "a head scores as its neighbour", ROUTER, "own[0] + head * EMBED", "own[0] + (head + 1) % heads * EMBED", ROUTING
     ),
     Fault("the prior turns with the noise level", ROUTER, "(2 * t - 1) * lean", "(1 - 2 * t) * lean", ROUTING),
-    Fault("keys' energies land on queries'", ROUTER, "target + 3 * number, SLOTS", "target + 0 * number, SLOTS", ROUTING),
+    Fault("keys' energies land on queries'", ROUTER, "* VALUES + 3 * number)", "* VALUES + 0 * number)", ROUTING),
 )
 
 

@@ -25,7 +25,8 @@ def sample_tables(
     """A grid's `TileSample` on one device, cached.
 
     Returns:
-        places: of every token of every sampled tile, -1 behind a tile's last: int32 (S, SLOTS).
+        places: of every token of every sampled tile, int32 (S, SLOTS). Behind a tile's last token its first one follows,
+            which counts nothing there: the transform is zero.
         kind: int32 (S,).
         weights: of a tile's power, float32 (K, 6, SLOTS).
     """
@@ -40,6 +41,7 @@ def _cached_tables(
     sample = tile_sample(grid, config)
     behind = _missing(sample)
     places = functional.pad(sample.places(token_order), (0, behind), value=-1)
+    places = torch.where(places < 0, places[:, :1], places)
     weights = functional.pad(sample.weights, (0, behind))
     return places.to(device, torch.int32), sample.kind.to(device, torch.int32), weights.to(device, torch.float32)
 

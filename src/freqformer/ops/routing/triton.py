@@ -23,8 +23,8 @@ from freqformer.routing import RoutingNetwork
 from freqformer.routing.network import FASTEST, STATISTIC_SCALE
 from freqformer.routing.statistics import FLOOR, NUM_STATISTICS, statistics_of_means
 
-REGISTERS = 128
-"""Of a thread, so that a multiprocessor holds two programs: 8 heads and 32 tiles then run all at once."""
+REGISTERS = 168
+"""Of a thread of four warps, so that a multiprocessor holds three programs."""
 
 
 @torch.no_grad()
@@ -32,8 +32,8 @@ def statistics(
     features: Features, norms: Norms, eps: float, grid: Grid, config: FreqFormerConfig, token_order: TokenOrder
 ) -> Tensor:
     """As `reference.statistics`, in one launch and a few small operations."""
-    query, key, hidden = _sums(features, norms, eps, grid, config, token_order).sum(1).split(3, -1)
-    return statistics_of_means(query, key, hidden.mean(1))
+    query, key, hidden = _sums(features, norms, eps, grid, config, token_order).sum(-1).split(3, 1)
+    return statistics_of_means(query.mT, key.mT, hidden.mean(-1))
 
 
 @torch.no_grad()
@@ -95,25 +95,24 @@ def _sum_tiles(
     eps: float,
 ) -> Tensor:
     sums = _empty_sums(query, tables)
-    batch, tiles, heads, _ = sums.shape
-    hidden = hidden.unflatten(2, (heads, -1))
-    inputs = (query, key, hidden)
-    # Float32 products take more registers than that, and AMD's compiler takes no limit.
-    capped = torch.version.cuda is not None and all(x.element_size() == 2 for x in inputs)
-    sum_tiles[(batch * tiles * heads,)](
+    batch, _, heads, tiles = sums.shape
+    width = query.shape[3]
+    inputs = (query, key, hidden.unflatten(2, (heads, -1)))
+    small = width <= 128 and all(x.element_size() == 2 for x in inputs)
+    sum_tiles[(heads, tiles, 3 * batch)](
         inputs,
         tuple(x.stride()[:3] for x in inputs),
         tuple(norms),
         tuple(transforms),
         tuple(tables),
         sums,
-        (heads, tiles),
         eps,
         SLOTS=tables[0].shape[1],
-        D=query.shape[3],
-        num_warps=8,  # pyright: ignore[reportCallIssue]
+        D=width,
+        num_warps=4 if small else 8,  # pyright: ignore[reportCallIssue]
         num_stages=1,  # pyright: ignore[reportCallIssue]
-        **({"maxnreg": REGISTERS} if capped else {}),
+        # AMD's compiler takes no limit.
+        **({"maxnreg": REGISTERS} if small and torch.version.cuda is not None else {}),
     )
     return sums
 
@@ -125,7 +124,7 @@ def _(query, key, hidden, norms, transforms, tables, eps):
 
 def _empty_sums(query: Tensor, tables: Sequence[Tensor]) -> Tensor:
     batch, _, heads, _ = query.shape
-    return query.new_empty(batch, tables[0].shape[0], heads, VALUES.value, dtype=torch.float32)
+    return query.new_empty(batch, VALUES.value, heads, tables[0].shape[0], dtype=torch.float32)
 
 
 @torch.library.custom_op(
@@ -136,11 +135,11 @@ def _empty_sums(query: Tensor, tables: Sequence[Tensor]) -> Tensor:
 def _score_heads(sums: Tensor, timestep: Tensor, weights: Sequence[Tensor], lean: float) -> tuple[Tensor, Tensor]:
     """`weights` are the embedding and bias of heads, then weight and bias of each layer; `lean` is the prior's strength."""
     logits, bands = _empty_scores(sums)
-    batch, tiles, heads, _ = sums.shape
+    batch, _, heads, tiles = sums.shape
     embedding, bias, *layers = (x.contiguous() for x in weights)
     hidden, inputs = layers[0].shape
     time = inputs - embedding.shape[1] - NUM_STATISTICS
-    score_heads[(batch * heads,)](
+    score_heads[(heads, batch)](
         sums,
         timestep,
         timestep.stride(0),
@@ -148,13 +147,15 @@ def _score_heads(sums: Tensor, timestep: Tensor, weights: Sequence[Tensor], lean
         (embedding, bias),
         logits,
         bands,
-        (heads, tiles, hidden),
         (FLOOR, STATISTIC_SCALE, FASTEST, math.log(10_000) / (time // 2), lean),
+        tiles,
         TILES=power_of_two(tiles),
         ROWS=power_of_two(tiles * heads),
-        HIDDEN=power_of_two(hidden),
+        HIDDEN=hidden,
+        HIDDEN_BLOCK=power_of_two(hidden),
         TIME=time,
         EMBEDDING=embedding.shape[1],
+        STATIC_BLOCK=power_of_two(inputs - NUM_STATISTICS),
         num_warps=8,  # pyright: ignore[reportCallIssue]
     )
     return logits, bands
