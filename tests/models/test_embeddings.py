@@ -70,3 +70,13 @@ def test_places_are_relative_to_the_video():
     assert torch.equal(
         place_waves(small, (2, 2, 3), 24, CPU), waves[0].flatten(0, 2)[tile_layout(small, (2, 2, 3)).raster_to_tile]
     )
+
+
+def test_places_in_the_frame_alone_do_not_depend_on_the_length():
+    short, long = (place_waves(Grid(frames, 5, 7), None, 24, CPU, time=False) for frames in (3, 12))
+    assert torch.equal(short, long[: 3 * 35])
+    assert torch.equal(short[:35], short[35:70])
+    assert torch.cdist(short[:35], short[:35]).fill_diagonal_(1).min() > 0.02
+    # What is told is told as with time: its eight channels alone are missing.
+    assert torch.equal(short[:, 8:], place_waves(Grid(3, 5, 7), None, 24, CPU)[:, 8:])
+    assert short[:, :8].abs().sum() == 0

@@ -332,7 +332,7 @@ def test_training_fits_one_clip(attention):
 def test_absolute_positions_tell_equal_patches_apart(attention):
     video = torch.ones(2, 2, 4, 8, 12)
     outputs = []
-    for absolute in (False, True):
+    for absolute in (False, True, "space"):
         model = make_model(attention=attention, absolute_positions=absolute)
         del model.transformer_blocks[:-1]
         with torch.no_grad():
@@ -343,6 +343,11 @@ def test_absolute_positions_tell_equal_patches_apart(attention):
             outputs.append(patchify(model(video, TIMESTEP).sample, (1, 2, 2)))
     assert torch.equal(outputs[0], outputs[0][:, :1].expand_as(outputs[0]))
     assert torch.pdist(outputs[1][0]).min() > 1e-4
+    frames = outputs[2].unflatten(1, (4, -1))
+    assert torch.equal(frames, frames[:, :1].expand_as(frames))
+    assert torch.pdist(frames[0, 0]).min() > 1e-4
+    with pytest.raises(ValueError, match="absolute_positions is 'time'"):
+        make_model(attention=attention, absolute_positions="time")
 
 
 def test_a_predicted_clip_gives_its_velocity():

@@ -59,7 +59,7 @@ def rotary_tables(grid: Grid, tile: Extents | None, head_dim: int, device: torch
 
 
 @lru_cache(maxsize=2)
-def place_waves(grid: Grid, tile: Extents | None, dim: int, device: torch.device) -> Tensor:
+def place_waves(grid: Grid, tile: Extents | None, dim: int, device: torch.device, *, time: bool = True) -> Tensor:
     """Fixed embedding of a token's place in the whole video, float32 (N, dim); two grids are kept.
 
     The place runs from -1 to 1 along time, height and width, whatever the grid. Each axis has the sines and cosines of
@@ -70,6 +70,7 @@ def place_waves(grid: Grid, tile: Extents | None, dim: int, device: torch.device
         tile: the tile whose order the tokens are in; None for raster order.
         dim: channels, from 6 up.
         device: where the table lives.
+        time: whether the place in time is told; its channels are zero otherwise.
     """
     with torch.inference_mode(False):
         count, waves = dim // 6, []
@@ -78,7 +79,7 @@ def place_waves(grid: Grid, tile: Extents | None, dim: int, device: torch.device
             place = (2 * torch.arange(extent, dtype=torch.float64) + 1) / extent - 1
             angles = place[:, None] * frequencies
             shape = [extent if axis == other else 1 for other in range(3)]
-            wave = torch.cat([angles.sin(), angles.cos()], -1)
+            wave = torch.cat([angles.sin(), angles.cos()], -1) * (time or axis > 0)
             waves.append(wave.reshape(*shape, 2 * count).expand(*grid.shape, 2 * count))
         table = functional.pad(torch.cat(waves, -1).flatten(0, 2), (0, dim - 6 * count))
         if tile is not None:

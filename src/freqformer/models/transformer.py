@@ -51,7 +51,8 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         allocation: initial or fixed band of every head, for all layers, or one list per layer; None for thirds.
         prior: of the routers, `paper` or `none`.
         absolute_positions: whether a token is told its place in the whole video too. With rotary embedding alone it has
-            to infer it from its distance to the borders, which takes long to learn.
+            to infer it from its distance to the borders, which takes long to learn. "space" tells the place in the frame
+            alone, so that what a token is told does not depend on the video's length.
         prediction: what the last layer gives: `velocity`, or the `clip`, from which the velocity follows. Noise does not
             fit through a layer narrower than a patch, a clip does (Li and He, arXiv 2511.13720): take it for large patches.
 
@@ -79,10 +80,12 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         routing: str = "learned",
         allocation: Sequence | None = None,
         prior: str = "paper",
-        absolute_positions: bool = False,
+        absolute_positions: bool | str = False,
         prediction: str = "velocity",
     ) -> None:
         super().__init__()
+        if absolute_positions not in (False, True, "space"):
+            raise ValueError(f"absolute_positions is {absolute_positions!r}; True, False and 'space' are allowed")
         if prediction not in ("velocity", "clip"):
             raise ValueError(f"prediction is {prediction!r}; 'velocity' and 'clip' are allowed")
         sizes = {"in_channels": in_channels, "num_layers": num_layers, "num_heads": num_heads, "text_dim": text_dim or 1}
@@ -230,8 +233,9 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
             text_mask=None if encoder_attention_mask is None else encoder_attention_mask.bool(),
         )
         tokens = self.proj_in(reorder(patchify(hidden_states, self.patch_size), layout, "raster", order))
-        if self.config["absolute_positions"]:
-            places = place_waves(grid, layout.tile if order == "tile" else None, layer.dim, hidden_states.device)
+        if told := self.config["absolute_positions"]:
+            tile = layout.tile if order == "tile" else None
+            places = place_waves(grid, tile, layer.dim, hidden_states.device, time=told is True)
             tokens = tokens + places.to(tokens.dtype)
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
