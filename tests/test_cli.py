@@ -147,7 +147,8 @@ def test_model_without_a_record_needs_a_size(trained: Path, tmp_path: Path) -> N
 
 
 def test_wrong_usage_is_told_by_the_parser() -> None:
-    assert "Missing option" in run("train", "videos", code=2)
+    assert "DATA or --output is missing" in run("train", "videos", code=2)
+    assert "Missing option" in run("export", "runs", code=2)
     assert "No such command" in run("fly", code=2)
     assert "Usage" in run(code=2)
 

@@ -1,4 +1,4 @@
-"""The command line: `freqformer train`, `sample`, `calibrate`, `inspect`, `demo`, `simulate` and `calibrate-hardware`."""
+"""The command line: `freqformer train`, `sample`, `export`, `calibrate`, `inspect`, `demo` and two of the simulator."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from freqformer import __version__
 from freqformer.simulate.commands import calibrate_command, simulate_command
+from freqformer.training.commands import export_command
 
 if TYPE_CHECKING:
     from freqformer.models.pipeline import FreqFormerPipeline
@@ -81,6 +82,7 @@ def main(
       freqformer inspect holiday.mp4                   what the low, mid and high band of a video hold
       freqformer train videos/ --output runs/first     train on a folder of videos
       freqformer sample runs/first --output new.mp4    generate
+      freqformer export runs/first -o model/           a small model folder with a card, to ship
       freqformer calibrate runs/dense -o table/        give a trained dense model bands, without training
       freqformer simulate --hardware h100              what attention costs on a GPU, 64K to 1M tokens
     """
@@ -93,10 +95,18 @@ def main(
 
 @app.command()
 def train(
-    data: Annotated[str, typer.Argument(help="A video, a folder of videos, or 'synthetic' for moving sprites.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for checkpoints, log and the trained model.")],
+    data: Annotated[
+        str | None, typer.Argument(help="A video, a folder of videos, or 'synthetic'; that of --config where left out.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for checkpoints, log and the trained model, or that of --config."),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps; short for --set run.max_steps=...")] = None,
     seconds: Annotated[float | None, typer.Option(help="Seconds to train for at most.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Minutes that this call may take; the same command goes on from there.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="JSON file with fields of the run, like one that a run wrote.")
     ] = None,
@@ -117,6 +127,7 @@ def train(
           --set model.num_layers=8 --set run.precision=bf16
       freqformer train synthetic -o runs/dense --set model.attention=dense
       freqformer train videos/ -o runs/third --config runs/second/train.json
+      freqformer train --config configs/shipped.json --minutes 9
     """
     from freqformer.training.config import TrainConfig
     from freqformer.training.loop import train as run_training
@@ -124,9 +135,14 @@ def train(
     values = _read_config(config) if config is not None else {}
     for setting in settings or []:
         _apply_setting(values, setting)
-    values["output"] = str(output)
-    values.setdefault("data", {})["path"] = None if data == "synthetic" else data
-    shortcuts = {"max_steps": steps, "max_seconds": seconds}
+    if (output is None and "output" not in values) or (data is None and "data" not in values):
+        raise ValueError("DATA or --output is missing; give both, or a --config that has them")
+    if output is not None:
+        values["output"] = str(output)
+    if data is not None:
+        values.setdefault("data", {}).update(_source(data))
+    part_seconds = None if minutes is None else 60 * minutes
+    shortcuts = {"max_steps": steps, "max_seconds": seconds, "part_seconds": part_seconds}
     values.setdefault("run", {}).update({name: value for name, value in shortcuts.items() if value is not None})
     made = TrainConfig.from_dict(values)
     last: deque[StepReport] = deque(maxlen=1)
@@ -134,9 +150,17 @@ def train(
         pipeline = run_training(made, on_step=last.append)
     finally:
         # A run that did not get to a step leaves an earlier run's record alone.
+        folder = Path(made.output)
         if last:
-            (output / TRAIN_FILE).write_text(json.dumps(made.to_dict(), indent=2), encoding="utf-8")
-    typer.echo(f"trained model: {pipeline}\nnext: freqformer sample {output} --output {output}/sample.mp4")
+            (folder / TRAIN_FILE).write_text(json.dumps(made.to_dict(), indent=2), encoding="utf-8")
+    if last and last[-1].progress < 1:
+        typer.echo(f"{100 * last[-1].progress:.0f}% of the run is done: the same command goes on")
+    typer.echo(f"trained model: {pipeline}\nnext: freqformer sample {folder} --output {folder}/sample.mp4")
+
+
+def _source(data: str) -> dict[str, Any]:
+    """The fields of `data` that say where clips come from: videos, or what the rest of the fields make."""
+    return {"path": None} if data == "synthetic" else {"path": data, "photographs": None}
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -277,7 +301,7 @@ def calibrate(
     usual = Candidates.usual(pipeline.transformer.band_config)
     counts = _whole_numbers("--mid-tiles", mid_tiles) if mid_tiles else usual.mid_tiles
     windows: Any = tuple(_whole_numbers("--window", text) for text in window or ()) or usual.windows
-    record = {"output": str(model), "data": {**trained, "path": None if data == "synthetic" else data}}
+    record = {"output": str(model), "data": {**trained, **_source(data)}}
     choice = calibrate_on_clips(
         pipeline.transformer,
         TrainConfig.from_dict(record).data,
@@ -356,5 +380,6 @@ def demo(
     typer.echo(f"open {page.resolve().as_uri()}")
 
 
+app.command("export")(export_command)
 app.command("simulate")(simulate_command)
 app.command("calibrate-hardware")(calibrate_command)

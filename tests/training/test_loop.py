@@ -70,7 +70,7 @@ def test_a_run_reports_saves_and_logs(config):
     assert all(math.isfinite(x) for r in reports for x in (r.loss, r.routing_loss, r.gradient_norm))
     assert all(report.gradient_norm > 0 for report in reports)
     output = Path(config.output)
-    assert sorted(path.name for path in output.iterdir()) == ["checkpoints", "logs", "pipeline"]
+    assert sorted(path.name for path in output.iterdir()) == ["checkpoints", "logs", "parts.json", "pipeline"]
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["step-00000004", "step-00000005"]
     assert pipeline == output / "pipeline"
     assert not [path for path in output.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".pth")]

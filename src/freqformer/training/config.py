@@ -20,6 +20,7 @@ class DataConfig:
 
     Args:
         path: a video file or a folder of them, searched in depth; None makes synthetic clips.
+        photographs: a folder of JPEG or PNG files; synthetic clips are then camera moves over them with balls in front.
         num_frames: frames of a clip.
         height, width: pixels of a clip; videos are resized to cover it and cropped in the middle.
         fps: frames per second of a clip; videos of another rate are sampled at it.
@@ -29,6 +30,7 @@ class DataConfig:
     """
 
     path: str | None = None
+    photographs: str | None = None
     num_frames: int = 16
     height: int = 48
     width: int = 80
@@ -39,6 +41,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.path is not None and not isinstance(self.path, str):
             raise ValueError(f"path is {self.path!r}; a path as text, or None for synthetic clips, is allowed")
+        if self.photographs is not None and (not isinstance(self.photographs, str) or self.path is not None):
+            raise ValueError(
+                f"photographs is {self.photographs!r} and path {self.path!r}; a folder as text is allowed, and path None: "
+                "clips come from videos or are synthetic"
+            )
         for name in ("num_frames", "height", "width", "workers"):
             _whole(name, getattr(self, name), 1)
         _whole("cache_mib", self.cache_mib, 0)
@@ -135,6 +142,8 @@ class RunConfig:
         max_steps: optimizer steps.
         max_seconds: seconds of training after which the run ends though steps are left, pauses between resumed parts
             not counted; the learning rate then follows the clock and the run is not repeatable bit for bit.
+        part_seconds: seconds after which this part of the run, building the model included, ends with a checkpoint; the
+            same call goes on from there. The learning rate is that of the whole run.
         batch_size: clips per process and forward pass.
         accumulation: forward passes per optimizer step.
         precision: `bf16` computes in bfloat16 by autocast and keeps weights in float32.
@@ -148,6 +157,7 @@ class RunConfig:
 
     max_steps: int = 1000
     max_seconds: float | None = None
+    part_seconds: float | None = None
     batch_size: int = 4
     accumulation: int = 1
     precision: Precision = "fp32"
@@ -160,8 +170,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "accumulation"):
             _whole(name, getattr(self, name), 1)
-        if self.max_seconds is not None:
-            _number("max_seconds", self.max_seconds, 1e-3, _LARGE)
+        for name in ("max_seconds", "part_seconds"):
+            if getattr(self, name) is not None:
+                _number(name, getattr(self, name), 1e-3, _LARGE)
         _choice("precision", self.precision, get_args(Precision))
         _flag("gradient_checkpointing", self.gradient_checkpointing)
         _flag("compile", self.compile)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from freqformer.training.config import TrainConfig
+from freqformer.training.record import LOSS_STEPS, append_part, describe_part
 from freqformer.training.run import StepReport, TrainingRun
 
 if TYPE_CHECKING:
@@ -25,8 +27,8 @@ def train(
 ) -> Path:
     """Train a model and save it as a pipeline folder; goes on from the newest checkpoint in `config.output`.
 
-    Writes `checkpoints/`, TensorBoard's `logs/`, and in the end `pipeline/` with the averaged weights. Runs under
-    `accelerate launch` on several devices too.
+    Writes `checkpoints/`, TensorBoard's `logs/`, and in the end, of each part too, `pipeline/` with the averaged weights
+    and `parts.json` (see `freqformer.training.record`). Runs under `accelerate launch` on several devices too.
 
     Args:
         config: the run.
@@ -44,16 +46,22 @@ def train(
     with _accelerator(config) as accelerator:
         run = TrainingRun(config, accelerator, model)
         run.resume()
-        main = accelerator.is_main_process
+        main, begun = accelerator.is_main_process, (run.step, run.seconds)
+        last: deque[StepReport] = deque(maxlen=LOSS_STEPS)
         with run.loader() as loader, _progress_bar(config.run.progress and main) as show:
             while run.progress < 1:
                 report = run.advance(loader)
                 show(report)
+                last.append(report)
                 if on_step is not None and main:
                     on_step(report)
                 if run.step % config.checkpoint.every_steps == 0:
                     run.save()
+                if run.part_is_over:
+                    break
         run.save()
+        if main and last:
+            append_part(run.folder, describe_part(last, begun, run.clips_per_step, accelerator.device))
         return run.save_pipeline()
 
 

@@ -40,9 +40,9 @@ logger = logging.getLogger(__name__)
 
 MAY_CHANGE = {
     "output": (),
-    "data": ("path", "workers"),
+    "data": ("path", "photographs", "workers"),
     "run": (
-        *("max_steps", "max_seconds", "batch_size", "accumulation", "device", "progress"),
+        *("max_steps", "max_seconds", "part_seconds", "batch_size", "accumulation", "device", "progress"),
         *("gradient_checkpointing", "compile"),
     ),
     "checkpoint": ("every_steps", "keep", "resume"),
@@ -77,6 +77,7 @@ class TrainingRun:
     """Model, optimizer, average and data of a run, on the devices of an accelerator."""
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator, model: nn.Module | None) -> None:
+        self._part_began = time.perf_counter()
         self.config, self.accelerator, self.folder = config, accelerator, Path(config.output)
         seed_everything(config.run.seed, "model")
         self.model: Any = model if model is not None else _build_model(config.model)
@@ -99,6 +100,7 @@ class TrainingRun:
         self.shift = resolution_shift(self.grid.num_tokens) if shift is None else shift
         self.clips_per_step = run.batch_size * run.accumulation * accelerator.num_processes
         self.step, self.saved_step, self.seconds, self.progress = 0, 0, 0.0, 0.0
+        self.part_is_over = False
 
     def resume(self) -> None:
         """Go to the newest checkpoint of the output folder, if there is one, and start the clock and the log."""
@@ -288,12 +290,15 @@ class TrainingRun:
     def _advance_clock(self) -> None:
         run = self.config.run
         self.seconds, self.progress = time.perf_counter() - self._began, self.step / run.max_steps
-        if run.max_seconds is not None:
+        part = time.perf_counter() - self._part_began
+        if run.max_seconds is not None or run.part_seconds is not None:
             # One clock for all processes, else some would stop a step before others.
-            clock = broadcast(torch.tensor(self.seconds, device=self.accelerator.device))
+            clock = broadcast(torch.tensor([self.seconds, part], device=self.accelerator.device))
             assert isinstance(clock, Tensor)
-            self.seconds = float(clock)
+            self.seconds, part = clock.tolist()
+        if run.max_seconds is not None:
             self.progress = max(self.progress, self.seconds / run.max_seconds)
+        self.part_is_over = run.part_seconds is not None and part >= run.part_seconds
         self.progress = min(self.progress, 1.0)
 
     def _check_resumable(self, path: Path, state: dict[str, Any]) -> None:
@@ -355,12 +360,17 @@ def clip_source(config: DataConfig, seed: int) -> ClipSource:
     """The clips that a config names: synthetic ones where it names no path.
 
     Raises:
-        VideoError: as `ClipFolder`.
+        VideoError: as `ClipFolder` and `PhotographClips`.
     """
+    size = {"num_frames": config.num_frames, "height": config.height, "width": config.width}
+    if config.photographs is not None:
+        from freqformer.training.photographs import PhotographClips
+
+        return PhotographClips(config.photographs, seed, **size)
     if config.path is None:
         from freqformer.training.synthetic import SyntheticClips
 
-        return SyntheticClips(seed, num_frames=config.num_frames, height=config.height, width=config.width)
+        return SyntheticClips(seed, **size)
     from freqformer.training.data import ClipFolder
 
     return ClipFolder(config, seed)

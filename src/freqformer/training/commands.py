@@ -1,0 +1,25 @@
+"""`freqformer export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export_command(
+    run: Annotated[Path, typer.Argument(help="Output folder of a training run that is done.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the model; replaced if it is there.")],
+) -> None:
+    """Make a model to ship of a finished run: averaged weights in bfloat16, at most 6 MB, with a card.
+
+    The card (README.md) is filled from the run's own records, and from what is measured on the exported weights.
+
+    \b
+    Examples:
+      freqformer export runs/shipped --output src/freqformer/demo/model
+    """
+    from freqformer.training.export import export_model
+
+    typer.echo(f"wrote {export_model(run, output)}\nnext: freqformer sample {output} --output new.mp4")

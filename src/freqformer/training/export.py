@@ -1,0 +1,178 @@
+"""From a finished run to a model to ship: averaged weights in bfloat16, with a card filled from the run's records."""
+
+from __future__ import annotations
+
+import json
+import time
+from importlib.resources import files
+from pathlib import Path
+from statistics import fmean
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from freqformer.training.config import DataConfig, TrainConfig
+from freqformer.training.record import LOSS_STEPS, Part, read_parts
+
+if TYPE_CHECKING:
+    from freqformer.models.pipeline import FreqFormerPipeline
+
+TRAIN_FILE, RECORD_FILE, CARD_FILE, SAMPLES_FILE = "train.json", "record.json", "README.md", "samples.png"
+WEIGHTS = Path("transformer", "diffusion_pytorch_model.safetensors")
+MOST_BYTES = 6_000_000
+"""Weights that a package may carry."""
+HELD_OUT_CLIPS = 32
+SAMPLES, COLUMNS, INFERENCE_STEPS = 4, 8, 30
+"""Videos on the card, frames of each, and denoising steps."""
+
+
+def export_model(run: Path, target: Path, *, most_bytes: int = MOST_BYTES) -> Path:
+    """Write a finished run as a model folder: weights, configs, card, samples, and the run's records.
+
+    Args:
+        run: output folder of `freqformer train`, with its train.json, parts.json and pipeline.
+        target: folder to write; what is there is replaced once the new one is whole.
+        most_bytes: largest size of the weights.
+
+    Returns: target, for `FreqFormerPipeline.from_pretrained`.
+
+    Raises:
+        ValueError: for a folder without a finished run, weights that are too large, or photographs without attribution.
+        VideoError: where the run's clips can't be made here, of which some are held out to measure the loss on.
+        CheckpointError: for a folder that can't be written.
+    """
+    from freqformer.models.pipeline import FreqFormerPipeline
+    from freqformer.training.checkpoint import writing_folder
+
+    config, parts = _finished_run(run)
+    told = _data_and_licence(config.data)
+    with writing_folder(target) as folder:
+        FreqFormerPipeline.from_pretrained(str(run / "pipeline"), dtype=torch.bfloat16).save_pretrained(folder)
+        size = (folder / WEIGHTS).stat().st_size
+        if size > most_bytes:
+            raise ValueError(
+                f"{run} has {size:,} bytes of weights in bfloat16; {most_bytes:,} at most are allowed: train a smaller one"
+            )
+        # What is measured is what was written: rounded weights, computed with in float32 as on any CPU.
+        pipeline = FreqFormerPipeline.from_pretrained(str(folder), dtype=torch.float32)
+        facts = _facts(pipeline, config, folder / SAMPLES_FILE) | {"bytes": size, "parts": [vars(part) for part in parts]}
+        (folder / TRAIN_FILE).write_text(json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8")
+        (folder / RECORD_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        (folder / CARD_FILE).write_text(_card(target, config.data, parts, facts, told), encoding="utf-8")
+    return target
+
+
+def held_out_loss(pipeline: FreqFormerPipeline, config: TrainConfig, *, clips: int = HELD_OUT_CLIPS) -> float:
+    """Mean flow-matching loss on synthetic clips that training never shows, or on other cuts of its videos.
+
+    Args:
+        pipeline: whose transformer is measured.
+        config: of its training: the clips, and how noise levels are drawn.
+        clips: how many.
+    """
+    from freqformer.training.loader import ClipLoader
+    from freqformer.training.objective import flow_matching_loss, resolution_shift, sample_timesteps
+    from freqformer.training.run import clip_source
+    from freqformer.training.seeding import derive_generator, derive_seed
+
+    settings, data, model = config.objective, config.data, pipeline.transformer
+    seed = derive_seed(config.run.seed, "held out")
+    tokens = model.grid_for((data.num_frames, data.height, data.width)).num_tokens
+    shift = resolution_shift(tokens) if settings.shift is None else settings.shift
+    draw = derive_generator(seed, "timestep")
+    options = {"mean": settings.logit_mean, "std": settings.logit_std, "stratified": settings.stratified}
+    losses = []
+    with ClipLoader(clip_source(data, seed), iter(range(2**62)), seed=seed) as loader, torch.no_grad():
+        for timestep in sample_timesteps(clips, shift, draw, **options):
+            clip, noise = loader.take(1)
+            losses.append(float(flow_matching_loss(model, clip, timestep[None], noise)))
+    return fmean(losses)
+
+
+def _finished_run(run: Path) -> tuple[TrainConfig, list[Part]]:
+    parts, file = read_parts(run), run / TRAIN_FILE
+    if not (parts and file.is_file() and (run / "pipeline" / "model_index.json").is_file()):
+        raise ValueError(f"{run} holds no run that ended; give the output folder of `freqformer train`")
+    if parts[-1].progress < 1:
+        raise ValueError(f"{run} is {100 * parts[-1].progress:.0f}% done; a whole run is allowed: train on, then export")
+    return TrainConfig.from_dict(json.loads(file.read_text(encoding="utf-8"))), parts
+
+
+def _facts(pipeline: FreqFormerPipeline, config: TrainConfig, sheet: Path) -> dict[str, Any]:
+    """What is measured on the exported weights; writes the samples' contact sheet."""
+    from freqformer.media import contact_sheet
+
+    data = config.data
+    pipeline.set_progress_bar_config(disable=True)
+    loss = held_out_loss(pipeline, config)
+    began, stride = time.perf_counter(), -(-data.num_frames // COLUMNS)
+    rows = []
+    for seed in range(SAMPLES):
+        generator = torch.Generator().manual_seed(seed)
+        size = (data.num_frames, data.height, data.width)
+        made = pipeline(*size, num_inference_steps=INFERENCE_STEPS, generator=generator, output_type="uint8")
+        rows.append(made.frames[0][::stride])
+    seconds = (time.perf_counter() - began) / SAMPLES
+    contact_sheet(torch.cat(rows), sheet, columns=len(rows[0]), scale=2)
+    return {
+        "parameters": sum(parameter.numel() for parameter in pipeline.transformer.parameters()),
+        "held_out_clips": HELD_OUT_CLIPS,
+        "held_out_loss": loss,
+        "sample_seconds": seconds,
+        "sample_stride": stride,
+        "inference_steps": INFERENCE_STEPS,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _card(target: Path, data: DataConfig, parts: list[Part], facts: dict[str, Any], told: tuple[str, str]) -> str:
+    last = parts[-1]
+    rows = [
+        f"| {number} | {part.first_step:,} to {part.last_step:,} | {part.clips:,} | {part.seconds:.0f} | {part.loss:.4f} | "
+        f"{part.device} | {(part.commit or 'unknown')[:12]} | `{part.command}` |"
+        for number, part in enumerate(parts, 1)
+    ]
+    text = {
+        "name": f"FreqFormer, {data.num_frames} x {data.height} x {data.width}",
+        "place": target.as_posix(),
+        "parameters": f"{facts['parameters'] / 1e6:.2f}",
+        "megabytes": f"{facts['bytes'] / 1e6:.1f}",
+        "minutes": f"{sum(part.seconds for part in parts) / 60:.1f}",
+        "frames": data.num_frames,
+        "height": data.height,
+        "width": data.width,
+        "fps": f"{data.fps:g}",
+        "samples": SAMPLES_FILE,
+        "rows": SAMPLES,
+        "last_seed": SAMPLES - 1,
+        "stride": facts["sample_stride"],
+        **{name: facts[name] for name in ("inference_steps", "threads")},
+        "sample_seconds": f"{facts['sample_seconds']:.1f}",
+        "parts": "\n".join(rows),
+        "loss_steps": LOSS_STEPS,
+        "held_out": facts["held_out_clips"],
+        "held_out_loss": f"{facts['held_out_loss']:.4f}",
+        "torch": last.torch,
+        "version": last.freqformer,
+        **dict(zip(("data", "licence"), told, strict=True)),
+    }
+    return Template((files("freqformer.training") / "card.md").read_text(encoding="utf-8")).substitute(text)
+
+
+def _data_and_licence(data: DataConfig) -> tuple[str, str]:
+    """What the run was trained on, in words, and what follows for the use of what it makes."""
+    if data.photographs is not None:
+        credits = Path(data.photographs) / "ATTRIBUTION.md"
+        if not credits.is_file():
+            raise ValueError(f"{credits} is missing; the card names authors and licences: write them there as a table")
+        # The table alone: the text around it is about what else the photographs serve.
+        table = [line for line in credits.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+        told = (
+            "Drawn clips, none shown twice: a camera pans and zooms over a photograph, with one to three striped balls "
+            "that fly in front, bounce and hide one another. The photographs:\n\n" + "\n".join(table)
+        )
+        return told, "Videos that it makes show the photographs above, whose licences ask to name their authors."
+    if data.path is not None:
+        return f"Videos: `{data.path}`.", "The videos that it was trained on have licences of their own."
+    return "Drawn clips, none shown twice: textured discs that fly over a drifting background. No file is behind them.", ""

@@ -1,0 +1,156 @@
+"""Clips from photographs: a camera pans and zooms over one, and shaded balls fly, bounce and hide one another in front.
+
+Shape legend: F frames, H rows, W columns of a clip. Places in a photograph run from -1 to 1 along both sides.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from freqformer.media import VideoError, read_clip, to_unit
+from freqformer.training.loader import Clip, ClipSource
+from freqformer.training.seeding import derive_generator
+
+ENDINGS = (".jpg", ".jpeg", ".png")
+DETAIL = 2
+"""Pixels of a photograph, as it is kept, for a pixel of the clip, both whole: what the closest view can show."""
+VIEW = (0.4, 0.8)
+"""Least and largest share of a photograph's sides that is seen at once."""
+PAN, ZOOM = 0.8, 0.6
+"""Farthest move over a clip in half views, and the largest change of the view's size in octaves."""
+BALLS = (1, 3)
+LIGHT = (-0.45, -0.55, 0.70)
+"""Direction to the light (column, row, towards the viewer), of unit length."""
+AMBIENT, SHINE = 0.35, 0.55
+SHADOW = 0.35
+"""Share of the light that a ball takes from what is behind it."""
+
+
+class PhotographClips(ClipSource):
+    """An endless source of clips; clip `index` is always the same.
+
+    Args:
+        folder: holds the photographs; they are scaled to cover twice the clip's size and cropped in the middle.
+        seed: of all clips.
+        num_frames, height, width: of a clip.
+
+    Raises:
+        VideoError: for a folder without photographs, or a file that can't be read.
+    """
+
+    def __init__(self, folder: str | Path, seed: int, *, num_frames: int, height: int, width: int) -> None:
+        self.seed, self.shape = seed, (num_frames, height, width)
+        self.photographs = read_photographs(folder, DETAIL * height, DETAIL * width)
+
+    def load(self, index: int) -> Clip:
+        """Clip `index`: (3, F, H, W) float32 in [-1, 1]."""
+        generator = derive_generator(self.seed, "photographs", index)
+        frames, height, width = self.shape
+        clip = self._background(generator)
+        # Lengths are in units of the shorter side, so a clip looks the same at any resolution.
+        side = min(height, width)
+        y = ((torch.arange(height) + 0.5) / side).view(1, height, 1)
+        x = ((torch.arange(width) + 0.5) / side).view(1, 1, width)
+        for _ in range(int(torch.randint(BALLS[0], BALLS[1] + 1, (1,), generator=generator))):
+            radius = 0.10 + 0.08 * float(torch.rand(1, generator=generator))
+            row, column = (_bouncing(generator, frames, radius, extent / side) for extent in (height, width))
+            clip = _add_ball(clip, generator, (y - row) / radius, (x - column) / radius, radius * side)
+        return Clip(clip.transpose(0, 1).contiguous())
+
+    def report(self, clip: Clip) -> None:
+        """Files were read at the start, so no failure."""
+
+    def fingerprint(self) -> str:
+        """Differs with every argument and with the photographs."""
+        pixels = hashlib.blake2b(self.photographs.numpy().tobytes(), digest_size=8).hexdigest()
+        return f"photographs {self.seed} {self.shape} {pixels}"
+
+    def _background(self, generator: torch.Generator) -> Tensor:
+        """(F, 3, H, W): from one view of a photograph to another, straight."""
+        frames, height, width = self.shape
+        picture = self.photographs[int(torch.randint(len(self.photographs), (1,), generator=generator))]
+        share, column, row, zoom, *pan = torch.rand(6, generator=generator).tolist()
+        first = VIEW[0] + (VIEW[1] - VIEW[0]) * share
+        last = min(max(first * 2 ** (ZOOM * (2 * zoom - 1)), VIEW[0]), VIEW[1])
+        # A view lies within the photograph if its ends do, so a straight move between two such views does too.
+        starts = [(2 * place - 1) * (1 - first) for place in (column, row)]
+        ends = [
+            min(max(start + PAN * first * (2 * move - 1), last - 1), 1 - last)
+            for start, move in zip(starts, pan, strict=True)
+        ]
+        time = torch.linspace(0, 1, frames)[:, None]
+        half = first + (last - first) * time
+        column_middle, row_middle = (start + (end - start) * time for start, end in zip(starts, ends, strict=True))
+        columns, rows = (half * ((2 * torch.arange(n) + 1) / n - 1) for n in (width, height))
+        places = torch.stack(
+            [
+                (columns + column_middle)[:, None, :].expand(-1, height, -1),
+                (rows + row_middle)[:, :, None].expand(-1, -1, width),
+            ],
+            -1,
+        )
+        shown = picture.expand(frames, -1, -1, -1)
+        return functional.grid_sample(shown, places, padding_mode="border", align_corners=False)
+
+
+def read_photographs(folder: str | Path, height: int, width: int) -> Tensor:
+    """Every JPEG and PNG file of a folder, sorted by name, resized to cover the size and cropped in the middle.
+
+    Args:
+        folder: is searched, its subfolders are not.
+        height, width: in pixels.
+
+    Returns: float32 (files, 3, height, width) in [-1, 1].
+
+    Raises:
+        VideoError: for a folder without such files, or a file that can't be read.
+    """
+    folder = Path(folder)
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS)
+    if not files:
+        raise VideoError(f"{folder} holds no photograph; give a folder with {', '.join(ENDINGS)} files in it")
+    size = {"height": height, "width": width}
+    return torch.stack([to_unit(read_clip(file, start=0, num_frames=1, fps=1, **size))[:, 0] for file in files])
+
+
+def _bouncing(generator: torch.Generator, frames: int, radius: float, extent: float) -> Tensor:
+    """A straight path folded between two walls that the ball does not cross: (F, 1, 1)."""
+    start, speed = torch.rand(2, generator=generator).tolist()
+    room = extent - 2 * radius
+    path = start * room + 1.2 * (2 * speed - 1) * torch.linspace(0, 1, frames)
+    return (radius + room - (path.remainder(2 * room) - room).abs()).view(frames, 1, 1)
+
+
+def _add_ball(clip: Tensor, generator: torch.Generator, y: Tensor, x: Tensor, pixels: float) -> Tensor:
+    """The clip (F, 3, H, W) with a striped ball in front, which dims what is below and to the right of it.
+
+    Args:
+        clip, generator: what is there, and what draws the ball's looks.
+        y, x: rows (F, H, 1) and columns (F, 1, W) from the middle of the ball in radii.
+        pixels: radius in pixels.
+    """
+    hue, other, angle, width = torch.rand(4, generator=generator).tolist()
+    colours = [
+        torch.tensor(colorsys.hsv_to_rgb(tone, 0.85, 0.95)).view(3, 1, 1) for tone in (hue, hue + 0.15 + 0.7 * other)
+    ]
+    square = y.square() + x.square()
+    distance = square.sqrt()
+    inside = ((1 - distance) * pixels + 0.5).clamp(0, 1)
+    depth = (1 - square).clamp_min(0).sqrt()
+    lit = (LIGHT[0] * x + LIGHT[1] * y + LIGHT[2] * depth).clamp_min(0)
+    # Stripes across the ball, a pixel soft at their edges.
+    turn = math.pi * angle
+    wave = (math.cos(turn) * x + math.sin(turn) * y).mul(2 + 2 * width).sin()
+    stripe = (wave * pixels / 2 + 0.5).clamp(0, 1)[:, None]
+    colour = colours[0] + stripe * (colours[1] - colours[0])
+    shaded = colour * (AMBIENT + (1 - AMBIENT) * lit)[:, None] + SHINE * lit.pow(24)[:, None]
+    shade = SHADOW * (1.6 - ((x - 0.3).square() + (y - 0.4).square()).sqrt() / 0.75).clamp(0, 1)
+    behind = (clip + 1) * (1 - shade)[:, None] - 1
+    return behind + inside[:, None] * ((2 * shaded - 1).clamp(-1, 1) - behind)

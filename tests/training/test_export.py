@@ -1,0 +1,139 @@
+"""Exporting a finished run: rounded weights, a card from the records, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from freqformer.models.pipeline import FreqFormerPipeline
+from freqformer.models.transformer import LEAST_NOISE, FreqFormerTransformer3DModel
+from freqformer.training.config import DataConfig, RunConfig, TrainConfig
+from freqformer.training.export import MOST_BYTES, WEIGHTS, export_model, held_out_loss
+from freqformer.training.loop import train
+from freqformer.training.objective import sample_timesteps
+from freqformer.training.record import read_parts
+from freqformer.training.run import clip_source
+from freqformer.training.seeding import derive_generator, derive_seed
+
+ROOT = Path(__file__).parents[2]
+PHOTOGRAPHS = ROOT / "benchmarks" / "quality" / "photographs"
+CONFIG = ROOT / "configs" / "shipped.json"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a finished run of seconds, in two parts."""
+    config = TrainConfig(
+        str(tmp_path_factory.mktemp("runs") / "tiny"),
+        model={
+            "num_layers": 1,
+            "num_heads": 3,
+            "head_dim": 8,
+            "patch_size": [2, 4, 4],
+            "prediction": "clip",
+            "frequency": {"tile": [1, 2, 2], "mid_tiles": 2, "summary_tokens": 4},
+        },
+        data=DataConfig(photographs=str(PHOTOGRAPHS), num_frames=4, height=16, width=24, workers=1),
+        run=RunConfig(max_steps=4, batch_size=1, device="cpu", progress=False),
+    )
+    folder = Path(config.output)
+    first: list[int] = []
+    train(replace(config, run=replace(config.run, part_seconds=0.001)), on_step=lambda report: first.append(report.step))
+    assert first == [1]
+    (folder / "train.json").write_text(json.dumps(config.to_dict()))
+    with pytest.raises(ValueError, match="is 25% done; a whole run is allowed"):
+        export_model(folder, folder / "model")
+    train(config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path) -> Path:
+    return export_model(run, run / "model")
+
+
+def test_weights_are_the_average_in_bfloat16(run: Path, exported: Path) -> None:
+    average, rounded = (load_file(folder / WEIGHTS) for folder in (run / "pipeline", exported))
+    assert average.keys() == rounded.keys()
+    for name, tensor in average.items():
+        # A choice steps where rounding differs, so routers keep their precision.
+        kept = "router" in name
+        assert rounded[name].dtype == (torch.float32 if kept else torch.bfloat16), name
+        assert torch.equal(rounded[name], tensor if kept else tensor.bfloat16()), name
+
+
+def test_it_loads_and_generates_at_its_size(exported: Path) -> None:
+    pipeline = FreqFormerPipeline.from_pretrained(str(exported), dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    frames = pipeline(4, 16, 24, num_inference_steps=2, output_type="uint8").frames
+    assert frames.shape == (1, 4, 16, 24, 3)
+
+
+def test_the_card_tells_what_the_records_say(run: Path, exported: Path) -> None:
+    card, facts = (exported / "README.md").read_text(), json.loads((exported / "record.json").read_text())
+    config = TrainConfig.from_dict(json.loads((exported / "train.json").read_text()))
+    assert facts["bytes"] == (exported / WEIGHTS).stat().st_size
+    assert [vars(part) for part in read_parts(run)] == facts["parts"]
+    pipeline = FreqFormerPipeline.from_pretrained(str(exported), dtype=torch.float32)
+    assert held_out_loss(pipeline, config) == pytest.approx(facts["held_out_loss"], rel=1e-5)
+    for part in facts["parts"]:
+        assert f"| {part['first_step']} to {part['last_step']} | {part['clips']} |" in card
+        assert f"{part['loss']:.4f}" in card
+    for text in (f"**{facts['held_out_loss']:.4f}**", "danielbuechele", "Rachel Michetti", "4 frames of 24 x 16"):
+        assert text in card
+    assert "70%" not in card
+    assert "$" not in card
+    assert (exported / "samples.png").stat().st_size > 1000
+
+
+def test_the_held_out_loss_of_a_model_that_says_grey_follows_from_the_clips(exported: Path) -> None:
+    config = TrainConfig.from_dict(json.loads((exported / "train.json").read_text()))
+    pipeline = FreqFormerPipeline.from_pretrained(str(exported), dtype=torch.float32)
+    for parameter in pipeline.transformer.proj_out.parameters():
+        parameter.data.zero_()
+    seed = derive_seed(config.run.seed, "held out")
+    source = clip_source(config.data, seed)
+    timesteps = sample_timesteps(8, 1.0, derive_generator(seed, "timestep")).clamp_min(LEAST_NOISE)
+    # x_t / t - (noise - clip) = clip / t.
+    expected = sum(float((source.load(i).pixels / t).square().mean()) for i, t in enumerate(timesteps)) / 8
+    assert held_out_loss(pipeline, config, clips=8) == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no run that ended"):
+        export_model(tmp_path, tmp_path / "model")
+    with pytest.raises(ValueError, match="1,000 at most are allowed"):
+        export_model(run, tmp_path / "model", most_bytes=1000)
+    assert not (tmp_path / "model").exists()
+
+
+def test_photographs_need_authors(run: Path, tmp_path: Path) -> None:
+    pictures, copy = tmp_path / "pictures", tmp_path / "run"
+    pictures.mkdir()
+    shutil.copy(PHOTOGRAPHS / "coffee.jpg", pictures)
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("model", "checkpoints"))
+    config = json.loads((copy / "train.json").read_text())
+    config["data"]["photographs"] = str(pictures)
+    (copy / "train.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"ATTRIBUTION\.md is missing"):
+        export_model(copy, tmp_path / "model")
+
+
+def test_the_shipped_config_makes_a_model_that_may_be_shipped(tmp_path: Path) -> None:
+    config = TrainConfig.from_dict(json.loads(CONFIG.read_text()))
+    assert config.data.photographs is not None
+    assert ROOT / config.data.photographs == PHOTOGRAPHS
+    # Two calls of 9 minutes each, with time to start and to save.
+    assert config.run.max_seconds is not None
+    assert config.run.max_seconds <= 2 * 9 * 60 - 60
+    model = FreqFormerTransformer3DModel(**config.model)
+    model.save_pretrained(tmp_path)
+    half = FreqFormerTransformer3DModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    assert (tmp_path / "half" / WEIGHTS.name).stat().st_size <= MOST_BYTES
