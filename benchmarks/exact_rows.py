@@ -60,9 +60,9 @@ def _inputs(
     query, key, value = (x[:, :, head].double() for x in tensors)
     query = rms_norm(query, parameters.query_norm, parameters.norm_eps)
     key = rms_norm(key, parameters.key_norm, parameters.norm_eps)
-    heads = torch.tensor([head], device=query.device)
+    rows = torch.tensor([head], device=query.device)
     wide = replace(parameters, rotary=tuple(table.double() for table in parameters.rotary or ()))
-    return prepare(query, key, value, band=band, plan=plan, heads=heads, parameters=wide, token_order="raster")
+    return prepare(query, key, value, band=band, plan=plan, rows=rows, parameters=wide, token_order="raster")
 
 
 def _tile(inputs: BandInputs, tile: int, listed: Tensor, plan: AttentionPlan) -> Tensor:

@@ -209,6 +209,7 @@ def test_allocation_per_sample_is_a_call_per_sample() -> None:
         one = replace(
             inputs,
             **{name: getattr(inputs, name)[sample : sample + 1] for name in ("query", "key", "value", "text_mask")},
+            parameters=replace(inputs.parameters, summary_offsets=inputs.parameters.summary_offsets[sample]),
         )
         alone = run(replace(case, allocation=(bands,)), one, "eager", gradients=False)["out"]
         assert torch.equal(together[sample], alone[0])

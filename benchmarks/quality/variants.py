@@ -6,18 +6,15 @@ rather than boxes of 128, since at this size a symmetric window of 3 x 3 x 3 box
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from benchmarks.quality.operators import MIXED, MixedAttention
 from torch import Tensor, nn
 
-from freqformer.attention import NORM_EPS, FreqAttention, ImplChoice, frequency_attention
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Extents, Grid
 from freqformer.models.transformer import FreqFormerTransformer3DModel
-from freqformer.ops.parameters import AttentionParameters
-from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import build_plan
 from freqformer.routing import Prior, RoutingTable
 from freqformer.training.seeding import derive_seed
@@ -67,7 +64,7 @@ class Variant:
     splits: tuple[Split, ...] = ((2, 2, 2),)
     """Heads per band: one split, or one for each of equal parts of the timesteps, least noise first; a router's start."""
     operator: str = "frequency"
-    """`frequency`, `dense`, or `gated`: every head has a LOW branch beside its own band."""
+    """`frequency`, `dense`, or one of `operators.MIXED`."""
     learned: bool = False
     """Whether a router chooses."""
     prior: Prior = "paper"
@@ -94,16 +91,31 @@ VARIANTS: dict[str, Variant] = {
         "like VSA: gated sum of attention between tile means and to the best tiles",
         replace(PLAIN, mid_tiles=36, compression=128, low_output="synthesis"),
         (MID,),
-        operator="gated",
+        operator="low_beside",
     ),
     "gated_window": Variant(
         "every head a gated sum of LOW and of a window with summaries",
         replace(CUBES, window=(3, 3, 3)),
         (HIGH,),
-        operator="gated",
+        operator="low_beside",
     ),
     "gated_plain": Variant(
-        "every head a gated sum of LOW and of a window without summaries", PLAIN, (HIGH,), operator="gated"
+        "every head a gated sum of LOW and of a window without summaries", PLAIN, (HIGH,), operator="low_beside"
+    ),
+    "window_gate": Variant("every head a window whose output is gated", PLAIN, (HIGH,), operator="gate"),
+    "window_weighed": Variant(
+        "every head a window and few summaries, which a router weighs by noise level",
+        replace(CUBES, summary_tokens=32),
+        (HIGH,),
+        operator="weighed",
+        low_offset=-2.0,
+    ),
+    "window_weighed_gate": Variant(
+        "as window_weighed, output gated",
+        replace(CUBES, summary_tokens=32),
+        (HIGH,),
+        operator="weighed_gate",
+        low_offset=-2.0,
     ),
     "window_few": Variant(
         "every head a window and few summaries that start nearly unseen",
@@ -175,7 +187,7 @@ def head_costs(variant: Variant, size: Size = STUDY) -> tuple[float, float, floa
     """Useful attention FLOPs of one head and clip as LOW, MID, HIGH and DENSE, by the plan."""
     plan = build_plan(size.grid, variant.config, num_heads=size.heads, head_dim=size.head_dim, learned_summaries=True)
     low, mid, high, dense = plan.band_costs()
-    return (low, low + mid, low + high, dense) if variant.operator == "gated" else (low, mid, high, dense)
+    return (low, low + mid, low + high, dense) if variant.operator == "low_beside" else (low, mid, high, dense)
 
 
 def density(variant: Variant, size: Size = STUDY) -> float:
@@ -200,10 +212,11 @@ def build(variant: Variant, size: Size, seed: int) -> FreqFormerTransformer3DMod
     common = _model(VARIANTS["dense"], size).state_dict()
     torch.manual_seed(derive_seed(seed, "own weights"))
     model = _model(variant, size)
-    if variant.operator == "gated":
+    if variant.operator in MIXED:
         for block in model.transformer_blocks:
-            width = size.heads * size.head_dim
-            block.attn1 = GatedAttention(width, variant.config, bands(variant.splits[0]))  # type: ignore[assignment]
+            block.attn1 = MixedAttention(
+                size.heads * size.head_dim, variant.config, bands(variant.splits[0]), variant.operator
+            )  # type: ignore[assignment]
     for layer in model.attentions:
         if getattr(layer, "summary_offsets", None) is not None:
             layer.summary_offsets.data[:, 0] = variant.low_offset  # type: ignore[index]
@@ -233,66 +246,6 @@ def _table(variant: Variant, size: Size) -> RoutingTable:
     split = torch.tensor([bands(split) for split in variant.splits])
     table = split[:, None].expand(-1, size.layers, -1).contiguous()
     return RoutingTable(table, torch.full_like(table, variant.config.mid_tiles or 0), variant.config)
-
-
-class GatedAttention(FreqAttention):
-    """In every head a LOW branch and the branch of its own band, summed by gates.
-
-    Gates are linear in the token, one for each head and branch; at first the own branch is taken as it is and LOW left out.
-    With own branch MID, tile means as low tokens and no summaries this is Video Sparse Attention (Zhang et al., arXiv
-    2505.13389), which has a gate for each channel.
-
-    Args:
-        dim, config: as in `FreqAttention`.
-        allocation: the own band of every head.
-    """
-
-    def __init__(self, dim: int, config: FreqFormerConfig, allocation: Sequence[int]) -> None:
-        super().__init__(dim, len(allocation), config, allocation=allocation, routing="fixed")
-        self.to_gates = nn.Linear(dim, 2 * self.num_heads)
-        nn.init.zeros_(self.to_gates.weight)
-        nn.init.zeros_(self.to_gates.bias)
-        self.branches = ([Band.LOW.value] * self.num_heads, list(allocation))
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        grid: Grid,
-        timestep: Tensor,
-        rotary: tuple[Tensor, Tensor] | None = None,
-        *,
-        token_order: TokenOrder = "tile",
-        impl: ImplChoice | None = None,
-    ) -> Tensor:
-        """As `FreqAttention.forward`."""
-        tensors = [to(hidden_states).unflatten(2, (self.num_heads, -1)) for to in (self.to_q, self.to_k, self.to_v)]
-        low_gate, own_gate = self.to_gates(hidden_states).unflatten(2, (2, -1, 1)).unbind(2)
-        summarised = self.config.summary_tokens > 0
-        parameters = AttentionParameters(
-            self.summary_queries if summarised else None,
-            self.summary_offsets if summarised else None,
-            self.gains,
-            rotary,
-            self.query_norm,
-            self.key_norm,
-            norm_eps=NORM_EPS,
-        )
-        with torch.autocast(hidden_states.device.type, enabled=False):
-            low, own = (
-                frequency_attention(
-                    *tensors,
-                    grid=grid,
-                    allocation=allocation,
-                    config=self.config,
-                    parameters=parameters,
-                    token_order=token_order,
-                    impl=impl or self.impl,
-                )
-                for allocation in self.branches
-            )
-            out = low_gate * low + (1 + own_gate) * own
-        self.last_allocation = self.allocation.expand(len(hidden_states), -1)
-        return self.to_out(out.flatten(2))
 
 
 def used_parameters(model: nn.Module) -> int:

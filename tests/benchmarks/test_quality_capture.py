@@ -61,7 +61,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, name: str) -> Watch:
 
 
 @pytest.mark.parametrize(
-    "name", ["dense", "window", "vsa", "gated_window", "freq_full", "freq_strict", "schedule", "router"]
+    "name", ["dense", "window", "vsa", "window_weighed_gate", "freq_full", "freq_strict", "schedule", "router"]
 )
 def test_a_step_can_be_captured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = watched(monkeypatch, name)

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from benchmarks.quality.operators import MixedAttention
 from benchmarks.quality.variants import (
     CUBES,
     STUDY,
     TARGET_DENSITY,
     TOLERANCE,
     VARIANTS,
-    GatedAttention,
     Size,
     allocation_density,
     bands,
@@ -74,15 +74,34 @@ def test_variants_start_alike_where_they_can_and_seeds_differ() -> None:
 def test_a_gated_head_starts_as_its_own_branch_and_can_turn_to_low() -> None:
     config = replace(CUBES, mid_tiles=2, summary_tokens=0)
     torch.manual_seed(0)
-    gated, plain = GatedAttention(32, config, [1, 2]), FreqAttention(32, 2, config, allocation=[1, 2], routing="fixed")
+    gated = MixedAttention(32, config, [1, 2], "low_beside")
+    plain = FreqAttention(32, 2, config, allocation=[1, 2], routing="fixed")
     low = FreqAttention(32, 2, config, allocation=[Band.LOW] * 2, routing="fixed")
     for layer in (plain, low):
         layer.load_state_dict(gated.state_dict(), strict=False)
     x, grid, timestep = torch.randn(1, TINY.grid.num_tokens, 32), TINY.grid, torch.tensor([0.5])
     torch.testing.assert_close(gated(x, grid, timestep), plain(x, grid, timestep))
     with torch.no_grad():
-        gated.to_gates.bias.copy_(torch.tensor([1.0, 1.0, -1.0, -1.0]))
+        gated.to_gates.bias.copy_(torch.tensor([-1.0, -1.0, 1.0, 1.0]))
     torch.testing.assert_close(gated(x, grid, timestep), low(x, grid, timestep))
+
+
+def test_weighed_summaries_start_quiet_without_noise_and_loud_with_it() -> None:
+    config = replace(CUBES, window=(1, 1, 1), summary_tokens=8)
+    torch.manual_seed(0)
+    weighed = MixedAttention(32, config, [2, 2], "weighed_gate")
+    x, grid, timestep = torch.randn(3, TINY.grid.num_tokens, 32), TINY.grid, torch.tensor([0.0, 0.5, 1.0])
+    assert weighed.weigher is not None
+    torch.nn.init.zeros_(weighed.weigher.layers[-1].weight)
+    torch.nn.init.constant_(weighed.summary_offsets, -2.0)
+    out = weighed(x, grid, timestep)
+    for sample, low in enumerate((-4.0, -2.0, 0.0)):
+        plain = FreqAttention(32, 2, config, allocation=[2, 2], routing="fixed")
+        plain.load_state_dict(weighed.state_dict(), strict=False)
+        plain.summary_offsets.data[:, 0] = low
+        torch.testing.assert_close(out[sample : sample + 1], plain(x[sample : sample + 1], grid, timestep[:1]))
+    out.square().sum().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in weighed.weigher.layers[-1].parameters())
 
 
 def test_a_gated_head_costs_both_branches() -> None:

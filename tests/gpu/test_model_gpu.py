@@ -72,6 +72,7 @@ def test_it_runs_the_fused_plan_and_agrees_with_eager() -> None:
     torch.testing.assert_close(fused, eager, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("default")  # of the compiler's own code
 def test_training_in_bfloat16_with_checkpointed_and_compiled_blocks() -> None:
     """Routers learn too. The loss and every gradient are finite, and compiled blocks are compiled once for three steps."""
     video = torch.randn(VIDEO, generator=torch.Generator("cuda").manual_seed(3), device="cuda")

@@ -54,7 +54,7 @@ FAULTS = (
     Fault("every tile has the first one's tokens", KERNEL, "tl.load(tile_counts + tile)", "tl.load(tile_counts)", BLOCK),
     Fault("lists of MID heads end one tile early", KERNEL, "(mid_lengths + entry)", "(mid_lengths + entry) - 1", BLOCK),
     Fault(
-        "low summaries take another head's offset", KERNEL, "summary_offsets + head * 3)", "summary_offsets + head)", BLOCK
+        "low summaries take another head's offset", KERNEL, "summary_offsets + row * 3)", "summary_offsets + row)", BLOCK
     ),
     Fault(
         "outputs of the second sample land in the first",
@@ -106,8 +106,8 @@ FAULTS = (
     Fault(
         "gradients of offsets go to other heads",
         "block_sparse/triton_backward.py",
-        "slopes.reshape(rows // heads, heads, 3, cell_blocks * parts).sum((0, 3))",
-        "slopes.reshape(heads, rows // heads, 3, cell_blocks * parts).sum((1, 3))",
+        "slopes.reshape(rows // heads, heads, 3, cell_blocks * parts).sum(3)",
+        "slopes.reshape(rows // heads, heads, 3, cell_blocks * parts).sum(3).flip(1)",
         BLOCK_BACKWARD,
     ),
     # prologue

@@ -174,7 +174,7 @@ def test_prologue_and_merge_bytes_are_those_of_real_tensors():
                 written += 3 * rows.nbytes
                 continue
             made = prepare(
-                rows, rows, rows, band=band, plan=plan, heads=torch.arange(heads), parameters=None, token_order="raster"
+                rows, rows, rows, band=band, plan=plan, rows=torch.arange(heads), parameters=None, token_order="raster"
             )
             tensors = [made.query, made.key, made.value, made.extra_key, made.extra_value]
             written += sum(x.nbytes for x in tensors if x is not None)

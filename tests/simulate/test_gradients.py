@@ -71,7 +71,7 @@ def test_attention_writes_a_gradient_for_every_query_key_and_value():
                 queries, keys = queries + rows[..., 0].numel(), keys + rows[..., 0].numel()
                 continue
             made = prepare(
-                rows, rows, rows, band=band, plan=plan, heads=torch.arange(count), parameters=None, token_order="raster"
+                rows, rows, rows, band=band, plan=plan, rows=torch.arange(count), parameters=None, token_order="raster"
             )
             queries += made.query[..., 0].numel()
             keys += sum(x[..., 0].numel() for x in (made.key, made.extra_key) if x is not None)

@@ -90,7 +90,7 @@ def make_case(
         buffers=AttentionBuffers(query.to(dtype), key.to(dtype), value.to(dtype)),
         rows=RowBands(allocation, order),
         mid=mid,
-        summary_offsets=random(heads, 3) if learned else None,
+        summary_offsets=random(batch, heads, 3) if learned else None,
         text_mask=random(batch, text) > 0 if masked else None,
         token_order=token_order,
     )
@@ -152,7 +152,7 @@ def _bias(case: AttendCase, row: int, band: int) -> Tensor:
     plan, keys, device = case.plan, case.tables.keys, case.buffers.query.device
     video, cells, text = plan.layout.grid.num_tokens, plan.cells.num_cells, plan.num_text_tokens
     bias = torch.full((video + text, keys.rows), -torch.inf, dtype=torch.float64, device=device)
-    offsets = [0.0] * 3 if case.summary_offsets is None else case.summary_offsets[row % plan.num_heads].double().tolist()
+    offsets = [0.0] * 3 if case.summary_offsets is None else case.summary_offsets.flatten(0, 1)[row].double().tolist()
     if band == Band.LOW:
         bias[:video, keys.low : keys.low + plan.num_low_tokens] = plan.low_weights.log().to(device)
     else:

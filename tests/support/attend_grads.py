@@ -24,6 +24,7 @@ class AttendGrads:
     key: Tensor
     value: Tensor
     summary_offsets: Tensor | None
+    """(R, 3)."""
 
 
 def random_output_grads(case: AttendCase, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -62,7 +63,7 @@ def expected_grads(case: AttendCase, grads: tuple[Tensor, Tensor], dtype: torch.
     given = _by_row(case, *(x.to(wide) for x in grads))
     inputs = (buffers.query, buffers.key, buffers.value)
     total = [torch.full(x.shape, torch.nan, dtype=wide, device=x.device) for x in inputs]
-    offsets = torch.zeros(plan.num_heads, 3, dtype=wide, device=given.device)
+    offsets = torch.zeros(len(case.rows.allocation), 3, dtype=wide, device=given.device)
     for row, band in enumerate(case.rows.allocation.tolist()):
         bias = _bias(case, row, band).to(device=given.device, dtype=wide)
         queries = torch.arange(bias.shape[0], device=given.device)
@@ -77,7 +78,7 @@ def expected_grads(case: AttendCase, grads: tuple[Tensor, Tensor], dtype: torch.
         slope = weight * (agree - (rounded * agree).sum(-1, keepdim=True))
         for start, index in ((layout.low_summaries, 0), (layout.mid_summaries, 1), (layout.high_summaries, 2)):
             own = (keys >= start) & (keys < start + plan.cells.num_cells) & (start >= 0)
-            offsets[row % plan.num_heads, index] += slope[:, own].sum()
+            offsets[row, index] += slope[:, own].sum()
         slope = slope.to(dtype).to(wide)
         total[0][row, queries] = slope @ key * head_dim**-0.5
         total[1][row, keys] = slope.T @ query * head_dim**-0.5
@@ -116,7 +117,8 @@ def kernel_grads(case: AttendCase, grads: tuple[Tensor, Tensor], own_forward: bo
 
     outputs = attend_for_backward(**case.arguments) if own_forward else exact_outputs(case)
     got = attend_backward(grads, outputs, **case.arguments)
-    return AttendGrads(got.query, got.key, got.value, got.summary_offsets)
+    offsets = None if got.summary_offsets is None else got.summary_offsets.flatten(0, 1)
+    return AttendGrads(got.query, got.key, got.value, offsets)
 
 
 def named(grads: AttendGrads, exact: AttendGrads) -> dict[str, Tensor]:

@@ -183,11 +183,14 @@ def make_inputs(case: Case, device: str = "cpu") -> Inputs:
 
 def _parameters(case: Case, normal: Any) -> AttentionParameters | None:
     heads, width, features = case.num_heads, case.head_dim, case.config.band_features
+    batch = len(case.allocation)
     if not case.learned and features not in ("gains", "strict"):
         return None
     given = {
         "summaries": lambda: {"summary_queries": normal(heads, 2, width)},
-        "offsets": lambda: {"summary_offsets": normal(heads, 3)},
+        "offsets": lambda: {
+            "summary_offsets": normal(*[batch] * (batch > 1), heads, 3)
+        },  # by sample where there are several
         "rotary": lambda: {"rotary": _rotary(normal(case.grid.num_tokens, width // 2) * 3)},
         "norm": lambda: {"query_norm": 1 + 0.3 * normal(width), "key_norm": 1 + 0.3 * normal(width)},
     }
@@ -211,9 +214,9 @@ def select(case: Case, inputs: Inputs) -> Selection | None:
         query = rms_norm(query, learned.query_norm, learned.norm_eps)
         key = rms_norm(key, learned.key_norm, learned.norm_eps)
     rows = [x.transpose(1, 2).flatten(0, 1)[:, : case.grid.num_tokens] for x in (query, key, exact.value)]
-    heads = torch.arange(len(rows[0]), device=query.device) % case.num_heads
+    every = torch.arange(len(rows[0]), device=query.device)
     means = prepare(
-        *rows, band=Band.MID, plan=plan, heads=heads, parameters=learned, token_order=case.token_order
+        *rows, band=Band.MID, plan=plan, rows=every, parameters=learned, token_order=case.token_order
     ).selection_means
     assert means is not None
     return Selection(topk_tiles(*means, plan.mid_capacity).unflatten(0, (-1, case.num_heads)).contiguous())

@@ -6,6 +6,7 @@ It takes tile layout, low box and lists of fixed patterns from the package; thos
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from tests.support.cases import Case, Inputs
@@ -26,11 +27,20 @@ def attend_oracle(case: Case, inputs: Inputs, tiles: Tensor | None) -> Tensor:
     """
     out = torch.zeros_like(inputs.query)
     for sample, bands in enumerate(case.allocation):
+        own = _of_sample(inputs, sample)
         for head, band in enumerate(bands):
             q, k, v = (x[sample, :, head] for x in (inputs.query, inputs.key, inputs.value))
             chosen = None if tiles is None else tiles[sample, head]
-            out[sample, :, head] = _head(case, inputs, sample, head, Band(band), (q, k, v), chosen)
+            out[sample, :, head] = _head(case, own, sample, head, Band(band), (q, k, v), chosen)
     return out
+
+
+def _of_sample(inputs: Inputs, sample: int) -> Inputs:
+    """The inputs with the offsets of one sample."""
+    learned = inputs.parameters
+    if learned is None or learned.summary_offsets is None or learned.summary_offsets.ndim == 2:
+        return inputs
+    return replace(inputs, parameters=replace(learned, summary_offsets=learned.summary_offsets[sample]))
 
 
 def _softmax_mean(query: Tensor, keys: list[tuple[Tensor, Tensor, float]]) -> Tensor:

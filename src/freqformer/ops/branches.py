@@ -66,7 +66,7 @@ class Branches:
             value,
             band=band,
             plan=self.plan,
-            heads=rows % self.heads,
+            rows=rows,
             parameters=self.parameters,
             token_order=self.token_order,
         )

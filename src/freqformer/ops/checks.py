@@ -71,7 +71,8 @@ def check_parameters(parameters: AttentionParameters | None, query: Tensor, grid
     for name, shape in shapes.items():
         x = getattr(parameters, name)
         if x is not None:
-            _check_learned(name, x, shape, query)
+            by_sample = name == "summary_offsets" and x.ndim == 3
+            _check_learned(name, x, (len(query), *shape) if by_sample else shape, query)
     if parameters.rotary is not None:
         if head_dim % 2:
             raise ValueError(f"parameters.rotary is given and head_dim is {head_dim}; it rotates pairs: make head_dim even")

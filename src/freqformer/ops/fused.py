@@ -7,7 +7,7 @@ legend: B batch, H heads, R = B * H rows, N video tokens, X text tokens, D head_
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -107,7 +107,7 @@ def fused_attention(
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
     bands, present = _device_bands(allocation, query)
     call = FusedCall(plan, bands, present, text_mask, selection, token_order)
-    given = parameters or AttentionParameters()
+    given = _by_sample(parameters or AttentionParameters(), len(query))
     learned = (given.summary_queries, given.summary_offsets, given.gains, given.query_norm, given.key_norm)
     asked = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*tensors, *learned))
     if asked or torch.compiler.is_compiling():
@@ -115,6 +115,14 @@ def fused_attention(
 
         return attention((query, key, value), given, call)
     return run((query, key, value), given, call).out
+
+
+def _by_sample(parameters: AttentionParameters, batch: int) -> AttentionParameters:
+    """The same with offsets (B, H, 3), as the launches take them; of one sample they need no copy."""
+    offsets = parameters.summary_offsets
+    if offsets is None or offsets.ndim == 3:
+        return parameters
+    return replace(parameters, summary_offsets=offsets.expand(batch, -1, -1).contiguous())
 
 
 def run(tensors: Tensors, parameters: AttentionParameters, call: FusedCall, *, backward: bool = False) -> FusedOutputs:

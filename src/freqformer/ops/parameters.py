@@ -19,7 +19,10 @@ class AttentionParameters:
     summary_queries: Tensor | None = None
     """Pooling queries of the mid and high summaries, (heads, 2, head_dim); None leaves these summaries out."""
     summary_offsets: Tensor | None = None
-    """Added to the bias of the low, mid and high summaries, (heads, 3), often 0, -4, -4 at first; None adds nothing."""
+    """Added to the bias of the low, mid and high summaries, (heads, 3) or (batch, heads, 3); None adds nothing.
+
+    At 0 summaries weigh as much as all the tokens that they stand for, far below they are hardly seen.
+    """
     gains: Tensor | None = None
     """Gain per head and band for `band_features="gains"`, (heads, 3)."""
     rotary: tuple[Tensor, Tensor] | None = None

@@ -36,8 +36,8 @@ def _prepare(
     tensors: list[Tensor], band: Band, plan: AttentionPlan, parameters: AttentionParameters | None = None
 ) -> BandInputs:
     query, key, value = tensors
-    heads = torch.arange(HEADS)
-    return prepare(query, key, value, band=band, plan=plan, heads=heads, parameters=parameters, token_order="raster")
+    rows = torch.arange(HEADS)
+    return prepare(query, key, value, band=band, plan=plan, rows=rows, parameters=parameters, token_order="raster")
 
 
 @pytest.mark.parametrize("grid", [GRID, Grid(4, 4, 8), Grid(1, 1, 1)])

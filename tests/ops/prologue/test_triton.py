@@ -79,8 +79,8 @@ class Row:
         exact = self.exact(case)
         if self.band == Band.DENSE:
             return found | {"query": exact[0], "key": exact[1], "value": exact[2]}
-        heads = torch.tensor([self.head])
-        told: dict[str, Any] = {"band": self.band, "plan": plan, "heads": heads, "token_order": case.token_order}
+        rows = torch.tensor([self.head])
+        told: dict[str, Any] = {"band": self.band, "plan": plan, "rows": rows, "token_order": case.token_order}
         inputs = prepare(*self.video, parameters=self.parameters, **told)
         at, low = 0, plan.num_low_tokens
         if self.band == Band.LOW:

@@ -79,7 +79,7 @@ def attend(
         rows: bands of the rows.
         tables: static lists, biases and offsets of the plan on this device, `launch_tables(plan, device)`.
         mid: the top-k choice; None where the plan's MID lists are static (`tables.mid_lists`, or every tile).
-        summary_offsets: learned offsets of the low, mid and high summaries, float (H, 3); None is zero.
+        summary_offsets: learned offsets of the low, mid and high summaries, float (B, H, 3); None is zero.
         text_mask: bool (B, X), True where a text token may be seen; None sees all.
         token_order: order of the video tokens in `out`, `raster` or `tile`.
 

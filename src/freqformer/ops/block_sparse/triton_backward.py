@@ -43,7 +43,7 @@ class AttentionGrads:
     """(R, S, D)."""
     value: Tensor
     summary_offsets: Tensor | None
-    """(H, 3) in the dtype of the offsets; None without offsets."""
+    """(B, H, 3) in the dtype of the offsets; None without offsets."""
 
 
 def attend_backward(
@@ -300,7 +300,7 @@ class _Call:
             )
         if slopes is None or offsets is None:
             return grad_key.new_empty(0)
-        return slopes.reshape(rows // heads, heads, 3, cell_blocks * parts).sum((0, 3)).to(offsets.dtype)
+        return slopes.reshape(rows // heads, heads, 3, cell_blocks * parts).sum(3).to(offsets.dtype)
 
     @property
     def scale(self) -> float:

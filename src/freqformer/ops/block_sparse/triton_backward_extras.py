@@ -113,7 +113,7 @@ def extra_grads_kernel(
         return
     if summary_offsets is not None:
         if kind < 3:
-            shift = tl.load(summary_offsets + row % heads * 3 + kind).to(tl.float32) * LOG2_E
+            shift = tl.load(summary_offsets + row * 3 + kind).to(tl.float32) * LOG2_E
 
     query_rows = num_tokens + num_text
     wide_row = row.to(tl.int64)

@@ -278,7 +278,7 @@ def query_grads_kernel(
     row = tl.load(order + program // per_row)
     block = program % per_row
     band = tl.load(allocation + row)
-    head = row % heads
+
     if DESCRIPTORS:
         query_at, key_at = row * query_rows, row * key_rows
     else:
@@ -300,7 +300,7 @@ def query_grads_kernel(
         start = block * BLOCK_Q
         count = num_low - start
         _, mid_sums, high_sums = _summaries(  # pyright: ignore[reportGeneralTypeIssues]
-            band, row, block, head, tiles, cells, sums_at, biases
+            band, row, block, tiles, cells, sums_at, biases
         )
         first = (low_at, num_low, low_bias, 0.0)
     else:
@@ -309,7 +309,7 @@ def query_grads_kernel(
         start, count = _extent(tile_offsets, tile_counts, block, TILE_TOKENS)  # pyright: ignore[reportGeneralTypeIssues]
         start, count = start + skip, count - skip
         listed, length = _listed_tiles(band, row, block, tiles, lists)
-        first, mid_sums, high_sums = _summaries(band, row, block, head, tiles, cells, sums_at, biases)
+        first, mid_sums, high_sums = _summaries(band, row, block, tiles, cells, sums_at, biases)
     if count <= 0:
         return  # a LOW row has fewer query blocks than tiles, and a short tile fewer than a full one
 

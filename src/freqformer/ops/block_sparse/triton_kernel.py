@@ -164,7 +164,7 @@ def _attend_extras(
 
 
 @triton.jit
-def _summaries(band, row, block, head, tiles, cells, sums_at, biases):
+def _summaries(band, row, block, tiles, cells, sums_at, biases):
     """Where the low, mid and high summaries that a row of `band` sees lie, how many, and their bias or shift."""
     low_at, mid_at, high_at = sums_at
     low_bias, high_bias, mid_bias, mid_bias_step, summary_offsets = biases
@@ -180,9 +180,9 @@ def _summaries(band, row, block, head, tiles, cells, sums_at, biases):
             mid_count = tl.where(band == MID, 0, cells)
             high_count = tl.where(band == HIGH, 0, cells)
         if summary_offsets is not None:
-            low_shift = tl.load(summary_offsets + head * 3).to(tl.float32) * LOG2_E
-            mid_shift = tl.load(summary_offsets + head * 3 + 1).to(tl.float32) * LOG2_E
-            high_shift = tl.load(summary_offsets + head * 3 + 2).to(tl.float32) * LOG2_E
+            low_shift = tl.load(summary_offsets + row * 3).to(tl.float32) * LOG2_E
+            mid_shift = tl.load(summary_offsets + row * 3 + 1).to(tl.float32) * LOG2_E
+            high_shift = tl.load(summary_offsets + row * 3 + 2).to(tl.float32) * LOG2_E
     return (low_at, low_count, bias, low_shift), (mid_at, mid_count, mid_shift), (high_at, high_count, high_shift)
 
 
@@ -281,7 +281,7 @@ def attention_kernel(
         start = block * BLOCK_Q
         count = num_low - start
         _, mid_sums, high_sums = _summaries(  # pyright: ignore[reportGeneralTypeIssues]
-            band, row, block, head, tiles, cells, sums_at, biases
+            band, row, block, tiles, cells, sums_at, biases
         )
         if (TILE_TOKENS == TILE_BLOCKS * BLOCK_K) and (out.dtype.element_ty != tl.float32):
             # Every tile is full, so all low tokens have one bias: whole blocks of them go as tiles do, without it.
@@ -297,7 +297,7 @@ def attention_kernel(
         start, count = _extent(tile_offsets, tile_counts, block, TILE_TOKENS)  # pyright: ignore[reportGeneralTypeIssues]
         start, count = start + skip, count - skip
         listed, length = _listed_tiles(band, row, block, tiles, lists)
-        first, mid_sums, high_sums = _summaries(band, row, block, head, tiles, cells, sums_at, biases)
+        first, mid_sums, high_sums = _summaries(band, row, block, tiles, cells, sums_at, biases)
     if count <= 0:
         return  # a LOW row has fewer query blocks than tiles, and a short tile fewer than a full one
 

@@ -48,8 +48,8 @@ class _Rows:
     """The rows of one band, and how their video tokens (R, N, D) are moved and filtered."""
 
     plan: AttentionPlan
-    heads: Tensor
-    """The head of every row, int64 (R,)."""
+    rows: Tensor
+    """Which of the call's rows (sample * heads + head) they are, int64 (R,)."""
     parameters: AttentionParameters | None
     order: TokenOrder
     """Order of the tokens that come in, and of the rotary tables."""
@@ -71,10 +71,17 @@ class _Rows:
 
     def summary_bias(self, band: Band, like: Tensor) -> Tensor:
         """The learned offset of the summaries of `band` as the bias of every cell, (R, C)."""
-        bias = like.new_zeros(len(self.heads), self.plan.cells.num_cells, dtype=_wide(like))
-        if self.parameters is None or self.parameters.summary_offsets is None:
+        bias = like.new_zeros(len(self.rows), self.plan.cells.num_cells, dtype=_wide(like))
+        offsets = self.parameters.summary_offsets if self.parameters is not None else None
+        if offsets is None:
             return bias
-        return bias + self.parameters.summary_offsets[self.heads, int(band), None].to(bias)
+        own = offsets[self.heads] if offsets.ndim == 2 else offsets.flatten(0, 1)[self.rows]
+        return bias + own[:, int(band), None].to(bias)
+
+    @property
+    def heads(self) -> Tensor:
+        """The head of every row, int64 (R,)."""
+        return self.rows % self.plan.num_heads
 
 
 def prepare(
@@ -84,7 +91,7 @@ def prepare(
     *,
     band: Band,
     plan: AttentionPlan,
-    heads: Tensor,
+    rows: Tensor,
     parameters: AttentionParameters | None,
     token_order: TokenOrder,
 ) -> BandInputs:
@@ -94,26 +101,26 @@ def prepare(
         query, key, value: (R, N, D) in `token_order`, normalised; rotated unless `parameters.rotary` is given.
         band: LOW, MID or HIGH.
         plan: the plan of the call.
-        heads: the head of every row, int64 (R,).
+        rows: which of the call's rows (sample * heads + head) they are, int64 (R,).
         parameters: learned inputs, or None.
         token_order: order of the tokens and of the rotary tables.
     """
-    rows = _Rows(plan, heads, parameters, token_order)
-    learned = _learned_summaries(key, value, band, rows)
+    own = _Rows(plan, rows, parameters, token_order)
+    learned = _learned_summaries(key, value, band, own)
     if band == Band.LOW:
         low_query, low_key, low_value = (
-            compress(rows.raster(x), plan.layout, plan.config) for x in (rows.rotated(query), rows.rotated(key), value)
+            compress(own.raster(x), plan.layout, plan.config) for x in (own.rotated(query), own.rotated(key), value)
         )
         weights = plan.low_weights.to(device=query.device, dtype=_wide(query))
-        low = (low_key, low_value, weights.log().expand(len(heads), -1))
+        low = (low_key, low_value, weights.log().expand(len(rows), -1))
         return BandInputs(low_query, None, None, *_joined([low, *learned]), None)
-    exact = (rows.tiled(rows.rotated(query)), rows.tiled(rows.rotated(key)), rows.tiled(value))
+    exact = (own.tiled(own.rotated(query)), own.tiled(own.rotated(key)), own.tiled(value))
     means = None
     if band == Band.MID and plan.mid_lists is None:
         with torch.no_grad():
             means = (tile_means(exact[0], plan), tile_means(exact[1], plan))
-    extras = _joined([_low_summaries(exact[1], exact[2], rows), *learned])
-    features = exact if plan.config.band_features == "full" else _band_features(query, key, value, band, rows)
+    extras = _joined([_low_summaries(exact[1], exact[2], own), *learned])
+    features = exact if plan.config.band_features == "full" else _band_features(query, key, value, band, own)
     return BandInputs(*features, *extras, means)
 
 
