@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
-demo: .venv/ready ## real video in, trained model, generated video and report out: demo/index.html
+demo: .venv/ready ## real video in, generated video and report out: demo/index.html; from the shipped model, or from scratch where there is none
 	$(BIN)/freqformer demo --output demo $(if $(VIDEO),--video "$(VIDEO)",) $(DEMO_FLAGS)
 
 test: .venv/ready ## the whole suite but long sweeps, on the CPU

@@ -9,11 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from freqformer import cli
+from freqformer.config import Band
+from freqformer.demo import shipped
 from freqformer.demo.page import render_page
 from freqformer.demo.run import DemoSettings, run_demo
+from freqformer.demo.shipped import dense_table, generate_shipped, load_shipped, shipped_model
 from freqformer.demo.stages import inspect_video
 from freqformer.media import VideoError, probe_video, read_clip, write_video
+from freqformer.models.pipeline import FreqFormerPipeline
+from freqformer.training.config import DataConfig, RunConfig, TrainConfig
+from freqformer.training.export import MOST_BYTES, WEIGHTS, export_model
+from freqformer.training.loop import train
 
 TINY = DemoSettings(
     num_frames=4,
@@ -30,6 +39,8 @@ TINY = DemoSettings(
     inference_steps=3,
     inspect_side=64,
 )
+SHOWN = {"input.mp4", "generated.mp4", "bands.mp4", "band_energies.png", "loss.png", "allocation.png", "contact_sheet.png"}
+"""What the page of any demo shows."""
 
 
 class Links(HTMLParser):
@@ -67,16 +78,7 @@ def test_videos_play(report: Path) -> None:
 def test_page_shows_all_there_is_from_disk(report: Path) -> None:
     page = (report / "index.html").read_text(encoding="utf-8")
     links = Links(page).found
-    shown = {
-        "input.mp4",
-        "generated.mp4",
-        "bands.mp4",
-        "band_energies.png",
-        "loss.png",
-        "allocation.png",
-        "contact_sheet.png",
-    }
-    assert shown <= set(links)
+    assert set(links) == SHOWN | {"summary.json"}
     for link in links:
         assert (report / link).is_file(), link
     assert "http" not in page
@@ -95,6 +97,9 @@ def test_numbers_are_those_of_the_run(report: Path) -> None:
     page = (report / "index.html").read_text(encoding="utf-8")
     for text in ("<dd>6</dd>", f"{facts['first_loss']:.2f} → {facts['last_loss']:.2f}", "vultilion"):
         assert text in page
+    assert facts["shipped"] is None
+    assert "There was no shipped model to begin with: a small one was trained from scratch" in page
+    assert "The model as it came" not in page
 
 
 def test_trained_model_makes_the_same_video_again(report: Path) -> None:
@@ -157,3 +162,127 @@ def test_page_escapes_what_it_is_given(report: Path) -> None:
     assert not re.search("<script", page)
     with pytest.raises(KeyError):
         render_page({name: fact for name, fact in facts.items() if name != "tiles"})
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported model, trained for seconds on clips of 4 frames."""
+    config = TrainConfig(
+        str(tmp_path_factory.mktemp("runs") / "run"),
+        model={**TINY.model, "absolute_positions": "space"},
+        data=DataConfig(num_frames=4, height=16, width=24, fps=10),
+        run=RunConfig(max_steps=8, batch_size=2, device="cpu", progress=False),
+    )
+    folder = train(config).parent
+    (folder / "train.json").write_text(json.dumps(config.to_dict()), encoding="utf-8")
+    return export_model(folder, folder / "exported")
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a demo that began with that model."""
+    said: list[str] = []
+    output = tmp_path_factory.mktemp("demo")
+    run_demo(output, model=model, train_seconds=60, say=said.append, settings=TINY)
+    assert [line[:5] for line in said if line.startswith("[")] == ["[1/5]", "[2/5]", "[3/5]", "[4/5]", "[5/5]"]
+    assert "fine-tuning the model" in said[4]
+    return output
+
+
+def test_a_demo_from_a_model_shows_it_as_it_came(fine_tuned: Path) -> None:
+    page = (fine_tuned / "index.html").read_text(encoding="utf-8")
+    links = Links(page).found
+    assert set(links) == SHOWN | {"summary.json", "shipped.mp4", "long.mp4", "long.png"}
+    assert all((fine_tuned / link).is_file() for link in links)
+    assert "$" not in page
+    for text in ("began with the model that comes with this version", "a video of 16 frames in one pass", "16 frames: "):
+        assert text in page
+    assert "from scratch" not in page
+    facts = json.loads((fine_tuned / "summary.json").read_text(encoding="utf-8"))
+    assert (facts["shipped"]["frames"], facts["shipped"]["long_frames"]) == (4, 16)
+    assert facts["train_steps"] == 6
+    # Sizes are the model's, not those of the settings.
+    assert (facts["clip"]["width"], facts["clip"]["fps"]) == (24, 10)
+    for name, frames, width in (("shipped", 4, 96), ("long", 16, 192), ("generated", 4, 96)):
+        info = probe_video(fine_tuned / f"{name}.mp4")
+        assert (info.num_frames, info.width) == (frames, width)
+
+
+def test_fine_tuning_begins_with_the_weights_of_the_model(model: Path, fine_tuned: Path) -> None:
+    before, after = (load_shipped(folder).transformer.state_dict() for folder in (model, fine_tuned / "run" / "pipeline"))
+    # Eight steps move a weight by far less than a fresh draw of it would.
+    moved = (after["transformer_blocks.0.ff.net.0.proj.weight"] - before["transformer_blocks.0.ff.net.0.proj.weight"]).std()
+    assert 0 < moved < 0.1 * before["transformer_blocks.0.ff.net.0.proj.weight"].std()
+
+
+def opened(folder: Path) -> FreqFormerPipeline:
+    """The model with gates wide open, which a short training leaves nearly closed: attention shows in what it makes."""
+    pipeline, draw = load_shipped(folder), torch.Generator().manual_seed(0)
+    for layer in (pipeline.transformer.time_modulation.linear, pipeline.transformer.proj_out):
+        layer.weight.data = 0.3 * torch.randn(layer.weight.shape, generator=draw)
+    return pipeline
+
+
+def test_four_times_the_trained_length_by_bands_and_dense(model: Path) -> None:
+    pipeline = opened(model)
+    made = generate_shipped(pipeline, (4, 16, 24), steps=2, seed=3)
+    assert made.clip.frames.shape == (4, 16, 24, 3)
+    assert made.long.frames.shape == made.dense.frames.shape == (16, 16, 24, 3)
+    assert bool((made.dense.allocations == Band.DENSE).all())
+    assert not bool((made.long.allocations == Band.DENSE).any())
+    assert not torch.equal(made.long.frames, made.dense.frames)
+    # The table is taken off again, and the seed alone decides.
+    again = generate_shipped(pipeline, (4, 16, 24), steps=2, seed=3)
+    assert torch.equal(made.long.frames, again.long.frames)
+
+
+def test_the_dense_table_is_dense_attention(model: Path) -> None:
+    transformer = opened(model).transformer
+    video, timestep = torch.randn(1, 3, 8, 16, 24, generator=torch.Generator().manual_seed(0)), torch.tensor([500.0])
+    transformer.set_routing_table(dense_table(transformer, (8, 16, 24)))
+    with torch.no_grad():
+        by_table = transformer(video, timestep).sample
+        for layer in transformer.attentions:
+            layer.set_routing_table(None)
+        assert (transformer(video, timestep).sample - by_table).abs().max() > 0.01
+        for layer in transformer.attentions:
+            layer.attention = "dense"
+        torch.testing.assert_close(transformer(video, timestep).sample, by_table, rtol=1e-4, atol=1e-5)
+
+
+def test_the_command_says_where_it_begins(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def noted(output: Path, **options: object) -> Path:
+        begun.append(options["model"])
+        return output / "index.html"
+
+    monkeypatch.setattr("freqformer.demo.run.run_demo", noted)
+    for place, options, expected in ((tmp_path, [], None), (model, [], model), (tmp_path, ["--model", str(model)], model)):
+        monkeypatch.setattr(shipped, "SHIPPED_MODEL", place)
+        result = CliRunner().invoke(cli.app, ["demo", "-o", str(tmp_path / "out"), *options])
+        assert result.exit_code == 0, result.output
+        assert begun[-1] == expected
+        told = "no model comes with this version" in " ".join(result.output.split())
+        assert told == (expected is None)
+
+
+def test_models_that_can_not_begin_a_demo(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no_model holds no exported model"):
+        run_demo(tmp_path / "out", model=tmp_path / "no_model", say=lambda _: None, settings=TINY)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_model_that_comes_with_this_version() -> None:
+    folder = shipped_model()
+    if folder is None:
+        pytest.skip("no model comes with this version yet")
+    assert (folder / WEIGHTS).stat().st_size <= MOST_BYTES
+    data = json.loads((folder / "train.json").read_text(encoding="utf-8"))["data"]
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert json.loads((folder / "record.json").read_text(encoding="utf-8"))["parts"][-1]["progress"] == 1
+    assert "freqformer train --config configs/shipped.json" in card
+    made = load_shipped(folder)(
+        *(data[name] for name in ("num_frames", "height", "width")), num_inference_steps=2, output_type="uint8"
+    )
+    assert made.frames.shape[1:4] == (data["num_frames"], data["height"], data["width"])

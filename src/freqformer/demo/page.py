@@ -16,6 +16,18 @@ OPERATORS = (
     "sliding-window attention on the tiles around",
 )
 
+FROM_SCRATCH = {
+    "beginning": "There was no shipped model to begin with: a small one was trained from scratch on this clip.",
+    "how": "from scratch",
+    "out": "It saw this one clip only, so the clip is what it should give back.",
+}
+FINE_TUNED = {
+    "beginning": "It began with the model that comes with this version, and fine-tuned it on this clip.",
+    "how": "from the shipped model's weights",
+    "out": "It was fine-tuned on this clip, so the clip is what it should give back.",
+}
+"""What differs between the two ways of the demo."""
+
 
 def render_page(facts: dict[str, Any]) -> str:
     """The page as HTML. It needs no network: all its links are relative.
@@ -45,11 +57,25 @@ def render_page(facts: dict[str, Any]) -> str:
         **{name: f"{facts[name]:.0f}" for name in ("train_seconds", "generate_seconds", "total_seconds")},
         **{name: facts[name] for name in ("train_steps", "inference_steps", "threads", "tiles", "command", "credit")},
         **{name: facts[name] for name in ("version", "torch_version")},
+        **(FROM_SCRATCH if facts["shipped"] is None else FINE_TUNED),
     }
-    template = Template((files("freqformer.demo") / "page.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        {name: escape(str(text)) for name, text in texts.items()}, band_rows="".join(map(_row, rows, range(3)))
+    shown = {name: escape(str(text)) for name, text in texts.items()}
+    return _template("page.html").substitute(
+        shown, band_rows="".join(map(_row, rows, range(3))), shipped=_shipped(facts["shipped"], shown)
     )
+
+
+def _shipped(facts: dict[str, Any] | None, shown: dict[str, str]) -> str:
+    """The section on what the shipped model generated before it was trained any further; none without such a model."""
+    if facts is None:
+        return ""
+    counts = {name: str(facts[name]) for name in ("frames", "long_frames")}
+    seconds = {name: f"{facts[name]:.0f}" for name in ("seconds", "long_seconds", "dense_seconds")}
+    return _template("shipped.html").substitute(shown, **counts, **seconds)
+
+
+def _template(name: str) -> Template:
+    return Template((files("freqformer.demo") / name).read_text(encoding="utf-8"))
 
 
 def _row(cells: tuple[str, float, float, float], band: int) -> str:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,12 @@ from freqformer.analysis.figures import allocation_figure, loss_figure
 from freqformer.analysis.spectra import Spectrum
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.demo.page import render_page
+from freqformer.demo.shipped import generate_shipped, load_shipped
 from freqformer.demo.stages import Generated, generate, inspect_video
 from freqformer.grid import Grid, tile_layout
 from freqformer.media import VideoError, contact_sheet, enlarge, probe_video, read_clip, write_video
 from freqformer.plan import build_plan
-from freqformer.training.config import DataConfig, ObjectiveConfig, OptimizerConfig, RunConfig, TrainConfig
+from freqformer.training.config import DataConfig, ObjectiveConfig, OptimizerConfig, RoutingConfig, RunConfig, TrainConfig
 
 if TYPE_CHECKING:
     from freqformer.models.transformer import FreqFormerTransformer3DModel
@@ -35,12 +36,14 @@ SHIPPED_CREDIT = "The pagoda was photographed by danielbuechele, the dahlia by v
 GRID_720P = Grid(21, 45, 80)
 """Tokens of 5 s of 720p in the latents of a usual video VAE."""
 
+FINE_TUNING_RATE = 1e-3
+
 Say = Callable[[str], Any]
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes of the demo, chosen so that two minutes on two CPU cores show the clip's content.
+    """Sizes of the demo from scratch, chosen so that two minutes on two CPU cores show the clip's content.
 
     Steps are worth more than size here: large patches make a clip few tokens, so a step is short, and small tiles still
     cut it into 32 tiles, so that the bands' operators leave something out.
@@ -78,6 +81,25 @@ class DemoSettings:
         """Length of a clip."""
         return self.num_frames / self.fps
 
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(frames, height, width) of a clip."""
+        return (self.num_frames, self.height, self.width)
+
+    def of_model(self, folder: Path) -> DemoSettings:
+        """These settings for fine-tuning an exported model: its sizes, and smaller steps than from scratch.
+
+        Raises:
+            ValueError: for a folder that holds none.
+        """
+        place = folder / "train.json"
+        if not place.is_file():
+            raise ValueError(f"{folder} holds no exported model; give a folder that `freqformer export` wrote")
+        record = json.loads(place.read_text(encoding="utf-8"))
+        sizes = {name: record["data"][name] for name in ("num_frames", "height", "width", "fps")}
+        optimizer = replace(self.optimizer, learning_rate=FINE_TUNING_RATE, ema_decay=0.98)
+        return replace(self, model=record["model"], optimizer=optimizer, **sizes)
+
 
 @dataclass(frozen=True)
 class _Trained:
@@ -89,6 +111,7 @@ def run_demo(
     output: Path,
     *,
     video: Path | None = None,
+    model: Path | None = None,
     train_seconds: float = 120,
     seed: int = 0,
     say: Say = print,
@@ -96,50 +119,65 @@ def run_demo(
 ) -> Path:
     """Inspect a video, train a small model on its first seconds, generate, and write a report.
 
+    With an exported model it is that one which is trained on, after it has generated a video, and a long one, as it came.
+
     Args:
         output: folder for the report. What an earlier demo left there is replaced; other files are kept.
         video: at least as long as a clip of the settings; None takes the shipped one.
+        model: folder that `export_model` wrote; None trains a fresh model.
         train_seconds: time to train.
         seed: of the weights, the noise and all else.
         say: told what is being done.
-        settings: sizes; None takes those of the demo.
+        settings: sizes; None takes those of the demo. With a model, its own sizes are taken.
 
     Returns: the path of index.html.
 
     Raises:
         VideoError: for a video that can't be read or is too short.
-        ValueError: where `output` holds a folder `run` that no demo made.
+        ValueError: where `output` holds a folder `run` that no demo made, or for a model that can't be loaded.
     """
     # Imported late: diffusers takes seconds, and the demo's first words should not wait for it.
     began, settings, source = time.perf_counter(), settings or DemoSettings(), video or SHIPPED_CLIP
-    with _stage(say, f"[1/4] inspecting {source.name}"):
+    settings = settings if model is None else settings.of_model(model)
+    stage, start, shipped = _Stages(say, 4 if model is None else 5), None, None
+    with stage(f"inspecting {source.name}"):
         _check_length(source, settings)
         run = _fresh_run_folder(output)
         spectrum = inspect_video(source, output, side=settings.inspect_side, patch=(1, 4, 4))
         clip = _write_clip(source, output / "input.mp4", settings)
-    with _stage(say, f"[2/4] training a small model for {train_seconds:g} s"):
-        trained = _train(clip, run, train_seconds, seed, settings)
-    with _stage(say, "[3/4] generating"):
+    if model is not None:
+        with stage("generating with the shipped model, a clip and one 4 times as long"):
+            start = load_shipped(model)
+            shipped = generate_shipped(start, settings.size, steps=settings.inference_steps, seed=seed)
+    with stage(f"{'training a small' if model is None else 'fine-tuning the'} model for {train_seconds:g} s"):
+        trained = _train(clip, run, train_seconds, seed, settings, start and start.transformer)
+    with stage("generating"):
         from freqformer.models.pipeline import FreqFormerPipeline
 
         pipeline = FreqFormerPipeline.from_pretrained(str(trained.folder))
         pipeline.set_progress_bar_config(desc="generating")
-        size = (settings.num_frames, settings.height, settings.width)
-        generated = generate(pipeline, size, steps=settings.inference_steps, seed=seed)
-    with _stage(say, "[4/4] writing the report"):
+        generated = generate(pipeline, settings.size, steps=settings.inference_steps, seed=seed)
+    with stage("writing the report"):
         _write_pictures(output, settings, trained.reports, generated)
         facts = _facts(settings, trained.reports, spectrum, generated) | _costs(settings, pipeline.transformer, generated)
+        facts["shipped"] = None if shipped is None else shipped.write(output, settings.fps, settings.enlarge)
         facts["credit"] = SHIPPED_CREDIT if video is None else ""
         facts["total_seconds"] = time.perf_counter() - began
         return _write_page(output, facts)
 
 
-@contextmanager
-def _stage(say: Say, title: str) -> Iterator[None]:
-    began = time.perf_counter()
-    say(title)
-    yield
-    say(f"      done in {time.perf_counter() - began:.1f} s")
+class _Stages:
+    """Says which of how many stages begins, and how long it took."""
+
+    def __init__(self, say: Say, count: int) -> None:
+        self.say, self.count, self.begun = say, count, 0
+
+    @contextmanager
+    def __call__(self, title: str) -> Iterator[None]:
+        began, self.begun = time.perf_counter(), self.begun + 1
+        self.say(f"[{self.begun}/{self.count}] {title}")
+        yield
+        self.say(f"      done in {time.perf_counter() - began:.1f} s")
 
 
 def _check_length(video: Path, settings: DemoSettings) -> None:
@@ -167,7 +205,9 @@ def _write_clip(video: Path, path: Path, settings: DemoSettings) -> Path:
     return path
 
 
-def _train(clip: Path, run: Path, seconds: float, seed: int, settings: DemoSettings) -> _Trained:
+def _train(
+    clip: Path, run: Path, seconds: float, seed: int, settings: DemoSettings, start: FreqFormerTransformer3DModel | None
+) -> _Trained:
     from freqformer.training.loop import train
 
     size = {"num_frames": settings.num_frames, "height": settings.height, "width": settings.width, "fps": settings.fps}
@@ -177,12 +217,14 @@ def _train(clip: Path, run: Path, seconds: float, seed: int, settings: DemoSetti
         data=DataConfig(path=str(clip), **size),  # type: ignore[arg-type]
         optimizer=settings.optimizer,
         objective=settings.objective,
+        # A trained router has chosen already; computing other bands beside its choice would double attention's time.
+        routing=RoutingConfig(mode="sampled" if start is None else "off"),
         run=RunConfig(
             max_steps=settings.max_steps, max_seconds=seconds, batch_size=settings.batch_size, seed=seed, device="cpu"
         ),
     )
     reports: list[StepReport] = []
-    folder = train(config, on_step=reports.append)
+    folder = train(config, model=start, on_step=reports.append)
     (run / "train.json").write_text(json.dumps(config.to_dict(), indent=2), encoding="utf-8")
     return _Trained(folder, reports)
 
