@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import freqformer
 from freqformer import cli
 from freqformer.media import probe_video, read_clip, write_video
+from freqformer.models.pipeline import FreqFormerPipeline
 
 RUNNER = CliRunner()
 TINY = [
@@ -96,6 +97,23 @@ def test_sample_at_another_size_by_seed(trained: Path, tmp_path: Path) -> None:
     assert same < 2.5 < 5 < other
     run("sample", trained, "-o", tmp_path / "two.mp4", "--steps", 1, "--count", 2)
     assert sorted(path.name for path in tmp_path.glob("two*")) == ["two-0.mp4", "two-0.png", "two-1.mp4", "two-1.png"]
+
+
+def test_sample_at_four_times_the_length_by_bands_and_dense(trained: Path, tmp_path: Path) -> None:
+    # Wide open gates, which a short training leaves nearly closed: attention shows in what the model makes.
+    pipeline = FreqFormerPipeline.from_pretrained(str(trained / "pipeline"))
+    for layer in (pipeline.transformer.time_modulation.linear, pipeline.transformer.proj_out):
+        layer.weight.data.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+    pipeline.save_pretrained(tmp_path / "opened")
+    size = ["--size", 16, 16, 16, "--steps", 2, "--seed", 3]
+    sheets = []
+    for name, options in (("bands", []), ("dense", ["--dense"]), ("again", ["--dense"])):
+        assert "16 x 16 x 16" in run("sample", tmp_path / "opened", "-o", tmp_path / f"{name}.mp4", *size, *options)
+        assert probe_video(tmp_path / f"{name}.mp4").num_frames == 16
+        sheets.append((tmp_path / f"{name}.png").read_bytes())
+    assert sheets[0] != sheets[1] == sheets[2]
+    both = ["--dense", "--routing-table", tmp_path]
+    assert "one of them is allowed" in run("sample", trained, "-o", tmp_path / "x.mp4", *both, code=cli.USER_ERROR)
 
 
 def test_inspect(video: Path, tmp_path: Path) -> None:

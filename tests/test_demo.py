@@ -239,7 +239,7 @@ def test_four_times_the_trained_length_by_bands_and_dense(model: Path) -> None:
 def test_the_dense_table_is_dense_attention(model: Path) -> None:
     transformer = opened(model).transformer
     video, timestep = torch.randn(1, 3, 8, 16, 24, generator=torch.Generator().manual_seed(0)), torch.tensor([500.0])
-    transformer.set_routing_table(dense_table(transformer, (8, 16, 24)))
+    transformer.set_routing_table(dense_table(transformer))
     with torch.no_grad():
         by_table = transformer(video, timestep).sample
         for layer in transformer.attentions:

@@ -205,6 +205,7 @@ def sample(
     routing_table: Annotated[
         Path | None, typer.Option(help="Folder of a routing table, like one that `freqformer calibrate` wrote.")
     ] = None,
+    dense: Annotated[bool, typer.Option("--dense", help="Dense attention in every head, to compare.")] = False,
 ) -> None:
     """Generate videos with a trained model.
 
@@ -213,14 +214,19 @@ def sample(
       freqformer sample runs/first --output new.mp4
       freqformer sample runs/first -o wide.mp4 --size 32 64 128 --steps 50 --seed 7
       freqformer sample runs/dense -o banded.mp4 --routing-table table/
+      freqformer sample runs/first -o compared.mp4 --dense
     """
+    from freqformer.demo.shipped import dense_table
     from freqformer.models.pipeline import FreqFormerPipelineOutput
     from freqformer.routing import RoutingTable
 
     pipeline, trained = _load_pipeline(model), _training_data(model)
     num_frames, height, width = _size(model, size, trained)
-    if routing_table is not None:
-        pipeline.transformer.set_routing_table(RoutingTable.load(routing_table))
+    if routing_table is not None and dense:
+        raise ValueError("--routing-table and --dense both say what heads do; one of them is allowed")
+    if routing_table is not None or dense:
+        table = RoutingTable.load(routing_table) if routing_table is not None else dense_table(pipeline.transformer)
+        pipeline.transformer.set_routing_table(table)
     made = pipeline(
         num_frames,
         height,

@@ -15,7 +15,6 @@ from torch import Tensor
 from freqformer.analysis.figures import labelled_grid
 from freqformer.config import Band
 from freqformer.demo.stages import Generated, generate
-from freqformer.grid import tile_layout
 from freqformer.media import contact_sheet, enlarge, write_video
 from freqformer.routing import RoutingTable
 
@@ -27,6 +26,7 @@ SHIPPED_MODEL = Path(__file__).with_name("model")
 """Where `freqformer export` puts the model that comes with the package."""
 LONGER = 4
 """Times the length that the model was trained at."""
+ANY_TILE = (4, 4, 8)
 
 
 def shipped_model() -> Path | None:
@@ -72,17 +72,18 @@ def generate_shipped(pipeline: FreqFormerPipeline, size: tuple[int, int, int], *
     """A clip of (frames, height, width), and one `LONGER` times as long with the model's bands and with dense attention."""
     long = (LONGER * size[0], *size[1:])
     clip, banded = (generate(pipeline, each, steps=steps, seed=seed) for each in (size, long))
-    pipeline.transformer.set_routing_table(dense_table(pipeline.transformer, long))
+    pipeline.transformer.set_routing_table(dense_table(pipeline.transformer))
     try:
         return Shipped(clip, banded, generate(pipeline, long, steps=steps, seed=seed))
     finally:
         pipeline.transformer.set_routing_table(None)
 
 
-def dense_table(transformer: FreqFormerTransformer3DModel, size: tuple[int, int, int]) -> RoutingTable:
-    """The table that gives every head of a model dense attention, for a video of (frames, height, width)."""
+def dense_table(transformer: FreqFormerTransformer3DModel) -> RoutingTable:
+    """The table that gives every head of a model dense attention."""
     config = transformer.band_config
-    config = replace(config, tile=tile_layout(transformer.grid_for(size), config.tile).tile)
+    # A table needs a tile, and dense attention is the same in any.
+    config = replace(config, tile=config.tile or ANY_TILE)
     shape = (1, len(transformer.attentions), transformer.attentions[0].num_heads)
     return RoutingTable(torch.full(shape, Band.DENSE.value), torch.full(shape, config.mid_tiles or 0), config)
 
