@@ -26,6 +26,9 @@ VIEW = (0.4, 0.8)
 PAN, ZOOM = 0.8, 0.6
 """Farthest move over a clip in half views, and the largest change of the view's size in octaves."""
 BALLS = (1, 3)
+"""Fewest and most."""
+SPEED = 1.2
+"""Fastest, in the frame's shorter sides per clip."""
 LIGHT = (-0.45, -0.55, 0.70)
 """Direction to the light (column, row, towards the viewer), of unit length."""
 AMBIENT, SHINE = 0.35, 0.55
@@ -52,16 +55,8 @@ class PhotographClips(ClipSource):
     def load(self, index: int) -> Clip:
         """Clip `index`: (3, F, H, W) float32 in [-1, 1]."""
         generator = derive_generator(self.seed, "photographs", index)
-        frames, height, width = self.shape
-        clip = self._background(generator)
-        # Lengths are in units of the shorter side, so a clip looks the same at any resolution.
-        side = min(height, width)
-        y = ((torch.arange(height) + 0.5) / side).view(1, height, 1)
-        x = ((torch.arange(width) + 0.5) / side).view(1, 1, width)
-        for _ in range(int(torch.randint(BALLS[0], BALLS[1] + 1, (1,), generator=generator))):
-            radius = 0.10 + 0.08 * float(torch.rand(1, generator=generator))
-            row, column = (_bouncing(generator, frames, radius, extent / side) for extent in (height, width))
-            clip = _add_ball(clip, generator, (y - row) / radius, (x - column) / radius, radius * side)
+        count = int(torch.randint(BALLS[0], BALLS[1] + 1, (1,), generator=generator))
+        clip = _with_balls(self._background(generator), torch.rand(count, 9, generator=generator))
         return Clip(clip.transpose(0, 1).contiguous())
 
     def report(self, clip: Clip) -> None:
@@ -120,37 +115,39 @@ def read_photographs(folder: str | Path, height: int, width: int) -> Tensor:
     return torch.stack([to_unit(read_clip(file, start=0, num_frames=1, fps=1, **size))[:, 0] for file in files])
 
 
-def _bouncing(generator: torch.Generator, frames: int, radius: float, extent: float) -> Tensor:
-    """A straight path folded between two walls that the ball does not cross: (F, 1, 1)."""
-    start, speed = torch.rand(2, generator=generator).tolist()
-    room = extent - 2 * radius
-    path = start * room + 1.2 * (2 * speed - 1) * torch.linspace(0, 1, frames)
-    return (radius + room - (path.remainder(2 * room) - room).abs()).view(frames, 1, 1)
-
-
-def _add_ball(clip: Tensor, generator: torch.Generator, y: Tensor, x: Tensor, pixels: float) -> Tensor:
-    """The clip (F, 3, H, W) with a striped ball in front, which dims what is below and to the right of it.
+def _with_balls(clip: Tensor, draws: Tensor) -> Tensor:
+    """The clip (F, 3, H, W) with striped balls in front of it, each of which dims what is below and to the right of it.
 
     Args:
-        clip, generator: what is there, and what draws the ball's looks.
-        y, x: rows (F, H, 1) and columns (F, 1, W) from the middle of the ball in radii.
-        pixels: radius in pixels.
+        clip: what is behind.
+        draws: (balls, 9) in [0, 1): radius, place, speed, two hues, direction and width of the stripes. The last ball is
+            in front.
     """
-    hue, other, angle, width = torch.rand(4, generator=generator).tolist()
-    colours = [
-        torch.tensor(colorsys.hsv_to_rgb(tone, 0.85, 0.95)).view(3, 1, 1) for tone in (hue, hue + 0.15 + 0.7 * other)
-    ]
-    square = y.square() + x.square()
-    distance = square.sqrt()
-    inside = ((1 - distance) * pixels + 0.5).clamp(0, 1)
-    depth = (1 - square).clamp_min(0).sqrt()
-    lit = (LIGHT[0] * x + LIGHT[1] * y + LIGHT[2] * depth).clamp_min(0)
-    # Stripes across the ball, a pixel soft at their edges.
-    turn = math.pi * angle
-    wave = (math.cos(turn) * x + math.sin(turn) * y).mul(2 + 2 * width).sin()
-    stripe = (wave * pixels / 2 + 0.5).clamp(0, 1)[:, None]
-    colour = colours[0] + stripe * (colours[1] - colours[0])
-    shaded = colour * (AMBIENT + (1 - AMBIENT) * lit)[:, None] + SHINE * lit.pow(24)[:, None]
-    shade = SHADOW * (1.6 - ((x - 0.3).square() + (y - 0.4).square()).sqrt() / 0.75).clamp(0, 1)
-    behind = (clip + 1) * (1 - shade)[:, None] - 1
-    return behind + inside[:, None] * ((2 * shaded - 1).clamp(-1, 1) - behind)
+    frames, _, height, width = clip.shape
+    # Lengths are in units of the shorter side, so a clip looks the same at any resolution.
+    side = min(height, width)
+    radius = (0.10 + 0.08 * draws[:, 0])[:, None, None]
+    # A straight path, folded between walls that the ball does not cross: (balls, row and column, F).
+    room = torch.tensor([height / side, width / side])[:, None] - 2 * radius
+    path = draws[:, 1:3, None] * room + SPEED * (2 * draws[:, 3:5, None] - 1) * torch.linspace(0, 1, frames)
+    middle = radius + room - (path.remainder(2 * room) - room).abs()
+    # From a ball's middle, in radii: (balls, F, H, 1) and (balls, F, 1, W).
+    rows, columns = ((torch.arange(extent) + 0.5) / side for extent in (height, width))
+    y = ((rows - middle[:, 0, :, None]) / radius)[..., :, None]
+    x = ((columns - middle[:, 1, :, None]) / radius)[..., None, :]
+    square, pixels = y.square() + x.square(), (radius * side)[..., None]
+    inside = ((1 - square.sqrt()) * pixels + 0.5).clamp(0, 1)
+    lit = (LIGHT[0] * x + LIGHT[1] * y + LIGHT[2] * (1 - square).clamp_min(0).sqrt()).clamp_min(0)
+    turn = (math.pi * draws[:, 7])[:, None, None, None]
+    wave = ((turn.cos() * x + turn.sin() * y) * (2 + 2 * draws[:, 8])[:, None, None, None]).sin()
+    # A pixel soft at their edges.
+    stripes = (wave * pixels / 2 + 0.5).clamp(0, 1)
+    shade = 1 - SHADOW * (1.6 - ((x - 0.3).square() + (y - 0.4).square()).sqrt() / 0.75).clamp(0, 1)
+    light, shine = AMBIENT + (1 - AMBIENT) * lit, SHINE * lit.pow(24)
+    for ball, (hue, other) in enumerate(draws[:, 5:7].tolist()):
+        tones = (hue, hue + 0.15 + 0.7 * other)
+        first, second = (torch.tensor(colorsys.hsv_to_rgb(tone, 0.85, 0.95)).view(3, 1, 1) for tone in tones)
+        colour = (first + stripes[ball, :, None] * (second - first)) * light[ball, :, None] + shine[ball, :, None]
+        behind = (clip + 1) * shade[ball, :, None] - 1
+        clip = torch.lerp(behind, (2 * colour - 1).clamp(-1, 1), inside[ball, :, None])
+    return clip
