@@ -195,7 +195,7 @@ def test_a_demo_from_a_model_shows_it_as_it_came(fine_tuned: Path) -> None:
     assert set(links) == SHOWN | {"summary.json", "shipped.mp4", "long.mp4", "long.png"}
     assert all((fine_tuned / link).is_file() for link in links)
     assert "$" not in page
-    for text in ("began with the model that comes with this version", "a video of 16 frames in one pass", "16 frames: "):
+    for text in ("began with a trained model, which it fine-tuned", "a video of 16 frames in one pass", "16 frames: "):
         assert text in page
     assert "from scratch" not in page
     facts = json.loads((fine_tuned / "summary.json").read_text(encoding="utf-8"))

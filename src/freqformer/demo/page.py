@@ -22,8 +22,8 @@ FROM_SCRATCH = {
     "out": "It saw this one clip only, so the clip is what it should give back.",
 }
 FINE_TUNED = {
-    "beginning": "It began with the model that comes with this version, and fine-tuned it on this clip.",
-    "how": "from the shipped model's weights",
+    "beginning": "It began with a trained model, which it fine-tuned on this clip.",
+    "how": "from the weights of that model",
     "out": "It was fine-tuned on this clip, so the clip is what it should give back.",
 }
 """What differs between the two ways of the demo."""

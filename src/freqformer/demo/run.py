@@ -146,7 +146,7 @@ def run_demo(
         spectrum = inspect_video(source, output, side=settings.inspect_side, patch=(1, 4, 4))
         clip = _write_clip(source, output / "input.mp4", settings)
     if model is not None:
-        with stage("generating with the shipped model, a clip and one 4 times as long"):
+        with stage("generating with the model as it came, a clip and one 4 times as long"):
             start = load_shipped(model)
             shipped = generate_shipped(start, settings.size, steps=settings.inference_steps, seed=seed)
     with stage(f"{'training a small' if model is None else 'fine-tuning the'} model for {train_seconds:g} s"):
