@@ -59,6 +59,11 @@ def test_version() -> None:
     assert run("--version") == f"freqformer {freqformer.__version__}"
 
 
+def test_the_package_is_a_command_too() -> None:
+    done = subprocess.run([sys.executable, "-m", "freqformer", "--help"], capture_output=True, text=True, check=True)
+    assert "Usage: freqformer " in done.stdout
+
+
 def test_train_writes_its_config_and_a_model(trained: Path) -> None:
     config = json.loads((trained / "train.json").read_text())
     assert (config["data"]["height"], config["run"]["max_steps"]) == (16, 3)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from freqformer.media import VideoError, contact_sheet
+from freqformer.media import contact_sheet
 from freqformer.training import photographs
 from freqformer.training.config import DataConfig
 from freqformer.training.photographs import PhotographClips
@@ -87,8 +87,8 @@ def test_a_config_with_photographs_makes_such_clips(places: Path) -> None:
 
 
 def test_folders_that_do_not_do(tmp_path: Path) -> None:
-    with pytest.raises(VideoError, match="holds no photograph"):
+    with pytest.raises(ValueError, match="holds no photograph"):
         PhotographClips(tmp_path, 0, **SIZE)
     (tmp_path / "broken.jpg").write_text("no picture")
-    with pytest.raises(VideoError, match=r"broken\.jpg can't be read"):
+    with pytest.raises(ValueError, match=r"broken\.jpg can't be read"):
         PhotographClips(tmp_path, 0, **SIZE)

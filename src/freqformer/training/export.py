@@ -38,8 +38,8 @@ def export_model(run: Path, target: Path, *, most_bytes: int = MOST_BYTES) -> Pa
     Returns: target, for `FreqFormerPipeline.from_pretrained`.
 
     Raises:
-        ValueError: for a folder without a finished run, weights that are too large, or photographs without attribution.
-        VideoError: where the run's clips can't be made here, of which some are held out to measure the loss on.
+        ValueError: for a folder without a finished run, weights that are too large, photographs without attribution, or
+            where clips like the run's can't be made here, on which the loss is measured.
         CheckpointError: for a folder that can't be written.
     """
     from freqformer.models.pipeline import FreqFormerPipeline

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from freqformer.media import VideoError, read_clip, to_unit
 from freqformer.training.loader import Clip, ClipSource
 from freqformer.training.seeding import derive_generator
 
@@ -45,7 +44,7 @@ class PhotographClips(ClipSource):
         num_frames, height, width: of a clip.
 
     Raises:
-        VideoError: for a folder without photographs, or a file that can't be read.
+        ValueError: for a folder without photographs, or a file that can't be read.
     """
 
     def __init__(self, folder: str | Path, seed: int, *, num_frames: int, height: int, width: int) -> None:
@@ -105,14 +104,25 @@ def read_photographs(folder: str | Path, height: int, width: int) -> Tensor:
     Returns: float32 (files, 3, height, width) in [-1, 1].
 
     Raises:
-        VideoError: for a folder without such files, or a file that can't be read.
+        ValueError: for a folder without such files, or a file that can't be read.
     """
     folder = Path(folder)
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS)
     if not files:
-        raise VideoError(f"{folder} holds no photograph; give a folder with {', '.join(ENDINGS)} files in it")
-    size = {"height": height, "width": width}
-    return torch.stack([to_unit(read_clip(file, start=0, num_frames=1, fps=1, **size))[:, 0] for file in files])
+        raise ValueError(f"{folder} holds no photograph; give a folder with {', '.join(ENDINGS)} files in it")
+    return torch.stack([_read(file, height, width) for file in files])
+
+
+def _read(file: Path, height: int, width: int) -> Tensor:
+    import numpy
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file) as picture:
+            fitted = ImageOps.fit(picture.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
+    except OSError as error:
+        raise ValueError(f"{file} can't be read as a photograph: {error}; remove it, or make it again") from error
+    return torch.from_numpy(numpy.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def _with_balls(clip: Tensor, draws: Tensor) -> Tensor:

@@ -360,7 +360,7 @@ def clip_source(config: DataConfig, seed: int) -> ClipSource:
     """The clips that a config names: synthetic ones where it names no path.
 
     Raises:
-        VideoError: as `ClipFolder` and `PhotographClips`.
+        ValueError: as `ClipFolder` and `PhotographClips`.
     """
     size = {"num_frames": config.num_frames, "height": config.height, "width": config.width}
     if config.photographs is not None:
