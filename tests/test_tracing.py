@@ -48,3 +48,22 @@ def test_a_plain_call_passes_its_arguments_on() -> None:
     assert CALLS[0][0] is grid
     assert CALLS[0][1] is config
     assert described.__name__ == "described"
+
+
+@constant_result
+def ramp(length: int) -> torch.Tensor:
+    return torch.arange(length).float()
+
+
+@constant_result
+def ramps(lengths: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.arange(length).float() for length in lengths)
+
+
+def test_tensors_of_several_functions_are_held_by_one_graph() -> None:
+    def ramped(x: torch.Tensor) -> torch.Tensor:
+        first, second = ramps((4, 4))
+        return x * ramp(4) + x * first + x * second
+
+    x = torch.ones(4, requires_grad=True)
+    assert torch.equal(torch.compile(ramped, backend="aot_eager", fullgraph=True)(x), ramped(x))

@@ -22,13 +22,17 @@ def constant_result(function: Callable[Parameters, Result]) -> Callable[Paramete
 
     As `torch.compiler.assume_constant_result`, but arguments may be `PlainFields` and whole numbers that differ between
     calls, each a graph of its own. torch 2.11 can't hand those to such a function: a traced call takes them apart into
-    constants, and they are put together again behind it.
+    constants, and they are put together again behind it. Of one function a graph on torch 2.11 can hold one result, if it
+    is a tensor: return a tuple of all that are needed.
     """
 
     @torch.compiler.assume_constant_result
     def from_fields(args: tuple, kwargs: tuple) -> Result:
         named = {name: _put_together(value) for name, value in kwargs}
         return function(*map(_put_together, args), **named)  # type: ignore[call-arg]
+
+    # torch 2.11 tells results in a graph apart by this name.
+    from_fields.__code__ = from_fields.__code__.replace(co_name=function.__name__)
 
     @wraps(function)
     def called(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:

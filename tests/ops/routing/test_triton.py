@@ -21,7 +21,7 @@ from tests.support.numerics import nan_filled_allocations  # noqa: E402
 
 from freqformer.ops.routing import reference  # noqa: E402
 from freqformer.ops.routing import triton as launch  # noqa: E402
-from freqformer.ops.routing.tables import sample_tables, transform_table  # noqa: E402
+from freqformer.ops.routing.tables import sample_tables  # noqa: E402
 
 pytestmark = [
     # The interpreter's own: it turns arrays of one element into loop bounds.
@@ -159,11 +159,8 @@ def test_an_input_of_another_width_is_refused() -> None:
 def test_operator_checks() -> None:
     grid, cpu = Grid(2, 3, 5), torch.device("cpu")
     features, network = make_features(grid), RoutingNetwork(HEADS)
-    transforms, tables = (
-        [transform_table(grid, CONFIG, cpu, torch.float32)] * 2,
-        list(sample_tables(grid, CONFIG, "raster", cpu)),
-    )
-    sums = (*features, list(make_norms()), transforms, tables, EPS)
+    tables = list(sample_tables(grid, CONFIG, "raster", cpu, (torch.float32, torch.float32)))
+    sums = (*features, list(make_norms()), tables[3:], tables[:3], EPS)
     weights = [x.detach() for x in network.parameters()]
     scores = (torch.ops.freqformer.sum_tiles(*sums), torch.rand(2), weights, 0.75)
     for name, arguments in (("sum_tiles", sums), ("score_heads", scores)):

@@ -20,17 +20,24 @@ from freqformer.tracing import constant_result
 
 @constant_result
 def sample_tables(
-    grid: Grid, config: FreqFormerConfig, token_order: TokenOrder, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
+    grid: Grid, config: FreqFormerConfig, token_order: TokenOrder, device: torch.device, dtypes: tuple[torch.dtype, ...]
+) -> tuple[Tensor, ...]:
     """A grid's `TileSample` on one device, cached.
+
+    Args:
+        grid, config, token_order: of the tokens.
+        device: of the tables.
+        dtypes: of tokens that a transform multiplies.
 
     Returns:
         places: of every token of every sampled tile, int32 (S, SLOTS). Behind a tile's last token its first one follows,
             which counts nothing there: the transform is zero.
         kind: int32 (S,).
         weights: of a tile's power, float32 (K, 6, SLOTS).
+        transforms: for each of `dtypes`, the DCT of every kind of tile, rounded to it: (K, SLOTS, SLOTS).
     """
-    return _cached_tables(grid, config, token_order, device)
+    transforms = (_cached_transform(grid, config, device, dtype) for dtype in dtypes)
+    return *_cached_tables(grid, config, token_order, device), *transforms
 
 
 @lru_cache(maxsize=64)
@@ -44,12 +51,6 @@ def _cached_tables(
     places = torch.where(places < 0, places[:, :1], places)
     weights = functional.pad(sample.weights, (0, behind))
     return places.to(device, torch.int32), sample.kind.to(device, torch.int32), weights.to(device, torch.float32)
-
-
-@constant_result
-def transform_table(grid: Grid, config: FreqFormerConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The DCT of every kind of tile, rounded to the dtype of the tokens that it multiplies: (K, SLOTS, SLOTS); cached."""
-    return _cached_transform(grid, config, device, dtype)
 
 
 @lru_cache(maxsize=64)

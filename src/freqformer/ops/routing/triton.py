@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, TokenOrder
 from freqformer.ops.routing.reference import Features, Norms
-from freqformer.ops.routing.tables import sample_tables, transform_table
+from freqformer.ops.routing.tables import sample_tables
 from freqformer.ops.routing.triton_kernel import VALUES, score_heads, sum_tiles
 from freqformer.ops.tile_matrices import power_of_two
 from freqformer.routing import RoutingNetwork
@@ -74,9 +74,8 @@ def _sums(
             f"features: the layer's input has {hidden.shape[2]} channels; {query.shape[2]} heads of {query.shape[3]} are "
             "allowed: use reference.statistics for another width"
         )
-    tables = sample_tables(grid, config, token_order, query.device)
-    transforms = [transform_table(grid, config, query.device, x.dtype) for x in (query, hidden)]
-    return torch.ops.freqformer.sum_tiles(query, key, hidden, list(norms), transforms, list(tables), eps)
+    tables = sample_tables(grid, config, token_order, query.device, (query.dtype, hidden.dtype))
+    return torch.ops.freqformer.sum_tiles(query, key, hidden, list(norms), list(tables[3:]), list(tables[:3]), eps)
 
 
 @torch.library.custom_op(
