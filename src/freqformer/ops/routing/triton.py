@@ -155,7 +155,7 @@ def _score_heads(sums: Tensor, timestep: Tensor, weights: Sequence[Tensor], lean
         TIME=time,
         EMBEDDING=embedding.shape[1],
         STATIC_BLOCK=power_of_two(inputs - NUM_STATISTICS),
-        num_warps=8,  # pyright: ignore[reportCallIssue]
+        num_warps=4,  # pyright: ignore[reportCallIssue]
     )
     return logits, bands
 
