@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from benchmarks.quality.operators import MIXED, MixedAttention
+from benchmarks.quality.operators import MixedAttention, Mixing
 from torch import Tensor, nn
 
 from freqformer.config import Band, FreqFormerConfig
@@ -63,8 +63,10 @@ class Variant:
     config: FreqFormerConfig = CUBES
     splits: tuple[Split, ...] = ((2, 2, 2),)
     """Heads per band: one split, or one for each of equal parts of the timesteps, least noise first; a router's start."""
-    operator: str = "frequency"
-    """`frequency`, `dense`, or one of `operators.MIXED`."""
+    dense: bool = False
+    """Whether every head sees every token, in place of all else."""
+    mixing: Mixing | None = None
+    """What heads do beside their own band."""
     learned: bool = False
     """Whether a router chooses."""
     prior: Prior = "paper"
@@ -76,8 +78,9 @@ class Variant:
 
 PLAIN = replace(CUBES, summary_tokens=0)
 MID, HIGH = (0, 6, 0), (0, 0, 6)
+BESIDE = Mixing(low_beside=True, gates="token")
 VARIANTS: dict[str, Variant] = {
-    "dense": Variant("every head sees every token; more FLOPs, for reference", operator="dense"),
+    "dense": Variant("every head sees every token; more FLOPs, for reference", dense=True),
     "window": Variant("every head a window", PLAIN, (HIGH,)),
     "window_summaries": Variant("every head a smaller window and summaries", replace(CUBES, window=(3, 3, 3)), (HIGH,)),
     "window_quiet": Variant(
@@ -91,30 +94,30 @@ VARIANTS: dict[str, Variant] = {
         "like VSA: gated sum of attention between tile means and to the best tiles",
         replace(PLAIN, mid_tiles=36, compression=128, low_output="synthesis"),
         (MID,),
-        operator="low_beside",
+        mixing=BESIDE,
     ),
     "gated_window": Variant(
         "every head a gated sum of LOW and of a window with summaries",
         replace(CUBES, window=(3, 3, 3)),
         (HIGH,),
-        operator="low_beside",
+        mixing=BESIDE,
     ),
     "gated_plain": Variant(
-        "every head a gated sum of LOW and of a window without summaries", PLAIN, (HIGH,), operator="low_beside"
+        "every head a gated sum of LOW and of a window without summaries", PLAIN, (HIGH,), mixing=BESIDE
     ),
-    "window_gate": Variant("every head a window whose output is gated", PLAIN, (HIGH,), operator="gate"),
+    "window_gate": Variant("every head a window whose output is gated", PLAIN, (HIGH,), mixing=Mixing(gates="token")),
     "window_weighed": Variant(
         "every head a window and few summaries, which a router weighs by noise level",
         replace(CUBES, summary_tokens=32),
         (HIGH,),
-        operator="weighed",
+        mixing=Mixing(weighed=True),
         low_offset=-2.0,
     ),
     "window_weighed_gate": Variant(
         "as window_weighed, output gated",
         replace(CUBES, summary_tokens=32),
         (HIGH,),
-        operator="weighed_gate",
+        mixing=Mixing(gates="token", weighed=True),
         low_offset=-2.0,
     ),
     "window_few": Variant(
@@ -167,6 +170,17 @@ VARIANTS: dict[str, Variant] = {
     "router_window": Variant(
         "learned router that starts from the window", replace(PLAIN, mid_tiles=36), (HIGH,), learned=True
     ),
+    "beside_head": Variant("as gated_plain, a gate for each head", PLAIN, (HIGH,), mixing=replace(BESIDE, gates="head")),
+    "beside_routed": Variant(
+        "as gated_plain, gates by a routing network", PLAIN, (HIGH,), mixing=replace(BESIDE, gates="routed")
+    ),
+    "router_beside": Variant(
+        "as gated_plain, own bands by a router that starts from the window",
+        replace(PLAIN, mid_tiles=36),
+        (HIGH,),
+        mixing=BESIDE,
+        learned=True,
+    ),
     "router_free": Variant("learned router without the prior", learned=True, prior="none"),
 }
 
@@ -187,12 +201,13 @@ def head_costs(variant: Variant, size: Size = STUDY) -> tuple[float, float, floa
     """Useful attention FLOPs of one head and clip as LOW, MID, HIGH and DENSE, by the plan."""
     plan = build_plan(size.grid, variant.config, num_heads=size.heads, head_dim=size.head_dim, learned_summaries=True)
     low, mid, high, dense = plan.band_costs()
-    return (low, low + mid, low + high, dense) if variant.operator == "low_beside" else (low, mid, high, dense)
+    beside = low if variant.mixing is not None and variant.mixing.low_beside else 0.0
+    return (low, beside + mid, beside + high, dense)
 
 
 def density(variant: Variant, size: Size = STUDY) -> float:
     """Attention FLOPs relative to dense, expected over the timesteps of training; of a router, where it starts."""
-    if variant.operator == "dense":
+    if variant.dense:
         return 1.0
     costs = head_costs(variant, size)
     means = [sum(heads * cost for heads, cost in zip(split, costs, strict=False)) for split in variant.splits]
@@ -212,11 +227,10 @@ def build(variant: Variant, size: Size, seed: int) -> FreqFormerTransformer3DMod
     common = _model(VARIANTS["dense"], size).state_dict()
     torch.manual_seed(derive_seed(seed, "own weights"))
     model = _model(variant, size)
-    if variant.operator in MIXED:
+    if variant.mixing is not None:
         for block in model.transformer_blocks:
-            block.attn1 = MixedAttention(
-                size.heads * size.head_dim, variant.config, bands(variant.splits[0]), variant.operator
-            )  # type: ignore[assignment]
+            width, split = size.heads * size.head_dim, bands(variant.splits[0])
+            block.attn1 = MixedAttention(width, variant.config, split, variant.mixing, routed=variant.learned)
     for layer in model.attentions:
         if getattr(layer, "summary_offsets", None) is not None:
             layer.summary_offsets.data[:, 0] = variant.low_offset  # type: ignore[index]
@@ -233,10 +247,10 @@ def _model(variant: Variant, size: Size) -> FreqFormerTransformer3DModel:
         num_layers=size.layers,
         num_heads=size.heads,
         head_dim=size.head_dim,
-        attention="dense" if variant.operator == "dense" else "frequency",
+        attention="dense" if variant.dense else "frequency",
         frequency=variant.config.to_dict(),
         routing="learned" if variant.learned else "fixed",
-        allocation=None if variant.operator == "dense" else bands(variant.splits[0]),
+        allocation=None if variant.dense else bands(variant.splits[0]),
         prior=variant.prior,
         absolute_positions=True,
     )

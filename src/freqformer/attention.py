@@ -340,12 +340,9 @@ class FreqAttention(nn.Module):
         allocation: Tensor,
     ) -> Tensor:
         """(B, N, H, D) -> the same, every head by its band."""
-        norms = (self.query_norm, self.key_norm)
         if self.attention == "dense" and self.table_bands is None:
-            return _dense_attention(tensors, norms, rotary)
-        parameters = AttentionParameters(
-            self.summary_queries, self.summary_offsets, self.gains, rotary, *norms, norm_eps=NORM_EPS
-        )
+            return _dense_attention(tensors, (self.query_norm, self.key_norm), rotary)
+        parameters = self._learned(rotary)
         attend = partial(frequency_attention, grid=grid, parameters=parameters, token_order=token_order, impl=impl)
         if len(set(self.configs)) == 1:
             return attend(*tensors, allocation=allocation, config=self.configs[0])
@@ -357,6 +354,10 @@ class FreqAttention(nn.Module):
             outputs.append(attend(*(x[rows] for x in tensors), allocation=allocation[rows], config=config))
             order += rows
         return torch.cat(outputs)[torch.tensor(order).argsort().to(allocation.device)]
+
+    def _learned(self, rotary: tuple[Tensor, Tensor] | None) -> AttentionParameters:
+        learned = (self.summary_queries, self.summary_offsets, self.gains)
+        return AttentionParameters(*learned, rotary, self.query_norm, self.key_norm, norm_eps=NORM_EPS)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy starts without the last call's tensors: they carry a graph, which can't be copied.

@@ -60,9 +60,11 @@ def watched(monkeypatch: pytest.MonkeyPatch, name: str) -> Watch:
     return watch
 
 
-@pytest.mark.parametrize(
-    "name", ["dense", "window", "vsa", "window_weighed_gate", "freq_full", "freq_strict", "schedule", "router"]
-)
+CAPTURED = ("dense", "window", "vsa", "window_weighed_gate", "beside_routed")
+ROUTED = ("freq_full", "freq_strict", "schedule", "router", "router_beside")
+
+
+@pytest.mark.parametrize("name", CAPTURED + ROUTED)
 def test_a_step_can_be_captured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = watched(monkeypatch, name)
     assert watch.found == []

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from benchmarks.quality.operators import MixedAttention
+from benchmarks.quality.operators import MixedAttention, Mixing
 from benchmarks.quality.variants import (
     CUBES,
     STUDY,
@@ -74,7 +74,7 @@ def test_variants_start_alike_where_they_can_and_seeds_differ() -> None:
 def test_a_gated_head_starts_as_its_own_branch_and_can_turn_to_low() -> None:
     config = replace(CUBES, mid_tiles=2, summary_tokens=0)
     torch.manual_seed(0)
-    gated = MixedAttention(32, config, [1, 2], "low_beside")
+    gated = MixedAttention(32, config, [1, 2], Mixing(low_beside=True, gates="token"))
     plain = FreqAttention(32, 2, config, allocation=[1, 2], routing="fixed")
     low = FreqAttention(32, 2, config, allocation=[Band.LOW] * 2, routing="fixed")
     for layer in (plain, low):
@@ -82,14 +82,43 @@ def test_a_gated_head_starts_as_its_own_branch_and_can_turn_to_low() -> None:
     x, grid, timestep = torch.randn(1, TINY.grid.num_tokens, 32), TINY.grid, torch.tensor([0.5])
     torch.testing.assert_close(gated(x, grid, timestep), plain(x, grid, timestep))
     with torch.no_grad():
-        gated.to_gates.bias.copy_(torch.tensor([-1.0, -1.0, 1.0, 1.0]))
+        gated.token_gates.bias.copy_(torch.tensor([-1.0, -1.0, 1.0, 1.0]))
     torch.testing.assert_close(gated(x, grid, timestep), low(x, grid, timestep))
+
+
+@pytest.mark.parametrize("gates", ["head", "routed"])
+def test_gates_by_head_or_by_a_router_can_turn_to_low(gates: str) -> None:
+    config = replace(CUBES, mid_tiles=2, summary_tokens=0)
+    torch.manual_seed(0)
+    mixed = MixedAttention(32, config, [1, 2], Mixing(low_beside=True, gates=gates))
+    low = FreqAttention(32, 2, config, allocation=[Band.LOW] * 2, routing="fixed")
+    low.load_state_dict(mixed.state_dict(), strict=False)
+    if mixed.routed_gates is not None:
+        torch.nn.init.zeros_(mixed.routed_gates.layers[-1].weight)
+        mixed.routed_gates.layers[-1].bias.data.copy_(torch.tensor([1.0, 5.0, -1.0]))
+    else:
+        mixed.head_gates.data.copy_(torch.tensor([-1.0, 1.0]))
+    x, grid, timestep = torch.randn(2, TINY.grid.num_tokens, 32), TINY.grid, torch.tensor([0.2, 0.8])
+    torch.testing.assert_close(mixed(x, grid, timestep), low(x, grid, timestep))
+
+
+def test_a_router_chooses_own_bands_beside_low() -> None:
+    model = build(VARIANTS["router_beside"], TINY, 0).train()
+    model.set_router_training("sampled")
+    for parameter in model.parameters():
+        if not bool(parameter.any()):  # so that gradients come through
+            torch.nn.init.normal_(parameter, std=0.1)
+    video = torch.randn(2, 3, *TINY.video)
+    model(video, torch.tensor([100.0, 900.0])).sample.square().mean().backward()
+    names = [name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())]
+    assert any("router" in name for name in names)
+    assert any("token_gates" in name for name in names)
 
 
 def test_weighed_summaries_start_quiet_without_noise_and_loud_with_it() -> None:
     config = replace(CUBES, window=(1, 1, 1), summary_tokens=8)
     torch.manual_seed(0)
-    weighed = MixedAttention(32, config, [2, 2], "weighed_gate")
+    weighed = MixedAttention(32, config, [2, 2], Mixing(gates="token", weighed=True))
     x, grid, timestep = torch.randn(3, TINY.grid.num_tokens, 32), TINY.grid, torch.tensor([0.0, 0.5, 1.0])
     assert weighed.weigher is not None
     torch.nn.init.zeros_(weighed.weigher.layers[-1].weight)
@@ -106,7 +135,7 @@ def test_weighed_summaries_start_quiet_without_noise_and_loud_with_it() -> None:
 
 def test_a_gated_head_costs_both_branches() -> None:
     low, mid, _, _ = head_costs(VARIANTS["vsa"])
-    assert mid == pytest.approx(low + head_costs(replace(VARIANTS["vsa"], operator="frequency"))[Band.MID])
+    assert mid == pytest.approx(low + head_costs(replace(VARIANTS["vsa"], mixing=None))[Band.MID])
 
 
 def test_unknown_variants_are_refused() -> None:
