@@ -10,7 +10,7 @@ from benchmarks.quality.study import CURVE_STEPS, NOISE_LEVELS
 from benchmarks.quality.variants import VARIANTS
 
 COLOURS = {name: f"C{place % 10}" for place, name in enumerate(VARIANTS)}
-DASHES = {name: ("-", "--", ":")[place // 10] for place, name in enumerate(VARIANTS)}
+DASHES = {name: ("-", "--", ":", "-.")[place // 10] for place, name in enumerate(VARIANTS)}
 
 
 def draw_figures(results: list[Result], folder: Path) -> list[Path]:

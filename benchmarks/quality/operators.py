@@ -34,6 +34,11 @@ class Mixing:
     weighed: bool = False
     """Whether a routing network adds to the offsets of the low, mid and high summaries."""
 
+    @property
+    def routed(self) -> bool:
+        """Whether a routing network has a say."""
+        return self.weighed or self.gates == "routed"
+
 
 class MixedAttention(FreqAttention):
     """Heads with gated branches, or with summaries that a router weighs.

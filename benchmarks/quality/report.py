@@ -88,7 +88,7 @@ def by_variant(results: list[Result], steps: int) -> dict[str, dict[int, Result]
 
 def best_fixed(groups: dict[str, dict[int, Result]]) -> str | None:
     """The variant of lowest loss among those of equal FLOPs without a router, of those with the most seeds."""
-    fixed = [name for name in groups if not VARIANTS[name].learned and not VARIANTS[name].dense]
+    fixed = [name for name in groups if VARIANTS[name].fixed and not VARIANTS[name].dense]
     most = max((len(groups[name]) for name in fixed), default=0)
     return next((name for name in fixed if len(groups[name]) == most), None)
 

@@ -68,12 +68,17 @@ class Variant:
     mixing: Mixing | None = None
     """What heads do beside their own band."""
     learned: bool = False
-    """Whether a router chooses."""
+    """Whether a router chooses bands."""
     prior: Prior = "paper"
     """Of the router."""
     low_offset: float = 0.0
     """Offset of the low summaries at first. At 0 and with scores near 0 they take the weight of all that they stand for:
     beside a window of 27 of 256 tiles 89%. Lower, heads begin with what they see exactly."""
+
+    @property
+    def fixed(self) -> bool:
+        """Whether nothing of it follows from statistics or timestep, but what a schedule says."""
+        return not (self.learned or (self.mixing is not None and self.mixing.routed))
 
 
 PLAIN = replace(CUBES, summary_tokens=0)
