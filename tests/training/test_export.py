@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from freqformer.models.pipeline import FreqFormerPipeline
 from freqformer.models.transformer import LEAST_NOISE, FreqFormerTransformer3DModel
 from freqformer.training.config import DataConfig, RunConfig, TrainConfig
-from freqformer.training.export import MOST_BYTES, WEIGHTS, export_model, held_out_loss
+from freqformer.training.export import MOST_BYTES, WEIGHTS, export_model, fresh_loss
 from freqformer.training.loop import train
 from freqformer.training.objective import sample_timesteps
 from freqformer.training.record import read_parts
@@ -81,28 +81,28 @@ def test_the_card_tells_what_the_records_say(run: Path, exported: Path) -> None:
     assert facts["bytes"] == (exported / WEIGHTS).stat().st_size
     assert [vars(part) for part in read_parts(run)] == facts["parts"]
     pipeline = FreqFormerPipeline.from_pretrained(str(exported), dtype=torch.float32)
-    assert held_out_loss(pipeline, config) == pytest.approx(facts["held_out_loss"], rel=1e-5)
+    assert fresh_loss(pipeline, config) == pytest.approx(facts["fresh_loss"], rel=1e-5)
     for part in facts["parts"]:
         assert f"| {part['first_step']} to {part['last_step']} | {part['clips']} |" in card
         assert f"{part['loss']:.4f}" in card
-    for text in (f"**{facts['held_out_loss']:.4f}**", "danielbuechele", "Rachel Michetti", "4 frames of 24 x 16"):
+    for text in (f"**{facts['fresh_loss']:.4f}**", "danielbuechele", "Rachel Michetti", "4 frames of 24 x 16"):
         assert text in card
     assert "70%" not in card
     assert "$" not in card
     assert (exported / "samples.png").stat().st_size > 1000
 
 
-def test_the_held_out_loss_of_a_model_that_says_grey_follows_from_the_clips(exported: Path) -> None:
+def test_the_fresh_loss_of_a_model_that_says_grey_follows_from_the_clips(exported: Path) -> None:
     config = TrainConfig.from_dict(json.loads((exported / "train.json").read_text()))
     pipeline = FreqFormerPipeline.from_pretrained(str(exported), dtype=torch.float32)
     for parameter in pipeline.transformer.proj_out.parameters():
         parameter.data.zero_()
-    seed = derive_seed(config.run.seed, "held out")
+    seed = derive_seed(config.run.seed, "fresh")
     source = clip_source(config.data, seed)
     timesteps = sample_timesteps(8, 1.0, derive_generator(seed, "timestep")).clamp_min(LEAST_NOISE)
     # x_t / t - (noise - clip) = clip / t.
     expected = sum(float((source.load(i).pixels / t).square().mean()) for i, t in enumerate(timesteps)) / 8
-    assert held_out_loss(pipeline, config, clips=8) == pytest.approx(expected, rel=1e-4)
+    assert fresh_loss(pipeline, config, clips=8) == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_is_refused(run: Path, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ GRID_720P = Grid(21, 45, 80)
 """Tokens of 5 s of 720p in the latents of a usual video VAE."""
 
 FINE_TUNING_RATE = 1e-3
+"""Learning rate where the weights are trained already."""
 
 Say = Callable[[str], Any]
 
@@ -150,7 +151,7 @@ def run_demo(
             start = load_shipped(model)
             shipped = generate_shipped(start, settings.size, steps=settings.inference_steps, seed=seed)
     with stage(f"{'training a small' if model is None else 'fine-tuning the'} model for {train_seconds:g} s"):
-        trained = _train(clip, run, train_seconds, seed, settings, start and start.transformer)
+        trained = _train(clip, run, train_seconds, seed, settings, None if start is None else start.transformer)
     with stage("generating"):
         from freqformer.models.pipeline import FreqFormerPipeline
 

@@ -22,7 +22,7 @@ TRAIN_FILE, RECORD_FILE, CARD_FILE, SAMPLES_FILE = "train.json", "record.json", 
 WEIGHTS = Path("transformer", "diffusion_pytorch_model.safetensors")
 MOST_BYTES = 6_000_000
 """Weights that a package may carry."""
-HELD_OUT_CLIPS = 32
+FRESH_CLIPS = 32
 SAMPLES, COLUMNS, INFERENCE_STEPS = 4, 8, 30
 """Videos on the card, frames of each, and denoising steps."""
 
@@ -63,8 +63,8 @@ def export_model(run: Path, target: Path, *, most_bytes: int = MOST_BYTES) -> Pa
     return target
 
 
-def held_out_loss(pipeline: FreqFormerPipeline, config: TrainConfig, *, clips: int = HELD_OUT_CLIPS) -> float:
-    """Mean flow-matching loss on synthetic clips that training never shows, or on other cuts of its videos.
+def fresh_loss(pipeline: FreqFormerPipeline, config: TrainConfig, *, clips: int = FRESH_CLIPS) -> float:
+    """Mean flow-matching loss on clips that another seed draws, or cuts from the run's videos.
 
     Args:
         pipeline: whose transformer is measured.
@@ -77,7 +77,7 @@ def held_out_loss(pipeline: FreqFormerPipeline, config: TrainConfig, *, clips: i
     from freqformer.training.seeding import derive_generator, derive_seed
 
     settings, data, model = config.objective, config.data, pipeline.transformer
-    seed = derive_seed(config.run.seed, "held out")
+    seed = derive_seed(config.run.seed, "fresh")
     tokens = model.grid_for((data.num_frames, data.height, data.width)).num_tokens
     shift = resolution_shift(tokens) if settings.shift is None else settings.shift
     draw = derive_generator(seed, "timestep")
@@ -105,7 +105,7 @@ def _facts(pipeline: FreqFormerPipeline, config: TrainConfig, sheet: Path) -> di
 
     data = config.data
     pipeline.set_progress_bar_config(disable=True)
-    loss = held_out_loss(pipeline, config)
+    loss = fresh_loss(pipeline, config)
     began, stride = time.perf_counter(), -(-data.num_frames // COLUMNS)
     rows = []
     for seed in range(SAMPLES):
@@ -117,8 +117,8 @@ def _facts(pipeline: FreqFormerPipeline, config: TrainConfig, sheet: Path) -> di
     contact_sheet(torch.cat(rows), sheet, columns=len(rows[0]), scale=2)
     return {
         "parameters": sum(parameter.numel() for parameter in pipeline.transformer.parameters()),
-        "held_out_clips": HELD_OUT_CLIPS,
-        "held_out_loss": loss,
+        "fresh_clips": FRESH_CLIPS,
+        "fresh_loss": loss,
         "sample_seconds": seconds,
         "sample_stride": stride,
         "inference_steps": INFERENCE_STEPS,
@@ -151,8 +151,9 @@ def _card(target: Path, data: DataConfig, parts: list[Part], facts: dict[str, An
         "sample_seconds": f"{facts['sample_seconds']:.1f}",
         "parts": "\n".join(rows),
         "loss_steps": LOSS_STEPS,
-        "held_out": facts["held_out_clips"],
-        "held_out_loss": f"{facts['held_out_loss']:.4f}",
+        "fresh": facts["fresh_clips"],
+        "come": "drawn by another seed" if data.path is None else "that another seed cut from the same videos",
+        "fresh_loss": f"{facts['fresh_loss']:.4f}",
         "torch": last.torch,
         "version": last.freqformer,
         **dict(zip(("data", "licence"), told, strict=True)),
