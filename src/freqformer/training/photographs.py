@@ -19,7 +19,7 @@ from freqformer.training.seeding import derive_generator
 
 ENDINGS = (".jpg", ".jpeg", ".png")
 DETAIL = 2
-"""Pixels of a photograph, as it is kept, for a pixel of the clip, both whole: what the closest view can show."""
+"""Times the clip's sides, to which a photograph is scaled."""
 VIEW = (0.4, 0.8)
 """Least and largest share of a photograph's sides that is seen at once."""
 PAN, ZOOM = 0.8, 0.6
