@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.quality.report import RESULTS, read_results, write_report
+from benchmarks.quality.report import RESULTS, read_results, tokens_of, write_report
 from benchmarks.quality.study import Run, execute
-from benchmarks.quality.variants import STUDY, VARIANTS, Size, chosen
+from benchmarks.quality.variants import SIZES, VARIANTS, Size, chosen
 
 from benchmarks import record
 
 Execute = Callable[[Run], dict[str, Any]]
 
 
-def main(arguments: list[str] | None = None, size: Size = STUDY) -> int:
+def main(arguments: list[str] | None = None, size: Size | None = None) -> int:
     """Run the command line; returns the exit status, 1 where a run failed."""
     given = _parser().parse_args(arguments)
     if given.report:
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None, size: Size = STUDY) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("device is 'cuda' and there is none; pass --device cpu, which takes hours, or use a GPU")
     runs = [
-        Run(name, chosen(name), seed, given.steps, size)
+        Run(name, chosen(name), seed, given.steps, size or SIZES[given.tokens])
         for seed in map(int, given.seeds.split(","))
         for name in given.variants.split(",")
     ]
@@ -64,7 +64,8 @@ def study(runs: list[Run], execute: Execute, folders: list[Path], machine: dict[
     folders[0].mkdir(parents=True, exist_ok=True)
     began, failed = time.perf_counter(), 0
     for run in runs:
-        path = folders[0] / f"{run.name}-{run.steps}-{run.seed}.json"
+        longer = "-64k" if run.size == SIZES["64k"] else ""
+        path = folders[0] / f"{run.name}{longer}-{run.steps}-{run.seed}.json"
         if any((folder / path.name).exists() for folder in folders):
             print(f"{path.name} is there already", flush=True)
             continue
@@ -79,6 +80,7 @@ def study(runs: list[Run], execute: Execute, folders: list[Path], machine: dict[
             failed = 1
             continue
         command = f"python -m benchmarks.quality --variants {run.name} --seeds {run.seed} --steps {run.steps}"
+        command += " --tokens 64k" if longer else ""
         path.write_text(json.dumps(result | {"machine": machine | {"command": f"PYTHONPATH=src:. {command}"}}) + "\n")
         mean = sum(result["losses"].values()) / len(result["losses"])
         print(f"{path.name}: loss {mean:.4f}, {result['step_ms']:.1f} ms a step, {result['seconds']:.0f} s", flush=True)
@@ -87,8 +89,9 @@ def study(runs: list[Run], execute: Execute, folders: list[Path], machine: dict[
 
 def predicted_seconds(run: Run, results: list[dict[str, Any]]) -> float:
     """Seconds that a run will take, by the earlier ones: of its variant, else the slowest; 0 where there is none."""
-    own = [result for result in results if result["variant"] == run.name]
-    seconds = [result["seconds"] + (run.steps - result["steps"]) * result["step_ms"] / 1e3 for result in own or results]
+    alike = [result for result in results if tokens_of(result) == run.size.grid.num_tokens]
+    own = [result for result in alike if result["variant"] == run.name]
+    seconds = [result["seconds"] + (run.steps - result["steps"]) * result["step_ms"] / 1e3 for result in own or alike]
     return max(seconds, default=0.0)
 
 
@@ -98,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--variants", default=",".join(VARIANTS), help="names, with commas; all by default")
+    parser.add_argument("--tokens", choices=tuple(SIZES), default="16k", help="of a clip")
     parser.add_argument("--seeds", default="0", help="numbers, with commas")
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")

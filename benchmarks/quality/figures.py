@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.report import Result, best_fixed, by_variant, mean, overall
+from benchmarks.quality.report import Result, best_fixed, drawn, mean, overall
 from benchmarks.quality.study import CURVE_STEPS, NOISE_LEVELS
 from benchmarks.quality.variants import VARIANTS
 
@@ -14,8 +14,9 @@ DASHES = {name: ("-", "--", ":", "-.")[place // 10] for place, name in enumerate
 
 
 def draw_figures(results: list[Result], folder: Path) -> list[Path]:
-    """Write the figures of the most steps that there are results of; none without results."""
-    if not results:
+    """Write the figures of what `drawn` gives; none without results."""
+    groups = drawn(results)
+    if not groups:
         return []
     import matplotlib
 
@@ -23,7 +24,6 @@ def draw_figures(results: list[Result], folder: Path) -> list[Path]:
     from matplotlib import pyplot
 
     folder.mkdir(parents=True, exist_ok=True)
-    groups = by_variant(results, max(result["steps"] for result in results))
     drawings: dict[str, Any] = {"noise": _noise, "flops": _flops, "time": _time}
     if any("allocation" in result for seeds in groups.values() for result in seeds.values()):
         drawings["allocation"] = _allocation

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.variants import VARIANTS, density
+from benchmarks.quality.variants import STUDY, VARIANTS, density
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "quality"
@@ -77,13 +77,24 @@ def overall(losses: dict[str, float]) -> float:
     return sum(losses.values()) / len(losses)
 
 
-def by_variant(results: list[Result], steps: int) -> dict[str, dict[int, Result]]:
-    """Results of so many steps by variant, in the order of their mean loss, and seed."""
+def tokens_of(result: Result) -> int:
+    """Tokens of a clip; the first results don't say."""
+    return result.get("tokens", STUDY.grid.num_tokens)
+
+
+def by_variant(results: list[Result], steps: int, tokens: int = STUDY.grid.num_tokens) -> dict[str, dict[int, Result]]:
+    """Results of so many steps and tokens by variant, in the order of their mean loss, and seed."""
     groups: dict[str, dict[int, Result]] = {}
     for result in results:
-        if result["steps"] == steps:
+        if result["steps"] == steps and tokens_of(result) == tokens:
             groups.setdefault(result["variant"], {})[result["seed"]] = result
     return dict(sorted(groups.items(), key=lambda item: mean([overall(r["losses"]) for r in item[1].values()]).value))
+
+
+def drawn(results: list[Result]) -> dict[str, dict[int, Result]]:
+    """What the figures show: the study's size, and the most steps that there are results of."""
+    steps = [result["steps"] for result in results if tokens_of(result) == STUDY.grid.num_tokens]
+    return by_variant(results, max(steps, default=0))
 
 
 def best_fixed(groups: dict[str, dict[int, Result]]) -> str | None:
@@ -131,16 +142,16 @@ def results_text(results: list[Result]) -> str:
     if not results:
         return NOTHING
     parts = []
-    for steps in sorted({result["steps"] for result in results}, reverse=True):
-        groups = by_variant(results, steps)
-        parts += [f"### {steps:,} steps", _losses_table(groups), _routers_table(groups)]
+    settings = {(tokens_of(result), -result["steps"]) for result in results}
+    for tokens, steps in sorted(settings):
+        groups = by_variant(results, -steps, tokens)
+        parts += [f"### {tokens:,} tokens, {-steps:,} steps", _losses_table(groups), _routers_table(groups)]
     captions = {
         "noise": "Loss by noise level, relative to the best fixed variant",
         "flops": "Loss against attention FLOPs",
         "time": "Training loss against wall-clock",
     }
-    most = max(result["steps"] for result in results)
-    if any("allocation" in result for result in results if result["steps"] == most):
+    if any("allocation" in result for seeds in drawn(results).values() for result in seeds.values()):
         captions["allocation"] = "Bands that routers chose, by layer, head and noise level"
     parts.append("\n".join(f"![{caption}]({FIGURES}/quality-{name}.png)" for name, caption in captions.items()))
     parts.append("\n".join(["Machines:", *_machines(results)]))
@@ -151,7 +162,7 @@ def _losses_table(groups: dict[str, dict[int, Result]]) -> str:
     best = best_fixed(groups)
     levels = next(iter(next(iter(groups.values())).values()))["losses"].keys()
     head = ["variant", "seeds", "loss", "less the best fixed", *(f"t = {level}" for level in levels)]
-    head += ["FLOPs, of dense", "parameters", "step, ms"]
+    head += ["FLOPs, of dense", "parameters", "step, ms", "memory, GiB"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for name, seeds in groups.items():
         runs = list(seeds.values())
@@ -161,6 +172,8 @@ def _losses_table(groups: dict[str, dict[int, Result]]) -> str:
         cells += [mean([run["losses"][level] for run in runs]).text(4) for level in levels]
         cells += [f"{mean([run['density'] for run in runs]).value:.3f}", f"{runs[0]['parameters']:,}"]
         cells.append(f"{min(run['step_ms'] for run in runs):.1f}")
+        peaks = [run["peak_gib"] for run in runs if "peak_gib" in run]
+        cells.append(f"{max(peaks):.1f}" if peaks else "–")
         lines.append(f"| {' | '.join(cells)} |")
     named = "" if best is None else f"\n\nThe best fixed variant is `{best}`; differences are paired by seed."
     return "\n".join(lines) + named

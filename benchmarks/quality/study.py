@@ -71,6 +71,8 @@ def execute(run: Run, device: torch.device, *, graph: bool) -> dict[str, Any]:
         RuntimeError: where the loss is not finite.
     """
     began = time.perf_counter()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     trainer = Trainer(run, device)
     step = trainer.captured() if graph else trainer.advance
     ready = time.perf_counter() - began
@@ -86,6 +88,7 @@ def execute(run: Run, device: torch.device, *, graph: bool) -> dict[str, Any]:
         "variant": run.name,
         "seed": run.seed,
         "steps": run.steps,
+        "tokens": run.size.grid.num_tokens,
         "step_ms": 1e3 * training_seconds / run.steps,
         "parameters": used_parameters(model),
         "density": density(run.variant, run.size),
@@ -94,6 +97,8 @@ def execute(run: Run, device: torch.device, *, graph: bool) -> dict[str, Any]:
     del step, trainer
     result |= validate(model, run, device)
     result |= {"start_seconds": round(ready, 2), "seconds": round(time.perf_counter() - began, 2)}
+    if device.type == "cuda":
+        result["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
     result["attention_flops"] = result["density"] * head_costs(run.variant, run.size)[Band.DENSE] * _heads(run.size)
     del model
     gc.collect()

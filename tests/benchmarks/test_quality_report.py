@@ -88,14 +88,22 @@ def test_differences_are_paired_by_seed(results: list[dict[str, Any]]) -> None:
 
 def test_tables_say_what_the_results_hold(results: list[dict[str, Any]]) -> None:
     text = results_text(results)
-    assert text.index("### 2,800 steps") < text.index("### 700 steps")
+    assert text.index("### 16,384 tokens, 2,800 steps") < text.index("### 16,384 tokens, 700 steps")
     (router,) = [line for line in text.splitlines() if line.startswith("| `router` | 2 ")]
     assert "| 0.3200 ± 0.0100 | -0.0150 ± 0.0050 | 0.4200 ± 0.0100 |" in router
-    assert router.endswith("| 0.140 | 10,000,000 | 40.0 |")
+    assert router.endswith("| 0.140 | 10,000,000 | 40.0 | – |")
     (tables,) = [line for line in text.splitlines() if line.startswith("| `router` | 0.3200")]
     assert tables.endswith("| +0.0010 ± 0.0000 | +0.0200 ± 0.0000 | 2.0/2.0/2.0 | 3.0/2.0/1.0 | 17% |")
     assert "best fixed variant is `freq_full`" in text
     assert "- a GPU, torch 2.11, Triton 3.6, commit 012345678" in text
+
+
+def test_longer_clips_have_tables_of_their_own(results: list[dict[str, Any]]) -> None:
+    longer = [made("dense", 0, 0.5, steps=9000) | {"tokens": 65_536, "peak_gib": 41.24}]
+    text = results_text(results + longer)
+    assert text.index("### 16,384 tokens, 700 steps") < text.index("### 65,536 tokens, 9,000 steps")
+    assert text.split("### 65,536 tokens")[1].splitlines()[4].endswith("| 40.0 | 41.2 |")
+    assert list(report.drawn(results + longer)) == ["window"]
 
 
 def test_rebuilding_keeps_what_is_written_by_hand(results: list[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from benchmarks.quality import data
 from benchmarks.quality import study as quality_study
 from benchmarks.quality.__main__ import main, predicted_seconds, study
 from benchmarks.quality.study import OPTIMIZER, Run, Trainer, execute
-from benchmarks.quality.variants import VARIANTS, Size, build, used_parameters
+from benchmarks.quality.variants import SIZES, VARIANTS, Size, build, used_parameters
 
 TINY = Size(video=(4, 16, 16), layers=2, head_dim=16, batch=2, validation_clips=2)
 CPU = torch.device("cpu")
@@ -127,6 +127,15 @@ def test_the_command_line_writes_results_and_skips_what_is_there(
     assert "window-2-0.json is there already" in capsys.readouterr().out
 
 
+def test_runs_on_longer_clips_have_files_of_their_own(tmp_path: Path) -> None:
+    run = Run("window", VARIANTS["window"], 0, 10, SIZES["64k"])
+    assert study([run], _result, [tmp_path], {}, None) == 0
+    (path,) = tmp_path.iterdir()
+    assert path.name == "window-64k-10-0.json"
+    assert json.loads(path.read_text())["machine"]["command"].endswith("--steps 10 --tokens 64k")
+    assert run.size.grid.num_tokens == 65_536
+
+
 def test_a_failed_run_does_not_stop_the_others_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def fake(run: Run) -> dict[str, Any]:
         if run.name == "window":
@@ -165,5 +174,5 @@ def test_the_predicted_time_is_the_own_variants_and_grows_with_steps() -> None:
 
 def _result(run: Run) -> dict[str, Any]:
     losses = {"0.1": 0.5, "0.9": 0.3}
-    own = {"variant": run.name, "seed": run.seed, "steps": run.steps}
+    own = {"variant": run.name, "seed": run.seed, "steps": run.steps, "tokens": run.size.grid.num_tokens}
     return own | {"losses": losses, "step_ms": 5.0, "seconds": 100.0}
