@@ -34,6 +34,7 @@ from freqformer.routing import (
     straight_through,
     timestep_bucket,
 )
+from freqformer.routing.table import attend_by_bucket
 from freqformer.tracing import constant_result
 
 logger = logging.getLogger(__name__)
@@ -344,16 +345,7 @@ class FreqAttention(nn.Module):
             return _dense_attention(tensors, (self.query_norm, self.key_norm), rotary)
         parameters = self._learned(rotary)
         attend = partial(frequency_attention, grid=grid, parameters=parameters, token_order=token_order, impl=impl)
-        if len(set(self.configs)) == 1:
-            return attend(*tensors, allocation=allocation, config=self.configs[0])
-        # A table whose list lengths differ between buckets: samples that share a plan run together.
-        plans = [self.configs[bucket] for bucket in timestep_bucket(timestep, len(self.configs)).tolist()]
-        outputs, order = [], []
-        for config in dict.fromkeys(plans):
-            rows = [row for row, own in enumerate(plans) if own == config]
-            outputs.append(attend(*(x[rows] for x in tensors), allocation=allocation[rows], config=config))
-            order += rows
-        return torch.cat(outputs)[torch.tensor(order).argsort().to(allocation.device)]
+        return attend_by_bucket(attend, tensors, allocation, self.configs, timestep)
 
     def _learned(self, rotary: tuple[Tensor, Tensor] | None) -> AttentionParameters:
         learned = (self.summary_queries, self.summary_offsets, self.gains)

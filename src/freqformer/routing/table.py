@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -175,6 +175,34 @@ class RoutingTable:
             return cls(values["bands"], values["mid_tiles"], FreqFormerConfig.from_dict(record["config"]))
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise ValueError(f"{folder} holds no valid routing table ({error}): save the table again") from error
+
+
+def attend_by_bucket(
+    attend: Callable[..., Tensor],
+    tensors: tuple[Tensor, Tensor, Tensor],
+    allocation: Tensor,
+    configs: Sequence[FreqFormerConfig],
+    timestep: Tensor,
+) -> Tensor:
+    """Attention whose config is that of every sample's timestep bucket.
+
+    Args:
+        attend: `frequency_attention` with all but tensors, `allocation` and `config`.
+        tensors: query, key and value (B, N, H, D).
+        allocation: bands (B, H).
+        configs: of every bucket. Where they differ, timesteps are read on the host, and samples that share one run
+            together.
+        timestep: (B,) in [0, 1].
+    """
+    if len(set(configs)) == 1:
+        return attend(*tensors, allocation=allocation, config=configs[0])
+    own = [configs[bucket] for bucket in timestep_bucket(timestep, len(configs)).tolist()]
+    outputs, order = [], []
+    for config in dict.fromkeys(own):
+        rows = [row for row, other in enumerate(own) if other == config]
+        outputs.append(attend(*(x[rows] for x in tensors), allocation=allocation[rows], config=config))
+        order += rows
+    return torch.cat(outputs)[torch.tensor(order).argsort().to(allocation.device)]
 
 
 def _scores(timestep: Tensor, observed: Tensor, num_buckets: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""Frequency attention inside models of other libraries."""
