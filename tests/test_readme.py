@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quality.report import by_variant, overall, read_results
+
 ROOT = Path(__file__).parents[1]
 README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 
@@ -78,3 +80,15 @@ def test_the_cpu() -> None:
         f"{both['frequency_wall_s']:.1f} s with its backward where dense takes {both['dense_wall_s']:.1f} s",
         f"{forward['speedup_wall']:.1f} and {both['speedup_wall']:.1f} times",
     )
+
+
+def test_quality() -> None:
+    groups = by_variant(read_results(), 700)
+    check(
+        f"[docs/quality.md](docs/quality.md) has the protocol and what is measured so far, {len(groups)} variants after 700 steps."
+    )
+    # "A window with a gated LOW branch ... has the lowest loss with both seeds; no router beats it yet."
+    best = groups.pop("gated_plain")
+    assert set(best) == {0, 1}
+    for seed, result in best.items():
+        assert all(overall(result["losses"]) < overall(runs[seed]["losses"]) for runs in groups.values() if seed in runs)

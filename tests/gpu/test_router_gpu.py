@@ -22,7 +22,7 @@ HALF, SINGLE, BRAIN = torch.float16, torch.float32, torch.bfloat16
 
 @pytest.mark.parametrize("dtypes", [(BRAIN, BRAIN), (HALF, HALF), (SINGLE, SINGLE), (BRAIN, SINGLE)], ids=str)
 @pytest.mark.parametrize(("grid", "tile"), [(Grid(9, 17, 25), None), (Grid(16, 32, 32), None), (Grid(5, 7, 9), (2, 2, 4))])
-@pytest.mark.parametrize(("heads", "head_dim"), [(3, 128), (5, 64), (2, 16)])
+@pytest.mark.parametrize(("heads", "head_dim"), [(3, 128), (5, 64), (2, 16), (2, 256)])
 def test_logits_are_the_references(grid, tile, dtypes, heads, head_dim) -> None:
     draw = torch.Generator("cuda").manual_seed(0)
     tokens = (2, grid.num_tokens)
