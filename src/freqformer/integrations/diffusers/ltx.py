@@ -1,0 +1,52 @@
+"""LTX-Video: video tokens alone; queries and keys are normalised and rotated before the heads are split."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers.models.transformers.transformer_ltx import apply_rotary_emb
+from torch import Tensor
+
+from freqformer.grid import Grid
+from freqformer.integrations.diffusers.processor import Family, FrequencyProcessor, block_layers
+
+
+class LTXProcessor(FrequencyProcessor):
+    """The processor of one self-attention layer of LTX-Video."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """(B, N, C) -> (B, N, C), tokens in raster order."""
+        if self.is_short():
+            return self.own(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        self.refuse(attention_mask, fused=attn.fused_projections)
+        query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
+        if image_rotary_emb is not None:
+            query, key = apply_rotary_emb(query, image_rotary_emb), apply_rotary_emb(key, image_rotary_emb)
+        tensors = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, attn.to_v(hidden_states)))
+        return attn.to_out[1](attn.to_out[0](self.attend(*tensors)))
+
+
+def _grid(_transformer: Any, given: dict[str, Any]) -> Grid:
+    sides: dict[str, Any] = {name: given.get(name) for name in ("num_frames", "height", "width")}
+    missing = [name for name, side in sides.items() if side is None]
+    if missing:
+        raise ValueError(
+            f"{', '.join(missing)} of the transformer's call is None, and frequency attention needs the token grid: pass "
+            "num_frames, height and width in tokens; pipelines that pass video_coords alone are not supported"
+        )
+    return Grid(*sides.values())
+
+
+FAMILY = Family(
+    lambda transformer: block_layers(transformer, "transformer_blocks", "attn1"),
+    _grid,
+    LTXProcessor,
+    "LTXVideoAttnProcessor",
+)
