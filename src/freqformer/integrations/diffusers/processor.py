@@ -66,13 +66,13 @@ class FrequencyProcessor:
         """Whether the call has too few tokens, and `own` is to run."""
         return self.grid().num_tokens < self.min_tokens
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(B, N, H, D), tokens in raster order -> (B, N, C)."""
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, num_text_tokens: int = 0) -> Tensor:
+        """(B, N, H, D), video tokens in raster order and text behind them -> (B, N, C)."""
         timestep = self.call.timestep
         assert timestep is not None  # the hook came first
         self.bands = self.bands.to(query.device)
         out = attend_by_bucket(
-            partial(frequency_attention, grid=self.grid(), impl=self.impl),
+            partial(frequency_attention, grid=self.grid(), num_text_tokens=num_text_tokens, impl=self.impl),
             (query, key, value),
             self.bands[timestep_bucket(timestep, len(self.bands))],
             self.configs,

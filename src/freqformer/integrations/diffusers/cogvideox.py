@@ -1,0 +1,49 @@
+"""CogVideoX: text and video share projections and norms, and video alone is rotated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from freqformer.grid import Grid
+from freqformer.integrations.diffusers.joint import JointProcessor, project
+from freqformer.integrations.diffusers.processor import Family, block_layers
+
+
+class CogVideoXProcessor(JointProcessor):
+    """The processor of one layer of CogVideoX."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Video and text, each (B, N, C) -> the same, video tokens in raster order."""
+        if self.is_short():
+            return self.own(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        self.refuse(attention_mask)
+        layers = ((attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k), attn.heads)
+        # The model puts text first, frequency attention last: attention itself knows no order.
+        video, text = self.attend_jointly(
+            project(hidden_states, *layers, image_rotary_emb), project(encoder_hidden_states, *layers)
+        )
+        return attn.to_out[1](attn.to_out[0](video)), attn.to_out[1](attn.to_out[0](text))
+
+
+def _grid(transformer: Any, given: dict[str, Any]) -> Grid:
+    frames, _, height, width = given["hidden_states"].shape[1:]
+    # CogVideoX 1.5 alone joins frames.
+    patch, frames_of_patch = transformer.config.patch_size, transformer.config.patch_size_t or 1
+    return Grid(frames // frames_of_patch, height // patch, width // patch)
+
+
+FAMILY = Family(
+    lambda transformer: block_layers(transformer, "transformer_blocks", "attn1"),
+    _grid,
+    CogVideoXProcessor,
+    "CogVideoXAttnProcessor2_0",
+)

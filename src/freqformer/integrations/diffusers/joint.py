@@ -1,0 +1,41 @@
+"""Models whose layers attend to video and text together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers.models.embeddings import apply_rotary_emb
+from torch import Tensor
+
+from freqformer.integrations.diffusers.processor import FrequencyProcessor
+
+Tensors = tuple[Tensor, Tensor, Tensor]
+"""Query, key and value."""
+rotate: Callable[..., Tensor] = apply_rotary_emb  # type: ignore[assignment]  # its annotation names a pair, its code returns one
+
+
+class JointProcessor(FrequencyProcessor):
+    """The processor of one layer over video and text."""
+
+    def attend_jointly(self, video: Tensors, text: Tensors) -> tuple[Tensor, Tensor]:
+        """(B, N, H, D) of the video, in raster order, and of the text -> (B, N, C) of each."""
+        tensors = (torch.cat(pair, 1) for pair in zip(video, text, strict=True))
+        num_text_tokens = text[0].shape[1]
+        out = self.attend(*tensors, num_text_tokens=num_text_tokens)
+        return out[:, :-num_text_tokens], out[:, -num_text_tokens:]
+
+
+def project(
+    tokens: Tensor,
+    projections: Sequence[Callable[[Tensor], Tensor]],
+    norms: Sequence[Callable[[Tensor], Tensor] | None],
+    heads: int,
+    rotary: tuple[Tensor, Tensor] | None = None,
+) -> Tensors:
+    """Query, key and value (B, N, H, D) of tokens (B, N, C); queries and keys are normalised by head, then rotated."""
+    query, key, value = (projection(tokens).unflatten(2, (heads, -1)) for projection in projections)
+    query, key = (x if norm is None else norm(x) for x, norm in zip((query, key), norms, strict=True))
+    if rotary is not None:
+        query, key = (rotate(x, rotary, sequence_dim=1) for x in (query, key))
+    return query, key, value
