@@ -179,7 +179,7 @@ class RoutingTable:
 
 def attend_by_bucket(
     attend: Callable[..., Tensor],
-    tensors: tuple[Tensor, Tensor, Tensor],
+    tensors: tuple[Tensor, ...],
     allocation: Tensor,
     configs: Sequence[FreqFormerConfig],
     timestep: Tensor,
@@ -188,7 +188,7 @@ def attend_by_bucket(
 
     Args:
         attend: `frequency_attention` with all but tensors, `allocation` and `config`.
-        tensors: query, key and value (B, N, H, D).
+        tensors: query, key and value (B, N, H, D), and what else `attend` takes by sample behind them.
         allocation: bands (B, H).
         configs: of every bucket. Where they differ, timesteps are read on the host, and samples that share one run
             together.
