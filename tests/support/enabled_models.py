@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from freqformer.config import Band, FreqFormerConfig
+from freqformer.grid import Grid
 from freqformer.integrations.diffusers import FrequencyProcessor, enable_frequency_attention
 from freqformer.integrations.diffusers.enable import FAMILIES
 from freqformer.routing import RoutingTable
@@ -74,6 +75,12 @@ def bands_differ_from_dense_and_are_taken_back_without_a_trace(model: Any, call:
     assert model.attn_processors == processors
     assert not model._forward_pre_hooks
     assert torch.equal(call(model), before)
+
+
+def the_grid_of_the_call_reaches_every_layer(model: Any, call: Call) -> None:
+    with enable_frequency_attention(model, uniform(model, [LOW, HIGH])):
+        call(model)
+        assert [layer.processor.grid() for layer in layers_of(model)] == [Grid(*SIZE)] * len(layers_of(model))
 
 
 def bands_follow_layer_and_timestep_of_every_sample(model: Any, call: Call) -> None:
@@ -142,6 +149,7 @@ CHECKS = (
     dense_layers_keep_their_processor_to_the_last_bit,
     heads_that_see_every_tile_are_dense_up_to_rounding,
     bands_differ_from_dense_and_are_taken_back_without_a_trace,
+    the_grid_of_the_call_reaches_every_layer,
     bands_follow_layer_and_timestep_of_every_sample,
     lists_that_differ_between_buckets,
     short_videos_run_the_models_own_attention,

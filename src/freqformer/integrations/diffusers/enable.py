@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from freqformer.attention import ImplChoice
 from freqformer.config import Band
-from freqformer.integrations.diffusers import cogvideox, ltx, wan
+from freqformer.integrations.diffusers import cogvideox, hunyuan_video, ltx, wan
 from freqformer.integrations.diffusers.processor import Call, Family, FrequencyProcessor
 from freqformer.routing import RoutingTable
 
@@ -20,6 +20,7 @@ FAMILIES = {
     "WanTransformer3DModel": wan.FAMILY,
     "LTXVideoTransformer3DModel": ltx.FAMILY,
     "CogVideoXTransformer3DModel": cogvideox.FAMILY,
+    "HunyuanVideoTransformer3DModel": hunyuan_video.FAMILY,
 }
 TRAIN_TIMESTEPS = 1000.0
 """What a model of diffusers calls pure noise."""
@@ -60,7 +61,8 @@ def enable_frequency_attention(
     timesteps to guard first and last steps.
 
     Args:
-        transformer: a `WanTransformer3DModel`, `LTXVideoTransformer3DModel` or `CogVideoXTransformer3DModel`.
+        transformer: a `WanTransformer3DModel`, `LTXVideoTransformer3DModel`, `CogVideoXTransformer3DModel` or
+            `HunyuanVideoTransformer3DModel`.
         table: the band of every head by timestep bucket and layer.
         min_tokens: video tokens below which a call runs the layers' own processors.
         impl: as in `frequency_attention`.

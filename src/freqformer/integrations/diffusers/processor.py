@@ -66,14 +66,16 @@ class FrequencyProcessor:
         """Whether the call has too few tokens, and `own` is to run."""
         return self.grid().num_tokens < self.min_tokens
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, num_text_tokens: int = 0) -> Tensor:
-        """(B, N, H, D), video tokens in raster order and text behind them -> (B, N, C)."""
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, num_text_tokens: int = 0, text_mask: Tensor | None = None
+    ) -> Tensor:
+        """(B, N, H, D), video tokens in raster order and text behind -> (B, N, C); options as in `frequency_attention`."""
         timestep = self.call.timestep
         assert timestep is not None  # the hook came first
         self.bands = self.bands.to(query.device)
         out = attend_by_bucket(
-            partial(frequency_attention, grid=self.grid(), num_text_tokens=num_text_tokens, impl=self.impl),
-            (query, key, value),
+            partial(_attend, grid=self.grid(), num_text_tokens=num_text_tokens, impl=self.impl),
+            (query, key, value) if text_mask is None else (query, key, value, text_mask),
             self.bands[timestep_bucket(timestep, len(self.bands))],
             self.configs,
             timestep,
@@ -89,6 +91,11 @@ class FrequencyProcessor:
         ):
             if given:
                 raise ValueError(f"frequency attention was given {what}, and none is allowed: {remedy}")
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, text_mask: Tensor | None = None, **options: Any) -> Tensor:
+    """`frequency_attention` that takes all that goes by sample by place."""
+    return frequency_attention(query, key, value, text_mask=text_mask, **options)
 
 
 @dataclass(frozen=True)
