@@ -221,15 +221,7 @@ def live_router(layer: Layer, layer_ms: float) -> dict[str, Any]:
 
 def graph_ms(call: Callable[[], Tensor], repeats: int = 50) -> float:
     """Median time of a call whose launches are replayed from a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return record.median_ms(graph.replay, repeats)
+    return record.median_ms(record.capture(call).replay, repeats)
 
 
 def video_layers() -> dict[str, Any]:

@@ -30,6 +30,19 @@ def median_ms(call: Callable[[], object], repeats: int = 20, warmup: int = 3) ->
     return times[len(times) // 2]
 
 
+def capture(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """A CUDA graph of one call, warmed up."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph
+
+
 def launches(call: Callable[[], object]) -> list[tuple[str, float]]:
     """Everything that one call runs on the device, in order: name and microseconds, by the profiler."""
     from torch.profiler import ProfilerActivity, profile

@@ -29,25 +29,12 @@ CALLS = 20
 REPEATS = 50
 
 
-def capture(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """A CUDA graph of one call, warmed up."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph
-
-
 def difference_ms(short: Callable[[], object], long: Callable[[], object]) -> tuple[float, float]:
     """Median time of the short call, and by how much the long one exceeds it, the two replayed in turns.
 
     In turns, so that a clock that drifts weighs on both alike.
     """
-    graphs = [capture(call) for call in (short, long)]
+    graphs = [record.capture(call) for call in (short, long)]
     times: list[list[float]] = [[], []]
     for _ in range(REPEATS):
         for graph, kept in zip(graphs, times, strict=True):

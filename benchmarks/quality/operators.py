@@ -34,6 +34,10 @@ class Mixing:
     weighed: bool = False
     """Whether a routing network adds to the offsets of the low, mid and high summaries."""
 
+    def __post_init__(self) -> None:
+        if self.low_beside and self.gates == "none":
+            raise ValueError("low_beside is True and gates 'none'; a LOW branch is added by a gate: choose which")
+
     @property
     def routed(self) -> bool:
         """Whether a routing network has a say."""

@@ -64,7 +64,25 @@ def test_no_results_give_no_table() -> None:
     assert draw_figures([], Path("nowhere")) == []
 
 
-def test_means_have_standard_errors() -> None:
+def test_what_is_written_by_hand_is_what_the_results_give() -> None:
+    text = " ".join(report.PAGE.read_text().split())
+    groups = by_variant(report.read_results(), 700)
+    first = {name: report.overall(runs[0]["losses"]) for name, runs in groups.items() if 0 in runs}
+    gate, beside = (first["window"] - first[name] for name in ("window_gate", "gated_plain"))
+    assert f"explains {gate:.4f} of {beside:.4f} (seed 0)" in text
+    weighed = paired(groups["window_weighed"], groups["window_few"])
+    assert weighed is not None
+    assert f"less that of `window_few` is {weighed.text(4, sign=True)} over both" in text
+    fewer = 1 - groups["router_window"][0]["density"] / groups["window"][0]["density"]
+    assert f"for {fewer:.0%} fewer FLOPs" in text
+    routers = [runs[0]["allocation"] for runs in groups.values() if "allocation" in runs[0]]
+    assert all(report._heads(levels[0])[2] >= 5 / 6 * 36 - 0.05 for levels in routers)
+    assert all(1 / 3 <= report._heads(levels[-1])[0] / 36 <= 2 / 3 for levels in routers)
+    counts = [run["parameters"] for runs in groups.values() for run in runs.values()]
+    assert f"gates, {max(counts) / min(counts) - 1:.1%} of the model" in text
+
+
+def test_tables_say_have_standard_errors() -> None:
     assert mean([0.2, 0.4, 0.6]) == Mean(pytest.approx(0.4), pytest.approx(0.2 / math.sqrt(3)))  # type: ignore[arg-type]
     assert mean([0.2]).text(3) == "0.200"
     assert mean([0.2, 0.4]).text(3, sign=True) == "+0.300 ± 0.100"

@@ -138,6 +138,11 @@ def test_a_gated_head_costs_both_branches() -> None:
     assert mid == pytest.approx(low + head_costs(replace(VARIANTS["vsa"], mixing=None))[Band.MID])
 
 
+def test_a_low_branch_without_a_gate_is_refused() -> None:
+    with pytest.raises(ValueError, match="low_beside is True and gates 'none'"):
+        Mixing(low_beside=True)
+
+
 def test_unknown_variants_are_refused() -> None:
     with pytest.raises(ValueError, match="variant is 'nothing'; choose among dense, window"):
         chosen("nothing")
