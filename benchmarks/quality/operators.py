@@ -28,9 +28,9 @@ class Mixing:
 
     low_beside: bool = False
     """A LOW branch is added to the head's own."""
-    gates: Literal["none", "token", "head", "routed"] = "none"
+    gates: Literal["none", "token", "head", "routed", "both"] = "none"
     """What branches are multiplied by: nothing; a linear function of the token; a number for each head; what a routing
-    network makes of the layer's statistics and the timestep."""
+    network makes of the layer's statistics and the timestep; the sum of the token's and the network's."""
     weighed: bool = False
     """Whether a routing network adds to the offsets of the low, mid and high summaries."""
 
@@ -41,7 +41,7 @@ class Mixing:
     @property
     def routed(self) -> bool:
         """Whether a routing network has a say."""
-        return self.weighed or self.gates == "routed"
+        return self.weighed or self.gates in ("routed", "both")
 
 
 class MixedAttention(FreqAttention):
@@ -65,13 +65,13 @@ class MixedAttention(FreqAttention):
         self.mixing = mixing
         branches = 2 if mixing.low_beside else 1
         self.token_gates = self.head_gates = self.routed_gates = self.weigher = None
-        if mixing.gates == "token":
+        if mixing.gates in ("token", "both"):
             self.token_gates = nn.Linear(dim, branches * self.num_heads)
             nn.init.zeros_(self.token_gates.weight)
             nn.init.zeros_(self.token_gates.bias)
         elif mixing.gates == "head":
             self.head_gates = nn.Parameter(self.query_norm.new_zeros(self.num_heads, branches))
-        elif mixing.gates == "routed":
+        if mixing.gates in ("routed", "both"):
             self.routed_gates = RoutingNetwork(self.num_heads, prior="none")
         if mixing.weighed:
             self.weigher = RoutingNetwork(self.num_heads, prior="none")
@@ -111,7 +111,8 @@ class MixedAttention(FreqAttention):
             if self.routed_gates is not None:
                 # Of LOW, MID and HIGH; MID's number is left out.
                 low, _, own = self.routed_gates(statistics, timestep)[:, None, :, :, None].unbind(3)
-                self._gates = (own, low)
+                by_token = self._gates if self.token_gates is not None else (0.0, 0.0)
+                self._gates = tuple(gate + more for gate, more in zip((own, low), by_token, strict=True))
             if self.weigher is not None and self.summary_offsets is not None:
                 offsets = self.summary_offsets + self.weigher(statistics, timestep)
                 lean = NOISE_WEIGHT * (2 * timestep.to(offsets) - 1)

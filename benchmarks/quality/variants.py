@@ -181,6 +181,10 @@ VARIANTS: dict[str, Variant] = {
     "beside_routed": Variant(
         "as gated_plain, gates by a routing network", PLAIN, (HIGH,), mixing=replace(BESIDE, gates="routed")
     ),
+    "beside_both": Variant(
+        "as gated_plain, gates by the token and by a routing network", PLAIN, (HIGH,), mixing=replace(BESIDE, gates="both")
+    ),
+    "gated_fine": Variant("as gated_plain, 16 tokens a low token", replace(PLAIN, compression=32), (HIGH,), mixing=BESIDE),
     "router_beside": Variant(
         "as gated_plain, own bands by a router that starts from the window",
         replace(PLAIN, mid_tiles=36),
