@@ -192,6 +192,33 @@ VARIANTS: dict[str, Variant] = {
         mixing=BESIDE,
         learned=True,
     ),
+    "router_both": Variant(
+        "as beside_both, own bands by a router that starts from the window",
+        replace(PLAIN, mid_tiles=36),
+        (HIGH,),
+        mixing=replace(BESIDE, gates="both"),
+        learned=True,
+    ),
+    "router_wide": Variant(
+        "as router_both, larger windows: what LOW heads save at high noise, HIGH heads spend at low noise",
+        replace(PLAIN, mid_tiles=36, window=(4, 5, 3)),
+        ((2, 1, 3),),
+        mixing=replace(BESIDE, gates="both"),
+        learned=True,
+    ),
+    "gated_mixed": Variant(
+        "every head a gated sum of LOW and of its own band: five smaller windows, one that reaches far",
+        replace(PLAIN, mid_tiles=80, window=(3, 3, 3)),
+        ((0, 1, 5),),
+        mixing=BESIDE,
+    ),
+    "router_mixed": Variant(
+        "as gated_mixed, own bands by a router: far at high noise, near at low noise",
+        replace(PLAIN, mid_tiles=80, window=(3, 3, 3)),
+        ((0, 1, 5),),
+        mixing=BESIDE,
+        learned=True,
+    ),
     "router_free": Variant("learned router without the prior", learned=True, prior="none"),
 }
 
