@@ -134,26 +134,12 @@ VARIANTS: dict[str, Variant] = {
         low_offset=-4.0,
     ),
     "radial": Variant("radial pattern", replace(PLAIN, mid_pattern="radial", radial_radius=2), (MID,)),
-    "radial_summaries": Variant(
-        "radial pattern and few summaries",
-        replace(CUBES, mid_pattern="radial", radial_radius=2, summary_tokens=32),
-        (MID,),
-    ),
     "axial": Variant("axial pattern", replace(PLAIN, mid_pattern="axial", window=(4, 5, 7)), (MID,)),
-    "axial_summaries": Variant(
-        "axial pattern and summaries", replace(CUBES, mid_pattern="axial", window=(4, 5, 5)), (MID,)
-    ),
     "freq_full": Variant("FreqFormer 2/2/2, full features"),
     "freq_values": Variant("FreqFormer 2/2/2, values without the low band", replace(CUBES, band_features="values")),
     "freq_gains": Variant("FreqFormer 2/2/2, learned gains", replace(CUBES, band_features="gains")),
     "freq_strict": Variant("FreqFormer 2/2/2, only the own band", replace(CUBES, band_features="strict")),
-    "freq_114": Variant("FreqFormer 1/1/4", replace(CUBES, mid_tiles=31), ((1, 1, 4),)),
-    "freq_105": Variant("FreqFormer 1/0/5", CUBES, ((1, 0, 5),)),
     "freq_105_quiet": Variant("FreqFormer 1/0/5, low summaries start nearly unseen", CUBES, ((1, 0, 5),), low_offset=-4.0),
-    "freq_303": Variant("FreqFormer 3/0/3, larger windows", replace(CUBES, window=(4, 5, 3)), ((3, 0, 3),)),
-    "freq_plain": Variant("FreqFormer 2/2/2 without summaries", replace(PLAIN, mid_tiles=72)),
-    "freq_synthesis": Variant("FreqFormer 2/2/2, block synthesis of LOW", replace(CUBES, low_output="synthesis")),
-    "freq_low8": Variant("FreqFormer 2/2/2, 8 tokens a low token", replace(CUBES, compression=16)),
     "prior": Variant(
         "2/2/2 moved by the paper's prior alone, as before any training",
         splits=((0, 2, 4), *[(2, 2, 2)] * 4, (4, 2, 0)),
@@ -164,11 +150,8 @@ VARIANTS: dict[str, Variant] = {
         ((1, 1, 4), (2, 2, 2), (4, 1, 1)),
     ),
     "router": Variant("learned router that starts from 2/2/2", learned=True),
-    "router_114": Variant(
-        "learned router that starts from 1/1/4", replace(CUBES, mid_tiles=31), ((1, 1, 4),), learned=True
-    ),
     "router_114_quiet": Variant(
-        "as router_114, low summaries start nearly unseen",
+        "learned router that starts from 1/1/4, low summaries start nearly unseen",
         replace(CUBES, mid_tiles=31),
         ((1, 1, 4),),
         learned=True,
@@ -219,7 +202,6 @@ VARIANTS: dict[str, Variant] = {
         mixing=BESIDE,
         learned=True,
     ),
-    "router_free": Variant("learned router without the prior", learned=True, prior="none"),
 }
 
 

@@ -75,6 +75,14 @@ def test_what_is_written_by_hand_is_what_the_results_give() -> None:
     assert f"less that of `window_few` is {weighed.text(4, sign=True)} over both" in text
     fewer = 1 - groups["router_window"][0]["density"] / groups["window"][0]["density"]
     assert f"for {fewer:.0%} fewer FLOPs" in text
+    dense, window = (groups[name][0]["losses"] for name in ("dense", "window"))
+    assert all(dense[level] > window[level] for level in LEVELS[:-1])
+    assert dense["0.9"] == min(runs[0]["losses"]["0.9"] for runs in groups.values() if 0 in runs)
+    assert min(first, key=lambda name: first[name]) == "beside_both"
+    fewer = 1 - groups["router_beside"][0]["density"] / groups["gated_plain"][0]["density"]
+    assert f"for {fewer:.0%} fewer FLOPs: one seed each" in text
+    assert abs(first["router_beside"] - first["gated_plain"]) < 0.0005
+    assert abs(first["gated_fine"] - first["gated_plain"]) < 0.0005
     routers = [runs[0]["allocation"] for runs in groups.values() if "allocation" in runs[0]]
     assert all(report._heads(levels[0])[2] >= 5 / 6 * 36 - 0.05 for levels in routers)
     assert all(1 / 3 <= report._heads(levels[-1])[0] / 36 <= 2 / 3 for levels in routers)
