@@ -334,3 +334,67 @@ def test_a_call_in_inference_mode_leaves_nothing_that_training_stumbles_over():
         layer(hidden, grid, TIMESTEP, token_order="raster")
     layer(hidden, grid, TIMESTEP, token_order="raster").sum().backward()
     assert layer.to_q.weight.grad is not None
+
+
+def with_gates(layer: FreqAttention, scale: float = 0.5) -> FreqAttention:
+    """The layer with gates that differ by token, head and branch."""
+    assert layer.gates is not None
+    torch.nn.init.normal_(layer.gates.weight, std=scale)
+    torch.nn.init.normal_(layer.gates.bias, std=scale)
+    return layer
+
+
+@pytest.mark.parametrize("order", ["raster", "tile"])
+@pytest.mark.parametrize("allocation", [[0, 1, 2], [2, 3, 1]])
+def test_low_beside_adds_a_gated_branch_to_every_head(order, allocation):
+    layer = make_layer(routing="fixed", allocation=allocation, low_beside=True)
+    own, low = (make_layer(routing="fixed", allocation=bands) for bands in (allocation, [0, 0, 0]))
+    hidden, rotary = make_input(), make_rotary(order)
+    outputs = []
+    for plain in (own, low):
+        plain.load_state_dict(layer.state_dict(), strict=False)
+        plain.to_out = torch.nn.Identity()
+        outputs.append(plain(hidden, GRID, TIMESTEP, rotary, token_order=order).unflatten(2, (HEADS, -1)))
+    assert torch.equal(layer(hidden, GRID, TIMESTEP, rotary, token_order=order), layer.to_out(outputs[0].flatten(2)))
+    with_gates(layer)
+    own_gate, low_gate = layer.gates(hidden).split(HEADS, 2)
+    expected = (1 + own_gate[..., None]) * outputs[0] + low_gate[..., None] * outputs[1]
+    out = layer(hidden, GRID, TIMESTEP, rotary, token_order=order)
+    torch.testing.assert_close(out, layer.to_out(expected.flatten(2)), rtol=1e-5, atol=1e-5)
+    assert layer.last_allocation.tolist() == [allocation] * 2
+
+
+def test_gates_and_both_branches_learn_beside_a_router_that_learns():
+    layer = with_gates(make_layer(low_beside=True)).train()
+    layer.set_router_training("all")
+    hidden = make_input().requires_grad_()
+    layer(hidden, GRID, TIMESTEP, make_rotary()).square().mean().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()), name
+    assert bool(layer.gates.weight.grad.any())
+    assert all(bool(p.grad.any()) for p in layer.router.layers[-1].parameters())
+
+
+def test_low_beside_costs_a_low_branch_and_counts_in_the_budget():
+    layer, plain = make_layer(low_beside=True), make_layer().band_costs(GRID)
+    costs = torch.tensor(layer.band_costs(GRID))
+    assert costs.tolist() == pytest.approx([cost + plain[Band.LOW] for cost in plain])
+    budget = float(costs[:3].mean() / costs[Band.DENSE])
+    layer.set_flop_budget(budget)
+    layer(make_input(), GRID, TIMESTEP)
+    assert bool((costs[layer.last_allocation].mean(-1) / costs[Band.DENSE] <= budget * (1 + 1e-6)).all())
+
+
+def test_a_table_leaves_low_beside_as_it_is():
+    layer, hidden = with_gates(make_layer(low_beside=True)), make_input()
+    fixed = make_layer(routing="fixed", allocation=[1, 1, 2], low_beside=True)
+    fixed.load_state_dict(layer.state_dict(), strict=False)
+    layer.set_routing_table(make_table(torch.tensor([[[1, 1, 2]]])))
+    assert torch.equal(layer(hidden, GRID, TIMESTEP), fixed(hidden, GRID, TIMESTEP))
+
+
+def test_a_dense_layer_has_no_low_branch():
+    dense = make_layer(attention="dense", low_beside=True)
+    assert dense.gates is None
+    assert set(dense.state_dict()) == set(make_layer(attention="dense").state_dict())

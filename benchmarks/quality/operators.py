@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from freqformer.attention import NORM_EPS, FreqAttention, ImplChoice, Tensors
-from freqformer.config import Band, FreqFormerConfig
+from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.routing import reference
@@ -61,40 +61,23 @@ class MixedAttention(FreqAttention):
     def __init__(
         self, dim: int, config: FreqFormerConfig, allocation: Sequence[int], mixing: Mixing, *, routed: bool = False
     ) -> None:
-        super().__init__(dim, len(allocation), config, allocation=allocation, routing="learned" if routed else "fixed")
+        options = {"allocation": allocation, "routing": "learned" if routed else "fixed"}
+        super().__init__(dim, len(allocation), config, **options)  # type: ignore[arg-type]
         self.mixing = mixing
         branches = 2 if mixing.low_beside else 1
-        self.token_gates = self.head_gates = self.routed_gates = self.weigher = None
+        self.head_gates = self.routed_gates = self.weigher = None
         if mixing.gates in ("token", "both"):
-            self.token_gates = nn.Linear(dim, branches * self.num_heads)
-            nn.init.zeros_(self.token_gates.weight)
-            nn.init.zeros_(self.token_gates.bias)
+            self.gates = nn.Linear(dim, branches * self.num_heads)
+            for parameter in self.gates.parameters():
+                nn.init.zeros_(parameter)
         elif mixing.gates == "head":
-            self.head_gates = nn.Parameter(self.query_norm.new_zeros(self.num_heads, branches))
+            self.head_gates = nn.Parameter(self.query_norm.new_zeros(branches, self.num_heads))
         if mixing.gates in ("routed", "both"):
             self.routed_gates = RoutingNetwork(self.num_heads, prior="none")
         if mixing.weighed:
             self.weigher = RoutingNetwork(self.num_heads, prior="none")
-        self._gates: Sequence[Tensor] = ()
+        self._by_sample: Tensor | None = None
         self._offsets: Tensor | None = None
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        grid: Grid,
-        timestep: Tensor,
-        rotary: tuple[Tensor, Tensor] | None = None,
-        *,
-        token_order: TokenOrder = "tile",
-        impl: ImplChoice | None = None,
-    ) -> Tensor:
-        """As `FreqAttention.forward`."""
-        if self.token_gates is not None:
-            # Here, and not with the other gates: autocast is on.
-            self._gates = self.token_gates(hidden_states).unflatten(2, (-1, self.num_heads, 1)).unbind(2)
-        elif self.head_gates is not None:
-            self._gates = self.head_gates[..., None].unbind(1)
-        return super().forward(hidden_states, grid, timestep, rotary, token_order=token_order, impl=impl)
 
     def _score(
         self,
@@ -110,9 +93,8 @@ class MixedAttention(FreqAttention):
             statistics = reference.statistics(features, norms, NORM_EPS, grid, self.config, token_order)
             if self.routed_gates is not None:
                 # Of LOW, MID and HIGH; MID's number is left out.
-                low, _, own = self.routed_gates(statistics, timestep)[:, None, :, :, None].unbind(3)
-                by_token = self._gates if self.token_gates is not None else (0.0, 0.0)
-                self._gates = tuple(gate + more for gate, more in zip((own, low), by_token, strict=True))
+                low, _, own = self.routed_gates(statistics, timestep).unbind(2)
+                self._by_sample = torch.stack([own, low], 1)[:, None]
             if self.weigher is not None and self.summary_offsets is not None:
                 offsets = self.summary_offsets + self.weigher(statistics, timestep)
                 lean = NOISE_WEIGHT * (2 * timestep.to(offsets) - 1)
@@ -123,21 +105,11 @@ class MixedAttention(FreqAttention):
         parameters = super()._learned(rotary)
         return parameters if self._offsets is None else replace(parameters, summary_offsets=self._offsets)
 
-    def _attend(
-        self,
-        tensors: Tensors,
-        grid: Grid,
-        timestep: Tensor,
-        rotary: tuple[Tensor, Tensor] | None,
-        token_order: TokenOrder,
-        impl: ImplChoice,
-        allocation: Tensor,
-    ) -> Tensor:
-        attend = partial(super()._attend, tensors, grid, timestep, rotary, token_order, impl)
-        out = attend(allocation)
-        if self._gates:
-            out = ((1 + self._gates[0]) * out).to(out.dtype)
-        if self.mixing.low_beside:
-            low = attend(allocation.new_full(allocation.shape, Band.LOW))
-            out = (out + self._gates[1] * low).to(out.dtype)
-        return out
+    def _with_low(self, out: Tensor, gates: Tensor | None, attend: Callable[[list[int]], Tensor]) -> Tensor:
+        if self.head_gates is not None:
+            gates = self.head_gates[None, None]
+        elif self._by_sample is not None:
+            gates = self._by_sample if gates is None else gates + self._by_sample
+        if gates is None or self.mixing.low_beside:
+            return super()._with_low(out, gates, attend)
+        return torch.addcmul(out, out, gates.to(out.dtype).transpose(2, 3))

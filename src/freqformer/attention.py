@@ -6,7 +6,7 @@ Shape legend: B batch, N video tokens, C channels, H heads, D head_dim.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, Literal, get_args
 
@@ -18,7 +18,8 @@ from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops import fused
 from freqformer.ops.branches import Branches
-from freqformer.ops.checks import check_options, check_parameters, check_tensors, row_bands
+from freqformer.ops.checks import check_options, check_parameters, check_tensors, layer_bands, row_bands
+from freqformer.ops.gates import gated_sum
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.routing import reference
 from freqformer.ops.tokens import TokenOrder, rms_norm, rotate
@@ -29,7 +30,6 @@ from freqformer.routing import (
     RoutingNetwork,
     RoutingTable,
     allocate,
-    even_allocation,
     other_bands,
     straight_through,
     timestep_bucket,
@@ -166,6 +166,8 @@ class FreqAttention(nn.Module):
         attention: `frequency`, or `dense`: exact attention in every head, without router and learned summaries; until a
             routing table is set, whose bands then take low summaries alone.
         prior: of the router, see `RoutingNetwork`.
+        low_beside: whether every head adds a LOW branch to its own, each weighted by a gate for every token and head. At
+            first the own branch alone counts. A dense layer has none.
 
     Raises:
         ValueError: for a value that does not fit, naming the argument.
@@ -184,6 +186,7 @@ class FreqAttention(nn.Module):
         routing: Routing = "learned",
         attention: Attention = "frequency",
         prior: Prior = "paper",
+        low_beside: bool = False,
     ) -> None:
         super().__init__()
         options = (("routing", routing, Routing), ("attention", attention, Attention), ("prior", prior, Prior))
@@ -195,8 +198,9 @@ class FreqAttention(nn.Module):
         self.dim, self.num_heads, self.head_dim, self.attention = dim, num_heads, dim // num_heads, attention
         self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(dim, dim) for _ in range(4))
         self.query_norm, self.key_norm = (nn.Parameter(torch.ones(self.head_dim)) for _ in range(2))
-        bands = _checked_bands(allocation, num_heads)
+        bands = layer_bands(allocation, num_heads)
         self.router: RoutingNetwork | None = None
+        self.gates: nn.Linear | None = None
         if attention == "dense":
             bands = [Band.DENSE.value] * num_heads
             self.summary_queries = self.summary_offsets = self.gains = None
@@ -207,6 +211,10 @@ class FreqAttention(nn.Module):
             self.gains = nn.Parameter(torch.ones(num_heads, 3)) if config.band_features == "gains" else None
             if routing == "learned":
                 self.router = RoutingNetwork(num_heads, prior=prior, initial=bands)
+            if low_beside:
+                self.gates = nn.Linear(dim, 2 * num_heads)
+                for parameter in self.gates.parameters():
+                    nn.init.zeros_(parameter)
         self.register_buffer("allocation", torch.tensor(bands), persistent=False)
         self.register_buffer("table_bands", None, persistent=False)
         self.config, self.configs = config, [config]
@@ -253,6 +261,13 @@ class FreqAttention(nn.Module):
         bands, self.configs = table.for_layer(layer, self.num_heads, table.config if dense else self.config)
         self.table_bands = bands.to(self.allocation.device)
 
+    def band_costs(self, grid: Grid) -> tuple[float, float, float, float]:
+        """Useful FLOPs of one head as LOW, MID, HIGH and DENSE, with what it takes beside its band."""
+        plan = build_plan(grid, self.config, num_heads=self.num_heads, head_dim=self.head_dim, learned_summaries=True)
+        costs = plan.band_costs()
+        low, mid, high, dense = costs if self.gates is None else (cost + costs[Band.LOW] for cost in costs)
+        return (low, mid, high, dense)
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -280,6 +295,7 @@ class FreqAttention(nn.Module):
         """
         self._check(hidden_states, grid, timestep)
         tensors = tuple(to(hidden_states).unflatten(2, (self.num_heads, -1)) for to in (self.to_q, self.to_k, self.to_v))
+        gates = None if self.gates is None else self.gates(hidden_states).unflatten(2, (-1, self.num_heads))
         # Bands and their statistics are taken in float32; autocast would take them in half precision.
         with torch.autocast(hidden_states.device.type, enabled=False):
             attend = partial(self._attend, tensors, grid, timestep, rotary, token_order, impl or self.impl)
@@ -292,6 +308,7 @@ class FreqAttention(nn.Module):
                 with torch.no_grad():
                     others = [attend(other) for other in bands]
                 out = straight_through(out, others, bands, logits)
+            out = self._with_low(out, gates, attend)
         return self.to_out(out.flatten(2))
 
     def _score(
@@ -327,8 +344,7 @@ class FreqAttention(nn.Module):
             return self.allocation.expand(len(timestep), -1)
         if self.flop_budget is None or self._learns_routing():
             return best
-        plan = build_plan(grid, self.config, num_heads=self.num_heads, head_dim=self.head_dim, learned_summaries=True)
-        return allocate(logits, costs=plan.band_costs(), budget=self.flop_budget)
+        return allocate(logits, costs=self.band_costs(grid), budget=self.flop_budget)
 
     def _attend(
         self,
@@ -338,14 +354,20 @@ class FreqAttention(nn.Module):
         rotary: tuple[Tensor, Tensor] | None,
         token_order: TokenOrder,
         impl: ImplChoice,
-        allocation: Tensor,
+        allocation: Tensor | list[int],
     ) -> Tensor:
-        """(B, N, H, D) -> the same, every head by its band."""
+        """(B, N, H, D) -> the same, every head by its band; a list is of bands whose meaning no table changes."""
         if self.attention == "dense" and self.table_bands is None:
             return _dense_attention(tensors, (self.query_norm, self.key_norm), rotary)
         parameters = self._learned(rotary)
         attend = partial(frequency_attention, grid=grid, parameters=parameters, token_order=token_order, impl=impl)
+        if isinstance(allocation, list):
+            return attend(*tensors, allocation=allocation, config=self.configs[0])
         return attend_by_bucket(attend, tensors, allocation, self.configs, timestep)
+
+    def _with_low(self, out: Tensor, gates: Tensor | None, attend: Callable[[list[int]], Tensor]) -> Tensor:
+        """(B, N, H, D) and gates (B, N, 2, H) -> the output with a LOW branch beside every head's own."""
+        return out if gates is None else gated_sum(out, attend([Band.LOW.value] * self.num_heads), gates)
 
     def _learned(self, rotary: tuple[Tensor, Tensor] | None) -> AttentionParameters:
         learned = (self.summary_queries, self.summary_offsets, self.gains)
@@ -365,15 +387,6 @@ class FreqAttention(nn.Module):
                 f"hidden_states has shape {tuple(hidden_states.shape)} and timestep {tuple(timestep.shape)}; (batch, "
                 f"{grid.num_tokens}, {self.dim}) and (batch,) are allowed for {grid}: pass the grid of these tokens"
             )
-
-
-def _checked_bands(allocation: Sequence[int] | None, num_heads: int) -> list[int]:
-    if allocation is None:
-        return even_allocation(num_heads)
-    bands = [int(band) for band in allocation]
-    if len(bands) != num_heads or not all(0 <= band <= Band.DENSE for band in bands):
-        raise ValueError(f"allocation is {bands}; {num_heads} bands from 0 to 3 are allowed: LOW, MID, HIGH, DENSE")
-    return bands
 
 
 def _dense_attention(tensors: Tensors, norms: tuple[Tensor, Tensor], rotary: tuple[Tensor, Tensor] | None) -> Tensor:

@@ -82,11 +82,11 @@ def test_a_gated_head_starts_as_its_own_branch_and_can_turn_to_low() -> None:
     x, grid, timestep = torch.randn(1, TINY.grid.num_tokens, 32), TINY.grid, torch.tensor([0.5])
     torch.testing.assert_close(gated(x, grid, timestep), plain(x, grid, timestep))
     with torch.no_grad():
-        gated.token_gates.bias.copy_(torch.tensor([-1.0, -1.0, 1.0, 1.0]))
+        gated.gates.bias.copy_(torch.tensor([-1.0, -1.0, 1.0, 1.0]))
     torch.testing.assert_close(gated(x, grid, timestep), low(x, grid, timestep))
 
 
-@pytest.mark.parametrize("gates", ["head", "routed"])
+@pytest.mark.parametrize("gates", ["head", "routed", "both"])
 def test_gates_by_head_or_by_a_router_can_turn_to_low(gates: str) -> None:
     config = replace(CUBES, mid_tiles=2, summary_tokens=0)
     torch.manual_seed(0)
@@ -97,7 +97,7 @@ def test_gates_by_head_or_by_a_router_can_turn_to_low(gates: str) -> None:
         torch.nn.init.zeros_(mixed.routed_gates.layers[-1].weight)
         mixed.routed_gates.layers[-1].bias.data.copy_(torch.tensor([1.0, 5.0, -1.0]))
     else:
-        mixed.head_gates.data.copy_(torch.tensor([-1.0, 1.0]))
+        mixed.head_gates.data.copy_(torch.tensor([[-1.0], [1.0]]))
     x, grid, timestep = torch.randn(2, TINY.grid.num_tokens, 32), TINY.grid, torch.tensor([0.2, 0.8])
     torch.testing.assert_close(mixed(x, grid, timestep), low(x, grid, timestep))
 
@@ -112,7 +112,7 @@ def test_a_router_chooses_own_bands_beside_low() -> None:
     model(video, torch.tensor([100.0, 900.0])).sample.square().mean().backward()
     names = [name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())]
     assert any("router" in name for name in names)
-    assert any("token_gates" in name for name in names)
+    assert any("attn1.gates" in name for name in names)
 
 
 def test_weighed_summaries_start_quiet_without_noise_and_loud_with_it() -> None:

@@ -17,11 +17,12 @@ VIDEO = (2, 3, 9, 44, 60)
 """9 x 11 x 15 tokens: ragged on every axis."""
 
 
-def make_model(text_dim: int | None = None, mid_pattern: str = "topk") -> FreqFormerTransformer3DModel:
+def make_model(text_dim: int | None = None, mid_pattern: str = "topk", **options) -> FreqFormerTransformer3DModel:
     """Two layers in bfloat16 with a table whose bands differ between layers and timesteps."""
     torch.manual_seed(0)
     frequency = FreqFormerConfig(mid_tiles=4, summary_tokens=9, tile=(4, 4, 8), mid_pattern=mid_pattern)  # type: ignore[arg-type]
-    model = FreqFormerTransformer3DModel(num_layers=2, num_heads=4, text_dim=text_dim, frequency=frequency.to_dict())
+    options |= {"text_dim": text_dim, "frequency": frequency.to_dict()}
+    model = FreqFormerTransformer3DModel(num_layers=2, num_heads=4, **options)
     for parameter in model.parameters():  # what starts at zero would hide the attention
         parameter.data += 0.05 * torch.randn_like(parameter)
     bands = torch.tensor([[[0, 0, 1, 2], [0, 1, 2, 2]], [[2, 2, 1, 1], [Band.DENSE, 2, 2, 0]]])
@@ -30,9 +31,9 @@ def make_model(text_dim: int | None = None, mid_pattern: str = "topk") -> FreqFo
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("text_dim", [None, 32])
-def test_a_cuda_graph_holds_a_step_with_frozen_routing(text_dim: int | None) -> None:
-    model = make_model(text_dim)
+@pytest.mark.parametrize(("text_dim", "low_beside"), [(None, False), (32, False), (None, True)])
+def test_a_cuda_graph_holds_a_step_with_frozen_routing(text_dim: int | None, low_beside: bool) -> None:
+    model = make_model(text_dim, low_beside=low_beside)
     draw = torch.Generator("cuda").manual_seed(1)
 
     def inputs(noise: float) -> list[torch.Tensor]:
@@ -61,8 +62,11 @@ def test_a_cuda_graph_holds_a_step_with_frozen_routing(text_dim: int | None) -> 
 
 
 @torch.no_grad()
-def test_it_runs_the_fused_plan_and_agrees_with_eager() -> None:
-    model = make_model(mid_pattern="axial").float()  # a choice of tiles may fall otherwise by a rounding
+@pytest.mark.parametrize("low_beside", [False, True])
+def test_it_runs_the_fused_plan_and_agrees_with_eager(low_beside: bool) -> None:
+    model = make_model(
+        mid_pattern="axial", low_beside=low_beside
+    ).float()  # a choice of tiles may fall otherwise by a rounding
     draw = torch.Generator("cuda").manual_seed(2)
     video, timestep = torch.randn(VIDEO, generator=draw, device="cuda"), torch.tensor([100.0, 900.0], device="cuda")
     fused = model(video, timestep).sample
@@ -73,14 +77,16 @@ def test_it_runs_the_fused_plan_and_agrees_with_eager() -> None:
 
 
 @pytest.mark.filterwarnings("default")  # of the compiler's own code
-def test_training_in_bfloat16_with_checkpointed_and_compiled_blocks() -> None:
+@pytest.mark.parametrize("low_beside", [False, True])
+def test_training_in_bfloat16_with_checkpointed_and_compiled_blocks(low_beside: bool) -> None:
     """Routers learn too. The loss and every gradient are finite, and compiled blocks are compiled once for three steps."""
     video = torch.randn(VIDEO, generator=torch.Generator("cuda").manual_seed(3), device="cuda")
     losses = []
     for compiled in (False, True):
         torch.manual_seed(0)
         frequency = FreqFormerConfig(mid_tiles=4, summary_tokens=9, tile=(4, 4, 8)).to_dict()
-        model = FreqFormerTransformer3DModel(num_layers=2, num_heads=4, frequency=frequency).to("cuda").train()
+        model = FreqFormerTransformer3DModel(num_layers=2, num_heads=4, frequency=frequency, low_beside=low_beside)
+        model.to("cuda").train()
         model.set_impl("triton")  # an error where it can't run
         model.set_router_training("sampled")
         model.enable_gradient_checkpointing()

@@ -72,16 +72,20 @@ def count_graphs(device: str, backend: str) -> None:
 
 def count_layer_graphs(device: str, backend: str) -> None:
     """Graphs of a layer that chooses bands and finds its plan by the grid: one for each of two grids at any timestep."""
-    layer = FreqAttention(48, 3, CONFIG).to(device)
-    layer.set_impl("triton")
-    counter = CompileCounterWithBackend(backend)
-    compiled = torch.compile(layer, backend=counter, fullgraph=True)
-    for grid in GRIDS[:2]:
-        hidden_states = torch.randn(1, grid.num_tokens, 48, device=device)
-        for noise in (0.1, 0.9):
-            given = (hidden_states * noise, grid, torch.tensor([noise], device=device))
-            torch.testing.assert_close(compiled(*given), layer(*given))
-    print(counter.frame_count, "layer graphs")
+    counters = []
+    for low_beside in (False, True):
+        layer = FreqAttention(48, 3, CONFIG, low_beside=low_beside).to(device)
+        if layer.gates is not None:
+            torch.nn.init.normal_(layer.gates.bias)
+        layer.set_impl("triton")
+        counters.append(CompileCounterWithBackend(backend))
+        compiled = torch.compile(layer, backend=counters[-1], fullgraph=True)
+        for grid in GRIDS[:2]:
+            hidden_states = torch.randn(1, grid.num_tokens, 48, device=device)
+            for noise in (0.1, 0.9):
+                given = (hidden_states * noise, grid, torch.tensor([noise], device=device))
+                torch.testing.assert_close(compiled(*given), layer(*given))
+    print(*(counter.frame_count for counter in counters), "layer graphs")
 
 
 if __name__ == "__main__":

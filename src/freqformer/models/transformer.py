@@ -23,7 +23,6 @@ from freqformer.models.blocks import Conditions, TimestepModulation, Transformer
 from freqformer.models.embeddings import patchify, place_waves, rotary_tables, unpatchify
 from freqformer.models.loading import align_parameters, check_complete, readable
 from freqformer.ops.tokens import TokenOrder, reorder
-from freqformer.plan import build_plan
 from freqformer.routing import RouterTraining, RoutingTable
 
 NUM_TRAIN_TIMESTEPS = 1000
@@ -55,6 +54,7 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
             alone, so that what a token is told does not depend on the video's length.
         prediction: what the last layer gives: `velocity`, or the `clip`, from which the velocity follows. Noise does not
             fit through a layer narrower than a patch, a clip does (Li and He, arXiv 2511.13720): take it for large patches.
+        low_beside: whether every head adds a gated LOW branch to its own, see `FreqAttention`.
 
     Raises:
         ValueError: for a value that does not fit, naming the argument.
@@ -82,6 +82,7 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         prior: str = "paper",
         absolute_positions: bool | str = False,
         prediction: str = "velocity",
+        low_beside: bool = False,
     ) -> None:
         super().__init__()
         if absolute_positions not in (False, True, "space"):
@@ -102,7 +103,7 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         dim, patch = num_heads * head_dim, in_channels * patch_size[0] * patch_size[1] * patch_size[2]
         self.proj_in = nn.Linear(patch, dim)
         self.time_modulation = TimestepModulation(dim)
-        options = {"routing": routing, "attention": attention, "prior": prior}
+        options = {"routing": routing, "attention": attention, "prior": prior, "low_beside": low_beside}
         blocks = []
         for bands in _per_layer(allocation, num_layers):
             layer = FreqAttention(dim, num_heads, self.band_config, allocation=bands, **options)  # type: ignore[arg-type]
@@ -188,11 +189,7 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
 
     def routing_costs(self, grid: Grid) -> tuple[float, float, float, float]:
         """Useful FLOPs of one head as LOW, MID, HIGH and DENSE, for `routing_loss`."""
-        layer = self.attentions[0]
-        plan = build_plan(
-            grid, self.band_config, num_heads=layer.num_heads, head_dim=layer.head_dim, learned_summaries=True
-        )
-        return plan.band_costs()
+        return self.attentions[0].band_costs(grid)
 
     def forward(
         self,

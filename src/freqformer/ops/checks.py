@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from freqformer.config import FreqFormerConfig
+from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.plan import Selection
+from freqformer.routing import even_allocation
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 IMPLS = ("auto", "eager", "reference", "triton")
@@ -128,3 +129,13 @@ def head_bands(allocation: Tensor | Sequence[int], query: Tensor) -> Tensor:
             "allowed: one Band per head"
         )
     return bands.expand(batch, heads)
+
+
+def layer_bands(allocation: Sequence[int] | None, num_heads: int) -> list[int]:
+    """The initial or fixed band of every head of a layer, a third of them in each where None is given."""
+    if allocation is None:
+        return even_allocation(num_heads)
+    bands = [int(band) for band in allocation]
+    if len(bands) != num_heads or not all(0 <= band <= Band.DENSE for band in bands):
+        raise ValueError(f"allocation is {bands}; {num_heads} bands from 0 to 3 are allowed: LOW, MID, HIGH, DENSE")
+    return bands
