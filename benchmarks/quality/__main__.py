@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ def main(arguments: list[str] | None = None, size: Size | None = None) -> int:
     graph = device.type == "cuda" and not given.no_graph
     machine = record.machine(given.commit)
     folders = list(dict.fromkeys([given.output, RESULTS]))
-    return study(runs, lambda run: execute(run, device, graph=graph), folders, machine, given.minutes)
+    return study(
+        runs, partial(execute, device=device, graph=graph, compiled=given.compile), folders, machine, given.minutes
+    )
 
 
 def study(runs: list[Run], execute: Execute, folders: list[Path], machine: dict[str, Any], minutes: float | None) -> int:
@@ -80,7 +83,7 @@ def study(runs: list[Run], execute: Execute, folders: list[Path], machine: dict[
             failed = 1
             continue
         command = f"python -m benchmarks.quality --variants {run.name} --seeds {run.seed} --steps {run.steps}"
-        command += " --tokens 64k" if longer else ""
+        command += (" --tokens 64k" if longer else "") + (" --compile" if result.get("compiled") else "")
         path.write_text(json.dumps(result | {"machine": machine | {"command": f"PYTHONPATH=src:. {command}"}}) + "\n")
         mean = sum(result["losses"].values()) / len(result["losses"])
         print(f"{path.name}: loss {mean:.4f}, {result['step_ms']:.1f} ms a step, {result['seconds']:.0f} s", flush=True)
@@ -108,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, help="begin no run that would end later")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--no-graph", action="store_true", help="launch every step anew rather than as one CUDA graph")
+    parser.add_argument("--compile", action="store_true", help="compile the model's blocks for training")
     parser.add_argument("--commit", help="of this code, where the machine has no git")
     parser.add_argument("--report", action="store_true", help="rebuild docs/quality.md from the results")
     return parser

@@ -57,13 +57,14 @@ class Run:
     size: Size
 
 
-def execute(run: Run, device: torch.device, *, graph: bool) -> dict[str, Any]:
+def execute(run: Run, device: torch.device, *, graph: bool, compiled: bool = False) -> dict[str, Any]:
     """Train and validate.
 
     Args:
         run: what to run.
         device: where.
         graph: whether one CUDA graph holds a step; needs a GPU.
+        compiled: whether the model's blocks are compiled for training; validation runs them as they are.
 
     Returns: what the result file says of it, JSON-able.
 
@@ -74,6 +75,9 @@ def execute(run: Run, device: torch.device, *, graph: bool) -> dict[str, Any]:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     trainer = Trainer(run, device)
+    if compiled:
+        torch.compiler.reset()  # of the last run's model
+        trainer.model.compile_repeated_blocks(fullgraph=True, dynamic=False)
     step = trainer.captured() if graph else trainer.advance
     ready = time.perf_counter() - began
     training_seconds = _train(trainer, step, run, device)
@@ -89,13 +93,15 @@ def execute(run: Run, device: torch.device, *, graph: bool) -> dict[str, Any]:
         "seed": run.seed,
         "steps": run.steps,
         "tokens": run.size.grid.num_tokens,
+        "compiled": compiled,
         "step_ms": 1e3 * training_seconds / run.steps,
         "parameters": used_parameters(model),
         "density": density(run.variant, run.size),
         "training_curve": [round(float(part.mean()), 5) for part in losses.split(CURVE_STEPS)],
     }
     del step, trainer
-    result |= validate(model, run, device)
+    with torch.compiler.set_stance("force_eager"):
+        result |= validate(model, run, device)
     result |= {"start_seconds": round(ready, 2), "seconds": round(time.perf_counter() - began, 2)}
     if device.type == "cuda":
         result["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)

@@ -15,6 +15,8 @@ from benchmarks.quality.__main__ import main, predicted_seconds, study
 from benchmarks.quality.study import OPTIMIZER, Run, Trainer, execute
 from benchmarks.quality.variants import SIZES, VARIANTS, Size, build, used_parameters
 
+from freqformer.models.transformer import FreqFormerTransformer3DModel
+
 TINY = Size(video=(4, 16, 16), layers=2, head_dim=16, batch=2, validation_clips=2)
 CPU = torch.device("cpu")
 
@@ -125,6 +127,21 @@ def test_the_command_line_writes_results_and_skips_what_is_there(
     assert main(command, TINY) == 0
     assert path.stat().st_mtime_ns == before
     assert "window-2-0.json is there already" in capsys.readouterr().out
+
+
+def test_a_compiled_run_trains_compiled_blocks_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def compile_blocks(_: Any, **options: Any) -> None:  # a compiler can't trace the type checks of tests
+        given.append(options)
+
+    monkeypatch.setattr(FreqFormerTransformer3DModel, "compile_repeated_blocks", compile_blocks)
+    command = ["--variants", "window", "--steps", "2", "--device", "cpu", "--output", str(tmp_path), "--compile"]
+    assert main(command, TINY) == 0
+    assert given == [{"fullgraph": True, "dynamic": False}]
+    result = json.loads((tmp_path / "window-2-0.json").read_text())
+    assert result["compiled"]
+    assert result["machine"]["command"].endswith("--steps 2 --compile")
 
 
 def test_runs_on_longer_clips_have_files_of_their_own(tmp_path: Path) -> None:
