@@ -61,8 +61,7 @@ class MixedAttention(FreqAttention):
     def __init__(
         self, dim: int, config: FreqFormerConfig, allocation: Sequence[int], mixing: Mixing, *, routed: bool = False
     ) -> None:
-        options = {"allocation": allocation, "routing": "learned" if routed else "fixed"}
-        super().__init__(dim, len(allocation), config, **options)  # type: ignore[arg-type]
+        super().__init__(dim, len(allocation), config, allocation=allocation, routing="learned" if routed else "fixed")
         self.mixing = mixing
         branches = 2 if mixing.low_beside else 1
         self.head_gates = self.routed_gates = self.weigher = None

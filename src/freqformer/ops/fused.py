@@ -164,10 +164,11 @@ def contiguous(x: Tensor | None) -> Tensor | None:
 
 def _device_bands(allocation: Tensor | Sequence[int], query: Tensor) -> tuple[Tensor, frozenset[int]]:
     """The band of every head on the device, whole numbers (B, H), and which bands may be among them."""
-    if torch.compiler.is_compiling() and not isinstance(allocation, Tensor) and len(set(allocation)) == 1:
-        # Made on the device: a compiled graph would copy it there at every call.
-        bands = query.new_full((query.shape[0], query.shape[2]), allocation[0], dtype=torch.int32)
-        return bands, frozenset(allocation)
+    if torch.compiler.is_compiling() and isinstance(allocation, list):
+        batch, _, heads, _ = query.shape
+        for band in range(len(Band)):
+            if allocation == [band] * heads:  # made on the device: a compiled graph would copy it there at every call
+                return query.new_full((batch, heads), band, dtype=torch.int32), frozenset((band,))
     bands = head_bands(allocation, query)
     if bands.device.type != "cpu" or torch.compiler.is_compiling():
         return bands.to(query.device), EVERY_BAND
