@@ -61,16 +61,17 @@ class MixedAttention(FreqAttention):
     def __init__(
         self, dim: int, config: FreqFormerConfig, allocation: Sequence[int], mixing: Mixing, *, routed: bool = False
     ) -> None:
-        super().__init__(dim, len(allocation), config, allocation=allocation, routing="learned" if routed else "fixed")
+        routing, by_token = "learned" if routed else "fixed", mixing.gates in ("token", "both")
+        options = {"routing": routing, "low_beside": mixing.low_beside and by_token}
+        super().__init__(dim, len(allocation), config, allocation=allocation, **options)  # type: ignore[arg-type]
         self.mixing = mixing
-        branches = 2 if mixing.low_beside else 1
         self.head_gates = self.routed_gates = self.weigher = None
-        if mixing.gates in ("token", "both"):
-            self.gates = nn.Linear(dim, branches * self.num_heads)
+        if by_token and not mixing.low_beside:
+            self.gates = nn.Linear(dim, self.num_heads)
             for parameter in self.gates.parameters():
                 nn.init.zeros_(parameter)
         elif mixing.gates == "head":
-            self.head_gates = nn.Parameter(self.query_norm.new_zeros(branches, self.num_heads))
+            self.head_gates = nn.Parameter(self.query_norm.new_zeros(1 + mixing.low_beside, self.num_heads))
         if mixing.gates in ("routed", "both"):
             self.routed_gates = RoutingNetwork(self.num_heads, prior="none")
         if mixing.weighed:
