@@ -4,8 +4,9 @@
     PYTHONPATH=src:. python -m benchmarks.quality --report
 
 Runs that have a result, in the output folder or among the committed ones, are skipped: the same command goes on where it
-stopped. `--report` rebuilds the tables and
-figures of docs/quality.md from the committed results and needs no GPU.
+stopped. On a machine of several GPUs start it once for each (`CUDA_VISIBLE_DEVICES=1 python -m ...`): processes with one
+output folder share the runs. `--report` rebuilds the tables and figures of docs/quality.md from the committed results and
+needs no GPU.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from benchmarks.quality.report import RESULTS, read_results, tokens_of, write_report
 from benchmarks.quality.study import Run, execute
 from benchmarks.quality.variants import SIZES, VARIANTS, Size, chosen
+from filelock import FileLock, Timeout
 
 from benchmarks import record
 
@@ -67,27 +69,48 @@ def study(runs: list[Run], execute: Execute, folders: list[Path], machine: dict[
     folders[0].mkdir(parents=True, exist_ok=True)
     began, failed = time.perf_counter(), 0
     for run in runs:
-        longer = "-64k" if run.size == SIZES["64k"] else ""
-        path = folders[0] / f"{run.name}{longer}-{run.steps}-{run.seed}.json"
-        if any((folder / path.name).exists() for folder in folders):
-            print(f"{path.name} is there already", flush=True)
-            continue
-        predicted = predicted_seconds(run, [result for folder in folders for result in read_results(folder)])
-        if minutes is not None and time.perf_counter() - began + predicted > 60 * minutes:
-            print(f"{run.name}, seed {run.seed}, would take {predicted:.0f} s, more than the limit leaves", flush=True)
-            continue
+        name = _file_name(run)
         try:
-            result = execute(run)
+            with FileLock(folders[0] / f"{name}.lock", timeout=0):
+                reason = _reason_to_skip(run, folders, None if minutes is None else began + 60 * minutes)
+                if reason:
+                    print(reason, flush=True)
+                    continue
+                result = execute(run)
+                command = _command(run, compiled=result.get("compiled", False))
+                (folders[0] / name).write_text(json.dumps(result | {"machine": machine | {"command": command}}) + "\n")
+        except Timeout:
+            print(f"{name} is being made by another process", flush=True)
+            continue
         except Exception:  # of a kernel's compiler too: the other runs don't depend on this one
             traceback.print_exc()
             failed = 1
             continue
-        command = f"python -m benchmarks.quality --variants {run.name} --seeds {run.seed} --steps {run.steps}"
-        command += (" --tokens 64k" if longer else "") + (" --compile" if result.get("compiled") else "")
-        path.write_text(json.dumps(result | {"machine": machine | {"command": f"PYTHONPATH=src:. {command}"}}) + "\n")
         mean = sum(result["losses"].values()) / len(result["losses"])
-        print(f"{path.name}: loss {mean:.4f}, {result['step_ms']:.1f} ms a step, {result['seconds']:.0f} s", flush=True)
+        print(f"{name}: loss {mean:.4f}, {result['step_ms']:.1f} ms a step, {result['seconds']:.0f} s", flush=True)
     return failed
+
+
+def _reason_to_skip(run: Run, folders: list[Path], end: float | None) -> str | None:
+    if any((folder / _file_name(run)).exists() for folder in folders):
+        return f"{_file_name(run)} is there already"
+    predicted = predicted_seconds(run, [result for folder in folders for result in read_results(folder)])
+    if end is not None and time.perf_counter() + predicted > end:
+        return f"{run.name}, seed {run.seed}, would take {predicted:.0f} s, more than the limit leaves"
+    return None
+
+
+def _is_longer(run: Run) -> bool:
+    return run.size == SIZES["64k"]
+
+
+def _file_name(run: Run) -> str:
+    return f"{run.name}{'-64k' if _is_longer(run) else ''}-{run.steps}-{run.seed}.json"
+
+
+def _command(run: Run, *, compiled: bool) -> str:
+    command = f"PYTHONPATH=src:. python -m benchmarks.quality --variants {run.name} --seeds {run.seed} --steps {run.steps}"
+    return command + (" --tokens 64k" if _is_longer(run) else "") + (" --compile" if compiled else "")
 
 
 def predicted_seconds(run: Run, results: list[dict[str, Any]]) -> float:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality.report import Result, best_fixed, drawn, mean, overall
-from benchmarks.quality.study import CURVE_STEPS, NOISE_LEVELS
+from benchmarks.quality.study import CURVE_STEPS
+from benchmarks.quality.validation import NOISE_LEVELS
 from benchmarks.quality.variants import VARIANTS
 
 COLOURS = {name: f"C{place % 10}" for place, name in enumerate(VARIANTS)}

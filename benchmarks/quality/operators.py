@@ -76,7 +76,10 @@ class MixedAttention(FreqAttention):
             self.routed_gates = RoutingNetwork(self.num_heads, prior="none")
         if mixing.weighed:
             self.weigher = RoutingNetwork(self.num_heads, prior="none")
-        self._by_sample: Tensor | None = None
+        self.held_gates: Tensor | None = None
+        """(2, H) in place of what `routed_gates` makes, for tables; None for the network's own."""
+        self.last_gates: Tensor | None = None
+        """What `routed_gates` added to the gates of the own branch and of LOW in the last pass, (B or 1, 2, H)."""
         self._offsets: Tensor | None = None
 
     def _score(
@@ -94,7 +97,8 @@ class MixedAttention(FreqAttention):
             if self.routed_gates is not None:
                 # Of LOW, MID and HIGH; MID's number is left out.
                 low, _, own = self.routed_gates(statistics, timestep).unbind(2)
-                self._by_sample = torch.stack([own, low], 1)[:, None]
+                made = torch.stack([own, low], 1)
+                self.last_gates = made if self.held_gates is None else self.held_gates[None]
             if self.weigher is not None and self.summary_offsets is not None:
                 offsets = self.summary_offsets + self.weigher(statistics, timestep)
                 lean = NOISE_WEIGHT * (2 * timestep.to(offsets) - 1)
@@ -108,8 +112,9 @@ class MixedAttention(FreqAttention):
     def _with_low(self, out: Tensor, gates: Tensor | None, attend: Callable[[list[int]], Tensor]) -> Tensor:
         if self.head_gates is not None:
             gates = self.head_gates[None, None]
-        elif self._by_sample is not None:
-            gates = self._by_sample if gates is None else gates + self._by_sample
+        elif self.last_gates is not None:
+            by_sample = self.last_gates[:, None]
+            gates = by_sample if gates is None else gates + by_sample
         if gates is None or self.mixing.low_beside:
             return super()._with_low(out, gates, attend)
         return torch.addcmul(out, out, gates.to(out.dtype).transpose(2, 3))

@@ -1,4 +1,4 @@
-"""One run of the study: training, validation by noise level, and what a router chose.
+"""One run of the study: training, and what `validation` makes of the model.
 
 On a GPU one CUDA graph holds the whole optimizer step. Its inputs lie still: clip and noise are copied in, everything else
 follows from a step counter on the device. Shape legend: B clips of a step, S steps, L layers, H heads.
@@ -16,27 +16,16 @@ from typing import Any
 
 import torch
 from benchmarks.quality import data
-from benchmarks.quality.variants import (
-    TARGET_DENSITY,
-    Size,
-    Variant,
-    allocation_density,
-    build,
-    density,
-    head_costs,
-    used_parameters,
-)
+from benchmarks.quality.validation import validate
+from benchmarks.quality.variants import TARGET_DENSITY, Size, Variant, build, density, head_costs, used_parameters
 from torch import Tensor
 
 from freqformer.config import Band
-from freqformer.models.transformer import FreqFormerTransformer3DModel
-from freqformer.routing import RoutingTable, routing_loss
+from freqformer.routing import routing_loss
 from freqformer.training.config import OptimizerConfig, RoutingConfig
 from freqformer.training.objective import flow_matching_loss, learning_rate_factor, sample_timesteps
 from freqformer.training.seeding import derive_generator, derive_seed
 
-NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""The middles of five equal parts of the timesteps."""
 CHUNK_CLIPS = 128
 """Clips that are drawn at once."""
 CURVE_STEPS = 20
@@ -101,7 +90,7 @@ def execute(run: Run, device: torch.device, *, graph: bool, compiled: bool = Fal
     }
     del step, trainer
     with torch.compiler.set_stance("force_eager"):
-        result |= validate(model, run, device)
+        result |= validate(model, run.variant, run.size, device)
     result |= {"start_seconds": round(ready, 2), "seconds": round(time.perf_counter() - began, 2)}
     if device.type == "cuda":
         result["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
@@ -246,89 +235,3 @@ def _train(trainer: Trainer, step: Callable[[], None], run: Run, device: torch.d
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
-
-
-@torch.no_grad()
-def validate(model: FreqFormerTransformer3DModel, run: Run, device: torch.device) -> dict[str, Any]:
-    """Loss by noise level on clips from textures that training never shows, the same for every run; and the routing."""
-    frames, side, _ = run.size.video
-    count = run.size.validation_clips
-    clips = data.draw_scenes(count, derive_seed("validation clips"), device, held_out=True, frames=frames, side=side).video
-    noise = data.Draw(derive_seed("validation noise"), device).normal(*clips.shape)
-    seen = _Seen(model, clips, noise, run.size.batch)
-    levels = [torch.full((count,), level) for level in NOISE_LEVELS]
-    passes = [seen.at(level) for level in levels]
-    result: dict[str, Any] = {"losses": _by_level(passes)}
-    if run.variant.learned:
-        result["allocation"] = _shares(passes)
-        result |= _of_router(model, run, seen, levels, passes)
-    return result
-
-
-@dataclass(frozen=True, eq=False)
-class _Pass:
-    """One pass over the validation clips."""
-
-    loss: float
-    allocation: Tensor
-    """(clips, L, H)."""
-    logits: Tensor | None
-    """(clips, L, H, 3); None where no router ran."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    model: FreqFormerTransformer3DModel
-    clips: Tensor
-    noise: Tensor
-    batch: int
-
-    def at(self, timestep: Tensor) -> _Pass:
-        """Validate at these timesteps, (clips,)."""
-        losses, allocations, logits = [], [], []
-        parts = (x.split(self.batch) for x in (self.clips, timestep.to(self.clips.device), self.noise))
-        for clip, time_, noise in zip(*parts, strict=True):
-            with torch.autocast(clip.device.type, torch.bfloat16):
-                losses.append(flow_matching_loss(self.model, clip, time_, noise))
-            allocations.append(torch.stack([x for x in self.model.allocations if x is not None], 1))
-            logits.append([x for x in self.model.routing_logits if x is not None])
-        scores = torch.cat([torch.stack(layers, 1) for layers in logits]).cpu() if logits[0] else None
-        return _Pass(float(torch.stack(losses).double().mean()), torch.cat(allocations).cpu(), scores)
-
-
-def _by_level(passes: list[_Pass]) -> dict[str, float]:
-    return {str(level): round(seen.loss, 6) for level, seen in zip(NOISE_LEVELS, passes, strict=True)}
-
-
-def _shares(passes: list[_Pass]) -> list[Any]:
-    """Share of clips by level, layer, head and band."""
-    bands = torch.arange(len(Band))
-    return [[[_rounded(h) for h in layer] for layer in (x.allocation[..., None] == bands).double().mean(0)] for x in passes]
-
-
-def _rounded(values: Tensor) -> list[float]:
-    return [round(value, 4) for value in values.tolist()]
-
-
-def _of_router(
-    model: FreqFormerTransformer3DModel, run: Run, seen: _Seen, levels: list[Tensor], passes: list[_Pass]
-) -> dict[str, Any]:
-    """FLOPs of the router's choice over the timesteps of training, and the loss with tables made of its logits."""
-    count = len(seen.clips)
-    # Validation clips, at timesteps distributed as in training.
-    timesteps = sample_timesteps(count, 1.0, derive_generator("validation timesteps"))
-    usual = seen.at(timesteps)
-    assert usual.logits is not None
-    averaged = RoutingTable.freeze(timesteps, usual.logits, run.variant.config, num_buckets=1)
-    logits = torch.cat([x.logits for x in passes if x.logits is not None])
-    by_level = RoutingTable.freeze(torch.cat(levels), logits, run.variant.config, num_buckets=len(NOISE_LEVELS))
-    result: dict[str, Any] = {"density": allocation_density(usual.allocation, run.variant, run.size), "tables": {}}
-    for name, table in (("by_level", by_level), ("averaged", averaged)):
-        model.set_routing_table(table)
-        tabled, again = [seen.at(level) for level in levels], seen.at(timesteps)
-        result["tables"][name] = {
-            "losses": _by_level(tabled),
-            "density": allocation_density(again.allocation, run.variant, run.size),
-        }
-    model.set_routing_table(None)
-    return result

@@ -13,6 +13,7 @@ from benchmarks.quality import data
 from benchmarks.quality import study as quality_study
 from benchmarks.quality.__main__ import main, predicted_seconds, study
 from benchmarks.quality.study import OPTIMIZER, Run, Trainer, execute
+from benchmarks.quality.validation import validate
 from benchmarks.quality.variants import SIZES, VARIANTS, Size, build, used_parameters
 
 from freqformer.models.transformer import FreqFormerTransformer3DModel
@@ -71,6 +72,27 @@ def test_a_run_says_what_it_did_and_repeats() -> None:
     assert json.loads(json.dumps(first)) == first
 
 
+def test_gates_by_a_routing_network_are_told_and_held_for_tables() -> None:
+    torch.manual_seed(0)
+    model = build(VARIANTS["router_both"], TINY, 3)
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    told = validate(model.eval(), VARIANTS["router_both"], TINY, CPU)
+    gates = torch.tensor(told["gates"])
+    assert gates.shape == (5, 2, 2, 6)
+    assert (gates[0] - gates[-1]).abs().max() > 1e-2
+    # Bands and mean gates of each level are nearly what the networks say; one mean for all levels is another model.
+    losses = {name: torch.tensor(list(table["losses"].values())) for name, table in told["tables"].items()}
+    live = torch.tensor(list(told["losses"].values()))
+    assert (losses["by_level"] - live).abs().max() < 0.5 * (losses["averaged"] - live).abs().max()
+    assert validate(model, VARIANTS["router_both"], TINY, CPU) == told  # nothing stays held
+
+
+def test_without_a_routing_network_there_are_no_tables() -> None:
+    told = validate(build(VARIANTS["gated_plain"], TINY, 3).eval(), VARIANTS["gated_plain"], TINY, CPU)
+    assert told.keys() == {"losses"}
+
+
 def test_training_lowers_the_loss_and_the_schedule_ends_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality_study, "OPTIMIZER", replace(OPTIMIZER, warmup_steps=4))
     steps, size = 24, replace(TINY, layers=1)
@@ -117,7 +139,7 @@ def test_the_command_line_writes_results_and_skips_what_is_there(
 ) -> None:
     command = ["--variants", "window", "--steps", "2", "--device", "cpu", "--commit", "abc", "--output", str(tmp_path)]
     assert main(command, TINY) == 0
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.json")
     assert path.name == "window-2-0.json"
     result = json.loads(path.read_text())
     assert result["variant"] == "window"
@@ -147,7 +169,7 @@ def test_a_compiled_run_trains_compiled_blocks_and_says_so(tmp_path: Path, monke
 def test_runs_on_longer_clips_have_files_of_their_own(tmp_path: Path) -> None:
     run = Run("window", VARIANTS["window"], 0, 10, SIZES["64k"])
     assert study([run], _result, [tmp_path], {}, None) == 0
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.json")
     assert path.name == "window-64k-10-0.json"
     assert json.loads(path.read_text())["machine"]["command"].endswith("--steps 10 --tokens 64k")
     assert run.size.grid.num_tokens == 65_536
@@ -161,7 +183,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_told(tmp_path: Path, capsy
 
     runs = [Run(name, VARIANTS[name], 0, 10, TINY) for name in ("window", "router")]
     assert study(runs, fake, [tmp_path], {}, None) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["router-10-0.json"]
+    assert [path.name for path in tmp_path.glob("*.json")] == ["router-10-0.json"]
     assert "out of memory" in capsys.readouterr().err
 
 
@@ -170,14 +192,34 @@ def test_a_result_in_another_folder_counts_as_done(tmp_path: Path) -> None:
     earlier, output = tmp_path / "earlier", tmp_path / "output"
     assert study(runs[:1], _result, [earlier], {}, None) == 0
     assert study(runs, _result, [output, earlier], {}, None) == 0
-    assert [path.name for path in output.iterdir()] == ["router-10-0.json"]
+    assert [path.name for path in output.glob("*.json")] == ["router-10-0.json"]
+
+
+def test_processes_with_one_output_folder_share_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [Run(name, VARIANTS[name], 0, 10, TINY) for name in ("window", "router")]
+    done: list[str] = []
+
+    def recorded(run: Run) -> dict[str, Any]:
+        done.append(run.name)
+        return _result(run)
+
+    def first(run: Run) -> dict[str, Any]:
+        if run.name == "window":  # while it is under way, another process is started
+            assert study(runs, recorded, [tmp_path], {}, None) == 0
+        return recorded(run)
+
+    assert study(runs, first, [tmp_path], {}, None) == 0
+    assert done == ["router", "window"]
+    said = capsys.readouterr().out
+    assert "window-10-0.json is being made by another process" in said
+    assert "router-10-0.json is there already" in said
 
 
 def test_no_run_begins_that_would_end_too_late(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [Run(name, VARIANTS[name], seed, 10, TINY) for seed in (0, 1) for name in ("window", "router")]
     assert study(runs, _result, [tmp_path], {}, minutes=1.0) == 0
     # The first takes 100 s as far as it says; after it, none is predicted to fit into a minute.
-    assert [path.name for path in tmp_path.iterdir()] == ["window-10-0.json"]
+    assert [path.name for path in tmp_path.glob("*.json")] == ["window-10-0.json"]
     assert "router, seed 0, would take 100 s" in capsys.readouterr().out
 
 
