@@ -114,10 +114,15 @@ def _command(run: Run, *, compiled: bool) -> str:
 
 
 def predicted_seconds(run: Run, results: list[dict[str, Any]]) -> float:
-    """Seconds that a run will take, by the earlier ones: of its variant, else the slowest; 0 where there is none."""
+    """Seconds that a run will take, by the earlier ones: of its variant and steps, else its variant, else the slowest.
+
+    0 where there is none.
+    """
     alike = [result for result in results if tokens_of(result) == run.size.grid.num_tokens]
     own = [result for result in alike if result["variant"] == run.name]
-    seconds = [result["seconds"] + (run.steps - result["steps"]) * result["step_ms"] / 1e3 for result in own or alike]
+    same = [result for result in own if result["steps"] == run.steps]
+    known = same or own or alike
+    seconds = [result["seconds"] + (run.steps - result["steps"]) * result["step_ms"] / 1e3 for result in known]
     return max(seconds, default=0.0)
 
 

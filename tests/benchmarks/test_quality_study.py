@@ -229,6 +229,9 @@ def test_the_predicted_time_is_the_own_variants_and_grows_with_steps() -> None:
     assert predicted_seconds(Run("window", VARIANTS["window"], 1, 1010, TINY), results) == pytest.approx(20 + 5)
     assert predicted_seconds(Run("vsa", VARIANTS["vsa"], 0, 10, TINY), results) == 100
     assert predicted_seconds(Run("vsa", VARIANTS["vsa"], 0, 10, TINY), []) == 0
+    # A run of as many steps knows best: it may have been compiled.
+    results += [_result(Run("window", VARIANTS["window"], 0, 1010, TINY)) | {"seconds": 17.0}]
+    assert predicted_seconds(Run("window", VARIANTS["window"], 1, 1010, TINY), results) == 17
 
 
 def _result(run: Run) -> dict[str, Any]:
