@@ -68,6 +68,13 @@ CASES = {
     "one frame": small(grid=Grid(1, 5, 7), config=replace(CONFIG, tile=(1, 4, 4)), learned=LEARNED),
     "primes": small(grid=Grid(3, 5, 7), config=replace(CONFIG, tile=(2, 4, 6)), allocation=((0, 1, 2),)),
     "one token": small(grid=Grid(1, 1, 1), config=replace(CONFIG, tile=None), learned=LEARNED),
+    # Blocks of the last tile's queries reach 96 rows into the next row's, which is LOW and has 80.
+    "LOW behind a last tile of few tokens": small(
+        grid=Grid(4, 4, 10),
+        config=replace(CONFIG, tile=(4, 4, 8), compression=2),
+        allocation=((1, 0, 2, 0),),
+        dtype=torch.bfloat16,
+    ),
     "head_dim 64, outliers": small(head_dim=64, outliers=True, learned=("norm", "rotary"), dtype=torch.bfloat16),
     "head_dim 128, outliers": small(head_dim=128, outliers=True, dtype=torch.float16, allocation=((1, 2),)),
 }

@@ -44,6 +44,7 @@ KERNEL, QUERIES = "block_sparse/triton_kernel.py", "block_sparse/triton_backward
 KEYS, EXTRAS = "block_sparse/triton_backward_keys.py", "block_sparse/triton_backward_extras.py"
 PREPARE_GRADS = "prologue/triton_backward_kernel.py"
 TOKEN_GRADS = "prologue/triton_backward_tokens.py"
+FINISH = "prologue/triton_finish.py"
 ROUTER = "routing/triton_kernel.py"
 FAULTS = (
     # attention, forward
@@ -220,6 +221,9 @@ FAULTS = (
     ),
     Fault("the prior turns with the noise level", ROUTER, "(2 * t - 1) * lean", "(1 - 2 * t) * lean", ROUTING),
     Fault("keys' energies land on queries'", ROUTER, "* VALUES + 3 * number)", "* VALUES + 0 * number)", ROUTING),
+    # what blocks read behind a row's end
+    Fault("no zeros behind the gradients of low queries", QUERIES, " | (low & (place < PAD))", "", FUSED_BACKWARD),
+    Fault("no zeros behind low queries", FINISH, "tl.minimum(video, PAD)", "tl.minimum(num_low, PAD)", FUSED_BACKWARD),
 )
 
 

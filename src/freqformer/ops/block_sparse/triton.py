@@ -33,8 +33,8 @@ class AttentionBuffers:
 
     query: Tensor
     """(R, N + X, D), normalised and rotated, not scaled. Rows of MID, HIGH and DENSE heads hold the video tokens in tile
-    order; a LOW row holds its M low tokens at its start instead, and what is between them and the text is never
-    read into a result. Text tokens are at N."""
+    order; a LOW row holds its M low tokens at its start instead, zeros up to `PAD`, since blocks of the row before read so
+    far backward, and anything between them and the text. Text tokens are at N."""
     key: Tensor
     """(R, S, D), see `KeyLayout`."""
     value: Tensor

@@ -21,6 +21,7 @@ from freqformer.ops.block_sparse.triton import LOG2_E, AttentionBuffers, MidList
 from freqformer.ops.block_sparse.triton_backward_extras import extra_grads_kernel, join_extra_grads_kernel
 from freqformer.ops.block_sparse.triton_backward_keys import video_grads_kernel
 from freqformer.ops.block_sparse.triton_backward_queries import gather_grads_kernel, query_grads_kernel
+from freqformer.ops.key_layout import PAD
 
 GATHER_ROWS = 32
 JOIN_ROWS = 32
@@ -149,6 +150,7 @@ def _block_sparse_attention_backward(
             *(num_rows, out.shape[2], num_video, num_text, low_out.shape[1], statistic_rows),
             ROWS=GATHER_ROWS,
             HEAD_DIM=head_dim,
+            PAD=PAD,
         )
         call.query_grads(grad_query, lists)
         call.video_grads(grad_key, grad_value, lists[0], transposed)

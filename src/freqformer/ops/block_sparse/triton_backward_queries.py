@@ -51,6 +51,7 @@ def gather_grads_kernel(
     statistic_rows,
     ROWS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    PAD: tl.constexpr,
 ):
     """ROWS output gradients of one row in the places of its queries, with their log-sum-exp in base 2 and their delta.
 
@@ -62,6 +63,7 @@ def gather_grads_kernel(
         lse: float32 (R, N + X).
         raster: place in `out` of every video token in tile order; None where that is its own.
         statistic_rows: how far apart rows of the statistics lie, N + X or more.
+        PAD: how many places of a LOW row hold zeros where it has no query: so far blocks of the row before read on.
     """
     row = (tl.program_id(0) % rows).to(tl.int64)
     place = tl.program_id(0) // rows * ROWS + tl.arange(0, ROWS)
@@ -78,7 +80,7 @@ def gather_grads_kernel(
     out = tl.load(tl.where(low[:, None], outputs[1] + low_at, outputs[0] + at) + channel, mask=live[:, None], other=0.0)
     grad = tl.load(tl.where(low[:, None], grads[1] + low_at, grads[0] + at) + channel, mask=live[:, None], other=0.0)
     target, statistic = row * query_rows + place, row * statistic_rows + place
-    _store(targets[0], target, grad, live, HEAD_DIM)
+    _store(targets[0], target, grad, live | (low & (place < PAD)), HEAD_DIM)
     exact = out.to(tl.float32)
     if targets[3] is not None:
         log_sum = tl.load(outputs[2] + target * 2, mask=live, other=0.0)

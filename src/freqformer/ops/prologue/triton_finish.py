@@ -1,7 +1,7 @@
 """The second Triton kernel of the prologue: what no single tile can do. `triton.py` holds the host side.
 
-Shape legend: R rows (sample * H + head), N video and X text tokens, S rows of the key buffer, T tiles, C cells, D
-head_dim. An argument that is None is absent from the compiled kernel.
+Shape legend: R rows (sample * H + head), N video and X text tokens, M low tokens, S rows of the key buffer, T tiles, C
+cells, D head_dim. An argument that is None is absent from the compiled kernel.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from freqformer.ops.jit import cast, load_tokens, norm_tokens
 from freqformer.ops.prologue.triton_tokens import (
     DENSE,
     HIGH,
+    LOW,
     MID,
     project,
     rotary_tables,
@@ -178,11 +179,11 @@ def finish_rows(
         learned: norm weights of queries and keys, rotary tables and pooling queries; each may be None.
         routing: order int32 (R,) and bands int32 (R,) to write, and key blocks by band.
         zeros: first rows of the zero rows.
-        sizes: H, R, N + X, S, T, N.
+        sizes: H, R, N + X, S, T, N, M.
         segments: first rows of the low, mid and high summaries and of the text.
         jobs: how many programs of a row do cells, text and zero rows; one more does the order.
     """
-    heads, rows, tokens, key_rows, tiles, video = sizes
+    heads, rows, tokens, key_rows, tiles, video, num_low = sizes
     query_norm, key_norm, rotary, pooling = learned
     row, job = tl.program_id(0) % rows, tl.program_id(0) // rows
     sample, head = row // heads, row % heads
@@ -224,5 +225,9 @@ def finish_rows(
         nothing = tl.zeros((PAD, D), buffers[1].dtype.element_ty)
         tl.store(keys + entry, nothing)
         tl.store(values + entry, nothing)
+        if (band == LOW) & (job == jobs[0] + jobs[1]):
+            # Backward, blocks of the row before read so far behind its end; what they read counts for nothing, if finite.
+            place = num_low + tl.arange(0, PAD)
+            write_tokens(buffers[0] + wide_row * tokens * D, place, place < tl.minimum(video, PAD), nothing)
     else:
         _rank(allocation, allocation_strides, heads, rows, row, routing[0], routing[1], routing[2], ROWS)
