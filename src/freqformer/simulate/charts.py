@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from freqformer.simulate.beside import split_stages
 from freqformer.simulate.scale_out import ScaleOut
 from freqformer.simulate.scenarios import Result
 from freqformer.simulate.sensitivity import KNOBS, Variant
@@ -21,6 +22,7 @@ COLOURS = {
     "selection": "#56B4E9",
     "merge": "#D55E00",
     "router": "#8C6BB1",
+    "low beside": "#332288",
     "linear": "#B8B8B8",
     "attention": "#0072B2",
     "cross-attention": "#117733",
@@ -154,7 +156,8 @@ def branch_chart(results: Sequence[Result]) -> Chart:
         executed = {band: flops.executed for band, flops in result.counts.band_flops.items()}
         attention = result.stages["attention"].seconds / sum(executed.values())
         seconds = {band: attention * flops for band, flops in executed.items()}
-        seconds |= {name: time.seconds for name, time in result.stages.items() if name != "attention"}
+        stages = {name: time.seconds for name, time in result.stages.items() if name != "attention"}
+        seconds |= _one_branch(stages)
         for name, value in seconds.items():
             parts.setdefault(name, [0.0] * len(results))[index] = 100 * value / result.layer.seconds
     return Chart(
@@ -171,7 +174,8 @@ def branch_chart(results: Sequence[Result]) -> Chart:
 def step_chart(results: Sequence[Result]) -> Chart:
     """Time of a denoising step by what is done, with dense attention beside it."""
     labels = [f"{result.scenario.tokens:,}" for result in results]
-    names = list(dict.fromkeys(name for result in results for name in result.step.parts))
+    steps = [_one_branch(result.step.parts) for result in results]
+    names = list(dict.fromkeys(name for parts in steps for name in parts))
     return Chart(
         key="step",
         title="Where a denoising step's time goes",
@@ -179,10 +183,14 @@ def step_chart(results: Sequence[Result]) -> Chart:
         x_label="tokens",
         y_label="seconds",
         kind="bars",
-        series=[
-            Series(name, labels, [result.step.parts.get(name, 0.0) for result in results], COLOURS[name]) for name in names
-        ],
+        series=[Series(name, labels, [parts.get(name, 0.0) for parts in steps], COLOURS[name]) for name in names],
     )
+
+
+def _one_branch(seconds: dict[str, float]) -> dict[str, float]:
+    """The same with all stages of a LOW branch beside the own bands as one."""
+    own, beside = split_stages(seconds)
+    return own | {"low beside": sum(beside.values())} if beside else own
 
 
 def heads_chart(result: Result) -> Chart:

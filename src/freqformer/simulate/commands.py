@@ -18,8 +18,8 @@ from freqformer.simulate.scenarios import DEFAULT_TOKENS, Result, Scenario, scen
 if TYPE_CHECKING:
     from freqformer.simulate.calibrate import Fit
 
-OTHER_SETTINGS = ("split", "schedule", "live", "table", "head_dim", "calibration", "learned_summaries")
-SWITCHES = ("live", "learned_summaries")
+OTHER_SETTINGS = ("split", "schedule", "live", "table", "head_dim", "calibration", "learned_summaries", "low_beside")
+SWITCHES = ("live", "learned_summaries", "low_beside")
 TEXTS = ("schedule", "table", "calibration")
 
 
@@ -39,7 +39,7 @@ def simulate_command(
         typer.Option(
             "--set",
             help="NAME=VALUE, as often as needed: a field of FreqFormerConfig, or split, schedule, live, table, head_dim, "
-            "calibration, learned_summaries. For instance --set mid_tiles=32 --set split=1,1,4.",
+            "calibration, learned_summaries, low_beside. For instance --set mid_tiles=32 --set split=1,1,4.",
         ),
     ] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write everything as JSON.")] = None,
@@ -150,6 +150,7 @@ def _cases(model: str, hardware: str, lengths: str, settings: Sequence[str]) -> 
                 calibration=other.get("calibration"),
             ),
             learned_summaries=other.get("learned_summaries", True),
+            low_beside=other.get("low_beside", False),
         )
         for length in wanted
     ]
@@ -213,6 +214,8 @@ def _print_results(results: Sequence[Result]) -> None:
 
     case = results[0].scenario
     title = f"{case.model.title} on {case.machine.hardware.title}, forward, and how much faster than dense attention"
+    if case.low_beside:
+        title += "; every head with a gated LOW branch beside its own"
     table = Table(title=title, title_justify="left", box=SIMPLE)
     for name in ("tokens", "grid", "video", "attention layer", "step", "generation", "memory"):
         table.add_column(name, justify="right")

@@ -32,6 +32,8 @@ STATISTIC_BYTES = 4
 """Tile means, scores and lists are 32 bits wide, whatever the type of the features."""
 ROUTER_SUMS = 9
 """Energies of three bands for queries and keys, and what roughness is made of: per sampled tile and head."""
+BESIDE = "low beside, "
+"""What names of stages of a LOW branch beside every head's own begin with, see `with_low_beside`."""
 SCORE_BYTES = 1 << 27
 """Most bytes of tile scores that the selection holds at once."""
 
@@ -59,15 +61,17 @@ class LayerCounts:
     """Everything that one attention layer does, from projected queries, keys and values to its output."""
 
     stages: dict[str, StageCounts]
-    """prologue, summaries, selection, attention and merge; router where it runs live."""
+    """prologue, summaries, selection, attention and merge; router where it runs live; those that `with_low_beside` adds."""
     band_flops: dict[str, Flops]
-    """Attention FLOPs of the heads in each band, by the band's name."""
+    """Attention FLOPs of the heads in each band, by the band's name; without a LOW branch beside them."""
     kv_bytes: int
     """Keys and values that blocks of queries read, without reuse between them."""
     summary_bytes: float
     """Keys and values of summary tokens: what bands tell one another."""
     workspace_bytes: float
     """Buffers beside q, k, v and out."""
+    beside_backward_flops: float = 0.0
+    """Of the backward, what a LOW branch beside every head's own adds."""
 
     @property
     def flops(self) -> float:
@@ -80,10 +84,16 @@ class LayerCounts:
         return sum(stage.bytes for stage in self.stages.values())
 
     @property
+    def attention(self) -> Flops:
+        """Of all attention, that of a LOW branch beside the own bands too."""
+        launches = [self.stages[name] for name in ("attention", BESIDE + "attention") if name in self.stages]
+        return Flops(sum(launch.flops for launch in launches), sum(int(launch.executed) for launch in launches))
+
+    @property
     def backward_flops(self) -> float:
         """Useful FLOPs of the backward pass: attention's five products, and the transposes of the linear stages."""
         linear = sum(self.stages[name].flops for name in ("prologue", "summaries", "merge"))
-        return BACKWARD_FACTOR * self.stages["attention"].flops + linear
+        return BACKWARD_FACTOR * self.stages["attention"].flops + linear + self.beside_backward_flops
 
 
 def layer_counts(

@@ -70,6 +70,7 @@ def scenario_record(result: Result) -> dict[str, Any]:
         "seconds_of_video": case.seconds_of_video,
         "config": case.config.to_dict(),
         "learned_summaries": case.learned_summaries,
+        "low_beside": case.low_beside,
         "heads": dict(zip(("low", "mid", "high", "dense"), _heads(result.allocation), strict=True)),
         "density": result.density,
         "dense": {
@@ -82,8 +83,8 @@ def scenario_record(result: Result) -> dict[str, Any]:
         "freqformer": {
             "flops": counts.flops,
             "backward_flops": counts.backward_flops,
-            "attention_flops": counts.stages["attention"].flops,
-            "executed_attention_flops": counts.stages["attention"].executed,
+            "attention_flops": counts.attention.useful,
+            "executed_attention_flops": counts.attention.executed,
             "band_flops": {band: flops.useful for band, flops in counts.band_flops.items()},
             "kv_bytes": counts.kv_bytes,
             "summary_bytes": counts.summary_bytes,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from freqformer.config import Band
 from freqformer.grid import TILE_SLOTS
 from freqformer.plan import AttentionPlan
+from freqformer.simulate.beside import beside_gradients, prefixed, split_stages
 from freqformer.simulate.counts import (
     BACKWARD_FACTOR,
     STATISTIC_BYTES,
@@ -40,13 +41,25 @@ def gradient_counts(
 
     Args:
         plan, allocation, element_size: as `layer_counts` took them.
-        counts: of the forward.
+        counts: of the forward, with `with_low_beside` where there is such a branch.
     """
-    heads = Counter(Band(band) for band in allocation)
-    stages, row = counts.stages, plan.head_dim * element_size
+    own, beside = split_stages(counts.stages)
+    gradients = _call_counts(plan, Counter(Band(band) for band in allocation), own, element_size)
+    if beside:
+        heads = len(allocation)
+        low = _call_counts(plan, Counter({Band.LOW: heads}), beside, element_size)
+        gradients |= prefixed(low | beside_gradients(plan, heads, element_size))
+    return gradients
+
+
+def _call_counts(
+    plan: AttentionPlan, heads: Counter[Band], stages: dict[str, StageCounts], element_size: int
+) -> dict[str, StageCounts]:
+    """The backward of one call."""
+    row = plan.head_dim * element_size
     queries, keys = attention_tensors(plan, heads)
     attention, prologue, summaries, merge = (stages[name] for name in ("attention", "prologue", "summaries", "merge"))
-    tokens = len(allocation) * (plan.layout.grid.num_tokens + plan.num_text_tokens)
+    tokens = sum(heads.values()) * (plan.layout.grid.num_tokens + plan.num_text_tokens)
     # A query's log-sum-exp, and the sum over its gradient times its output.
     statistics = 2 * queries * STATISTIC_BYTES
     learned = plan.learned_summaries and plan.cells.num_cells > 0
@@ -94,18 +107,31 @@ def gradient_times(
         machine, plan, allocation: as `Machine.layer` takes them.
         gradients: of `gradient_counts`.
     """
+    own, beside = split_stages(gradients)
+    times = _call_times(machine, plan, allocation, own)
+    return times | prefixed(_call_times(machine, plan, [Band.LOW.value] * len(allocation), beside)) if beside else times
+
+
+def _call_times(
+    machine: Machine, plan: AttentionPlan, allocation: Sequence[int], gradients: dict[str, StageCounts]
+) -> dict[str, StageTime]:
+    """Time of the stages of one call's backward, in their order."""
     achieved, hardware = machine.calibration, machine.hardware
-    pooling, vector = hardware.matrix_flops, hardware.vector_flops
+    matrix, vector = hardware.matrix_flops, hardware.vector_flops
     times = {
         name: machine.stage(gradients[name], rate, bandwidth)
         for name, rate, bandwidth in (
             ("prologue again", vector, achieved.prologue_bandwidth),
-            ("summaries again", pooling * achieved.pooling_rate, achieved.elementwise_bandwidth),
+            ("summaries again", matrix * achieved.pooling_rate, achieved.elementwise_bandwidth),
             ("merge", vector, achieved.merge_gradient_bandwidth),
             ("gather", vector, achieved.elementwise_bandwidth),
             ("prologue", vector, achieved.prologue_gradient_bandwidth),
-            ("summaries", pooling * achieved.pooling_gradient_rate, achieved.elementwise_bandwidth),
+            ("summaries", matrix * achieved.pooling_gradient_rate, achieved.elementwise_bandwidth),
+            ("sum", vector, achieved.elementwise_bandwidth),
+            ("gates", matrix * achieved.linear_rate, achieved.elementwise_bandwidth),
+            ("added gradients", vector, achieved.elementwise_bandwidth),
         )
+        if name in gradients
     }
     stage = gradients["attention"]
     times["attention"] = StageTime(

@@ -84,6 +84,8 @@ def _heading(result: Result) -> str:
         f"{case.model.title} on {case.machine.hardware.title}: simulated cost of frequency-banded attention beside dense "
         "attention. FLOPs and bytes are exact counts of the plan; time comes from a calibrated roofline."
     )
+    if case.low_beside:
+        intro += " Every head adds a gated LOW branch to its own."
     notes = [f'<p class="notice">{html.escape(text)}</p>' for text in calibration_notes(result)]
     return (
         f"<h1>FreqFormer: simulated cost</h1>\n<p>{html.escape(intro)}</p>\n<p>Configuration: {html.escape(config)}.</p>\n"

@@ -15,6 +15,7 @@ from freqformer.config import Band
 from freqformer.grid import TILE_SLOTS
 from freqformer.plan import AttentionPlan
 from freqformer.routing.statistics import STATISTIC_TILES
+from freqformer.simulate.beside import prefixed, split_stages
 from freqformer.simulate.calibration import Calibration
 from freqformer.simulate.counts import SCORE_BYTES, STATISTIC_BYTES, LayerCounts, StageCounts, band_counts
 from freqformer.simulate.hardware import Hardware
@@ -72,23 +73,35 @@ class Machine:
 
         Args:
             plan, allocation: of the heads on this machine.
-            counts: theirs, from `layer_counts`.
+            counts: theirs, from `layer_counts`, and `with_low_beside` where there is such a branch.
             parts: machines that share the queries of these heads; each reads all their keys.
         """
         bands = tuple(sorted((Band(band), count) for band, count in Counter(allocation).items()))
-        times = {"attention": self._attention(plan, bands, counts, parts)}
-        achieved, vector = self.calibration, self.hardware.vector_flops
+        own, beside = split_stages(counts.stages)
+        times = self._call(plan, bands, own, parts)
+        return times | prefixed(self._call(plan, ((Band.LOW, len(allocation)),), beside, parts)) if beside else times
+
+    def _call(
+        self, plan: AttentionPlan, bands: tuple[tuple[Band, int], ...], stages: dict[str, StageCounts], parts: int
+    ) -> dict[str, StageTime]:
+        """Time of the stages of one call, in their order."""
+        achieved, vector, matrix = self.calibration, self.hardware.vector_flops, self.hardware.matrix_flops
+        times = {"attention": self._attention(plan, bands, stages["attention"], parts)}
         for name, fraction, rate in (
             ("prologue", achieved.prologue_bandwidth, vector),
-            ("summaries", achieved.elementwise_bandwidth, self.hardware.matrix_flops * achieved.pooling_rate),
+            ("summaries", achieved.elementwise_bandwidth, matrix * achieved.pooling_rate),
             ("merge", achieved.merge_bandwidth, vector),
+            ("gates", achieved.elementwise_bandwidth, matrix * achieved.linear_rate),
+            ("sum", achieved.elementwise_bandwidth, vector),
         ):
-            times[name] = self.stage(counts.stages[name], rate, fraction, parts)
-        times["selection"] = self._selection(plan, counts.stages["selection"], parts)
-        if "router" in counts.stages:
-            items = len(allocation) * min(plan.layout.num_tiles, STATISTIC_TILES)
-            times["router"] = self._router(counts.stages["router"], items, parts)
-        return {name: times[name] for name in counts.stages}
+            if name in stages:
+                times[name] = self.stage(stages[name], rate, fraction, parts)
+        if "selection" in stages:
+            times["selection"] = self._selection(plan, stages["selection"], parts)
+        if "router" in stages:
+            items = sum(count for _, count in bands) * min(plan.layout.num_tiles, STATISTIC_TILES)
+            times["router"] = self._router(stages["router"], items, parts)
+        return {name: times[name] for name in stages}
 
     def dense(self, counts: LayerCounts, head_dim: int) -> StageTime:
         """Time of dense attention over the same tokens."""
@@ -154,9 +167,9 @@ class Machine:
         )
 
     def _attention(
-        self, plan: AttentionPlan, bands: tuple[tuple[Band, int], ...], counts: LayerCounts, parts: int
+        self, plan: AttentionPlan, bands: tuple[tuple[Band, int], ...], stage: StageCounts, parts: int
     ) -> StageTime:
-        stage, achieved = counts.stages["attention"], self.calibration
+        achieved = self.calibration
         slots = round(self.hardware.processors * achieved.attention_slots)
         rate = self.attention_rate(plan.head_dim, achieved.attention_rate) / slots
         block = 4 * TILE_SLOTS**2 * plan.head_dim / rate

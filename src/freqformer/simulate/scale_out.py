@@ -13,6 +13,7 @@ from typing import Literal
 
 from freqformer.config import Band
 from freqformer.plan import AttentionPlan
+from freqformer.simulate.beside import BRANCHES, with_low_beside
 from freqformer.simulate.counts import layer_counts
 from freqformer.simulate.profiles import ProfileError, check_whole
 from freqformer.simulate.roofline import Machine, working_set
@@ -43,7 +44,7 @@ class ScaleOut:
     communication_seconds: float
     """All-to-alls and gathered keys, not overlapped; and of FSDP what computation does not hide."""
     all_to_all_bytes: float
-    """Sent per GPU in one layer: q, k, v and the output."""
+    """Sent per GPU in one layer: q, k, v and the output, and gates of a LOW branch beside the own bands."""
     imbalance: float
     """Load of the busiest GPU over the mean, balanced heads."""
     naive_imbalance: float
@@ -158,6 +159,8 @@ def _slowest(result: Result, groups: list[list[int]], split: int) -> tuple[float
         key = tuple(sorted(group))
         if key not in times:
             counts = layer_counts(result.plan, key, element_size=size, live_router=live)
+            if result.scenario.low_beside:
+                counts = with_low_beside(counts, result.plan, len(key), element_size=size)
             times[key] = sum(stage.seconds for stage in machine.layer(result.plan, key, counts, parts=split).values())
         loads.append(times[key])
     return max(loads), max(loads) * len(loads) / sum(loads)
@@ -167,13 +170,19 @@ def _communication(result: Result, links: _Links, ulysses: int, split: int) -> t
     """Bytes that a GPU sends in the all-to-alls of a layer; seconds of communication, and those of dense attention."""
     model, size = result.scenario.model, result.scenario.machine.hardware.element_size
     tokens = result.scenario.tokens + model.joint_text_tokens
-    sent = 4 * tokens * model.width * size / (ulysses * split) * (ulysses - 1) / ulysses
+    plain = 4 * tokens * model.width * size / (ulysses * split) * (ulysses - 1) / ulysses
+    gates = BRANCHES / (4 * model.head_dim) if result.scenario.low_beside else 0.0
+    sent = plain * (1 + gates)
     pair = 2 * model.head_dim * size / ulysses
     banded = sum(_foreign_keys(result.plan, Band(band), tokens, split) for band in result.allocation)
+    if result.scenario.low_beside:
+        banded += len(result.allocation) * _foreign_keys(result.plan, Band.LOW, tokens, split)
     gathered = [rows * pair for rows in (banded, model.heads * tokens * (split - 1) / split)]
-    # q, k, v and the output are four messages; keys and values two.
-    turn = links.seconds(sent, ulysses, 1, messages=4)
-    talk, dense = (turn + links.seconds(received, split, ulysses, messages=2) for received in gathered)
+    # q, k, v and the output are four messages, gates one; keys and values two, those of both calls together.
+    turns = [links.seconds(moved, ulysses, 1, messages=count) for moved, count in ((sent, 4 + bool(gates)), (plain, 4))]
+    talk, dense = (
+        turn + links.seconds(received, split, ulysses, messages=2) for turn, received in zip(turns, gathered, strict=True)
+    )
     return sent, talk, dense
 
 

@@ -20,6 +20,7 @@ from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.plan import AttentionPlan, build_plan
 from freqformer.simulate.allocations import Heads, Route, Routing, allocation_of, count_heads, head_schedule
+from freqformer.simulate.beside import beside_training_bytes, with_low_beside
 from freqformer.simulate.calibration import load_calibration
 from freqformer.simulate.counts import LayerCounts, StageCounts, dense_counts, layer_counts
 from freqformer.simulate.gradients import dense_gradient_time, gradient_counts, gradient_times, training_bytes
@@ -45,6 +46,8 @@ class Scenario:
     """Frames per second of the video; None: the model's own."""
     learned_summaries: bool = True
     """Whether mid and high summaries take part, as in trained models; training-free use has low ones alone."""
+    low_beside: bool = False
+    """Whether every head adds a gated LOW branch to its own."""
     requested: str = ""
     """The length as it was asked for."""
 
@@ -171,8 +174,8 @@ class Result:
 
     @property
     def density(self) -> float:
-        """Useful attention FLOPs over those of dense attention."""
-        return self.counts.stages["attention"].flops / self.dense_counts.flops
+        """Useful attention FLOPs, of a LOW branch beside the own bands too, over those of dense attention."""
+        return self.counts.attention.useful / self.dense_counts.flops
 
     @property
     def traffic_bytes(self) -> float:
@@ -223,6 +226,8 @@ class _Simulation:
             allocation = allocation_of(heads)
             live = self.case.routing.live and self.case.routing.table is None
             counts = layer_counts(plan, allocation, element_size=self.element_size, live_router=live)
+            if self.case.low_beside:
+                counts = with_low_beside(counts, plan, len(allocation), element_size=self.element_size)
             self._layers[route] = (plan, counts, self.machine.layer(plan, allocation, counts))
         return self._layers[route]
 
@@ -263,10 +268,11 @@ class _Simulation:
         """The layer and its backward; of dense attention the output and three gradients are held beside the inputs."""
         times = gradient_times(self.machine, plan, allocation, gradients)
         dense = dense_gradient_time(self.machine, self.dense[0], self.model.head_dim).seconds
+        beside = beside_training_bytes(plan, self.element_size) if self.case.low_beside else 0.0
         return self._made(
             layer.parts | {f"backward, {name}": time.seconds for name, time in times.items()},
             layer.dense_parts | {"backward, attention": dense},
-            self._tensors(4) + training_bytes(plan, self.element_size),
+            self._tensors(4) + training_bytes(plan, self.element_size) + beside,
             self._tensors(8),
         )
 
