@@ -7,42 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.support.layers import CONFIG, DIM, GRID, HEADS, TIMESTEP, make_input, make_layer, make_rotary, make_table
 
-from freqformer import AttentionParameters, FreqAttention, FreqFormerConfig, Grid, frequency_attention
+from freqformer import AttentionParameters, FreqAttention, Grid, frequency_attention
 from freqformer.config import Band
 from freqformer.grid import tile_layout
 from freqformer.plan import build_plan
 from freqformer.routing import RoutingTable
-
-GRID, HEADS, DIM = Grid(5, 4, 6), 3, 24
-CONFIG = FreqFormerConfig(tile=(2, 2, 3), compression=16, window=(1, 1, 1), mid_tiles=2, summary_tokens=6)
-TIMESTEP = torch.tensor([0.2, 0.9])
-
-
-def make_layer(config: FreqFormerConfig = CONFIG, **options) -> FreqAttention:
-    """A layer whose norms and summaries are not at their neutral start."""
-    torch.manual_seed(0)
-    layer = FreqAttention(DIM, HEADS, config, **options)
-    with torch.no_grad():
-        for parameter in (layer.query_norm, layer.key_norm):
-            parameter.add_(torch.rand_like(parameter))
-    return layer
-
-
-def make_input(seed: int = 1) -> torch.Tensor:
-    return torch.randn(2, GRID.num_tokens, DIM, generator=torch.Generator().manual_seed(seed))
-
-
-def make_rotary(order: str = "tile") -> tuple[torch.Tensor, torch.Tensor]:
-    """Tables of one and the same rotation, in either order."""
-    angle = torch.rand(GRID.num_tokens, DIM // HEADS // 2, generator=torch.Generator().manual_seed(2)) * 6
-    if order == "tile":
-        angle = angle[tile_layout(GRID, CONFIG.tile).raster_to_tile]
-    return angle.cos(), angle.sin()
-
-
-def make_table(bands: torch.Tensor, config: FreqFormerConfig = CONFIG) -> RoutingTable:
-    return RoutingTable(bands, torch.full_like(bands, config.mid_tiles or 0), config)
 
 
 @pytest.mark.parametrize("rotary", [None, make_rotary()])
@@ -218,10 +189,10 @@ def test_a_flop_budget_holds_and_waits_while_the_router_learns():
         layer(hidden, GRID, TIMESTEP)
 
 
-@pytest.mark.parametrize("options", [{}, {"attention": "dense"}])
+@pytest.mark.parametrize("options", [{}, {"attention": "dense"}, {"routing": "soft"}])
 def test_half_precision_is_near_full_precision(options):
     layer, hidden = make_layer(**options), make_input()
-    if layer.router is not None:
+    if layer.chooses:
         layer.set_router_training("sampled")
     full = layer(hidden, GRID, TIMESTEP, make_rotary())
     with torch.autocast("cpu", torch.bfloat16):
@@ -254,7 +225,9 @@ def test_a_layer_can_be_copied_after_a_call():
         (24, 3, {"prior": "other"}, "prior is 'other'"),
         (24, 3, {"allocation": [0, 1]}, r"allocation is \[0, 1\]"),
         (24, 3, {"allocation": [0, 1, 4], "routing": "fixed"}, r"allocation is \[0, 1, 4\]"),
-        (24, 3, {"allocation": [0, 1, 3]}, 'routing="fixed"'),
+        (24, 3, {"allocation": [0, 1, 3], "routing": "learned"}, 'routing="fixed"'),
+        (24, 3, {"allocation": [0, 1, 3]}, r"allocation \[0, 1, 3\]; with routing='soft'"),
+        (24, 3, {"low_beside": False}, "low_beside is False and allocation .* None or True"),
     ],
 )
 def test_wrong_options_are_refused(dim, heads, options, message):
@@ -334,67 +307,3 @@ def test_a_call_in_inference_mode_leaves_nothing_that_training_stumbles_over():
         layer(hidden, grid, TIMESTEP, token_order="raster")
     layer(hidden, grid, TIMESTEP, token_order="raster").sum().backward()
     assert layer.to_q.weight.grad is not None
-
-
-def with_gates(layer: FreqAttention, scale: float = 0.5) -> FreqAttention:
-    """The layer with gates that differ by token, head and branch."""
-    assert layer.gates is not None
-    torch.nn.init.normal_(layer.gates.weight, std=scale)
-    torch.nn.init.normal_(layer.gates.bias, std=scale)
-    return layer
-
-
-@pytest.mark.parametrize("order", ["raster", "tile"])
-@pytest.mark.parametrize("allocation", [[0, 1, 2], [2, 3, 1]])
-def test_low_beside_adds_a_gated_branch_to_every_head(order, allocation):
-    layer = make_layer(routing="fixed", allocation=allocation, low_beside=True)
-    own, low = (make_layer(routing="fixed", allocation=bands) for bands in (allocation, [0, 0, 0]))
-    hidden, rotary = make_input(), make_rotary(order)
-    outputs = []
-    for plain in (own, low):
-        plain.load_state_dict(layer.state_dict(), strict=False)
-        plain.to_out = torch.nn.Identity()
-        outputs.append(plain(hidden, GRID, TIMESTEP, rotary, token_order=order).unflatten(2, (HEADS, -1)))
-    assert torch.equal(layer(hidden, GRID, TIMESTEP, rotary, token_order=order), layer.to_out(outputs[0].flatten(2)))
-    with_gates(layer)
-    own_gate, low_gate = layer.gates(hidden).split(HEADS, 2)
-    expected = (1 + own_gate[..., None]) * outputs[0] + low_gate[..., None] * outputs[1]
-    out = layer(hidden, GRID, TIMESTEP, rotary, token_order=order)
-    torch.testing.assert_close(out, layer.to_out(expected.flatten(2)), rtol=1e-5, atol=1e-5)
-    assert layer.last_allocation.tolist() == [allocation] * 2
-
-
-def test_gates_and_both_branches_learn_beside_a_router_that_learns():
-    layer = with_gates(make_layer(low_beside=True)).train()
-    layer.set_router_training("all")
-    hidden = make_input().requires_grad_()
-    layer(hidden, GRID, TIMESTEP, make_rotary()).square().mean().backward()
-    for name, parameter in layer.named_parameters():
-        assert parameter.grad is not None, name
-        assert bool(parameter.grad.isfinite().all()), name
-    assert bool(layer.gates.weight.grad.any())
-    assert all(bool(p.grad.any()) for p in layer.router.layers[-1].parameters())
-
-
-def test_low_beside_costs_a_low_branch_and_counts_in_the_budget():
-    layer, plain = make_layer(low_beside=True), make_layer().band_costs(GRID)
-    costs = torch.tensor(layer.band_costs(GRID))
-    assert costs.tolist() == pytest.approx([cost + plain[Band.LOW] for cost in plain])
-    budget = float(costs[:3].mean() / costs[Band.DENSE])
-    layer.set_flop_budget(budget)
-    layer(make_input(), GRID, TIMESTEP)
-    assert bool((costs[layer.last_allocation].mean(-1) / costs[Band.DENSE] <= budget * (1 + 1e-6)).all())
-
-
-def test_a_table_leaves_low_beside_as_it_is():
-    layer, hidden = with_gates(make_layer(low_beside=True)), make_input()
-    fixed = make_layer(routing="fixed", allocation=[1, 1, 2], low_beside=True)
-    fixed.load_state_dict(layer.state_dict(), strict=False)
-    layer.set_routing_table(make_table(torch.tensor([[[1, 1, 2]]])))
-    assert torch.equal(layer(hidden, GRID, TIMESTEP), fixed(hidden, GRID, TIMESTEP))
-
-
-def test_a_dense_layer_has_no_low_branch():
-    dense = make_layer(attention="dense", low_beside=True)
-    assert dense.gates is None
-    assert set(dense.state_dict()) == set(make_layer(attention="dense").state_dict())

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from freqformer.attention import _log_once, _resolve, frequency_attention
+from freqformer.attention import frequency_attention
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops import fused
+from freqformer.ops.implementation import _log_once, resolve
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.plan import build_plan
 
@@ -234,11 +235,11 @@ def test_workspace_is_what_the_launches_allocate(name: str, monkeypatch: pytest.
 
 def test_auto_picks_by_capability_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     _log_once.__wrapped__.cache_clear()
-    with caplog.at_level(logging.INFO, logger="freqformer.attention"):
-        assert _resolve("auto", "cpu", None) == "eager"
-        assert _resolve("auto", "cuda", None) == "triton"
-        assert _resolve("auto", "cuda", "the tensors are float64") == "eager"
-        assert _resolve("auto", "cuda", None) == "triton"
+    with caplog.at_level(logging.INFO, logger="freqformer.ops.implementation"):
+        assert resolve("auto", "cpu", None) == "eager"
+        assert resolve("auto", "cuda", None) == "triton"
+        assert resolve("auto", "cuda", "the tensors are float64") == "eager"
+        assert resolve("auto", "cuda", None) == "triton"
     assert [record.getMessage() for record in caplog.records] == [
         "frequency_attention on cpu runs impl='eager'",
         "frequency_attention on cuda runs impl='triton'",

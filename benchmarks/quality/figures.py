@@ -28,6 +28,8 @@ def draw_figures(results: list[Result], folder: Path) -> list[Path]:
     drawings: dict[str, Any] = {"noise": _noise, "flops": _flops, "time": _time}
     if any("allocation" in result for seeds in groups.values() for result in seeds.values()):
         drawings["allocation"] = _allocation
+    if any("gates" in result for seeds in groups.values() for result in seeds.values()):
+        drawings["weights"] = _weights
     paths = []
     for name, draw in drawings.items():
         figure = draw(pyplot, groups)
@@ -93,9 +95,28 @@ def _allocation(pyplot: Any, groups: dict[str, dict[int, Result]]) -> Any:
             [level[layer][head][:3] for level in run["allocation"]] for layer in range(len(layers)) for head in range(heads)
         ]
         axes.imshow(rows, aspect="auto", interpolation="nearest")
-        axes.set_title(f"{name}, seed {run['seed']}", fontsize=9)
-        axes.set_xticks(range(len(NOISE_LEVELS)), list(map(str, NOISE_LEVELS)))
-        axes.set_yticks([heads * layer - 0.5 for layer in range(len(layers))], [f"layer {i}" for i in range(len(layers))])
-        axes.set_xlabel("noise level t")
+        _label_heat_map(axes, f"{name}, seed {run['seed']}", len(layers), heads)
     figure.suptitle("red LOW, green MID, blue HIGH", fontsize=9)
     return figure
+
+
+def _weights(pyplot: Any, groups: dict[str, dict[int, Result]]) -> Any:
+    """A row per head, a column per noise level, a panel per seed; red is more LOW, blue is less."""
+    runs = [run for seeds in groups.values() for run in seeds.values() if "gates" in run]
+    figure, panels = pyplot.subplots(1, len(runs), figsize=(3 * len(runs) + 1, 7), squeeze=False, layout="constrained")
+    image: Any = None
+    for axes, run in zip(panels[0], runs, strict=True):
+        layers = len(run["gates"][0])
+        heads = len(run["gates"][0][0][1])
+        rows = [[level[layer][1][head] for level in run["gates"]] for layer in range(layers) for head in range(heads)]
+        image = axes.imshow(rows, aspect="auto", interpolation="nearest", cmap="RdBu_r", vmin=-1, vmax=1)
+        _label_heat_map(axes, f"{run['variant']}, seed {run['seed']}", layers, heads)
+    figure.colorbar(image, ax=panels[0], extend="both", label="added to the weight of LOW")
+    return figure
+
+
+def _label_heat_map(axes: Any, title: str, layers: int, heads: int) -> None:
+    axes.set_title(title, fontsize=9)
+    axes.set_xticks(range(len(NOISE_LEVELS)), list(map(str, NOISE_LEVELS)))
+    axes.set_yticks([heads * layer - 0.5 for layer in range(layers)], [f"layer {i}" for i in range(layers)])
+    axes.set_xlabel("noise level t")

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from freqformer.attention import NORM_EPS, FreqAttention, ImplChoice, Tensors
+from freqformer.attention import NORM_EPS, FreqAttention, Tensors
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
+from freqformer.ops.implementation import ImplChoice
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.routing import reference
 from freqformer.ops.tokens import TokenOrder
 from freqformer.routing import RoutingNetwork
+from freqformer.routing.statistics import NUM_STATISTICS
 
 NOISE_WEIGHT = 2.0
 """How much the low summaries' offset rises from the middle of the noise levels to the end, at first."""
@@ -28,20 +30,24 @@ class Mixing:
 
     low_beside: bool = False
     """A LOW branch is added to the head's own."""
-    gates: Literal["none", "token", "head", "routed", "both"] = "none"
-    """What branches are multiplied by: nothing; a linear function of the token; a number for each head; what a routing
-    network makes of the layer's statistics and the timestep; the sum of the token's and the network's."""
+    gates: Literal["none", "token", "routed", "both"] = "none"
+    """What branches are multiplied by: nothing; a linear function of the token; what a routing network makes of the layer's
+    statistics and the timestep; the sum of the token's and the network's, which is the library's soft routing."""
+    timed: bool = False
+    """Whether that network sees the timestep and the head alone, no statistics."""
     weighed: bool = False
     """Whether a routing network adds to the offsets of the low, mid and high summaries."""
 
     def __post_init__(self) -> None:
         if self.low_beside and self.gates == "none":
             raise ValueError("low_beside is True and gates 'none'; a LOW branch is added by a gate: choose which")
+        if self.soft and not self.low_beside:
+            raise ValueError(f"low_beside is False and gates {self.gates!r}; a network weighs two branches: take True")
 
     @property
-    def routed(self) -> bool:
-        """Whether a routing network has a say."""
-        return self.weighed or self.gates in ("routed", "both")
+    def soft(self) -> bool:
+        """Whether a routing network has a say in gates."""
+        return self.gates in ("routed", "both")
 
 
 class MixedAttention(FreqAttention):
@@ -61,26 +67,27 @@ class MixedAttention(FreqAttention):
     def __init__(
         self, dim: int, config: FreqFormerConfig, allocation: Sequence[int], mixing: Mixing, *, routed: bool = False
     ) -> None:
-        routing, by_token = "learned" if routed else "fixed", mixing.gates in ("token", "both")
-        options = {"routing": routing, "low_beside": mixing.low_beside and by_token}
+        routing = "learned" if routed else "soft" if mixing.soft else "fixed"
+        options = {"routing": routing, "low_beside": mixing.low_beside}
         super().__init__(dim, len(allocation), config, allocation=allocation, **options)  # type: ignore[arg-type]
-        self.mixing = mixing
-        self.head_gates = self.routed_gates = self.weigher = None
-        if by_token and not mixing.low_beside:
+        self.mixing, self.weigher = mixing, None
+        if mixing.gates == "token" and not mixing.low_beside:
             self.gates = nn.Linear(dim, self.num_heads)
             for parameter in self.gates.parameters():
                 nn.init.zeros_(parameter)
-        elif mixing.gates == "head":
-            self.head_gates = nn.Parameter(self.query_norm.new_zeros(1 + mixing.low_beside, self.num_heads))
-        if mixing.gates in ("routed", "both"):
-            self.routed_gates = RoutingNetwork(self.num_heads, prior="none")
+        elif mixing.gates == "routed":
+            self.gates = None
         if mixing.weighed:
             self.weigher = RoutingNetwork(self.num_heads, prior="none")
-        self.held_gates: Tensor | None = None
-        """(2, H) in place of what `routed_gates` makes, for tables; None for the network's own."""
-        self.last_gates: Tensor | None = None
-        """What `routed_gates` added to the gates of the own branch and of LOW in the last pass, (B or 1, 2, H)."""
+        self.held_logits: Tensor | None = None
+        """(H, 3) in place of what soft routing makes, for tables; None for the network's own."""
         self._offsets: Tensor | None = None
+
+    def gates_of(self, logits: Tensor) -> Tensor:
+        """What logits (B, H, 3) of soft routing add to the gates of the own branch and of LOW, (B, 2, H)."""
+        gates = self._weighed(None, logits)
+        assert gates is not None
+        return gates[:, 0]
 
     def _score(
         self,
@@ -91,18 +98,16 @@ class MixedAttention(FreqAttention):
         token_order: TokenOrder,
         impl: ImplChoice,
     ) -> tuple[Tensor | None, Tensor | None]:
-        if self.routed_gates is not None or self.weigher is not None:
+        if self.held_logits is not None:
+            return self.held_logits.expand(len(timestep), -1, -1), None
+        if self.mixing.timed and self.router is not None:
+            return self.router(timestep.new_zeros(len(timestep), self.num_heads, NUM_STATISTICS), timestep), None
+        if self.weigher is not None and self.summary_offsets is not None:
             features, norms = (*tensors[:2], hidden_states), (self.query_norm, self.key_norm)
             statistics = reference.statistics(features, norms, NORM_EPS, grid, self.config, token_order)
-            if self.routed_gates is not None:
-                # Of LOW, MID and HIGH; MID's number is left out.
-                low, _, own = self.routed_gates(statistics, timestep).unbind(2)
-                made = torch.stack([own, low], 1)
-                self.last_gates = made if self.held_gates is None else self.held_gates[None]
-            if self.weigher is not None and self.summary_offsets is not None:
-                offsets = self.summary_offsets + self.weigher(statistics, timestep)
-                lean = NOISE_WEIGHT * (2 * timestep.to(offsets) - 1)
-                self._offsets = offsets + functional.pad(lean[:, None, None], (0, 2))
+            offsets = self.summary_offsets + self.weigher(statistics, timestep)
+            lean = NOISE_WEIGHT * (2 * timestep.to(offsets) - 1)
+            self._offsets = offsets + functional.pad(lean[:, None, None], (0, 2))
         return super()._score(tensors, hidden_states, grid, timestep, token_order, impl)
 
     def _learned(self, rotary: tuple[Tensor, Tensor] | None) -> AttentionParameters:
@@ -110,11 +115,6 @@ class MixedAttention(FreqAttention):
         return parameters if self._offsets is None else replace(parameters, summary_offsets=self._offsets)
 
     def _with_low(self, out: Tensor, gates: Tensor | None, attend: Callable[[list[int]], Tensor]) -> Tensor:
-        if self.head_gates is not None:
-            gates = self.head_gates[None, None]
-        elif self.last_gates is not None:
-            by_sample = self.last_gates[:, None]
-            gates = by_sample if gates is None else gates + by_sample
         if gates is None or self.mixing.low_beside:
             return super()._with_low(out, gates, attend)
         return torch.addcmul(out, out, gates.to(out.dtype).transpose(2, 3))

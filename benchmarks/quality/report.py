@@ -146,13 +146,17 @@ def results_text(results: list[Result]) -> str:
     for tokens, steps in sorted(settings):
         groups = by_variant(results, -steps, tokens)
         parts += [f"### {tokens:,} tokens, {-steps:,} steps", _losses_table(groups), _routers_table(groups)]
+        parts.append(_soft_table(groups))
     captions = {
         "noise": "Loss by noise level, relative to the best fixed variant",
         "flops": "Loss against attention FLOPs",
         "time": "Training loss against wall-clock",
     }
-    if any("allocation" in result for seeds in drawn(results).values() for result in seeds.values()):
+    shown = [result for seeds in drawn(results).values() for result in seeds.values()]
+    if any("allocation" in result for result in shown):
         captions["allocation"] = "Bands that routers chose, by layer, head and noise level"
+    if any("gates" in result for result in shown):
+        captions["weights"] = "What soft routing adds to the weight of LOW, by layer, head and noise level"
     parts.append("\n".join(f"![{caption}]({FIGURES}/quality-{name}.png)" for name, caption in captions.items()))
     parts.append("\n".join(["Machines:", *_machines(results)]))
     return "\n\n".join(part for part in parts if part)
@@ -164,6 +168,8 @@ def _losses_table(groups: dict[str, dict[int, Result]]) -> str:
     head = ["variant", "seeds", "loss", "less the best fixed", *(f"t = {level}" for level in levels)]
     head += ["FLOPs, of dense", "parameters", "step, ms", "memory, GiB"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    ways = [_way(run) for seeds in groups.values() for run in seeds.values()]
+    usual = max(sorted(set(ways)), key=ways.count)
     for name, seeds in groups.items():
         runs = list(seeds.values())
         difference = paired(seeds, groups[best]) if best not in (None, name) else None
@@ -171,26 +177,37 @@ def _losses_table(groups: dict[str, dict[int, Result]]) -> str:
         cells.append("–" if difference is None else difference.text(4, sign=True))
         cells += [mean([run["losses"][level] for run in runs]).text(4) for level in levels]
         cells += [f"{mean([run['density'] for run in runs]).value:.3f}", f"{runs[0]['parameters']:,}"]
-        cells.append(f"{min(run['step_ms'] for run in runs):.1f}")
+        cells.append(_step(runs, usual))
         peaks = [run["peak_gib"] for run in runs if "peak_gib" in run]
         cells.append(f"{max(peaks):.1f}" if peaks else "–")
         lines.append(f"| {' | '.join(cells)} |")
-    named = "" if best is None else f"\n\nThe best fixed variant is `{best}`; differences are paired by seed."
-    return "\n".join(lines) + named
+    told = f"\n\nSteps are timed on: {usual}, unless the cell says otherwise; they compare on one card only."
+    if best is not None:
+        told += f" The best fixed variant is `{best}`; differences are paired by seed."
+    return "\n".join(lines) + told
+
+
+def _way(run: Result) -> str:
+    """The card, and whether blocks were compiled."""
+    card = re.search(r"[A-Z]+\d+", run["machine"]["gpu"])
+    return (card[0] if card else run["machine"]["gpu"]) + (", compiled" if run.get("compiled") else "")
+
+
+def _step(runs: list[Result], usual: str) -> str:
+    """Milliseconds of a step, the least of its runs done the usual way, else of others, which are named."""
+    alike = [run for run in runs if _way(run) == usual]
+    least = min(alike or runs, key=lambda run: run["step_ms"])
+    return f"{least['step_ms']:.1f}" + ("" if alike else f" ({_way(least)})")
 
 
 def _routers_table(groups: dict[str, dict[int, Result]]) -> str:
     """What routers gain over tables made of their own logits; empty where none ran."""
     lines = []
     for name, seeds in groups.items():
-        runs = [run for run in seeds.values() if "tables" in run]
+        runs = [run for run in seeds.values() if "allocation" in run]
         if not runs:
             continue
-        live = [overall(run["losses"]) for run in runs]
-        cells = [f"`{name}`", mean(live).text(4)]
-        for table in ("by_level", "averaged"):
-            pairs = zip(runs, live, strict=True)
-            cells.append(mean([overall(run["tables"][table]["losses"]) - own for run, own in pairs]).text(4, sign=True))
+        cells = [f"`{name}`", *_table_cells(runs)]
         first, last = ([_heads(run["allocation"][level]) for run in runs] for level in (0, -1))
         for level in (first, last):
             cells.append("/".join(f"{sum(heads[band] for heads in level) / len(level):.1f}" for band in range(3)))
@@ -201,6 +218,42 @@ def _routers_table(groups: dict[str, dict[int, Result]]) -> str:
         "heads of all layers in LOW/MID/HIGH at t = 0.1 | at t = 0.9 | heads that move |\n|---|---|---|---|---|---|---|"
     )
     return "\n".join([head, *lines]) if lines else ""
+
+
+def _table_cells(runs: list[Result]) -> list[str]:
+    """The loss, and those with tables less it."""
+    live = [overall(run["losses"]) for run in runs]
+    cells = [mean(live).text(4)]
+    for table in ("by_level", "averaged"):
+        pairs = zip(runs, live, strict=True)
+        cells.append(mean([overall(run["tables"][table]["losses"]) - own for run, own in pairs]).text(4, sign=True))
+    return cells
+
+
+def _soft_table(groups: dict[str, dict[int, Result]]) -> str:
+    """What soft routing adds to weights, and gains over one weight for all noise levels; empty where none ran."""
+    lines = []
+    for name, seeds in groups.items():
+        runs = [run for run in seeds.values() if "gates" in run]
+        if runs:
+            weights = [mean_weights(run) for run in runs]
+            cells = [f"`{name}`", *_table_cells(runs)]
+            for branch in (1, 0):
+                cells += [mean([levels[level][branch] for levels in weights]).text(2, sign=True) for level in (0, -1)]
+            lines.append(f"| {' | '.join(cells)} |")
+    head = (
+        "| soft routing | loss | weights held by noise level, less it | one weight for all, less it | "
+        "adds to LOW at t = 0.1 | at t = 0.9 | to the own branch at t = 0.1 | at t = 0.9 |\n|" + 8 * "---|"
+    )
+    return "\n".join([head, *lines]) if lines else ""
+
+
+def mean_weights(run: Result) -> list[list[float]]:
+    """What soft routing adds to the own branch and to LOW, mean of all layers and heads, by noise level."""
+    return [
+        [sum(sum(layer[branch]) for layer in level) / sum(len(layer[branch]) for layer in level) for branch in range(2)]
+        for level in run["gates"]
+    ]
 
 
 def _heads(layers: list[list[list[float]]]) -> list[float]:

@@ -37,9 +37,9 @@ def validate(model: FreqFormerTransformer3DModel, variant: Variant, size: Size, 
     result: dict[str, Any] = {"losses": _by_level(passes)}
     if variant.learned:
         result["allocation"] = _shares(passes)
-    if seen.gated:
-        result["gates"] = [[[_rounded(g) for g in layer] for layer in _mean_gates(x)] for x in passes]
-    if variant.learned or seen.gated:
+    if seen.soft:
+        result["gates"] = [_mean_gates(seen, x) for x in passes]
+    if variant.learned or seen.soft:
         result |= _of_networks(seen, variant, size, levels, passes)
     return result
 
@@ -53,8 +53,6 @@ class _Pass:
     """(clips, L, H)."""
     logits: Tensor | None
     """(clips, L, H, 3); None where no router ran."""
-    gates: Tensor | None
-    """What routing networks add to the gates of the own branch and of LOW, (clips, L, 2, H)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,33 +63,22 @@ class _Seen:
     batch: int
 
     @property
-    def layers(self) -> list[MixedAttention]:
-        """Those with gates by a routing network."""
+    def soft(self) -> list[MixedAttention]:
+        """The layers that route softly: all or none."""
         layers = [layer for layer in self.model.attentions if isinstance(layer, MixedAttention)]
-        return [layer for layer in layers if layer.routed_gates is not None]
-
-    @property
-    def gated(self) -> bool:
-        """Whether there are any."""
-        return bool(self.layers)
+        return [layer for layer in layers if layer.mixing.soft]
 
     def at(self, timestep: Tensor) -> _Pass:
         """Validate at these timesteps, (clips,)."""
-        losses, allocations, logits, gates = [], [], [], []
+        losses, allocations, logits = [], [], []
         parts = (x.split(self.batch) for x in (self.clips, timestep.to(self.clips.device), self.noise))
         for clip, time_, noise in zip(*parts, strict=True):
             with torch.autocast(clip.device.type, torch.bfloat16):
                 losses.append(flow_matching_loss(self.model, clip, time_, noise))
             allocations.append(torch.stack([x for x in self.model.allocations if x is not None], 1))
             logits.append([x for x in self.model.routing_logits if x is not None])
-            gates.append([x.expand(len(clip), -1, -1) for layer in self.layers if (x := layer.last_gates) is not None])
-        loss, allocation = float(torch.stack(losses).double().mean()), torch.cat(allocations).cpu()
-        return _Pass(loss, allocation, _joined(logits), _joined(gates))
-
-
-def _joined(batches: list[list[Tensor]]) -> Tensor | None:
-    """Tensors of batches and layers as one (clips, L, ...); None where layers have none."""
-    return torch.cat([torch.stack(layers, 1) for layers in batches]).cpu() if batches[0] else None
+        scores = torch.cat([torch.stack(layers, 1) for layers in logits]).cpu() if logits[0] else None
+        return _Pass(float(torch.stack(losses).double().mean()), torch.cat(allocations).cpu(), scores)
 
 
 def _by_level(passes: list[_Pass]) -> dict[str, float]:
@@ -104,10 +91,17 @@ def _shares(passes: list[_Pass]) -> list[Any]:
     return [[[_rounded(h) for h in layer] for layer in (x.allocation[..., None] == bands).double().mean(0)] for x in passes]
 
 
-def _mean_gates(seen: _Pass) -> Tensor:
-    """(L, 2, H)."""
-    assert seen.gates is not None
-    return seen.gates.double().mean(0)
+def _mean_logits(seen: _Pass) -> Tensor:
+    """(L, H, 3)."""
+    assert seen.logits is not None
+    return seen.logits.double().mean(0)
+
+
+def _mean_gates(seen: _Seen, done: _Pass) -> list[list[list[float]]]:
+    """By layer, for the own branch and for LOW, by head."""
+    logits = _mean_logits(done).to(seen.clips.device)
+    pairs = zip(seen.soft, logits, strict=True)
+    return [[_rounded(branch) for branch in layer.gates_of(one[None])[0]] for layer, one in pairs]
 
 
 def _rounded(values: Tensor) -> list[float]:
@@ -135,18 +129,18 @@ def _of_networks(seen: _Seen, variant: Variant, size: Size, levels: list[Tensor]
         seen.model.set_routing_table(table)
         tabled = []
         for level, live in zip(levels, passes, strict=True):
-            _hold_gates(seen, live if name == "by_level" else usual)
+            _hold_logits(seen, live if name == "by_level" else usual)
             tabled.append(seen.at(level))
         result["tables"][name] = {"losses": _by_level(tabled)}
         if variant.learned:
             result["tables"][name]["density"] = allocation_density(seen.at(timesteps).allocation, variant, size)
     seen.model.set_routing_table(None)
-    for layer in seen.layers:
-        layer.held_gates = None
+    for layer in seen.soft:
+        layer.held_logits = None
     return result
 
 
-def _hold_gates(seen: _Seen, source: _Pass) -> None:
-    if seen.gated:
-        for layer, gates in zip(seen.layers, _mean_gates(source), strict=True):
-            layer.held_gates = gates.float().to(seen.clips.device)
+def _hold_logits(seen: _Seen, source: _Pass) -> None:
+    if seen.soft:
+        for layer, logits in zip(seen.soft, _mean_logits(source), strict=True):
+            layer.held_logits = logits.float().to(seen.clips.device)

@@ -80,7 +80,7 @@ class Variant:
     @property
     def fixed(self) -> bool:
         """Whether nothing of it follows from statistics or timestep, but what a schedule says."""
-        return not (self.learned or (self.mixing is not None and self.mixing.routed))
+        return not (self.learned or (self.mixing is not None and (self.mixing.soft or self.mixing.weighed)))
 
 
 PLAIN = replace(CUBES, summary_tokens=0)
@@ -160,12 +160,20 @@ VARIANTS: dict[str, Variant] = {
     "router_window": Variant(
         "learned router that starts from the window", replace(PLAIN, mid_tiles=36), (HIGH,), learned=True
     ),
-    "beside_head": Variant("as gated_plain, a gate for each head", PLAIN, (HIGH,), mixing=replace(BESIDE, gates="head")),
     "beside_routed": Variant(
         "as gated_plain, gates by a routing network", PLAIN, (HIGH,), mixing=replace(BESIDE, gates="routed")
     ),
     "beside_both": Variant(
-        "as gated_plain, gates by the token and by a routing network", PLAIN, (HIGH,), mixing=replace(BESIDE, gates="both")
+        "as gated_plain, gates by the token and by a routing network: soft routing, the default",
+        PLAIN,
+        (HIGH,),
+        mixing=replace(BESIDE, gates="both"),
+    ),
+    "beside_timed": Variant(
+        "as beside_both, the routing network sees no statistics",
+        PLAIN,
+        (HIGH,),
+        mixing=replace(BESIDE, gates="both", timed=True),
     ),
     "gated_fine": Variant("as gated_plain, 16 tokens a low token", replace(PLAIN, compression=32), (HIGH,), mixing=BESIDE),
     "router_beside": Variant(
@@ -173,20 +181,6 @@ VARIANTS: dict[str, Variant] = {
         replace(PLAIN, mid_tiles=36),
         (HIGH,),
         mixing=BESIDE,
-        learned=True,
-    ),
-    "router_both": Variant(
-        "as beside_both, own bands by a router that starts from the window",
-        replace(PLAIN, mid_tiles=36),
-        (HIGH,),
-        mixing=replace(BESIDE, gates="both"),
-        learned=True,
-    ),
-    "router_wide": Variant(
-        "as router_both, larger windows: what LOW heads save at high noise, HIGH heads spend at low noise",
-        replace(PLAIN, mid_tiles=36, window=(4, 5, 3)),
-        ((2, 1, 3),),
-        mixing=replace(BESIDE, gates="both"),
         learned=True,
     ),
     "gated_mixed": Variant(

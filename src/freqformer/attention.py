@@ -5,9 +5,8 @@ Shape legend: B batch, N video tokens, C channels, H heads, D head_dim.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,6 +19,7 @@ from freqformer.ops import fused
 from freqformer.ops.branches import Branches
 from freqformer.ops.checks import check_options, check_parameters, check_tensors, layer_bands, row_bands
 from freqformer.ops.gates import gated_sum
+from freqformer.ops.implementation import ImplChoice, resolve
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.routing import reference
 from freqformer.ops.tokens import TokenOrder, rms_norm, rotate
@@ -35,12 +35,8 @@ from freqformer.routing import (
     timestep_bucket,
 )
 from freqformer.routing.table import attend_by_bucket
-from freqformer.tracing import constant_result
 
-logger = logging.getLogger(__name__)
-
-ImplChoice = Literal["auto", "eager", "reference", "triton"]
-Routing = Literal["learned", "fixed"]
+Routing = Literal["soft", "learned", "fixed"]
 Attention = Literal["frequency", "dense"]
 Tensors = tuple[Tensor, Tensor, Tensor]
 """Query, key and value."""
@@ -91,7 +87,7 @@ def frequency_attention(
     check_options(config, selection, token_order, impl)
     plan = _plan_for(query, grid, config, num_text_tokens, parameters, plan)
     tensors = (query, key, value)
-    chosen = _resolve(impl, query.device.type, fused.obstacle(tensors, parameters))
+    chosen = resolve(impl, query.device.type, fused.obstacle(tensors, parameters))
     if chosen == "triton":
         return fused.fused_attention(
             tensors,
@@ -133,25 +129,8 @@ def _plan_for(
     return plan
 
 
-def _resolve(impl: ImplChoice, device: str, obstacle: str | None) -> Literal["eager", "reference", "triton"]:
-    """The code to run."""
-    if impl == "triton" and obstacle is not None:
-        raise ValueError(f"impl is 'triton', which can't run: {obstacle}")
-    if impl != "auto":
-        return impl
-    chosen = "eager" if device == "cpu" or obstacle is not None else "triton"
-    _log_once(device, chosen, "" if device == "cpu" or obstacle is None else f", since impl='triton' can't run: {obstacle}")
-    return chosen
-
-
-@constant_result
-@lru_cache(maxsize=64)
-def _log_once(device: str, chosen: str, reason: str) -> None:
-    logger.info("frequency_attention on %s runs impl=%r%s", device, chosen, reason)
-
-
 class FreqAttention(nn.Module):
-    """Self-attention whose heads each use the operator of one frequency band, chosen by a router or fixed.
+    """Self-attention whose heads each use the operator of one frequency band, or of two that a router weighs.
 
     After a forward pass `last_logits` holds the router's logits (B, H, 3), or None where no router ran, and
     `last_allocation` the bands in use, int64 (B, H).
@@ -160,14 +139,15 @@ class FreqAttention(nn.Module):
         dim: channels of input and output; `num_heads` divides it, and head_dim = dim / num_heads is even.
         num_heads: heads.
         config: bands, patterns and summaries.
-        allocation: the band of every head: with `routing="learned"` where the router starts (LOW, MID or HIGH), with
-            "fixed" what is used (DENSE too). None puts a third of the heads in each band.
-        routing: `learned` scores the bands by sample and timestep, `fixed` keeps the allocation.
+        allocation: the band of every head; with `routing="learned"` where the router starts. DENSE with "fixed" alone. None
+            puts a third of the heads in each band, with "soft" all in HIGH.
+        routing: `soft` keeps the allocation, and by sample and timestep weighs each head's band and a LOW branch beside it:
+            best in docs/quality.md. `learned` chooses a band for each head instead. `fixed` does neither.
         attention: `frequency`, or `dense`: exact attention in every head, without router and learned summaries; until a
             routing table is set, whose bands then take low summaries alone.
-        prior: of the router, see `RoutingNetwork`.
-        low_beside: whether every head adds a LOW branch to its own, each weighted by a gate for every token and head. At
-            first the own branch alone counts. A dense layer has none.
+        prior: of a router that chooses, see `RoutingNetwork`.
+        low_beside: whether every head adds a LOW branch to its own, each weighted by a gate for every token and head, to
+            which soft routing adds. At first the own branch alone counts, or nearly. None: where routing is soft.
 
     Raises:
         ValueError: for a value that does not fit, naming the argument.
@@ -183,10 +163,10 @@ class FreqAttention(nn.Module):
         config: FreqFormerConfig,
         *,
         allocation: Sequence[int] | None = None,
-        routing: Routing = "learned",
+        routing: Routing = "soft",
         attention: Attention = "frequency",
         prior: Prior = "paper",
-        low_beside: bool = False,
+        low_beside: bool | None = None,
     ) -> None:
         super().__init__()
         options = (("routing", routing, Routing), ("attention", attention, Attention), ("prior", prior, Prior))
@@ -198,7 +178,15 @@ class FreqAttention(nn.Module):
         self.dim, self.num_heads, self.head_dim, self.attention = dim, num_heads, dim // num_heads, attention
         self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(dim, dim) for _ in range(4))
         self.query_norm, self.key_norm = (nn.Parameter(torch.ones(self.head_dim)) for _ in range(2))
+        if routing == "soft" and allocation is None:
+            allocation = [Band.HIGH.value] * num_heads
         bands = layer_bands(allocation, num_heads)
+        if routing == "soft" and (low_beside is False or Band.DENSE in bands):
+            raise ValueError(
+                f"low_beside is {low_beside} and allocation {bands}; with routing='soft', which weighs each head's band "
+                "and LOW, None or True and bands 0 to 2 are allowed: take routing='fixed' for others"
+            )
+        self.routing = routing
         self.router: RoutingNetwork | None = None
         self.gates: nn.Linear | None = None
         if attention == "dense":
@@ -211,7 +199,9 @@ class FreqAttention(nn.Module):
             self.gains = nn.Parameter(torch.ones(num_heads, 3)) if config.band_features == "gains" else None
             if routing == "learned":
                 self.router = RoutingNetwork(num_heads, prior=prior, initial=bands)
-            if low_beside:
+            elif routing == "soft":
+                self.router = RoutingNetwork(num_heads, prior="none")
+            if low_beside or routing == "soft":
                 self.gates = nn.Linear(dim, 2 * num_heads)
                 for parameter in self.gates.parameters():
                     nn.init.zeros_(parameter)
@@ -224,18 +214,23 @@ class FreqAttention(nn.Module):
         self.last_logits: Tensor | None = None
         self.last_allocation: Tensor | None = None
 
+    @property
+    def chooses(self) -> bool:
+        """Whether a router chooses the bands, rather than weigh them or be absent."""
+        return self.router is not None and self.routing == "learned"
+
     def set_router_training(self, mode: RouterTraining) -> None:
         """Branches that give the router its gradient in training mode: see `other_bands`; `off` runs the chosen only."""
         if mode not in get_args(RouterTraining):
             raise ValueError(f"mode is {mode!r}; choose one of {', '.join(get_args(RouterTraining))}")
-        if mode != "off" and self.router is None:
-            raise ValueError(f"mode is {mode!r}, but the layer has no router; make it with routing='learned'")
+        if mode != "off" and not self.chooses:
+            raise ValueError(f"mode is {mode!r}, but no router chooses in the layer; make it with routing='learned'")
         self.router_training = mode
 
     def set_flop_budget(self, budget: float | None) -> None:
         """Hold the router's choice to a share of dense attention's FLOPs, see `allocate`, while it does not learn."""
-        if budget is not None and self.router is None:
-            raise ValueError(f"budget is {budget!r}, but the layer has no router; make it with routing='learned'")
+        if budget is not None and not self.chooses:
+            raise ValueError(f"budget is {budget!r}, but no router chooses in the layer; make it with routing='learned'")
         self.flop_budget = budget
 
     def set_impl(self, impl: ImplChoice) -> None:
@@ -308,7 +303,7 @@ class FreqAttention(nn.Module):
                 with torch.no_grad():
                     others = [attend(other) for other in bands]
                 out = straight_through(out, others, bands, logits)
-            out = self._with_low(out, gates, attend)
+            out = self._with_low(out, self._weighed(gates, logits), attend)
         return self.to_out(out.flatten(2))
 
     def _score(
@@ -321,11 +316,11 @@ class FreqAttention(nn.Module):
         impl: ImplChoice,
     ) -> tuple[Tensor | None, Tensor | None]:
         """The router's logits (B, H, 3) and the best bands by them, or None where a table or a fixed allocation decides."""
-        if self.router is None or self.table_bands is not None:
+        if self.router is None or (self.chooses and self.table_bands is not None):
             return None, None
         features, norms = (*tensors[:2], hidden_states), (self.query_norm, self.key_norm)
         inputs = (features, norms, NORM_EPS, grid, self.config, token_order)
-        if _resolve(impl, hidden_states.device.type, fused.obstacle(tensors, None)) != "triton":
+        if resolve(impl, hidden_states.device.type, fused.obstacle(tensors, None)) != "triton":
             logits = self.router(reference.statistics(*inputs), timestep)
             return logits, allocate(logits)
         # Imported here, since Triton decides at import whether it interprets, and a CPU may have no Triton at all.
@@ -340,9 +335,9 @@ class FreqAttention(nn.Module):
         """The band of every head, int64 (B, H)."""
         if self.table_bands is not None:
             return self.table_bands[timestep_bucket(timestep, len(self.table_bands))]
-        if logits is None or best is None:
+        if best is None or not self.chooses:
             return self.allocation.expand(len(timestep), -1)
-        if self.flop_budget is None or self._learns_routing():
+        if logits is None or self.flop_budget is None or self._learns_routing():
             return best
         return allocate(logits, costs=self.band_costs(grid), budget=self.flop_budget)
 
@@ -364,6 +359,14 @@ class FreqAttention(nn.Module):
         if isinstance(allocation, list):
             return attend(*tensors, allocation=allocation, config=self.configs[0])
         return attend_by_bucket(attend, tensors, allocation, self.configs, timestep)
+
+    def _weighed(self, gates: Tensor | None, logits: Tensor | None) -> Tensor | None:
+        """Gates (B, N, 2, H) of the own branch and of LOW, and with soft routing the logits of the two bands added."""
+        if logits is None or self.chooses:
+            return gates
+        own = logits.gather(2, self.allocation.expand(len(logits), -1)[..., None])[..., 0]
+        by_sample = torch.stack([own, logits[..., Band.LOW.value]], 1)[:, None]
+        return by_sample if gates is None else gates + by_sample
 
     def _with_low(self, out: Tensor, gates: Tensor | None, attend: Callable[[list[int]], Tensor]) -> Tensor:
         """(B, N, H, D) and gates (B, N, 2, H) -> the output with a LOW branch beside every head's own."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from freqformer.analysis.figures import allocation_figure, energies_figure, labelled_grid, loss_figure
+from freqformer.analysis.figures import allocation_figure, energies_figure, labelled_grid, loss_figure, weights_figure
 from freqformer.analysis.spectra import clip_spectrum
 from freqformer.config import FreqFormerConfig
 from freqformer.media import read_clip
@@ -68,6 +68,21 @@ def test_allocation(tmp_path: Path) -> None:
     assert GREY in colours(picture(path))
     with pytest.raises(ValueError, match="allocations has shape"):
         allocation_figure(allocations, [1.0], path)
+
+
+def test_weights(tmp_path: Path) -> None:
+    path = tmp_path / "weights.png"
+    weights = torch.full((4, 2, 3), -1.0)
+    weights[2:] = 1.0
+    weights_figure(weights, [1.0, 0.7, 0.4, 0.1], path)
+    map_ = picture(path).int()
+    map_ = map_[map_.shape[0] // 4 : map_.shape[0] // 2, map_.shape[1] // 5 : 3 * map_.shape[1] // 4]
+    blue, red = ((map_[..., 2 - other] > 60 + map_[..., other]).nonzero()[:, 1] for other in (0, 2))
+    assert len(blue) > 500
+    assert len(red) > 500
+    assert blue.max() < red.min()
+    with pytest.raises(ValueError, match="weights has shape"):
+        weights_figure(weights, [1.0], path)
 
 
 def test_labelled_grid() -> None:

@@ -41,6 +41,10 @@ def made(variant: str, seed: int, loss: float, steps: int = 700) -> dict[str, An
             name: {"losses": {level: value + extra for level, value in result["losses"].items()}, "density": 0.14}
             for name, extra in (("by_level", 0.001), ("averaged", 0.02))
         }
+    if variant == "beside_both":
+        # Two layers of two heads: LOW gains weight with noise, the own branch keeps its.
+        result["gates"] = [[[[0.5, 0.5], [place - 0.5, place + 0.5]]] * 2 for place in range(len(LEVELS))]
+        result["tables"] = {name: {"losses": result["losses"]} for name in ("by_level", "averaged")}
     return result
 
 
@@ -64,7 +68,7 @@ def test_no_results_give_no_table() -> None:
     assert draw_figures([], Path("nowhere")) == []
 
 
-def test_what_is_written_by_hand_is_what_the_results_give() -> None:
+def test_what_is_written_by_hand_of_700_steps_is_what_the_results_give() -> None:
     text = " ".join(report.PAGE.read_text().split())
     groups = by_variant(report.read_results(), 700)
     first = {name: report.overall(runs[0]["losses"]) for name, runs in groups.items() if 0 in runs}
@@ -73,21 +77,53 @@ def test_what_is_written_by_hand_is_what_the_results_give() -> None:
     weighed = paired(groups["window_weighed"], groups["window_few"])
     assert weighed is not None
     assert f"less that of `window_few` is {weighed.text(4, sign=True)} over both" in text
+    fewer = [
+        1 - groups[name][0]["density"] / groups["gated_plain"][0]["density"] for name in ("router_beside", "router_mixed")
+    ]
+    assert f"as good with {fewer[0]:.0%} and {fewer[1]:.0%} fewer FLOPs" in text
     fewer = 1 - groups["router_window"][0]["density"] / groups["window"][0]["density"]
     assert f"for {fewer:.0%} fewer FLOPs" in text
     dense, window = (groups[name][0]["losses"] for name in ("dense", "window"))
     assert all(dense[level] > window[level] for level in LEVELS[:-1])
-    assert dense["0.9"] == min(runs[0]["losses"]["0.9"] for runs in groups.values() if 0 in runs)
-    assert min(first, key=lambda name: first[name]) == "beside_both"
-    fewer = 1 - groups["router_beside"][0]["density"] / groups["gated_plain"][0]["density"]
-    assert f"for {fewer:.0%} fewer FLOPs: one seed each" in text
-    assert abs(first["router_beside"] - first["gated_plain"]) < 0.0005
-    assert abs(first["gated_fine"] - first["gated_plain"]) < 0.0005
+    assert sorted(first, key=lambda name: groups[name][0]["losses"]["0.9"])[:2] == ["beside_routed", "dense"]
+    for name in ("router_beside", "router_mixed", "gated_fine"):
+        assert abs(first[name] - first["gated_plain"]) < 0.0005
+    assert abs(first["beside_routed"] - first["beside_both"]) < 0.0005
+    assert first["radial"] < first["window"] < min(first[name] for name in ("topk_summaries", "vsa", "axial"))
+    assert f"lose by far**, {first['freq_strict']:.4f}" in text
+    assert f"{first['prior']:.4f} beside {first['freq_full']:.4f} for the same heads" in text
     routers = [runs[0]["allocation"] for runs in groups.values() if "allocation" in runs[0]]
     assert all(report._heads(levels[0])[2] >= 5 / 6 * 36 - 0.05 for levels in routers)
     assert all(1 / 3 <= report._heads(levels[-1])[0] / 36 <= 2 / 3 for levels in routers)
     counts = [run["parameters"] for runs in groups.values() for run in runs.values()]
     assert f"gates, {max(counts) / min(counts) - 1:.1%} of the model" in text
+
+
+def test_what_is_written_by_hand_of_2800_steps_is_what_the_results_give() -> None:
+    text = " ".join(report.PAGE.read_text().split())
+    groups = by_variant(report.read_results(), 2800)
+    best, soft = groups["gated_plain"], groups["beside_both"]
+    assert best_fixed(groups) == "gated_plain"
+    gain = paired(soft, best)
+    assert gain is not None
+    losses = {name: mean([report.overall(run["losses"]) for run in groups[name].values()]) for name in groups}
+    ratio = losses["beside_both"].value / losses["gated_plain"].value
+    assert f"`gated_plain`, is {gain.text(4, sign=True)}, {ratio:.3f} times its loss" in text
+    assert f"That is {-gain.value / gain.error:.1f} standard errors of three seeds" in text
+    assert all(report.overall(soft[seed]["losses"]) < report.overall(best[seed]["losses"]) for seed in (0, 1, 2))
+    for level in LEVELS:
+        assert mean([soft[seed]["losses"][level] - best[seed]["losses"][level] for seed in soft]).value < 0
+    weights = [report.mean_weights(run) for run in soft.values()]
+    low = [mean([levels[level][1] for levels in weights]).value for level in (0, -1)]
+    assert f"adds {low[0]:+.2f} to the weight of LOW at t = 0.1 and {low[1]:+.2f} at t = 0.9" in text
+    held = [
+        [report.overall(run["tables"][table]["losses"]) - report.overall(run["losses"]) for run in soft.values()]
+        for table in ("by_level", "averaged")
+    ]
+    assert max(map(abs, held[0])) < 0.00005
+    assert f"is worse by {mean(held[1]).text(4)}" in text
+    behind = [paired(groups[name], best) for name in ("router_beside", "router_mixed")]
+    assert f"behind `gated_plain` by {behind[0].text(4)} and {behind[1].text(4)}" in text  # type: ignore[union-attr]
 
 
 def test_tables_say_have_standard_errors() -> None:
@@ -122,6 +158,25 @@ def test_tables_say_what_the_results_hold(results: list[dict[str, Any]]) -> None
     assert tables.endswith("| +0.0010 ± 0.0000 | +0.0200 ± 0.0000 | 2.0/2.0/2.0 | 3.0/2.0/1.0 | 17% |")
     assert "best fixed variant is `freq_full`" in text
     assert "- a GPU, torch 2.11, Triton 3.6, commit 012345678" in text
+
+
+def test_soft_routing_has_a_table_and_a_figure(results: list[dict[str, Any]], tmp_path: Path) -> None:
+    assert "| soft routing |" not in results_text(results)
+    soft = [*results, made("beside_both", 0, 0.3)]
+    assert (
+        "| `beside_both` | 0.3000 | +0.0000 | +0.0000 | +0.00 | +4.00 | +0.50 | +0.50 |" in results_text(soft).splitlines()
+    )
+    seven = [result for result in soft if result["steps"] == 700]
+    assert [path.name for path in draw_figures(seven, tmp_path)][-1] == "quality-weights.png"
+    assert "(figures/quality-weights.png)" in results_text(seven)
+
+
+def test_a_step_of_another_card_says_so(results: list[dict[str, Any]]) -> None:
+    other = made("vsa", 1, 0.2) | {"variant": "radial", "compiled": True}
+    text = results_text([*results, other | {"machine": {**other["machine"], "gpu": "NVIDIA H100 80GB HBM3"}}])
+    assert "Steps are timed on: a GPU, unless" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("| `radial` | 1 ")]
+    assert line.endswith("| 41.0 (H100, compiled) | – |")
 
 
 def test_longer_clips_have_tables_of_their_own(results: list[dict[str, Any]]) -> None:

@@ -74,10 +74,10 @@ def test_a_run_says_what_it_did_and_repeats() -> None:
 
 def test_gates_by_a_routing_network_are_told_and_held_for_tables() -> None:
     torch.manual_seed(0)
-    model = build(VARIANTS["router_both"], TINY, 3)
+    model = build(VARIANTS["beside_both"], TINY, 3)
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
-    told = validate(model.eval(), VARIANTS["router_both"], TINY, CPU)
+    told = validate(model.eval(), VARIANTS["beside_both"], TINY, CPU)
     gates = torch.tensor(told["gates"])
     assert gates.shape == (5, 2, 2, 6)
     assert (gates[0] - gates[-1]).abs().max() > 1e-2
@@ -85,7 +85,7 @@ def test_gates_by_a_routing_network_are_told_and_held_for_tables() -> None:
     losses = {name: torch.tensor(list(table["losses"].values())) for name, table in told["tables"].items()}
     live = torch.tensor(list(told["losses"].values()))
     assert (losses["by_level"] - live).abs().max() < 0.5 * (losses["averaged"] - live).abs().max()
-    assert validate(model, VARIANTS["router_both"], TINY, CPU) == told  # nothing stays held
+    assert validate(model, VARIANTS["beside_both"], TINY, CPU) == told  # nothing stays held
 
 
 def test_without_a_routing_network_there_are_no_tables() -> None:

@@ -25,6 +25,7 @@ from benchmarks.quality.variants import (
 
 from freqformer.attention import FreqAttention
 from freqformer.config import Band
+from freqformer.models.transformer import FreqFormerTransformer3DModel
 from freqformer.routing import RoutingNetwork, timestep_bucket
 from freqformer.training.objective import sample_timesteps
 
@@ -86,20 +87,45 @@ def test_a_gated_head_starts_as_its_own_branch_and_can_turn_to_low() -> None:
     torch.testing.assert_close(gated(x, grid, timestep), low(x, grid, timestep))
 
 
-@pytest.mark.parametrize("gates", ["head", "routed", "both"])
-def test_gates_by_head_or_by_a_router_can_turn_to_low(gates: str) -> None:
+def test_the_default_is_the_variant_that_won() -> None:
+    model = FreqFormerTransformer3DModel(patch_size=TINY.patch, num_layers=TINY.layers, num_heads=6, head_dim=TINY.head_dim)
+    won = build(VARIANTS["beside_both"], TINY, 0)
+    for layer, other in zip(model.attentions, won.attentions, strict=True):
+        assert layer.routing == other.routing == "soft"
+        assert torch.equal(layer.allocation, other.allocation)
+        assert {name: p.shape for name, p in layer.named_parameters()} == {n: p.shape for n, p in other.named_parameters()}
+        assert layer.config.summary_tokens == other.config.summary_tokens == 0
+
+
+@pytest.mark.parametrize("gates", ["routed", "both"])
+def test_gates_by_a_network_can_turn_to_low_and_be_held(gates: str) -> None:
     config = replace(CUBES, mid_tiles=2, summary_tokens=0)
     torch.manual_seed(0)
     mixed = MixedAttention(32, config, [1, 2], Mixing(low_beside=True, gates=gates))
     low = FreqAttention(32, 2, config, allocation=[Band.LOW] * 2, routing="fixed")
     low.load_state_dict(mixed.state_dict(), strict=False)
-    if mixed.routed_gates is not None:
-        torch.nn.init.zeros_(mixed.routed_gates.layers[-1].weight)
-        mixed.routed_gates.layers[-1].bias.data.copy_(torch.tensor([1.0, 5.0, -1.0]))
-    else:
-        mixed.head_gates.data.copy_(torch.tensor([[-1.0], [1.0]]))
     x, grid, timestep = torch.randn(2, TINY.grid.num_tokens, 32), TINY.grid, torch.tensor([0.2, 0.8])
-    torch.testing.assert_close(mixed(x, grid, timestep), low(x, grid, timestep))
+    live = mixed(x, grid, timestep)
+    expected = low(x, grid, timestep)
+    mixed.held_logits = torch.tensor([[1.0, -1.0, 5.0], [1.0, 5.0, -1.0]])  # the own bands are MID and HIGH
+    assert mixed.gates_of(mixed.held_logits[None]).tolist() == [[[-1, -1], [1, 1]]]
+    torch.testing.assert_close(mixed(x, grid, timestep), expected)
+    mixed.held_logits = None
+    assert torch.equal(mixed(x, grid, timestep), live)
+    torch.nn.init.zeros_(mixed.router.layers[-1].weight)
+    mixed.router.layers[-1].bias.data.copy_(torch.tensor([1.0, -1.0, -1.0]))
+    torch.testing.assert_close(mixed(x, grid, timestep), expected)
+
+
+def test_weights_by_the_timestep_alone() -> None:
+    timed = build(VARIANTS["beside_timed"], TINY, 0)
+    timestep = torch.tensor([200.0, 800.0])
+    logits = []
+    for seed in (1, 2):
+        timed(torch.randn(2, 3, *TINY.video, generator=torch.Generator().manual_seed(seed)), timestep)
+        logits.append(torch.stack([x for x in timed.routing_logits if x is not None]))
+    assert torch.equal(*logits)
+    assert (logits[0][:, 0] - logits[0][:, 1]).abs().max() > 1e-3
 
 
 def test_a_router_chooses_own_bands_beside_low() -> None:
@@ -141,6 +167,8 @@ def test_a_gated_head_costs_both_branches() -> None:
 def test_a_low_branch_without_a_gate_is_refused() -> None:
     with pytest.raises(ValueError, match="low_beside is True and gates 'none'"):
         Mixing(low_beside=True)
+    with pytest.raises(ValueError, match="low_beside is False and gates 'routed'"):
+        Mixing(gates="routed")
 
 
 def test_unknown_variants_are_refused() -> None:

@@ -78,7 +78,7 @@ def check(checked: Checked, device: str) -> None:
 @torch.no_grad()
 def check_router(device: str) -> None:
     """Run a layer that chooses its bands; AssertionError where a logit is not finite."""
-    layer = FreqAttention(3 * 64, 3, CONFIG).to(device, torch.bfloat16)
+    layer = FreqAttention(3 * 64, 3, CONFIG, routing="learned").to(device, torch.bfloat16)
     layer.set_impl("triton")
     hidden = torch.randn(2, RAGGED.num_tokens, layer.dim, device=device, dtype=torch.bfloat16)
     layer(hidden, RAGGED, torch.tensor([0.2, 0.9], device=device))

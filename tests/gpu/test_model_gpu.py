@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -21,7 +23,7 @@ def make_model(text_dim: int | None = None, mid_pattern: str = "topk", **options
     """Two layers in bfloat16 with a table whose bands differ between layers and timesteps."""
     torch.manual_seed(0)
     frequency = FreqFormerConfig(mid_tiles=4, summary_tokens=9, tile=(4, 4, 8), mid_pattern=mid_pattern)  # type: ignore[arg-type]
-    options |= {"text_dim": text_dim, "frequency": frequency.to_dict()}
+    options = {"routing": "learned", "text_dim": text_dim, "frequency": frequency.to_dict(), **options}
     model = FreqFormerTransformer3DModel(num_layers=2, num_heads=4, **options)
     for parameter in model.parameters():  # what starts at zero would hide the attention
         parameter.data += 0.05 * torch.randn_like(parameter)
@@ -31,9 +33,9 @@ def make_model(text_dim: int | None = None, mid_pattern: str = "topk", **options
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("text_dim", "low_beside"), [(None, False), (32, False), (None, True)])
-def test_a_cuda_graph_holds_a_step_with_frozen_routing(text_dim: int | None, low_beside: bool) -> None:
-    model = make_model(text_dim, low_beside=low_beside)
+@pytest.mark.parametrize(("text_dim", "routing"), [(None, "learned"), (32, "learned"), (None, "soft")])
+def test_a_cuda_graph_holds_a_step_with_frozen_bands(text_dim: int | None, routing: str) -> None:
+    model = make_model(text_dim, routing=routing)
     draw = torch.Generator("cuda").manual_seed(1)
 
     def inputs(noise: float) -> list[torch.Tensor]:
@@ -62,11 +64,10 @@ def test_a_cuda_graph_holds_a_step_with_frozen_routing(text_dim: int | None, low
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("low_beside", [False, True])
-def test_it_runs_the_fused_plan_and_agrees_with_eager(low_beside: bool) -> None:
-    model = make_model(
-        mid_pattern="axial", low_beside=low_beside
-    ).float()  # a choice of tiles may fall otherwise by a rounding
+@pytest.mark.parametrize("routing", ["learned", "soft"])
+def test_it_runs_the_fused_plan_and_agrees_with_eager(routing: str) -> None:
+    # A choice of tiles may fall otherwise by a rounding.
+    model = make_model(mid_pattern="axial", routing=routing).float()
     draw = torch.Generator("cuda").manual_seed(2)
     video, timestep = torch.randn(VIDEO, generator=draw, device="cuda"), torch.tensor([100.0, 900.0], device="cuda")
     fused = model(video, timestep).sample
@@ -77,18 +78,19 @@ def test_it_runs_the_fused_plan_and_agrees_with_eager(low_beside: bool) -> None:
 
 
 @pytest.mark.filterwarnings("default")  # of the compiler's own code
-@pytest.mark.parametrize("low_beside", [False, True])
-def test_training_in_bfloat16_with_checkpointed_and_compiled_blocks(low_beside: bool) -> None:
+@pytest.mark.parametrize(("routing", "low_beside"), [("learned", False), ("learned", True), ("soft", True)])
+def test_training_in_bfloat16_with_checkpointed_and_compiled_blocks(routing: str, low_beside: bool) -> None:
     """Routers learn too. The loss and every gradient are finite, and compiled blocks are compiled once for three steps."""
     video = torch.randn(VIDEO, generator=torch.Generator("cuda").manual_seed(3), device="cuda")
     losses = []
     for compiled in (False, True):
         torch.manual_seed(0)
         frequency = FreqFormerConfig(mid_tiles=4, summary_tokens=9, tile=(4, 4, 8)).to_dict()
-        model = FreqFormerTransformer3DModel(num_layers=2, num_heads=4, frequency=frequency, low_beside=low_beside)
+        options: dict[str, Any] = {"frequency": frequency, "routing": routing, "low_beside": low_beside}
+        model = FreqFormerTransformer3DModel(num_layers=2, num_heads=4, **options)
         model.to("cuda").train()
         model.set_impl("triton")  # an error where it can't run
-        model.set_router_training("sampled")
+        model.set_router_training("sampled" if routing == "learned" else "off")
         model.enable_gradient_checkpointing()
         counter = CompileCounterWithBackend("inductor")
         if compiled:

@@ -48,7 +48,7 @@ def test_logits_are_the_references(grid, tile, dtypes, heads, head_dim) -> None:
 
 def make_layer() -> tuple[FreqAttention, Grid]:
     config = FreqFormerConfig(mid_tiles=4, summary_tokens=9)
-    return FreqAttention(4 * 64, 4, config).to("cuda", torch.bfloat16), Grid(9, 17, 25)
+    return FreqAttention(4 * 64, 4, config, routing="learned").to("cuda", torch.bfloat16), Grid(9, 17, 25)
 
 
 @torch.no_grad()

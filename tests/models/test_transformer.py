@@ -13,7 +13,7 @@ from freqformer.models.embeddings import patchify
 from freqformer.routing import RoutingTable, routing_loss
 
 FREQUENCY = {"tile": [2, 2, 3], "compression": 16, "window": [1, 1, 1], "mid_tiles": 2, "summary_tokens": 6}
-SIZE = {"in_channels": 2, "patch_size": (1, 2, 2), "num_layers": 2, "num_heads": 3, "head_dim": 8}
+SIZE = {"in_channels": 2, "patch_size": (1, 2, 2), "num_layers": 2, "num_heads": 3, "head_dim": 8, "routing": "learned"}
 TIMESTEP = torch.tensor([200.0, 900.0])
 
 

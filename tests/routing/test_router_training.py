@@ -120,7 +120,7 @@ def test_training_finds_the_planted_band_of_every_head(mode, steps):
     config = FreqFormerConfig(tile=(2, 2, 2), compression=8, window=(1, 1, 1), mid_tiles=3, summary_tokens=0)
     planted = torch.randint(0, 3, (2, 1, heads))
     table = RoutingTable(planted, torch.full_like(planted, 3), config)
-    layer = FreqAttention(heads * 4, heads, config)
+    layer = FreqAttention(heads * 4, heads, config, routing="learned")
     layer.set_router_training(mode)
     assert layer.router is not None
     with torch.no_grad():

@@ -7,6 +7,7 @@ of a layer for several timesteps.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 from tests.support.interpreter import patch_language_once
@@ -71,10 +72,11 @@ def count_graphs(device: str, backend: str) -> None:
 
 
 def count_layer_graphs(device: str, backend: str) -> None:
-    """Graphs of a layer that chooses bands and finds its plan by the grid: one for each of two grids at any timestep."""
+    """Graphs of a layer whose router chooses or weighs, and that finds its plan by the grid: one for each of two grids."""
     counters = []
-    for low_beside in (False, True):
-        layer = FreqAttention(48, 3, CONFIG, low_beside=low_beside).to(device)
+    options: tuple[dict[str, Any], ...] = ({"routing": "learned"}, {"routing": "learned", "low_beside": True}, {})
+    for given in options:
+        layer = FreqAttention(48, 3, CONFIG, **given).to(device)
         if layer.gates is not None:
             torch.nn.init.normal_(layer.gates.bias)
         layer.set_impl("triton")
@@ -83,8 +85,8 @@ def count_layer_graphs(device: str, backend: str) -> None:
         for grid in GRIDS[:2]:
             hidden_states = torch.randn(1, grid.num_tokens, 48, device=device)
             for noise in (0.1, 0.9):
-                given = (hidden_states * noise, grid, torch.tensor([noise], device=device))
-                torch.testing.assert_close(compiled(*given), layer(*given))
+                inputs = (hidden_states * noise, grid, torch.tensor([noise], device=device))
+                torch.testing.assert_close(compiled(*inputs), layer(*inputs))
     print(*(counter.frame_count for counter in counters), "layer graphs")
 
 

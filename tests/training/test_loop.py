@@ -32,7 +32,7 @@ from freqformer.training.run import TrainingError
 
 ROOT = Path(__file__).parents[2]
 VIDEO = Path(freqformer.__file__).parent / "assets" / "pagoda.mp4"
-MODEL = {"num_layers": 1, "num_heads": 3, "head_dim": 8, "patch_size": [1, 4, 4]}
+MODEL = {"num_layers": 1, "num_heads": 3, "head_dim": 8, "patch_size": [1, 4, 4], "routing": "learned"}
 
 
 @pytest.fixture

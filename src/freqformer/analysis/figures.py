@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,30 +115,54 @@ def allocation_figure(allocations: Tensor, timesteps: Sequence[float], path: str
     Raises:
         ValueError: for allocations of another shape, or another number of timesteps.
     """
-    if allocations.ndim != 3 or allocations.shape[0] != len(timesteps):
-        raise ValueError(
-            f"allocations has shape {tuple(allocations.shape)} for {len(timesteps)} timesteps; (steps, layers, heads) with "
-            "one timestep per step is allowed"
-        )
-    steps, layers, heads = allocations.shape
-    figure = blank_figure(8, 1.6 + 0.16 * layers * heads)
-    axes = figure.subplots()
-    rows = allocations.flatten(1).T
+    figure, axes, rows = _heat_map("allocations", allocations, timesteps)
     used = [band for band in Band if band != Band.DENSE or bool((rows == Band.DENSE).any())]
     axes.imshow(rows.numpy(), aspect="auto", interpolation="nearest", cmap=ListedColormap(BAND_COLOURS), vmin=0, vmax=3)
+    handles = [LegendPatch(color=BAND_COLOURS[band], label=band.name.lower()) for band in used]
+    axes.legend(handles=handles, frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), labelcolor=INK)
+    _finish_heat_map(axes, f"Band of each head ({allocations.shape[2]} rows a layer) while denoising")
+    save_figure(figure, path)
+
+
+def weights_figure(weights: Tensor, timesteps: Sequence[float], path: str | Path) -> None:
+    """What soft routing adds to the weight of LOW in each head of each layer at every denoising step, as a heat map.
+
+    Args:
+        weights: (steps, layers, heads); colours end at -1 and 1.
+        timesteps, path: as in `allocation_figure`.
+
+    Raises:
+        ValueError: for weights of another shape, or another number of timesteps.
+    """
+    figure, axes, rows = _heat_map("weights", weights, timesteps)
+    image = axes.imshow(rows.float().numpy(), aspect="auto", interpolation="nearest", cmap="RdBu_r", vmin=-1, vmax=1)
+    figure.colorbar(image, ax=axes, extend="both")
+    _finish_heat_map(axes, f"Added to the weight of low in each head ({weights.shape[2]} rows a layer) while denoising")
+    save_figure(figure, path)
+
+
+def _heat_map(name: str, values: Tensor, timesteps: Sequence[float]) -> tuple[Figure, Any, Tensor]:
+    """A figure, its axes with names of layers and steps, and rows (layers * heads, steps)."""
+    if values.ndim != 3 or values.shape[0] != len(timesteps):
+        raise ValueError(
+            f"{name} has shape {tuple(values.shape)} for {len(timesteps)} timesteps; (steps, layers, heads) with "
+            "one timestep per step is allowed"
+        )
+    steps, layers, heads = values.shape
+    figure = blank_figure(8, 1.6 + 0.16 * layers * heads)
+    axes = figure.subplots()
     for layer in range(1, layers):
         axes.axhline(layer * heads - 0.5, color="white", linewidth=3)
     axes.set_yticks([layer * heads + (heads - 1) / 2 for layer in range(layers)], [f"layer {i + 1}" for i in range(layers)])
     shown = sorted({round(i * (steps - 1) / 6) for i in range(7)})
     axes.set_xticks(shown, [f"{timesteps[i]:.2f}" for i in shown])
-    handles = [LegendPatch(color=BAND_COLOURS[band], label=band.name.lower()) for band in used]
-    axes.legend(handles=handles, frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), labelcolor=INK)
-    label_axes(
-        axes, f"Band of each head ({heads} rows a layer) while denoising", "noise level: from pure noise to the clip", ""
-    )
+    return figure, axes, values.flatten(1).T
+
+
+def _finish_heat_map(axes: Any, title: str) -> None:
+    label_axes(axes, title, "noise level: from pure noise to the clip", "")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    save_figure(figure, path)
 
 
 def labelled_grid(clips: Tensor, labels: Sequence[str], *, columns: int = 2) -> Tensor:

@@ -27,6 +27,24 @@ FINE_TUNED = {
     "out": "It was fine-tuned on this clip, so the clip is what it should give back.",
 }
 """What differs between the two ways of the demo."""
+CHOOSING = {
+    "routing_title": "Which band each head used",
+    "routing_text": "A small network in each layer looks at the features and at the noise level, and moves heads between "
+    "the bands. While this video was generated, it chose as follows.",
+    "routing_alt": "Heat map: the band of each head in each layer at each denoising step",
+}
+SOFT = {
+    "routing_title": "How much each head looked at the whole",
+    "routing_text": "Every head has two branches: its own band, and low frequencies of the whole video. A small network in "
+    "each layer looks at the features and at the noise level, and weighs them. While this video was generated, it gave low "
+    "frequencies more weight where the picture is red, and less where it is blue.",
+    "routing_alt": "Heat map: the weight of low frequencies of each head in each layer at each denoising step",
+}
+FIXED = {
+    "routing_title": "Which band each head used",
+    "routing_text": "The band of every head is fixed.",
+    "routing_alt": "Heat map: the band of each head in each layer",
+}
 
 
 def render_page(facts: dict[str, Any]) -> str:
@@ -58,6 +76,7 @@ def render_page(facts: dict[str, Any]) -> str:
         **{name: facts[name] for name in ("train_steps", "inference_steps", "threads", "tiles", "command", "credit")},
         **{name: facts[name] for name in ("version", "torch_version")},
         **(FROM_SCRATCH if facts["shipped"] is None else FINE_TUNED),
+        **{"learned": CHOOSING, "soft": SOFT, "fixed": FIXED}[facts["routing"]],
     }
     shown = {name: escape(str(text)) for name, text in texts.items()}
     return _template("page.html").substitute(

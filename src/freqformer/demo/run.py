@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from freqformer import __version__
-from freqformer.analysis.figures import allocation_figure, loss_figure
+from freqformer.analysis.figures import allocation_figure, loss_figure, weights_figure
 from freqformer.analysis.spectra import Spectrum
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.demo.page import render_page
@@ -61,6 +61,7 @@ class DemoSettings:
             "num_heads": 6,
             "head_dim": 32,
             "frequency": {"tile": [1, 3, 5], "mid_tiles": 8, "compression": 128},
+            "routing": "learned",
             "absolute_positions": True,
             "prediction": "clip",
         }
@@ -235,7 +236,10 @@ def _write_pictures(output: Path, settings: DemoSettings, reports: list[StepRepo
     write_video(large, output / "generated.mp4", settings.fps)
     contact_sheet(large, output / "contact_sheet.png", columns=4)
     loss_figure([report.step for report in reports], [report.loss for report in reports], output / "loss.png")
-    allocation_figure(generated.allocations, generated.timesteps, output / "allocation.png")
+    if generated.low_weights is None:
+        allocation_figure(generated.allocations, generated.timesteps, output / "routing.png")
+    else:
+        weights_figure(generated.low_weights, generated.timesteps, output / "routing.png")
 
 
 def _facts(settings: DemoSettings, reports: list[StepReport], spectrum: Spectrum, generated: Generated) -> dict[str, Any]:
@@ -274,6 +278,7 @@ def _costs(settings: DemoSettings, model: FreqFormerTransformer3DModel, generate
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "tiles": tile_layout(grid, model.band_config.tile).num_tiles,
         "head_shares": shares[:3],
+        "routing": model.attentions[0].routing,
         "attention_flops_of_dense": costs,
     }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from freqformer.analysis.figures import energies_figure, labelled_grid
 from freqformer.analysis.spectra import BAND_NAMES, Patch, Spectrum, band_frames, clip_spectrum
-from freqformer.config import FreqFormerConfig
+from freqformer.config import Band, FreqFormerConfig
 from freqformer.media import VideoError, probe_video, read_clip, to_unit, write_video
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ class Generated:
     """uint8 (F, H, W, 3)."""
     allocations: Tensor
     """Bands, int64 (steps, layers, heads)."""
+    low_weights: Tensor | None
+    """What soft routing adds to the weight of LOW, float32 (steps, layers, heads); None for other routing."""
     timesteps: list[float]
     """Noise level of every step in [0, 1]."""
     seconds: float
@@ -80,7 +82,7 @@ class Generated:
 
 
 def generate(pipeline: FreqFormerPipeline, size: tuple[int, int, int], *, steps: int, seed: int) -> Generated:
-    """Generate one video and note the band of every head at every step.
+    """Generate one video and note the band of every head at every step, and the weight of LOW where routing is soft.
 
     Args:
         pipeline: of a frequency model.
@@ -88,13 +90,16 @@ def generate(pipeline: FreqFormerPipeline, size: tuple[int, int, int], *, steps:
         steps: denoising steps.
         seed: of the starting noise.
     """
-    allocations, timesteps = [], []
+    allocations, weights, timesteps = [], [], []
+    soft = all(layer.router is not None and not layer.chooses for layer in pipeline.transformer.attentions)
 
     def note(module: torch.nn.Module, inputs: tuple) -> None:
         timesteps.append(float(inputs[1][0]) / 1000)
 
     def look(module: torch.nn.Module, inputs: tuple, output: object) -> None:
         allocations.append(torch.stack([bands[0] for bands in pipeline.transformer.allocations if bands is not None]))
+        if soft:
+            weights.append(torch.stack([x[0, :, Band.LOW] for x in pipeline.transformer.routing_logits if x is not None]))
 
     hooks = [pipeline.transformer.register_forward_pre_hook(note), pipeline.transformer.register_forward_hook(look)]
     began = time.perf_counter()
@@ -104,4 +109,6 @@ def generate(pipeline: FreqFormerPipeline, size: tuple[int, int, int], *, steps:
     finally:
         for hook in hooks:
             hook.remove()
-    return Generated(made.frames[0], torch.stack(allocations).cpu(), timesteps, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    low_weights = torch.stack(weights).float().cpu() if soft else None
+    return Generated(made.frames[0], torch.stack(allocations).cpu(), low_weights, timesteps, seconds)

@@ -16,12 +16,13 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from freqformer.attention import FreqAttention, ImplChoice
+from freqformer.attention import FreqAttention
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, tile_layout
 from freqformer.models.blocks import Conditions, TimestepModulation, TransformerBlock, modulate
 from freqformer.models.embeddings import patchify, place_waves, rotary_tables, unpatchify
 from freqformer.models.loading import align_parameters, check_complete, readable
+from freqformer.ops.implementation import ImplChoice
 from freqformer.ops.tokens import TokenOrder, reorder
 from freqformer.routing import RouterTraining, RoutingTable
 
@@ -45,16 +46,16 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         text_dim: channels of text embeddings for cross-attention; None makes a model without text.
         attention: `frequency`, or `dense` for the same model with dense attention: to compare, or to be given a routing
             table after training (docs/calibration.md).
-        frequency: fields of `FreqFormerConfig`; None takes its defaults.
-        routing: `learned` or `fixed`, see `FreqAttention`.
-        allocation: initial or fixed band of every head, for all layers, or one list per layer; None for thirds.
+        frequency: fields of `FreqFormerConfig`; None takes its defaults, with soft routing no summaries.
+        routing: `soft`, `learned` or `fixed`, see `FreqAttention`.
+        allocation: initial or fixed band of every head, for all layers, or one list per layer; None as in `FreqAttention`.
         prior: of the routers, `paper` or `none`.
         absolute_positions: whether a token is told its place in the whole video too. With rotary embedding alone it has
             to infer it from its distance to the borders, which takes long to learn. "space" tells the place in the frame
             alone, so that what a token is told does not depend on the video's length.
         prediction: what the last layer gives: `velocity`, or the `clip`, from which the velocity follows. Noise does not
             fit through a layer narrower than a patch, a clip does (Li and He, arXiv 2511.13720): take it for large patches.
-        low_beside: whether every head adds a gated LOW branch to its own, see `FreqAttention`.
+        low_beside: whether every head adds a gated LOW branch to its own; None with soft routing alone.
 
     Raises:
         ValueError: for a value that does not fit, naming the argument.
@@ -77,12 +78,12 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         text_dim: int | None = None,
         attention: str = "frequency",
         frequency: dict | None = None,
-        routing: str = "learned",
+        routing: str = "soft",
         allocation: Sequence | None = None,
         prior: str = "paper",
         absolute_positions: bool | str = False,
         prediction: str = "velocity",
-        low_beside: bool = False,
+        low_beside: bool | None = None,
     ) -> None:
         super().__init__()
         if absolute_positions not in (False, True, "space"):
@@ -99,7 +100,8 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
                 "from 6 up are allowed: rotary embedding turns a pair of channels per axis at least"
             )
         self.patch_size = (patch_size[0], patch_size[1], patch_size[2])
-        self.band_config = FreqFormerConfig.from_dict(dict(frequency or {}))
+        plain = {"summary_tokens": 0} if routing == "soft" else {}
+        self.band_config = FreqFormerConfig.from_dict(plain if frequency is None else dict(frequency))
         dim, patch = num_heads * head_dim, in_channels * patch_size[0] * patch_size[1] * patch_size[2]
         self.proj_in = nn.Linear(patch, dim)
         self.time_modulation = TimestepModulation(dim)

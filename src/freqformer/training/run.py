@@ -82,7 +82,7 @@ class TrainingRun:
         seed_everything(config.run.seed, "model")
         self.model: Any = model if model is not None else _build_model(config.model)
         self.model.train()
-        if any(layer.router is not None for layer in self.model.attentions):
+        if any(layer.chooses for layer in self.model.attentions):
             self.model.set_router_training(config.routing.mode)
         if config.run.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
@@ -252,9 +252,9 @@ class TrainingRun:
         return torch.stack([loss.detach(), routing.detach()]).float()
 
     def _routing_loss(self, like: Tensor) -> Tensor:
-        """Budget and entropy terms of the last forward pass; 0 where no router trains."""
+        """Budget and entropy terms of the last forward pass; 0 where no router learns to choose."""
         settings, logits = self.config.routing, self.model.routing_logits
-        if settings.mode == "off" or all(layer is None for layer in logits):
+        if settings.mode == "off" or not any(layer.chooses for layer in self.model.attentions):
             return torch.zeros_like(like)
         costs = self.model.routing_costs(self.grid)
         *cheap, dense = costs

@@ -134,7 +134,7 @@ def test_any_network_and_timestep(prior: str, hidden: int) -> None:
 def test_a_layer_scores_its_heads_alike_with_and_without_the_launches() -> None:
     grid = Grid(2, 4, 3)
     config = FreqFormerConfig(tile=(2, 2, 3), mid_tiles=2, window=(1, 1, 1), summary_tokens=2)
-    layer = FreqAttention(HEADS * HEAD_DIM, HEADS, config)
+    layer = FreqAttention(HEADS * HEAD_DIM, HEADS, config, routing="learned")
     hidden, timestep = torch.randn(1, grid.num_tokens, HEADS * HEAD_DIM), torch.tensor([0.9])
     layer(hidden, grid, timestep, impl="eager")
     expected, allocation = layer.last_logits, layer.last_allocation

@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from freqformer.attention import ImplChoice
 from freqformer.config import Band
 from freqformer.integrations.diffusers import cogvideox, hunyuan_video, ltx, wan
 from freqformer.integrations.diffusers.processor import Call, Family, FrequencyProcessor
+from freqformer.ops.implementation import ImplChoice
 from freqformer.routing import RoutingTable
 
 FAMILIES = {

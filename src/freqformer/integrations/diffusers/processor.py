@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from freqformer.attention import ImplChoice, frequency_attention
+from freqformer.attention import frequency_attention
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
+from freqformer.ops.implementation import ImplChoice
 from freqformer.routing import timestep_bucket
 from freqformer.routing.table import attend_by_bucket
 

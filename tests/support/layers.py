@@ -1,0 +1,39 @@
+"""A small attention layer and its inputs."""
+
+from __future__ import annotations
+
+import torch
+
+from freqformer import FreqAttention, FreqFormerConfig, Grid
+from freqformer.grid import tile_layout
+from freqformer.routing import RoutingTable
+
+GRID, HEADS, DIM = Grid(5, 4, 6), 3, 24
+CONFIG = FreqFormerConfig(tile=(2, 2, 3), compression=16, window=(1, 1, 1), mid_tiles=2, summary_tokens=6)
+TIMESTEP = torch.tensor([0.2, 0.9])
+
+
+def make_layer(config: FreqFormerConfig = CONFIG, **options) -> FreqAttention:
+    """A layer whose norms and summaries are not at their neutral start."""
+    torch.manual_seed(0)
+    layer = FreqAttention(DIM, HEADS, config, **{"routing": "learned", **options})
+    with torch.no_grad():
+        for parameter in (layer.query_norm, layer.key_norm):
+            parameter.add_(torch.rand_like(parameter))
+    return layer
+
+
+def make_input(seed: int = 1) -> torch.Tensor:
+    return torch.randn(2, GRID.num_tokens, DIM, generator=torch.Generator().manual_seed(seed))
+
+
+def make_rotary(order: str = "tile") -> tuple[torch.Tensor, torch.Tensor]:
+    """Tables of one and the same rotation, in either order."""
+    angle = torch.rand(GRID.num_tokens, DIM // HEADS // 2, generator=torch.Generator().manual_seed(2)) * 6
+    if order == "tile":
+        angle = angle[tile_layout(GRID, CONFIG.tile).raster_to_tile]
+    return angle.cos(), angle.sin()
+
+
+def make_table(bands: torch.Tensor, config: FreqFormerConfig = CONFIG) -> RoutingTable:
+    return RoutingTable(bands, torch.full_like(bands, config.mid_tiles or 0), config)

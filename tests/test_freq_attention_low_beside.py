@@ -1,0 +1,133 @@
+"""The attention layer with a LOW branch beside every head's own: gates by token, and soft routing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.support.layers import CONFIG, DIM, GRID, HEADS, TIMESTEP, make_input, make_layer, make_rotary, make_table
+
+from freqformer import FreqAttention
+from freqformer.config import Band
+
+
+def with_gates(layer: FreqAttention, scale: float = 0.5) -> FreqAttention:
+    """The layer with gates that differ by token, head and branch."""
+    assert layer.gates is not None
+    torch.nn.init.normal_(layer.gates.weight, std=scale)
+    torch.nn.init.normal_(layer.gates.bias, std=scale)
+    return layer
+
+
+@pytest.mark.parametrize("order", ["raster", "tile"])
+@pytest.mark.parametrize("allocation", [[0, 1, 2], [2, 3, 1]])
+def test_low_beside_adds_a_gated_branch_to_every_head(order, allocation):
+    layer = make_layer(routing="fixed", allocation=allocation, low_beside=True)
+    own, low = (make_layer(routing="fixed", allocation=bands) for bands in (allocation, [0, 0, 0]))
+    hidden, rotary = make_input(), make_rotary(order)
+    outputs = []
+    for plain in (own, low):
+        plain.load_state_dict(layer.state_dict(), strict=False)
+        plain.to_out = torch.nn.Identity()
+        outputs.append(plain(hidden, GRID, TIMESTEP, rotary, token_order=order).unflatten(2, (HEADS, -1)))
+    assert torch.equal(layer(hidden, GRID, TIMESTEP, rotary, token_order=order), layer.to_out(outputs[0].flatten(2)))
+    with_gates(layer)
+    own_gate, low_gate = layer.gates(hidden).split(HEADS, 2)
+    expected = (1 + own_gate[..., None]) * outputs[0] + low_gate[..., None] * outputs[1]
+    out = layer(hidden, GRID, TIMESTEP, rotary, token_order=order)
+    torch.testing.assert_close(out, layer.to_out(expected.flatten(2)), rtol=1e-5, atol=1e-5)
+    assert layer.last_allocation.tolist() == [allocation] * 2
+
+
+def test_gates_and_both_branches_learn_beside_a_router_that_learns():
+    layer = with_gates(make_layer(low_beside=True)).train()
+    layer.set_router_training("all")
+    hidden = make_input().requires_grad_()
+    layer(hidden, GRID, TIMESTEP, make_rotary()).square().mean().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()), name
+    assert bool(layer.gates.weight.grad.any())
+    assert all(bool(p.grad.any()) for p in layer.router.layers[-1].parameters())
+
+
+def test_low_beside_costs_a_low_branch_and_counts_in_the_budget():
+    layer, plain = make_layer(low_beside=True), make_layer().band_costs(GRID)
+    costs = torch.tensor(layer.band_costs(GRID))
+    assert costs.tolist() == pytest.approx([cost + plain[Band.LOW] for cost in plain])
+    budget = float(costs[:3].mean() / costs[Band.DENSE])
+    layer.set_flop_budget(budget)
+    layer(make_input(), GRID, TIMESTEP)
+    assert bool((costs[layer.last_allocation].mean(-1) / costs[Band.DENSE] <= budget * (1 + 1e-6)).all())
+
+
+def test_a_table_leaves_low_beside_as_it_is():
+    layer, hidden = with_gates(make_layer(low_beside=True)), make_input()
+    fixed = make_layer(routing="fixed", allocation=[1, 1, 2], low_beside=True)
+    fixed.load_state_dict(layer.state_dict(), strict=False)
+    layer.set_routing_table(make_table(torch.tensor([[[1, 1, 2]]])))
+    assert torch.equal(layer(hidden, GRID, TIMESTEP), fixed(hidden, GRID, TIMESTEP))
+
+
+def test_a_dense_layer_has_no_low_branch():
+    dense = make_layer(attention="dense", low_beside=True)
+    assert dense.gates is None
+    assert set(dense.state_dict()) == set(make_layer(attention="dense").state_dict())
+
+
+def test_a_new_layer_routes_softly():
+    torch.manual_seed(0)
+    layer = FreqAttention(DIM, HEADS, CONFIG)
+    assert layer.routing == "soft"
+    assert layer.allocation.tolist() == [Band.HIGH] * HEADS
+    assert layer.gates is not None
+    assert not layer.chooses
+    layer(make_input(), GRID, TIMESTEP)
+    assert layer.last_allocation.tolist() == [[Band.HIGH] * HEADS] * 2
+    assert layer.last_logits.shape == (2, HEADS, 3)
+    layer.set_router_training("off")
+    for refused in (lambda: layer.set_router_training("all"), lambda: layer.set_flop_budget(0.5)):
+        with pytest.raises(ValueError, match="no router chooses in the layer; make it with routing='learned'"):
+            refused()
+
+
+def test_soft_routing_weighs_each_heads_band_and_low_by_sample():
+    allocation = [1, 2, 0]
+    layer, hidden, rotary = with_gates(make_layer(routing="soft", allocation=allocation)), make_input(), make_rotary()
+    outputs = []
+    for bands in (allocation, [0, 0, 0]):
+        plain = make_layer(routing="fixed", allocation=bands)
+        plain.load_state_dict(layer.state_dict(), strict=False)
+        plain.to_out = torch.nn.Identity()
+        outputs.append(plain(hidden, GRID, TIMESTEP, rotary).unflatten(2, (HEADS, -1)))
+    out = layer(hidden, GRID, TIMESTEP, rotary)
+    logits = layer.last_logits
+    assert (logits[0] - logits[1]).abs().max() > 1e-3  # two timesteps
+    own_gate, low_gate = layer.gates(hidden).split(HEADS, 2)
+    own = torch.stack([logits[:, head, band] for head, band in enumerate(allocation)], 1)
+    weights = 1 + own_gate + own[:, None], low_gate + logits[:, None, :, Band.LOW]
+    expected = weights[0][..., None] * outputs[0] + weights[1][..., None] * outputs[1]
+    torch.testing.assert_close(out, layer.to_out(expected.flatten(2)), rtol=1e-5, atol=1e-5)
+
+
+def test_soft_routing_learns_everything():
+    layer = with_gates(make_layer(routing="soft")).train()
+    layer(make_input(), GRID, TIMESTEP, make_rotary()).square().mean().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()), name
+    assert all(bool(parameter.grad.any()) for parameter in layer.router.parameters() if parameter.ndim > 1)
+
+
+def test_a_table_moves_bands_under_soft_routing_and_leaves_its_weights():
+    layer, hidden = with_gates(make_layer(routing="soft")), make_input()
+    other = make_layer(routing="soft", allocation=[1, 1, 1])
+    other.load_state_dict(layer.state_dict())
+    layer.set_routing_table(make_table(torch.tensor([[[1, 1, 1]]])))
+    out = layer(hidden, GRID, TIMESTEP)
+    assert layer.last_allocation.tolist() == [[1, 1, 1]] * 2
+    # The weight of the own branch is still that of the band that it was trained as.
+    logits = layer.last_logits
+    other.router.head_bias.data[:, Band.MID] += 10
+    assert not torch.allclose(other(hidden, GRID, TIMESTEP), out, atol=1e-3)
+    other._weighed = lambda gates, _: layer._weighed(gates, logits)
+    assert torch.equal(other(hidden, GRID, TIMESTEP), out)
