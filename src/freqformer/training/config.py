@@ -111,7 +111,7 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class RoutingConfig:
-    """How learned routers train; ignored by a model without any.
+    """How routers that choose bands train; ignored by a model without any, soft routing included.
 
     Args:
         mode: `sampled` computes one other band per head beside the chosen one, `all` both, `off` leaves routers as they
