@@ -74,7 +74,7 @@ def count_graphs(device: str, backend: str) -> None:
 def count_layer_graphs(device: str, backend: str) -> None:
     """Graphs of a layer whose router chooses or weighs, and that finds its plan by the grid: one for each of two grids."""
     counters = []
-    options: tuple[dict[str, Any], ...] = ({"routing": "learned"}, {"routing": "learned", "low_beside": True}, {})
+    options: tuple[dict[str, Any], ...] = ({"routing": "learned"}, {"routing": "soft"})
     for given in options:
         layer = FreqAttention(48, 3, CONFIG, **given).to(device)
         if layer.gates is not None:
