@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality.report import by_variant, mean, overall, paired, read_results
+from typer.testing import CliRunner
+
+from freqformer.cli import app
 
 ROOT = Path(__file__).parents[1]
 README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
@@ -80,6 +83,17 @@ def test_the_cpu() -> None:
         f"{both['frequency_wall_s']:.1f} s with its backward where dense takes {both['dense_wall_s']:.1f} s",
         f"{forward['speedup_wall']:.1f} and {both['speedup_wall']:.1f} times",
     )
+
+
+def test_what_low_beside_is_predicted_to_take(tmp_path: Path) -> None:
+    windows = ["--tokens", "115200", "--set", "split=0,0,1", "--set", "summary_tokens=0"]
+    seconds = []
+    for more in ([], ["--set", "low_beside=true"]):
+        done = CliRunner().invoke(app, ["simulate", *windows, *more, "--json", str(tmp_path / "out.json")])
+        assert done.exit_code == 0, done.output
+        (case,) = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["scenarios"]
+        seconds.append(case["time_s"])
+    check(f"predicts {seconds[1] / seconds[0] - 1:.0%} more time for a layer of windows", f"simulate {' '.join(windows)}`")
 
 
 def test_quality() -> None:
