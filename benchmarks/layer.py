@@ -193,7 +193,7 @@ def live_router(layer: Layer, layer_ms: float) -> dict[str, Any]:
     # The values stand for the layer's input: as large, and in other memory than queries and keys.
     features, norms = (query, key, value.flatten(2)), (given.query_norm, given.key_norm)
     inputs = (features, norms, given.norm_eps, layer.grid, layer.config, "raster")
-    logits, bands = triton.score(*inputs, network, timestep)
+    logits, bands = triton.score(network, timestep, inputs)
     difference = float((logits - network(reference.statistics(*inputs), timestep)).abs().max())
     if not difference <= LARGEST_DIFFERENCE:
         raise SystemExit(f"the router's logits differ by {difference} from PyTorch's; {LARGEST_DIFFERENCE} is allowed")
@@ -201,13 +201,13 @@ def live_router(layer: Layer, layer_ms: float) -> dict[str, Any]:
 
     def choose() -> None:
         cache.zero_()
-        triton.score(*inputs, network, timestep)
+        triton.score(network, timestep, inputs)
 
     profiles = sorted((record.launches(choose)[1:] for _ in range(9)), key=lambda run: sum(time for _, time in run))
     typical = profiles[len(profiles) // 2]
     ms = sum(time for _, time in typical) / 1e3
     alone = graph_ms(lambda: layer.run(bands))
-    together = graph_ms(lambda: layer.run(triton.score(*inputs, network, timestep)[1]))
+    together = graph_ms(lambda: layer.run(triton.score(network, timestep, inputs)[1]))
     return {
         "num_launches": len(typical),
         "launches": [[name, time] for name, time in typical],

@@ -1,4 +1,7 @@
-"""What it costs a layer to choose its bands at every call: the live router's launches beside the layer with frozen bands.
+"""What a router costs a layer at every call, where it chooses bands and where it weighs branches.
+
+The first is measured as the live router's launches beside the layer with frozen bands; the second, soft routing, as a
+whole `FreqAttention` with it beside one whose gates go by the token alone.
 
 Needs a CUDA GPU, and no package beside torch and Triton:
 
@@ -11,12 +14,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import record
+from freqformer.attention import FreqAttention
+from freqformer.config import Band
 from freqformer.grid import Grid
 from freqformer.ops.routing import triton
 from freqformer.routing import RoutingNetwork
@@ -52,10 +59,11 @@ def measure(layer: Layer) -> dict[str, Any]:
     network = RoutingNetwork(query.shape[2], initial=layer.allocation).to(device)
     timestep = torch.tensor([0.5], device=device)
     features, norms = (query, key, value.flatten(2)), (given.query_norm, given.key_norm)
+    inputs = (features, norms, given.norm_eps, layer.grid, layer.config, "raster")
     cache = torch.empty(CACHE_BYTES, dtype=torch.uint8, device=device)
 
     def choose() -> torch.Tensor:
-        return triton.score(features, norms, given.norm_eps, layer.grid, layer.config, "raster", network, timestep)[1]
+        return triton.score(network, timestep, inputs)[1]
 
     def many(*calls: Callable[[], object]) -> None:
         for _ in range(CALLS):
@@ -80,6 +88,21 @@ def measure(layer: Layer) -> dict[str, Any]:
     }
 
 
+@torch.no_grad()
+def measure_soft(grid: Grid, heads: int) -> dict[str, float]:
+    """What soft routing adds to a layer of windows with LOW beside them, projections included."""
+    config, dim = replace(BENCH, summary_tokens=0), heads * HEAD_DIM
+    bands, made = [Band.HIGH.value] * heads, []
+    for routing in ("fixed", "soft"):
+        torch.manual_seed(0)
+        layer = FreqAttention(dim, heads, config, allocation=bands, routing=routing, low_beside=True)
+        made.append(layer.to("cuda", torch.bfloat16).eval())
+    hidden = torch.randn(1, grid.num_tokens, dim, device="cuda", dtype=torch.bfloat16)
+    timestep = torch.tensor([0.5], device="cuda")
+    plain, added = difference_ms(*(partial(layer, hidden, grid, timestep) for layer in made))
+    return {"layer_in_graph_ms": plain, "added_to_layer_ms": added, "added_share_of_layer": added / plain}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, default=record.RESULTS, help="folder for router.json")
@@ -92,7 +115,10 @@ def main() -> None:
         cases[name] = case = measure(make_layer(grid, heads, BENCH))
         parts = ", ".join(f"{launch} {time:.1f}" for launch, time in case["launches"])
         shares = f"{100 * case['share_of_layer']:.2f}% by launches ({100 * case['added_share_of_layer']:.2f}% by graphs)"
+        case["soft"] = soft = measure_soft(grid, heads)
         print(f"{name:8} {parts} us of {case['layer_in_graph_ms']:.3f} ms: {shares}", flush=True)
+        more = f"{1e3 * soft['added_to_layer_ms']:.1f} us of {soft['layer_in_graph_ms']:.3f} ms"
+        print(f"{name:8} soft routing adds {more}: {100 * soft['added_share_of_layer']:.2f}%", flush=True)
     results = {"config": BENCH.to_dict(), "head_dim": HEAD_DIM, "dtype": "bfloat16", "cases": cases}
     print(f"wrote {record.save('router', results, arguments.output, arguments.commit)}")
 

@@ -243,7 +243,7 @@ def test_the_dense_table_is_dense_attention(model: Path) -> None:
     video, timestep = torch.randn(1, 3, 8, 16, 24, generator=torch.Generator().manual_seed(0)), torch.tensor([500.0])
     transformer.set_routing_table(dense_table(transformer))
     for layer in transformer.attentions:
-        layer._with_low = lambda out, gates, attend: out  # LOW stays beside the own branch, which the table is about
+        layer._with_low = lambda out, *_: out  # LOW stays beside the own branch, which the table is about
     with torch.no_grad():
         by_table = transformer(video, timestep).sample
         for layer in transformer.attentions:

@@ -129,5 +129,5 @@ def test_a_table_moves_bands_under_soft_routing_and_leaves_its_weights():
     logits = layer.last_logits
     other.router.head_bias.data[:, Band.MID] += 10
     assert not torch.allclose(other(hidden, GRID, TIMESTEP), out, atol=1e-3)
-    other._weighed = lambda gates, _: layer._weighed(gates, logits)
+    other._weights = lambda _: layer._weights(logits)
     assert torch.equal(other(hidden, GRID, TIMESTEP), out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from freqformer.attention import NORM_EPS, FreqAttention, Tensors
+from freqformer.attention import NORM_EPS, Attend, FreqAttention, Tensors
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops.implementation import ImplChoice
@@ -18,7 +18,6 @@ from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.routing import reference
 from freqformer.ops.tokens import TokenOrder
 from freqformer.routing import RoutingNetwork
-from freqformer.routing.statistics import NUM_STATISTICS
 
 NOISE_WEIGHT = 2.0
 """How much the low summaries' offset rises from the middle of the noise levels to the end, at first."""
@@ -31,10 +30,10 @@ class Mixing:
     low_beside: bool = False
     """A LOW branch is added to the head's own."""
     gates: Literal["none", "token", "routed", "both"] = "none"
-    """What branches are multiplied by: nothing; a linear function of the token; what a routing network makes of the layer's
-    statistics and the timestep; the sum of the token's and the network's, which is the library's soft routing."""
-    timed: bool = False
-    """Whether that network sees the timestep and the head alone, no statistics."""
+    """What branches are multiplied by: nothing; a linear function of the token; what a routing network makes of the
+    timestep; the sum of the token's and the network's, which is the library's soft routing."""
+    statistics: bool = False
+    """Whether that network is given the layer's statistics, beside the timestep and the head."""
     weighed: bool = False
     """Whether a routing network adds to the offsets of the low, mid and high summaries."""
 
@@ -77,6 +76,8 @@ class MixedAttention(FreqAttention):
                 nn.init.zeros_(parameter)
         elif mixing.gates == "routed":
             self.gates = None
+        if mixing.statistics:
+            self.router = RoutingNetwork(self.num_heads, prior="none")
         if mixing.weighed:
             self.weigher = RoutingNetwork(self.num_heads, prior="none")
         self.held_logits: Tensor | None = None
@@ -85,9 +86,9 @@ class MixedAttention(FreqAttention):
 
     def gates_of(self, logits: Tensor) -> Tensor:
         """What logits (B, H, 3) of soft routing add to the gates of the own branch and of LOW, (B, 2, H)."""
-        gates = self._weighed(None, logits)
-        assert gates is not None
-        return gates[:, 0]
+        weights = self._weights(logits)
+        assert weights is not None
+        return weights
 
     def _score(
         self,
@@ -100,8 +101,6 @@ class MixedAttention(FreqAttention):
     ) -> tuple[Tensor | None, Tensor | None]:
         if self.held_logits is not None:
             return self.held_logits.expand(len(timestep), -1, -1), None
-        if self.mixing.timed and self.router is not None:
-            return self.router(timestep.new_zeros(len(timestep), self.num_heads, NUM_STATISTICS), timestep), None
         if self.weigher is not None and self.summary_offsets is not None:
             features, norms = (*tensors[:2], hidden_states), (self.query_norm, self.key_norm)
             statistics = reference.statistics(features, norms, NORM_EPS, grid, self.config, token_order)
@@ -114,7 +113,9 @@ class MixedAttention(FreqAttention):
         parameters = super()._learned(rotary)
         return parameters if self._offsets is None else replace(parameters, summary_offsets=self._offsets)
 
-    def _with_low(self, out: Tensor, gates: Tensor | None, attend: Callable[[list[int]], Tensor]) -> Tensor:
+    def _with_low(
+        self, out: Tensor, gates: Tensor | None, weights: Tensor | None, attend: Attend, impl: ImplChoice
+    ) -> Tensor:
         if gates is None or self.mixing.low_beside:
-            return super()._with_low(out, gates, attend)
+            return super()._with_low(out, gates, weights, attend, impl)
         return torch.addcmul(out, out, gates.to(out.dtype).transpose(2, 3))

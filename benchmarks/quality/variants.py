@@ -161,19 +161,22 @@ VARIANTS: dict[str, Variant] = {
         "learned router that starts from the window", replace(PLAIN, mid_tiles=36), (HIGH,), learned=True
     ),
     "beside_routed": Variant(
-        "as gated_plain, gates by a routing network", PLAIN, (HIGH,), mixing=replace(BESIDE, gates="routed")
+        "as gated_plain, gates by a routing network",
+        PLAIN,
+        (HIGH,),
+        mixing=replace(BESIDE, gates="routed", statistics=True),
     ),
     "beside_both": Variant(
-        "as gated_plain, gates by the token and by a routing network: soft routing, the default",
+        "as gated_plain, gates by the token and by a routing network",
+        PLAIN,
+        (HIGH,),
+        mixing=replace(BESIDE, gates="both", statistics=True),
+    ),
+    "beside_timed": Variant(
+        "as beside_both, the routing network sees no statistics: soft routing, the default",
         PLAIN,
         (HIGH,),
         mixing=replace(BESIDE, gates="both"),
-    ),
-    "beside_timed": Variant(
-        "as beside_both, the routing network sees no statistics",
-        PLAIN,
-        (HIGH,),
-        mixing=replace(BESIDE, gates="both", timed=True),
     ),
     "gated_fine": Variant("as gated_plain, 16 tokens a low token", replace(PLAIN, compression=32), (HIGH,), mixing=BESIDE),
     "router_beside": Variant(

@@ -18,10 +18,10 @@ from freqformer.grid import Grid
 from freqformer.ops import fused
 from freqformer.ops.branches import Branches
 from freqformer.ops.checks import check_options, check_parameters, check_tensors, layer_bands, row_bands
-from freqformer.ops.gates import gated_sum
+from freqformer.ops.gates.api import gated_sum
 from freqformer.ops.implementation import ImplChoice, resolve
 from freqformer.ops.parameters import AttentionParameters
-from freqformer.ops.routing import reference
+from freqformer.ops.routing.api import score
 from freqformer.ops.tokens import TokenOrder, rms_norm, rotate
 from freqformer.plan import AttentionPlan, Selection, build_plan
 from freqformer.routing import (
@@ -40,6 +40,8 @@ Routing = Literal["soft", "learned", "fixed"]
 Attention = Literal["frequency", "dense"]
 Tensors = tuple[Tensor, Tensor, Tensor]
 """Query, key and value."""
+Attend = Callable[[list[int]], Tensor]
+"""A layer's attention with these bands, (B, N, H, D)."""
 NORM_EPS = 1e-6
 
 
@@ -141,8 +143,9 @@ class FreqAttention(nn.Module):
         config: bands, patterns and summaries.
         allocation: the band of every head; with `routing="learned"` where the router starts. DENSE with "fixed" alone. None
             puts a third of the heads in each band, with "soft" all in HIGH.
-        routing: `soft` keeps the allocation, and by sample and timestep weighs each head's band and a LOW branch beside it:
-            best in docs/quality.md. `learned` chooses a band for each head instead. `fixed` does neither.
+        routing: `soft` keeps the allocation, and by timestep weighs each head's band and a LOW branch beside it: best in
+            docs/quality.md. `learned` chooses a band for each head instead, by the layer's statistics too. `fixed` does
+            neither.
         attention: `frequency`, or `dense`: exact attention in every head, without router and learned summaries; until a
             routing table is set, whose bands then take low summaries alone.
         prior: of a router that chooses, see `RoutingNetwork`.
@@ -200,7 +203,7 @@ class FreqAttention(nn.Module):
             if routing == "learned":
                 self.router = RoutingNetwork(num_heads, prior=prior, initial=bands)
             elif routing == "soft":
-                self.router = RoutingNetwork(num_heads, prior="none")
+                self.router = RoutingNetwork(num_heads, prior="none", statistics=False)
             if low_beside or routing == "soft":
                 self.gates = nn.Linear(dim, 2 * num_heads)
                 for parameter in self.gates.parameters():
@@ -293,8 +296,9 @@ class FreqAttention(nn.Module):
         gates = None if self.gates is None else self.gates(hidden_states).unflatten(2, (-1, self.num_heads))
         # Bands and their statistics are taken in float32; autocast would take them in half precision.
         with torch.autocast(hidden_states.device.type, enabled=False):
-            attend = partial(self._attend, tensors, grid, timestep, rotary, token_order, impl or self.impl)
-            logits, best = self._score(tensors, hidden_states, grid, timestep, token_order, impl or self.impl)
+            impl = impl or self.impl
+            attend = partial(self._attend, tensors, grid, timestep, rotary, token_order, impl)
+            logits, best = self._score(tensors, hidden_states, grid, timestep, token_order, impl)
             self.last_logits = logits
             self.last_allocation = allocation = self._choose(logits, best, grid, timestep)
             out = attend(allocation)
@@ -303,7 +307,7 @@ class FreqAttention(nn.Module):
                 with torch.no_grad():
                     others = [attend(other) for other in bands]
                 out = straight_through(out, others, bands, logits)
-            out = self._with_low(out, self._weighed(gates, logits), attend)
+            out = self._with_low(out, gates, self._weights(logits), attend, impl)
         return self.to_out(out.flatten(2))
 
     def _score(
@@ -320,16 +324,7 @@ class FreqAttention(nn.Module):
             return None, None
         features, norms = (*tensors[:2], hidden_states), (self.query_norm, self.key_norm)
         inputs = (features, norms, NORM_EPS, grid, self.config, token_order)
-        if resolve(impl, hidden_states.device.type, fused.obstacle(tensors, None)) != "triton":
-            logits = self.router(reference.statistics(*inputs), timestep)
-            return logits, allocate(logits)
-        # Imported here, since Triton decides at import whether it interprets, and a CPU may have no Triton at all.
-        from freqformer.ops.routing import triton
-
-        if not torch.is_grad_enabled():
-            return triton.score(*inputs, self.router, timestep)
-        logits = self.router(triton.statistics(*inputs), timestep)
-        return logits, allocate(logits)
+        return score(self.router, timestep, inputs, fused=fused.runs(tensors, impl))
 
     def _choose(self, logits: Tensor | None, best: Tensor | None, grid: Grid, timestep: Tensor) -> Tensor:
         """The band of every head, int64 (B, H)."""
@@ -360,17 +355,21 @@ class FreqAttention(nn.Module):
             return attend(*tensors, allocation=allocation, config=self.configs[0])
         return attend_by_bucket(attend, tensors, allocation, self.configs, timestep)
 
-    def _weighed(self, gates: Tensor | None, logits: Tensor | None) -> Tensor | None:
-        """Gates (B, N, 2, H) of the own branch and of LOW, and with soft routing the logits of the two bands added."""
+    def _weights(self, logits: Tensor | None) -> Tensor | None:
+        """What soft routing adds to the gates of the own branch and of LOW, (B, 2, H): the logits of the two bands."""
         if logits is None or self.chooses:
-            return gates
+            return None
         own = logits.gather(2, self.allocation.expand(len(logits), -1)[..., None])[..., 0]
-        by_sample = torch.stack([own, logits[..., Band.LOW.value]], 1)[:, None]
-        return by_sample if gates is None else gates + by_sample
+        return torch.stack([own, logits[..., Band.LOW.value]], 1)
 
-    def _with_low(self, out: Tensor, gates: Tensor | None, attend: Callable[[list[int]], Tensor]) -> Tensor:
-        """(B, N, H, D) and gates (B, N, 2, H) -> the output with a LOW branch beside every head's own."""
-        return out if gates is None else gated_sum(out, attend([Band.LOW.value] * self.num_heads), gates)
+    def _with_low(
+        self, out: Tensor, gates: Tensor | None, weights: Tensor | None, attend: Attend, impl: ImplChoice
+    ) -> Tensor:
+        """(B, N, H, D) -> the output with LOW beside every head's own band, by gates (B, N, 2, H) and weights (B, 2, H)."""
+        if gates is None and weights is None:
+            return out
+        low = attend([Band.LOW.value] * self.num_heads)
+        return gated_sum(out, low, gates, weights, fused=fused.runs((out, low, low), impl))
 
     def _learned(self, rotary: tuple[Tensor, Tensor] | None) -> AttentionParameters:
         learned = (self.summary_queries, self.summary_offsets, self.gains)

@@ -89,7 +89,7 @@ def test_a_gated_head_starts_as_its_own_branch_and_can_turn_to_low() -> None:
 
 def test_the_default_is_the_variant_that_won() -> None:
     model = FreqFormerTransformer3DModel(patch_size=TINY.patch, num_layers=TINY.layers, num_heads=6, head_dim=TINY.head_dim)
-    won = build(VARIANTS["beside_both"], TINY, 0)
+    won = build(VARIANTS["beside_timed"], TINY, 0)
     for layer, other in zip(model.attentions, won.attentions, strict=True):
         assert layer.routing == other.routing == "soft"
         assert torch.equal(layer.allocation, other.allocation)
@@ -97,11 +97,12 @@ def test_the_default_is_the_variant_that_won() -> None:
         assert layer.config.summary_tokens == other.config.summary_tokens == 0
 
 
+@pytest.mark.parametrize("statistics", [True, False])
 @pytest.mark.parametrize("gates", ["routed", "both"])
-def test_gates_by_a_network_can_turn_to_low_and_be_held(gates: str) -> None:
+def test_gates_by_a_network_can_turn_to_low_and_be_held(gates: str, statistics: bool) -> None:
     config = replace(CUBES, mid_tiles=2, summary_tokens=0)
     torch.manual_seed(0)
-    mixed = MixedAttention(32, config, [1, 2], Mixing(low_beside=True, gates=gates))
+    mixed = MixedAttention(32, config, [1, 2], Mixing(low_beside=True, gates=gates, statistics=statistics))
     low = FreqAttention(32, 2, config, allocation=[Band.LOW] * 2, routing="fixed")
     low.load_state_dict(mixed.state_dict(), strict=False)
     x, grid, timestep = torch.randn(2, TINY.grid.num_tokens, 32), TINY.grid, torch.tensor([0.2, 0.8])
@@ -117,14 +118,15 @@ def test_gates_by_a_network_can_turn_to_low_and_be_held(gates: str) -> None:
     torch.testing.assert_close(mixed(x, grid, timestep), expected)
 
 
-def test_weights_by_the_timestep_alone() -> None:
-    timed = build(VARIANTS["beside_timed"], TINY, 0)
+@pytest.mark.parametrize("variant", ["beside_timed", "beside_both", "beside_routed"])
+def test_weights_by_the_timestep_alone_or_by_statistics_too(variant: str) -> None:
+    timed = build(VARIANTS[variant], TINY, 0)
     timestep = torch.tensor([200.0, 800.0])
     logits = []
     for seed in (1, 2):
         timed(torch.randn(2, 3, *TINY.video, generator=torch.Generator().manual_seed(seed)), timestep)
         logits.append(torch.stack([x for x in timed.routing_logits if x is not None]))
-    assert torch.equal(*logits)
+    assert torch.equal(*logits) == (variant == "beside_timed")
     assert (logits[0][:, 0] - logits[0][:, 1]).abs().max() > 1e-3
 
 

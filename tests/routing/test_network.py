@@ -98,6 +98,19 @@ def test_sinusoids_are_of_geometric_frequencies():
     torch.testing.assert_close(wave, expected)
 
 
+def test_without_statistics_the_timestep_and_the_head_alone_decide():
+    router = make_router(prior="none", statistics=False)
+    logits = router(None, torch.tensor([0.1, 0.9]))
+    assert logits.shape == (2, 3, 3)
+    assert (logits[0] - logits[1]).abs().max() > 1e-4
+    assert (logits[:, 0] - logits[:, 1]).abs().max() > 1e-4
+    given = make_router(prior="none")
+    shared = router.layers[0].weight.shape[1]
+    given.load_state_dict(router.state_dict() | {"layers.0.weight": given.layers[0].weight})
+    given.layers[0].weight.data[:, -shared:] = router.layers[0].weight
+    torch.testing.assert_close(given(torch.zeros(2, 3, NUM_STATISTICS), torch.tensor([0.1, 0.9])), logits)
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="initial is"):
         RoutingNetwork(2, initial=[0, 3])
@@ -111,3 +124,9 @@ def test_what_does_not_fit_is_refused():
     ):
         with pytest.raises(ValueError, match="statistics has shape"):
             router(statistics, timestep)
+    with pytest.raises(ValueError, match=r"statistics has shape None .*use routing_statistics on this layer"):
+        router(None, torch.zeros(2))
+    with pytest.raises(ValueError, match=r"None and \(batch,\) are allowed: it was made with statistics=False"):
+        make_router(statistics=False)(torch.zeros(2, 3, NUM_STATISTICS), torch.zeros(2))
+    with pytest.raises(ValueError, match="timestep"):
+        make_router(statistics=False)(None, torch.zeros(2, 1))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from freqformer.config import Band
 from freqformer.ops.checks import check_bands, head_bands
+from freqformer.ops.implementation import ImplChoice, resolve
 from freqformer.ops.key_layout import key_layout
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.tokens import TokenOrder
@@ -49,6 +50,11 @@ def obstacle(tensors: Tensors, parameters: AttentionParameters | None) -> str | 
     if torch.is_grad_enabled() and rotary is not None and any(table.requires_grad for table in rotary):
         return "it gives the rotary tables no gradient, and one is asked for: detach them, or choose impl='eager'"
     return None
+
+
+def runs(tensors: Tensors, impl: ImplChoice) -> bool:
+    """Whether launches beside the pipeline run for these tensors; ValueError for `impl="triton"` where they can't."""
+    return resolve(impl, tensors[0].device.type, obstacle(tensors, None)) == "triton"
 
 
 @constant_result

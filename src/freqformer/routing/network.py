@@ -49,21 +49,29 @@ class RoutingNetwork(nn.Module):
             noise and HIGH at low noise (arXiv 2604.22808); `none` adds nothing.
         initial: the band that every head starts with, LOW, MID or HIGH; it gets a learned logit of 1 at first. None
             starts all heads alike.
+        statistics: whether it is given the layer's statistics. False leaves it the timestep and the head.
 
     Raises:
         ValueError: for an unknown prior, or an initial band out of range.
     """
 
     def __init__(
-        self, num_heads: int, hidden: int = 72, prior: Prior = "paper", initial: Sequence[int] | None = None
+        self,
+        num_heads: int,
+        hidden: int = 72,
+        prior: Prior = "paper",
+        initial: Sequence[int] | None = None,
+        *,
+        statistics: bool = True,
     ) -> None:
         super().__init__()
         if prior not in get_args(Prior):
             raise ValueError(f"prior is {prior!r}; choose one of {', '.join(get_args(Prior))}")
         self.num_heads, self.prior, self.time_width = num_heads, prior, 32
+        self.num_statistics = NUM_STATISTICS if statistics else 0
         self.head_embedding = nn.Parameter(torch.randn(num_heads, 16))
         self.head_bias = nn.Parameter(_initial_bias(num_heads, initial))
-        inputs = NUM_STATISTICS + self.time_width + self.head_embedding.shape[1]
+        inputs = self.num_statistics + self.time_width + self.head_embedding.shape[1]
         last = nn.Linear(hidden, NUM_BANDS)
         self.layers = nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), last)
         # The prior and the initial bands lead at first, but every input already has a say: the default initialisation
@@ -74,11 +82,11 @@ class RoutingNetwork(nn.Module):
                 nn.init.zeros_(layer.bias)
         nn.init.normal_(last.weight, std=0.1 / math.sqrt(hidden))
 
-    def forward(self, statistics: Tensor, timestep: Tensor) -> Tensor:
+    def forward(self, statistics: Tensor | None, timestep: Tensor) -> Tensor:
         """Score the bands.
 
         Args:
-            statistics: (B, H, 8) from `routing_statistics`; detached here.
+            statistics: (B, H, 8) from `routing_statistics`; detached here. None where the network is made without.
             timestep: (B,) in [0, 1], 1 is the most noise; detached here.
 
         Returns: logits (B, H, 3) of LOW, MID and HIGH, float32 at least.
@@ -86,20 +94,16 @@ class RoutingNetwork(nn.Module):
         Raises:
             ValueError: for statistics or a timestep of another shape.
         """
-        expected = (timestep.shape[0] if timestep.ndim == 1 else -1, self.num_heads, NUM_STATISTICS)
-        if tuple(statistics.shape) != expected:
-            raise ValueError(
-                f"statistics has shape {tuple(statistics.shape)} and timestep {tuple(timestep.shape)}; (batch, "
-                f"{self.num_heads}, {NUM_STATISTICS}) and (batch,) are allowed: use routing_statistics on this layer"
-            )
+        self._check(statistics, timestep)
         # A choice steps where rounding differs, so the router never runs in less than float32, whatever its weights are in.
         wide = torch.float64 if self.head_bias.dtype == torch.float64 else torch.float32
-        with torch.autocast(statistics.device.type, enabled=False):
-            # Fixed scaling: a normalisation would remove the scale of the energies.
-            known = statistics.detach().to(wide) * STATISTIC_SCALE
+        with torch.autocast(timestep.device.type, enabled=False):
             time = sinusoidal_embedding(timestep.detach(), self.time_width, fastest=FASTEST).to(wide)
-            batch, heads = known.shape[:2]
-            parts = [known, time[:, None].expand(-1, heads, -1), self.head_embedding.to(wide).expand(batch, -1, -1)]
+            head = self.head_embedding.to(wide).expand(len(time), -1, -1)
+            parts = [time[:, None].expand(-1, self.num_heads, -1), head]
+            if statistics is not None:
+                # Fixed scaling: a normalisation would remove the scale of the energies.
+                parts.insert(0, statistics.detach().to(wide) * STATISTIC_SCALE)
             x = torch.cat(parts, -1)
             for layer in self.layers:
                 x = _linear(x, layer) if isinstance(layer, nn.Linear) else layer(x)
@@ -110,6 +114,16 @@ class RoutingNetwork(nn.Module):
     def prior_strength(self) -> float:
         """Logits that the prior adds at most."""
         return PRIOR_STRENGTH if self.prior == "paper" else 0.0
+
+    def _check(self, statistics: Tensor | None, timestep: Tensor) -> None:
+        allowed = (timestep.shape[0] if timestep.ndim == 1 else -1, self.num_heads, self.num_statistics)
+        given = None if statistics is None else tuple(statistics.shape)
+        if timestep.ndim != 1 or given != (allowed if self.num_statistics else None):
+            wanted = f"(batch, {self.num_heads}, {self.num_statistics})" if self.num_statistics else "None"
+            raise ValueError(
+                f"statistics has shape {given} and timestep {tuple(timestep.shape)}; {wanted} and (batch,) are allowed: "
+                + ("use routing_statistics on this layer" if self.num_statistics else "it was made with statistics=False")
+            )
 
     def _prior(self, timestep: Tensor) -> Tensor:
         """(B,) -> (B, 3) logits."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from freqformer.attention import FreqAttention
+from freqformer.attention import FreqAttention, Routing
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, tile_layout
 from freqformer.routing import RoutingNetwork
@@ -58,7 +58,7 @@ def check_score(features: reference.Features, norms: reference.Norms, grid: Grid
     expected = reference.statistics(*call)
     with nan_filled_allocations():
         statistics = launch.statistics(*call)
-        logits, bands = launch.score(*call, network, timestep)
+        logits, bands = launch.score(network, timestep, call)
     torch.testing.assert_close(statistics, expected, rtol=1e-4, atol=2e-5)
     torch.testing.assert_close(logits, network(expected, timestep), rtol=1e-5, atol=1e-5)
     assert bands.dtype == torch.int64
@@ -111,30 +111,35 @@ def test_tile_order_and_strides() -> None:
 def test_a_sample_alone_has_the_same_bits() -> None:
     features, norms, network = make_features(RAGGED), make_norms(), RoutingNetwork(HEADS)
     timestep = torch.rand(2)
-    logits, bands = launch.score(features, norms, EPS, RAGGED, CONFIG, "raster", network, timestep)
+    logits, bands = launch.score(network, timestep, (features, norms, EPS, RAGGED, CONFIG, "raster"))
     alone = tuple(x[1:] for x in features)
-    again = launch.score(alone, norms, EPS, RAGGED, CONFIG, "raster", network, timestep[1:])
+    again = launch.score(network, timestep[1:], (alone, norms, EPS, RAGGED, CONFIG, "raster"))
     assert torch.equal(again[0], logits[1:])
     assert torch.equal(again[1], bands[1:])
 
 
+@pytest.mark.parametrize("statistics", [True, False])
 @pytest.mark.parametrize("prior", ["paper", "none"])
 @pytest.mark.parametrize("hidden", [72, 20])
-def test_any_network_and_timestep(prior: str, hidden: int) -> None:
-    network = RoutingNetwork(HEADS, hidden=hidden, prior=prior, initial=[2, 0, 1]).bfloat16()  # type: ignore[arg-type]
+def test_any_network_and_timestep(prior: str, hidden: int, statistics: bool) -> None:
+    options = {"prior": prior, "initial": [2, 0, 1], "statistics": statistics}
+    network = RoutingNetwork(HEADS, hidden=hidden, **options).bfloat16()  # type: ignore[arg-type]
     with torch.no_grad():
         network.head_bias.add_(torch.randn_like(network.head_bias))
-    features = make_features(RAGGED)
-    statistics = reference.statistics(features, (None, None), EPS, RAGGED, CONFIG, "raster")
+    call = (make_features(RAGGED), (None, None), EPS, RAGGED, CONFIG, "raster") if statistics else None
+    given = None if call is None else reference.statistics(*call)
     for timestep in (torch.tensor([0.0, 1.0]), torch.tensor([0.37]).expand(2), torch.rand(2, dtype=torch.float64)):
-        logits, _ = launch.score(features, (None, None), EPS, RAGGED, CONFIG, "raster", network, timestep)
-        torch.testing.assert_close(logits, network(statistics, timestep), rtol=1e-5, atol=2e-5)
+        with nan_filled_allocations():
+            logits, bands = launch.score(network, timestep, call)
+        torch.testing.assert_close(logits, network(given, timestep), rtol=1e-5, atol=2e-5)
+        assert torch.equal(bands, logits.argmax(-1))
 
 
-def test_a_layer_scores_its_heads_alike_with_and_without_the_launches() -> None:
+@pytest.mark.parametrize("routing", ["learned", "soft"])
+def test_a_layer_scores_its_heads_alike_with_and_without_the_launches(routing: Routing) -> None:
     grid = Grid(2, 4, 3)
     config = FreqFormerConfig(tile=(2, 2, 3), mid_tiles=2, window=(1, 1, 1), summary_tokens=2)
-    layer = FreqAttention(HEADS * HEAD_DIM, HEADS, config, routing="learned")
+    layer = FreqAttention(HEADS * HEAD_DIM, HEADS, config, routing=routing)
     hidden, timestep = torch.randn(1, grid.num_tokens, HEADS * HEAD_DIM), torch.tensor([0.9])
     layer(hidden, grid, timestep, impl="eager")
     expected, allocation = layer.last_logits, layer.last_allocation
@@ -167,3 +172,9 @@ def test_operator_checks() -> None:
         operation = getattr(torch.ops.freqformer, name).default
         checks = torch.library.opcheck(operation, arguments, test_utils=("test_schema", "test_faketensor"))
         assert set(checks.values()) == {"SUCCESS"}
+    weights = [x.detach() for x in RoutingNetwork(HEADS, statistics=False).parameters()]
+    operation = torch.ops.freqformer.score_heads.default
+    checks = torch.library.opcheck(
+        operation, (None, torch.rand(2), weights, 0.0), test_utils=("test_schema", "test_faketensor")
+    )
+    assert set(checks.values()) == {"SUCCESS"}

@@ -14,6 +14,8 @@ Features = tuple[Tensor, Tensor, Tensor]
 """Query and key (B, N, H, D) before their norm, and the layer's input (B, N, C)."""
 Norms = tuple[Tensor | None, Tensor | None]
 """Weights of the RMS norm of queries and of keys, (D,); None for no norm."""
+Inputs = tuple[Features, Norms, float, Grid, FreqFormerConfig, TokenOrder]
+"""What `statistics` takes, in its order."""
 
 
 @torch.no_grad()

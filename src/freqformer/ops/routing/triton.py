@@ -1,7 +1,8 @@
 """The live router in two Triton launches: the host side.
 
-The first takes the statistics of a sample of tiles, the second runs the network and chooses. While the router trains, the
-first alone is used, since statistics carry no gradient. Shape legend: B batch, N video tokens, H heads, D head_dim,
+The first takes the statistics of a sample of tiles, the second runs the network and chooses. A network that is given no
+statistics needs the second alone. While the router trains, the first alone is used, since statistics carry no gradient.
+Shape legend: B batch, N video tokens, H heads, D head_dim,
 C = H * D channels, S sampled tiles.
 """
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, TokenOrder
-from freqformer.ops.routing.reference import Features, Norms
+from freqformer.ops.routing.reference import Features, Inputs, Norms
 from freqformer.ops.routing.tables import sample_tables
 from freqformer.ops.routing.triton_kernel import VALUES, score_heads, sum_tiles
 from freqformer.ops.tile_matrices import power_of_two
@@ -37,29 +38,20 @@ def statistics(
 
 
 @torch.no_grad()
-def score(
-    features: Features,
-    norms: Norms,
-    eps: float,
-    grid: Grid,
-    config: FreqFormerConfig,
-    token_order: TokenOrder,
-    network: RoutingNetwork,
-    timestep: Tensor,
-) -> tuple[Tensor, Tensor]:
+def score(network: RoutingNetwork, timestep: Tensor, inputs: Inputs | None) -> tuple[Tensor, Tensor]:
     """Logits and the best bands of a layer's heads, without gradients: two launches, and nothing waits for the device.
 
     Args:
-        features, norms, eps, grid, config, token_order: as in `reference.statistics`; C must be H * D.
         network: the layer's router.
         timestep: (B,) in [0, 1].
+        inputs: of `reference.statistics`; C must be H * D. None where the network is made without statistics.
 
     Returns: logits float32 (B, H, 3), and bands int64 (B, H), the first of the largest.
 
     Raises:
         ValueError: for an input of another width.
     """
-    sums = _sums(features, norms, eps, grid, config, token_order)
+    sums = None if inputs is None else _sums(*inputs)
     linear = [layer for layer in network.layers if isinstance(layer, nn.Linear)]
     weights = [network.head_embedding, network.head_bias, *(x for layer in linear for x in (layer.weight, layer.bias))]
     return torch.ops.freqformer.score_heads(sums, timestep, weights, network.prior_strength)
@@ -129,15 +121,16 @@ def _empty_sums(query: Tensor, tables: Sequence[Tensor]) -> Tensor:
 @torch.library.custom_op(
     "freqformer::score_heads",
     mutates_args=(),
-    schema="(Tensor sums, Tensor timestep, Tensor[] weights, float lean) -> (Tensor, Tensor)",
+    schema="(Tensor? sums, Tensor timestep, Tensor[] weights, float lean) -> (Tensor, Tensor)",
 )
-def _score_heads(sums: Tensor, timestep: Tensor, weights: Sequence[Tensor], lean: float) -> tuple[Tensor, Tensor]:
+def _score_heads(sums: Tensor | None, timestep: Tensor, weights: Sequence[Tensor], lean: float) -> tuple[Tensor, Tensor]:
     """`weights` are the embedding and bias of heads, then weight and bias of each layer; `lean` is the prior's strength."""
-    logits, bands = _empty_scores(sums)
-    batch, _, heads, tiles = sums.shape
+    logits, bands = _empty_scores(timestep, weights)
+    batch, heads = bands.shape
+    tiles, known = (1, 0) if sums is None else (sums.shape[3], NUM_STATISTICS)
     embedding, bias, *layers = (x.contiguous() for x in weights)
     hidden, inputs = layers[0].shape
-    time = inputs - embedding.shape[1] - NUM_STATISTICS
+    time = inputs - embedding.shape[1] - known
     score_heads[(heads, batch)](
         sums,
         timestep,
@@ -150,11 +143,12 @@ def _score_heads(sums: Tensor, timestep: Tensor, weights: Sequence[Tensor], lean
         tiles,
         TILES=power_of_two(tiles),
         ROWS=power_of_two(tiles * heads),
+        KNOWN=known,
         HIDDEN=hidden,
         HIDDEN_BLOCK=power_of_two(hidden),
         TIME=time,
         EMBEDDING=embedding.shape[1],
-        STATIC_BLOCK=power_of_two(inputs - NUM_STATISTICS),
+        STATIC_BLOCK=power_of_two(inputs - known),
         num_warps=4,  # pyright: ignore[reportCallIssue]
     )
     return logits, bands
@@ -162,9 +156,9 @@ def _score_heads(sums: Tensor, timestep: Tensor, weights: Sequence[Tensor], lean
 
 @_score_heads.register_fake
 def _(sums, timestep, weights, lean):
-    return _empty_scores(sums)
+    return _empty_scores(timestep, weights)
 
 
-def _empty_scores(sums: Tensor) -> tuple[Tensor, Tensor]:
-    batch, _, heads, _ = sums.shape
-    return sums.new_empty(batch, heads, 3), sums.new_empty(batch, heads, dtype=torch.int64)
+def _empty_scores(timestep: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    shape = (len(timestep), len(weights[0]))
+    return timestep.new_empty(*shape, 3, dtype=torch.float32), timestep.new_empty(shape, dtype=torch.int64)

@@ -96,6 +96,19 @@ def _silu(x):
 
 
 @triton.jit
+def _statistics(energies, shares, heads, floor, scale):
+    """The network's scaled statistics, (8,), of energies (8, TILES) and the input's shares (4, ROWS)."""
+    rough = tl.sum(shares, 1) / heads
+    part = tl.arange(0, 4)
+    variance = tl.sum(tl.where(part == 2, rough, 0.0), 0) + floor
+    time = tl.sum(tl.where(part == 0, rough, 0.0), 0) / variance
+    space = tl.sum(tl.where(part == 1, rough, 0.0), 0) / variance
+    value = tl.arange(0, 8)
+    roughness = tl.where(value == 6, time, space)
+    return tl.where(value < 6, tl.log(tl.sum(energies, 1) + floor), roughness) * scale
+
+
+@triton.jit
 def score_heads(
     sums,
     timestep,
@@ -108,6 +121,7 @@ def score_heads(
     tiles,
     TILES: tl.constexpr,
     ROWS: tl.constexpr,
+    KNOWN: tl.constexpr,
     HIDDEN: tl.constexpr,
     HIDDEN_BLOCK: tl.constexpr,
     TIME: tl.constexpr,
@@ -120,7 +134,7 @@ def score_heads(
     instructions as can be, since each is fetched from memory and runs once.
 
     Args:
-        sums: of `sum_tiles`, (B, 9, H, S).
+        sums: of `sum_tiles`, (B, 9, H, S); not read where KNOWN is 0.
         timestep: (B,) with its stride.
         layers: weight and bias of the three linear layers.
         own: embedding (H, EMBEDDING) and bias (H, 3) of the heads.
@@ -128,24 +142,26 @@ def score_heads(
         scales: floor of energies and variance, scale of statistics, the timestep's fastest angular frequency, the log of
             the range of frequencies over half of TIME, and the prior's strength.
         tiles: S.
+        KNOWN: 8 statistics, or 0 where the network is given none.
     """
     floor, scale, fastest, fall, lean = scales
     head, heads, sample = tl.program_id(0), tl.num_programs(0), tl.program_id(1)
     STATIC: tl.constexpr = TIME + EMBEDDING
-    INPUTS: tl.constexpr = 8 + STATIC
-    step = heads * tiles
-    start = sums + sample.to(tl.int64) * VALUES * step
-    value, tile = tl.arange(0, 8)[:, None], tl.arange(0, TILES)[None, :]
-    entry = start + value * step + head * tiles + tile
-    energies = tl.load(entry, mask=(value < 6) & (tile < tiles), other=0.0)
-    # Every head holds a share of the input's channels.
-    part, row = tl.arange(0, 4)[:, None], tl.arange(0, ROWS)[None, :]
-    shares = tl.load(start + (6 + part) * step + row, mask=(part < 3) & (row < step), other=0.0)
+    INPUTS: tl.constexpr = KNOWN + STATIC
+    if KNOWN:
+        step = heads * tiles
+        start = sums + sample.to(tl.int64) * VALUES * step
+        value, tile = tl.arange(0, 8)[:, None], tl.arange(0, TILES)[None, :]
+        entry = start + value * step + head * tiles + tile
+        energies = tl.load(entry, mask=(value < 6) & (tile < tiles), other=0.0)
+        # Every head holds a share of the input's channels.
+        part, row = tl.arange(0, 4)[:, None], tl.arange(0, ROWS)[None, :]
+        shares = tl.load(start + (6 + part) * step + row, mask=(part < 3) & (row < step), other=0.0)
+        known_weight = _load_matrix(layers[0][0], 0, HIDDEN, KNOWN, INPUTS, HIDDEN_BLOCK, KNOWN)
     t = tl.load(timestep + sample * timestep_stride).to(tl.float32)
     place = tl.arange(0, STATIC_BLOCK)
     embedding = tl.load(own[0] + head * EMBEDDING + place - TIME, mask=(place >= TIME) & (place < STATIC), other=0.0)
-    static_weight = _load_matrix(layers[0][0], 8, HIDDEN, STATIC, INPUTS, HIDDEN_BLOCK, STATIC_BLOCK)
-    known_weight = _load_matrix(layers[0][0], 0, HIDDEN, 8, INPUTS, HIDDEN_BLOCK, 8)
+    static_weight = _load_matrix(layers[0][0], KNOWN, HIDDEN, STATIC, INPUTS, HIDDEN_BLOCK, STATIC_BLOCK)
     first_bias = _load_vector(layers[0][1], HIDDEN, HIDDEN_BLOCK)
     second_weight = _load_matrix(layers[1][0], 0, HIDDEN, HIDDEN, HIDDEN, HIDDEN_BLOCK, HIDDEN_BLOCK)
     second_bias = _load_vector(layers[1][1], HIDDEN, HIDDEN_BLOCK)
@@ -158,15 +174,9 @@ def score_heads(
     static = tl.where(place < TIME, wave, embedding.to(tl.float32))
     x = first_bias + tl.sum(static_weight * static[None, :], 1)
 
-    rough = tl.sum(shares, 1) / heads
-    part = tl.arange(0, 4)
-    variance = tl.sum(tl.where(part == 2, rough, 0.0), 0) + floor
-    time = tl.sum(tl.where(part == 0, rough, 0.0), 0) / variance
-    space = tl.sum(tl.where(part == 1, rough, 0.0), 0) / variance
-    value = tl.arange(0, 8)
-    roughness = tl.where(value == 6, time, space)
-    known = tl.where(value < 6, tl.log(tl.sum(energies, 1) + floor), roughness) * scale
-    x = _silu(x + tl.sum(known_weight * known[None, :], 1))
+    if KNOWN:
+        x += tl.sum(known_weight * _statistics(energies, shares, heads, floor, scale)[None, :], 1)
+    x = _silu(x)
     x = _silu(second_bias + tl.sum(second_weight * x[None, :], 1))
     scores = last_bias + tl.sum(last_weight * x[None, :], 1)
     band = tl.arange(0, 4)

@@ -1,0 +1,1 @@
+"""Branches of one head, added up by gates."""
