@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from threading import Event, get_ident
@@ -9,7 +10,7 @@ from threading import Event, get_ident
 import pytest
 import torch
 
-from freqformer.training.loader import BadFile, Clip, ClipLoader, ClipSource
+from freqformer.training.loader import BadFile, Clip, ClipLoader, ClipSource, DrawingLoader, DrawnClips
 
 
 class Numbered(ClipSource):
@@ -90,3 +91,29 @@ def test_an_error_comes_when_its_clip_is_due():
         assert numbers(loader.take(2)[0]) == [0, 1]
         with pytest.raises(ValueError, match="clip 2"):
             loader.take(1)
+
+
+class Counted(DrawnClips):
+    """Clips filled with their numbers."""
+
+    def draw(self, indices: Sequence[int], device: torch.device) -> torch.Tensor:
+        return torch.tensor(indices, dtype=torch.float32, device=device).view(-1, 1, 1, 1, 1).expand(-1, 3, 2, 4, 5)
+
+    def fingerprint(self) -> str:
+        return "counted"
+
+
+def test_drawn_clips_come_in_order_with_noise_that_their_number_decides() -> None:
+    def loader(start: int, seed: int = 7) -> DrawingLoader:
+        return DrawingLoader(Counted(), count(start), seed=seed, device=torch.device("cpu"))
+
+    with loader(0) as drawing:
+        clips, noise = zip(*(drawing.take(2) for _ in range(3)), strict=True)
+    assert torch.cat(clips)[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert torch.equal(loader(2).take(4)[1], torch.cat(noise)[2:])
+    assert not torch.equal(loader(0, seed=8).take(2)[1], noise[0])
+    values = torch.cat(noise)
+    assert len(values.unique()) == values.numel()
+    assert abs(float(values.mean())) < 0.15
+    assert abs(float(values.std()) - 1) < 0.15
+    assert torch.equal(Counted().load(3).pixels, torch.full((3, 2, 4, 5), 3.0))

@@ -79,6 +79,16 @@ def test_balls_are_in_every_frame_and_move(tmp_path: Path) -> None:
     assert max(paths) > 4
 
 
+def test_clips_are_the_same_one_by_one_and_together(places: Path) -> None:
+    source, cpu = PhotographClips(places, 0, **SIZE), torch.device("cpu")
+    together = source.draw(range(12), cpu)
+    assert together.shape == (12, 3, 6, 24, 36)
+    balls = {len(source._numbers(index)[2]) for index in range(12)}
+    assert balls == {1, 2, 3}
+    for index, clip in enumerate(together):
+        torch.testing.assert_close(clip, source.load(index).pixels, rtol=0, atol=1e-6)
+
+
 def test_a_config_with_photographs_makes_such_clips(places: Path) -> None:
     source = clip_source(DataConfig(photographs=str(places), **SIZE), 5)
     assert torch.equal(source.load(0).pixels, PhotographClips(places, 5, **SIZE).load(0).pixels)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,7 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from freqformer.training.seeding import derive_generator
+from freqformer.training.seeding import derive_generator, derive_seed
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,51 @@ class ClipSource(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A text that differs where the sequence differs."""
+
+
+class DrawnClips(ClipSource):
+    """Clips that are computed rather than read, many at once and on any device."""
+
+    @abstractmethod
+    def draw(self, indices: Sequence[int], device: torch.device) -> Tensor:
+        """The clips of these numbers, (clips, 3, F, H, W) float32 in [-1, 1]; on equal devices always the same."""
+
+    def load(self, index: int) -> Clip:
+        """Clip `index`, drawn on the CPU."""
+        return Clip(self.draw([index], torch.device("cpu"))[0])
+
+    def report(self, clip: Clip) -> None:
+        """Nothing is read, so there is no failure."""
+
+
+class DrawingLoader:
+    """Draws clips and their noise on the device that trains, when they are asked for: a GPU draws faster than threads do.
+
+    Args:
+        source: of the clips.
+        indices: which, in order, without end.
+        seed: of the noise, which depends on it, the clip's index and the kind of device alone.
+        device: of clips and noise.
+    """
+
+    def __init__(self, source: DrawnClips, indices: Iterator[int], *, seed: int, device: torch.device) -> None:
+        self._source, self._indices, self._seed, self._device = source, indices, seed, device
+        self._generator = torch.Generator(device)
+
+    def take(self, count: int) -> tuple[Tensor, Tensor]:
+        """The next `count` clips and standard normal noise, each (count, 3, F, H, W) float32 on the device."""
+        indices = list(islice(self._indices, count))
+        clips = self._source.draw(indices, self._device)
+        noise = torch.empty_like(clips)
+        for place, index in enumerate(indices):
+            noise[place].normal_(generator=self._generator.manual_seed(derive_seed(self._seed, "noise", index)))
+        return clips, noise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Nothing is drawn ahead, so nothing is left."""
 
 
 class ClipLoader:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import colorsys
 import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from freqformer.training.loader import Clip, ClipSource
+from freqformer.training.loader import DrawnClips
 from freqformer.training.seeding import derive_generator
 
 ENDINGS = (".jpg", ".jpeg", ".png")
@@ -35,7 +36,7 @@ SHADOW = 0.35
 """Share of the light that a ball takes from what is behind it."""
 
 
-class PhotographClips(ClipSource):
+class PhotographClips(DrawnClips):
     """An endless source of clips; clip `index` is always the same.
 
     Args:
@@ -50,26 +51,34 @@ class PhotographClips(ClipSource):
     def __init__(self, folder: str | Path, seed: int, *, num_frames: int, height: int, width: int) -> None:
         self.seed, self.shape = seed, (num_frames, height, width)
         self.photographs = read_photographs(folder, DETAIL * height, DETAIL * width)
+        self._copies: dict[torch.device, Tensor] = {}
 
-    def load(self, index: int) -> Clip:
-        """Clip `index`: (3, F, H, W) float32 in [-1, 1]."""
-        generator = derive_generator(self.seed, "photographs", index)
-        count = int(torch.randint(BALLS[0], BALLS[1] + 1, (1,), generator=generator))
-        clip = _with_balls(self._background(generator), torch.rand(count, 9, generator=generator))
-        return Clip(clip.transpose(0, 1).contiguous())
-
-    def report(self, clip: Clip) -> None:
-        """Files were read at the start, so no failure."""
+    def draw(self, indices: Sequence[int], device: torch.device) -> Tensor:
+        """The clips of these numbers: (clips, 3, F, H, W) float32 in [-1, 1] on the device."""
+        numbers = [self._numbers(index) for index in indices]
+        pictures, views, balls = zip(*numbers, strict=True)
+        most = max(len(one) for one in balls)
+        there = torch.tensor([[place < len(one) for place in range(most)] for one in balls]).view(len(balls), most)
+        padded = torch.stack([functional.pad(one, (0, 0, 0, most - len(one))) for one in balls])
+        shown = self._on(device)[torch.tensor(pictures).to(device)]
+        clip = self._background(shown, torch.tensor(views).to(device))
+        return _with_balls(clip, padded.to(device), _tones(padded).to(device), there.to(device))
 
     def fingerprint(self) -> str:
         """Differs with every argument and with the photographs."""
         pixels = hashlib.blake2b(self.photographs.numpy().tobytes(), digest_size=8).hexdigest()
         return f"photographs {self.seed} {self.shape} {pixels}"
 
-    def _background(self, generator: torch.Generator) -> Tensor:
-        """(F, 3, H, W): from one view of a photograph to another, straight."""
-        frames, height, width = self.shape
-        picture = self.photographs[int(torch.randint(len(self.photographs), (1,), generator=generator))]
+    def _on(self, device: torch.device) -> Tensor:
+        if device not in self._copies:
+            self._copies[device] = self.photographs.to(device)
+        return self._copies[device]
+
+    def _numbers(self, index: int) -> tuple[int, list[float], Tensor]:
+        """A clip's photograph; half the first view, its middle (column, row), the same of the last; balls (balls, 9)."""
+        generator = derive_generator(self.seed, "photographs", index)
+        count = int(torch.randint(BALLS[0], BALLS[1] + 1, (1,), generator=generator))
+        picture = int(torch.randint(len(self.photographs), (1,), generator=generator))
         share, column, row, zoom, *pan = torch.rand(6, generator=generator).tolist()
         first = VIEW[0] + (VIEW[1] - VIEW[0]) * share
         last = min(max(first * 2 ** (ZOOM * (2 * zoom - 1)), VIEW[0]), VIEW[1])
@@ -79,19 +88,22 @@ class PhotographClips(ClipSource):
             min(max(start + PAN * first * (2 * move - 1), last - 1), 1 - last)
             for start, move in zip(starts, pan, strict=True)
         ]
-        time = torch.linspace(0, 1, frames)[:, None]
-        half = first + (last - first) * time
-        column_middle, row_middle = (start + (end - start) * time for start, end in zip(starts, ends, strict=True))
-        columns, rows = (half * ((2 * torch.arange(n) + 1) / n - 1) for n in (width, height))
-        places = torch.stack(
-            [
-                (columns + column_middle)[:, None, :].expand(-1, height, -1),
-                (rows + row_middle)[:, :, None].expand(-1, -1, width),
-            ],
-            -1,
+        return picture, [first, *starts, last, *ends], torch.rand(count, 9, generator=generator)
+
+    def _background(self, pictures: Tensor, views: Tensor) -> Tensor:
+        """From one view of each picture (clips, 3, rows, columns) to another, straight: (clips, 3, F, H, W)."""
+        frames, height, width = self.shape
+        time = torch.linspace(0, 1, frames, device=views.device)
+        half, column_middle, row_middle = torch.lerp(views[:, :3, None], views[:, 3:, None], time).unbind(1)
+        columns, rows = (
+            half[..., None] * ((2 * torch.arange(n, device=views.device) + 1) / n - 1) + middle[..., None]
+            for n, middle in ((width, column_middle), (height, row_middle))
         )
-        shown = picture.expand(frames, -1, -1, -1)
-        return functional.grid_sample(shown, places, padding_mode="border", align_corners=False)
+        size = (-1, -1, height, width)
+        places = torch.stack([columns[:, :, None, :].expand(size), rows[:, :, :, None].expand(size)], -1)
+        # Frames below one another: a picture serves all frames of its clip without a copy.
+        shown = functional.grid_sample(pictures, places.flatten(1, 2), padding_mode="border", align_corners=False)
+        return shown.unflatten(2, (frames, height))
 
 
 def read_photographs(folder: str | Path, height: int, width: int) -> Tensor:
@@ -125,39 +137,50 @@ def _read(file: Path, height: int, width: int) -> Tensor:
     return torch.from_numpy(numpy.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def _with_balls(clip: Tensor, draws: Tensor) -> Tensor:
-    """The clip (F, 3, H, W) with striped balls in front of it, each of which dims what is below and to the right of it.
+def _tones(draws: Tensor) -> Tensor:
+    """Two colours in [0, 1] of every ball: (clips, balls, 9) -> (clips, balls, 2, 3)."""
+    hues = draws[..., 5:7].flatten(0, 1).tolist()
+    tones = [[colorsys.hsv_to_rgb(tone, 0.85, 0.95) for tone in (hue, hue + 0.15 + 0.7 * other)] for hue, other in hues]
+    return torch.tensor(tones).view(*draws.shape[:2], 2, 3)
+
+
+def _with_balls(clip: Tensor, draws: Tensor, tones: Tensor, there: Tensor) -> Tensor:
+    """Clips with striped balls in front, each of which dims what is below and to the right of it.
 
     Args:
-        clip: what is behind.
-        draws: (balls, 9) in [0, 1): radius, place, speed, two hues, direction and width of the stripes. The last ball is
-            in front.
+        clip: what is behind, (clips, 3, F, H, W).
+        draws: (clips, balls, 9) in [0, 1): radius, place, speed, two hues, direction and width of the stripes. A clip's
+            last ball is in front.
+        tones: colours of the stripes, (clips, balls, 2, 3).
+        there: whether there is such a ball, bool (clips, balls).
     """
-    frames, _, height, width = clip.shape
+    _, _, frames, height, width = clip.shape
     # Lengths are in units of the shorter side, so a clip looks the same at any resolution.
     side = min(height, width)
-    radius = (0.10 + 0.08 * draws[:, 0])[:, None, None]
-    # A straight path, folded between walls that the ball does not cross: (balls, row and column, F).
-    room = torch.tensor([height / side, width / side])[:, None] - 2 * radius
-    path = draws[:, 1:3, None] * room + SPEED * (2 * draws[:, 3:5, None] - 1) * torch.linspace(0, 1, frames)
+    radius = (0.10 + 0.08 * draws[..., 0])[..., None, None]
+    # A straight path, folded between walls that the ball does not cross: (clips, balls, row and column, F).
+    room = torch.tensor([height / side, width / side], device=clip.device)[:, None] - 2 * radius
+    moved = SPEED * (2 * draws[..., 3:5, None] - 1) * torch.linspace(0, 1, frames, device=clip.device)
+    path = draws[..., 1:3, None] * room + moved
     middle = radius + room - (path.remainder(2 * room) - room).abs()
-    # From a ball's middle, in radii: (balls, F, H, 1) and (balls, F, 1, W).
-    rows, columns = ((torch.arange(extent) + 0.5) / side for extent in (height, width))
-    y = ((rows - middle[:, 0, :, None]) / radius)[..., :, None]
-    x = ((columns - middle[:, 1, :, None]) / radius)[..., None, :]
+    # From a ball's middle, in radii: (clips, balls, F, H, 1) and (clips, balls, F, 1, W).
+    rows, columns = ((torch.arange(extent, device=clip.device) + 0.5) / side for extent in (height, width))
+    y = ((rows - middle[..., 0, :, None]) / radius)[..., :, None]
+    x = ((columns - middle[..., 1, :, None]) / radius)[..., None, :]
     square, pixels = y.square() + x.square(), (radius * side)[..., None]
-    inside = ((1 - square.sqrt()) * pixels + 0.5).clamp(0, 1)
+    seen = there[..., None, None, None].float()
+    inside = ((1 - square.sqrt()) * pixels + 0.5).clamp(0, 1) * seen
     lit = (LIGHT[0] * x + LIGHT[1] * y + LIGHT[2] * (1 - square).clamp_min(0).sqrt()).clamp_min(0)
-    turn = (math.pi * draws[:, 7])[:, None, None, None]
-    wave = ((turn.cos() * x + turn.sin() * y) * (2 + 2 * draws[:, 8])[:, None, None, None]).sin()
+    turn = (math.pi * draws[..., 7])[..., None, None, None]
+    wave = ((turn.cos() * x + turn.sin() * y) * (2 + 2 * draws[..., 8])[..., None, None, None]).sin()
     # A pixel soft at their edges.
     stripes = (wave * pixels / 2 + 0.5).clamp(0, 1)
-    shade = 1 - SHADOW * (1.6 - ((x - 0.3).square() + (y - 0.4).square()).sqrt() / 0.75).clamp(0, 1)
+    shade = 1 - SHADOW * seen * (1.6 - ((x - 0.3).square() + (y - 0.4).square()).sqrt() / 0.75).clamp(0, 1)
     light, shine = AMBIENT + (1 - AMBIENT) * lit, SHINE * lit.pow(24)
-    for ball, (hue, other) in enumerate(draws[:, 5:7].tolist()):
-        tones = (hue, hue + 0.15 + 0.7 * other)
-        first, second = (torch.tensor(colorsys.hsv_to_rgb(tone, 0.85, 0.95)).view(3, 1, 1) for tone in tones)
-        colour = (first + stripes[ball, :, None] * (second - first)) * light[ball, :, None] + shine[ball, :, None]
-        behind = (clip + 1) * shade[ball, :, None] - 1
-        clip = torch.lerp(behind, (2 * colour - 1).clamp(-1, 1), inside[ball, :, None])
+    for ball in range(draws.shape[1]):
+        # One ball of every clip, with a place for channels.
+        stripe, lightness, gloss, dimmed, cover = (x[:, ball, None] for x in (stripes, light, shine, shade, inside))
+        first, second = (tone[..., None, None, None] for tone in tones[:, ball].unbind(1))
+        colour = torch.lerp(first, second, stripe) * lightness + gloss
+        clip = torch.lerp((clip + 1) * dimmed - 1, (2 * colour - 1).clamp(-1, 1), cover)
     return clip

@@ -28,7 +28,7 @@ from freqformer.training.checkpoint import (
     writing_folder,
 )
 from freqformer.training.config import DataConfig, TrainConfig
-from freqformer.training.loader import ClipLoader, ClipSource
+from freqformer.training.loader import ClipLoader, ClipSource, DrawingLoader, DrawnClips
 from freqformer.training.objective import flow_matching_loss, learning_rate_factor, resolution_shift, sample_timesteps
 from freqformer.training.seeding import derive_generator, seed_everything
 from freqformer.training.state import capture_run, restore_run
@@ -125,9 +125,11 @@ class TrainingRun:
             # Steps behind the checkpoint will be logged again.
             self.accelerator.init_trackers("logs", init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
 
-    def loader(self) -> ClipLoader:
-        """The clips from this step on."""
-        batch = self.config.run.batch_size
+    def loader(self) -> ClipLoader | DrawingLoader:
+        """The clips from this step on. A GPU draws what can be drawn there; the rest is loaded by threads."""
+        batch, device = self.config.run.batch_size, self.accelerator.device
+        if isinstance(self.source, DrawnClips) and device.type != "cpu":
+            return DrawingLoader(self.source, self._indices(), seed=self.config.run.seed, device=device)
         workers = self.config.data.workers
         return ClipLoader(
             self.source,
@@ -137,7 +139,7 @@ class TrainingRun:
             ahead=max(2 * batch, workers),
         )
 
-    def advance(self, loader: ClipLoader) -> StepReport:
+    def advance(self, loader: ClipLoader | DrawingLoader) -> StepReport:
         """Do one optimizer step. Raises TrainingError, with the weights as they were, where it is not finite."""
         run = self.config.run
         # All random numbers of a step follow from its number: a resumed run need not know the earlier ones.
