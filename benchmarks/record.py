@@ -90,7 +90,10 @@ def machine(commit: str | None) -> dict[str, Any]:
 
 def typed_arguments() -> list[str]:
     """What was typed, without where results go and the commit, which differ by machine and are recorded apart."""
-    kept, words = [], iter(sys.argv)
+    # `python -m module` puts the module's file, with this machine's folders, where the module was typed.
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    kept = sys.argv[:1] if module is None else ["-m", module.name.removesuffix(".__main__")]
+    words = iter(sys.argv[1:])
     for word in words:
         if word in ("--output", "--commit"):
             next(words, None)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 import record
-from freqformer.attention import FreqAttention
+from freqformer.attention import SOFT, FreqAttention
 from freqformer.config import Band
 from freqformer.grid import Grid
 from freqformer.ops.routing import triton
@@ -89,18 +89,21 @@ def measure(layer: Layer) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def measure_soft(grid: Grid, heads: int) -> dict[str, float]:
-    """What soft routing adds to a layer of windows with LOW beside them, projections included."""
+def measure_weighing(grid: Grid, heads: int) -> dict[str, dict[str, float]]:
+    """What a router that weighs adds to a layer of windows with LOW beside them, projections included."""
     config, dim = replace(BENCH, summary_tokens=0), heads * HEAD_DIM
-    bands, made = [Band.HIGH.value] * heads, []
-    for routing in ("fixed", "soft"):
-        torch.manual_seed(0)
-        layer = FreqAttention(dim, heads, config, allocation=bands, routing=routing, low_beside=True)
-        made.append(layer.to("cuda", torch.bfloat16).eval())
+    bands, calls = [Band.HIGH.value] * heads, {}
     hidden = torch.randn(1, grid.num_tokens, dim, device="cuda", dtype=torch.bfloat16)
     timestep = torch.tensor([0.5], device="cuda")
-    plain, added = difference_ms(*(partial(layer, hidden, grid, timestep) for layer in made))
-    return {"layer_in_graph_ms": plain, "added_to_layer_ms": added, "added_share_of_layer": added / plain}
+    for routing in ("fixed", *SOFT):
+        torch.manual_seed(0)
+        layer = FreqAttention(dim, heads, config, allocation=bands, routing=routing, low_beside=True)
+        calls[routing] = partial(layer.to("cuda", torch.bfloat16).eval(), hidden, grid, timestep)
+    found = {}
+    for routing in SOFT:
+        plain, added = difference_ms(calls["fixed"], calls[routing])
+        found[routing] = {"layer_in_graph_ms": plain, "added_to_layer_ms": added, "added_share_of_layer": added / plain}
+    return found
 
 
 def main() -> None:
@@ -115,10 +118,11 @@ def main() -> None:
         cases[name] = case = measure(make_layer(grid, heads, BENCH))
         parts = ", ".join(f"{launch} {time:.1f}" for launch, time in case["launches"])
         shares = f"{100 * case['share_of_layer']:.2f}% by launches ({100 * case['added_share_of_layer']:.2f}% by graphs)"
-        case["soft"] = soft = measure_soft(grid, heads)
+        case["weighing"] = measure_weighing(grid, heads)
         print(f"{name:8} {parts} us of {case['layer_in_graph_ms']:.3f} ms: {shares}", flush=True)
-        more = f"{1e3 * soft['added_to_layer_ms']:.1f} us of {soft['layer_in_graph_ms']:.3f} ms"
-        print(f"{name:8} soft routing adds {more}: {100 * soft['added_share_of_layer']:.2f}%", flush=True)
+        for routing, found in case["weighing"].items():
+            more = f"{1e3 * found['added_to_layer_ms']:.1f} us to {found['layer_in_graph_ms']:.3f} ms"
+            print(f"{name:8} {routing} routing adds {more}: {100 * found['added_share_of_layer']:.2f}%", flush=True)
     results = {"config": BENCH.to_dict(), "head_dim": HEAD_DIM, "dtype": "bfloat16", "cases": cases}
     print(f"wrote {record.save('router', results, arguments.output, arguments.commit)}")
 

@@ -3,11 +3,10 @@
     PYTHONPATH=src:. python -m benchmarks.training_free --model FOLDER [--train-steps 2000] [--output FOLDER]
 
 FOLDER holds a saved pipeline with dense attention; where there is none, the dense model of the quality study is trained
-there first. It is calibrated on clips as in training, and its sensitivity measured on videos of other seeds. Then each
-method's velocities are compared with dense attention's by noise level, on clips of textures that training never showed,
-and its generated videos with dense attention's at the same seeds. All methods run through routing tables. Prints a table,
-and writes training_free.json and the calibration into training_free_table/, which
-`python -m benchmarks.training_free_report` puts on the page.
+there first. It is calibrated on clips as in training. Then each method's velocities are compared with dense attention's
+by noise level, on clips of textures that training never showed, and its generated videos with dense attention's at the
+same seeds. All methods run through routing tables. Prints a table, and writes training_free.json and the calibration
+into training_free_table/; `python -m benchmarks.training_free_report` puts both on the page.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import product
 from math import log
 from pathlib import Path
@@ -30,7 +28,7 @@ from benchmarks.video_metrics import psnr, ssim
 from torch import Tensor
 
 from benchmarks import record
-from freqformer.calibration import Calibration, Candidates, Choice, calibrate, measure_sensitivity
+from freqformer.calibration import Calibration, Candidates, Choice, calibrate
 from freqformer.calibration.report import write_table
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid, tile_layout
@@ -46,12 +44,7 @@ SLACK = 0.1
 CUBES = FreqFormerConfig(tile=(4, 4, 4), compression=16, mid_tiles=16, summary_tokens=256)
 """What the calibrated tables and most patterns share."""
 PLAIN = replace(CUBES, summary_tokens=0)
-NUM_BUCKETS = 30
-"""Of the noise levels: one for each step of the sampler, so that the first step can have a table of its own."""
-COMPARED_LEVELS = 10
-"""Noise levels at which velocities are compared."""
-PROBE_SEED = 1000
-"""First seed of the videos that sensitivity is measured on; those that are compared have others."""
+NUM_BUCKETS = 10
 CHUNK_STEPS = 32
 """Training steps whose clips are drawn at once."""
 
@@ -164,17 +157,11 @@ def nearest(
     return min(configs, key=rank)
 
 
-def methods_for(
-    budget: float, calibration: Calibration, sensitivity: Tensor, shape: tuple[int, int, int]
-) -> dict[str, Method]:
+def methods_for(budget: float, calibration: Calibration, shape: tuple[int, int, int]) -> dict[str, Method]:
     """The calibrated tables and the single patterns of a budget."""
     tolerance = calibration.tolerance_for(budget)
     chosen: dict[str, tuple[Choice, str]] = {
-        "sensitive": (
-            calibration.choose_within(budget, sensitivity),
-            "least squared error of the video, by measured sensitivity, within the budget",
-        ),
-        "calibrated": (calibration.choose_within(budget), "least squared error of heads within the budget"),
+        "calibrated": (calibration.choose_within(budget), "least squared error within the budget"),
         "tolerance": (calibration.choose(tolerance), f"cheapest within tolerance {tolerance:.4f}"),
     }
     calibrated = {name: Method(choice.table, choice.cost, about) for name, (choice, about) in chosen.items()}
@@ -190,9 +177,9 @@ class Comparison:
         clips = _clips(amount.clips, 0, amount, model.device, held_out=True)  # type: ignore[arg-type]
         self.clips = clips
         self.noise = Draw(derive_seed("training-free comparison"), clips.device).normal(*clips.shape)
-        self.levels = [(place + 0.5) / COMPARED_LEVELS for place in range(COMPARED_LEVELS)]
+        self.levels = [(bucket + 0.5) / NUM_BUCKETS for bucket in range(NUM_BUCKETS)]
         model.set_routing_table(None)
-        self.velocities, self.videos = self._velocities(), generate(pipeline, amount, 0)
+        self.velocities, self.videos = self._velocities(), self._videos()
 
     def of(self, method: Method) -> dict[str, Any]:
         """Relative L2 error of the velocity by noise level; PSNR and SSIM of the videos, mean and each."""
@@ -202,7 +189,7 @@ class Comparison:
             float((found - dense).norm() / dense.norm())
             for found, dense in zip(self._velocities(), self.velocities, strict=True)
         ]
-        videos = generate(self.pipeline, self.amount, 0)
+        videos = self._videos()
         model.set_routing_table(None)
         decibels, similarity = psnr(videos, self.videos), ssim(videos, self.videos)
         shares = torch.bincount(method.table.bands.flatten(), minlength=len(Band)) / method.table.bands.numel()
@@ -230,12 +217,11 @@ class Comparison:
             velocities.append(torch.cat(parts))
         return velocities
 
-
-def generate(pipeline: FreqFormerPipeline, amount: Amount, seed: int) -> Tensor:
-    """Videos of seeds from this one on, (clips, F, C, H, W) in [0, 1]."""
-    generators = [torch.Generator().manual_seed(seed + place) for place in range(amount.clips)]
-    options = {"num_inference_steps": amount.steps, "batch_size": len(generators), "output_type": "pt"}
-    return pipeline(*amount.size.video, generator=generators, **options).frames.float()  # type: ignore[arg-type]
+    def _videos(self) -> Tensor:
+        """Videos of seeds 0, 1, ..., (clips, F, C, H, W) in [0, 1]."""
+        generators = [torch.Generator().manual_seed(seed) for seed in range(self.amount.clips)]
+        options = {"num_inference_steps": self.amount.steps, "batch_size": len(generators), "output_type": "pt"}
+        return self.pipeline(*self.amount.size.video, generator=generators, **options).frames.float()  # type: ignore[arg-type]
 
 
 def run(folder: Path, amount: Amount, device: torch.device, dtype: torch.dtype) -> tuple[dict[str, Any], Calibration]:
@@ -254,18 +240,13 @@ def run(folder: Path, amount: Amount, device: torch.device, dtype: torch.dtype) 
     _, calibration = calibrate(model, batches, 1.0, candidates=candidates, num_buckets=NUM_BUCKETS, progress=False)
     seconds = time.perf_counter() - began
     print(f"calibrated {layers} layers of {layer.num_heads} heads in {seconds:.0f} s", flush=True)
-    began = time.perf_counter()
-    probed = calibration.choose_within(BUDGETS[0])
-    sensitivity = measure_sensitivity(model, partial(generate, pipeline, amount, PROBE_SEED), probed)
-    probing = time.perf_counter() - began
-    print(f"measured the sensitivity of {NUM_BUCKETS} noise levels and {layers} layers in {probing:.0f} s", flush=True)
     comparison = Comparison(pipeline, amount)
     dense = torch.full((1, layers, layer.num_heads), Band.DENSE.value)
     table = RoutingTable(dense, dense * 0, calibration.candidates.config)
     floor = Method(table, 1.0, "DENSE in every head: rounding alone")
     results: dict[str, Any] = {"dense_table": comparison.of(floor), "budgets": {}}
     for budget in BUDGETS:
-        methods = methods_for(budget, calibration, sensitivity, shape)
+        methods = methods_for(budget, calibration, shape)
         results["budgets"][str(budget)] = {name: comparison.of(method) for name, method in methods.items()}
         report(budget, results)
     results |= {
@@ -277,8 +258,6 @@ def run(folder: Path, amount: Amount, device: torch.device, dtype: torch.dtype) 
         "calibration": {
             "seconds": seconds,
             "clips": batch * len(batches),
-            "sensitivity": sensitivity.tolist(),
-            "sensitivity_seconds": probing,
         },
     }
     return results, calibration

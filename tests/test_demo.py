@@ -170,7 +170,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported model, trained for seconds on clips of 4 frames."""
     config = TrainConfig(
         str(tmp_path_factory.mktemp("runs") / "run"),
-        model={**TINY.model, "absolute_positions": "space", "routing": "soft"},
+        model={**TINY.model, "absolute_positions": "space", "routing": "timed"},
         data=DataConfig(num_frames=4, height=16, width=24, fps=10),
         run=RunConfig(max_steps=8, batch_size=2, device="cpu", progress=False),
     )

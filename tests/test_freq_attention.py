@@ -189,7 +189,7 @@ def test_a_flop_budget_holds_and_waits_while_the_router_learns():
         layer(hidden, GRID, TIMESTEP)
 
 
-@pytest.mark.parametrize("options", [{}, {"attention": "dense"}, {"routing": "soft"}])
+@pytest.mark.parametrize("options", [{}, {"attention": "dense"}, {"routing": "soft"}, {"routing": "timed"}])
 def test_half_precision_is_near_full_precision(options):
     layer, hidden = make_layer(**options), make_input()
     if layer.chooses:

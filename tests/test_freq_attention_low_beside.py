@@ -80,6 +80,7 @@ def test_a_new_layer_routes_softly():
     assert layer.routing == "soft"
     assert layer.allocation.tolist() == [Band.HIGH] * HEADS
     assert layer.gates is not None
+    assert layer.router.num_statistics == 8
     assert not layer.chooses
     layer(make_input(), GRID, TIMESTEP)
     assert layer.last_allocation.tolist() == [[Band.HIGH] * HEADS] * 2
@@ -90,9 +91,24 @@ def test_a_new_layer_routes_softly():
             refused()
 
 
-def test_soft_routing_weighs_each_heads_band_and_low_by_sample():
+def test_timed_routing_is_given_the_timestep_alone():
+    soft, timed = (with_gates(make_layer(routing=routing)) for routing in ("soft", "timed"))
+    for layer, same in ((soft, False), (timed, True)):
+        logits = []
+        for seed in (1, 2):
+            layer(make_input(seed), GRID, TIMESTEP)
+            logits.append(layer.last_logits)
+        assert torch.equal(*logits) is same
+        assert (logits[0][0] - logits[0][1]).abs().max() > 1e-3  # two timesteps
+    assert not timed.chooses
+    with pytest.raises(ValueError, match="with routing='timed', which weighs"):
+        make_layer(routing="timed", low_beside=False)
+
+
+@pytest.mark.parametrize("routing", ["soft", "timed"])
+def test_soft_routing_weighs_each_heads_band_and_low_by_sample(routing):
     allocation = [1, 2, 0]
-    layer, hidden, rotary = with_gates(make_layer(routing="soft", allocation=allocation)), make_input(), make_rotary()
+    layer, hidden, rotary = with_gates(make_layer(routing=routing, allocation=allocation)), make_input(), make_rotary()
     outputs = []
     for bands in (allocation, [0, 0, 0]):
         plain = make_layer(routing="fixed", allocation=bands)
@@ -109,8 +125,9 @@ def test_soft_routing_weighs_each_heads_band_and_low_by_sample():
     torch.testing.assert_close(out, layer.to_out(expected.flatten(2)), rtol=1e-5, atol=1e-5)
 
 
-def test_soft_routing_learns_everything():
-    layer = with_gates(make_layer(routing="soft")).train()
+@pytest.mark.parametrize("routing", ["soft", "timed"])
+def test_soft_routing_learns_everything(routing):
+    layer = with_gates(make_layer(routing=routing)).train()
     layer(make_input(), GRID, TIMESTEP, make_rotary()).square().mean().backward()
     for name, parameter in layer.named_parameters():
         assert parameter.grad is not None, name

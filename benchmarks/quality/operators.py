@@ -31,8 +31,8 @@ class Mixing:
     """A LOW branch is added to the head's own."""
     gates: Literal["none", "token", "routed", "both"] = "none"
     """What branches are multiplied by: nothing; a linear function of the token; what a routing network makes of the
-    timestep; the sum of the token's and the network's, which is the library's soft routing."""
-    statistics: bool = False
+    layer's statistics and the timestep; the sum of the token's and the network's, which is the library's soft routing."""
+    statistics: bool = True
     """Whether that network is given the layer's statistics, beside the timestep and the head."""
     weighed: bool = False
     """Whether a routing network adds to the offsets of the low, mid and high summaries."""
@@ -66,7 +66,8 @@ class MixedAttention(FreqAttention):
     def __init__(
         self, dim: int, config: FreqFormerConfig, allocation: Sequence[int], mixing: Mixing, *, routed: bool = False
     ) -> None:
-        routing = "learned" if routed else "soft" if mixing.soft else "fixed"
+        weighing = "soft" if mixing.statistics else "timed"
+        routing = "learned" if routed else weighing if mixing.soft else "fixed"
         options = {"routing": routing, "low_beside": mixing.low_beside}
         super().__init__(dim, len(allocation), config, allocation=allocation, **options)  # type: ignore[arg-type]
         self.mixing, self.weigher = mixing, None
@@ -76,8 +77,6 @@ class MixedAttention(FreqAttention):
                 nn.init.zeros_(parameter)
         elif mixing.gates == "routed":
             self.gates = None
-        if mixing.statistics:
-            self.router = RoutingNetwork(self.num_heads, prior="none")
         if mixing.weighed:
             self.weigher = RoutingNetwork(self.num_heads, prior="none")
         self.held_logits: Tensor | None = None

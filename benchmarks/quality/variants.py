@@ -164,19 +164,19 @@ VARIANTS: dict[str, Variant] = {
         "as gated_plain, gates by a routing network",
         PLAIN,
         (HIGH,),
-        mixing=replace(BESIDE, gates="routed", statistics=True),
+        mixing=replace(BESIDE, gates="routed"),
     ),
     "beside_both": Variant(
-        "as gated_plain, gates by the token and by a routing network",
-        PLAIN,
-        (HIGH,),
-        mixing=replace(BESIDE, gates="both", statistics=True),
-    ),
-    "beside_timed": Variant(
-        "as beside_both, the routing network sees no statistics: soft routing, the default",
+        "as gated_plain, gates by the token and by a routing network: soft routing, the default",
         PLAIN,
         (HIGH,),
         mixing=replace(BESIDE, gates="both"),
+    ),
+    "beside_timed": Variant(
+        "as beside_both, the routing network sees no statistics: routing by the timestep alone",
+        PLAIN,
+        (HIGH,),
+        mixing=replace(BESIDE, gates="both", statistics=False),
     ),
     "gated_fine": Variant("as gated_plain, 16 tokens a low token", replace(PLAIN, compression=32), (HIGH,), mixing=BESIDE),
     "router_beside": Variant(

@@ -36,12 +36,12 @@ from freqformer.routing import (
 )
 from freqformer.routing.table import attend_by_bucket
 
-Routing = Literal["soft", "learned", "fixed"]
+Routing = Literal["soft", "timed", "learned", "fixed"]
+SOFT: tuple[Routing, ...] = ("soft", "timed")  # a router weighs each head's band and LOW
 Attention = Literal["frequency", "dense"]
 Tensors = tuple[Tensor, Tensor, Tensor]
 """Query, key and value."""
-Attend = Callable[[list[int]], Tensor]
-"""A layer's attention with these bands, (B, N, H, D)."""
+Attend = Callable[[list[int]], Tensor]  # a layer's attention with these bands, (B, N, H, D)
 NORM_EPS = 1e-6
 
 
@@ -142,15 +142,15 @@ class FreqAttention(nn.Module):
         num_heads: heads.
         config: bands, patterns and summaries.
         allocation: the band of every head; with `routing="learned"` where the router starts. DENSE with "fixed" alone. None
-            puts a third of the heads in each band, with "soft" all in HIGH.
-        routing: `soft` keeps the allocation, and by timestep weighs each head's band and a LOW branch beside it: best in
-            docs/quality.md. `learned` chooses a band for each head instead, by the layer's statistics too. `fixed` does
-            neither.
+            puts a third of the heads in each band, with "soft" and "timed" all in HIGH.
+        routing: `soft` keeps the allocation, and by the layer's statistics and timestep weighs each head's band and a LOW
+            branch beside it: best in docs/quality.md. `timed` does so by timestep alone, at no cost. `learned` chooses a
+            band for each head instead. `fixed` does neither.
         attention: `frequency`, or `dense`: exact attention in every head, without router and learned summaries; until a
             routing table is set, whose bands then take low summaries alone.
         prior: of a router that chooses, see `RoutingNetwork`.
         low_beside: whether every head adds a LOW branch to its own, each weighted by a gate for every token and head, to
-            which soft routing adds. At first the own branch alone counts, or nearly. None: where routing is soft.
+            which a router that weighs adds. At first the own branch alone counts, or nearly. None: where one weighs.
 
     Raises:
         ValueError: for a value that does not fit, naming the argument.
@@ -181,13 +181,14 @@ class FreqAttention(nn.Module):
         self.dim, self.num_heads, self.head_dim, self.attention = dim, num_heads, dim // num_heads, attention
         self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(dim, dim) for _ in range(4))
         self.query_norm, self.key_norm = (nn.Parameter(torch.ones(self.head_dim)) for _ in range(2))
-        if routing == "soft" and allocation is None:
+        weighs = routing in SOFT
+        if weighs and allocation is None:
             allocation = [Band.HIGH.value] * num_heads
         bands = layer_bands(allocation, num_heads)
-        if routing == "soft" and (low_beside is False or Band.DENSE in bands):
+        if weighs and (low_beside is False or Band.DENSE in bands):
             raise ValueError(
-                f"low_beside is {low_beside} and allocation {bands}; with routing='soft', which weighs each head's band "
-                "and LOW, None or True and bands 0 to 2 are allowed: take routing='fixed' for others"
+                f"low_beside is {low_beside} and allocation {bands}; with routing={routing!r}, which weighs each head's "
+                "band and LOW, None or True and bands 0 to 2 are allowed: take routing='fixed' for others"
             )
         self.routing = routing
         self.router: RoutingNetwork | None = None
@@ -202,9 +203,9 @@ class FreqAttention(nn.Module):
             self.gains = nn.Parameter(torch.ones(num_heads, 3)) if config.band_features == "gains" else None
             if routing == "learned":
                 self.router = RoutingNetwork(num_heads, prior=prior, initial=bands)
-            elif routing == "soft":
-                self.router = RoutingNetwork(num_heads, prior="none", statistics=False)
-            if low_beside or routing == "soft":
+            elif weighs:
+                self.router = RoutingNetwork(num_heads, prior="none", statistics=routing == "soft")
+            if low_beside or weighs:
                 self.gates = nn.Linear(dim, 2 * num_heads)
                 for parameter in self.gates.parameters():
                     nn.init.zeros_(parameter)

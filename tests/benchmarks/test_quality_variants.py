@@ -89,7 +89,7 @@ def test_a_gated_head_starts_as_its_own_branch_and_can_turn_to_low() -> None:
 
 def test_the_default_is_the_variant_that_won() -> None:
     model = FreqFormerTransformer3DModel(patch_size=TINY.patch, num_layers=TINY.layers, num_heads=6, head_dim=TINY.head_dim)
-    won = build(VARIANTS["beside_timed"], TINY, 0)
+    won = build(VARIANTS["beside_both"], TINY, 0)
     for layer, other in zip(model.attentions, won.attentions, strict=True):
         assert layer.routing == other.routing == "soft"
         assert torch.equal(layer.allocation, other.allocation)

@@ -1,4 +1,4 @@
-"""Every kernel of the pipeline, forward and backward, on six small calls, and the router: for compute-sanitizer.
+"""Every kernel of the pipeline, forward and backward, on six small calls, and layers with a router: for compute-sanitizer.
 
 On a machine with a CUDA GPU and the CUDA toolkit, from the top folder of the project:
 
@@ -20,7 +20,7 @@ import torch
 from tests.support.cases import Case, make_inputs, run
 from tests.support.interpreter import patch_language_once
 
-from freqformer.attention import FreqAttention
+from freqformer.attention import FreqAttention, Routing
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops.block_sparse import triton, triton_backward
@@ -75,15 +75,18 @@ def check(checked: Checked, device: str) -> None:
                 assert bool(result.isfinite().all()), name
 
 
-@torch.no_grad()
-def check_router(device: str) -> None:
-    """Run a layer that chooses its bands; AssertionError where a logit is not finite."""
-    layer = FreqAttention(3 * 64, 3, CONFIG, routing="learned").to(device, torch.bfloat16)
+def check_router(routing: Routing, device: str) -> None:
+    """Run a layer with a router, without gradients and with them; AssertionError where a number is not finite."""
+    layer = FreqAttention(3 * 64, 3, CONFIG, routing=routing).to(device, torch.bfloat16)
     layer.set_impl("triton")
     hidden = torch.randn(2, RAGGED.num_tokens, layer.dim, device=device, dtype=torch.bfloat16)
-    layer(hidden, RAGGED, torch.tensor([0.2, 0.9], device=device))
-    assert layer.last_logits is not None
-    assert bool(layer.last_logits.isfinite().all())
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            out = layer(hidden, RAGGED, torch.tensor([0.2, 0.9], device=device))
+        assert layer.last_logits is not None
+        assert bool(layer.last_logits.isfinite().all())
+    out.sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in layer.parameters() if p.grad is not None)
 
 
 if __name__ == "__main__":
@@ -92,5 +95,6 @@ if __name__ == "__main__":
     for name, checked in CASES.items():
         check(checked, device)
         print(name, flush=True)
-    check_router(device)
-    print("router", flush=True)
+    for routing in ("learned", "soft", "timed"):
+        check_router(routing, device)
+        print(f"router, {routing}", flush=True)

@@ -33,7 +33,7 @@ def make_model(text_dim: int | None = None, mid_pattern: str = "topk", **options
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("text_dim", "routing"), [(None, "learned"), (32, "learned"), (None, "soft")])
+@pytest.mark.parametrize(("text_dim", "routing"), [(None, "learned"), (32, "learned"), (None, "soft"), (None, "timed")])
 def test_a_cuda_graph_holds_a_step_with_frozen_bands(text_dim: int | None, routing: str) -> None:
     model = make_model(text_dim, routing=routing)
     draw = torch.Generator("cuda").manual_seed(1)

@@ -18,6 +18,7 @@ ROUTING = "tests/ops/routing/test_triton.py"
 MERGE = "tests/ops/merge/test_triton.py"
 MERGE_BACKWARD = "tests/ops/merge/test_triton_backward.py"
 FUSED_BACKWARD = "tests/test_fused_backward.py"
+GATES = "tests/ops/gates/test_triton.py"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ PREPARE_GRADS = "prologue/triton_backward_kernel.py"
 TOKEN_GRADS = "prologue/triton_backward_tokens.py"
 FINISH = "prologue/triton_finish.py"
 ROUTER = "routing/triton_kernel.py"
+SUM = "gates/triton_kernel.py"
 FAULTS = (
     # attention, forward
     Fault("a query sees one token behind a ragged tile", KERNEL, "| (column < left)", "| (column <= left)", BLOCK),
@@ -221,6 +223,17 @@ FAULTS = (
     ),
     Fault("the prior turns with the noise level", ROUTER, "(2 * t - 1) * lean", "(1 - 2 * t) * lean", ROUTING),
     Fault("keys' energies land on queries'", ROUTER, "* VALUES + 3 * number)", "* VALUES + 0 * number)", ROUTING),
+    Fault(
+        "the timestep's weights eight columns off without statistics",
+        ROUTER,
+        "_load_matrix(layers[0][0], KNOWN, HIDDEN, STATIC",
+        "_load_matrix(layers[0][0], 8, HIDDEN, STATIC",
+        ROUTING,
+    ),
+    # gated sum
+    Fault("LOW takes the own branch's gate", SUM, "low_place = own_place + heads", "low_place = own_place", GATES),
+    Fault("the first sample's weights for all", SUM, "weights + sample * 2 * heads", "weights + 0 * sample", GATES),
+    Fault("the own branch's gradient from its gate alone", SUM, "grad + own_gate[:, None]", "own_gate[:, None]", GATES),
     # what blocks read behind a row's end
     Fault("no zeros behind the gradients of low queries", QUERIES, " | (low & (place < PAD))", "", FUSED_BACKWARD),
     Fault("no zeros behind low queries", FINISH, "tl.minimum(video, PAD)", "tl.minimum(num_low, PAD)", FUSED_BACKWARD),

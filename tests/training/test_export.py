@@ -75,6 +75,13 @@ def test_it_loads_and_generates_at_its_size(exported: Path) -> None:
     assert frames.shape == (1, 4, 16, 24, 3)
 
 
+def test_it_names_no_folder_of_the_machine_that_made_it(run: Path, exported: Path) -> None:
+    files = [path for path in exported.rglob("*.json") if path.name not in ("train.json", "record.json")]
+    assert len(files) >= 3
+    for path in files:
+        assert str(run) not in path.read_text(encoding="utf-8"), path
+
+
 def test_the_card_tells_what_the_records_say(run: Path, exported: Path) -> None:
     card, facts = (exported / "README.md").read_text(), json.loads((exported / "record.json").read_text())
     config = TrainConfig.from_dict(json.loads((exported / "train.json").read_text()))

@@ -3,6 +3,5 @@
 from freqformer.calibration.candidates import Candidates
 from freqformer.calibration.choice import Calibration, Choice
 from freqformer.calibration.run import calibrate
-from freqformer.calibration.sensitivity import measure_sensitivity
 
-__all__ = ["Calibration", "Candidates", "Choice", "calibrate", "measure_sensitivity"]
+__all__ = ["Calibration", "Candidates", "Choice", "calibrate"]

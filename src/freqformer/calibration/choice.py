@@ -65,25 +65,19 @@ class Calibration:
         check_positive("tolerance", tolerance)
         return self._assign(lambda errors, costs: costs.where(errors <= tolerance, math.inf))
 
-    def choose_within(self, budget: float, sensitivity: Tensor | None = None) -> Choice:
+    def choose_within(self, budget: float) -> Choice:
         """The least sum of squared errors, for at most a share `budget` of dense attention's FLOPs.
 
         Heads of all layers and buckets pay one price for FLOPs, the lowest that keeps to the budget, so FLOPs go where they
         help most. No choice as cheap as the one returned errs less; a part of the budget may be left.
 
-        Args:
-            budget: share of dense attention's FLOPs, every bucket weighing the same.
-            sensitivity: what squared errors are multiplied by, (T, L), as `measure_sensitivity` gives it; None for 1.
-
         Raises:
-            ValueError: for a budget below that of all heads in the cheapest candidate, or a sensitivity of another shape
-                or with negative values.
+            ValueError: for a budget below that of all heads in the cheapest candidate.
         """
         check_positive("budget", budget)
-        weights = self._weights(sensitivity)
 
         def weighed(price: float) -> Choice:
-            return self._assign(lambda errors, costs: weights * errors.square() + price * costs)
+            return self._assign(lambda errors, costs: errors.square() + price * costs)
 
         low, high = 1e-12, 1e12
         if weighed(high).cost > budget:
@@ -114,17 +108,6 @@ class Calibration:
             middle = (low + high) // 2
             low, high = (low, middle) if self.choose(float(levels[middle])).cost <= budget else (middle + 1, high)
         return float(levels[low])
-
-    def _weights(self, sensitivity: Tensor | None) -> Tensor:
-        """(T, L, 1, 1) of mean 1."""
-        shape = tuple(self.errors.shape[:2])
-        given = torch.ones(shape, dtype=torch.float64) if sensitivity is None else sensitivity.double()
-        if tuple(given.shape) != shape or not bool((given >= 0).all() and given.isfinite().all() and given.any()):
-            raise ValueError(
-                f"sensitivity has shape {tuple(given.shape)}; {shape}, finite, from 0 up and not all 0 is allowed: measure "
-                "it with a choice of this calibration"
-            )
-        return (given / given.mean())[..., None, None]
 
     def _assign(self, price: Price) -> Choice:
         """The choice with the least sum of prices."""

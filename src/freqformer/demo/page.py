@@ -76,7 +76,7 @@ def render_page(facts: dict[str, Any]) -> str:
         **{name: facts[name] for name in ("train_steps", "inference_steps", "threads", "tiles", "command", "credit")},
         **{name: facts[name] for name in ("version", "torch_version")},
         **(FROM_SCRATCH if facts["shipped"] is None else FINE_TUNED),
-        **{"learned": CHOOSING, "soft": SOFT, "fixed": FIXED}[facts["routing"]],
+        **{"learned": CHOOSING, "soft": SOFT, "timed": SOFT, "fixed": FIXED}[facts["routing"]],
     }
     shown = {name: escape(str(text)) for name, text in texts.items()}
     return _template("page.html").substitute(

@@ -16,7 +16,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from freqformer.attention import FreqAttention
+from freqformer.attention import SOFT, FreqAttention
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, tile_layout
 from freqformer.models.blocks import Conditions, TimestepModulation, TransformerBlock, modulate
@@ -46,8 +46,8 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         text_dim: channels of text embeddings for cross-attention; None makes a model without text.
         attention: `frequency`, or `dense` for the same model with dense attention: to compare, or to be given a routing
             table after training (docs/calibration.md).
-        frequency: fields of `FreqFormerConfig`; None takes its defaults, with soft routing no summaries.
-        routing: `soft`, `learned` or `fixed`, see `FreqAttention`.
+        frequency: fields of `FreqFormerConfig`; None takes its defaults, with routers that weigh no summaries.
+        routing: `soft`, `timed`, `learned` or `fixed`, see `FreqAttention`.
         allocation: initial or fixed band of every head, for all layers, or one list per layer; None as in `FreqAttention`.
         prior: of the routers, `paper` or `none`.
         absolute_positions: whether a token is told its place in the whole video too. With rotary embedding alone it has
@@ -55,7 +55,7 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
             alone, so that what a token is told does not depend on the video's length.
         prediction: what the last layer gives: `velocity`, or the `clip`, from which the velocity follows. Noise does not
             fit through a layer narrower than a patch, a clip does (Li and He, arXiv 2511.13720): take it for large patches.
-        low_beside: whether every head adds a gated LOW branch to its own; None with soft routing alone.
+        low_beside: whether every head adds a gated LOW branch to its own; None where a router weighs.
 
     Raises:
         ValueError: for a value that does not fit, naming the argument.
@@ -100,7 +100,7 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
                 "from 6 up are allowed: rotary embedding turns a pair of channels per axis at least"
             )
         self.patch_size = (patch_size[0], patch_size[1], patch_size[2])
-        plain = {"summary_tokens": 0} if routing == "soft" else {}
+        plain = {"summary_tokens": 0} if routing in SOFT else {}
         self.band_config = FreqFormerConfig.from_dict(plain if frequency is None else dict(frequency))
         dim, patch = num_heads * head_dim, in_channels * patch_size[0] * patch_size[1] * patch_size[2]
         self.proj_in = nn.Linear(patch, dim)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 TRAIN_FILE, RECORD_FILE, CARD_FILE, SAMPLES_FILE = "train.json", "record.json", "README.md", "samples.png"
 WEIGHTS = Path("transformer", "diffusion_pytorch_model.safetensors")
+PLACE = "_name_or_path"
+"""Under which diffusers notes in a config where it was loaded from."""
 MOST_BYTES = 6_000_000
 """Weights that a package may carry."""
 FRESH_CLIPS = 32
@@ -49,6 +51,7 @@ def export_model(run: Path, target: Path, *, most_bytes: int = MOST_BYTES) -> Pa
     told = _data_and_licence(config.data)
     with writing_folder(target) as folder:
         FreqFormerPipeline.from_pretrained(str(run / "pipeline"), dtype=torch.bfloat16).save_pretrained(folder)
+        _forget_places(folder)
         size = (folder / WEIGHTS).stat().st_size
         if size > most_bytes:
             raise ValueError(
@@ -61,6 +64,13 @@ def export_model(run: Path, target: Path, *, most_bytes: int = MOST_BYTES) -> Pa
         (folder / RECORD_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         (folder / CARD_FILE).write_text(_card(target, config.data, parts, facts, told), encoding="utf-8")
     return target
+
+
+def _forget_places(folder: Path) -> None:
+    """Take out of the configs where this machine keeps the run."""
+    for path in folder.rglob("*.json"):
+        kept = {name: value for name, value in json.loads(path.read_text(encoding="utf-8")).items() if name != PLACE}
+        path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def fresh_loss(pipeline: FreqFormerPipeline, config: TrainConfig, *, clips: int = FRESH_CLIPS) -> float:

@@ -135,7 +135,7 @@ def test_any_network_and_timestep(prior: str, hidden: int, statistics: bool) -> 
         assert torch.equal(bands, logits.argmax(-1))
 
 
-@pytest.mark.parametrize("routing", ["learned", "soft"])
+@pytest.mark.parametrize("routing", ["learned", "soft", "timed"])
 def test_a_layer_scores_its_heads_alike_with_and_without_the_launches(routing: Routing) -> None:
     grid = Grid(2, 4, 3)
     config = FreqFormerConfig(tile=(2, 2, 3), mid_tiles=2, window=(1, 1, 1), summary_tokens=2)
