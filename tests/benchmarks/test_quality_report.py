@@ -90,8 +90,19 @@ def test_what_is_written_by_hand_of_700_steps_is_what_the_results_give() -> None
         assert abs(first[name] - first["gated_plain"]) < 0.0005
     assert abs(first["beside_routed"] - first["beside_both"]) < 0.0005
     assert first["radial"] < first["window"] < min(first[name] for name in ("topk_summaries", "vsa", "axial"))
-    assert f"lose by far**, {first['freq_strict']:.4f}" in text
-    assert f"{first['prior']:.4f} beside {first['freq_full']:.4f} for the same heads" in text
+    quiet, loud = (first[name] - first["window"] for name in ("window_quiet", "window_summaries"))
+    assert f"`window_quiet` is {-quiet:.4f} better than `window`" in text
+    assert f"the same but for that start, is {loud - quiet:.4f} worse than it" in text
+    assert all(groups[name][0]["losses"]["0.9"] < window["0.9"] for name in ("window_quiet", "window_summaries"))
+    for name, written in (
+        ("freq_full", "beside 2/2/2 heads with full features ({})"),
+        ("freq_gains", "learned gains are better ({})"),
+        ("freq_values", "values without the low band worse ({})"),
+        ("freq_strict", "lose by far ({})"),
+        ("prior", "changes nothing ({})"),
+        ("schedule", "a schedule that moves more heads is worse ({})"),
+    ):
+        assert written.format(f"{first[name]:.4f}") in text, name
     routers = [runs[0]["allocation"] for runs in groups.values() if "allocation" in runs[0]]
     assert all(report._heads(levels[0])[2] >= 5 / 6 * 36 - 0.05 for levels in routers)
     assert all(1 / 3 <= report._heads(levels[-1])[0] / 36 <= 2 / 3 for levels in routers)
@@ -109,10 +120,22 @@ def test_what_is_written_by_hand_of_2800_steps_is_what_the_results_give() -> Non
     losses = {name: mean([report.overall(run["losses"]) for run in groups[name].values()]) for name in groups}
     ratio = losses["beside_both"].value / losses["gated_plain"].value
     assert f"`gated_plain`, is {gain.text(4, sign=True)}, {ratio:.3f} times its loss" in text
-    assert f"That is {-gain.value / gain.error:.1f} standard errors of three seeds" in text
-    assert all(report.overall(soft[seed]["losses"]) < report.overall(best[seed]["losses"]) for seed in (0, 1, 2))
+    pairs = sorted(soft.keys() & best.keys())
+    assert (
+        f"That is {-gain.value / gain.error:.1f} standard errors of {('three', 'four', 'five')[len(pairs) - 3]} pairs"
+        in text
+    )
+    assert all(report.overall(soft[seed]["losses"]) < report.overall(best[seed]["losses"]) for seed in pairs)
     for level in LEVELS:
-        assert mean([soft[seed]["losses"][level] - best[seed]["losses"][level] for seed in soft]).value < 0
+        assert mean([soft[seed]["losses"][level] - best[seed]["losses"][level] for seed in pairs]).value < 0
+    timed, beyond = (paired(groups["beside_timed"], other) for other in (best, soft))
+    assert timed is not None
+    assert beyond is not None
+    assert f"{timed.text(4, sign=True)}, and less that of `beside_both` {beyond.text(4, sign=True)}" in text
+    routed = paired(groups["beside_routed"], best)
+    assert routed is not None
+    assert f"than gates by token alone: {routed.text(4, sign=True)} from `gated_plain`" in text
+    assert f"trained for 2,800 steps with three to {('four', 'five')[max(map(len, groups.values())) - 4]} seeds" in text
     weights = [report.mean_weights(run) for run in soft.values()]
     low = [mean([levels[level][1] for levels in weights]).value for level in (0, -1)]
     assert f"adds {low[0]:+.2f} to the weight of LOW at t = 0.1 and {low[1]:+.2f} at t = 0.9" in text
@@ -124,6 +147,27 @@ def test_what_is_written_by_hand_of_2800_steps_is_what_the_results_give() -> Non
     assert f"is worse by {mean(held[1]).text(4)}" in text
     behind = [paired(groups[name], best) for name in ("router_beside", "router_mixed")]
     assert f"behind `gated_plain` by {behind[0].text(4)} and {behind[1].text(4)}" in text  # type: ignore[union-attr]
+
+
+def test_what_is_written_by_hand_of_longer_clips_and_of_cost_is_what_the_results_give() -> None:
+    text = " ".join(report.PAGE.read_text().split())
+    runs = [result for result in report.read_results() if report.tokens_of(result) == 65_536]
+    losses = {(run["variant"], run["seed"]): f"{report.overall(run['losses']):.4f}" for run in runs}
+    assert f"After {runs[0]['steps']} steps `dense` is at {losses['dense', 0]}, the window at {losses['window', 0]}" in text
+    plain, timed, other = (losses[key] for key in (("gated_plain", 0), ("beside_timed", 0), ("beside_timed", 1)))
+    assert f"at {plain} (`gated_plain`) and {timed} (`beside_timed`) with the same seed; {other} with another" in text
+    dense, one = (next(run for run in runs if run["variant"] == name) for name in ("dense", "beside_timed"))
+    fast, slow = one["step_ms"], dense["step_ms"]
+    times = f"{fast:.0f} ms where dense takes {slow:.0f}, {slow / fast:.1f} times less"
+    assert f"A step takes {times}, in the same {one['peak_gib']:.1f} GiB" in text
+    assert f"{dense['peak_gib']:.1f}" == f"{one['peak_gib']:.1f}"
+    case = json.loads((report.RESULTS.parent / "router.json").read_text())["cases"]["64K"]
+    timed, layer = case["weighing"]["timed"], case["weighing"]["timed"]["layer_in_graph_ms"]
+    statistics = dict(case["launches"])["sum_tiles"]
+    added = 1e3 * timed["added_to_layer_ms"]
+    assert f'({layer:.2f} ms with its projections, H100), `routing="timed"` adds {added:.0f} µs' in text
+    assert f"{timed['added_share_of_layer']:.2%}; the launch that takes statistics is {statistics:.0f} µs more" in text
+    assert f"which makes soft routing {(added + statistics) / 1e3 / layer:.1%}" in text
 
 
 def test_tables_say_have_standard_errors() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from benchmarks.quality.variants import Size
 from benchmarks.training_free import BUDGETS, CUBES, Amount, single_patterns
-from benchmarks.training_free_report import NOTHING, PAGE, draw_figures, read_results, rebuilt, results_text
+from benchmarks.training_free_report import CALIBRATED, NOTHING, PAGE, draw_figures, read_results, rebuilt, results_text
 from benchmarks.video_metrics import psnr, ssim
 
 from benchmarks import training_free
@@ -95,3 +95,18 @@ def test_the_page_is_that_of_the_committed_results():
     assert NOTHING in rebuilt(page, None)
     with pytest.raises(ValueError, match="page has no single block"):
         rebuilt(re.sub("<!-- results: end -->", "", page), None)
+
+
+def test_what_is_written_by_hand_is_what_the_results_give():
+    results = read_results()
+    assert results is not None
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    for rows in results["budgets"].values():
+        single = max(row["psnr"] for name, row in rows.items() if name not in CALIBRATED)
+        assert rows["tolerance"]["psnr"] > single + 5
+        assert rows["tolerance"]["psnr"] < 30
+    rows = results["budgets"]["0.1"]
+    error, decibels = ({name: row[key] for name, row in rows.items()} for key in ("mean_velocity_error", "psnr"))
+    first, second, third = (f"{error[name]:.4f}" for name in ("calibrated", "topk_summaries", "tolerance"))
+    assert f"`calibrated` has a velocity error of {first} and `topk_summaries` of {second}, `tolerance` {third}" in text
+    assert f"whose videos are {decibels['tolerance'] - decibels['calibrated']:.1f} dB nearer" in text
