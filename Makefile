@@ -6,6 +6,8 @@ BIN := .venv/bin
 # Threads that wait by spinning take the cores from threads that work: on a machine with other load, small operations ran
 # 20 times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Tests run one thread a process, and a file's tests in one process, since some share a trained model.
+PARALLEL ?= -n auto --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-full mutations lint docs bench clean
 
@@ -19,10 +21,10 @@ demo: .venv/ready ## real video in, generated video and report out: demo/index.h
 	$(BIN)/freqformer demo --output demo $(if $(VIDEO),--video "$(VIDEO)",) $(DEMO_FLAGS)
 
 test: .venv/ready ## the whole suite but long sweeps, on the CPU
-	TRITON_INTERPRET=1 $(BIN)/pytest
+	TRITON_INTERPRET=1 $(BIN)/pytest $(PARALLEL)
 
 test-full: .venv/ready ## long sweeps too
-	TRITON_INTERPRET=1 $(BIN)/pytest -m 'not gpu'
+	TRITON_INTERPRET=1 $(BIN)/pytest $(PARALLEL) -m 'not gpu'
 
 mutations: .venv/ready ## seeded faults in the kernels, and which tests notice them: tests/mutation/results.json
 	$(BIN)/python -m tests.mutation

@@ -36,10 +36,11 @@ CHOOSING = {
 SOFT = {
     "routing_title": "How much each head looked at the whole",
     "routing_text": "Every head has two branches: its own band, and low frequencies of the whole video. A small network in "
-    "each layer looks at the features and at the noise level, and weighs them. While this video was generated, it gave low "
-    "frequencies more weight where the picture is red, and less where it is blue.",
+    "each layer weighs them by the features and the noise level. While this video was generated, it gave low frequencies "
+    "more weight where the picture is red, and less where it is blue.",
     "routing_alt": "Heat map: the weight of low frequencies of each head in each layer at each denoising step",
 }
+TIMED = SOFT | {"routing_text": SOFT["routing_text"].replace("the features and the noise level", "the noise level")}
 FIXED = {
     "routing_title": "Which band each head used",
     "routing_text": "The band of every head is fixed.",
@@ -76,7 +77,7 @@ def render_page(facts: dict[str, Any]) -> str:
         **{name: facts[name] for name in ("train_steps", "inference_steps", "threads", "tiles", "command", "credit")},
         **{name: facts[name] for name in ("version", "torch_version")},
         **(FROM_SCRATCH if facts["shipped"] is None else FINE_TUNED),
-        **{"learned": CHOOSING, "soft": SOFT, "timed": SOFT, "fixed": FIXED}[facts["routing"]],
+        **{"learned": CHOOSING, "soft": SOFT, "timed": TIMED, "fixed": FIXED}[facts["routing"]],
     }
     shown = {name: escape(str(text)) for name, text in texts.items()}
     return _template("page.html").substitute(
