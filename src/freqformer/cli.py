@@ -277,23 +277,22 @@ def calibrate(
     ] = "synthetic",
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the routing table and the report.")],
-    tolerance: Annotated[float, typer.Option(help="Largest relative error of a head's output.")] = 0.1,
+    tolerance: Annotated[float | None, typer.Option(help="Largest error of a head's output; 0.1 by default.")] = None,
+    flops: Annotated[float | None, typer.Option(help="Share of dense attention's FLOPs, and no tolerance.")] = None,
     clips: Annotated[int, typer.Option(min=1, help="Clips to measure on, each in every part of the noise levels.")] = 8,
     buckets: Annotated[int, typer.Option(min=1, help="Equal parts of the noise levels, each with its own bands.")] = 10,
-    mid_tiles: Annotated[
-        str | None, typer.Option(help="Tile counts of MID to try, between commas; 8,16,32 where left out.")
-    ] = None,
+    mid_tiles: Annotated[str | None, typer.Option(help="Tile counts of MID to try; 8,16,32 where left out.")] = None,
     window: Annotated[list[str] | None, typer.Option(help="A window of HIGH to try, like 3,3,3; may be repeated.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the clips and the noise.")] = 0,
 ) -> None:
     """Choose an operator for every head of a trained dense model: the cheapest within a tolerance, without training.
 
     Writes a routing table, calibration.json and figures. The same command goes on where it stopped; with all clips
-    measured, another --tolerance takes seconds.
+    measured, another --tolerance or --flops takes seconds.
 
     \b
     Examples:
-      freqformer calibrate runs/dense --output table/
+      freqformer calibrate runs/dense --output table/ --flops 0.1
       freqformer calibrate runs/dense videos/ -o table/ --tolerance 0.2 --clips 16 --mid-tiles 8,16,32,64
       freqformer sample runs/dense -o new.mp4 --routing-table table/
     """
@@ -313,15 +312,15 @@ def calibrate(
         TrainConfig.from_dict(record).data,
         output,
         tolerance=tolerance,
+        budget=flops,
         num_clips=clips,
         candidates=Candidates(usual.config, counts, windows),
         num_buckets=buckets,
         seed=seed,
     )
-    shares = torch.bincount(choice.table.bands.flatten(), minlength=4).double() / choice.table.bands.numel()
-    for name, share in zip(("low", "mid", "high", "dense"), shares.tolist(), strict=True):
+    for name, share in choice.shares.items():
         typer.echo(f"{name:>5}  {100 * share:5.1f}% of the heads")
-    typer.echo(f"{100 * choice.cost:.1f}% of dense attention's FLOPs; no head's error was above {tolerance:g}")
+    typer.echo(f"{100 * choice.cost:.1f}% of dense attention's FLOPs; no head's error was above {choice.errors.max():.3g}")
     typer.echo(f"next: freqformer sample {model} --output new.mp4 --routing-table {output}")
 
 

@@ -53,6 +53,11 @@ def test_calibrate_then_sample(trained: Path, tmp_path: Path) -> None:
     assert record["candidates"] == ["low", "mid-1", "mid-2", "high-1x1x1", "high-1x2x2", "dense"]
     assert f"{100 * record['cost']:.1f}% of dense attention's FLOPs" in output
     assert RoutingTable.load(tmp_path / "table").shape == (2, 1, 3)
+    half = run("calibrate", trained, "-o", tmp_path / "half", "--flops", 0.5, *TRY)
+    kept = json.loads((tmp_path / "half" / RECORD_NAME).read_text())
+    assert 0 < kept["cost"] <= 0.5
+    worst = max(error for layers in kept["chosen_error"] for heads in layers for error in heads)
+    assert f"no head's error was above {worst:.3g}" in half
     cheap = run("calibrate", trained, "-o", tmp_path / "table", "--tolerance", 100, *TRY)
     assert "low 0.0%" not in cheap
     assert "dense 0.0%" in cheap
@@ -78,6 +83,7 @@ def test_errors_are_one_line(trained: Path, tmp_path: Path) -> None:
     out = ("-o", tmp_path / "out")
     cases = [
         ((trained, *out, "--tolerance", 0), "tolerance is 0"),
+        ((trained, *out, "--tolerance", 0.2, "--flops", 0.1), "tolerance is 0.2 and budget 0.1; one of them"),
         ((trained, *out, "--mid-tiles", "8;16"), "--mid-tiles is '8;16'"),
         ((trained, *out, "--mid-tiles", "16,8"), "rising"),
         ((trained, *out, "--window", "3,3"), "window is (3, 3)"),

@@ -14,13 +14,16 @@ from freqformer.models.transformer import FreqFormerTransformer3DModel
 from freqformer.training.config import DataConfig
 from freqformer.training.run import clip_source
 
+TOLERANCE = 0.1
+
 
 def calibrate_on_clips(
     transformer: FreqFormerTransformer3DModel,
     data: DataConfig,
     output: Path,
     *,
-    tolerance: float,
+    tolerance: float | None,
+    budget: float | None,
     num_clips: int,
     candidates: Candidates,
     num_buckets: int,
@@ -32,17 +35,24 @@ def calibrate_on_clips(
         transformer: dense; moved to the GPU if there is one.
         data: where the clips are and what a clip is.
         output: folder of the report, and of the state in `state/`.
+        tolerance: as in `calibrate`; 0.1 where neither it nor a budget is given.
+        budget: share of dense attention's FLOPs, in place of a tolerance: the smallest that keeps to it is taken.
         num_clips: clips to measure on.
-        tolerance, candidates, num_buckets, seed: as in `calibrate`.
+        candidates, num_buckets, seed: as in `calibrate`.
 
     Raises:
-        ValueError: as `calibrate`, and for clips that can't be read.
+        ValueError: as `calibrate`, for both a tolerance and a budget, and for clips that can't be read.
     """
+    if tolerance is not None and budget is not None:
+        raise ValueError(
+            f"tolerance is {tolerance} and budget {budget}; one of them is allowed: the budget sets the tolerance"
+        )
     source = clip_source(data, seed)
     clips = [source.load(index) for index in range(num_clips)]
     for clip in clips:
         source.report(clip)
     transformer.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    tolerance = TOLERANCE if tolerance is None else tolerance
     _, calibration = calibrate(
         transformer,
         [clip.pixels[None] for clip in clips],
@@ -52,4 +62,4 @@ def calibrate_on_clips(
         seed=seed,
         state=output / "state",
     )
-    return write_report(calibration, tolerance, output)
+    return write_report(calibration, tolerance if budget is None else calibration.tolerance_for(budget), output)
