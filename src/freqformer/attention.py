@@ -144,7 +144,7 @@ class FreqAttention(nn.Module):
         allocation: the band of every head; with `routing="learned"` where the router starts. DENSE with "fixed" alone. None
             puts a third of the heads in each band, with "soft" and "timed" all in HIGH.
         routing: `soft` keeps the allocation, and by the layer's statistics and timestep weighs each head's band and a LOW
-            branch beside it: best in docs/quality.md. `timed` does so by timestep alone, at no cost. `learned` chooses a
+            branch beside it: best in docs/quality.md. `timed` does so by timestep alone, nearly free. `learned` chooses a
             band for each head instead. `fixed` does neither.
         attention: `frequency`, or `dense`: exact attention in every head, without router and learned summaries; until a
             routing table is set, whose bands then take low summaries alone.

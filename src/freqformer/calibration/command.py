@@ -15,6 +15,7 @@ from freqformer.training.config import DataConfig
 from freqformer.training.run import clip_source
 
 TOLERANCE = 0.1
+"""Where neither a tolerance nor a budget is asked for."""
 
 
 def calibrate_on_clips(
