@@ -192,11 +192,10 @@ class Comparison:
         videos = self._videos()
         model.set_routing_table(None)
         decibels, similarity = psnr(videos, self.videos), ssim(videos, self.videos)
-        shares = torch.bincount(method.table.bands.flatten(), minlength=len(Band)) / method.table.bands.numel()
         return {
             "about": method.about,
             "density": method.density,
-            "heads": dict(zip(("low", "mid", "high", "dense"), shares.tolist(), strict=True)),
+            "heads": method.table.shares,
             "velocity_error": dict(zip(map(str, self.levels), errors, strict=True)),
             "mean_velocity_error": sum(errors) / len(errors),
             "psnr": float(decibels.mean()),

@@ -101,17 +101,24 @@ def _allocation(pyplot: Any, groups: dict[str, dict[int, Result]]) -> Any:
 
 
 def _weights(pyplot: Any, groups: dict[str, dict[int, Result]]) -> Any:
-    """A row per head, a column per noise level, a panel per seed; red is more LOW, blue is less."""
-    runs = [run for seeds in groups.values() for run in seeds.values() if "gates" in run]
-    figure, panels = pyplot.subplots(1, len(runs), figsize=(3 * len(runs) + 1, 7), squeeze=False, layout="constrained")
+    """A row per head, a column per noise level; panels by variant and seed; red is more LOW, blue is less."""
+    variants = [[run for run in seeds.values() if "gates" in run] for seeds in groups.values()]
+    variants = [runs for runs in variants if runs]
+    rows, columns = len(variants), max(map(len, variants))
+    size = {"figsize": (2.2 * columns + 1, 4.5 * rows), "squeeze": False, "layout": "constrained"}
+    figure, panels = pyplot.subplots(rows, columns, **size)
+    for axes in panels.flat:
+        axes.set_visible(False)
     image: Any = None
-    for axes, run in zip(panels[0], runs, strict=True):
+    placed = [(panels[row, column], run) for row, runs in enumerate(variants) for column, run in enumerate(runs)]
+    for axes, run in placed:
+        axes.set_visible(True)
         layers = len(run["gates"][0])
         heads = len(run["gates"][0][0][1])
         rows = [[level[layer][1][head] for level in run["gates"]] for layer in range(layers) for head in range(heads)]
         image = axes.imshow(rows, aspect="auto", interpolation="nearest", cmap="RdBu_r", vmin=-1, vmax=1)
         _label_heat_map(axes, f"{run['variant']}, seed {run['seed']}", layers, heads)
-    figure.colorbar(image, ax=panels[0], extend="both", label="added to the weight of LOW")
+    figure.colorbar(image, ax=panels, extend="both", label="added to the weight of LOW")
     return figure
 
 

@@ -318,7 +318,7 @@ def calibrate(
         num_buckets=buckets,
         seed=seed,
     )
-    for name, share in choice.shares.items():
+    for name, share in choice.table.shares.items():
         typer.echo(f"{name:>5}  {100 * share:5.1f}% of the heads")
     typer.echo(f"{100 * choice.cost:.1f}% of dense attention's FLOPs; no head's error was above {choice.errors.max():.3g}")
     typer.echo(f"next: freqformer sample {model} --output new.mp4 --routing-table {output}")

@@ -168,6 +168,9 @@ def test_what_is_written_by_hand_of_longer_clips_and_of_cost_is_what_the_results
     assert f'({layer:.2f} ms with its projections, H100), `routing="timed"` adds {added:.0f} µs' in text
     assert f"{timed['added_share_of_layer']:.2%}; the launch that takes statistics is {statistics:.0f} µs more" in text
     assert f"which makes soft routing {(added + statistics) / 1e3 / layer:.1%}" in text
+    alone = case["layer_in_graph_ms"]
+    parts = [f"{more / 1e3 / alone:.1%}" for more in (added, added + statistics)]
+    assert f"({alone:.2f} ms in the same run), the two are {parts[0]} and {parts[1]}." in text
 
 
 def test_tables_say_have_standard_errors() -> None:

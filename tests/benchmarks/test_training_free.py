@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from benchmarks.quality.variants import Size
+from benchmarks.record import RESULTS
 from benchmarks.training_free import BUDGETS, CUBES, Amount, single_patterns
 from benchmarks.training_free_report import CALIBRATED, NOTHING, PAGE, draw_figures, read_results, rebuilt, results_text
 from benchmarks.video_metrics import psnr, ssim
@@ -109,4 +110,14 @@ def test_what_is_written_by_hand_is_what_the_results_give():
     error, decibels = ({name: row[key] for name, row in rows.items()} for key in ("mean_velocity_error", "psnr"))
     first, second, third = (f"{error[name]:.4f}" for name in ("calibrated", "topk_summaries", "tolerance"))
     assert f"`calibrated` has a velocity error of {first} and `topk_summaries` of {second}, `tolerance` {third}" in text
+    calibration = read_calibration(RESULTS / "training_free_table")
+    squares, within = (
+        calibration.choose_within(0.1).errors,
+        calibration.choose(calibration.tolerance_for(0.1)).errors.max(),
+    )
+    beyond = float((squares > within).double().mean())
+    assert (
+        f"errs by more than {within:.2f}; with `calibrated` {beyond:.0%} of the heads do, by up to {squares.max():.2f}"
+        in text
+    )
     assert f"whose videos are {decibels['tolerance'] - decibels['calibrated']:.1f} dB nearer" in text

@@ -126,11 +126,3 @@ def test_an_impossible_budget_is_refused(made_up):
     for call in (made_up.choose_within, made_up.tolerance_for):
         with pytest.raises(ValueError, match=r"budget is 0\.001"):
             call(0.001)
-
-
-def test_shares_of_the_heads_add_up_to_all(made_up):
-    choice = made_up.choose(0.4)
-    assert list(choice.shares) == ["low", "mid", "high", "dense"]
-    assert sum(choice.shares.values()) == pytest.approx(1)
-    for band in Band:
-        assert choice.shares[band.name.lower()] == pytest.approx(float((choice.table.bands == band).double().mean()))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from freqformer.config import FreqFormerConfig
+from freqformer.config import Band, FreqFormerConfig
 from freqformer.routing import RoutingTable, allocate, timestep_bucket
 from freqformer.routing.table import RECORD_NAME, TENSORS_NAME
 
@@ -20,6 +20,14 @@ CONFIG = FreqFormerConfig(tile=(2, 3, 4), mid_tiles=5)
 def make_table(buckets: int = 4, layers: int = 2, heads: int = 3) -> RoutingTable:
     bands = torch.randint(0, 4, (buckets, layers, heads), generator=torch.Generator().manual_seed(0))
     return RoutingTable(bands, torch.full_like(bands, 5), CONFIG)
+
+
+def test_shares_of_the_heads_add_up_to_all():
+    table = make_table()
+    assert list(table.shares) == ["low", "mid", "high", "dense"]
+    assert sum(table.shares.values()) == pytest.approx(1)
+    for band in Band:
+        assert table.shares[band.name.lower()] == pytest.approx(float((table.bands == band).double().mean()))
 
 
 def test_buckets_are_equal_shares_of_the_noise_levels():

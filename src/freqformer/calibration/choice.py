@@ -39,12 +39,6 @@ class Choice:
         """Attention FLOPs of the model relative to dense, every bucket weighing the same."""
         return float(self.costs.mean())
 
-    @property
-    def shares(self) -> dict[str, float]:
-        """Share of the heads in each band, every bucket weighing the same: low, mid, high and dense."""
-        counts = self.table.bands.flatten().bincount(minlength=len(Band)).double()
-        return {band.name.lower(): share for band, share in zip(Band, (counts / counts.sum()).tolist(), strict=True)}
-
 
 @dataclass(frozen=True, eq=False)
 class Calibration:

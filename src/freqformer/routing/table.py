@@ -73,6 +73,12 @@ class RoutingTable:
         buckets, layers, heads = self.bands.shape
         return (buckets, layers, heads)
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of the heads in each band, every bucket weighing the same: low, mid, high and dense."""
+        counts = self.bands.flatten().bincount(minlength=len(Band)).double()
+        return {band.name.lower(): share for band, share in zip(Band, (counts / counts.sum()).tolist(), strict=True)}
+
     @classmethod
     def freeze(
         cls,
