@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tests.support.command_line import invoke, run
 
 import freqformer
@@ -51,11 +53,32 @@ def test_interrupt_is_tidy(video: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert not list((tmp_path / "bands").glob("*.mp4"))
 
 
-def test_help_is_quick_to_import() -> None:
-    """Help and errors in usage need neither diffusers nor a video library."""
-    code = (
-        "import sys; from freqformer.cli import app\n"
-        "heavy = {'diffusers', 'accelerate', 'av', 'matplotlib', 'plotly'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+IN_A_PROCESS = """
+import sys
+from freqformer.cli import app
+try:
+    app(sys.argv[1:], prog_name="freqformer")
+finally:
+    print("LOADED", *sys.modules)
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["simulate", "--help"], ["train", "--wrong"]])
+def test_help_and_wrong_usage_load_neither_torch_nor_what_commands_need(arguments: list[str]) -> None:
+    ran = subprocess.run([sys.executable, "-c", IN_A_PROCESS, *arguments], capture_output=True, text=True)
+    loaded = set(ran.stdout.rpartition("LOADED")[2].split())
+    assert "freqformer.cli.simulate" in loaded, ran.stderr
+    assert not loaded & {"torch", "numpy", "diffusers", "accelerate", "av", "PIL", "matplotlib", "plotly"}
+
+
+def test_threads_of_a_command_wait_without_spinning(tmp_path: Path) -> None:
+    """OpenMP reports what it read when torch loaded it; without the setting it says nothing of the kind."""
+    if not (sys.platform == "linux" and torch.backends.openmp.is_available()):
+        pytest.skip("only the OpenMP of Linux builds reports what it read")
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment["OMP_DISPLAY_ENV"] = "true"
+    command = [sys.executable, "-m", "freqformer", "sample", tmp_path / "none", "-o", tmp_path / "x.mp4"]
+    for asked, found in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        more = {} if asked is None else {"OMP_WAIT_POLICY": asked}
+        ran = subprocess.run(command, env=environment | more, capture_output=True, text=True)
+        assert f"OMP_WAIT_POLICY = '{found}'" in ran.stderr

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from freqformer.simulate.profiles import ProfileError
-
 if TYPE_CHECKING:
     from freqformer.simulate.calibrate import Fit
 
@@ -39,6 +37,7 @@ def fit_hardware(
     from freqformer.simulate.calibrate import fit_calibration, write_calibration
     from freqformer.simulate.calibration import load_calibration
     from freqformer.simulate.hardware import load_hardware
+    from freqformer.simulate.profiles import ProfileError
     from freqformer.simulate.results import read_peaks, read_results
     from freqformer.simulate.roofline import Machine
 
@@ -54,6 +53,8 @@ def fit_hardware(
 
 
 def _whole(name: str, text: str) -> int:
+    from freqformer.simulate.profiles import ProfileError
+
     if not text.strip().isdigit():
         raise ProfileError(f"{name} is {text!r}; whole numbers separated by commas are allowed")
     return int(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Annotated, Any
 
 import typer
@@ -77,6 +78,9 @@ def main(
       freqformer calibrate runs/dense -o table/        give a trained dense model bands, without training
       freqformer simulate --hardware h100              what attention costs on a GPU, 64K to 1M tokens
     """
+    # OpenMP reads this when torch is imported, which no command has done yet. Threads that wait by spinning take the
+    # cores from those that work: beside other load, `sample` used six times the processor time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(message)s",

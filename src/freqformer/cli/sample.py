@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from freqformer.cli.run_folder import load_pipeline, training_data
@@ -37,6 +36,8 @@ def sample(
       freqformer sample runs/dense -o banded.mp4 --routing-table table/
       freqformer sample runs/first -o compared.mp4 --dense
     """
+    import torch
+
     from freqformer.demo.shipped import dense_table
     from freqformer.models.pipeline import FreqFormerPipelineOutput
     from freqformer.routing import RoutingTable

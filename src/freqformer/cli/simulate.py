@@ -6,16 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from freqformer.config import FreqFormerConfig
-from freqformer.simulate.allocations import Routing
-from freqformer.simulate.profiles import ProfileError
-from freqformer.simulate.scenarios import DEFAULT_TOKENS, Result, Scenario, scenario
-from freqformer.simulate.scenarios import simulate as simulate_case
+if TYPE_CHECKING:
+    from freqformer.simulate.scenarios import Result, Scenario
 
+DEFAULT_TOKENS = "65536,131072,262144,524288,1048576"
 OTHER_SETTINGS = ("split", "schedule", "live", "table", "head_dim", "calibration", "learned_summaries", "low_beside")
 SWITCHES = ("live", "learned_summaries", "low_beside")
 TEXTS = ("schedule", "table", "calibration")
@@ -31,7 +29,7 @@ def simulate(
             "--lengths",
             help="Comma-separated numbers of tokens, or durations like 5s, 5s@720p or 60s@1080p/24 (frames per second).",
         ),
-    ] = ",".join(map(str, DEFAULT_TOKENS)),
+    ] = DEFAULT_TOKENS,
     setting: Annotated[
         list[str] | None,
         typer.Option(
@@ -56,6 +54,8 @@ def simulate(
       freqformer simulate --model hunyuanvideo --hardware h100 --tokens 65536,262144 --html report.html
       freqformer simulate --tokens 5s@720p,60s@720p/24 --set mid_tiles=32 --json out.json --csv out.csv
     """
+    from freqformer.simulate.scenarios import simulate as simulate_case
+
     cases = _cases(model, hardware, tokens, setting or [])
     results = [simulate_case(case) for case in _progress(cases)]
     _print_results(results)
@@ -68,6 +68,11 @@ def simulate(
 
 
 def _cases(model: str, hardware: str, lengths: str, settings: Sequence[str]) -> list[Scenario]:
+    from freqformer.config import FreqFormerConfig
+    from freqformer.simulate.allocations import Routing
+    from freqformer.simulate.profiles import ProfileError
+    from freqformer.simulate.scenarios import scenario
+
     config: dict[str, Any] = {}
     other: dict[str, Any] = {}
     known = {field.name for field in fields(FreqFormerConfig)}
