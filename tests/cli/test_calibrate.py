@@ -79,6 +79,7 @@ def test_errors_are_one_line(trained: Path, tmp_path: Path) -> None:
         ((trained, *out, "--tolerance", 0), "tolerance is 0"),
         ((trained, *out, "--tolerance", 0.2, "--flops", 0.1), "tolerance is 0.2 and budget 0.1; one of them"),
         ((trained, *out, "--mid-tiles", "8;16"), "--mid-tiles is '8;16'"),
+        ((trained, *out, "--mid-tiles", ""), "--mid-tiles is ''"),
         ((trained, *out, "--mid-tiles", "16,8"), "rising"),
         ((trained, *out, "--window", "3,3"), "window is (3, 3)"),
         ((trained, tmp_path / "no.mp4", *out), "no.mp4 does not exist"),

@@ -51,8 +51,6 @@ def test_sample_at_four_times_the_length_by_bands_and_dense(trained: Path, tmp_p
         assert probe_video(tmp_path / f"{name}.mp4").num_frames == 16
         sheets.append((tmp_path / f"{name}.png").read_bytes())
     assert sheets[0] != sheets[1] == sheets[2]
-    both = ["--dense", "--routing-table", tmp_path]
-    assert "one of them is allowed" in run("sample", trained, "-o", tmp_path / "x.mp4", *both, code=USER_ERROR)
 
 
 def test_model_without_a_record_needs_a_size(trained: Path, tmp_path: Path) -> None:
@@ -64,11 +62,57 @@ def test_model_without_a_record_needs_a_size(trained: Path, tmp_path: Path) -> N
 
 def test_errors_are_one_line(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "clip.mp4").write_text("no model")
+    out = ["-o", tmp_path / "x.mp4"]
     cases = [
-        (["sample", tmp_path / "no", "-o", tmp_path / "x.mp4"], "no does not exist"),
-        (["sample", tmp_path / "empty", "-o", tmp_path / "x.mp4"], "holds no trained model"),
-        (["sample", trained, "-o", tmp_path / "x.avi", "--steps", 1], "does not end in .mp4"),
-        (["sample", trained, "-o", tmp_path / "x.mp4", "--size", 2, 15, 16], "multiples of patch_size"),
+        (["sample", tmp_path / "no", *out], "no does not exist"),
+        (["sample", tmp_path / "clip.mp4", *out], "clip.mp4 is a file"),
+        (["sample", tmp_path / "empty", *out], "holds no trained model"),
+        (["sample", "./shipped", *out], "shipped does not exist"),
+        (["sample", trained, *out, "--size", 2, 15, 16], "multiples of patch_size"),
     ]
     for arguments, message in cases:
         refused(*arguments, message=message)
+
+
+def test_what_can_not_be_written_is_refused_before_a_model_is_loaded(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("freqformer.cli.sample.load_pipeline", lambda _: pytest.fail("loaded"))
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "file").write_text("")
+    right = tmp_path / "x.mp4"
+    cases = [
+        (["-o", tmp_path / "x.avi"], "does not end in .mp4"),
+        (["-o", tmp_path / "x.gif"], "does not end in .mp4"),
+        (["-o", tmp_path / "folder.mp4"], "folder.mp4, which is a folder"),
+        (["-o", tmp_path / "file" / "below" / "x.mp4"], "file is a file"),
+        *((["-o", right, "--fps", fps], f"--fps is {fps}; 0.01 to 1000") for fps in (0, -1, 1e-3, 2000, "nan", "inf")),
+        (["-o", right, "--size", 4, 0, 16], "--size is 4 0 16; FRAMES HEIGHT WIDTH from 1 up"),
+        (["-o", right, "--size", 4, -16, 16], "--size is 4 -16 16"),
+        (["-o", right, "--size", 1, 16, 16400], "16 x 16400 pixels; sides up to 16,384"),
+        (["-o", right, "--enlarge", 1000], "16000 x 16000 pixels"),
+        (["-o", right, "--dense", "--routing-table", tmp_path], "one of them is allowed"),
+    ]
+    for arguments, message in cases:
+        refused("sample", trained, *arguments, message=message)
+    for seed in (2**70, 2**63, -1):
+        assert "Invalid value for '--seed'" in run("sample", trained, "-o", right, "--seed", seed, code=USER_ERROR)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".mp4"] == ["folder.mp4"]
+
+
+def test_the_largest_seed_and_the_lowest_rate(trained: Path, tmp_path: Path) -> None:
+    target = tmp_path / "x.mp4"
+    run("sample", trained, "-o", target, "--steps", 1, "--seed", 2**63 - 1, "--fps", 0.01)
+    info = probe_video(target)
+    assert (info.num_frames, info.fps) == (4, pytest.approx(0.01))
+
+
+def test_the_shipped_model_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    output = run("sample", "shipped", "-o", "cat.mp4", "--steps", 1, "--size", 4, 16, 16)
+    assert "4 x 16 x 16" in output
+    assert probe_video(tmp_path / "cat.mp4").fps == pytest.approx(8)
+    monkeypatch.setattr("freqformer.demo.shipped.shipped_model", lambda: None)
+    refused("sample", "shipped", "-o", "cat.mp4", message="this version comes without")

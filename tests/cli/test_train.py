@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from tests.support.command_line import TINY, refused, run
 
 
@@ -21,6 +22,16 @@ def test_train_from_a_config_with_changes(trained: Path, tmp_path: Path) -> None
     assert config["run"]["max_steps"] == 1
     assert config["data"]["path"] is None
     assert config["model"]["num_heads"] == 3
+
+
+def test_train_from_the_shipped_models_config(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("train", video, "-o", "own", "--config", "shipped", "--steps", 1, *TINY, "--set", "run.compile=false")
+    config = json.loads((tmp_path / "own" / "train.json").read_text())
+    assert config["model"]["absolute_positions"] == "space"
+    assert config["run"]["part_seconds"] is None
+    assert config["data"]["path"] == str(video)
+    refused("train", "--config", "shipped", message="DATA is missing: the photographs")
 
 
 def test_errors_are_one_line(video: Path, tmp_path: Path) -> None:

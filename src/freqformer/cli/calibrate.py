@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from freqformer.cli.run_folder import clip_fields, load_pipeline, training_data
+from freqformer.cli.options import Seed
+from freqformer.cli.run_folder import clip_fields, load_pipeline, model_folder, training_data
 
 
 def calibrate(
-    model: Annotated[Path, typer.Argument(help="Output folder of a training run with model.attention=dense.")],
+    model: Annotated[str, typer.Argument(help="Output folder of a training run with model.attention=dense.")],
     data: Annotated[
         str, typer.Argument(help="A video, a folder of videos, or 'synthetic' for moving sprites.")
     ] = "synthetic",
@@ -23,7 +24,7 @@ def calibrate(
     buckets: Annotated[int, typer.Option(min=1, help="Equal parts of the noise levels, each with its own bands.")] = 10,
     mid_tiles: Annotated[str | None, typer.Option(help="Tile counts of MID to try; 8,16,32 where left out.")] = None,
     window: Annotated[list[str] | None, typer.Option(help="A window of HIGH to try, like 3,3,3; may be repeated.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the clips and the noise.")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Choose an operator for every head of a trained dense model: the cheapest within a tolerance, without training.
 
@@ -36,17 +37,20 @@ def calibrate(
       freqformer calibrate runs/dense videos/ -o table/ --tolerance 0.2 --clips 16 --mid-tiles 8,16,32,64
       freqformer sample runs/dense -o new.mp4 --routing-table table/
     """
+    folder = model_folder(model)
+    pipeline = load_pipeline(folder)
+    trained = training_data(folder)
+
     from freqformer.calibration import Candidates
     from freqformer.calibration.command import calibrate_on_clips
     from freqformer.training.config import TrainConfig
 
-    pipeline, trained = load_pipeline(model), training_data(model)
     if pipeline.vae is not None or trained is None:
         raise ValueError(f"{model} is no training run on pixels; call freqformer.calibration.calibrate with your own clips")
     usual = Candidates.usual(pipeline.transformer.band_config)
-    counts = _whole_numbers("--mid-tiles", mid_tiles) if mid_tiles else usual.mid_tiles
+    counts = _whole_numbers("--mid-tiles", mid_tiles) if mid_tiles is not None else usual.mid_tiles
     windows: Any = tuple(_whole_numbers("--window", text) for text in window or ()) or usual.windows
-    record = {"output": str(model), "data": {**trained, **clip_fields(data)}}
+    record = {"output": str(folder), "data": {**trained, **clip_fields(data)}}
     choice = calibrate_on_clips(
         pipeline.transformer,
         TrainConfig.from_dict(record).data,

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from freqformer.cli.console import errors
+from freqformer.cli.options import Seed
+from freqformer.cli.run_folder import model_folder
 
 
 def demo(
@@ -15,9 +17,9 @@ def demo(
     video: Annotated[Path | None, typer.Option(help="A video of at least 2 seconds; one is shipped.")] = None,
     train_seconds: Annotated[float, typer.Option(min=1, help="Seconds of training.")] = 120,
     model: Annotated[
-        Path | None, typer.Option(help="An exported model to start from; the shipped one where left out.")
+        str | None, typer.Option(help="Folder of an exported model to start from; the shipped one where left out.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the weights, the noise and all else.")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """From a real video to a generated one: inspect, train a small model for two minutes, generate, report.
 
@@ -32,7 +34,7 @@ def demo(
     from freqformer.demo.run import run_demo
     from freqformer.demo.shipped import shipped_model
 
-    start = model or shipped_model()
+    start = shipped_model() if model is None else model_folder(model)
     if start is None:
         errors.print("no model comes with this version: a small one is trained from scratch")
     page = run_demo(output, video=video, model=start, train_seconds=train_seconds, seed=seed, say=errors.print)

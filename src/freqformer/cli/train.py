@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from freqformer.cli.run_folder import TRAIN_FILE, clip_fields, read_config
+from freqformer.cli.run_folder import SHIPPED, TRAIN_FILE, clip_fields, run_config
 
 if TYPE_CHECKING:
     from freqformer.training.run import StepReport
@@ -29,7 +29,8 @@ def train(
         float | None, typer.Option(help="Minutes that this call may take; the same command goes on from there.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="JSON file with fields of the run, like one that a run wrote.")
+        str | None,
+        typer.Option(help="JSON file with fields of the run, as a run writes it; 'shipped' for the shipped model's."),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A field, like data.height=64; may be repeated.")
@@ -48,16 +49,21 @@ def train(
           --set model.num_layers=8 --set run.precision=bf16
       freqformer train synthetic -o runs/dense --set model.attention=dense
       freqformer train videos/ -o runs/third --config runs/second/train.json
-      freqformer train --config configs/shipped.json --minutes 9
+      freqformer train videos/ -o runs/fourth --config shipped --minutes 9
     """
     from freqformer.training.config import TrainConfig
     from freqformer.training.loop import train as run_training
 
-    values = read_config(config) if config is not None else {}
+    values = run_config(config) if config is not None else {}
     for setting in settings or []:
         _apply_setting(values, setting)
     if (output is None and "output" not in values) or (data is None and "data" not in values):
         raise ValueError("DATA or --output is missing; give both, or a --config that has them")
+    if config == SHIPPED and data is None and not Path(values["data"]["photographs"]).is_dir():
+        raise ValueError(
+            "DATA is missing: the photographs that the shipped model learned from do not come with the package; name a "
+            "video or a folder of videos, like `freqformer train videos/ --output runs/own --config shipped`"
+        )
     if output is not None:
         values["output"] = str(output)
     if data is not None:
