@@ -17,6 +17,7 @@ from freqformer._files.errors import FileError
 from freqformer._files.locking import locked
 from freqformer._files.reading import read_bytes, read_json
 from freqformer._files.writing import (
+    remove_folder,
     write_bytes,
     write_json,
     write_text,
@@ -33,6 +34,7 @@ __all__ = [
     "read_bytes",
     "read_json",
     "read_manifest",
+    "remove_folder",
     "sealed",
     "write_bytes",
     "write_json",

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +44,20 @@ def check_seal(
         raise error(f"{path} is damaged: its checksum does not fit what it holds; {remedy}")
 
 
-def write_manifest(folder: Path, kind: str) -> None:
-    """Write the manifest of a folder: size and SHA-256 of every file in it.
+def write_manifest(folder: Path, kind: str, paths: Iterable[Path] | None = None) -> None:
+    """Write the manifest of a folder: size and SHA-256 of its files.
 
     Args:
         folder: what is in subfolders belongs to it, but for subfolders with a manifest of their
             own.
         kind: what the folder is, like "checkpoint"; `writing_folder` replaces folders of the same
             kind alone.
+        paths: files in it to list; None lists all.
     """
     from freqformer._files.writing import write_json
 
     files = {}
-    for path in own_files(folder):
+    for path in own_files(folder) if paths is None else paths:
         name = path.relative_to(folder).as_posix()
         files[name] = {"bytes": path.stat().st_size, "sha256": _digest_of_file(path)}
     write_json(folder / MANIFEST_NAME, sealed({"format": FORMAT, "kind": kind, "files": files}))

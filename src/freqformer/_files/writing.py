@@ -18,7 +18,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -51,14 +51,17 @@ def writing_file(target: Path, *, error: ErrorType = FileError) -> Iterator[Path
     Raises:
         error: where it can't be written, with what helps. Other errors of the block pass.
     """
-    with _told(target, error):
-        target = _real_parent(target)
-        with _workspace(target) as place:
-            new = place / target.name
+    with ExitStack() as stack:
+        with _told(target, error):
+            target = _real_parent(target)
+            place = stack.enter_context(_workspace(target))
+        new = place / target.name
+        with _told(target, error, place):
             yield new
+        with _told(target, error):
             sync(new)
             if target.is_dir() and not target.is_symlink():
-                raise IsADirectoryError(errno.EISDIR, "it is a folder", str(target))
+                raise IsADirectoryError(errno.EISDIR, "it is a folder")
             new.replace(target)
             sync(target.parent)
 
@@ -87,19 +90,45 @@ def writing_folder(
         error: where it can't be written, with what helps; where an existing folder holds anything
             else; where another process is writing it. Other errors of the block pass.
     """
-    with _told(target, error):
-        target = Path(os.path.realpath(target))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _refuse_foreign(target, kind, known, error)
-        with _workspace(target, alone=error) as place:
+    with ExitStack() as stack:
+        with _told(target, error):
+            target = Path(os.path.realpath(target))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _refuse_foreign(target, kind, known, error)
+            place = stack.enter_context(_workspace(target, alone=error))
             new = place / NEW
             new.mkdir()
+        with _told(target, error, place):
             yield new
+        with _told(target, error):
             write_manifest(new, kind)
             _sync_tree(new)
             _refuse_foreign(target, kind, known, error)
             _exchange(new, target, place / OLD, error)
             sync(target.parent)
+
+
+def remove_folder(
+    folder: Path,
+    *,
+    kind: str,
+    known: Sequence[str] = (),
+    error: ErrorType = FileError,
+) -> None:
+    """Remove a folder that `writing_folder` made, whole or not at all.
+
+    Args:
+        folder: to remove; a link to one is removed, what it leads to stays.
+        kind, known, error: as in `writing_folder`.
+
+    Raises:
+        error: where it holds anything else, or can't be removed.
+    """
+    with _told(folder, error):
+        _refuse_foreign(folder, kind, known, error)
+        with _workspace(_real_parent(folder)) as place:
+            # Renamed first, so that a kill leaves no half of it under its name.
+            folder.rename(place / NEW)
 
 
 def write_bytes(path: Path, content: bytes, *, error: ErrorType = FileError) -> None:
@@ -138,20 +167,24 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def _told(target: Path, error: ErrorType) -> Iterator[None]:
-    """Errors of writing as `error`, with the target and what helps."""
+def _told(target: Path, error: ErrorType, place: Path | None = None) -> Iterator[None]:
+    """Errors of writing as `error`, with the target and what helps.
+
+    Args:
+        target: what is written.
+        error: to raise.
+        place: the workspace; errors of files elsewhere, which a caller's block reads, pass then.
+    """
     from safetensors import SafetensorError
 
     try:
         yield
     except (OSError, SafetensorError) as cause:
         name = getattr(cause, "filename", None)
-        if name is not None and Path(os.path.realpath(target.parent)) not in Path(name).parents:
-            # Of another file, which the block reads.
+        if place is not None and name is not None and place not in Path(name).parents:
             raise
-        told = cause_and_remedy(cause)
         kept = "What was there before is still there"
-        raise error(f"{target} can't be written: {told}. {kept}") from cause
+        raise error(f"{target} can't be written: {cause_and_remedy(cause)}. {kept}") from cause
 
 
 def _real_parent(target: Path) -> Path:
@@ -175,12 +208,12 @@ def _workspace(target: Path, *, alone: ErrorType | None = None) -> Iterator[Path
     place = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
     try:
         with hold(place / LOCK_NAME):
-            mark = {"format": FORMAT, "target": target.name, **describe_holder()}
-            (place / MARK_NAME).write_text(json.dumps(mark), encoding="utf-8")
-            if alone is not None:
-                for other in _others(parent, place, target.name):
-                    raise alone(f"{target} is {told_holder(other / MARK_NAME)}")
             try:
+                mark = {"format": FORMAT, "target": target.name, **describe_holder()}
+                (place / MARK_NAME).write_text(json.dumps(mark), encoding="utf-8")
+                if alone is not None:
+                    for other in _others(parent, place, target.name):
+                        raise alone(f"{target} is {told_holder(other / MARK_NAME)}")
                 yield place
             finally:
                 _empty(place)
