@@ -1,8 +1,8 @@
 """Files and folders that are whole or absent: made in a folder of their own beside their place,
 synced, then renamed.
 
-Beside a target `NAME` that is being written stands `.freqformer-XXXXXXXX/`, with a random end and
-open to its owner alone. It holds what is new, meanwhile the old folder too, a lock that this
+Beside a target that is being written stands `.freqformer-HOST-PROCESS-XXXXXXXX/`, with a random end
+and open to its owner alone. It holds what is new, meanwhile the old folder too, a lock that this
 process holds, and a mark that says whose it is. A killed process leaves it behind; the next one
 that writes in the same place finds its lock free, puts back an old folder that has no successor,
 and removes the rest. Nothing else is ever removed.
@@ -14,9 +14,11 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatchcase
@@ -34,6 +36,7 @@ PREFIX = ".freqformer-"
 MARK_NAME = "mark.json"
 LOCK_NAME = "lock"
 FORMAT = "freqformer-workspace-1"
+_NAME = re.compile(re.escape(PREFIX) + r"(?P<host>[0-9a-f]{8})-(?P<process>\d{1,10})-\w{8}")
 NEW = "new"
 OLD = "old"
 
@@ -205,7 +208,7 @@ def _workspace(target: Path, *, alone: ErrorType | None = None) -> Iterator[Path
     """
     parent = target.parent
     _remove_leftovers(parent)
-    place = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+    place = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{_host()}-{os.getpid()}-", dir=parent))
     try:
         with hold(place / LOCK_NAME):
             try:
@@ -224,12 +227,13 @@ def _workspace(target: Path, *, alone: ErrorType | None = None) -> Iterator[Path
 
 
 def _empty(place: Path) -> None:
-    """Remove what a workspace holds, but for its lock; an old folder that waits to be put back
-    stays, with the mark."""
-    kept = {LOCK_NAME, OLD, MARK_NAME} if os.path.lexists(place / OLD) else {LOCK_NAME}
+    """Remove what a workspace holds, but for its lock, the mark last: a kill leaves what can be told
+    to be ours. An old folder that waits to be put back stays, with the mark."""
     for path in place.iterdir():
-        if path.name not in kept:
+        if path.name not in (LOCK_NAME, MARK_NAME, OLD):
             _remove(path)
+    if not os.path.lexists(place / OLD):
+        _remove(place / MARK_NAME)
 
 
 def _exchange(new: Path, target: Path, old: Path, error: ErrorType) -> None:
@@ -319,9 +323,13 @@ def _remove_leftovers(parent: Path) -> None:
     successor."""
     for place in parent.glob(f"{PREFIX}*"):
         mark = _mark(place)
-        if mark is None:
-            continue
         try:
+            if mark is None:
+                if _is_empty_leftover(place):
+                    for path in place.iterdir():
+                        path.unlink()
+                    place.rmdir()
+                continue
             with hold(place / LOCK_NAME):
                 # Read again: until the lock was held, its owner may have been at work.
                 if _mark(place) != mark:
@@ -330,14 +338,35 @@ def _remove_leftovers(parent: Path) -> None:
                 if os.path.lexists(old) and not os.path.lexists(target):
                     old.rename(target)
                     logger.warning("%s was put back: its writer was stopped halfway", target)
-                for path in place.iterdir():
-                    if path.name != LOCK_NAME:
-                        _remove(path)
+                _remove(old)
+                _empty(place)
             shutil.rmtree(place)
         except HeldError:
             continue
         except OSError as error:
             logger.warning("%s, left of a stopped process, can't be removed: %s", place, error)
+
+
+def _host() -> str:
+    """This machine, in a few letters."""
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _is_empty_leftover(place: Path) -> bool:
+    """Whether a workspace without mark is of a dead process of this machine, and holds nothing."""
+    named = _NAME.fullmatch(place.name)
+    # On Windows there is no signal that only asks.
+    if named is None or named["host"] != _host() or place.is_symlink() or os.name == "nt":
+        return False
+    try:
+        os.kill(int(named["process"]), 0)
+    except ProcessLookupError:
+        held = list(place.iterdir())
+        names = {path.name for path in held}
+        return names <= {LOCK_NAME, MARK_NAME} and all(path.lstat().st_size == 0 for path in held)
+    except (OSError, OverflowError):
+        return False
+    return False
 
 
 def _remove(path: Path) -> None:
