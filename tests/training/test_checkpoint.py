@@ -9,16 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.damage import flip_bits
 from tests.support.file_limit import file_limit
 
-from freqformer.training import checkpoint
-from freqformer.training.checkpoint import (
-    CheckpointError,
-    load_checkpoint,
-    newest_checkpoint,
-    save_checkpoint,
-    writing_folder,
-)
+from freqformer._files import MANIFEST_NAME
+from freqformer.training.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint, save_checkpoint
 
 GROUPS = ("model", "ema", "optimizer")
 
@@ -104,8 +99,23 @@ def garble(path: Path) -> None:
     path.write_bytes(os.urandom(path.stat().st_size))
 
 
+def old(path: Path) -> Path:
+    """As versions without checksums wrote a checkpoint."""
+    (path / MANIFEST_NAME).unlink()
+    return path
+
+
+def write_old(text: str):
+    def change(path: Path) -> None:
+        old(path.parent)
+        path.write_text(text)
+
+    return change
+
+
 def rewrite(**values):
     def change(path: Path) -> None:
+        old(path.parent)
         record = {**json.loads(path.read_text()), **values}
         path.write_text(json.dumps({key: value for key, value in record.items() if value is not None}))
 
@@ -119,13 +129,20 @@ def rewrite(**values):
         ("ema.safetensors", empty, r"ema\.safetensors has 0 bytes"),
         ("optimizer.safetensors", Path.unlink, r"optimizer\.safetensors is missing"),
         ("state.json", Path.unlink, r"is no checkpoint: state\.json is missing"),
-        ("state.json", cut, r"state\.json can't be read"),
-        ("state.json", empty, r"state\.json can't be read"),
-        ("state.json", garble, r"state\.json can't be read"),
+        ("state.json", cut, r"state\.json has \d+ bytes and \d+ bytes were written"),
+        ("state.json", write_old("{"), r"state\.json can't be read"),
+        ("state.json", write_old(""), r"state\.json can't be read"),
+        ("state.json", garble, r"state\.json is damaged"),
         ("state.json", rewrite(format=2), r"has format 2; 1 is allowed"),
         ("state.json", rewrite(groups=None), r"lacks its groups or state"),
         ("state.json", rewrite(state=[]), r"lacks its groups or state"),
-        ("state.json", lambda path: path.write_text("[]"), r"has format \[\]"),
+        ("state.json", write_old("[]"), r"state\.json holds list; an object is allowed"),
+        ("state.json", write_old('{"a":' * 10**5), r"state\.json can't be read \(nested"),
+        ("state.json", rewrite(step=10**30), r"state\.json can't be read \(an integer beyond 64 bits\)"),
+        ("model.safetensors", garble, r"model\.safetensors is damaged"),
+        ("state.json", rewrite(groups={"../../secret": 3}), r"names groups \['\.\./\.\./secret'\] outside its folder"),
+        ("state.json", rewrite(groups={"/etc/secret": 3}), r"names groups \['/etc/secret'\] outside its folder"),
+        (MANIFEST_NAME, empty, r"manifest\.json can't be read"),
         ("state.json", rewrite(groups={"model": 3}), r"model\.safetensors has \d+ bytes and 3 bytes were written"),
     ],
 )
@@ -142,28 +159,77 @@ def test_damage_is_named_and_the_one_before_is_taken(tmp_path, caplog, name, dam
         newest_checkpoint(tmp_path)
 
 
-def test_garbage_of_the_right_size_is_a_clear_error(tmp_path):
-    path = save(tmp_path, 1)
-    garble(path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors can't be read: .*remove this checkpoint"):
-        load_checkpoint(path)
+def test_checkpoints_without_checksums_load_and_are_replaced(tmp_path, caplog):
+    for step in (10, 20):
+        old(save(tmp_path, step))
+    assert_loads(tmp_path, 20)
+    garble(tmp_path / "step-00000020" / "model.safetensors")
+    assert_loads(tmp_path, 10)
+    assert "model.safetensors can't be read: " in caplog.text
+    save(tmp_path, 15)
+    save(tmp_path, 16)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000015", "step-00000016"]
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.slow)])
+def test_every_flipped_bit_is_named_and_the_one_before_is_taken(tmp_path, caplog, count):
+    """F107, F113."""
+    save(tmp_path, 10)
+    path = save(tmp_path, 20)
+    for file, _ in flip_bits(path, count):
+        caplog.clear()
+        assert_loads(tmp_path, 10)
+        assert str(file) in caplog.text or file.name == MANIFEST_NAME
+        assert str(path) in caplog.text
+    assert_loads(tmp_path, 20)
+
+
+def test_where_all_are_damaged_each_is_named(tmp_path):
+    for step in (10, 20):
+        cut(save(tmp_path, step) / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint: .*step-00000020.*; .*step-00000010"):
+        newest_checkpoint(tmp_path)
+
+
+def test_a_second_run_removes_nothing(tmp_path):
+    """F101: a run that began at step 100 finds that another has gone on from there."""
+    for step in (100, 9000, 10_000):
+        save(tmp_path, step)
+    with pytest.raises(CheckpointError, match=r"step-0000\d+ is later than step 200 of this run, so another run writes"):
+        save(tmp_path, 200)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00009000", "step-00010000"]
+
+
+def test_what_a_user_put_into_a_checkpoint_is_kept(tmp_path, caplog):
+    (save(tmp_path, 1) / "notes.txt").write_text("mine")
+    save(tmp_path, 2, keep=1)
+    assert (tmp_path / "step-00000001" / "notes.txt").read_text() == "mine"
+    assert "step-00000001 holds what this package did not write there as a checkpoint (notes.txt)" in caplog.text
+
+
+def test_checkpoints_on_another_disk(tmp_path):
+    """F102: a folder of checkpoints, or one of them, that is a link."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    save(tmp_path / "run", 1)
+    (tmp_path / "disk" / "step-00000001").rename(tmp_path / "moved")
+    (tmp_path / "disk" / "step-00000001").symlink_to(tmp_path / "moved")
+    assert_loads(tmp_path / "run", 1)
+    save(tmp_path / "run", 1)
+    save(tmp_path / "run", 2, keep=1)
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["step-00000002"]
+    assert_loads(tmp_path / "run", 2)
+
+
+def test_names_of_groups_are_plain(tmp_path):
+    with pytest.raises(ValueError, match=r"groups holds '\.\./x'"):
+        save_checkpoint(tmp_path / "run", 1, {"../x": {"a": torch.ones(1)}}, {})
+    assert list(tmp_path.rglob("*.safetensors")) == []
 
 
 def test_missing_folder(tmp_path):
     with pytest.raises(CheckpointError, match="is no checkpoint"):
         load_checkpoint(tmp_path / "step-00000001")
-
-
-def test_files_and_folders_reach_the_disk_before_their_name_does(tmp_path, monkeypatch):
-    events = []
-    real_sync, real_rename = checkpoint._sync, Path.rename
-    monkeypatch.setattr(checkpoint, "_sync", lambda path: (events.append(path.name), real_sync(path)))
-    monkeypatch.setattr(Path, "rename", lambda path, to: (events.append(f"rename to {to.name}"), real_rename(path, to)))
-    save(tmp_path / "run", 7)
-    rename = events.index("rename to step-00000007")
-    assert {*events[:rename]} == {*(f"{name}.safetensors" for name in GROUPS), "state.json", ".tmp-new-step-00000007"}
-    assert events[rename - 1] == ".tmp-new-step-00000007"
-    assert events[rename + 1 :] == ["run"]
 
 
 @pytest.mark.parametrize("free_kib", [0, 4, 20, 60, 100, 140, 180])
@@ -194,15 +260,3 @@ def test_a_place_where_no_folder_can_be(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="can't be written"):
         save(tmp_path / "file" / "run", 1)
-
-
-def test_a_folder_is_absent_or_whole(tmp_path):
-    target = tmp_path / "pipeline"
-    with pytest.raises(ZeroDivisionError), writing_folder(target) as temporary:
-        (temporary / str(1 // 0)).touch()
-    assert list(tmp_path.iterdir()) == []
-    for name in ("a", "b"):
-        with writing_folder(target) as temporary:
-            (temporary / name).touch()
-        assert [path.name for path in target.iterdir()] == [name]
-    assert list(tmp_path.iterdir()) == [target]

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import freqformer
 from freqformer import FreqFormerPipeline, FreqFormerTransformer3DModel
+from freqformer._files import locked
 from freqformer.media import VideoError
 from freqformer.training.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint, save_checkpoint
 from freqformer.training.config import (
@@ -70,7 +71,8 @@ def test_a_run_reports_saves_and_logs(config):
     assert all(math.isfinite(x) for r in reports for x in (r.loss, r.routing_loss, r.gradient_norm))
     assert all(report.gradient_norm > 0 for report in reports)
     output = Path(config.output)
-    assert sorted(path.name for path in output.iterdir()) == ["checkpoints", "logs", "parts.json", "pipeline"]
+    shown = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
+    assert shown == ["checkpoints", "logs", "parts.json", "pipeline", "train.json"]
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["step-00000004", "step-00000005"]
     assert pipeline == output / "pipeline"
     assert not [path for path in output.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".pth")]
@@ -355,12 +357,41 @@ def test_a_checkpoint_that_training_did_not_write(config):
 
 
 @pytest.mark.parametrize(
+    "change", [{"config": []}, {"config": {"run": 3}}, {"seconds": "1"}, {"step": -1}, {"parts": [{}]}]
+)
+def test_a_checkpoint_with_a_damaged_state(config, change):
+    """F122."""
+    state = {"config": {}, "clips_per_step": 4, "data": "", "ema_steps": 1, "seconds": 1.0, "step": 1, "parts": []}
+    save_checkpoint(Path(config.output) / "checkpoints", 1, {}, state | change)
+    with pytest.raises(CheckpointError):
+        run(config)
+
+
+def test_a_second_run_is_told_who_holds_the_folder(config):
+    """F101."""
+    config = changed(config, "run", max_steps=1)
+    with locked(Path(config.output)), pytest.raises(CheckpointError, match=rf"in use by process {os.getpid()} on .*; wait"):
+        run(config)
+    run(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("WORLD_SIZE", "2"), ("SLURM_STEP_NUM_TASKS", "4"), ("OMPI_COMM_WORLD_SIZE", "2")]
+)
+def test_processes_that_do_not_know_of_one_another(config, monkeypatch, name, value):
+    """F101: each would train alone and write to the same folder."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(CheckpointError, match=rf"{name} is {value}, but this process trains alone.*accelerate launch"):
+        run(config)
+
+
+@pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"model": {"layers": 3}}, ValueError, r"model has unknown arguments \['layers'\]; allowed are .*num_layers"),
         ({"data": DataConfig(num_frames=4, height=18, width=24)}, ValueError, "multiples of patch_size"),
         ({"data": DataConfig(path="/nowhere")}, VideoError, "/nowhere does not exist"),
-        ({"output": "/dev/null/run"}, TrainingError, "output is /dev/null/run, which can't be written"),
+        ({"output": "/dev/null/run"}, CheckpointError, "/dev/null/run can't be written"),
     ],
 )
 def test_bad_input_is_a_clear_error(config, change, error, message):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from freqformer.training.checkpoint import newest_checkpoint
 from freqformer.training.config import DataConfig, RunConfig, TrainConfig
 from freqformer.training.loop import train
-from freqformer.training.record import COMMIT_VARIABLE, PARTS_FILE, Part, append_part, read_parts
+from freqformer.training.record import COMMIT_VARIABLE, PARTS_FILE, Part, parts_up_to, read_parts, with_part, write_parts
 from freqformer.training.run import StepReport
 
 PART = Part(0, 10, 40, 5.0, 0.5, 1.0, "CPU", "2", "1", None, "train")
@@ -55,15 +55,20 @@ def test_a_run_in_parts_is_the_run_in_one(config: TrainConfig, tmp_path: Path, m
 def test_a_part_that_went_back_replaces_what_it_went_behind(tmp_path: Path) -> None:
     assert read_parts(tmp_path) == []
     later, again = replace(PART, first_step=10, last_step=30), replace(PART, first_step=10, last_step=25)
+    parts: list[Part] = []
     for part in (PART, later, again):
-        append_part(tmp_path, part)
+        parts = with_part(parts, part)
+        write_parts(tmp_path, parts)
     assert read_parts(tmp_path) == [PART, again]
+    assert parts_up_to(parts, 20) == [PART]
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '[{"first_step": 0}]', "3"])
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '[{"first_step": 0}]', "3", "[" * 10**5, json.dumps([{**asdict(PART), "clips": "many"}])]
+)
 def test_damaged_records_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / PARTS_FILE).write_text(text)
-    with pytest.raises(ValueError, match=r"parts\.json is no record of a run"):
+    with pytest.raises(ValueError, match=r"parts\.json .*remove it, and train again"):
         read_parts(tmp_path)
 
 

@@ -1,26 +1,83 @@
-"""Reading saved models: what diffusers reads, held to a whole file, no pickle, and the same bits as were saved."""
+"""Reading saved models: what diffusers reads, held to a whole file, no pickle, and the same bits as
+were saved."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+
+from freqformer._files import MANIFEST_NAME, FileError, check_manifest, read_json, write_manifest
 
 ALIGNMENT = 64
 """Bytes; where torch puts tensors of its own on a CPU."""
+CONFIG_BYTES = 1 << 20
+INDEX_BYTES = 64 << 20
+"""Largest size of a config, and of the index of weights in several files."""
+_REMEDY = "give a folder that save_pretrained wrote, or save it again"
 
 
 @contextmanager
-def readable(place: Any) -> Iterator[None]:
-    """Turn diffusers' OSError about the folder or repository at `place` into a ValueError with the remedy."""
+def readable(place: Any, subfolder: str | None = None) -> Iterator[None]:
+    """Check a saved model before diffusers reads it, and turn its errors into a ValueError.
+
+    Args:
+        place: a folder, or a repository, which is not checked here.
+        subfolder: of the folder, where the model itself is.
+
+    Raises:
+        ValueError: for files that differ from the manifest, naming each; for JSON out of bounds;
+            and for whatever diffusers can't read, naming the place and the remedy.
+    """
+    folder = Path(os.fspath(place), subfolder or "") if isinstance(place, str | os.PathLike) else None
+    if folder is not None and folder.is_dir():
+        _check_folder(folder)
     try:
         yield
-    except OSError as error:
-        raise ValueError(
-            f"{place} can't be loaded ({error}): give a folder that save_pretrained wrote, or save it again"
-        ) from error
+    except (FileError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of damaged files diffusers, safetensors and torch raise many types
+        what = str(error) if isinstance(error, OSError | ValueError) else repr(error)
+        raise ValueError(f"{place} can't be loaded ({what}): {_REMEDY}") from error
+
+
+def vouch(folder: str | os.PathLike, kind: str, inner: Iterable[str] = ()) -> None:
+    """Write the manifest of a model that was just saved, which `readable` holds it to.
+
+    Args:
+        folder: where; of what else it holds nothing is listed.
+        kind: "transformer" or "pipeline".
+        inner: names of the subfolders that belong to it.
+    """
+    folder = Path(folder)
+    own = (path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+    parts = (path for name in inner for path in (folder / name).rglob("*"))
+    own_manifests = {path.parent for path in folder.glob(f"*/{MANIFEST_NAME}")}
+    files = [
+        path
+        for path in chain(own, parts)
+        if path.is_file() and path.name != MANIFEST_NAME and path.parent not in own_manifests
+    ]
+    write_manifest(folder, kind, sorted(files))
+
+
+def _check_folder(folder: Path) -> None:
+    check_manifest(
+        folder,
+        remedy=f"save it again, or remove {MANIFEST_NAME} if they were changed on purpose",
+    )
+    # What diffusers reads of a pipeline and of its parts.
+    limits = {"_index.json": CONFIG_BYTES, "config.json": CONFIG_BYTES, ".index.json": INDEX_BYTES}
+    for path in chain(folder.glob("*.json"), folder.glob("*/*.json")):
+        for ending, most in limits.items():
+            if path.name.endswith(ending):
+                read_json(path, remedy=_REMEDY, most_bytes=most)
 
 
 def check_complete(place: Any, info: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
 from freqformer.models.latents import compression_ratios, decode, latent_size
-from freqformer.models.loading import align_parameters, readable
+from freqformer.models.loading import align_parameters, readable, vouch
 from freqformer.models.transformer import NUM_TRAIN_TIMESTEPS, FreqFormerTransformer3DModel
 
 OutputType = Literal["pt", "uint8", "np", "pil", "latent"]
@@ -98,6 +98,11 @@ class FreqFormerPipeline(DiffusionPipeline):
         if pipeline.vae is not None:
             align_parameters(pipeline.vae)
         return pipeline
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
+        """As diffusers' `DiffusionPipeline.save_pretrained`, with manifests of checksums beside the files."""
+        super().save_pretrained(save_directory, **kwargs)
+        vouch(save_directory, "pipeline", self.components)
 
     @torch.no_grad()
     def __call__(

@@ -21,7 +21,7 @@ from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, tile_layout
 from freqformer.models.blocks import Conditions, TimestepModulation, TransformerBlock, modulate
 from freqformer.models.embeddings import patchify, place_waves, rotary_tables, unpatchify
-from freqformer.models.loading import align_parameters, check_complete, readable
+from freqformer.models.loading import align_parameters, check_complete, readable, vouch
 from freqformer.ops.implementation import ImplChoice
 from freqformer.ops.tokens import TokenOrder, reorder
 from freqformer.routing import RouterTraining, RoutingTable
@@ -124,12 +124,18 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
             ValueError: for files that are missing, damaged, or of another model.
         """
         place, report = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
-        with readable(place):
+        with readable(place, kwargs.get("subfolder")):
             kwargs |= {"output_loading_info": True, "use_safetensors": True}
             model, info = super().from_pretrained(place, **kwargs)  # type: ignore[misc]
         check_complete(place, info)
         align_parameters(model)
         return (model, info) if report else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
+        """As diffusers' `ModelMixin.save_pretrained`, with a manifest of checksums beside the files."""
+        super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):
+            vouch(save_directory, "transformer")
 
     @property
     def attentions(self) -> list[FreqAttention]:

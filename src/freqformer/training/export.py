@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from importlib.resources import files
 from pathlib import Path
@@ -12,13 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from freqformer._files import (
+    MANIFEST_NAME,
+    read_json,
+    read_manifest,
+    write_json,
+    write_manifest,
+    write_text,
+    writing_folder,
+)
+from freqformer.training.checkpoint import CheckpointError
 from freqformer.training.config import DataConfig, TrainConfig
-from freqformer.training.record import LOSS_STEPS, Part, read_parts
+from freqformer.training.record import LOSS_STEPS, TRAIN_FILE, Part, read_parts
 
 if TYPE_CHECKING:
     from freqformer.models.pipeline import FreqFormerPipeline
 
-TRAIN_FILE, RECORD_FILE, CARD_FILE, SAMPLES_FILE = "train.json", "record.json", "README.md", "samples.png"
+RECORD_FILE, CARD_FILE, SAMPLES_FILE = "record.json", "README.md", "samples.png"
 WEIGHTS = Path("transformer", "diffusion_pytorch_model.safetensors")
 PLACE = "_name_or_path"
 """Under which diffusers notes in a config where it was loaded from."""
@@ -34,7 +43,7 @@ def export_model(run: Path, target: Path, *, most_bytes: int = MOST_BYTES) -> Pa
 
     Args:
         run: output folder of `freqformer train`, with its train.json, parts.json and pipeline.
-        target: folder to write; what is there is replaced once the new one is whole.
+        target: folder to write; an earlier export is replaced once the new one is whole, and nothing else is.
         most_bytes: largest size of the weights.
 
     Returns: target, for `FreqFormerPipeline.from_pretrained`.
@@ -42,14 +51,13 @@ def export_model(run: Path, target: Path, *, most_bytes: int = MOST_BYTES) -> Pa
     Raises:
         ValueError: for a folder without a finished run, weights that are too large, photographs without attribution, or
             where clips like the run's can't be made here, on which the loss is measured.
-        CheckpointError: for a folder that can't be written.
+        CheckpointError: for a folder that can't be written, holds anything but an earlier export, or is being written.
     """
     from freqformer.models.pipeline import FreqFormerPipeline
-    from freqformer.training.checkpoint import writing_folder
 
     config, parts = _finished_run(run)
     told = _data_and_licence(config.data)
-    with writing_folder(target) as folder:
+    with writing_folder(target, kind="export", error=CheckpointError) as folder:
         FreqFormerPipeline.from_pretrained(str(run / "pipeline"), dtype=torch.bfloat16).save_pretrained(folder)
         _forget_places(folder)
         size = (folder / WEIGHTS).stat().st_size
@@ -60,17 +68,23 @@ def export_model(run: Path, target: Path, *, most_bytes: int = MOST_BYTES) -> Pa
         # What is measured is what was written: rounded weights, computed with in float32 as on any CPU.
         pipeline = FreqFormerPipeline.from_pretrained(str(folder), dtype=torch.float32)
         facts = _facts(pipeline, config, folder / SAMPLES_FILE) | {"bytes": size, "parts": [vars(part) for part in parts]}
-        (folder / TRAIN_FILE).write_text(json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8")
-        (folder / RECORD_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        (folder / CARD_FILE).write_text(_card(target, config.data, parts, facts, told), encoding="utf-8")
+        write_json(folder / TRAIN_FILE, config.to_dict())
+        write_json(folder / RECORD_FILE, facts)
+        write_text(folder / CARD_FILE, _card(target, config.data, parts, facts, told))
     return target
 
 
 def _forget_places(folder: Path) -> None:
     """Take out of the configs where this machine keeps the run."""
+    manifests = list(folder.rglob(MANIFEST_NAME))
     for path in folder.rglob("*.json"):
-        kept = {name: value for name, value in json.loads(path.read_text(encoding="utf-8")).items() if name != PLACE}
-        path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        if path not in manifests:
+            config = read_json(path, remedy="export again")
+            kept = {name: value for name, value in config.items() if name != PLACE}
+            write_json(path, kept, indent=2)
+    for path in manifests:
+        if (record := read_manifest(path.parent, remedy="export again")) is not None:
+            write_manifest(path.parent, record["kind"])
 
 
 def fresh_loss(pipeline: FreqFormerPipeline, config: TrainConfig, *, clips: int = FRESH_CLIPS) -> float:
@@ -106,7 +120,7 @@ def _finished_run(run: Path) -> tuple[TrainConfig, list[Part]]:
         raise ValueError(f"{run} holds no run that ended; give the output folder of `freqformer train`")
     if parts[-1].progress < 1:
         raise ValueError(f"{run} is {100 * parts[-1].progress:.0f}% done; a whole run is allowed: train on, then export")
-    return TrainConfig.from_dict(json.loads(file.read_text(encoding="utf-8"))), parts
+    return TrainConfig.from_dict(read_json(file, remedy="train again to write it")), parts
 
 
 def _facts(pipeline: FreqFormerPipeline, config: TrainConfig, sheet: Path) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from freqformer.training.config import TrainConfig
-from freqformer.training.record import LOSS_STEPS, append_part, describe_part
+from freqformer.training.processes import check_launch, only_run
+from freqformer.training.record import LOSS_STEPS, Part, describe_part
 from freqformer.training.run import StepReport, TrainingRun
 
 if TYPE_CHECKING:
@@ -40,14 +41,19 @@ def train(
     Raises:
         ValueError: for a model that `config.model` can't make, or clips that don't fit it.
         VideoError: for videos that can't be read.
-        CheckpointError: for a checkpoint that can't be written, read, or resumed with this config.
+        CheckpointError: for a checkpoint that can't be written, read, or resumed with this config, and where another run
+            writes to the same folder.
         TrainingError: where the loss or its gradient is not finite; the last checkpoint stays.
     """
-    with _accelerator(config) as accelerator:
+    with _accelerator(config) as accelerator, only_run(Path(config.output), accelerator):
         run = TrainingRun(config, accelerator, model)
         run.resume()
         main, begun = accelerator.is_main_process, (run.step, run.seconds)
         last: deque[StepReport] = deque(maxlen=LOSS_STEPS)
+
+        def part() -> Part | None:
+            return describe_part(last, begun, run.clips_per_step, accelerator.device) if last else None
+
         with run.loader() as loader, _progress_bar(config.run.progress and main) as show:
             while run.progress < 1:
                 report = run.advance(loader)
@@ -56,12 +62,10 @@ def train(
                 if on_step is not None and main:
                     on_step(report)
                 if run.step % config.checkpoint.every_steps == 0:
-                    run.save()
+                    run.save(part())
                 if run.part_is_over:
                     break
-        run.save()
-        if main and last:
-            append_part(run.folder, describe_part(last, begun, run.clips_per_step, accelerator.device))
+        run.save(part())
         return run.save_pipeline()
 
 
@@ -70,6 +74,8 @@ def _accelerator(config: TrainConfig) -> Iterator[Accelerator]:
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
+    # Before accelerate waits for processes that it can't reach.
+    check_launch()
     # accelerate holds one precision per Python process until it is reset; a caller's own accelerator stays as it is.
     owned = not AcceleratorState._shared_state
     accelerator = Accelerator(

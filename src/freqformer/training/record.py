@@ -1,4 +1,7 @@
-"""How a model came about: what each part of a run did, kept in parts.json beside its checkpoints."""
+"""How a model came about: what each part of a run did, in its checkpoints and in parts.json.
+
+A checkpoint's state holds the parts up to it, so that none is lost where a run is killed; parts.json is a copy to read.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,25 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from freqformer import __version__
+from freqformer._files import FileError, read_json, write_json
 
 if TYPE_CHECKING:
     from freqformer.training.run import StepReport
 
 PARTS_FILE = "parts.json"
+TRAIN_FILE = "train.json"
+"""The config of the run, all fields."""
 COMMIT_VARIABLE = "FREQFORMER_COMMIT"
 """Environment variable that names the commit where there is no git."""
 LOSS_STEPS = 200
@@ -29,7 +37,7 @@ LOSS_STEPS = 200
 
 @dataclass(frozen=True)
 class Part:
-    """One call of `train` that ended."""
+    """What one call of `train` did, up to its last checkpoint."""
 
     first_step: int
     """Steps done before it."""
@@ -47,7 +55,7 @@ class Part:
     torch: str
     freqformer: str
     commit: str | None
-    """Of the code; None where neither git nor FREQFORMER_COMMIT knows."""
+    """Of this package's code; None where neither FREQFORMER_COMMIT, its own git repository nor its installer knows."""
     command: str
 
 
@@ -78,11 +86,23 @@ def describe_part(
     )
 
 
-def append_part(folder: Path, part: Part) -> None:
-    """Add a part to the record in a run's folder; parts that it went back behind are dropped."""
-    kept = [earlier for earlier in read_parts(folder) if earlier.last_step <= part.first_step]
-    text = json.dumps([asdict(one) for one in (*kept, part)], indent=1)
-    (folder / PARTS_FILE).write_text(text + "\n", encoding="utf-8")
+def with_part(parts: Iterable[Part], part: Part) -> list[Part]:
+    """The parts of a run with one more, or with the newer state of it; parts that it went back behind are dropped."""
+    return [*(earlier for earlier in parts if earlier.last_step <= part.first_step), part]
+
+
+def parts_up_to(parts: Iterable[Part], step: int) -> list[Part]:
+    """The parts of a run that goes on from a step."""
+    return [part for part in parts if part.last_step <= step]
+
+
+def write_parts(folder: Path, parts: Iterable[Part]) -> None:
+    """Write parts.json into a run's folder, whole or not at all.
+
+    Raises:
+        ValueError: where it can't be written.
+    """
+    write_json(folder / PARTS_FILE, [asdict(part) for part in parts])
 
 
 def read_parts(folder: Path) -> list[Part]:
@@ -94,18 +114,62 @@ def read_parts(folder: Path) -> list[Part]:
     path = folder / PARTS_FILE
     if not path.is_file():
         return []
+    remedy = "remove it, and train again for a whole one"
     try:
-        return [Part(**{field.name: entry[field.name] for field in fields(Part)}) for entry in json.loads(path.read_text())]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no record of a run ({error!r}); remove it, and train again for a whole one") from error
+        return parse_parts(read_json(path, kind=list, remedy=remedy))
+    except ValueError as error:
+        why = error if isinstance(error, FileError) else f"{path} is no record of a run ({error}); {remedy}"
+        raise ValueError(str(why)) from error
+
+
+def parse_parts(values: Any) -> list[Part]:
+    """Parts from what `asdict` made of them.
+
+    Raises:
+        ValueError: for values of other names or kinds.
+    """
+    kinds = {"int": int, "float": int | float, "str": str, "str | None": str | None}
+    for entry in values if isinstance(values, list) else [values]:
+        for field in fields(Part):
+            value = entry.get(field.name, ...) if isinstance(entry, dict) else ...
+            if not isinstance(value, kinds[str(field.type)]) or isinstance(value, bool):
+                raise ValueError(f"{field.name} is {'missing' if value is ... else repr(value)}")
+    return [Part(**{field.name: entry[field.name] for field in fields(Part)}) for entry in values]
+
+
+@lru_cache(maxsize=1)
+def _installed_commit() -> str | None:
+    """The commit that this package's code is of; None where nothing knows it."""
+    package = Path(__file__).resolve().parents[1]
+    return _repository_commit(package) or _direct_commit()
+
+
+def _repository_commit(package: Path) -> str | None:
+    """The commit of the package's own repository; a user's repository around an installed package tells nothing."""
+    git = ["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"]
+    # Git's own variables, as in a hook of another repository, would point elsewhere.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        found = subprocess.run(git, capture_output=True, text=True, check=False, env=environment)
+    except OSError:
+        return None
+    if found.returncode != 0:
+        return None
+    top, commit = found.stdout.splitlines()
+    project = Path(top, "pyproject.toml")
+    own = Path(top, "src", "freqformer").resolve() == package and project.is_file()
+    return commit if own and 'name = "freqformer"' in project.read_text(encoding="utf-8") else None
+
+
+def _direct_commit() -> str | None:
+    """The commit that pip installed from a repository."""
+    try:
+        text = distribution("freqformer").read_text("direct_url.json")
+        commit = json.loads(text or "{}").get("vcs_info", {}).get("commit_id")
+    except (PackageNotFoundError, ValueError, AttributeError):
+        return None
+    return commit if isinstance(commit, str) else None
 
 
 def _commit() -> str | None:
-    if named := os.environ.get(COMMIT_VARIABLE):
-        return named
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        found = subprocess.run(git, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return found.stdout.strip() if found.returncode == 0 else None
+    return os.environ.get(COMMIT_VARIABLE) or _installed_commit()

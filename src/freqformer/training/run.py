@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,17 +19,18 @@ from accelerate.utils import broadcast
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from freqformer._files import write_json, writing_folder
 from freqformer.routing import routing_loss
 from freqformer.training.checkpoint import (
     CheckpointError,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
-    writing_folder,
 )
 from freqformer.training.config import DataConfig, TrainConfig
 from freqformer.training.loader import ClipLoader, ClipSource, DrawingLoader, DrawnClips
 from freqformer.training.objective import flow_matching_loss, learning_rate_factor, resolution_shift, sample_timesteps
+from freqformer.training.record import TRAIN_FILE, Part, parse_parts, parts_up_to, read_parts, with_part, write_parts
 from freqformer.training.seeding import derive_generator, seed_everything
 from freqformer.training.state import capture_run, restore_run
 
@@ -50,8 +51,16 @@ MAY_CHANGE = {
 """Fields in which a resumed run may differ from its beginning; batches only while a step has as many clips."""
 
 
+PIPELINE = ("model_index.json", "transformer/*", "scheduler/*")
+"""What a run's pipeline of versions without manifest consists of."""
+
+
 class TrainingError(ValueError):
     """Training can't go on; the message says why and what to change."""
+
+
+STATE = {"config": dict, "clips_per_step": int, "data": object, "ema_steps": int, "seconds": int | float, "step": int}
+"""What a checkpoint's state must hold, and of which kind."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,8 @@ class TrainingRun:
         self.clips_per_step = run.batch_size * run.accumulation * accelerator.num_processes
         self.step, self.saved_step, self.seconds, self.progress = 0, 0, 0.0, 0.0
         self.part_is_over = False
+        self.parts: list[Part] = []
+        """What earlier calls of `train` did."""
 
     def resume(self) -> None:
         """Go to the newest checkpoint of the output folder, if there is one, and start the clock and the log."""
@@ -117,6 +128,7 @@ class TrainingRun:
             self.ema.optimization_step = state["ema_steps"]
             self.step = self.saved_step = state["step"]
             self.seconds = state["seconds"]
+            self.parts = self._earlier_parts(newest, state)
             logger.info("going on from %s", newest)
         self._began = time.perf_counter() - self.seconds
         self._advance_clock()
@@ -168,19 +180,27 @@ class TrainingRun:
             self.accelerator.log({name: getattr(report, name) for name in names}, step=self.step)
         return report
 
-    def save(self) -> None:
-        """Write a checkpoint, unless this step has one."""
+    def save(self, part: Part | None = None) -> None:
+        """Write a checkpoint, unless this step has one, with the run's config and the record of its parts beside it.
+
+        Args:
+            part: what this call of `train` did so far; None where it did no step.
+        """
         if self.step != self.saved_step and self.accelerator.is_main_process:
+            parts = self.parts if part is None else with_part(self.parts, part)
             state = {
                 "config": self.config.to_dict(),
                 "clips_per_step": self.clips_per_step,
                 "data": self.source.fingerprint(),
                 "ema_steps": self.ema.optimization_step,
+                "parts": [asdict(one) for one in parts],
                 "seconds": self.seconds,
                 "step": self.step,
             }
             groups = capture_run(self.model, self.ema, self.optimizer)
             save_checkpoint(self._checkpoints, self.step, groups, state, keep=self.config.checkpoint.keep)
+            write_parts(self.folder, parts)
+            write_json(self.folder / TRAIN_FILE, self.config.to_dict())
         self.saved_step = self.step
         self.accelerator.wait_for_everyone()
 
@@ -198,7 +218,7 @@ class TrainingRun:
             self.ema.store(model.parameters())
             self.ema.copy_to(model.parameters())
             try:
-                with writing_folder(target) as temporary:
+                with writing_folder(target, kind="pipeline", known=PIPELINE, error=CheckpointError) as temporary:
                     FreqFormerPipeline(transformer=model, scheduler=scheduler).save_pretrained(temporary)
             finally:
                 self.ema.restore(model.parameters())
@@ -303,10 +323,26 @@ class TrainingRun:
         self.part_is_over = run.part_seconds is not None and part >= run.part_seconds
         self.progress = min(self.progress, 1.0)
 
+    def _earlier_parts(self, path: Path, state: dict[str, Any]) -> list[Part]:
+        """The parts that a checkpoint holds, which parts.json is made to agree with."""
+        if "parts" not in state:
+            # Of a version that kept them in parts.json alone.
+            return parts_up_to(read_parts(self.folder), self.step)
+        try:
+            parts = parse_parts(state["parts"])
+        except ValueError as error:
+            raise CheckpointError(f"{path} has damaged parts in its state ({error}): remove it") from error
+        if self.accelerator.is_main_process:
+            write_parts(self.folder, parts)
+        return parts
+
     def _check_resumable(self, path: Path, state: dict[str, Any]) -> None:
-        missing = sorted({"config", "clips_per_step", "data", "ema_steps", "seconds", "step"} - state.keys())
-        if missing:
-            raise CheckpointError(f"{path} lacks {missing} in its state; it was not made by training: remove it")
+        wrong = sorted(name for name, kind in STATE.items() if not isinstance(state.get(name), kind))
+        wrong += [name for name in ("step", "ema_steps", "seconds") if name not in wrong and not state[name] >= 0]
+        if not wrong:
+            wrong = [f"config.{name}" for name, value in state["config"].items() if not isinstance(value, dict | str)]
+        if wrong:
+            raise CheckpointError(f"{path} lacks sound {wrong} in its state; it is damaged or not of training: remove it")
         # Through JSON, which makes lists of tuples.
         now = _fixed_fields(json.loads(json.dumps(self.config.to_dict())))
         then = _fixed_fields(state["config"])
@@ -328,7 +364,7 @@ def _fixed_fields(config: dict[str, Any]) -> dict[str, Any]:
     fields = {}
     for section, values in config.items():
         free = MAY_CHANGE.get(section)
-        if free == ():
+        if free == () or not isinstance(values, dict):
             continue
         for name, value in values.items():
             if free is None or name not in free:

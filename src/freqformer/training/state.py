@@ -50,6 +50,9 @@ def restore_run(model: nn.Module, ema: EMAModel, optimizer: torch.optim.Optimize
             raise CheckpointError(f"optimizer holds {path} {tuple(tensor.shape)}, which this model lacks; {_REMEDY}")
         # A copy of its own: what safetensors maps from a file may lie at any address, and rounding follows alignment.
         state.setdefault(index[name], {})[key] = tensor.clone()
+    if len({frozenset(entries) for entries in state.values()}) > 1:
+        raise CheckpointError(f"optimizer lacks some moments of parameters that it has others of; {_REMEDY}")
+    _check_finite(groups)
     model.load_state_dict(groups["model"])
     for name, shadow in average.items():
         shadow.copy_(groups["ema"][name])
@@ -57,6 +60,14 @@ def restore_run(model: nn.Module, ema: EMAModel, optimizer: torch.optim.Optimize
 
 
 _REMEDY = "resume with the model and optimizer settings that the run began with"
+
+
+def _check_finite(groups: TensorGroups) -> None:
+    """A check of values, for checkpoints of versions without checksums: training keeps to finite numbers."""
+    for group, tensors in groups.items():
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise CheckpointError(f"{group} holds values that are not finite in {name}: remove this checkpoint")
 
 
 def _names_in_order(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
