@@ -171,9 +171,8 @@ CONFIGS = VALUES | st.fixed_dictionaries({"output": VALUES | st.just("out")}, op
 def test_any_json_is_a_config_or_a_value_error(values):
     try:
         made = TrainConfig.from_dict(values)
-    except ValueError as error:
+    except ValueError:
         event("refused")
-        assert str(error)
     else:
         event("taken")
         assert TrainConfig.from_dict(json.loads(json.dumps(made.to_dict()))) == made
