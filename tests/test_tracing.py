@@ -1,13 +1,15 @@
-"""constant_result: a compiled graph takes what the function gives for its arguments, and no other."""
+"""What compiled graphs take as constant, and what they leave out."""
 
 from __future__ import annotations
+
+import inspect
 
 import torch
 from torch._dynamo.testing import CompileCounter
 
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
-from freqformer.tracing import constant_result
+from freqformer.tracing import constant_result, outside_graphs
 
 CALLS = []
 
@@ -67,3 +69,35 @@ def test_tensors_of_several_functions_are_held_by_one_graph() -> None:
 
     x = torch.ones(4, requires_grad=True)
     assert torch.equal(torch.compile(ramped, backend="aot_eager", fullgraph=True)(x), ramped(x))
+
+
+def test_marked_as_torch_marks_it() -> None:
+    """Its mark is set by hand, since torch's decorator imports the compiler."""
+
+    def plain() -> None: ...
+
+    torch.compiler.assume_constant_result(plain)
+    marked = inspect.getclosurevars(ramp).nonlocals["from_fields"]
+    assert vars(plain)
+    assert vars(marked) == vars(plain)
+
+
+WHERE = []
+
+
+@outside_graphs
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    WHERE.append(torch.compiler.is_compiling())
+    return x * float(x.sum() / x.sum().item() * 2)
+
+
+def test_what_stays_outside_graphs() -> None:
+    def add_up(x: torch.Tensor) -> torch.Tensor:
+        return doubled(x + 1) - 1
+
+    counter, x = CompileCounter(), torch.ones(3)
+    WHERE.clear()
+    assert torch.equal(torch.compile(add_up, backend=counter)(x), add_up(x))
+    assert WHERE == [False, False]
+    assert counter.frame_count == 2  # before and behind the call; neither holds what it computes
+    assert doubled.__name__ == "doubled"

@@ -26,19 +26,38 @@ def constant_result(function: Callable[Parameters, Result]) -> Callable[Paramete
     is a tensor: return a tuple of all that are needed.
     """
 
-    @torch.compiler.assume_constant_result
     def from_fields(args: tuple, kwargs: tuple) -> Result:
         named = {name: _put_together(value) for name, value in kwargs}
         return function(*map(_put_together, args), **named)  # type: ignore[call-arg]
 
     # torch 2.11 tells results in a graph apart by this name.
     from_fields.__code__ = from_fields.__code__.replace(co_name=function.__name__)
+    # What torch.compiler.assume_constant_result does, but that imports torch._dynamo, sympy and Triton first: seconds
+    # that a program which compiles nothing would wait for.
+    from_fields._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     @wraps(function)
     def called(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         if torch.compiler.is_compiling():
             named = tuple((name, _taken_apart(value)) for name, value in kwargs.items())
             return from_fields(tuple(_taken_apart(value) for value in args), named)
+        return function(*args, **kwargs)
+
+    return called
+
+
+def outside_graphs(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """The function, which compiled graphs leave out: they end at its call, and go on behind it.
+
+    As `torch.compiler.disable`, which imports torch._dynamo; here that waits until something is compiled.
+    """
+
+    @wraps(function)
+    def called(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        if torch.compiler.is_compiling():
+            from freqformer.untraced import call
+
+            return call(function, *args, **kwargs)
         return function(*args, **kwargs)
 
     return called

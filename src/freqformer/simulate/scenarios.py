@@ -29,9 +29,6 @@ from freqformer.simulate.profiles import ProfileError, known_profiles
 from freqformer.simulate.roofline import Machine, StageTime
 from freqformer.simulate.shapes import BlockGroup, ModelShape, load_model
 
-DEFAULT_TOKENS = (65_536, 131_072, 262_144, 524_288, 1_048_576)
-"""Token counts of the default sweep."""
-
 
 @dataclass(frozen=True)
 class Scenario:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 
-def export_command(
+def export(
     run: Annotated[Path, typer.Argument(help="Output folder of a training run that is done.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the model; replaced if it is there.")],
 ) -> None:

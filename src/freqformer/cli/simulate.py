@@ -1,4 +1,4 @@
-"""The commands `freqformer simulate` and `freqformer calibrate-hardware`."""
+"""`freqformer simulate`."""
 
 from __future__ import annotations
 
@@ -10,20 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from freqformer.config import FreqFormerConfig
-from freqformer.simulate.allocations import Routing
-from freqformer.simulate.profiles import ProfileError
-from freqformer.simulate.scenarios import DEFAULT_TOKENS, Result, Scenario, scenario, simulate
-
 if TYPE_CHECKING:
-    from freqformer.simulate.calibrate import Fit
+    from freqformer.simulate.scenarios import Result, Scenario
 
+DEFAULT_TOKENS = "65536,131072,262144,524288,1048576"
 OTHER_SETTINGS = ("split", "schedule", "live", "table", "head_dim", "calibration", "learned_summaries", "low_beside")
 SWITCHES = ("live", "learned_summaries", "low_beside")
 TEXTS = ("schedule", "table", "calibration")
 
 
-def simulate_command(
+def simulate(
     model: Annotated[str, typer.Option(help="A known model, or the path of a model's JSON file.")] = "wan2.1-14b",
     hardware: Annotated[str, typer.Option(help="A known machine, or the path of a machine's JSON file.")] = "h200",
     tokens: Annotated[
@@ -33,7 +29,7 @@ def simulate_command(
             "--lengths",
             help="Comma-separated numbers of tokens, or durations like 5s, 5s@720p or 60s@1080p/24 (frames per second).",
         ),
-    ] = ",".join(map(str, DEFAULT_TOKENS)),
+    ] = DEFAULT_TOKENS,
     setting: Annotated[
         list[str] | None,
         typer.Option(
@@ -58,8 +54,10 @@ def simulate_command(
       freqformer simulate --model hunyuanvideo --hardware h100 --tokens 65536,262144 --html report.html
       freqformer simulate --tokens 5s@720p,60s@720p/24 --set mid_tiles=32 --json out.json --csv out.csv
     """
+    from freqformer.simulate.scenarios import simulate as simulate_case
+
     cases = _cases(model, hardware, tokens, setting or [])
-    results = [simulate(case) for case in _progress(cases)]
+    results = [simulate_case(case) for case in _progress(cases)]
     _print_results(results)
     if json_path or html_path or figures:
         _write_documents(results, json_path, html_path, figures)
@@ -69,53 +67,12 @@ def simulate_command(
         write_csv(csv_path, results)
 
 
-def calibrate_command(
-    results: Annotated[list[Path] | None, typer.Argument(help="JSON files that the benchmarks wrote.")] = None,
-    hardware: Annotated[str, typer.Option(help="The machine that they were measured on.")] = "h200",
-    hold_out: Annotated[str, typer.Option(help="Comma-separated numbers of tokens that the fit does not see.")] = "",
-    output: Annotated[Path | None, typer.Option(help="Write the calibration here as JSON.")] = None,
-    measure_cpu: Annotated[
-        Path | None, typer.Option(help="Instead, measure this machine's processor and write its hardware profile here.")
-    ] = None,
-) -> None:
-    """Fit what kernels achieve from committed benchmark results, and say how well the model predicts the rest.
-
-    \b
-    Examples:
-      cd benchmarks/results
-      freqformer calibrate-hardware kernel.json layer.json backward.json --hold-out 75600,131072,1048576 --output h200.json
-      freqformer calibrate-hardware eager_cpu.json --hardware cpu --output cpu.json
-      freqformer calibrate-hardware --measure-cpu cpu.json
-    """
-    if measure_cpu is not None:
-        from freqformer.simulate.measure import write_cpu_profile
-
-        write_cpu_profile(measure_cpu)
-        return
-    from freqformer.simulate.calibrate import fit_calibration, write_calibration
-    from freqformer.simulate.calibration import load_calibration
-    from freqformer.simulate.hardware import load_hardware
-    from freqformer.simulate.results import read_peaks, read_results
-    from freqformer.simulate.roofline import Machine
-
-    if not results:
-        raise ProfileError("results is empty; give the JSON files of benchmarks/results, or --measure-cpu FILE")
-    held = [_whole("hold-out", part) for part in hold_out.split(",") if part]
-    machine = load_hardware(hardware)
-    measurements = read_results(results, machine)
-    fit = fit_calibration(measurements, Machine(machine, load_calibration(machine)), held, read_peaks(results))
-    _print_fit(fit)
-    if output is not None:
-        write_calibration(output, fit.calibration)
-
-
-def _whole(name: str, text: str) -> int:
-    if not text.strip().isdigit():
-        raise ProfileError(f"{name} is {text!r}; whole numbers separated by commas are allowed")
-    return int(text)
-
-
 def _cases(model: str, hardware: str, lengths: str, settings: Sequence[str]) -> list[Scenario]:
+    from freqformer.config import FreqFormerConfig
+    from freqformer.simulate.allocations import Routing
+    from freqformer.simulate.profiles import ProfileError
+    from freqformer.simulate.scenarios import scenario
+
     config: dict[str, Any] = {}
     other: dict[str, Any] = {}
     known = {field.name for field in fields(FreqFormerConfig)}
@@ -241,32 +198,3 @@ def _print_results(results: Sequence[Result]) -> None:
         console.print(fit_note(case.machine.calibration.fit), highlight=False)
     if any(result.step.peak_memory_bytes > case.machine.hardware.memory_bytes for result in results):
         console.print("(!) more than the machine's memory: several machines would have to share it.", highlight=False)
-
-
-def _print_fit(fit: Fit) -> None:
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
-    from freqformer.simulate.report import fit_note
-    from freqformer.simulate.units import duration
-
-    table = Table(title="Predicted against measured", title_justify="left", box=SIMPLE)
-    for name in ("measurement", "tokens", "measured", "predicted", "error", ""):
-        table.add_column(name, justify="left" if name == "measurement" else "right")
-    for row in fit.comparisons:
-        one = row.measurement
-        table.add_row(
-            one.name,
-            f"{one.tokens:,}",
-            duration(one.seconds),
-            duration(row.predicted_s),
-            f"{row.predicted_s / one.seconds - 1:+.1%}",
-            "held out" if row.held_out else "",
-        )
-    console = Console()
-    console.print(table)
-    for name, source in fit.calibration.sources.items():
-        if source.startswith("fitted"):
-            console.print(f"{name}: {getattr(fit.calibration, name):g}", highlight=False)
-    console.print(fit_note(fit.calibration.fit), highlight=False)

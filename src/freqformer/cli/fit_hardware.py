@@ -1,0 +1,89 @@
+"""`freqformer calibrate-hardware`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from freqformer.simulate.calibrate import Fit
+
+
+def fit_hardware(
+    results: Annotated[list[Path] | None, typer.Argument(help="JSON files that the benchmarks wrote.")] = None,
+    hardware: Annotated[str, typer.Option(help="The machine that they were measured on.")] = "h200",
+    hold_out: Annotated[str, typer.Option(help="Comma-separated numbers of tokens that the fit does not see.")] = "",
+    output: Annotated[Path | None, typer.Option(help="Write the calibration here as JSON.")] = None,
+    measure_cpu: Annotated[
+        Path | None, typer.Option(help="Instead, measure this machine's processor and write its hardware profile here.")
+    ] = None,
+) -> None:
+    """Fit what kernels achieve from committed benchmark results, and say how well the model predicts the rest.
+
+    \b
+    Examples:
+      cd benchmarks/results
+      freqformer calibrate-hardware kernel.json layer.json backward.json --hold-out 75600,131072,1048576 --output h200.json
+      freqformer calibrate-hardware eager_cpu.json --hardware cpu --output cpu.json
+      freqformer calibrate-hardware --measure-cpu cpu.json
+    """
+    if measure_cpu is not None:
+        from freqformer.simulate.measure import write_cpu_profile
+
+        write_cpu_profile(measure_cpu)
+        return
+    from freqformer.simulate.calibrate import fit_calibration, write_calibration
+    from freqformer.simulate.calibration import load_calibration
+    from freqformer.simulate.hardware import load_hardware
+    from freqformer.simulate.profiles import ProfileError
+    from freqformer.simulate.results import read_peaks, read_results
+    from freqformer.simulate.roofline import Machine
+
+    if not results:
+        raise ProfileError("results is empty; give the JSON files of benchmarks/results, or --measure-cpu FILE")
+    held = [_whole("hold-out", part) for part in hold_out.split(",") if part]
+    machine = load_hardware(hardware)
+    measurements = read_results(results, machine)
+    fit = fit_calibration(measurements, Machine(machine, load_calibration(machine)), held, read_peaks(results))
+    _print_fit(fit)
+    if output is not None:
+        write_calibration(output, fit.calibration)
+
+
+def _whole(name: str, text: str) -> int:
+    from freqformer.simulate.profiles import ProfileError
+
+    if not text.strip().isdigit():
+        raise ProfileError(f"{name} is {text!r}; whole numbers separated by commas are allowed")
+    return int(text)
+
+
+def _print_fit(fit: Fit) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    from freqformer.simulate.report import fit_note
+    from freqformer.simulate.units import duration
+
+    table = Table(title="Predicted against measured", title_justify="left", box=SIMPLE)
+    for name in ("measurement", "tokens", "measured", "predicted", "error", ""):
+        table.add_column(name, justify="left" if name == "measurement" else "right")
+    for row in fit.comparisons:
+        one = row.measurement
+        table.add_row(
+            one.name,
+            f"{one.tokens:,}",
+            duration(one.seconds),
+            duration(row.predicted_s),
+            f"{row.predicted_s / one.seconds - 1:+.1%}",
+            "held out" if row.held_out else "",
+        )
+    console = Console()
+    console.print(table)
+    for name, source in fit.calibration.sources.items():
+        if source.startswith("fitted"):
+            console.print(f"{name}: {getattr(fit.calibration, name):g}", highlight=False)
+    console.print(fit_note(fit.calibration.fit), highlight=False)

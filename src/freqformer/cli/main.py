@@ -1,0 +1,98 @@
+"""The commands put together: what they share, and how their errors end."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Annotated, Any
+
+import typer
+from rich.logging import RichHandler
+from typer.core import TyperGroup
+
+from freqformer import __version__
+from freqformer.cli.calibrate import calibrate
+from freqformer.cli.console import INTERRUPTED, USER_ERROR, errors
+from freqformer.cli.demo import demo
+from freqformer.cli.export import export
+from freqformer.cli.fit_hardware import fit_hardware
+from freqformer.cli.inspect import inspect
+from freqformer.cli.sample import sample
+from freqformer.cli.simulate import simulate
+from freqformer.cli.train import train
+
+
+class _TidyGroup(TyperGroup):
+    """Commands whose errors are one line and an exit code, not a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            errors.print("stopped; files that were not whole were removed", style="yellow")
+            raise typer.Exit(INTERRUPTED) from None
+        except (ValueError, OSError) as error:
+            if ctx.params.get("traceback"):
+                raise
+            errors.print("error:", style="bold red", end=" ")
+            errors.print(str(error), markup=False, highlight=False)
+            raise typer.Exit(USER_ERROR) from error
+
+
+app = typer.Typer(
+    cls=_TidyGroup,
+    name="freqformer",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"freqformer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Log what is chosen, like the attention's implementation.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Frequency-banded attention for long video diffusion transformers.
+
+    \b
+    Examples:
+      freqformer demo                                  a real video in, a generated video and a report out
+      freqformer inspect holiday.mp4                   what the low, mid and high band of a video hold
+      freqformer train videos/ --output runs/first     train on a folder of videos
+      freqformer sample runs/first --output new.mp4    generate
+      freqformer export runs/first -o model/           a small model folder with a card, to ship
+      freqformer calibrate runs/dense -o table/        give a trained dense model bands, without training
+      freqformer simulate --hardware h100              what attention costs on a GPU, 64K to 1M tokens
+    """
+    # OpenMP reads this when torch is imported, which no command has done yet. Threads that wait by spinning take the
+    # cores from those that work: beside other load, `sample` used six times the processor time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
+    )
+
+
+app.command("train")(train)
+app.command("sample")(sample)
+app.command("calibrate")(calibrate)
+app.command("inspect")(inspect)
+app.command("demo")(demo)
+app.command("export")(export)
+app.command("simulate")(simulate)
+app.command("calibrate-hardware")(fit_hardware)

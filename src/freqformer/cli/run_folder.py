@@ -1,0 +1,93 @@
+"""The models and run configurations that commands take: folders of the user's, and what comes with the package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from freqformer.models.pipeline import FreqFormerPipeline
+
+TRAIN_FILE = "train.json"
+SHIPPED = "shipped"
+"""Names the model that comes with the package where a folder is asked for, and its run where a config is."""
+
+
+def model_folder(named: str) -> Path:
+    """The folder of a model: the one named, or that of the shipped model; a folder called `shipped` is `./shipped`.
+
+    Raises:
+        ValueError: for `shipped` in a version that comes without a model.
+    """
+    if named != SHIPPED:
+        return Path(named)
+    from freqformer.demo.shipped import shipped_model
+
+    folder = shipped_model()
+    if folder is None:
+        raise ValueError("shipped names a model that this version comes without; give the output folder of a training run")
+    return folder
+
+
+def run_config(named: str) -> dict[str, Any]:
+    """The fields of a run: those of a JSON file, or with `shipped` those of the run that made the shipped model.
+
+    Raises:
+        ValueError: for a file that holds no object.
+        OSError: for one that can't be read.
+    """
+    if named != SHIPPED:
+        return read_config(Path(named))
+    values = read_config(model_folder(SHIPPED) / TRAIN_FILE)
+    # It belongs to the last call of that run, not to the run: another run would stop after it.
+    values.get("run", {}).pop("part_seconds", None)
+    return values
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; ValueError for anything else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}; give a file like the train.json that a run writes") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}; an object with the fields of a run is allowed")
+    return values
+
+
+def clip_fields(data: str) -> dict[str, Any]:
+    """The fields of `data` that say where clips come from: videos, or what the rest of the fields make."""
+    return {"path": None} if data == "synthetic" else {"path": data, "photographs": None}
+
+
+def pipeline_folder(folder: Path) -> Path:
+    """Where the pipeline is: in a run's output folder, or the folder itself.
+
+    Raises:
+        ValueError: for a folder that holds none.
+    """
+    place = folder / "pipeline" if (folder / "pipeline").is_dir() else folder
+    if not (place / "model_index.json").is_file():
+        what = "holds no trained model" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
+        raise ValueError(
+            f"{folder} {what}; give the output folder of a training run that has ended, a saved pipeline, or {SHIPPED!r} "
+            "for the model that comes with the package"
+        )
+    return place
+
+
+def load_pipeline(folder: Path) -> FreqFormerPipeline:
+    """The pipeline of a run's output folder, or of a folder that holds a pipeline itself; ValueError for another."""
+    place = pipeline_folder(folder)
+    from freqformer.models.pipeline import FreqFormerPipeline
+
+    return FreqFormerPipeline.from_pretrained(str(place))
+
+
+def training_data(folder: Path) -> dict[str, Any] | None:
+    """The `data` section of the run that a model came from; None where its train.json is gone."""
+    for place in (folder, folder.parent):
+        if (place / TRAIN_FILE).is_file():
+            return read_config(place / TRAIN_FILE).get("data")
+    return None

@@ -1,0 +1,112 @@
+"""`freqformer sample`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from freqformer.cli.options import Model, Seed
+from freqformer.cli.run_folder import load_pipeline, model_folder, pipeline_folder, training_data
+
+DEFAULT_FPS = 8.0
+"""Frames per second of a model whose training run left no record."""
+FPS_RANGE = (0.01, 1000.0)
+"""Frames per second of files that players show."""
+LARGEST_SIDE = 16_384
+"""Pixels of a picture's side that H.264 encoders take."""
+LARGEST_AREA = 2**27
+"""Pixels of a picture that FFmpeg is sure to take."""
+
+
+def sample(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="MP4 to write; a contact sheet (PNG) comes beside it.")],
+    size: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(metavar="FRAMES HEIGHT WIDTH", help="In pixels; the size it was trained at where left out."),
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second; as trained, or 8, where left out.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
+    seed: Seed = 0,
+    count: Annotated[int, typer.Option(min=1, help="Videos to generate.")] = 1,
+    enlarge: Annotated[int, typer.Option(min=1, help="Repeat every pixel so many times, to look at small videos.")] = 1,
+    routing_table: Annotated[
+        Path | None, typer.Option(help="Folder of a routing table, like one that `freqformer calibrate` wrote.")
+    ] = None,
+    dense: Annotated[bool, typer.Option("--dense", help="Dense attention in every head, to compare.")] = False,
+) -> None:
+    """Generate videos with a trained model.
+
+    \b
+    Examples:
+      freqformer sample shipped --output cat.mp4       with the model that comes with the package
+      freqformer sample runs/first --output new.mp4
+      freqformer sample runs/first -o wide.mp4 --size 32 64 128 --steps 50 --seed 7
+      freqformer sample runs/dense -o banded.mp4 --routing-table table/
+      freqformer sample runs/first -o compared.mp4 --dense
+    """
+    folder = model_folder(model)
+    pipeline_folder(folder)
+    trained = training_data(folder)
+    num_frames, height, width = _size(folder, size, trained)
+    rate = fps if fps is not None else trained["fps"] if trained else DEFAULT_FPS
+    _check_target(output, rate, enlarge * height, enlarge * width)
+    if routing_table is not None and dense:
+        raise ValueError("--routing-table and --dense both say what heads do; one of them is allowed")
+    pipeline = load_pipeline(folder)
+
+    import torch
+
+    from freqformer.demo.shipped import dense_table
+    from freqformer.models.pipeline import FreqFormerPipelineOutput
+    from freqformer.routing import RoutingTable
+
+    if routing_table is not None or dense:
+        table = RoutingTable.load(routing_table) if routing_table is not None else dense_table(pipeline.transformer)
+        pipeline.transformer.set_routing_table(table)
+    made = pipeline(
+        num_frames,
+        height,
+        width,
+        num_inference_steps=steps,
+        generator=torch.Generator().manual_seed(seed),
+        batch_size=count,
+        output_type="uint8",
+    ).frames
+    large = made.repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
+    FreqFormerPipelineOutput(frames=large).save(output, rate)
+    typer.echo(f"wrote {count} video{'s' * (count > 1)} of {num_frames} x {height} x {width} as {output}")
+
+
+def _check_target(output: Path, fps: float, height: int, width: int) -> None:
+    """Refuse a file that can't be written before anything is generated for it."""
+    if output.suffix.lower() != ".mp4":
+        raise ValueError(f"--output is {output}, which does not end in .mp4; MP4 is what is written: rename it")
+    if output.is_dir():
+        raise ValueError(f"--output is {output}, which is a folder; name a file in it, like {output / 'new.mp4'}")
+    inside = next(parent for parent in output.absolute().parents if parent.exists())
+    if not inside.is_dir() or not os.access(inside, os.W_OK):
+        what = "can't be written to" if inside.is_dir() else "is a file"
+        raise ValueError(f"--output is {output}, but {inside} {what}; choose another folder")
+    least, most = FPS_RANGE
+    if not least <= fps <= most:
+        raise ValueError(f"--fps is {fps:g}; {least:g} to {most:g} frames per second are allowed")
+    if max(height, width) > LARGEST_SIDE or height * width > LARGEST_AREA:
+        raise ValueError(
+            f"frames would be {height} x {width} pixels; sides up to {LARGEST_SIDE:,} and {LARGEST_AREA:,} pixels are "
+            "allowed in a video: lower --size or --enlarge"
+        )
+
+
+def _size(model: Path, size: tuple[int, int, int] | None, trained: dict[str, Any] | None) -> tuple[int, int, int]:
+    """Frames, height and width that were asked for, or that the model was trained at."""
+    if size is not None:
+        if min(size) < 1:
+            raise ValueError(f"--size is {' '.join(map(str, size))}; FRAMES HEIGHT WIDTH from 1 up are allowed")
+        return size
+    if trained is None:
+        raise ValueError(f"{model} does not say at which size it was trained; give --size FRAMES HEIGHT WIDTH")
+    return (trained["num_frames"], trained["height"], trained["width"])

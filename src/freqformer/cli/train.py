@@ -1,0 +1,101 @@
+"""`freqformer train`."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from freqformer.cli.run_folder import SHIPPED, TRAIN_FILE, clip_fields, run_config
+
+if TYPE_CHECKING:
+    from freqformer.training.run import StepReport
+
+
+def train(
+    data: Annotated[
+        str | None, typer.Argument(help="A video, a folder of videos, or 'synthetic'; that of --config where left out.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for checkpoints, log and the trained model, or that of --config."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps; short for --set run.max_steps=...")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Seconds to train for at most.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Minutes that this call may take; the same command goes on from there.")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(help="JSON file with fields of the run, as a run writes it; 'shipped' for the shipped model's."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A field, like data.height=64; may be repeated.")
+    ] = None,
+) -> None:
+    """Train a video diffusion transformer; the same command again goes on where it stopped.
+
+    Every field of a run is set by --config or --set: model (num_layers, num_heads, head_dim, patch_size, attention, ...),
+    data (num_frames, height, width, fps, ...), optimizer, objective, routing, run (batch_size, precision, seed, ...) and
+    checkpoint. The whole of them is written to OUTPUT/train.json. TensorBoard shows OUTPUT/logs.
+
+    \b
+    Examples:
+      freqformer train videos/ --output runs/first
+      freqformer train videos/ -o runs/second --steps 20000 --set data.height=96 --set data.width=160 \\
+          --set model.num_layers=8 --set run.precision=bf16
+      freqformer train synthetic -o runs/dense --set model.attention=dense
+      freqformer train videos/ -o runs/third --config runs/second/train.json
+      freqformer train videos/ -o runs/fourth --config shipped --minutes 9
+    """
+    from freqformer.training.config import TrainConfig
+    from freqformer.training.loop import train as run_training
+
+    values = run_config(config) if config is not None else {}
+    for setting in settings or []:
+        _apply_setting(values, setting)
+    if (output is None and "output" not in values) or (data is None and "data" not in values):
+        raise ValueError("DATA or --output is missing; give both, or a --config that has them")
+    if config == SHIPPED and data is None and not Path(values["data"]["photographs"]).is_dir():
+        raise ValueError(
+            "DATA is missing: the photographs that the shipped model learned from do not come with the package; name a "
+            "video or a folder of videos, like `freqformer train videos/ --output runs/own --config shipped`"
+        )
+    if output is not None:
+        values["output"] = str(output)
+    if data is not None:
+        values.setdefault("data", {}).update(clip_fields(data))
+    part_seconds = None if minutes is None else 60 * minutes
+    shortcuts = {"max_steps": steps, "max_seconds": seconds, "part_seconds": part_seconds}
+    values.setdefault("run", {}).update({name: value for name, value in shortcuts.items() if value is not None})
+    made = TrainConfig.from_dict(values)
+    last: deque[StepReport] = deque(maxlen=1)
+    try:
+        pipeline = run_training(made, on_step=last.append)
+    finally:
+        # A run that did not get to a step leaves an earlier run's record alone.
+        folder = Path(made.output)
+        if last:
+            (folder / TRAIN_FILE).write_text(json.dumps(made.to_dict(), indent=2), encoding="utf-8")
+    if last and last[-1].progress < 1:
+        typer.echo(f"{100 * last[-1].progress:.0f}% of the run is done: the same command goes on")
+    typer.echo(f"trained model: {pipeline}\nnext: freqformer sample {folder} --output {folder}/sample.mp4")
+
+
+def _apply_setting(values: dict[str, Any], setting: str) -> None:
+    """Put `section.field=value` into nested dicts; the value is JSON, or else text."""
+    name, found, text = setting.partition("=")
+    section, dot, field = name.partition(".")
+    if not (found and dot and field):
+        raise ValueError(f"--set is {setting!r}; section.field=value is allowed, like data.height=64")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    inner = values.setdefault(section, {})
+    if not isinstance(inner, dict):
+        raise ValueError(f"--set is {setting!r} and {section} holds {inner!r}; fields of a section are allowed")
+    inner[field] = value

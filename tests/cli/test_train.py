@@ -1,0 +1,57 @@
+"""`freqformer train` on a short video."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.support.command_line import TINY, refused, run
+
+
+def test_train_writes_its_config_and_a_model(trained: Path) -> None:
+    config = json.loads((trained / "train.json").read_text())
+    assert (config["data"]["height"], config["run"]["max_steps"]) == (16, 3)
+    assert (trained / "pipeline" / "model_index.json").is_file()
+    assert list((trained / "checkpoints").iterdir())
+
+
+def test_train_from_a_config_with_changes(trained: Path, tmp_path: Path) -> None:
+    run("train", "synthetic", "-o", tmp_path / "next", "--config", trained / "train.json", "--set", "run.max_steps=1")
+    config = json.loads((tmp_path / "next" / "train.json").read_text())
+    assert config["run"]["max_steps"] == 1
+    assert config["data"]["path"] is None
+    assert config["model"]["num_heads"] == 3
+
+
+def test_train_from_the_shipped_models_config(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("train", video, "-o", "own", "--config", "shipped", "--steps", 1, *TINY, "--set", "run.compile=false")
+    config = json.loads((tmp_path / "own" / "train.json").read_text())
+    assert config["model"]["absolute_positions"] == "space"
+    assert config["run"]["part_seconds"] is None
+    assert config["data"]["path"] == str(video)
+    refused("train", "--config", "shipped", message="DATA is missing: the photographs")
+
+
+def test_errors_are_one_line(video: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "broken.json").write_text("{")
+    out = ["--output", tmp_path / "out"]
+    cases = [
+        (["train", tmp_path / "nothing", *out], "nothing does not exist; give a video file"),
+        (["train", tmp_path / "empty", *out], "empty holds no video"),
+        (["train", tmp_path / "text.mp4", *out], "can't be read"),
+        (["train", video, *out, "--set", "data.heigth=3"], "unknown fields ['heigth']"),
+        (["train", video, *out, "--set", "height=3"], "--set is 'height=3'; section.field=value is allowed"),
+        (["train", video, *out, "--set", "run.batch_size=0"], "batch_size is 0"),
+        (["train", video, *out, "--set", "optimizer.learning_rate=NaN"], "learning_rate is nan"),
+        (["train", video, *out, "--config", tmp_path / "no.json"], "no.json"),
+        (["train", video, *out, "--config", tmp_path / "list.json"], "holds list"),
+        (["train", video, *out, "--config", tmp_path / "broken.json"], "is no JSON"),
+        (["train", video, *out, *TINY, "--steps", 1, "--set", "data.height=15"], "multiples of patch_size"),
+    ]
+    for arguments, message in cases:
+        refused(*arguments, message=message)
