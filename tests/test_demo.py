@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
+from tests.support.browser import open_page
 from typer.testing import CliRunner
 
 from freqformer import cli
+from freqformer._interrupt import Interrupted
 from freqformer.config import Band
 from freqformer.demo import shipped
 from freqformer.demo.page import render_page
@@ -23,6 +27,7 @@ from freqformer.models.pipeline import FreqFormerPipeline
 from freqformer.training.config import DataConfig, RunConfig, TrainConfig
 from freqformer.training.export import MOST_BYTES, WEIGHTS, export_model
 from freqformer.training.loop import train
+from freqformer.training.run import TrainingRun
 
 TINY = DemoSettings(
     num_frames=4,
@@ -37,6 +42,7 @@ TINY = DemoSettings(
         "frequency": {"tile": [2, 2, 2], "mid_tiles": 2, "summary_tokens": 4},
     },
     max_steps=6,
+    fine_tuning_steps=6,
     inference_steps=3,
     inspect_side=64,
 )
@@ -62,6 +68,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said: list[str] = []
     page = run_demo(tmp_path_factory.mktemp("demo") / "out", train_seconds=60, say=said.append, settings=TINY)
     assert [line[:5] for line in said if line.startswith("[")] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
+    assert "[2/4] training a small model: 6 steps, 60 s at most" in said
+    assert re.fullmatch(r"\d+\.\d dB similar to the clip \(one colour: \d+\.\d dB\)\. This is not the clip.*", said[-1])
     assert page.name == "index.html"
     return page.parent
 
@@ -96,11 +104,61 @@ def test_numbers_are_those_of_the_run(report: Path) -> None:
     # Before anything is learned the velocity has the variance of noise and clip together, above that of noise.
     assert facts["first_loss"] > 1
     page = (report / "index.html").read_text(encoding="utf-8")
-    for text in ("<dd>6</dd>", f"{facts['first_loss']:.2f} → {facts['last_loss']:.2f}", "vultilion"):
+    for text in ("<dd>6 of 6</dd>", f"{facts['first_loss']:.2f} → {facts['last_loss']:.2f}", "vultilion"):
         assert text in page
     assert facts["shipped"] is None
     assert "There was no shipped model to begin with: a small one was trained from scratch" in page
     assert "The model as it came" not in page
+
+
+def test_the_page_judges_the_video(report: Path) -> None:
+    facts = json.loads((report / "summary.json").read_text(encoding="utf-8"))
+    page = " ".join((report / "index.html").read_text(encoding="utf-8").split())
+    verdict = facts["verdict"]
+    # Six steps teach nothing.
+    assert verdict["decibels"] < verdict["one_colour"] + 3
+    assert f"<strong>{verdict['judgement']}</strong> {verdict['similarity']}." in page
+    assert (verdict["steps"], verdict["planned_steps"], verdict["shortfall"]) == (6, 6, "")
+    assert "cost at 720p by default settings" in page
+    assert "not of this model" in page
+
+
+def test_a_clock_ends_the_training_of_a_slow_machine(tmp_path: Path) -> None:
+    said: list[str] = []
+    run_demo(tmp_path, train_steps=10**6, train_seconds=0.5, say=said.append, settings=TINY)
+    facts = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert facts["verdict"]["steps"] == facts["train_steps"] < 10**6
+    assert said[-1] == facts["verdict"]["shortfall"]
+    assert re.match(r"This machine was too slow: it did \d+ of 1000000 training steps in", said[-1])
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert said[-1] in page
+    assert f"<dd>{facts['train_steps']} of 1000000</dd>" in page
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_no_width_cuts_the_table(report: Path, width: int) -> None:
+    with open_page(report / "index.html", width=width) as opened:
+        assert opened.errors == []
+        wide = "[...document.querySelectorAll('html, .scroll')].map(x => x.scrollWidth - x.clientWidth)"
+        assert max(opened.run(wide)) <= 0
+        right = "Math.max(...[...document.querySelectorAll('td')].map(x => x.getBoundingClientRect().right))"
+        assert 0 < opened.run(right) <= width
+
+
+def test_an_interrupted_demo_says_that_it_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    advance = TrainingRun.advance
+
+    def interrupted(self: TrainingRun, loader: object) -> object:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return advance(self, loader)
+
+    monkeypatch.setattr(TrainingRun, "advance", interrupted)
+    with pytest.raises(Interrupted, match=r"stopped by SIGTERM: .* keeps what was made.* begins again") as raised:
+        run_demo(tmp_path, train_seconds=60, say=lambda _: None, settings=TINY)
+    assert raised.value.signal == signal.SIGTERM
+    assert not (tmp_path / "index.html").exists()
+    monkeypatch.undo()
+    assert run_demo(tmp_path, train_seconds=60, say=lambda _: None, settings=TINY).is_file()
 
 
 def test_trained_model_makes_the_same_video_again(report: Path) -> None:

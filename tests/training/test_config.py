@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
+from typing import get_type_hints
 
 import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
 
 from freqformer.training.config import (
     CheckpointConfig,
@@ -56,7 +59,7 @@ def test_numbers_out_of_range_are_refused_by_name(section, name, value):
 
 
 @pytest.mark.parametrize(("section", "name"), WHOLE)
-@pytest.mark.parametrize("value", [math.nan, -1, 1.5, "1", True])
+@pytest.mark.parametrize("value", [math.nan, -1, 1.5, "1", True, 2**70, 10**400, [1]])
 def test_counts_out_of_range_are_refused_by_name(section, name, value):
     with pytest.raises(ValueError, match=f"^{name} is .* allowed"):
         section(**{name: value})
@@ -108,9 +111,68 @@ def test_json_round_trip():
     [
         ({"output": "out", "modle": {}}, r"config has unknown fields \['modle'\]"),
         ({"output": "out", "run": {"steps": 3}}, r"run has unknown fields \['steps'\]"),
-        ({"output": "out", "run": 3}, r"run has unknown fields 3"),
+        ({"output": "out", "run": 3}, r"run is 3; an object with fields of .*'max_steps'.* is allowed"),
+        ({"output": "out", "run": []}, r"run is \[\]; an object with fields"),
+        ({"output": "out", "data": "videos/"}, r"data is 'videos/'; an object with fields of \['path'"),
+        ({"output": "out", "data": None}, r"data is None; an object with fields"),
+        ({}, r"config lacks \['output'\]; give it"),
+        ([], r"config is \[\]; an object with fields"),
+        ({"output": "out", "run": {3: 1, "seed": 2}}, r"run has unknown fields \[3\]"),
     ],
 )
-def test_unknown_fields_are_refused(values, message):
+def test_fields_that_are_unknown_missing_or_no_objects_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig.from_dict(values)
+
+
+def test_a_model_that_takes_text_is_refused_before_anything_starts():
+    with pytest.raises(ValueError, match=r"model has text_dim=32; None is allowed: training feeds no text.*Leave"):
+        TrainConfig("out", model={"text_dim": 32})
+    assert TrainConfig("out", model={"text_dim": None}).model == {"text_dim": None}
+
+
+def test_clips_beyond_any_memory_are_refused():
+    with pytest.raises(ValueError, match=r"num_frames, height and width are 100000 x 65536 x 65536; .* at most"):
+        DataConfig(num_frames=100_000, height=65_536, width=65_536)
+
+
+def test_errors_cut_long_values_short():
+    with pytest.raises(ValueError, match="choose one of fp32, bf16") as raised:
+        RunConfig(precision="x" * 10**6)
+    assert len(str(raised.value)) < 300
+
+
+def test_a_model_nested_without_end_is_refused():
+    nested: list = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(ValueError, match="nested deeper than 16 levels"):
+        TrainConfig("out", model={"frequency": nested})
+
+
+FIELDS = {
+    name: [item.name for item in fields(kind)] for name, kind in get_type_hints(TrainConfig).items() if is_dataclass(kind)
+}
+EDGES = [0, 1, -1, 0.5, 2**63, 10**400, 1e308, math.nan, math.inf, "", "auto", "videos/\0", None, True, [], {}]
+VALUES = st.recursive(
+    st.sampled_from(EDGES) | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+SECTIONS = {
+    name: VALUES | st.dictionaries(st.sampled_from(names) | st.text(max_size=4), VALUES, max_size=4)
+    for name, names in FIELDS.items()
+}
+CONFIGS = VALUES | st.fixed_dictionaries({"output": VALUES | st.just("out")}, optional={"model": VALUES, **SECTIONS})
+
+
+@settings(max_examples=300, deadline=None)
+@given(CONFIGS)
+def test_any_json_is_a_config_or_a_value_error(values):
+    try:
+        made = TrainConfig.from_dict(values)
+    except ValueError:
+        event("refused")
+    else:
+        event("taken")
+        assert TrainConfig.from_dict(json.loads(json.dumps(made.to_dict()))) == made

@@ -347,7 +347,7 @@ def test_other_videos_are_mentioned_when_a_run_goes_on(config, tmp_path, caplog)
     run(changed(config, "run", max_steps=1))
     (clips / "b.mp4").write_bytes(VIDEO.read_bytes())
     assert [report.step for report in run(config)[0]] == [2, 3]
-    assert "the videos are not those" in caplog.text
+    assert "the clips are not those" in caplog.text
 
 
 def test_a_checkpoint_that_training_did_not_write(config):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from freqformer._interrupt import StopRequest, between_steps
 from freqformer.calibration.candidates import Candidates
 from freqformer.calibration.choice import Calibration, check_positive
 from freqformer.calibration.measure import Energies, measured
@@ -23,6 +24,7 @@ from freqformer.routing import RoutingTable
 from freqformer.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from freqformer.training.objective import TIMESTEP_SCALE
 from freqformer.training.seeding import derive_generator
+from freqformer.training.starting import check_model
 
 if TYPE_CHECKING:
     from freqformer.models.transformer import FreqFormerTransformer3DModel
@@ -47,6 +49,9 @@ def calibrate(
     Each batch goes through the model once for each timestep bucket, with noise of that level; in every layer each candidate
     is compared with the dense outputs of the same queries, keys and values. `model.set_routing_table(table)` then runs it.
 
+    With a state, Ctrl-C and SIGTERM end after the batch that is being measured, which is kept; a
+    second one ends at once, and the batches before it are kept.
+
     Args:
         model: with `attention="dense"`; it comes back as it was.
         batches: finite; clean clips (B, C, F, H, W) of one size as the model was trained on (pixels in [-1, 1], or
@@ -64,7 +69,9 @@ def calibrate(
     Raises:
         ValueError: for a tolerance, model or batch that does not fit, and for a state of another model, other candidates
             or other batches, naming it and the remedy.
+        KeyboardInterrupt: (`Interrupted`) after a signal, once the state is kept.
     """
+    check_model(model)
     check_positive("tolerance", tolerance)
     if isinstance(num_buckets, bool) or not isinstance(num_buckets, int) or num_buckets < 1:
         raise ValueError(f"num_buckets is {num_buckets!r}; whole numbers from 1 up are allowed")
@@ -77,7 +84,9 @@ def calibrate(
     candidates = (candidates or Candidates.usual(model.band_config)).pinned(grid)
     run = _Run(model, candidates, num_buckets, seed, Path(state) if state is not None else None)
     total = len(batches) if isinstance(batches, Sized) else None
-    with _progress_bar(progress, total) as advance:
+    # What no state keeps need not be finished.
+    stopping = between_steps("finishing the batch") if run.folder else nullcontext(StopRequest())
+    with _progress_bar(progress, total) as advance, stopping as stop:
         for batch in chain([first], remaining):
             if model.grid_for(_clips(batch).shape) != grid:
                 raise ValueError(
@@ -85,6 +94,8 @@ def calibrate(
                 )
             run.add(batch)
             advance()
+            if stop.asked:
+                raise stop.interrupted(f" after batch {run.done}, which {run.folder} keeps: the same command goes on")
     layer = model.attentions[0]
     costs = candidates.costs(grid, num_heads=layer.num_heads, head_dim=layer.head_dim)
     calibration = Calibration(run.errors(), torch.tensor(costs, dtype=torch.float64), candidates, grid)

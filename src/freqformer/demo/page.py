@@ -16,6 +16,8 @@ OPERATORS = (
     "sliding-window attention on the tiles around",
 )
 
+COLUMNS = ("share of heads", "cost of this model here", "cost at 720p by default settings")
+
 FROM_SCRATCH = {
     "beginning": "There was no shipped model to begin with: a small one was trained from scratch on this clip.",
     "how": "from scratch",
@@ -58,6 +60,7 @@ def render_page(facts: dict[str, Any]) -> str:
         KeyError: for a fact that is missing.
     """
     clip, costs = facts["clip"], facts["attention_flops_of_dense"]
+    verdict = facts["verdict"]
     rows = [
         (name, facts["head_shares"][band], costs["here"]["bands"][band], costs["720p"]["bands"][band])
         for band, name in enumerate(BAND_NAMES)
@@ -76,12 +79,20 @@ def render_page(facts: dict[str, Any]) -> str:
         **{name: f"{facts[name]:.0f}" for name in ("train_seconds", "generate_seconds", "total_seconds")},
         **{name: facts[name] for name in ("train_steps", "inference_steps", "threads", "tiles", "command", "credit")},
         **{name: facts[name] for name in ("version", "torch_version")},
+        **{name: verdict[name] for name in ("similarity", "judgement", "shortfall", "planned_steps")},
         **(FROM_SCRATCH if facts["shipped"] is None else FINE_TUNED),
         **{"learned": CHOOSING, "soft": SOFT, "timed": TIMED, "fixed": FIXED}[facts["routing"]],
     }
     shown = {name: escape(str(text)) for name, text in texts.items()}
     return _template("page.html").substitute(
-        shown, band_rows="".join(map(_row, rows, range(3))), shipped=_shipped(facts["shipped"], shown)
+        shown,
+        band_rows="".join(map(_row, rows, range(3))),
+        headings="".join(f'<th class="number">{label}</th>' for label in COLUMNS),
+        costs="".join(
+            f'<td class="number" data-label="{label}">{shown[name]}</td>'
+            for label, name in zip(COLUMNS[1:], ("density_here", "density_720p"), strict=True)
+        ),
+        shipped=_shipped(facts["shipped"], shown),
     )
 
 
@@ -100,7 +111,11 @@ def _template(name: str) -> Template:
 
 def _row(cells: tuple[str, float, float, float], band: int) -> str:
     dot = f'<span class="dot" style="background:{BAND_COLOURS[band]}"></span>'
-    numbers = "".join(f'<td class="number">{_percent(cell)}</td>' for cell in cells[1:])
+    # A phone shows a row as a list, in which every cell says what it is.
+    numbers = "".join(
+        f'<td class="number" data-label="{label}">{_percent(cell)}</td>'
+        for label, cell in zip(COLUMNS, cells[1:], strict=True)
+    )
     return f"<tr><td>{dot}{cells[0]}</td><td>{OPERATORS[band]}</td>{numbers}</tr>"
 
 

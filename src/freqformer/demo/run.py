@@ -9,19 +9,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from freqformer import __version__
+from freqformer._interrupt import Interrupted, signal_name
 from freqformer.analysis.figures import allocation_figure, loss_figure, weights_figure
 from freqformer.analysis.spectra import Spectrum
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.demo.page import render_page
 from freqformer.demo.shipped import generate_shipped, load_shipped
 from freqformer.demo.stages import Generated, generate, inspect_video
+from freqformer.demo.verdict import Verdict
 from freqformer.grid import Grid, tile_layout
 from freqformer.media import VideoError, contact_sheet, enlarge, probe_video, read_clip, write_video
 from freqformer.plan import build_plan
@@ -39,12 +41,15 @@ GRID_720P = Grid(21, 45, 80)
 FINE_TUNING_RATE = 1e-3
 """Learning rate where the weights are trained already."""
 
+TRAIN_SECONDS = 180.0
+"""Time to train at most: half as much again as the steps take on two cores that do nothing else."""
+
 Say = Callable[[str], Any]
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes of the demo from scratch, chosen so that two minutes on two CPU cores show the clip's content.
+    """Sizes of the demo from scratch, chosen so that about two minutes on two CPU cores show the clip's content.
 
     Steps are worth more than size here: large patches make a clip few tokens, so a step is short, and small tiles still
     cut it into 32 tiles, so that the bands' operators leave something out.
@@ -72,7 +77,9 @@ class DemoSettings:
     # Much noise is where a clip has to be known by heart.
     objective: ObjectiveConfig = field(default_factory=lambda: ObjectiveConfig(logit_mean=1.2, logit_std=0.8))
     batch_size: int = 1
-    max_steps: int = 100_000
+    max_steps: int = 800
+    fine_tuning_steps: int = 300
+    """Steps where the weights are trained already."""
     inference_steps: int = 30
     inspect_side: int = 384
     enlarge: int = 4
@@ -100,7 +107,13 @@ class DemoSettings:
         record = json.loads(place.read_text(encoding="utf-8"))
         sizes = {name: record["data"][name] for name in ("num_frames", "height", "width", "fps")}
         optimizer = replace(self.optimizer, learning_rate=FINE_TUNING_RATE, ema_decay=0.98)
-        return replace(self, model=record["model"], optimizer=optimizer, **sizes)
+        return replace(
+            self,
+            model=record["model"],
+            optimizer=optimizer,
+            max_steps=self.fine_tuning_steps,
+            **sizes,
+        )
 
 
 @dataclass(frozen=True)
@@ -114,7 +127,8 @@ def run_demo(
     *,
     video: Path | None = None,
     model: Path | None = None,
-    train_seconds: float = 120,
+    train_steps: int | None = None,
+    train_seconds: float = TRAIN_SECONDS,
     seed: int = 0,
     say: Say = print,
     settings: DemoSettings | None = None,
@@ -122,12 +136,14 @@ def run_demo(
     """Inspect a video, train a small model on its first seconds, generate, and write a report.
 
     With an exported model it is that one which is trained on, after it has generated a video, and a long one, as it came.
+    The generated video is judged by the clip that it should give back.
 
     Args:
         output: folder for the report. What an earlier demo left there is replaced; other files are kept.
         video: at least as long as a clip of the settings; None takes the shipped one.
         model: folder that `export_model` wrote; None trains a fresh model.
-        train_seconds: time to train.
+        train_steps: training steps; None takes those of the settings.
+        train_seconds: time to train at most. A machine that is too slow for all steps says so.
         seed: of the weights, the noise and all else.
         say: told what is being done.
         settings: sizes; None takes those of the demo. With a model, its own sizes are taken.
@@ -137,10 +153,33 @@ def run_demo(
     Raises:
         VideoError: for a video that can't be read or is too short.
         ValueError: where `output` holds a folder `run` that no demo made, or for a model that can't be loaded.
+        KeyboardInterrupt: (`Interrupted`) after a signal.
     """
+    try:
+        return _run(output, video, model, train_steps, train_seconds, seed, say, settings or DemoSettings())
+    except Interrupted as stop:
+        # Training says that it goes on from its checkpoint, which a demo does not.
+        raise Interrupted(
+            stop.signal,
+            f"stopped by {signal_name(stop.signal)}: {output} keeps what was made so far, and the"
+            " same command begins again",
+        ) from None
+
+
+def _run(
+    output: Path,
+    video: Path | None,
+    model: Path | None,
+    train_steps: int | None,
+    train_seconds: float,
+    seed: int,
+    say: Say,
+    settings: DemoSettings,
+) -> Path:
     # Imported late: diffusers takes seconds, and the demo's first words should not wait for it.
-    began, settings, source = time.perf_counter(), settings or DemoSettings(), video or SHIPPED_CLIP
+    began, source = time.perf_counter(), video or SHIPPED_CLIP
     settings = settings if model is None else settings.of_model(model)
+    settings = settings if train_steps is None else replace(settings, max_steps=train_steps)
     stage, start, shipped = _Stages(say, 4 if model is None else 5), None, None
     with stage(f"inspecting {source.name}"):
         _check_length(source, settings)
@@ -151,7 +190,8 @@ def run_demo(
         with stage("generating with the model as it came, a clip and one 4 times as long"):
             start = load_shipped(model)
             shipped = generate_shipped(start, settings.size, steps=settings.inference_steps, seed=seed)
-    with stage(f"{'training a small' if model is None else 'fine-tuning the'} model for {train_seconds:g} s"):
+    how = "training a small" if model is None else "fine-tuning the"
+    with stage(f"{how} model: {settings.max_steps} steps, {train_seconds:g} s at most"):
         trained = _train(clip, run, train_seconds, seed, settings, None if start is None else start.transformer)
     with stage("generating"):
         from freqformer.models.pipeline import FreqFormerPipeline
@@ -159,13 +199,20 @@ def run_demo(
         pipeline = FreqFormerPipeline.from_pretrained(str(trained.folder))
         pipeline.set_progress_bar_config(desc="generating")
         generated = generate(pipeline, settings.size, steps=settings.inference_steps, seed=seed)
+    verdict = _judge(generated, clip, trained.reports, settings)
     with stage("writing the report"):
         _write_pictures(output, settings, trained.reports, generated)
         facts = _facts(settings, trained.reports, spectrum, generated) | _costs(settings, pipeline.transformer, generated)
+        facts["verdict"] = asdict(verdict) | {
+            name: getattr(verdict, name) for name in ("similarity", "judgement", "shortfall")
+        }
         facts["shipped"] = None if shipped is None else shipped.write(output, settings.fps, settings.enlarge)
         facts["credit"] = SHIPPED_CREDIT if video is None else ""
         facts["total_seconds"] = time.perf_counter() - began
-        return _write_page(output, facts)
+        page = _write_page(output, facts)
+    for line in verdict.lines():
+        say(line)
+    return page
 
 
 class _Stages:
@@ -229,6 +276,20 @@ def _train(
     folder = train(config, model=start, on_step=reports.append)
     (run / "train.json").write_text(json.dumps(config.to_dict(), indent=2), encoding="utf-8")
     return _Trained(folder, reports)
+
+
+def _judge(generated: Generated, clip: Path, reports: list[StepReport], settings: DemoSettings) -> Verdict:
+    """Compare with the clip as training reads it."""
+    num_frames, height, width = settings.size
+    size = {"num_frames": num_frames, "height": height, "width": width}
+    frames = read_clip(clip, start=0, fps=settings.fps, **size)
+    return Verdict.of(
+        generated.frames,
+        frames,
+        steps=len(reports),
+        planned_steps=settings.max_steps,
+        seconds=reports[-1].seconds,
+    )
 
 
 def _write_pictures(output: Path, settings: DemoSettings, reports: list[StepReport], generated: Generated) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+import math
+import reprlib
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
 from freqformer.routing import RouterTraining
@@ -12,6 +14,18 @@ Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu"]
 
 _LARGE = 1e9
+# Bounds far above any use, so that what is absurd is refused here and not by memory or by C's integers.
+_MOST_FRAMES = 100_000
+_MOST_SIDE = 65_536
+_MOST_VALUES = 2**31 - 1
+_MOST_STEPS = 10**12
+_MOST_BATCH = 100_000
+_MOST_WORKERS = 1024
+_MOST_MIB = 2**24
+_MOST_KEPT = 10**6
+_MOST_SEED = 2**63 - 1
+_MOST_LEVELS = 16
+_CHANNELS = 3
 
 
 @dataclass(frozen=True)
@@ -40,15 +54,23 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.path is not None and not isinstance(self.path, str):
-            raise ValueError(f"path is {self.path!r}; a path as text, or None for synthetic clips, is allowed")
+            raise ValueError(f"path is {_shown(self.path)}; a path as text, or None for synthetic clips, is allowed")
         if self.photographs is not None and (not isinstance(self.photographs, str) or self.path is not None):
             raise ValueError(
-                f"photographs is {self.photographs!r} and path {self.path!r}; a folder as text is allowed, and path None: "
-                "clips come from videos or are synthetic"
+                f"photographs is {_shown(self.photographs)} and path {_shown(self.path)}; a folder as"
+                " text is allowed, and path None: clips come from videos or are synthetic"
             )
-        for name in ("num_frames", "height", "width", "workers"):
-            _whole(name, getattr(self, name), 1)
-        _whole("cache_mib", self.cache_mib, 0)
+        _whole("num_frames", self.num_frames, 1, _MOST_FRAMES)
+        for name in ("height", "width"):
+            _whole(name, getattr(self, name), 1, _MOST_SIDE)
+        if _CHANNELS * self.num_frames * self.height * self.width > _MOST_VALUES:
+            raise ValueError(
+                f"num_frames, height and width are {self.num_frames} x {self.height} x {self.width};"
+                f" {_MOST_VALUES // _CHANNELS:,} pixels in a clip at most are allowed: make it"
+                " smaller"
+            )
+        _whole("workers", self.workers, 1, _MOST_WORKERS)
+        _whole("cache_mib", self.cache_mib, 0, _MOST_MIB)
         _number("fps", self.fps, 1e-3, 1e3)
 
 
@@ -74,12 +96,12 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _number("learning_rate", self.learning_rate, 0, 10)
-        _whole("warmup_steps", self.warmup_steps, 0)
+        _whole("warmup_steps", self.warmup_steps, 0, _MOST_STEPS)
         _number("weight_decay", self.weight_decay, 0, 10)
         # JSON gives lists; records compare by value.
         object.__setattr__(self, "betas", tuple(self.betas) if isinstance(self.betas, list) else self.betas)
         if not isinstance(self.betas, tuple) or len(self.betas) != 2:
-            raise ValueError(f"betas is {self.betas!r}; two numbers from 0 to below 1 are allowed, like (0.9, 0.99)")
+            raise ValueError(f"betas is {_shown(self.betas)}; two numbers from 0 to below 1 are allowed, like (0.9, 0.99)")
         for beta in self.betas:
             _number("betas", beta, 0, 1 - 1e-9)
         _number("max_grad_norm", self.max_grad_norm, 1e-9, _LARGE)
@@ -153,6 +175,8 @@ class RunConfig:
         seed: of weights, data order, noise and all else.
         device: `auto` takes a GPU where there is one.
         progress: whether to draw a progress bar.
+        init_from: folder of a pipeline, or of a run, whose weights the run begins with; `model` may
+            then be left out, and what it names must be as in that folder.
     """
 
     max_steps: int = 1000
@@ -166,19 +190,23 @@ class RunConfig:
     seed: int = 0
     device: Device = "auto"
     progress: bool = True
+    init_from: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "accumulation"):
-            _whole(name, getattr(self, name), 1)
+        _whole("max_steps", self.max_steps, 1, _MOST_STEPS)
+        for name in ("batch_size", "accumulation"):
+            _whole(name, getattr(self, name), 1, _MOST_BATCH)
         for name in ("max_seconds", "part_seconds"):
             if getattr(self, name) is not None:
                 _number(name, getattr(self, name), 1e-3, _LARGE)
         _choice("precision", self.precision, get_args(Precision))
         _flag("gradient_checkpointing", self.gradient_checkpointing)
         _flag("compile", self.compile)
-        _whole("seed", self.seed, 0)
+        _whole("seed", self.seed, 0, _MOST_SEED)
         _choice("device", self.device, get_args(Device))
         _flag("progress", self.progress)
+        if self.init_from is not None and not (isinstance(self.init_from, str) and self.init_from):
+            raise ValueError(f"init_from is {_shown(self.init_from)}; the path of a folder, as text, or None is allowed")
 
 
 @dataclass(frozen=True)
@@ -190,16 +218,20 @@ class CheckpointConfig:
         keep: newest checkpoints that stay on disk.
         resume: whether to go on from the newest checkpoint in the output folder; without it a folder that holds one is
             refused.
+        accept_changes: whether a resumed run may go on with other settings of the optimizer, the
+            objective, the routers or the precision than it began with. What changes is logged.
     """
 
     every_steps: int = 500
     keep: int = 2
     resume: bool = True
+    accept_changes: bool = False
 
     def __post_init__(self) -> None:
-        _whole("every_steps", self.every_steps, 1)
-        _whole("keep", self.keep, 1)
+        _whole("every_steps", self.every_steps, 1, _MOST_STEPS)
+        _whole("keep", self.keep, 1, _MOST_KEPT)
         _flag("resume", self.resume)
+        _flag("accept_changes", self.accept_changes)
 
 
 @dataclass(frozen=True)
@@ -226,16 +258,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.output, str) or not self.output:
-            raise ValueError(f"output is {self.output!r}; the path of a folder, as text, is allowed")
+            raise ValueError(f"output is {_shown(self.output)}; the path of a folder, as text, is allowed")
         if not isinstance(self.model, dict):
-            raise ValueError(f"model is {self.model!r}; a dict of the model's constructor arguments is allowed")
-        try:
-            json.dumps(self.model, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"model is {self.model!r}; values that JSON holds are allowed, no NaN: {error}") from error
+            raise ValueError(f"model is {_shown(self.model)}; a dict of the model's constructor arguments is allowed")
+        _check_json("model", self.model)
+        refuse_text(self.model)
         for name, kind in _sections().items():
             if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; a {kind.__name__} is allowed")
+                raise ValueError(f"{name} is {_shown(getattr(self, name))}; a {kind.__name__} is allowed")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values; `from_dict` reads them back."""
@@ -243,43 +273,102 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """The config with these fields, sections as dicts; unknown names raise ValueError."""
-        sections = _sections()
-        made = {name: _build(sections[name], name, value) if name in sections else value for name, value in values.items()}
-        return _build(cls, "config", made)
+        """The config with these fields, sections as dicts.
+
+        Raises:
+            ValueError: for anything that is no dict of dicts, unknown or missing names, and values
+                out of range, naming the field.
+        """
+        return _build(cls, "config", values)
+
+
+def refuse_text(arguments: Mapping[str, Any]) -> None:
+    """Raise ValueError for constructor arguments of a model that takes text, which no clip has."""
+    if arguments.get("text_dim") is not None:
+        raise ValueError(
+            f"model has text_dim={_shown(arguments['text_dim'])}; None is allowed: training feeds"
+            " no text, so what reads text would never learn. Leave text_dim out, or write a loop"
+            " of your own with freqformer.training.objective"
+        )
 
 
 def _sections() -> dict[str, type]:
-    return {name: kind for name, kind in get_type_hints(TrainConfig).items() if is_dataclass(kind)}  # type: ignore[misc]
+    hints = get_type_hints(TrainConfig)
+    return {name: kind for name, kind in hints.items() if is_dataclass(kind)}  # type: ignore[misc]
 
 
 def _build(kind: type, name: str, values: Any) -> Any:
+    """The record with these fields; its own sections are built of dicts, too."""
     if isinstance(values, kind):
         return values
     known = [item.name for item in fields(kind)]
-    unknown = sorted(set(values) - set(known)) if isinstance(values, dict) else values
-    if unknown or not isinstance(values, dict):
-        raise ValueError(f"{name} has unknown fields {unknown}; a dict of {known} is allowed: remove or rename the others")
-    return kind(**values)
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} is {_shown(values)}; an object with fields of {known} is allowed")
+    unknown = sorted(_shown(field) for field in values if field not in known)
+    if unknown:
+        raise ValueError(
+            f"{name} has unknown fields [{', '.join(unknown)}]; {known} are allowed: remove or rename the others"
+        )
+    needed = [item.name for item in fields(kind) if item.default is item.default_factory is MISSING]
+    missing = [field for field in needed if field not in values]
+    if missing:
+        raise ValueError(f"{name} lacks {missing}; give {'them' if missing[1:] else 'it'}")
+    sections = _sections() if kind is TrainConfig else {}
+    made = {field: _build(sections[field], field, value) if field in sections else value for field, value in values.items()}
+    return kind(**made)
+
+
+def _check_json(name: str, value: Any) -> None:
+    """Raise ValueError for what JSON can't hold, NaN included, and for what no model needs."""
+    level = [value]
+    for _ in range(_MOST_LEVELS):
+        inner: list[Any] = []
+        for part in level:
+            if isinstance(part, dict) and all(isinstance(key, str) for key in part):
+                inner += part.values()
+            elif isinstance(part, list | tuple):
+                inner += part
+            elif not (part is None or isinstance(part, str | int) or _finite(part)):
+                raise ValueError(
+                    f"{name} is {_shown(value)} with {_shown(part)}; values that JSON holds are allowed, no NaN"
+                )
+        if not inner:
+            return
+        level = inner
+    raise ValueError(f"{name} is {_shown(value)}, nested deeper than {_MOST_LEVELS} levels; fewer are allowed")
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
+_shortened = reprlib.Repr()
+_shortened.maxstring = _shortened.maxother = 100
+_shortened.maxlevel = 3
+
+
+def _shown(value: Any) -> str:
+    """A value as errors show it: cut short, since a file may hold megabytes in a field."""
+    return _shortened.repr(value)
 
 
 def _number(name: str, value: Any, low: float, high: float) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     # The comparison is False for NaN, so NaN is refused too.
     if not number or not low <= value <= high:
-        raise ValueError(f"{name} is {value!r}; numbers from {low:g} to {high:g} are allowed")
+        raise ValueError(f"{name} is {_shown(value)}; numbers from {low:g} to {high:g} are allowed")
 
 
-def _whole(name: str, value: Any, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{name} is {value!r}; whole numbers from {low} up are allowed")
+def _whole(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name} is {_shown(value)}; whole numbers from {low} to {high:,} are allowed")
 
 
 def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} is {_shown(value)}; choose one of {', '.join(allowed)}")
 
 
 def _flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}; True or False is allowed")
+        raise ValueError(f"{name} is {_shown(value)}; True or False is allowed")

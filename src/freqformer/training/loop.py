@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from freqformer._interrupt import StopRequest, between_steps
 from freqformer.training.config import TrainConfig
+from freqformer.training.loader import ClipSource
 from freqformer.training.processes import check_launch, only_run
-from freqformer.training.record import LOSS_STEPS, Part, describe_part
+from freqformer.training.progress import ShownProgress, progress_shown
 from freqformer.training.run import StepReport, TrainingRun
+from freqformer.training.starting import with_initial_model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -24,6 +25,7 @@ def train(
     config: TrainConfig,
     *,
     model: FreqFormerTransformer3DModel | None = None,
+    clips: ClipSource | Iterable[Any] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> Path:
     """Train a model and save it as a pipeline folder; goes on from the newest checkpoint in `config.output`.
@@ -31,42 +33,81 @@ def train(
     Writes `checkpoints/`, TensorBoard's `logs/`, and in the end, of each part too, `pipeline/` with the averaged weights
     and `parts.json` (see `freqformer.training.record`). Runs under `accelerate launch` on several devices too.
 
+    Ctrl-C and SIGTERM end a part after the step that is being done, with all of that; a second one
+    ends at once, and the newest checkpoint stays.
+
     Args:
         config: the run.
         model: to train instead of a fresh one of `config.model`; trained in place.
+        clips: to train on instead of those of `config.data`, which still says their size: a dataset
+            with `len` and indexing (shown in random order, each once an epoch), or an iterable
+            (taken in its order, again and again), of float tensors (channels, frames, height,
+            width), in [-1, 1] for pixels. Latents are allowed: the channels are the model's.
         on_step: called after every step, by the main process.
 
     Returns: the pipeline's folder, for `FreqFormerPipeline.from_pretrained`.
 
     Raises:
-        ValueError: for a model that `config.model` can't make, or clips that don't fit it.
-        VideoError: for videos that can't be read.
+        ValueError: for a model that `config.model` can't make, one of another library, or clips
+            that don't fit it.
+        VideoError: for videos that can't be read; the steps before are kept.
         CheckpointError: for a checkpoint that can't be written, read, or resumed with this config, and where another run
             writes to the same folder.
         TrainingError: where the loss or its gradient is not finite; the last checkpoint stays.
+        KeyboardInterrupt: (`Interrupted`) after a signal, once all is kept.
     """
-    with _accelerator(config) as accelerator, only_run(Path(config.output), accelerator):
-        run = TrainingRun(config, accelerator, model)
+    config = with_initial_model(config)
+    with (
+        _accelerator(config) as accelerator,
+        only_run(Path(config.output), accelerator),
+        _progress(config, accelerator) as progress,
+    ):
+        run = TrainingRun(config, accelerator, model, clips)
         run.resume()
-        main, begun = accelerator.is_main_process, (run.step, run.seconds)
-        last: deque[StepReport] = deque(maxlen=LOSS_STEPS)
+        with between_steps("finishing the step") as stop:
+            _steps(run, stop, progress, on_step)
+            stopped = run.any_process(stop.asked)
+            run.save()
+            # What was stopped before its first step has nothing to show.
+            pipeline = run.save_pipeline() if run.step or not stopped else None
+        if stop.asked:
+            raise stop.interrupted(_what_is_kept(run, pipeline))
+        assert pipeline is not None
+        return pipeline
 
-        def part() -> Part | None:
-            return describe_part(last, begun, run.clips_per_step, accelerator.device) if last else None
 
-        with run.loader() as loader, _progress_bar(config.run.progress and main) as show:
-            while run.progress < 1:
-                report = run.advance(loader)
-                show(report)
-                last.append(report)
-                if on_step is not None and main:
-                    on_step(report)
-                if run.step % config.checkpoint.every_steps == 0:
-                    run.save(part())
-                if run.part_is_over:
-                    break
-        run.save(part())
-        return run.save_pipeline()
+def _steps(
+    run: TrainingRun,
+    stop: StopRequest,
+    progress: ShownProgress,
+    on_step: Callable[[StepReport], None] | None,
+) -> None:
+    """Train until the run or its part is over, or a signal came."""
+    main = run.accelerator.is_main_process
+    with run.loader() as loader:
+        progress.begin(run.seconds)
+        while run.progress < 1 and not run.any_process(stop.asked):
+            report = run.advance(loader)
+            progress.show(report)
+            if on_step is not None and main:
+                on_step(report)
+            if run.step % run.config.checkpoint.every_steps == 0:
+                run.save()
+            if run.part_is_over:
+                break
+
+
+def _what_is_kept(run: TrainingRun, pipeline: Path | None) -> str:
+    if pipeline is None:
+        return " before the first step: the same command begins again"
+    if run.progress >= 1:
+        return f", and the run was done: {pipeline}"
+    return f" after step {run.step}, which {run.folder} keeps: the same command goes on"
+
+
+def _progress(config: TrainConfig, accelerator: Accelerator) -> Any:
+    enabled = config.run.progress and accelerator.is_main_process
+    return progress_shown(config.run, accelerator.device, enabled=enabled)
 
 
 @contextmanager
@@ -93,23 +134,3 @@ def _accelerator(config: TrainConfig) -> Iterator[Accelerator]:
         accelerator.end_training()
         if owned:
             AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@contextmanager
-def _progress_bar(enabled: bool) -> Iterator[Callable[[StepReport], None]]:
-    """What shows a step's report as a bar on standard error, with the running mean of the loss."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    mean = math.nan
-    columns = (TextColumn("training"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    text = TextColumn("step {task.fields[step]}  loss {task.fields[loss]:.4f}")
-    with Progress(*columns, text, console=Console(stderr=True), disable=not enabled) as bar:
-        task = bar.add_task("training", total=1.0, step=0, loss=mean)
-
-        def show(report: StepReport) -> None:
-            nonlocal mean
-            mean = report.loss if math.isnan(mean) else 0.95 * mean + 0.05 * report.loss
-            bar.update(task, completed=report.progress, step=report.step, loss=mean)
-
-        yield show

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -27,28 +26,34 @@ from freqformer.training.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from freqformer.training.config import DataConfig, TrainConfig
+from freqformer.training.config import TrainConfig
 from freqformer.training.loader import ClipLoader, ClipSource, DrawingLoader, DrawnClips
 from freqformer.training.objective import flow_matching_loss, learning_rate_factor, resolution_shift, sample_timesteps
-from freqformer.training.record import TRAIN_FILE, Part, parse_parts, parts_up_to, read_parts, with_part, write_parts
+from freqformer.training.record import (
+    LOSS_STEPS,
+    TRAIN_FILE,
+    Part,
+    describe_part,
+    parse_parts,
+    parts_up_to,
+    read_parts,
+    with_part,
+    write_parts,
+)
+from freqformer.training.resuming import check_resumable
 from freqformer.training.seeding import derive_generator, seed_everything
+from freqformer.training.sources import IterableClips, clip_source, given_source
+from freqformer.training.starting import starting_model
 from freqformer.training.state import capture_run, restore_run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from freqformer.models.transformer import FreqFormerTransformer3DModel
+
 logger = logging.getLogger(__name__)
 
-MAY_CHANGE = {
-    "output": (),
-    "data": ("path", "photographs", "workers"),
-    "run": (
-        *("max_steps", "max_seconds", "part_seconds", "batch_size", "accumulation", "device", "progress"),
-        *("gradient_checkpointing", "compile"),
-    ),
-    "checkpoint": ("every_steps", "keep", "resume"),
-}
-"""Fields in which a resumed run may differ from its beginning; batches only while a step has as many clips."""
+PIXEL_CHANNELS = 3
 
 
 PIPELINE = ("model_index.json", "transformer/*", "scheduler/*")
@@ -57,10 +62,6 @@ PIPELINE = ("model_index.json", "transformer/*", "scheduler/*")
 
 class TrainingError(ValueError):
     """Training can't go on; the message says why and what to change."""
-
-
-STATE = {"config": dict, "clips_per_step": int, "data": object, "ema_steps": int, "seconds": int | float, "step": int}
-"""What a checkpoint's state must hold, and of which kind."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,17 @@ class StepReport:
 class TrainingRun:
     """Model, optimizer, average and data of a run, on the devices of an accelerator."""
 
-    def __init__(self, config: TrainConfig, accelerator: Accelerator, model: nn.Module | None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        model: FreqFormerTransformer3DModel | None = None,
+        clips: Any = None,
+    ) -> None:
         self._part_began = time.perf_counter()
         self.config, self.accelerator, self.folder = config, accelerator, Path(config.output)
         seed_everything(config.run.seed, "model")
-        self.model: Any = model if model is not None else _build_model(config.model)
+        self.model: Any = starting_model(config, model)
         self.model.train()
         if any(layer.chooses for layer in self.model.attentions):
             self.model.set_router_training(config.routing.mode)
@@ -102,9 +109,9 @@ class TrainingRun:
         self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
         # Made after prepare, which moves the weights to their device.
         self.ema = EMAModel(self.model.parameters(), decay=config.optimizer.ema_decay, foreach=True)
-        self.source = clip_source(config.data, config.run.seed)
+        self.source = self._clip_source(clips)
         data, run = config.data, config.run
-        self.grid = self.model.grid_for((run.batch_size, 3, data.num_frames, data.height, data.width))
+        self.grid = self.model.grid_for((data.num_frames, data.height, data.width))
         shift = config.objective.shift
         self.shift = resolution_shift(self.grid.num_tokens) if shift is None else shift
         self.clips_per_step = run.batch_size * run.accumulation * accelerator.num_processes
@@ -112,6 +119,10 @@ class TrainingRun:
         self.part_is_over = False
         self.parts: list[Part] = []
         """What earlier calls of `train` did."""
+        self.reports: deque[StepReport] = deque(maxlen=LOSS_STEPS)
+        """Of the last steps of this call."""
+        self.begun = (0, 0.0)
+        """Steps and seconds of training that were done before this call."""
 
     def resume(self) -> None:
         """Go to the newest checkpoint of the output folder, if there is one, and start the clock and the log."""
@@ -123,13 +134,16 @@ class TrainingRun:
                     "empty output folder"
                 )
             groups, state = load_checkpoint(newest)
-            self._check_resumable(newest, state)
+            check_resumable(newest, state, self.config, self.clips_per_step)
+            if state["data"] != self.source.fingerprint():
+                logger.warning("the clips are not those that %s was trained on; they differ from here on", newest)
             restore_run(self.model, self.ema, self.optimizer, groups)
             self.ema.optimization_step = state["ema_steps"]
             self.step = self.saved_step = state["step"]
             self.seconds = state["seconds"]
             self.parts = self._earlier_parts(newest, state)
             logger.info("going on from %s", newest)
+        self.begun = (self.step, self.seconds)
         self._began = time.perf_counter() - self.seconds
         self._advance_clock()
         with self._writing_log():
@@ -142,7 +156,8 @@ class TrainingRun:
         batch, device = self.config.run.batch_size, self.accelerator.device
         if isinstance(self.source, DrawnClips) and device.type != "cpu":
             return DrawingLoader(self.source, self._indices(), seed=self.config.run.seed, device=device)
-        workers = self.config.data.workers
+        # An iterable gives its clips in order, so one thread asks for them.
+        workers = 1 if isinstance(self.source, IterableClips) else self.config.data.workers
         return ClipLoader(
             self.source,
             self._indices(),
@@ -163,7 +178,7 @@ class TrainingRun:
             group["lr"] = rate
         losses, norm = [], 0.0
         for timestep in self._timesteps():
-            clip, noise = loader.take(run.batch_size)
+            clip, noise = self._take(loader)
             with self.accelerator.accumulate(self.wrapped):
                 losses.append(self._backward(clip, timestep, noise))
                 if self.accelerator.sync_gradients:
@@ -178,16 +193,25 @@ class TrainingRun:
         names = ("loss", "routing_loss", "gradient_norm", "learning_rate", "seconds")
         with self._writing_log():
             self.accelerator.log({name: getattr(report, name) for name in names}, step=self.step)
+        self.reports.append(report)
         return report
 
-    def save(self, part: Part | None = None) -> None:
-        """Write a checkpoint, unless this step has one, with the run's config and the record of its parts beside it.
+    def any_process(self, asked: bool) -> bool:
+        """Whether one of the processes says so: a signal may reach one of them a step early."""
+        if self.accelerator.num_processes == 1:
+            return asked
+        votes = self.accelerator.reduce(torch.tensor(float(asked), device=self.accelerator.device), "sum")
+        assert isinstance(votes, Tensor)
+        return bool(votes > 0)
 
-        Args:
-            part: what this call of `train` did so far; None where it did no step.
-        """
+    def save(self) -> None:
+        """Write a checkpoint, unless this step has one, with the run's config and the record of its parts beside it."""
+        self._save()
+        self.accelerator.wait_for_everyone()
+
+    def _save(self) -> None:
         if self.step != self.saved_step and self.accelerator.is_main_process:
-            parts = self.parts if part is None else with_part(self.parts, part)
+            parts = with_part(self.parts, self._part()) if self.reports else self.parts
             state = {
                 "config": self.config.to_dict(),
                 "clips_per_step": self.clips_per_step,
@@ -202,7 +226,6 @@ class TrainingRun:
             write_parts(self.folder, parts)
             write_json(self.folder / TRAIN_FILE, self.config.to_dict())
         self.saved_step = self.step
-        self.accelerator.wait_for_everyone()
 
     def save_pipeline(self) -> Path:
         """Write the pipeline with the averaged weights; returns its folder."""
@@ -224,6 +247,30 @@ class TrainingRun:
                 self.ema.restore(model.parameters())
         self.accelerator.wait_for_everyone()
         return target
+
+    def _clip_source(self, clips: Any) -> ClipSource:
+        """The clips that are given, or those of the config; of as many channels as the model has."""
+        channels, data = self.model.config["in_channels"], self.config.data
+        if clips is not None:
+            return given_source(clips, data, self.config.run.seed, channels)
+        if channels != PIXEL_CHANNELS:
+            raise ValueError(
+                f"model has in_channels={channels}, and videos {PIXEL_CHANNELS}; the same is"
+                " allowed: give train(clips=...) latents of your own, or set in_channels"
+            )
+        return clip_source(data, self.config.run.seed)
+
+    def _take(self, loader: ClipLoader | DrawingLoader) -> tuple[Tensor, Tensor]:
+        """The next clips and their noise. Where there are none, what is learned is kept first."""
+        try:
+            return loader.take(self.config.run.batch_size)
+        except Exception:
+            # Weights change at the end of a step, so they are whole. Others don't wait: they may
+            # have clips.
+            self._save()
+            if self.step:
+                logger.warning("%s keeps step %d", self._checkpoints, self.step)
+            raise
 
     @contextmanager
     def _writing_log(self) -> Iterator[None]:
@@ -323,6 +370,10 @@ class TrainingRun:
         self.part_is_over = run.part_seconds is not None and part >= run.part_seconds
         self.progress = min(self.progress, 1.0)
 
+    def _part(self) -> Part:
+        """What this call of `train` did so far."""
+        return describe_part(self.reports, self.begun, self.clips_per_step, self.accelerator.device)
+
     def _earlier_parts(self, path: Path, state: dict[str, Any]) -> list[Part]:
         """The parts that a checkpoint holds, which parts.json is made to agree with."""
         if "parts" not in state:
@@ -336,51 +387,6 @@ class TrainingRun:
             write_parts(self.folder, parts)
         return parts
 
-    def _check_resumable(self, path: Path, state: dict[str, Any]) -> None:
-        wrong = sorted(name for name, kind in STATE.items() if not isinstance(state.get(name), kind))
-        wrong += [name for name in ("step", "ema_steps", "seconds") if name not in wrong and not state[name] >= 0]
-        if not wrong:
-            wrong = [f"config.{name}" for name, value in state["config"].items() if not isinstance(value, dict | str)]
-        if wrong:
-            raise CheckpointError(f"{path} lacks sound {wrong} in its state; it is damaged or not of training: remove it")
-        # Through JSON, which makes lists of tuples.
-        now = _fixed_fields(json.loads(json.dumps(self.config.to_dict())))
-        then = _fixed_fields(state["config"])
-        changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
-        if state["clips_per_step"] != self.clips_per_step:
-            now["clips_per_step"], then["clips_per_step"] = self.clips_per_step, state["clips_per_step"]
-            changed.append("clips_per_step")
-        if changed:
-            listed = ", ".join(f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in changed)
-            raise CheckpointError(
-                f"{path} was made by another run: {listed}; resume with the same, or choose an empty output folder"
-            )
-        if state["data"] != self.source.fingerprint():
-            logger.warning("the videos are not those that %s was trained on; clips differ from here on", path)
-
-
-def _fixed_fields(config: dict[str, Any]) -> dict[str, Any]:
-    """The fields that decide what a run computes, by dotted name."""
-    fields = {}
-    for section, values in config.items():
-        free = MAY_CHANGE.get(section)
-        if free == () or not isinstance(values, dict):
-            continue
-        for name, value in values.items():
-            if free is None or name not in free:
-                fields[f"{section}.{name}"] = value
-    return fields
-
-
-def _build_model(arguments: dict[str, Any]) -> nn.Module:
-    from freqformer.models.transformer import FreqFormerTransformer3DModel
-
-    allowed = set(inspect.signature(FreqFormerTransformer3DModel).parameters)
-    unknown = sorted(set(arguments) - allowed)
-    if unknown:
-        raise ValueError(f"model has unknown arguments {unknown}; allowed are {sorted(allowed)}: remove or rename them")
-    return FreqFormerTransformer3DModel(**arguments)
-
 
 def _adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     settings = config.optimizer
@@ -392,23 +398,3 @@ def _adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=settings.learning_rate, betas=settings.betas
     )
-
-
-def clip_source(config: DataConfig, seed: int) -> ClipSource:
-    """The clips that a config names: synthetic ones where it names no path.
-
-    Raises:
-        ValueError: as `ClipFolder` and `PhotographClips`.
-    """
-    size = {"num_frames": config.num_frames, "height": config.height, "width": config.width}
-    if config.photographs is not None:
-        from freqformer.training.photographs import PhotographClips
-
-        return PhotographClips(config.photographs, seed, **size)
-    if config.path is None:
-        from freqformer.training.synthetic import SyntheticClips
-
-        return SyntheticClips(seed, **size)
-    from freqformer.training.data import ClipFolder
-
-    return ClipFolder(config, seed)

@@ -1,0 +1,157 @@
+"""What a run shows of itself on standard error while it trains."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from freqformer.training.config import RunConfig
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from freqformer.training.run import StepReport
+
+LONG = 600.0
+"""Seconds from which on a run that will take so long says so."""
+STEPS_TO_MEASURE = 3
+SECONDS_TO_MEASURE = 20.0
+"""A step that takes so long is measure enough."""
+SECONDS_BETWEEN_LINES = 60.0
+"""Where standard error is a file, which a bar can't be drawn in."""
+SMOOTHING = 0.95
+_MINUTE, _HOUR, _DAY = (60, 3600, 86400)
+
+
+class ShownProgress:
+    """The bar of a run.
+
+    Args:
+        run: how long the run is.
+        device: that it trains on.
+        bar: with one task; None draws nothing.
+    """
+
+    def __init__(self, run: RunConfig, device: torch.device, bar: Progress | None) -> None:
+        self._run, self._device, self._bar = run, device, bar
+        self._loss: float | None = None
+        # A first step that compiles, or loads kernels, says nothing of the next.
+        self._pace = _Pace(first_counts=device.type == "cpu" and not run.compile)
+        self._told, self._line = False, -SECONDS_BETWEEN_LINES
+
+    def begin(self, seconds: float) -> None:
+        """The first step begins, after so many seconds of training in earlier parts."""
+        self._pace.begin(seconds)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], text="first step under way")
+
+    def show(self, report: StepReport) -> None:
+        """One more step is done."""
+        if self._bar is None:
+            return
+        smooth = report.loss if self._loss is None else self._loss
+        self._loss = SMOOTHING * smooth + (1 - SMOOTHING) * report.loss
+        self._pace.add(report.seconds)
+        pace = self._pace.seconds_per_step
+        text = f"step {report.step}  loss {self._loss:.4f}  {pace:.2g} s a step"
+        self._bar.update(self._bar.task_ids[0], completed=report.progress, text=text)
+        if not self._told and self._pace.is_measured:
+            self._told = True
+            estimate = foretold(self._run, report, pace, self._device)
+            if estimate is not None:
+                self._bar.console.print(estimate, style="yellow", highlight=False)
+        now = time.monotonic()
+        if not self._bar.console.is_terminal and now - self._line >= SECONDS_BETWEEN_LINES:
+            self._line = now
+            self._bar.console.print(f"training  {100 * report.progress:.0f}%  {text}")
+
+
+class _Pace:
+    """Seconds that a step takes; the first one counts only while it is alone."""
+
+    def __init__(self, *, first_counts: bool) -> None:
+        self._first_counts = first_counts
+        self._begun = self._first = self._last = 0.0
+        self._steps = 0
+
+    def begin(self, seconds: float) -> None:
+        self._begun = self._first = self._last = seconds
+
+    def add(self, seconds: float) -> None:
+        self._steps += 1
+        self._last = seconds
+        if self._steps == 1:
+            self._first = seconds
+
+    @property
+    def seconds_per_step(self) -> float:
+        if self._steps == 1:
+            return self._first - self._begun
+        return (self._last - self._first) / (self._steps - 1)
+
+    @property
+    def is_measured(self) -> bool:
+        if self._steps == 1 and not self._first_counts:
+            return False
+        return self._steps >= STEPS_TO_MEASURE or self._last - self._begun >= SECONDS_TO_MEASURE
+
+
+def foretold(run: RunConfig, report: StepReport, pace: float, device: torch.device) -> str | None:
+    """A line on how long the rest of a run will take; None where that is not long.
+
+    Args:
+        run: how long it is.
+        report: of the last step.
+        pace: seconds of a step.
+        device: that it trains on.
+    """
+    steps = run.max_steps - report.step
+    left = steps * pace
+    if run.max_seconds is not None:
+        left = min(left, run.max_seconds - report.seconds)
+    if left < LONG:
+        return None
+    if device.type == "cpu":
+        where, remedy = "this CPU", ": a GPU is meant for runs like this one"
+    else:
+        where, remedy = torch.cuda.get_device_name(device), ""
+    steps_left = f"{pace:.2g} s a step, {steps:,} steps to go"
+    return f"about {spoken(left)} on {where} ({steps_left}){remedy}"
+
+
+def spoken(seconds: float) -> str:
+    """A duration in the unit that people would say it in."""
+    units = ((_DAY, "days"), (_HOUR, "h"), (_MINUTE, "minutes"))
+    for size, unit in units:
+        # "90 minutes" and "36 h" are said, "60 h" is days.
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+@contextmanager
+def progress_shown(run: RunConfig, device: torch.device, *, enabled: bool) -> Iterator[ShownProgress]:
+    """A bar on standard error from before the first step to the end; none where it isn't enabled."""
+    if not enabled:
+        yield ShownProgress(run, device, None)
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    times = (TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("training"), BarColumn(), *times, TextColumn("{task.fields[text]}"))
+    console = Console(stderr=True, soft_wrap=True)
+    with Progress(*columns, console=console) as bar:
+        bar.add_task("training", total=1.0, text="starting")
+        yield ShownProgress(run, device, bar)
