@@ -3,7 +3,7 @@
 Python raises KeyboardInterrupt wherever the main thread happens to be, and SIGTERM ends a process without a word. Here
 either signal ends a command in the way that its moment allows, and a second one never waits:
 
-- `ending_at_once` while a command starts and ends, when nothing is being written;
+- `end_at_once` while a command starts and ends, when nothing is being written;
 - `raising` around the body of a command: context managers tidy up;
 - `between_steps` around a loop: the step is finished and kept first.
 
@@ -74,11 +74,13 @@ def exit_status(number: int) -> int:
     return 128 + number
 
 
-@contextmanager
-def ending_at_once() -> Iterator[None]:
-    """A signal ends the process with one line and its exit status, without a traceback."""
-    with _handling(lambda number, frame: _end(number), over_others=True):
-        yield
+def end_at_once() -> None:
+    """From now on a signal ends the process with one line and its exit status, without a traceback.
+
+    Nothing takes it back: a process that ends has nothing to tidy up, either.
+    """
+    for number in SIGNALS:
+        signal.signal(number, _Handler(lambda number, frame: _end(number)))
 
 
 @contextmanager
@@ -95,7 +97,8 @@ def raising() -> Iterator[None]:
         if seen or _importing(frame):
             _end(number)
         seen.append(number)
-        raise Interrupted(number)
+        message = "nothing half-written is left, and the same command begins again"
+        raise Interrupted(number, f"stopped by {signal_name(number)}: {message}")
 
     def lost(unraisable: Any) -> None:
         if isinstance(unraisable.exc_value, Interrupted):
@@ -123,7 +126,8 @@ def between_steps(doing: str) -> Iterator[StopRequest]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if request.asked:
-            raise Interrupted(number)
+            message = "without waiting, and what was kept before stays"
+            raise Interrupted(number, f"stopped by {signal_name(number)} {message}")
         request.signal = number
         os.write(STDERR, f"\n{signal_name(number)}: {doing}; once more to stop now\n".encode())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,43 @@ def test_interrupt_is_tidy(video: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert "stopped" in run("inspect", video, "-o", tmp_path / "bands", code=INTERRUPTED)
     assert not list((tmp_path / "bands").glob("*.partial"))
     assert not list((tmp_path / "bands").glob("*.mp4"))
+
+
+SIGNALLED_IMPORT = """
+import os, sys
+module, number = sys.argv[1], int(sys.argv[2])
+sys.argv[1:] = ["simulate"]
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            os.kill(os.getpid(), number)
+sys.meta_path.insert(0, Finder())
+from freqformer.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+@pytest.mark.parametrize("module", ["rich", "freqformer.simulate.scenarios"])
+def test_a_signal_while_a_command_is_imported_ends_it_without_a_traceback(module: str, number: int, name: str) -> None:
+    """Before the command is known, and in its body."""
+    command = [sys.executable, "-c", SIGNALLED_IMPORT, module, str(int(number))]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr, ran.stdout) == (128 + number, f"stopped by {name}\n", "")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_a_command_leaves_nothing_half_written(
+    number: int, status: int, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("freqformer.media.av.VideoFrame.from_ndarray", interrupted)
+    output = run("inspect", video, "-o", tmp_path / "bands", code=status)
+    assert "nothing half-written is left, and the same command begins again" in output
+    assert "Traceback" not in output
+    assert not list((tmp_path / "bands").glob("*.mp4*"))
 
 
 IN_A_PROCESS = """

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 from tests.support.command_line import TINY, refused, run
+
+from freqformer.training.run import TrainingRun
 
 
 def test_train_writes_its_config_and_a_model(trained: Path) -> None:
@@ -39,6 +43,8 @@ def test_errors_are_one_line(video: Path, tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "text.json").write_text('{"data": "videos/", "run": []}')
+    (tmp_path / "deep.json").write_text('{"model": ' + "[" * 100_000 + "]" * 100_000 + "}")
     out = ["--output", tmp_path / "out"]
     cases = [
         (["train", tmp_path / "nothing", *out], "nothing does not exist; give a video file"),
@@ -51,7 +57,48 @@ def test_errors_are_one_line(video: Path, tmp_path: Path) -> None:
         (["train", video, *out, "--config", tmp_path / "no.json"], "no.json"),
         (["train", video, *out, "--config", tmp_path / "list.json"], "holds list"),
         (["train", video, *out, "--config", tmp_path / "broken.json"], "is no JSON"),
+        (["train", *out, "--config", tmp_path / "text.json"], "data is 'videos/'; an object with fields of ['path'"),
+        (["train", video, *out, "--config", tmp_path / "text.json"], "data is 'videos/'; an object with fields"),
+        (["train", *out, "--config", tmp_path / "text.json", "--set", "data.fps=9"], "data holds 'videos/'"),
+        (["train", video, *out, "--config", tmp_path / "deep.json"], "deep.json is no JSON"),
+        (["train", video, *out, "--set", "model.text_dim=32"], "model has text_dim=32; None is allowed"),
+        (["train", video, *out, "--init-from", tmp_path / "empty"], "empty', which holds no pipeline"),
         (["train", video, *out, *TINY, "--steps", 1, "--set", "data.height=15"], "multiples of patch_size"),
     ]
     for arguments, message in cases:
         refused(*arguments, message=message)
+
+
+def test_train_begins_with_the_weights_of_a_model(trained: Path, video: Path, tmp_path: Path) -> None:
+    pairs = list(zip(TINY[::2], TINY[1::2], strict=True))
+    settings = [part for pair in pairs if not pair[1].startswith("model.") for part in pair]
+    run("train", video, "-o", tmp_path / "next", "--init-from", trained, "--steps", 1, *settings)
+    config = json.loads((tmp_path / "next" / "train.json").read_text())
+    assert config["model"]["num_heads"] == 3
+    assert config["run"]["init_from"] == str(trained)
+
+
+def test_a_learning_rate_changes_on_purpose(video: Path, tmp_path: Path) -> None:
+    command = ["train", video, "-o", tmp_path / "run", *TINY]
+    run(*command, "--steps", 1)
+    slower = [*command, "--steps", 2, "--set", "optimizer.learning_rate=1e-4"]
+    refused(*slower, message="learning_rate was 0.001 and is 0.0001; resume with the same, or go on with the change")
+    output = run(*slower, "--accept-changes")
+    assert "trained model" in output
+
+
+def test_an_interrupted_run_says_how_to_go_on(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    advance = TrainingRun.advance
+
+    def interrupted(self: TrainingRun, loader: object) -> object:
+        if self.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return advance(self, loader)
+
+    monkeypatch.setattr(TrainingRun, "advance", interrupted)
+    command = ["train", video, "-o", tmp_path / "run", "--steps", 4, *TINY]
+    output = run(*command, code=143)
+    assert "stopped by SIGTERM after step 2, which" in output
+    assert output.endswith("keeps: the same command goes on")
+    monkeypatch.undo()
+    assert "trained model" in run(*command)

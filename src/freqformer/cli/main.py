@@ -11,6 +11,7 @@ from rich.logging import RichHandler
 from typer.core import TyperGroup
 
 from freqformer import __version__
+from freqformer._interrupt import Interrupted, raising
 from freqformer.cli.calibrate import calibrate
 from freqformer.cli.console import INTERRUPTED, USER_ERROR, errors
 from freqformer.cli.demo import demo
@@ -27,10 +28,14 @@ class _TidyGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            errors.print("stopped; files that were not whole were removed", style="yellow")
-            raise typer.Exit(INTERRUPTED) from None
+            with raising():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            # Raised by a signal, it says what was kept and how to go on.
+            text = str(error) or "stopped: nothing half-written is left"
+            errors.print(text, style="yellow", markup=False, highlight=False)
+            status = error.exit_status if isinstance(error, Interrupted) else INTERRUPTED
+            raise typer.Exit(status) from None
         except (ValueError, OSError) as error:
             if ctx.params.get("traceback"):
                 raise

@@ -49,7 +49,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError for anything else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}; give a file like the train.json that a run writes") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {type(values).__name__}; an object with the fields of a run is allowed")
@@ -86,8 +86,15 @@ def load_pipeline(folder: Path) -> FreqFormerPipeline:
 
 
 def training_data(folder: Path) -> dict[str, Any] | None:
-    """The `data` section of the run that a model came from; None where its train.json is gone."""
+    """The `data` section of the run that a model came from; None where its train.json is gone.
+
+    Raises:
+        ValueError: for a train.json that no run wrote.
+    """
     for place in (folder, folder.parent):
         if (place / TRAIN_FILE).is_file():
-            return read_config(place / TRAIN_FILE).get("data")
+            data = read_config(place / TRAIN_FILE).get("data")
+            if not isinstance(data, dict):
+                raise ValueError(f"{place / TRAIN_FILE} has {data!r} as data; an object, as a run writes it, is allowed")
+            return data
     return None

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from freqformer.cli.run_folder import SHIPPED, TRAIN_FILE, clip_fields, run_config
+from freqformer.cli.console import errors
+from freqformer.cli.run_folder import SHIPPED, clip_fields, model_folder, run_config
 
 if TYPE_CHECKING:
     from freqformer.training.run import StepReport
@@ -35,8 +36,22 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A field, like data.height=64; may be repeated.")
     ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(help="Model whose weights the run begins with: a run, a saved pipeline, or 'shipped'."),
+    ] = None,
+    accept_changes: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changes",
+            help="Go on with other settings (optimizer, objective, routing, precision) than the run began with.",
+        ),
+    ] = False,
 ) -> None:
     """Train a video diffusion transformer; the same command again goes on where it stopped.
+
+    A GPU is meant: on a CPU the defaults take a minute a step and most of a day. The first steps measure how long it will
+    take, and say so. Ctrl-C ends after the step that is being done and keeps it.
 
     Every field of a run is set by --config or --set: model (num_layers, num_heads, head_dim, patch_size, attention, ...),
     data (num_frames, height, width, fps, ...), optimizer, objective, routing, run (batch_size, precision, seed, ...) and
@@ -50,10 +65,9 @@ def train(
       freqformer train synthetic -o runs/dense --set model.attention=dense
       freqformer train videos/ -o runs/third --config runs/second/train.json
       freqformer train videos/ -o runs/fourth --config shipped --minutes 9
+      freqformer train holiday.mp4 -o runs/own --init-from shipped --set data.height=64 --set data.width=96
+      freqformer train videos/ -o runs/first --set optimizer.learning_rate=3e-4 --accept-changes
     """
-    from freqformer.training.config import TrainConfig
-    from freqformer.training.loop import train as run_training
-
     values = run_config(config) if config is not None else {}
     for setting in settings or []:
         _apply_setting(values, setting)
@@ -66,23 +80,34 @@ def train(
         )
     if output is not None:
         values["output"] = str(output)
-    if data is not None:
-        values.setdefault("data", {}).update(clip_fields(data))
     part_seconds = None if minutes is None else 60 * minutes
-    shortcuts = {"max_steps": steps, "max_seconds": seconds, "part_seconds": part_seconds}
-    values.setdefault("run", {}).update({name: value for name, value in shortcuts.items() if value is not None})
+    shortcuts = {
+        "max_steps": steps,
+        "max_seconds": seconds,
+        "part_seconds": part_seconds,
+        "init_from": None if init_from is None else str(model_folder(init_from)),
+    }
+    _update(values, "data", {} if data is None else clip_fields(data))
+    _update(values, "run", {name: value for name, value in shortcuts.items() if value is not None})
+    _update(values, "checkpoint", {"accept_changes": True} if accept_changes else {})
+    with errors.status("starting"):
+        from freqformer.training.config import TrainConfig
+        from freqformer.training.loop import train as run_training
+
     made = TrainConfig.from_dict(values)
     last: deque[StepReport] = deque(maxlen=1)
-    try:
-        pipeline = run_training(made, on_step=last.append)
-    finally:
-        # A run that did not get to a step leaves an earlier run's record alone.
-        folder = Path(made.output)
-        if last:
-            (folder / TRAIN_FILE).write_text(json.dumps(made.to_dict(), indent=2), encoding="utf-8")
+    pipeline = run_training(made, on_step=last.append)
     if last and last[-1].progress < 1:
         typer.echo(f"{100 * last[-1].progress:.0f}% of the run is done: the same command goes on")
+    folder = made.output
     typer.echo(f"trained model: {pipeline}\nnext: freqformer sample {folder} --output {folder}/sample.mp4")
+
+
+def _update(values: dict[str, Any], section: str, fields: dict[str, Any]) -> None:
+    """Put fields into a section. One that is no object stays as it is, for TrainConfig to refuse."""
+    inner = values.setdefault(section, {})
+    if isinstance(inner, dict):
+        inner.update(fields)
 
 
 def _apply_setting(values: dict[str, Any], setting: str) -> None:
@@ -93,7 +118,7 @@ def _apply_setting(values: dict[str, Any], setting: str) -> None:
         raise ValueError(f"--set is {setting!r}; section.field=value is allowed, like data.height=64")
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = text
     inner = values.setdefault(section, {})
     if not isinstance(inner, dict):
