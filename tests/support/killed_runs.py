@@ -21,10 +21,14 @@ import numpy as np
 import torch
 import torch.utils.tensorboard
 
+import freqformer.cli
 import freqformer.models.pipeline
+from freqformer.__main__ import main
 from freqformer.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from freqformer.training.config import CheckpointConfig, DataConfig, OptimizerConfig, RunConfig, TrainConfig
-from freqformer.training.loop import StepReport, train
+from freqformer.training.loader import ClipLoader
+from freqformer.training.loop import train
+from freqformer.training.run import StepReport, TrainingRun
 
 VIDEO = Path(freqformer.__file__).parent / "assets" / "pagoda.mp4"
 CHANGES = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.listdir", "os.scandir")
@@ -100,33 +104,102 @@ def resume(folder: Path) -> None:
     assert wait(start(run("killed", 0))) == 0
 
 
+def whole_step(checkpoints: Path) -> int:
+    """The step of the newest checkpoint, which must be whole; 0 where there is none."""
+    newest = newest_checkpoint(checkpoints)
+    if newest is None:
+        return 0
+    groups, state = load_checkpoint(newest)
+    assert newest.name == f"step-{state['step']:08d}"
+    assert all(bool(x.isfinite().all()) for group in groups.values() for x in group.values())
+    return state["step"]
+
+
+def strike(chance: random.Random, child: int, reader: int, number: int) -> None:
+    """Send a signal at a random moment: while the run starts, in one of its first steps, or while it saves."""
+    # A step is told when it is done, so a slow machine gets as far as a fast one.
+    for _ in range(chance.randint(0, 3)):
+        os.read(reader, 1)
+    select.select([], [], [], chance.uniform(0, 0.2))
+    os.kill(child, number)
+    os.close(reader)
+
+
 def kills(folder: Path, number: int) -> None:
     """Kill a run at random moments, check its newest checkpoint every time, let it end; and the same run without kills."""
+    folder.mkdir()
     chance = random.Random(0)
-    steps, checkpoints = 4 * number, folder / "killed" / "checkpoints"
-    killed = 0
-    while killed < number:
+    steps = 3 * number
+
+    def run(name: str, out: int | None = None) -> None:
+        def on_step(report: StepReport) -> None:
+            write_down(folder / f"{name}.jsonl", report)
+            if out is not None:
+                os.write(out, b".")
+
+        train(config(folder / name, steps=steps, every=1), on_step=on_step)
+
+    for _ in range(number):
         reader, writer = os.pipe()
-        child = start(
-            lambda out=writer: train(config(folder / "killed", steps=steps, every=1), on_step=lambda _: os.write(out, b"."))
-        )
+        child = start(partial(run, "killed", writer))
         os.close(writer)
-        # A step is told after the save of the one before, so a slow machine gets as far as a fast one.
-        for _ in range(chance.randint(1, 3)):
-            os.read(reader, 1)
-        select.select([], [], [], chance.uniform(0, 0.2))
-        os.kill(child, signal.SIGKILL)
-        os.close(reader)
+        strike(chance, child, reader, signal.SIGKILL)
         ended = wait(child) == 0
-        newest = newest_checkpoint(checkpoints)
-        if newest is not None:
-            groups, state = load_checkpoint(newest)
-            assert newest.name == f"step-{state['step']:08d}"
-            assert all(bool(x.isfinite().all()) for group in groups.values() for x in group.values())
-        killed += 1
-        tell("kills", newest=newest.name if newest else None, ended=ended)
-    assert wait(start(lambda: train(config(folder / "killed", steps=steps, every=1)))) == 0
-    assert wait(start(lambda: train(config(folder / "straight", steps=steps, every=1)))) == 0
+        tell("kills", newest=whole_step(folder / "killed" / "checkpoints"), ended=ended)
+    assert wait(start(partial(run, "killed"))) == 0
+    assert wait(start(partial(run, "straight"))) == 0
+
+
+def interruptions(folder: Path, number: int) -> None:
+    """End `freqformer train` by Ctrl-C or SIGTERM at random moments; no step but the last would be kept otherwise."""
+    folder.mkdir()
+    chance = random.Random(1)
+    steps = 4 * number
+
+    def command(name: str, out: int | None = None) -> None:
+        advance = TrainingRun.advance
+
+        def told(run: TrainingRun, loader: ClipLoader) -> StepReport:
+            report = advance(run, loader)
+            write_down(folder / f"{name}.jsonl", report)
+            if out is not None:
+                os.write(out, b".")
+            return report
+
+        TrainingRun.advance = told
+        with (folder / f"{name}.err").open("w") as file:
+            os.dup2(file.fileno(), 2)
+            os.dup2(file.fileno(), 1)
+            values = json.dumps(config(folder / name, steps=steps, every=10**6).to_dict())
+            (folder / f"{name}.json").write_text(values)
+            sys.argv = ["freqformer", "train", "--config", str(folder / f"{name}.json")]
+            try:
+                main()
+            except SystemExit as ended:
+                # Without what Python does at its end, which belongs to the process that was forked.
+                sys.stderr.flush()
+                os._exit(int(ended.code or 0))
+
+    for turn in range(number):
+        reader, writer = os.pipe()
+        child = start(partial(command, "killed", writer))
+        os.close(writer)
+        asked = (signal.SIGINT, signal.SIGTERM)[turn % 2]
+        strike(chance, child, reader, asked)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said = (folder / "killed.err").read_text()
+        # A signal before the command's first line ends it as it would any program.
+        assert status in (0, 128 + asked, -asked), said
+        assert "Traceback" not in said, said
+        if status == 128 + asked:
+            assert said.splitlines()[-1].startswith("stopped by"), said
+        lines = (folder / "killed.jsonl").read_text().splitlines() if (folder / "killed.jsonl").exists() else []
+        finished = max((json.loads(line)[0] for line in lines), default=0)
+        newest = whole_step(folder / "killed" / "checkpoints")
+        assert newest == finished, f"step {finished} was done and {newest} is kept: {said}"
+        tell("interruptions", newest=newest, ended=status == 0)
+    assert wait(start(partial(command, "killed"))) == 0
+    assert wait(start(partial(command, "straight"))) == 0
 
 
 def operations(folder: Path) -> None:
@@ -163,7 +236,7 @@ def operations(folder: Path) -> None:
         last += 1
 
 
-SCENARIOS = {"resume": resume, "kills": kills, "operations": operations}
+SCENARIOS = {"resume": resume, "kills": kills, "interruptions": interruptions, "operations": operations}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
