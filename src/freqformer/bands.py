@@ -48,7 +48,8 @@ def low_box(tile: Extents, compression: float) -> Extents:
     """Low samples of a full tile along (time, height, width).
 
     The product is the largest that fits in round(128 / compression); among those, the spacings in tokens are the most
-    equal, and ties have the fewest samples in time, where videos are smoothest.
+    equal (least ratio of longest to shortest). Ties have the fewest samples in time, where videos are smoothest, then the
+    least longest side, then the fewest in height.
     """
     budget = round(TILE_SLOTS / compression)
     t, h, w = (range(1, side + 1) for side in tile)

@@ -110,8 +110,9 @@ class TileLayout:
 def choose_tile(grid: Grid) -> Extents:
     """The box of at most 128 tokens that a grid is cut into.
 
-    Least padding first; then the box nearest a cube. The aspect is at most 1:4 over the axes longer than the box, and
-    at most 1:9 where 1:4 would cost more than 9% of padding.
+    Among boxes of aspect at most 4, the least padding; of equals the least aspect, then the least ratio of longest to
+    shortest side, then the first in order of (time, height, width). Where its padding is above 9%, the same among boxes
+    of aspect at most 9. The aspect is the longest side over the shortest of those that the grid is longer than.
     """
     candidates = _boxes(grid.shape)
     strict = [box for box in candidates if _aspect(box, grid.shape) <= 4]

@@ -21,7 +21,10 @@ SCORE_CHUNK = 1 << 24
 
 
 def window_tiles(layout: TileLayout, window: Extents) -> Tensor:
-    """The box of `window` tiles around every tile, moved inwards at the borders so that all lists are equally long."""
+    """The box of `window` tiles around every tile, moved inwards at the borders so that all lists are equally long.
+
+    An even side has one more tile behind the middle than before it.
+    """
     place = layout.coordinates()
     lists = torch.zeros(layout.num_tiles, 1, dtype=torch.int64)
     for axis, (total, width) in enumerate(zip(layout.tiles, window, strict=True)):
@@ -33,7 +36,7 @@ def window_tiles(layout: TileLayout, window: Extents) -> Tensor:
 
 
 def axial_tiles(layout: TileLayout, window: Extents) -> Tensor:
-    """A tile's own place at all times, and its own time within the window."""
+    """A tile's own place at all times, and its own time within the window's height and width."""
     place, near = layout.coordinates(), window_tiles(layout, (1, *window[1:]))
 
     def seen(queries: Tensor) -> Tensor:
@@ -44,7 +47,10 @@ def axial_tiles(layout: TileLayout, window: Extents) -> Tensor:
 
 
 def radial_tiles(layout: TileLayout, radius: int) -> Tensor:
-    """Tiles within `radius` / 2^floor(log2(dt + 1)) in height and width at time distance dt: a reach that halves."""
+    """Tiles no farther than `radius` / 2^floor(log2(dt + 1)) in height and in width at time distance dt.
+
+    The reach halves as the distance in time doubles.
+    """
     place = layout.coordinates()
 
     def seen(queries: Tensor) -> Tensor:
@@ -108,7 +114,10 @@ class SummaryCells:
 
 
 def summary_cells(layout: TileLayout, most: int) -> SummaryCells:
-    """Cut the tile grid into at most `most` cells: as many as fit, then the box nearest a cube of tokens."""
+    """Cut the tile grid into at most `most` cells: as many as fit, then the box nearest a cube of tokens.
+
+    Nearest is the least ratio of longest to shortest side; ties take the first box in order of (time, height, width).
+    """
     tiles = layout.tiles
     if most == 0:
         return SummaryCells(torch.zeros(layout.num_tiles, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))

@@ -1,7 +1,7 @@
 """Make the clip that FreqFormer ships: a camera flight over two photographs, with something moving in front.
 
     pip install scikit-learn
-    python examples/make_clip.py src/freqformer/assets/pagoda.mp4
+    python tools/make_clip.py src/freqformer/assets/pagoda.mp4
 
 Three layers move with parallax: the pagoda of one photograph, and the dahlia cut out of the other, once far and once
 near. The photographs come with scikit-learn and are free to use (CC BY 2.0); their authors are named in ATTRIBUTION.md
