@@ -12,7 +12,7 @@ def test_simulate_writes_what_is_asked(tmp_path):
     paths = [tmp_path / name for name in ("out.json", "out.csv", "report.html")]
     shown = run(
         *("simulate", "--model", "wan2.1-1.3b", "--hardware", "h200", "--tokens", "16384,2s@480p/24"),
-        *("--set", "mid_tiles=8", "--set", "window=1,3,3", "--set", "split=1,1,4", "--set", "schedule=fixed"),
+        *("--set", "mid_tiles=8", "--set", "window=1,3,3", "--set", "split=1,1,4", "--set", "routing=fixed"),
         *("--json", paths[0], "--csv", paths[1], "--html", paths[2], "--figures", tmp_path / "figures"),
     )
     assert "Wan2.1 T2V 1.3B on NVIDIA H200 SXM" in shown
@@ -58,7 +58,8 @@ def test_a_machine_without_links_has_no_scale_out(tmp_path):
         (["--set", "split=3"], "split is (3,)"),
         (["--set", "head_dim=7"], "head_dim is 7"),
         (["--set", "head_dim=abc"], "head_dim is 'abc'"),
-        (["--set", "live=maybe"], "live is 'maybe'; true and false are allowed"),
+        (["--set", "live=true"], "setting is 'live=true'; NAME=VALUE with one of"),
+        (["--set", "low_beside=maybe"], "low_beside is 'maybe'; true and false are allowed"),
         (["--set", "learned_summaries=no"], "learned_summaries is 'no'"),
         (["--set", "calibration=h300"], "the nearest is 'h200'"),
         (["--set", "table=missing"], "missing"),

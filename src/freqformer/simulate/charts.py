@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from freqformer.simulate.beside import split_stages
 from freqformer.simulate.scale_out import ScaleOut
-from freqformer.simulate.scenarios import Result
 from freqformer.simulate.sensitivity import KNOBS, Variant
+from freqformer.simulate.simulation import Result
 
 COLOURS = {
     "FreqFormer": "#0072B2",
@@ -128,7 +128,7 @@ def roofline_chart(results: Sequence[Result]) -> Chart:
         points = [
             (result.counts.stages[name].flops / time.traffic_bytes, result.counts.stages[name].flops / time.seconds)
             for result in results
-            if (time := result.stages[name]).traffic_bytes
+            if (time := result.stages.get(name)) is not None and time.traffic_bytes
         ]
         if points:
             x, y = zip(*points, strict=True)
