@@ -46,6 +46,8 @@ def axial_tiles(layout: TileLayout, window: Extents) -> Tensor:
 def radial_tiles(layout: TileLayout, radius: int) -> Tensor:
     """Tiles within `radius` / 2^floor(log2(dt + 1)) in height and width at time distance dt: a reach that halves."""
     place = layout.coordinates()
+    # A reach beyond every tile is that of all tiles; a number of any size must not reach PyTorch.
+    radius = min(radius, layout.num_tiles**2)
 
     def seen(queries: Tensor) -> Tensor:
         distance = (place[queries, None] - place[None]).abs()

@@ -13,7 +13,7 @@ import torch
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.routing import RoutingNetwork, RoutingTable, allocate, even_allocation, timestep_bucket
 from freqformer.routing.network import NUM_STATISTICS
-from freqformer.simulate.profiles import ProfileError
+from freqformer.simulate.profiles import ProfileError, shown
 from freqformer.simulate.shapes import ModelShape
 
 Kind = Literal["soft", "timed", "learned", "fixed"]
@@ -53,11 +53,11 @@ class Routing:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
-            raise ProfileError(f"routing is {self.kind!r}; choose one of {', '.join(get_args(Kind))}")
+            raise ProfileError(f"routing is {shown(self.kind)}; choose one of {', '.join(get_args(Kind))}")
         if self.schedule is None:
             object.__setattr__(self, "schedule", "prior" if self.kind == "learned" else "fixed")
         if self.schedule not in get_args(Schedule):
-            raise ProfileError(f"schedule is {self.schedule!r}; choose one of {', '.join(get_args(Schedule))}")
+            raise ProfileError(f"schedule is {shown(self.schedule)}; choose one of {', '.join(get_args(Schedule))}")
         if self.schedule == "prior" and self.kind != "learned":
             raise ProfileError(
                 f"schedule is 'prior' with routing {self.kind!r}; a router that chooses has a prior: take "
@@ -105,8 +105,8 @@ def _checked_split(split: object) -> tuple[int, int, int]:
     whole = all(isinstance(part, int) and not isinstance(part, bool) and 0 <= part <= MOST_HEADS for part in parts)
     if len(parts) != 3 or not whole or not any(parts):
         raise ProfileError(
-            f"split is {parts}; three whole numbers of heads (low, mid, high) from 0 to {MOST_HEADS}, not all 0, are "
-            "allowed: for instance 1,1,4"
+            f"split is {shown(parts)}; three whole numbers of heads (low, mid, high) from 0 to {MOST_HEADS}, not all "
+            "0, are allowed: for instance 1,1,4"
         )
     low, mid, high = parts
     return (low, mid, high)

@@ -71,10 +71,25 @@ def record(cls: type[T], values: dict[str, Any], where: str, **given: Any) -> T:
         )
     if unknown:
         raise ProfileError(f"profile {where} has the unknown field {unknown[0]!r}; allowed are {', '.join(sorted(names))}")
+    _check_texts(cls, values, where)
     try:
         return cls(**values, **given)
     except ProfileError as error:
         raise ProfileError(f"profile {where}: {error}") from error
+
+
+def _check_texts(cls: type, values: dict[str, Any], where: str) -> None:
+    """Raise ProfileError unless fields that are declared as texts, or objects of texts, are."""
+    for field in fields(cls):
+        value = values.get(field.name)
+        if field.name not in values:
+            continue
+        if field.type == "str" and not isinstance(value, str):
+            raise ProfileError(f"profile {where}: {field.name} is {shown(value)}; a text is allowed")
+        if field.type == "dict[str, str]":
+            texts = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+            if not texts:
+                raise ProfileError(f"profile {where}: {field.name} is {shown(value)}; an object of texts is allowed")
 
 
 def check_number(name: str, value: Any, low: float, high: float) -> None:

@@ -23,8 +23,10 @@ SWITCHES = ("learned_summaries", "low_beside")
 TEXTS = ("routing", "schedule", "table", "calibration")
 DENSE_SETTINGS = ("table", "head_dim", "calibration")
 """What can be set of dense attention."""
+MOST_TYPED = 1024
+"""Characters of a setting, and"""
 MOST_SHOWN = 80
-"""Characters of a wrong setting that an error repeats."""
+"""those of a wrong one that an error repeats."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ def _values(settings: Sequence[str]) -> dict[str, Any]:
     """Names and values of the settings; of a name given twice the last one."""
     known, values = (*CONFIG_SETTINGS, *OTHER_SETTINGS), {}
     for item in settings:
+        if len(item) > MOST_TYPED:
+            raise ProfileError(
+                f"setting is {item[:MOST_SHOWN]!r}… of {len(item):,} characters; {MOST_TYPED:,} at most are allowed"
+            )
         name, separator, text = item.partition("=")
         if not separator or name not in known:
             raise ProfileError(f"setting is {item[:MOST_SHOWN]!r}; NAME=VALUE with one of {', '.join(known)} is allowed")

@@ -6,10 +6,13 @@ generation: text encoder, VAE, patch embedding and output layer, and what a pipe
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from freqformer.config import FreqFormerConfig
+from freqformer.grid import Grid, tile_layout
 from freqformer.plan import AttentionPlan, build_plan
 from freqformer.simulate.allocations import Heads, Route, allocation_of, count_heads, head_schedule
 from freqformer.simulate.beside import beside_training_bytes, with_low_beside
@@ -21,9 +24,13 @@ from freqformer.simulate.gradients import (
     gradient_times,
     training_bytes,
 )
+from freqformer.simulate.profiles import ProfileError
 from freqformer.simulate.roofline import StageTime
 from freqformer.simulate.scenarios import Scenario
 from freqformer.simulate.shapes import BlockGroup
+
+MOST_LISTED = 1 << 26
+"""Most pairs of tiles that the patterns of one plan list: half a GiB, and as much again while they are made."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ def simulate(case: Scenario) -> Result:
     """Simulate one scenario.
 
     Raises:
-        ProfileError: for a routing table that is not the model's.
+        ProfileError: for a routing table that is not the model's, or lists of tiles that would not fit into memory.
     """
     return _Simulation(case).result()
 
@@ -133,6 +140,7 @@ class _Simulation:
         """Plan, counts and times of a layer with these heads per band."""
         if route not in self._layers:
             heads, config = route
+            _check_lists(self.case.grid, config)
             plan = build_plan(
                 self.case.grid,
                 config,
@@ -287,6 +295,27 @@ class _Simulation:
         moved = (10 * width + 2 * group.ffn + (5 * width if cross else 0)) * (tokens + joint) * size
         times["elementwise"] = machine.elementwise(moved, 6 + 2 * bool(cross))
         return times
+
+
+def _check_lists(grid: Grid, config: FreqFormerConfig) -> None:
+    """Raise ProfileError where the patterns' lists of tiles would not fit into the memory of an ordinary machine."""
+    layout = tile_layout(grid, config.tile)
+    frames, rows, columns = layout.tiles
+    width = [min(side, total) for side, total in zip(config.window, layout.tiles, strict=True)]
+    reach = 2 * config.radial_radius + 1
+    listed = {
+        "window": math.prod(width),
+        "axial": frames + width[1] * width[2],
+        "radial": frames * min(rows, reach) * min(columns, reach),
+    }
+    for name in ("window", config.mid_pattern):
+        entries = layout.num_tiles * listed.get(name, 0)
+        if entries > MOST_LISTED:
+            raise ProfileError(
+                f"tokens is {grid.num_tokens:,} in {layout.num_tiles:,} tiles {layout.tile}, of which the {name} lists "
+                f"{entries:,} pairs; {MOST_LISTED:,} at most are allowed: take fewer tokens, larger tiles, or a smaller "
+                f"{'radial_radius' if name == 'radial' else 'window'}"
+            )
 
 
 def _matrix_sizes(width: int, group: BlockGroup) -> tuple[int, int]:
