@@ -167,7 +167,7 @@ def test_reports_name_the_preset_and_what_differs():
     case = scenario("wan2.1-1.3b", "h200", 16_384)
     assert case.changes == []
     told = settings(case)
-    assert told["preset"].startswith("preset default; ")
+    assert told["preset"].startswith("default (the library's default: ")
     assert told["split"] == "12 HIGH of 12 heads at first"
     assert told["routing"].startswith("soft: ")
     assert told["schedule"] == "the same at every step"
@@ -180,7 +180,7 @@ def test_reports_name_the_preset_and_what_differs():
         learned_summaries=False,
     )
     assert changed.changes == ["mid_tiles", "routing", "split", "schedule", "learned_summaries", "low_beside"]
-    assert settings(changed)["preset"].startswith("preset default with other mid_tiles, routing, ")
+    assert settings(changed)["preset"].endswith("), with other " + ", ".join(changed.changes))
     record = settings_record(changed)
     assert record["routing"] == {
         "kind": "learned",
@@ -190,7 +190,7 @@ def test_reports_name_the_preset_and_what_differs():
         "router_reads": "statistics",
     }
     assert settings(scenario("wan2.1-1.3b", "h200", 16_384, preset="dense")) == {
-        "preset": "preset dense; the preset is dense attention in every head",
+        "preset": "dense (dense attention in every head)",
         "attention": "dense in every head",
     }
 

@@ -72,7 +72,12 @@ def test_csv_has_one_row_per_length(results):
 
 def test_figures_are_drawn(results, variants, tmp_path):
     charts = all_charts(results, variants, scale_out(results[0], [1, 8]))
+    kept = tmp_path / "kept.txt"
+    kept.write_text("mine")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "simulate-time.png").symlink_to(kept)
     paths = write_figures(charts, tmp_path / "figures")
+    assert kept.read_text() == "mine"
     assert {path.name for path in paths} >= {"simulate-time.png", "simulate-roofline.png", "simulate-scale-out.png"}
     for path in paths:
         head = path.read_bytes()[:24]
@@ -137,9 +142,50 @@ def test_report_in_a_browser(report, results, variants, width):
             assert page.run(f"{box}.querySelectorAll('{marks}').length") >= len(chart.series), chart.key
         assert page.run("document.documentElement.scrollWidth <= window.innerWidth")
         assert page.run("document.querySelectorAll('table tr').length") > 10
+        # Every value of a row is on the screen, and has a name there.
+        cells = page.run(
+            "[...document.querySelectorAll('.cards tbody td')].map(td => { const box = td.getBoundingClientRect();"
+            " return [td.dataset.name, box.left, box.right, box.width]; })"
+        )
+        assert {name for name, *_ in cells} >= {"generation", "layer", "peak memory", "dense step", "efficiency"}
+        for name, left, right, shown in cells:
+            assert name, cells
+            assert 0 <= left < right <= width, name
+            assert shown > 20, name
+
+
+def test_every_column_has_a_heading(report):
+    """12 columns of results, 11 of scale-out, and what a phone shows of each is its name."""
+    tables = re.findall(r'<table class="cards">.*?</table>', report.read_text(), flags=re.DOTALL)
+    assert len(tables) == 2
+    for table in tables:
+        head, *rows = re.findall(r"<tr>.*?</tr>", table, flags=re.DOTALL)
+        names = [text.replace("<br>", " ") for text in re.findall("<th>(.*?)</th>", head)]
+        assert len(set(names)) == len(names) >= 11
+        assert len(rows) in (2, 3)
+        for row in rows:
+            assert re.findall('<td data-name="(.*?)">', row) == names
+
+
+def test_the_report_says_what_was_simulated_and_what_it_leaves_out(report, results):
+    text = report.read_text()
+    for name in ("preset", "split", "routing", "schedule", "learned summaries", "low branch", "window", "tile"):
+        assert f"<td>{name}</td>" in text
+    assert "preset paper" in text
+    assert "TFLOP/s on average" in text
+    assert "Left out: text encoder, VAE" in text
+    rate = results[0].generation.dense_flops / results[0].generation.dense_seconds / 1e12
+    assert f"{rate:,.0f} TFLOP/s on average" in text
+    # Dense attention, linear layers and cross-attention to text, of every layer, call and step.
+    model, tokens = results[0].scenario.model, results[0].scenario.tokens
+    linear = 2 * tokens * (6 * model.width**2 + 2 * model.width * 8960) + 4 * model.text_tokens * model.width**2
+    cross = 4 * tokens * model.text_tokens * model.width
+    every = 50 * 2 * 30 * (results[0].dense_counts.flops + linear + cross)
+    assert results[0].generation.dense_flops == pytest.approx(every, rel=1e-12)
 
 
 def test_quantities_have_three_digits():
+    assert (duration(0), memory(0)) == ("0 s", "0")
     assert [duration(value) for value in (7.4e-4, 0.00809, 4.958, 119, 3986, 44_000)] == [
         "740 µs",
         "8.09 ms",

@@ -72,9 +72,9 @@ class Calibration:
         _check_fit(self.fit)
 
 
-ERRORS = {"count": (1, 1e9), "median": (0, 1e9), "worst": (0, 1e9)}
+ERRORS: dict[str, tuple[float, float]] = {"count": (1, 1e9), "median": (0, 1e9), "worst": (0, 1e9)}
 """What a calibration says of a set of errors, and the range of each number."""
-ROW = {"tokens": (1, 1e15), "measured_s": (1e-12, 1e12), "predicted_s": (1e-12, 1e12)}
+ROW: dict[str, tuple[float, float]] = {"tokens": (1, 1e15), "measured_s": (1e-12, 1e12), "predicted_s": (1e-12, 1e12)}
 """The numbers of one measurement that a calibration rests on or is held against."""
 
 

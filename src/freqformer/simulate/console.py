@@ -40,13 +40,12 @@ def print_results(results: Sequence[Result], console: Console) -> None:
         if name in SHOWN_SETTINGS:
             console.print(f"  {name}: {text}", highlight=False)
     table = Table(box=SIMPLE)
-    for name in ("tokens", "grid", "video", "FLOPs", "attention layer", "step", "generation", "memory"):
-        table.add_column(name, justify="right")
+    for name in ("tokens\ngrid", "video", "FLOPs", "layer", "step", "generation", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
     for result in results:
         levels = (result.layer, result.step, result.generation)
         table.add_row(
-            f"{result.scenario.tokens:,}",
-            "x".join(map(str, result.scenario.grid.shape)),
+            f"{result.scenario.tokens:,}\n{'x'.join(map(str, result.scenario.grid.shape))}",
             f"{result.scenario.seconds_of_video:.1f} s",
             f"{result.density:.2%}",
             *(f"{duration(level.seconds)}\n{level.speedup:.1f}x" for level in levels),
@@ -59,7 +58,10 @@ def print_results(results: Sequence[Result], console: Console) -> None:
 def print_notes(results: Sequence[Result], console: Console) -> None:
     """Print what the figures mean and how far to trust them."""
     calibration = results[0].scenario.machine.calibration
-    console.print("FLOPs: those of attention, relative to dense attention's.", highlight=False)
+    console.print(
+        "FLOPs: attention's, of dense attention's. Layer: one attention layer from projected queries, keys and values.",
+        highlight=False,
+    )
     console.print(f"{dense_rate_note(results[0])} {LEFT_OUT}", highlight=False)
     for note in calibration_notes(results[0]):
         console.print(note, style="yellow", highlight=False)

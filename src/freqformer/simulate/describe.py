@@ -35,7 +35,8 @@ def preset_title(case: Scenario) -> str:
 
 def settings(case: Scenario) -> dict[str, str]:
     """Every setting that has a say in the cost, by name."""
-    preset = f"{preset_title(case)}; the preset is {PRESETS[case.preset].title}"
+    changes = f", with other {', '.join(case.changes)}" if case.changes else ""
+    preset = f"{case.preset} ({PRESETS[case.preset].title}){changes}"
     if case.runs_dense:
         return {"preset": preset, "attention": "dense in every head"}
     return {
@@ -45,7 +46,7 @@ def settings(case: Scenario) -> dict[str, str]:
         "schedule": "by the table" if case.routing.table is not None else SCHEDULES[case.routing.schedule or "fixed"],
         "learned summaries": _summaries(case),
         "low branch": "gated, beside every head's own band" if case.has_low_branch else "none",
-    } | {name.replace("_", " "): _value(value) for name, value in case.config.to_dict().items()}
+    } | {name.replace("_", " "): _value(name, value) for name, value in case.config.to_dict().items()}
 
 
 def settings_record(case: Scenario) -> dict[str, Any]:
@@ -90,11 +91,13 @@ def _routing(case: Scenario) -> str:
 
 def _summaries(case: Scenario) -> str:
     if case.config.summary_tokens == 0:
-        return "none: no summary tokens"
-    return "mid and high ones, pooled by learned queries" if case.pools_summaries else "none: low ones alone"
+        return "none, as there are no summary tokens"
+    return "mid and high ones, pooled by learned queries" if case.pools_summaries else "none, low ones alone"
 
 
-def _value(value: object) -> str:
+def _value(name: str, value: object) -> str:
+    if value is None:
+        return {"tile": "chosen for the grid", "mid_tiles": "every tile"}.get(name, "none")
     return " × ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 

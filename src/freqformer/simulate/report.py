@@ -176,8 +176,8 @@ RESULT_COLUMNS = (
     _Column("peak\nmemory", lambda result: memory(result.step.peak_memory_bytes)),
     _Column("attention\nFLOPs", lambda result: f"{result.density:.2%}"),
     _Column("tokens/s", lambda result: f"{result.layer.tokens_per_s / 1e6:.2f} M"),
-    _Column("video\ns/s", lambda result: f"{result.generation.video_seconds_per_s:.2g}"),
-    _Column("FLOPs/\nbyte", lambda result: f"{result.arithmetic_intensity:.0f}"),
+    _Column("video s\nper s", lambda result: f"{result.generation.video_seconds_per_s:.2g}"),
+    _Column("FLOPs\nper byte", lambda result: f"{result.arithmetic_intensity:.0f}"),
     _Column("grid", lambda result: " × ".join(map(str, result.scenario.grid.shape))),
 )
 
@@ -203,7 +203,7 @@ def _scale_table(rows: Sequence[ScaleOut]) -> str:
         _Column("efficiency", lambda row: f"{first.seconds * first.gpus / row.seconds / row.gpus:.0%}"),
         _Column("memory\nper GPU", lambda row: memory(row.memory_bytes)),
         _Column("heads ×\nqueries", lambda row: f"{row.ulysses} × {row.query_split}"),
-        _Column("communi-\ncation", lambda row: duration(row.communication_seconds)),
+        _Column("communication", lambda row: duration(row.communication_seconds)),
         _Column("all-to-all\na layer", lambda row: memory(row.all_to_all_bytes)),
         _Column("imbalance", lambda row: f"{row.imbalance:.2f}"),
         _Column("step, heads\nin order", lambda row: duration(row.naive_seconds)),
@@ -261,6 +261,8 @@ def _plotly(chart: Chart) -> Figure:
         barmode="stack",
         margin={"l": 50, "r": 10, "t": 10, "b": 40},
         legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0},
+        # A stack of one band says which.
+        showlegend=True,
         hovermode="closest" if chart.key == "roofline" else "x unified",
         xaxis=axes | {"title": {"text": chart.x_label}, "type": _axis_type(chart, chart.log_x)},
         yaxis=axes | {"title": {"text": chart.y_label}, "type": "log" if chart.log_y else "linear"},

@@ -31,8 +31,9 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """The value as text."""
-        return "x".join(map(str, self.value)) if isinstance(self.value, tuple) else str(self.value)
+        """The value as text: sides of a window as 3x3x3, parts of a split as 1:1:4."""
+        between = ":" if self.knob == "split" else "x"
+        return between.join(map(str, self.value)) if isinstance(self.value, tuple) else str(self.value)
 
 
 def sensitivity(case: Scenario) -> list[Variant]:
