@@ -166,7 +166,8 @@ def tile_layout(grid: Grid, tile: Extents | None = None) -> TileLayout:
 @torch.inference_mode(False)  # what it caches must also serve training
 def _cached_layout(grid: Grid, tile: Extents | None) -> TileLayout:
     if tile is None:
-        tile = choose_tile(grid)
+        # One layout for both ways to ask for it: that of a long video holds two numbers a token.
+        return _cached_layout(grid, choose_tile(grid))
     whole = len(tile) == 3 and all(isinstance(side, int) and side >= 1 for side in tile)
     if not whole or math.prod(tile) > TILE_SLOTS:
         raise ValueError(
@@ -174,14 +175,16 @@ def _cached_layout(grid: Grid, tile: Extents | None) -> TileLayout:
         )
     clipped = _by_axis(min(side, extent) for side, extent in zip(tile, grid.shape, strict=True))
     tiles = _by_axis(-(-extent // side) for side, extent in zip(clipped, grid.shape, strict=True))
-    place = torch.meshgrid(*(torch.arange(extent) for extent in grid.shape), indexing="ij")
-    owner = torch.zeros(grid.shape, dtype=torch.int64)
-    for axis in range(3):
-        owner = owner * tiles[axis] + place[axis] // clipped[axis]
-    raster_to_tile = owner.flatten().argsort(stable=True)
-    counts = owner.flatten().bincount(minlength=math.prod(tiles))
+    owner = torch.zeros((), dtype=torch.int64)
+    for axis, extent in enumerate(grid.shape):
+        owner = owner[..., None] * tiles[axis] + torch.arange(extent) // clipped[axis]
+    owner = owner.flatten()
+    raster_to_tile = owner.argsort(stable=True)
+    counts = owner.bincount(minlength=math.prod(tiles))
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return TileLayout(grid, clipped, tiles, counts, offsets, raster_to_tile, raster_to_tile.argsort())
+    tile_to_raster = torch.empty_like(raster_to_tile)
+    tile_to_raster[raster_to_tile] = torch.arange(grid.num_tokens)
+    return TileLayout(grid, clipped, tiles, counts, offsets, raster_to_tile, tile_to_raster)
 
 
 def _by_axis(values: Iterable[int]) -> Extents:

@@ -52,6 +52,8 @@ def radial_tiles(layout: TileLayout, radius: int) -> Tensor:
     The reach halves as the distance in time doubles.
     """
     place = layout.coordinates()
+    # A reach beyond every tile is that of all tiles; a number of any size must not reach PyTorch.
+    radius = min(radius, layout.num_tiles**2)
 
     def seen(queries: Tensor) -> Tensor:
         distance = (place[queries, None] - place[None]).abs()

@@ -9,9 +9,10 @@ import pytest
 from tests.support.command_line import run
 
 from freqformer import FreqFormerConfig, Grid, build_plan
+from freqformer.buffers import workspace_bytes
 from freqformer.routing import even_allocation
 from freqformer.simulate.calibration import load_calibration
-from freqformer.simulate.counts import dense_counts, layer_counts, workspace_bytes
+from freqformer.simulate.counts import dense_counts, layer_counts
 from freqformer.simulate.gradients import dense_gradient_time, gradient_counts, gradient_times, training_bytes
 from freqformer.simulate.hardware import load_hardware
 from freqformer.simulate.results import read_peaks
@@ -29,7 +30,7 @@ def made_up_layer_results() -> dict:
     def record(grid: Grid, heads: int, learned: bool = False) -> dict:
         plan = build_plan(grid, config, num_heads=heads, head_dim=128, learned_summaries=learned)
         allocation = even_allocation(heads)
-        times = machine.layer(plan, allocation, layer_counts(plan, allocation, live_router=True))
+        times = machine.layer(plan, allocation, layer_counts(plan, allocation, router="statistics"))
         router = times.pop("router")
         kernels = {
             "prologue": "prepare_tiles",
@@ -46,7 +47,7 @@ def made_up_layer_results() -> dict:
             "mid_tiles": 32,
             "layer_ms": 1e3 * sum(time.seconds for time in times.values()),
             "launches": [[kernels[name], 1e6 * time.seconds] for name, time in times.items()],
-            "workspace_bytes": workspace_bytes(plan, 2),
+            "workspace_bytes": workspace_bytes(plan, heads, 2),
             "live_router": {"ms": 1e3 * router.compute_s, "num_launches": 2},
         }
 

@@ -16,12 +16,11 @@ from freqformer import Band, FreqFormerConfig, Grid, build_plan
 from freqformer.bands import compress, dct, interpolation_matrix, low_grid
 from freqformer.grid import tile_layout
 from freqformer.ops.block_sparse.reference import attend_dense
-from freqformer.ops.key_layout import key_layout
 from freqformer.ops.prologue import prepare
 from freqformer.patterns import topk_tiles
 from freqformer.plan import AttentionPlan
 from freqformer.routing import RoutingNetwork, routing_statistics
-from freqformer.simulate.counts import compress_flops, dct_flops, dense_counts, key_rows, layer_counts
+from freqformer.simulate.counts import compress_flops, dct_flops, dense_counts, layer_counts
 
 HEAD_DIM = 8
 
@@ -51,7 +50,7 @@ def scenario(seed: int, pattern: str | None = None) -> tuple[AttentionPlan, list
 
 
 def seen_tiles(plan: AttentionPlan, band: Band, query: int) -> list[int]:
-    """Key tiles of one query tile, straight from design.md's words."""
+    """Key tiles of one query tile, straight from the words of docs/attention.md."""
     layout, config = plan.layout, plan.config
     places = layout.coordinates().tolist()
     t, h, w = places[query]
@@ -264,15 +263,9 @@ def test_interpolation_takes_two_products_an_output_at_most():
     assert 0.75 < 2 * HEAD_DIM * taken / layer_counts(plan, [Band.LOW]).stages["merge"].flops <= 1
 
 
-def test_key_buffer_is_the_fused_paths():
-    for seed in range(60):
-        plan, _ = scenario(seed)
-        assert key_rows(plan) == key_layout(plan).rows
-
-
 def test_router_counts_only_where_it_runs():
     plan, allocation = scenario(1)
-    frozen, live = layer_counts(plan, allocation), layer_counts(plan, allocation, live_router=True)
+    frozen, live = layer_counts(plan, allocation), layer_counts(plan, allocation, router="statistics")
     assert "router" not in frozen.stages
     assert live.flops - frozen.flops == live.stages["router"].flops > 0
 
@@ -283,7 +276,7 @@ def test_router_costs_what_pytorch_counts():
     counted, flops = [], []
     for head_dim in (HEAD_DIM, 2 * HEAD_DIM):
         plan = build_plan(grid, config, num_heads=heads, head_dim=head_dim)
-        router = layer_counts(plan, [0, 1, 2], live_router=True).stages["router"]
+        router = layer_counts(plan, [0, 1, 2], router="statistics").stages["router"]
         query = torch.randn(1, grid.num_tokens, heads, head_dim)
         with FlopCounterMode(display=False) as counter:
             routing_statistics(query, query, query.flatten(2), grid, config)
@@ -302,7 +295,7 @@ def test_router_costs_what_pytorch_counts():
 def test_router_does_not_grow_with_the_video():
     config = FreqFormerConfig(tile=(2, 8, 8))
     counts = [
-        layer_counts(build_plan(Grid(frames, 64, 64), config, num_heads=4, head_dim=64), [0, 1, 2, 2], live_router=True)
+        layer_counts(build_plan(Grid(frames, 64, 64), config, num_heads=4, head_dim=64), [0, 1, 2, 2], router="statistics")
         for frames in (16, 256)
     ]
     assert counts[0].stages["router"] == counts[1].stages["router"]

@@ -12,9 +12,9 @@ from tests.support.browser import open_page
 
 from freqformer.simulate import scenario, simulate
 from freqformer.simulate.charts import all_charts, branch_chart, tick_text
-from freqformer.simulate.export import CSV_FIELDS, SCHEMA, document, write_csv, write_json
+from freqformer.simulate.export import CSV_FIELDS, SCHEMA, csv_text, document, json_text
 from freqformer.simulate.figures import write_figures
-from freqformer.simulate.report import write_report
+from freqformer.simulate.report import report_page
 from freqformer.simulate.scale_out import scale_out
 from freqformer.simulate.sensitivity import sensitivity
 from freqformer.simulate.units import duration, memory
@@ -22,7 +22,8 @@ from freqformer.simulate.units import duration, memory
 
 @pytest.fixture(scope="module")
 def results():
-    return [simulate(scenario("wan2.1-1.3b", "h100", tokens)) for tokens in (16_384, 65_536)]
+    """Of the paper's preset, which has every band and stage."""
+    return [simulate(scenario("wan2.1-1.3b", "h100", tokens, preset="paper")) for tokens in (16_384, 65_536)]
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +33,13 @@ def variants(results):
 
 @pytest.fixture(scope="module")
 def report(results, variants, tmp_path_factory):
-    path = tmp_path_factory.mktemp("report") / "new" / "report.html"
-    write_report(path, results, variants, scale_out(results[0], [1, 8, 64]))
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(report_page(results, variants, scale_out(results[0], [1, 8, 64])), encoding="utf-8")
     return path
 
 
-def test_json_holds_what_was_promised(results, variants, tmp_path):
-    path = tmp_path / "new" / "out.json"
-    write_json(path, document(results, variants, scale_out(results[0], [1, 2])))
-    values = json.loads(path.read_text())
+def test_json_holds_what_was_promised(results, variants):
+    values = json.loads(json_text(document(results, variants, scale_out(results[0], [1, 2]))))
     assert values["schema"] == SCHEMA
     assert len(values["scenarios"]) == 2
     for record, result in zip(values["scenarios"], results, strict=True):
@@ -62,13 +61,10 @@ def test_json_holds_what_was_promised(results, variants, tmp_path):
     assert values["calibration"]["sources"]
     assert values["hardware"]["sources"]
     assert [row["gpus"] for row in values["scale_out"]] == [1, 2]
-    assert list(path.parent.iterdir()) == [path]
 
 
-def test_csv_has_one_row_per_length(results, tmp_path):
-    path = tmp_path / "out.csv"
-    write_csv(path, results)
-    rows = list(csv.DictReader(path.read_text().splitlines()))
+def test_csv_has_one_row_per_length(results):
+    rows = list(csv.DictReader(csv_text(results).splitlines()))
     assert tuple(rows[0]) == CSV_FIELDS
     assert [int(row["tokens"]) for row in rows] == [result.scenario.tokens for result in results]
     assert float(rows[1]["speedup"]) == results[1].layer.speedup
@@ -76,7 +72,12 @@ def test_csv_has_one_row_per_length(results, tmp_path):
 
 def test_figures_are_drawn(results, variants, tmp_path):
     charts = all_charts(results, variants, scale_out(results[0], [1, 8]))
+    kept = tmp_path / "kept.txt"
+    kept.write_text("mine")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "simulate-time.png").symlink_to(kept)
     paths = write_figures(charts, tmp_path / "figures")
+    assert kept.read_text() == "mine"
     assert {path.name for path in paths} >= {"simulate-time.png", "simulate-roofline.png", "simulate-scale-out.png"}
     for path in paths:
         head = path.read_bytes()[:24]
@@ -84,11 +85,10 @@ def test_figures_are_drawn(results, variants, tmp_path):
         assert struct.unpack(">II", head[16:]) == (910, 520)
 
 
-def test_the_fit_is_shown_for_the_machine_that_was_measured(results, tmp_path):
+def test_the_fit_is_shown_for_the_machine_that_was_measured(results):
     assert "fit" not in [chart.key for chart in all_charts(results, [], [])]
     measured = [simulate(scenario("wan2.1-1.3b", "h200", 16_384))]
-    write_report(tmp_path / "report.html", measured, [], [])
-    assert "Times against committed measurements. fitted: " in (tmp_path / "report.html").read_text()
+    assert "Times against committed measurements. fitted: " in report_page(measured, [], [])
     chart = next(chart for chart in all_charts(measured, [], []) if chart.key == "fit")
     rows = measured[0].scenario.machine.calibration.fit["rows"]
     points = {series.name: series for series in chart.series if series.style == "points"}
@@ -109,12 +109,11 @@ def test_counts_in_few_letters():
 
 def test_report_is_one_file(report):
     text = report.read_text()
-    assert list(report.parent.iterdir()) == [report]
     assert "Plotly.newPlot" in text
     page = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
     assert "://" not in page
     assert "Nothing was measured on NVIDIA H100 SXM" in text
-    assert "come from the design document&#x27;s own probes" in text
+    assert "come from probes that are not kept" in text
     assert re.search("These values are assumptions[^<]*attention_slots[^<]*launch_s", text)
     assert "Times against committed measurements" not in text
     assert "<td>machine: memory_bandwidth</td>" in text
@@ -143,9 +142,50 @@ def test_report_in_a_browser(report, results, variants, width):
             assert page.run(f"{box}.querySelectorAll('{marks}').length") >= len(chart.series), chart.key
         assert page.run("document.documentElement.scrollWidth <= window.innerWidth")
         assert page.run("document.querySelectorAll('table tr').length") > 10
+        # Every value of a row is on the screen, and has a name there.
+        cells = page.run(
+            "[...document.querySelectorAll('.cards tbody td')].map(td => { const box = td.getBoundingClientRect();"
+            " return [td.dataset.name, box.left, box.right, box.width]; })"
+        )
+        assert {name for name, *_ in cells} >= {"generation", "layer", "peak memory", "dense step", "efficiency"}
+        for name, left, right, shown in cells:
+            assert name, cells
+            assert 0 <= left < right <= width, name
+            assert shown > 20, name
+
+
+def test_every_column_has_a_heading(report):
+    """12 columns of results, 11 of scale-out, and what a phone shows of each is its name."""
+    tables = re.findall(r'<table class="cards">.*?</table>', report.read_text(), flags=re.DOTALL)
+    assert len(tables) == 2
+    for table in tables:
+        head, *rows = re.findall(r"<tr>.*?</tr>", table, flags=re.DOTALL)
+        names = [text.replace("<br>", " ") for text in re.findall("<th>(.*?)</th>", head)]
+        assert len(set(names)) == len(names) >= 11
+        assert len(rows) in (2, 3)
+        for row in rows:
+            assert re.findall('<td data-name="(.*?)">', row) == names
+
+
+def test_the_report_says_what_was_simulated_and_what_it_leaves_out(report, results):
+    text = report.read_text()
+    for name in ("preset", "split", "routing", "schedule", "learned summaries", "low branch", "window", "tile"):
+        assert f"<td>{name}</td>" in text
+    assert "preset paper" in text
+    assert "TFLOP/s on average" in text
+    assert "Left out: text encoder, VAE" in text
+    rate = results[0].generation.dense_flops / results[0].generation.dense_seconds / 1e12
+    assert f"{rate:,.0f} TFLOP/s on average" in text
+    # Dense attention, linear layers and cross-attention to text, of every layer, call and step.
+    model, tokens = results[0].scenario.model, results[0].scenario.tokens
+    linear = 2 * tokens * (6 * model.width**2 + 2 * model.width * 8960) + 4 * model.text_tokens * model.width**2
+    cross = 4 * tokens * model.text_tokens * model.width
+    every = 50 * 2 * 30 * (results[0].dense_counts.flops + linear + cross)
+    assert results[0].generation.dense_flops == pytest.approx(every, rel=1e-12)
 
 
 def test_quantities_have_three_digits():
+    assert (duration(0), memory(0)) == ("0 s", "0")
     assert [duration(value) for value in (7.4e-4, 0.00809, 4.958, 119, 3986, 44_000)] == [
         "740 µs",
         "8.09 ms",

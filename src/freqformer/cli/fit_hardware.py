@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from freqformer.simulate.calibrate import Fit
+MOST_DIGITS = 12
 
 
 def fit_hardware(
@@ -34,8 +33,11 @@ def fit_hardware(
 
         write_cpu_profile(measure_cpu)
         return
+    from rich.console import Console
+
     from freqformer.simulate.calibrate import fit_calibration, write_calibration
     from freqformer.simulate.calibration import load_calibration
+    from freqformer.simulate.console import print_fit
     from freqformer.simulate.hardware import load_hardware
     from freqformer.simulate.profiles import ProfileError
     from freqformer.simulate.results import read_peaks, read_results
@@ -47,7 +49,7 @@ def fit_hardware(
     machine = load_hardware(hardware)
     measurements = read_results(results, machine)
     fit = fit_calibration(measurements, Machine(machine, load_calibration(machine)), held, read_peaks(results))
-    _print_fit(fit)
+    print_fit(fit, Console())
     if output is not None:
         write_calibration(output, fit.calibration)
 
@@ -55,35 +57,7 @@ def fit_hardware(
 def _whole(name: str, text: str) -> int:
     from freqformer.simulate.profiles import ProfileError
 
-    if not text.strip().isdigit():
-        raise ProfileError(f"{name} is {text!r}; whole numbers separated by commas are allowed")
+    # More digits than a count of tokens has are no count; int() refuses very many with words of its own.
+    if not text.strip().isdecimal() or len(text.strip()) > MOST_DIGITS:
+        raise ProfileError(f"{name} is {text[:80]!r}; whole numbers separated by commas are allowed")
     return int(text)
-
-
-def _print_fit(fit: Fit) -> None:
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
-    from freqformer.simulate.report import fit_note
-    from freqformer.simulate.units import duration
-
-    table = Table(title="Predicted against measured", title_justify="left", box=SIMPLE)
-    for name in ("measurement", "tokens", "measured", "predicted", "error", ""):
-        table.add_column(name, justify="left" if name == "measurement" else "right")
-    for row in fit.comparisons:
-        one = row.measurement
-        table.add_row(
-            one.name,
-            f"{one.tokens:,}",
-            duration(one.seconds),
-            duration(row.predicted_s),
-            f"{row.predicted_s / one.seconds - 1:+.1%}",
-            "held out" if row.held_out else "",
-        )
-    console = Console()
-    console.print(table)
-    for name, source in fit.calibration.sources.items():
-        if source.startswith("fitted"):
-            console.print(f"{name}: {getattr(fit.calibration, name):g}", highlight=False)
-    console.print(fit_note(fit.calibration.fit), highlight=False)

@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from freqformer.cli.console import errors
+
 if TYPE_CHECKING:
-    from freqformer.simulate.scenarios import Result, Scenario
+    from freqformer.simulate.scenarios import Scenario
+    from freqformer.simulate.simulation import Result
 
 DEFAULT_TOKENS = "65536,131072,262144,524288,1048576"
-OTHER_SETTINGS = ("split", "schedule", "live", "table", "head_dim", "calibration", "learned_summaries", "low_beside")
-SWITCHES = ("live", "learned_summaries", "low_beside")
-TEXTS = ("schedule", "table", "calibration")
+STDOUT = "-"
+"""A path that stands for the terminal's output."""
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """Where documents go; None writes none."""
+
+    json: Path | None
+    csv: Path | None
+    html: Path | None
+    figures: Path | None
+
+    def __post_init__(self) -> None:
+        piped = [f"--{name}" for name in ("json", "csv", "html") if str(getattr(self, name)) == STDOUT]
+        if len(piped) > 1:
+            raise ValueError(
+                f"{' and '.join(piped)} are both -; one of them can be written to stdout: name a file for others"
+            )
+        if str(self.figures) == STDOUT:
+            raise ValueError("--figures is -; a folder is allowed: charts are several files")
+
+    @property
+    def piped(self) -> bool:
+        """Whether stdout belongs to a document, so that the table goes to stderr."""
+        return STDOUT in map(str, (self.json, self.csv, self.html))
 
 
 def simulate(
@@ -27,174 +52,95 @@ def simulate(
         typer.Option(
             "--tokens",
             "--lengths",
-            help="Comma-separated numbers of tokens, or durations like 5s, 5s@720p or 60s@1080p/24 (frames per second).",
+            help="Comma-separated numbers of tokens like 65536, 64K (65,536), 1M (1,048,576) or 1e6, or durations like 5s, "
+            "5s@720p or 60s@1080p/24 (frames per second).",
         ),
     ] = DEFAULT_TOKENS,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="What the attention layers do: `default`, the library's own (a window and a gated LOW branch in every "
+            "head, soft routing); `paper`, the source's method (a third of the heads in each band, chosen by a router); "
+            "`dense`."
+        ),
+    ] = "default",
     setting: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            help="NAME=VALUE, as often as needed: a field of FreqFormerConfig, or split, schedule, live, table, head_dim, "
-            "calibration, learned_summaries, low_beside. For instance --set mid_tiles=32 --set split=1,1,4.",
+            help="NAME=VALUE, as often as needed, of what is not as in the preset: a field of FreqFormerConfig, or "
+            "routing, split, schedule, table, head_dim, calibration, learned_summaries, low_beside. For instance "
+            "--set window=3,5,5 --set split=1,1,4.",
         ),
     ] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write everything as JSON.")] = None,
-    csv_path: Annotated[Path | None, typer.Option("--csv", help="Write one row per length as CSV.")] = None,
-    html_path: Annotated[Path | None, typer.Option("--html", help="Write the interactive report.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write everything as JSON; - for stdout.")] = None,
+    csv_path: Annotated[Path | None, typer.Option("--csv", help="Write one row per length as CSV; - for stdout.")] = None,
+    html_path: Annotated[Path | None, typer.Option("--html", help="Write the interactive report; - for stdout.")] = None,
     figures: Annotated[Path | None, typer.Option(help="Write the charts as PNG files into this folder.")] = None,
 ) -> None:
     """Simulate the cost of FreqFormer beside dense attention: time, memory and FLOPs for a model on a machine.
 
-    FLOPs and bytes are exact counts of the plan; times come from a roofline calibrated on measurements. Text encoder and
-    VAE are left out.
+    FLOPs and bytes are exact counts of the plan; times come from a roofline calibrated on measurements. Text encoder, VAE
+    and what a pipeline loses between its operations are left out.
 
     \b
     Examples:
       freqformer simulate
+      freqformer simulate --preset paper --tokens 64K,256K,1M
       freqformer simulate --model hunyuanvideo --hardware h100 --tokens 65536,262144 --html report.html
-      freqformer simulate --tokens 5s@720p,60s@720p/24 --set mid_tiles=32 --json out.json --csv out.csv
+      freqformer simulate --tokens 5s@720p,60s@720p/24 --set window=3,5,5 --json out.json --csv out.csv
     """
-    from freqformer.simulate.scenarios import simulate as simulate_case
+    outputs = _Outputs(json_path, csv_path, html_path, figures)
+    from rich.console import Console
 
-    cases = _cases(model, hardware, tokens, setting or [])
+    from freqformer.simulate.console import print_results
+    from freqformer.simulate.settings import Request, scenarios
+    from freqformer.simulate.simulation import simulate as simulate_case
+
+    cases = scenarios(Request(model, hardware, tokens, preset, setting or []))
     results = [simulate_case(case) for case in _progress(cases)]
-    _print_results(results)
-    if json_path or html_path or figures:
-        _write_documents(results, json_path, html_path, figures)
-    if csv_path:
-        from freqformer.simulate.export import write_csv
-
-        write_csv(csv_path, results)
+    print_results(results, errors if outputs.piped else Console())
+    _write_documents(results, outputs)
 
 
-def _cases(model: str, hardware: str, lengths: str, settings: Sequence[str]) -> list[Scenario]:
-    from freqformer.config import FreqFormerConfig
-    from freqformer.simulate.allocations import Routing
-    from freqformer.simulate.profiles import ProfileError
-    from freqformer.simulate.scenarios import scenario
-
-    config: dict[str, Any] = {}
-    other: dict[str, Any] = {}
-    known = {field.name for field in fields(FreqFormerConfig)}
-    for item in settings:
-        name, separator, text = item.partition("=")
-        if not separator or name not in known | set(OTHER_SETTINGS):
-            raise ProfileError(
-                f"setting is {item!r}; NAME=VALUE with one of {', '.join(sorted(known) + list(OTHER_SETTINGS))} is allowed"
-            )
-        value = text if name in TEXTS else _value(text)
-        if name in SWITCHES and not isinstance(value, bool):
-            raise ProfileError(f"{name} is {text!r}; true and false are allowed")
-        (config if name in known else other)[name] = value
-    routing = Routing(
-        split=other.get("split"),
-        schedule=other.get("schedule", "prior"),
-        live=other.get("live", False),
-        table=_table(other.get("table")),
-    )
-    wanted = [part.strip() for part in lengths.split(",") if part.strip()]
-    if not wanted:
-        raise ProfileError("tokens is empty; numbers of tokens or durations, separated by commas, are allowed")
-    return [
-        replace(
-            scenario(
-                model,
-                hardware,
-                length,
-                config=FreqFormerConfig.from_dict(config),
-                routing=routing,
-                head_dim=other.get("head_dim"),
-                calibration=other.get("calibration"),
-            ),
-            learned_summaries=other.get("learned_summaries", True),
-            low_beside=other.get("low_beside", False),
-        )
-        for length in wanted
-    ]
-
-
-def _value(text: str) -> Any:
-    """A setting's value: JSON where it is some, numbers separated by commas as a tuple, and text otherwise."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        pass
-    try:
-        return tuple(json.loads(f"[{text}]"))
-    except json.JSONDecodeError:
-        return text
-
-
-def _table(folder: str | None) -> Any:
-    if folder is None:
-        return None
-    from freqformer.routing import RoutingTable
-
-    return RoutingTable.load(folder)
-
-
-def _progress(cases: Sequence[Scenario]) -> Any:
+def _progress(cases: Sequence[Scenario]) -> Iterable[Scenario]:
     from rich.progress import track
 
-    return track(cases, description="simulating", transient=True)
+    return track(cases, description="simulating", transient=True, console=errors)
 
 
-def _write_documents(results: list[Result], json_path: Path | None, html_path: Path | None, figures: Path | None) -> None:
+def _write_documents(results: list[Result], outputs: _Outputs) -> None:
+    if outputs.csv:
+        from freqformer.simulate.export import csv_text
+
+        _write(outputs.csv, csv_text(results))
+    if not (outputs.json or outputs.html or outputs.figures):
+        return
     from freqformer.simulate.scale_out import scale_out
     from freqformer.simulate.sensitivity import sensitivity
 
     middle = results[len(results) // 2]
     variants = sensitivity(middle.scenario)
     rows = scale_out(middle) if middle.scenario.machine.hardware.interconnect else []
-    if json_path:
-        from freqformer.simulate.export import document, write_json
+    if outputs.json:
+        from freqformer.simulate.export import document, json_text
 
-        write_json(json_path, document(results, variants, rows))
-    if html_path:
-        from freqformer.simulate.report import write_report
+        _write(outputs.json, json_text(document(results, variants, rows)))
+    if outputs.html:
+        from freqformer.simulate.report import report_page
 
-        write_report(html_path, results, variants, rows)
-    if figures:
+        _write(outputs.html, report_page(results, variants, rows))
+    if outputs.figures:
         from freqformer.simulate.charts import all_charts
         from freqformer.simulate.figures import write_figures
 
-        write_figures(all_charts(results, variants, rows), figures)
+        write_figures(all_charts(results, variants, rows), outputs.figures)
 
 
-def _print_results(results: Sequence[Result]) -> None:
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
+def _write(path: Path, text: str) -> None:
+    if str(path) == STDOUT:
+        typer.echo(text, nl=False)
+        return
+    from freqformer._files import write_text
 
-    from freqformer.simulate.report import calibration_notes, fit_note
-    from freqformer.simulate.units import duration, memory
-
-    case = results[0].scenario
-    title = f"{case.model.title} on {case.machine.hardware.title}, forward, and how much faster than dense attention"
-    if case.low_beside:
-        title += "; every head with a gated LOW branch beside its own"
-    table = Table(title=title, title_justify="left", box=SIMPLE)
-    for name in ("tokens", "grid", "video", "attention layer", "step", "generation", "memory"):
-        table.add_column(name, justify="right")
-    for result in results:
-        layer, step, whole = result.layer, result.step, result.generation
-        peak = memory(step.peak_memory_bytes)
-        if step.peak_memory_bytes > case.machine.hardware.memory_bytes:
-            peak += " (!)"
-        table.add_row(
-            f"{result.scenario.tokens:,}",
-            "x".join(map(str, result.scenario.grid.shape)),
-            f"{result.scenario.seconds_of_video:.1f} s",
-            f"{duration(layer.seconds)}\n{layer.speedup:.1f}x",
-            f"{duration(step.seconds)}\n{step.speedup:.1f}x",
-            f"{duration(whole.seconds)}\n{whole.speedup:.1f}x",
-            peak,
-        )
-    console = Console()
-    console.print(table)
-    for note in calibration_notes(results[0]):
-        console.print(note, style="yellow", highlight=False)
-    if case.machine.calibration.fit and not case.machine.calibration.transferred:
-        console.print(fit_note(case.machine.calibration.fit), highlight=False)
-    if any(result.step.peak_memory_bytes > case.machine.hardware.memory_bytes for result in results):
-        console.print("(!) more than the machine's memory: several machines would have to share it.", highlight=False)
+    write_text(path, text)

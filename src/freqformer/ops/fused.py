@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from freqformer import buffers
 from freqformer.config import Band
 from freqformer.ops.checks import check_bands, head_bands
 from freqformer.ops.implementation import ImplChoice, resolve
-from freqformer.ops.key_layout import key_layout
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import AttentionPlan, Selection
@@ -222,19 +222,4 @@ def workspace_bytes(plan: AttentionPlan, batch: int, dtype: torch.dtype) -> int:
         batch: samples.
         dtype: of the query.
     """
-    from freqformer.ops.block_sparse.triton import text_parts
-    from freqformer.ops.selection.triton import scratch_bytes
-
-    rows, width, tiles = batch * plan.num_heads, plan.head_dim, plan.layout.num_tiles
-    cells, tokens = plan.cells.num_cells, plan.layout.grid.num_tokens + plan.num_text_tokens
-    selects = plan.mid_lists is None and plan.mid_capacity < tiles
-    vectors = tokens + 2 * key_layout(plan).rows + plan.num_low_tokens
-    held = rows * vectors * width * dtype.itemsize + rows * tokens * 4
-    if selects or cells:
-        held += 3 * rows * tiles * width * 4
-    if selects:
-        held += rows * tiles * (plan.mid_capacity + cells) * 4 + scratch_bytes(rows, tiles)
-    parts = text_parts(tiles)
-    if parts > 1:
-        held += rows * parts * plan.num_text_tokens * (width + 1) * 4
-    return held
+    return buffers.workspace_bytes(plan, batch * plan.num_heads, dtype.itemsize)

@@ -61,8 +61,3 @@ def parts(table: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype == torch.float32:
         return high[None]
     return torch.stack([high, (table - high.double()).to(dtype)])
-
-
-def power_of_two(size: int, least: int = 16) -> int:
-    """The smallest power of two that is at least `size` and `least`: the side of a block in a kernel."""
-    return max(least, 1 << (size - 1).bit_length())

@@ -13,10 +13,16 @@ import torch
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.routing import RoutingNetwork, RoutingTable, allocate, even_allocation, timestep_bucket
 from freqformer.routing.network import NUM_STATISTICS
-from freqformer.simulate.profiles import ProfileError
+from freqformer.simulate.profiles import ProfileError, shown
 from freqformer.simulate.shapes import ModelShape
 
+Kind = Literal["soft", "timed", "learned", "fixed"]
+"""How the layers are routed, in the words of `FreqAttention`'s `routing`."""
 Schedule = Literal["fixed", "prior"]
+WEIGHING: tuple[Kind, ...] = ("soft", "timed")
+"""Routers that weigh each head's band and a LOW branch beside it, rather than choose a band."""
+RouterInputs = Literal["statistics", "timestep"]
+"""What a running router reads: statistics of the layer's tokens, or the timestep alone."""
 
 Heads = tuple[int, int, int, int]
 """Heads in LOW, MID, HIGH and DENSE."""
@@ -30,39 +36,80 @@ class Routing:
     """Who decides which band each head belongs to.
 
     Raises:
-        ProfileError: for an unknown schedule, or a split with negative numbers.
+        ProfileError: for an unknown kind or schedule, a split with negative numbers, or a prior where no router chooses.
     """
 
+    kind: Kind = "soft"
+    """As `routing` of `FreqAttention`: `soft` weighs each head's band and LOW by statistics and timestep, `timed` by the
+    timestep alone, `learned` chooses a band for each head, `fixed` does neither."""
     split: tuple[int, int, int] | None = None
-    """Heads that start in LOW, MID and HIGH; in proportion where the model has another number. None: a third each."""
-    schedule: Schedule = "prior"
-    """`fixed`: every step the same. `prior`: what the paper's prior makes of the split before any training."""
-    live: bool = False
-    """Whether routing networks run in every layer; without, their choices are frozen in a table."""
+    """Heads that start in LOW, MID and HIGH; in proportion where the model has another number. None: as a layer without
+    `allocation` starts, all in HIGH where the router weighs, else a third each."""
+    schedule: Schedule | None = None
+    """`fixed`: every step the same. `prior`: what the paper's prior makes of the split before any training. None: `prior`
+    where a router chooses, else `fixed`."""
     table: RoutingTable | None = None
-    """A frozen table, which then decides instead."""
+    """A frozen table, which then gives heads to bands instead."""
 
     def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ProfileError(f"routing is {shown(self.kind)}; choose one of {', '.join(get_args(Kind))}")
+        if self.schedule is None:
+            object.__setattr__(self, "schedule", "prior" if self.kind == "learned" else "fixed")
         if self.schedule not in get_args(Schedule):
-            raise ProfileError(f"schedule is {self.schedule!r}; choose one of {', '.join(get_args(Schedule))}")
-        if self.split is None:
-            return
-        parts = tuple(self.split) if isinstance(self.split, list | tuple) else (self.split,)
-        whole = all(isinstance(part, int) and not isinstance(part, bool) for part in parts)
-        if len(parts) != 3 or not whole or min(parts) < 0 or sum(parts) == 0:
-            raise ProfileError(f"split is {parts}; three whole numbers of heads (low, mid, high), not all 0, are allowed")
-        object.__setattr__(self, "split", parts)
+            raise ProfileError(f"schedule is {shown(self.schedule)}; choose one of {', '.join(get_args(Schedule))}")
+        if self.schedule == "prior" and self.kind != "learned":
+            raise ProfileError(
+                f"schedule is 'prior' with routing {self.kind!r}; a router that chooses has a prior: take "
+                "routing=learned, or schedule=fixed"
+            )
+        if self.split is not None:
+            object.__setattr__(self, "split", _checked_split(self.split))
+
+    @property
+    def weighs(self) -> bool:
+        """Whether a router weighs each head's band and LOW, which needs a LOW branch beside it."""
+        return self.kind in WEIGHING
+
+    @property
+    def running(self) -> RouterInputs | None:
+        """What the router that runs in every layer reads; None where none runs.
+
+        A table takes the place of a router that chooses; one that weighs runs beside a table too.
+        """
+        if self.kind == "learned":
+            return "statistics" if self.table is None else None
+        inputs: dict[Kind, RouterInputs] = {"soft": "statistics", "timed": "timestep"}
+        return inputs.get(self.kind)
 
     def initial(self, num_heads: int) -> list[int]:
         """The band that every head starts with."""
         if self.split is None:
-            return even_allocation(num_heads)
-        total, ends, start = sum(self.split), [], 0
+            return [Band.HIGH.value] * num_heads if self.weighs else even_allocation(num_heads)
+        total, start = sum(self.split), 0
+        ends = []
         for part in self.split:
             start += part
             ends.append(round(num_heads * start / total))
         bands = [Band.LOW.value] * ends[0] + [Band.MID.value] * (ends[1] - ends[0])
         return bands + [Band.HIGH.value] * (num_heads - ends[1])
+
+
+MOST_HEADS = 4096
+"""Largest part of a split: as many heads as a model may have."""
+
+
+def _checked_split(split: object) -> tuple[int, int, int]:
+    """The split as a tuple; ProfileError unless it is three whole numbers of heads, not all 0."""
+    parts = tuple(split) if isinstance(split, list | tuple) else (split,)
+    whole = all(isinstance(part, int) and not isinstance(part, bool) and 0 <= part <= MOST_HEADS for part in parts)
+    if len(parts) != 3 or not whole or not any(parts):
+        raise ProfileError(
+            f"split is {shown(parts)}; three whole numbers of heads (low, mid, high) from 0 to {MOST_HEADS}, not all "
+            "0, are allowed: for instance 1,1,4"
+        )
+    low, mid, high = parts
+    return (low, mid, high)
 
 
 def timesteps(model: ModelShape) -> list[float]:

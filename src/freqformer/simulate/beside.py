@@ -11,9 +11,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
+from freqformer.buffers import STATISTIC_BYTES
 from freqformer.config import Band
 from freqformer.plan import AttentionPlan
-from freqformer.simulate.counts import BESIDE, STATISTIC_BYTES, LayerCounts, StageCounts, layer_counts
+from freqformer.simulate.counts import BESIDE, LayerCounts, StageCounts, layer_counts
 
 BRANCHES = 2
 """Gates of a token and head: of the own branch, and of LOW."""

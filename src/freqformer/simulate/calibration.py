@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from freqformer.simulate.hardware import Hardware
-from freqformer.simulate.profiles import check_number, known_profiles, read_profile, record
+from freqformer.simulate.profiles import ProfileError, check_number, known_profiles, read_profile, record, shown
 
 REFERENCE = "h200"
 """The machine whose fractions stand in for one that was not measured."""
@@ -69,6 +69,40 @@ class Calibration:
         for field in fields(self):
             if field.type == "float":
                 check_number(field.name, getattr(self, field.name), *allowed_range(field.name))
+        _check_fit(self.fit)
+
+
+ERRORS: dict[str, tuple[float, float]] = {"count": (1, 1e9), "median": (0, 1e9), "worst": (0, 1e9)}
+"""What a calibration says of a set of errors, and the range of each number."""
+ROW: dict[str, tuple[float, float]] = {"tokens": (1, 1e15), "measured_s": (1e-12, 1e12), "predicted_s": (1e-12, 1e12)}
+"""The numbers of one measurement that a calibration rests on or is held against."""
+
+
+def _check_fit(fit: Any) -> None:
+    """Raise ProfileError unless `fit` is empty, or what `calibrate` writes: errors, and the measurements."""
+    if not isinstance(fit, dict):
+        raise ProfileError(
+            f"fit is {shown(fit)}; an object is allowed: what `freqformer calibrate-hardware` wrote, or {{}}"
+        )
+    if not fit:
+        return
+    rows = fit.get("rows")
+    if "fit" not in fit or not isinstance(rows, list) or not rows:
+        raise ProfileError(f"fit is {shown(fit)}; one with fit and rows is allowed, or {{}} where nothing was fitted")
+    for name in ("fit", "held_out", "memory"):
+        if name in fit:
+            _check_numbers(f"fit, {name}", fit[name], ERRORS)
+    for row in rows:
+        _check_numbers("fit, rows", row, ROW)
+        if not isinstance(row.get("held_out"), bool):
+            raise ProfileError(f"fit, rows: held_out is {shown(row.get('held_out'))}; true and false are allowed")
+
+
+def _check_numbers(where: str, values: Any, ranges: dict[str, tuple[float, float]]) -> None:
+    if not isinstance(values, dict):
+        raise ProfileError(f"{where} is {shown(values)}; an object with {', '.join(ranges)} is allowed")
+    for name, (low, high) in ranges.items():
+        check_number(f"{where}, {name}", values.get(name), low, high)
 
 
 def allowed_range(name: str) -> tuple[float, float]:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from freqformer.simulate.beside import split_stages
 from freqformer.simulate.scale_out import ScaleOut
-from freqformer.simulate.scenarios import Result
 from freqformer.simulate.sensitivity import KNOBS, Variant
+from freqformer.simulate.simulation import Result
 
 COLOURS = {
     "FreqFormer": "#0072B2",
@@ -100,7 +100,12 @@ def time_chart(results: Sequence[Result]) -> Chart:
 def speedup_chart(results: Sequence[Result]) -> Chart:
     """Speed-up over dense attention at the three levels."""
     x = _lengths(results)
-    levels = (("attention layer", "layer", "low"), ("denoising step", "step", "mid"), ("generation", "generation", "high"))
+    # The step's line is dashed and last: where every step is the same, it lies on the generation's.
+    levels = (
+        ("attention layer", "layer", "low", "line"),
+        ("generation", "generation", "high", "line"),
+        ("denoising step", "step", "mid", "dashed"),
+    )
     return Chart(
         key="speedup",
         title="Speed-up over dense attention",
@@ -111,8 +116,8 @@ def speedup_chart(results: Sequence[Result]) -> Chart:
         log_x=True,
         log_y=True,
         series=[
-            Series(name, x, [getattr(result, level).speedup for result in results], COLOURS[colour])
-            for name, level, colour in levels
+            Series(name, x, [getattr(result, level).speedup for result in results], COLOURS[colour], style)
+            for name, level, colour, style in levels
         ],
     )
 
@@ -128,7 +133,7 @@ def roofline_chart(results: Sequence[Result]) -> Chart:
         points = [
             (result.counts.stages[name].flops / time.traffic_bytes, result.counts.stages[name].flops / time.seconds)
             for result in results
-            if (time := result.stages[name]).traffic_bytes
+            if (time := result.stages.get(name)) is not None and time.traffic_bytes
         ]
         if points:
             x, y = zip(*points, strict=True)
@@ -167,7 +172,7 @@ def branch_chart(results: Sequence[Result]) -> Chart:
         x_label="tokens",
         y_label="percent of the layer",
         kind="bars",
-        series=[Series(name, labels, values, COLOURS.get(name, "#767676")) for name, values in parts.items()],
+        series=[Series(name, labels, values, COLOURS[name]) for name, values in parts.items() if any(values)],
     )
 
 
@@ -183,7 +188,11 @@ def step_chart(results: Sequence[Result]) -> Chart:
         x_label="tokens",
         y_label="seconds",
         kind="bars",
-        series=[Series(name, labels, [parts.get(name, 0.0) for parts in steps], COLOURS[name]) for name in names],
+        series=[
+            Series(name, labels, [parts.get(name, 0.0) for parts in steps], COLOURS[name])
+            for name in names
+            if any(parts.get(name, 0.0) for parts in steps)
+        ],
     )
 
 

@@ -17,25 +17,23 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from freqformer.bands import low_box, low_grid
+from freqformer.bands import low_grid, low_samples
+from freqformer.buffers import STATISTIC_BYTES, selects_tiles, text_parts, workspace_bytes
 from freqformer.config import Band
-from freqformer.grid import TILE_SLOTS, TileLayout
+from freqformer.grid import TILE_SLOTS
 from freqformer.plan import AttentionPlan, Flops
 from freqformer.routing import RoutingNetwork
 from freqformer.routing.statistics import tile_sample
+from freqformer.simulate.allocations import RouterInputs
 
 BACKWARD_FACTOR = 2.5
 """Backward over forward of softmax attention: five matrix products (the scores again, dV, dP, dQ, dK) against two."""
 NORM_FLOPS, ROTARY_FLOPS = 4, 3
 """Per channel: square, add, two products; and two products and a sum of a pair's half."""
-STATISTIC_BYTES = 4
-"""Tile means, scores and lists are 32 bits wide, whatever the type of the features."""
 ROUTER_SUMS = 9
 """Energies of three bands for queries and keys, and what roughness is made of: per sampled tile and head."""
 BESIDE = "low beside, "
 """What names of stages of a LOW branch beside every head's own begin with, see `with_low_beside`."""
-SCORE_BYTES = 1 << 27
-"""Most bytes of tile scores that the selection holds at once."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class LayerCounts:
     """Keys and values that blocks of queries read, without reuse between them."""
     summary_bytes: float
     """Keys and values of summary tokens: what bands tell one another."""
-    workspace_bytes: float
+    workspace_bytes: int
     """Buffers beside q, k, v and out."""
     beside_backward_flops: float = 0.0
     """Of the backward, what a LOW branch beside every head's own adds."""
@@ -92,12 +90,12 @@ class LayerCounts:
     @property
     def backward_flops(self) -> float:
         """Useful FLOPs of the backward pass: attention's five products, and the transposes of the linear stages."""
-        linear = sum(self.stages[name].flops for name in ("prologue", "summaries", "merge"))
+        linear = sum(self.stages[name].flops for name in ("prologue", "summaries", "merge") if name in self.stages)
         return BACKWARD_FACTOR * self.stages["attention"].flops + linear + self.beside_backward_flops
 
 
 def layer_counts(
-    plan: AttentionPlan, allocation: Sequence[int], *, element_size: int = 2, live_router: bool = False
+    plan: AttentionPlan, allocation: Sequence[int], *, element_size: int = 2, router: RouterInputs | None = None
 ) -> LayerCounts:
     """Count one FreqFormer attention layer.
 
@@ -105,7 +103,7 @@ def layer_counts(
         plan: of the grid, configuration and text.
         allocation: the band of every head, or of those heads that one of several machines has.
         element_size: bytes of an element of q, k and v.
-        live_router: whether the routing network runs; False with a fixed allocation or a frozen table.
+        router: what the routing network that runs in the layer reads; None where none runs.
 
     Raises:
         ValueError: for an allocation of no heads, of more than the plan's, or out of range.
@@ -128,8 +126,8 @@ def layer_counts(
         "attention": _attention(plan, heads, total, element_size),
         "merge": _merge(plan, heads, element_size),
     }
-    if live_router:
-        stages["router"] = _router(plan, len(bands), element_size)
+    if router is not None:
+        stages["router"] = _router(plan, len(bands), element_size, router)
     return LayerCounts(
         stages=stages,
         band_flops={
@@ -138,7 +136,7 @@ def layer_counts(
         },
         kv_bytes=sum(costs[band].kv_slots * count for band, count in heads.items()) * _pair(plan, element_size),
         summary_bytes=sum(count * summary_keys(plan, band) for band, count in heads.items()) * _pair(plan, element_size),
-        workspace_bytes=workspace_bytes(plan, element_size) * len(bands) / plan.num_heads,
+        workspace_bytes=workspace_bytes(plan, len(bands), element_size),
     )
 
 
@@ -174,10 +172,8 @@ def dense_counts(num_tokens: int, heads: int, head_dim: int, *, element_size: in
     useful = 4.0 * num_tokens**2 * head_dim * heads
     executed = 4 * blocks**2 * TILE_SLOTS**2 * head_dim * heads
     tensor = float(num_tokens * heads * head_dim * element_size)
-    zero = StageCounts(0, 0, 0, 0, 0)
-    attention = StageCounts(useful, executed, 3 * tensor, tensor, 1)
     return LayerCounts(
-        stages={"prologue": zero, "summaries": zero, "attention": attention, "merge": zero},
+        stages={"attention": StageCounts(useful, executed, 3 * tensor, tensor, 1)},
         band_flops={"dense": Flops(useful, executed)},
         kv_bytes=2 * blocks**2 * TILE_SLOTS * heads * head_dim * element_size,
         summary_bytes=0,
@@ -203,15 +199,10 @@ def _exact_heads(heads: Counter[Band]) -> int:
     return sum(count for band, count in heads.items() if band != Band.LOW)
 
 
-def _selects(plan: AttentionPlan) -> bool:
-    """Whether MID lists are chosen by data."""
-    return plan.mid_lists is None and plan.mid_capacity < plan.layout.num_tiles
-
-
 def _prologue(plan: AttentionPlan, heads: Counter[Band], element_size: int) -> StageCounts:
     """Norm, rotary embedding, tile order, low tokens, sums over tiles."""
     total, text, exact, low = sum(heads.values()), plan.num_text_tokens, _exact_heads(heads), heads[Band.LOW]
-    video, channels, scored = _video(plan), plan.head_dim * _video(plan), heads[Band.MID] if _selects(plan) else 0
+    video, channels, scored = _video(plan), plan.head_dim * _video(plan), heads[Band.MID] if selects_tiles(plan) else 0
     tables = STATISTIC_BYTES * channels  # cosines and sines of half the channels each, shared by all heads
     read = 3 * total * (video + text) * plan.head_dim * element_size + tables
     # With text, LOW heads write exact keys and values too: text queries see them.
@@ -223,7 +214,7 @@ def _prologue(plan: AttentionPlan, heads: Counter[Band], element_size: int) -> S
 
 def sums_bytes(plan: AttentionPlan, heads: Counter[Band]) -> int:
     """Bytes of the tile sums of queries, keys and values that MID and HIGH heads keep for selection and low summaries."""
-    summed = heads[Band.MID] + heads[Band.HIGH] if _selects(plan) or plan.cells.num_cells else 0
+    summed = heads[Band.MID] + heads[Band.HIGH] if selects_tiles(plan) or plan.cells.num_cells else 0
     return 3 * summed * _sum_bytes(plan)
 
 
@@ -253,7 +244,7 @@ def _summaries(plan: AttentionPlan, heads: Counter[Band], element_size: int) -> 
 
 def _selection(plan: AttentionPlan, heads: Counter[Band]) -> StageCounts:
     """Scores of all tile pairs, and the lists."""
-    rows = heads[Band.MID] if _selects(plan) else 0
+    rows = heads[Band.MID] if selects_tiles(plan) else 0
     tiles, cells = plan.layout.num_tiles, plan.cells.num_cells
     flops = 2.0 * rows * tiles**2 * plan.head_dim
     read = 2 * rows * _sum_bytes(plan)
@@ -266,10 +257,11 @@ def _attention(plan: AttentionPlan, heads: Counter[Band], total: Flops, element_
     queries, keys = attention_tensors(plan, heads)
     read = float(queries * plan.head_dim * element_size + keys * _pair(plan, element_size))
     write = float(queries * (plan.head_dim * element_size + STATISTIC_BYTES))
-    if _selects(plan):
+    if selects_tiles(plan):
         read += heads[Band.MID] * plan.layout.num_tiles * (plan.mid_capacity + plan.cells.num_cells) * STATISTIC_BYTES
-    # Text queries are split over keys and joined by a second small launch.
-    return StageCounts(total.useful, total.executed, read, write, 2 if plan.num_text_tokens else 1)
+    # Text queries that see many tiles are split over keys, and joined by a second small launch.
+    joined = plan.num_text_tokens > 0 and text_parts(plan.layout.num_tiles) > 1
+    return StageCounts(total.useful, total.executed, read, write, 1 + joined)
 
 
 def attention_tensors(plan: AttentionPlan, heads: Counter[Band]) -> tuple[int, int]:
@@ -297,21 +289,26 @@ def _merge(plan: AttentionPlan, heads: Counter[Band], element_size: int) -> Stag
     return StageCounts(flops, flops, float(read), float(write), int(low > 0))
 
 
-def _router(plan: AttentionPlan, heads: int, element_size: int) -> StageCounts:
+def _router(plan: AttentionPlan, heads: int, element_size: int, inputs: RouterInputs) -> StageCounts:
     """Power of the DCT coefficients of sampled tiles of queries, keys and as many channels of the input; the network."""
+    by_statistics = inputs == "statistics"
+    with torch.device("meta"):
+        network = RoutingNetwork(plan.num_heads, statistics=by_statistics)
+    weights = sum(layer.weight.numel() for layer in network.layers if isinstance(layer, nn.Linear))
+    products, scores = 2.0 * weights * heads, heads * 5.0 * STATISTIC_BYTES
+    if not by_statistics:
+        # One launch that reads no token.
+        return StageCounts(products, products, float(weights * STATISTIC_BYTES), scores, 1)
     sample = tile_sample(plan.layout.grid, plan.config)
     tokens = (sample.raster >= 0).sum(1)
     count, slots = len(tokens), 1 << (sample.raster.shape[1] - 1).bit_length()
     sampled, transformed = int(tokens.sum()), int(tokens.square().sum())
-    with torch.device("meta"):
-        network = RoutingNetwork(plan.num_heads)
-    products = sum(2 * layer.weight.numel() for layer in network.layers if isinstance(layer, nn.Linear))
     # Of three tensors transform and squares; the norm of queries and keys.
-    flops = float(heads * (plan.head_dim * (6 * transformed + (6 + 2 * NORM_FLOPS) * sampled) + products))
+    flops = products + heads * plan.head_dim * (6 * transformed + (6 + 2 * NORM_FLOPS) * sampled)
     executed = float(heads * 6 * count * slots**2 * plan.head_dim)
     sums = float(heads * count * ROUTER_SUMS * STATISTIC_BYTES)
     read = 3.0 * heads * sampled * plan.head_dim * element_size + sums
-    return StageCounts(flops, executed, read, sums + heads * 5.0 * STATISTIC_BYTES, 2)
+    return StageCounts(float(flops), executed, read, sums + scores, 2)
 
 
 def dct_flops(plan: AttentionPlan) -> float:
@@ -327,34 +324,10 @@ def compress_flops(plan: AttentionPlan) -> float:
     layout = plan.layout
     frames, rows, _ = layout.grid.shape
     _, low_rows, low_columns = low_grid(layout, plan.config)
-    pairs = [_sample_pairs(layout, low_box(layout.tile, plan.config.compression)[axis], axis) for axis in range(3)]
+    # Along each axis, low samples times tokens, summed over the tiles: the sizes of the operation's own matrices.
+    pairs = [
+        sum(low * n for low, n in zip(low_samples(layout, plan.config, axis), layout.extents(axis), strict=True))
+        for axis in range(3)
+    ]
     products = frames * rows * pairs[2] + frames * low_columns * pairs[1] + low_rows * low_columns * pairs[0]
     return 2.0 * products * plan.head_dim
-
-
-def _sample_pairs(layout: TileLayout, side: int, axis: int) -> int:
-    """Sum over tiles along an axis of (low samples x extent)."""
-    return sum(min(side, n) * n for n in layout.extents(axis))
-
-
-def workspace_bytes(plan: AttentionPlan, element_size: int) -> float:
-    """Bytes of the buffers between the launches: queries, keys and values of every row in tile order with their low and
-    summary tokens, outputs of low tokens, lists, biases, tile sums, scores at hand and log-sum-exps."""
-    tokens, tiles, cells = _video(plan) + plan.num_text_tokens, plan.layout.num_tiles, plan.cells.num_cells
-    wide = tokens + 2 * key_rows(plan) + plan.num_low_tokens
-    narrow, scores = tokens, 0
-    if _selects(plan) or cells:
-        narrow += 3 * tiles * plan.head_dim
-    if _selects(plan):
-        narrow += tiles * (plan.mid_capacity + cells)
-        scores = min(SCORE_BYTES, plan.num_heads * tiles * tiles * STATISTIC_BYTES)
-    return float(plan.num_heads * (wide * plan.head_dim * element_size + narrow * STATISTIC_BYTES) + scores)
-
-
-def key_rows(plan: AttentionPlan) -> int:
-    """Rows of a head's key buffer: every segment and 128 zero rows behind each."""
-    cells, text = plan.cells.num_cells, plan.num_text_tokens
-    learned = cells if plan.learned_summaries else 0
-    exact = _video(plan) if text and plan.config.band_features != "full" else 0
-    segments = (_video(plan), plan.num_low_tokens, cells, learned, learned, text, exact)
-    return sum(length + TILE_SLOTS for length in segments if length)

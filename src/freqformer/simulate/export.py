@@ -10,12 +10,12 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+from freqformer.simulate.describe import LEFT_OUT, settings, settings_record
 from freqformer.simulate.scale_out import ScaleOut
-from freqformer.simulate.scenarios import Level, Result
 from freqformer.simulate.sensitivity import Variant
+from freqformer.simulate.simulation import Level, Result
 
 SCHEMA = "freqformer-simulation-1"
 
@@ -45,6 +45,11 @@ CSV_FIELDS = (
     "generation.time_s",
     "generation.speedup",
     "generation.video_seconds_per_s",
+    "preset",
+    "routing.kind",
+    "routing.schedule",
+    "learned_summaries",
+    "low_beside",
 )
 """Columns of the CSV; dotted names are the JSON's paths."""
 
@@ -69,8 +74,7 @@ def scenario_record(result: Result) -> dict[str, Any]:
         "padding": result.plan.layout.padding,
         "seconds_of_video": case.seconds_of_video,
         "config": case.config.to_dict(),
-        "learned_summaries": case.learned_summaries,
-        "low_beside": case.low_beside,
+        **settings_record(case),
         "heads": dict(zip(("low", "mid", "high", "dense"), _heads(result.allocation), strict=True)),
         "density": result.density,
         "dense": {
@@ -103,7 +107,7 @@ def scenario_record(result: Result) -> dict[str, Any]:
         "speedup": layer.speedup,
         "training": _level(result.training)
         | {"gradients": {name: asdict(stage) for name, stage in result.gradients.items()}},
-        "step": _level(result.step) | {"fits_memory": result.step.peak_memory_bytes <= hardware.memory_bytes},
+        "step": _level(result.step) | {"fits_memory": result.fits_memory},
         "generation": _level(result.generation) | {"steps": case.model.steps, "heads_by_step": result.heads_by_step},
     }
 
@@ -116,6 +120,7 @@ def _level(level: Level) -> dict[str, Any]:
     return {
         "time_s": level.seconds,
         "dense_time_s": level.dense_seconds,
+        "dense_flops": level.dense_flops,
         "speedup": level.speedup,
         "tokens_per_s": level.tokens_per_s,
         "video_seconds_per_s": level.video_seconds_per_s,
@@ -130,6 +135,8 @@ def document(results: Sequence[Result], variants: Sequence[Variant], rows: Seque
     machine = results[0].scenario.machine
     return {
         "schema": SCHEMA,
+        "settings": settings(results[0].scenario),
+        "left_out": LEFT_OUT,
         "hardware": asdict(machine.hardware),
         "calibration": asdict(machine.calibration),
         "model": asdict(results[0].scenario.model),
@@ -150,13 +157,13 @@ def _short(result: Result) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a document, atomically."""
-    _write(path, json.dumps(values, indent=2, default=list) + "\n")
+def json_text(values: dict[str, Any]) -> str:
+    """A document as JSON."""
+    return json.dumps(values, indent=2, default=list, allow_nan=False) + "\n"
 
 
-def write_csv(path: Path, results: Sequence[Result]) -> None:
-    """Write one row per scenario with the columns `CSV_FIELDS`, atomically."""
+def csv_text(results: Sequence[Result]) -> str:
+    """One row per scenario with the columns `CSV_FIELDS`."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(CSV_FIELDS)
@@ -164,7 +171,7 @@ def write_csv(path: Path, results: Sequence[Result]) -> None:
         record = scenario_record(result)
         record["grid"] = "x".join(map(str, record["grid"]))
         writer.writerow([_at(record, name) for name in CSV_FIELDS])
-    _write(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _at(record: dict[str, Any], name: str) -> Any:
@@ -172,10 +179,3 @@ def _at(record: dict[str, Any], name: str) -> Any:
     for part in name.split("."):
         value = value[part]
     return value
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)

@@ -11,17 +11,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from freqformer.buffers import STATISTIC_BYTES, key_layout
 from freqformer.config import Band
 from freqformer.grid import TILE_SLOTS
 from freqformer.plan import AttentionPlan
 from freqformer.simulate.beside import beside_gradients, prefixed, split_stages
 from freqformer.simulate.counts import (
     BACKWARD_FACTOR,
-    STATISTIC_BYTES,
     LayerCounts,
     StageCounts,
     attention_tensors,
-    key_rows,
     sums_bytes,
 )
 from freqformer.simulate.roofline import Machine, StageTime, work_items
@@ -157,15 +156,21 @@ def _attention_seconds(machine: Machine, plan: AttentionPlan, allocation: Sequen
     return queries + sum(length * count for length, count in items) * KEY_PRODUCTS * product / slots
 
 
-def dense_gradient_time(machine: Machine, counts: LayerCounts, head_dim: int) -> StageTime:
-    """Time of the backward of dense attention, from the counts of its forward: it reads five tensors and writes three."""
+def dense_gradient_counts(counts: LayerCounts) -> dict[str, StageCounts]:
+    """Count the backward of dense attention, from the counts of its forward: it reads five tensors and writes three."""
     stage = counts.stages["attention"]
-    traffic = 8.0 * stage.write_bytes
+    executed, tensor = BACKWARD_FACTOR * stage.executed, stage.write_bytes
+    return {"attention": StageCounts(counts.backward_flops, executed, 5.0 * tensor, 3.0 * tensor, 2)}
+
+
+def dense_gradient_time(machine: Machine, counts: LayerCounts, head_dim: int) -> StageTime:
+    """Time of the backward of dense attention, from the counts of its forward."""
+    stage = dense_gradient_counts(counts)["attention"]
     return StageTime(
-        compute_s=counts.backward_flops / machine.attention_rate(head_dim, machine.calibration.dense_gradient_rate),
-        memory_s=machine.memory_time(traffic, machine.calibration.elementwise_bandwidth),
-        launch_s=2 * machine.hardware.launch_s,
-        traffic_bytes=traffic,
+        compute_s=stage.flops / machine.attention_rate(head_dim, machine.calibration.dense_gradient_rate),
+        memory_s=machine.memory_time(stage.bytes, machine.calibration.elementwise_bandwidth),
+        launch_s=stage.launches * machine.hardware.launch_s,
+        traffic_bytes=stage.bytes,
     )
 
 
@@ -173,7 +178,7 @@ def training_bytes(plan: AttentionPlan, element_size: int) -> float:
     """Most bytes that forward and backward hold at once beside queries, keys, values and the output's gradient: when the
     prologue's gradients are taken."""
     tokens, tiles = plan.layout.grid.num_tokens + plan.num_text_tokens, plan.layout.num_tiles
-    buffers = tokens + 2 * key_rows(plan)
+    buffers = tokens + 2 * key_layout(plan).rows
     # Output, what rounding took of it, zeros for the gradient of that; three gradients; buffers and their gradients.
     wide = 6 * tokens + 2 * buffers + 2 * plan.num_low_tokens
     narrow = 3 * tokens + 3 * tiles * plan.head_dim

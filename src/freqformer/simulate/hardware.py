@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from freqformer.simulate.profiles import ProfileError, check_number, check_whole, read_profile, record
+from freqformer.simulate.profiles import ProfileError, check_number, check_whole, read_profile, record, shown
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Hardware:
 
     def __post_init__(self) -> None:
         if self.element_size not in (2, 4):
-            raise ProfileError(f"element_size is {self.element_size!r}; 2 and 4 are allowed")
+            raise ProfileError(f"element_size is {shown(self.element_size)}; 2 and 4 are allowed")
         for name, low, high in (
             ("matrix_flops", 1e9, 1e18),
             ("vector_flops", 1e8, 1e18),
@@ -84,5 +84,5 @@ def load_hardware(name: str | Path) -> Hardware:
     if isinstance(links, dict):
         values["interconnect"] = record(Interconnect, links, f"{short}, interconnect")
     elif links is not None:
-        raise ProfileError(f"profile {short}: interconnect is {links!r}; an object or null is allowed")
+        raise ProfileError(f"profile {short}: interconnect is {shown(links)}; an object or null is allowed")
     return record(Hardware, values, short, name=short)

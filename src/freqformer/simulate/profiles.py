@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+from freqformer._files import read_json
 
 ProfileKind = Literal["hardware", "models", "calibration"]
 T = TypeVar("T")
@@ -37,11 +38,7 @@ def read_profile(kind: ProfileKind, name: str | Path) -> tuple[str, dict[str, An
     """
     if isinstance(name, Path) or str(name).endswith(".json"):
         path = Path(name)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ProfileError(f"profile {path} can't be read ({error}); give a readable JSON file") from error
-        return path.stem, _parsed(text, str(path))
+        return path.stem, read_json(path, remedy="give a readable JSON file with named fields", error=ProfileError)
     names = known_profiles(kind)
     if name not in names:
         near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.4)
@@ -51,17 +48,7 @@ def read_profile(kind: ProfileKind, name: str | Path) -> tuple[str, dict[str, An
             "a .json file"
         )
     text = (resources.files("freqformer.simulate") / "data" / kind / f"{name}.json").read_text(encoding="utf-8")
-    return str(name), _parsed(text, f"{kind}/{name}")
-
-
-def _parsed(text: str, where: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ProfileError(f"profile {where} is no JSON ({error}); correct the file") from error
-    if not isinstance(values, dict):
-        raise ProfileError(f"profile {where} holds a {type(values).__name__}; a JSON object with named fields is allowed")
-    return values
+    return str(name), json.loads(text)
 
 
 def record(cls: type[T], values: dict[str, Any], where: str, **given: Any) -> T:
@@ -84,20 +71,49 @@ def record(cls: type[T], values: dict[str, Any], where: str, **given: Any) -> T:
         )
     if unknown:
         raise ProfileError(f"profile {where} has the unknown field {unknown[0]!r}; allowed are {', '.join(sorted(names))}")
+    _check_texts(cls, values, where)
     try:
         return cls(**values, **given)
     except ProfileError as error:
         raise ProfileError(f"profile {where}: {error}") from error
 
 
+def _check_texts(cls: type, values: dict[str, Any], where: str) -> None:
+    """Raise ProfileError unless fields that are declared as texts, or objects of texts, are."""
+    for field in fields(cls):
+        value = values.get(field.name)
+        if field.name not in values:
+            continue
+        if field.type == "str" and not isinstance(value, str):
+            raise ProfileError(f"profile {where}: {field.name} is {shown(value)}; a text is allowed")
+        if field.type == "dict[str, str]":
+            texts = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+            if not texts:
+                raise ProfileError(f"profile {where}: {field.name} is {shown(value)}; an object of texts is allowed")
+
+
 def check_number(name: str, value: Any, low: float, high: float) -> None:
     """Raise ProfileError unless `value` is a number from `low` to `high`; NaN is refused."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # The comparison is False for NaN, and holds between integers of any size and floats.
+    number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not low <= value <= high:
-        raise ProfileError(f"{name} is {value!r}; numbers from {low:g} to {high:g} are allowed")
+        raise ProfileError(f"{name} is {shown(value)}; numbers from {low:g} to {high:g} are allowed")
 
 
 def check_whole(name: str, value: Any, low: int, high: int) -> None:
     """Raise ProfileError unless `value` is a whole number from `low` to `high`."""
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ProfileError(f"{name} is {value!r}; whole numbers from {low} to {high} are allowed")
+        raise ProfileError(f"{name} is {shown(value)}; whole numbers from {low} to {high} are allowed")
+
+
+def shown(value: Any) -> str:
+    """A value as an error names it: cut where it is long, and an integer that Python won't print by its size."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > MOST_BITS:
+        return f"{'-' if value < 0 else ''}an integer of {value.bit_length():,} bits"
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "…"
+
+
+MOST_BITS = 256
+MOST_SHOWN = 80
+"""Characters of a wrong value that an error repeats."""

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from freqformer.simulate.charts import Chart, all_charts, tick_text
+from freqformer.simulate.describe import (
+    LEFT_OUT,
+    calibration_notes,
+    dense_rate_note,
+    fit_note,
+    preset_title,
+    settings,
+)
 from freqformer.simulate.scale_out import ScaleOut
-from freqformer.simulate.scenarios import Result
 from freqformer.simulate.sensitivity import Variant
+from freqformer.simulate.simulation import Result
 from freqformer.simulate.units import duration, memory
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+NEW_LINE = "\n"
 STYLE = """
 :root { color-scheme: light; --ink: #1d2433; --soft: #5b6474; --line: #dfe3ea; --paper: #ffffff; --back: #f5f6f8; }
 * { box-sizing: border-box; }
@@ -33,6 +42,16 @@ th:first-child, td:first-child { text-align: left; }
 .text th, .text td { text-align: left; white-space: normal; }
 .text td:last-child { min-width: 22em; }
 tr:last-child td { border-bottom: 0; }
+@media (max-width: 700px) {
+  .cards thead { display: none; }
+  .cards, .cards tbody { display: block; }
+  .cards tr { display: grid; grid-template-columns: 1fr 1fr; padding: 8px 4px; border-bottom: 1px solid var(--line); }
+  .cards tr:last-child { border-bottom: 0; }
+  .cards td, .cards td:first-child { border: 0; padding: 2px 8px; text-align: left; white-space: normal; }
+  .cards td::before { content: attr(data-name); display: block; color: var(--soft); font-size: 0.75rem; }
+  .cards td:first-child { grid-column: 1 / -1; font-weight: 600; }
+  .text td:last-child { min-width: 14em; }
+}
 .charts { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); }
 figure { margin: 0; padding: 12px; background: var(--paper); border: 1px solid var(--line); border-radius: 8px; }
 figure { min-width: 0; }
@@ -47,11 +66,10 @@ for (const [id, figure] of Object.entries(charts)) {
 """
 
 
-def write_report(path: Path, results: Sequence[Result], variants: Sequence[Variant], rows: Sequence[ScaleOut]) -> None:
-    """Write the report, atomically.
+def report_page(results: Sequence[Result], variants: Sequence[Variant], rows: Sequence[ScaleOut]) -> str:
+    """The report as one HTML page.
 
     Args:
-        path: of the HTML file.
         results: the scenarios, one model on one machine, by length.
         variants: of `sensitivity`; empty leaves that part out.
         rows: of `scale_out`; empty leaves that part out.
@@ -61,9 +79,17 @@ def write_report(path: Path, results: Sequence[Result], variants: Sequence[Varia
     charts = all_charts(results, variants, rows)
     figures = ",\n".join(f'"chart-{chart.key}": {_plotly(chart).to_json()}' for chart in charts)
     body = "\n".join(
-        [_heading(results[0]), _results_table(results), _figures(charts), _scale_table(rows), _sources(results[0])]
+        [
+            _heading(results[0]),
+            _results_table(results),
+            _trust(results[0]),
+            _settings(results[0]),
+            _figures(charts),
+            _scale_table(rows),
+            _sources(results[0]),
+        ]
     )
-    page = (
+    return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         # An empty icon, since browsers ask for one otherwise.
@@ -71,134 +97,120 @@ def write_report(path: Path, results: Sequence[Result], variants: Sequence[Varia
         f"<body>\n<main>\n{body}\n</main>\n<script>{get_plotlyjs()}</script>\n"
         f"<script>\nconst charts = {{\n{figures}\n}};\n{SCRIPT}</script>\n</body>\n</html>\n"
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(page, encoding="utf-8")
-    aside.replace(path)
 
 
 def _heading(result: Result) -> str:
-    case, calibration = result.scenario, result.scenario.machine.calibration
-    config = ", ".join(f"{name} {value}" for name, value in case.config.to_dict().items())
+    case = result.scenario
     intro = (
-        f"{case.model.title} on {case.machine.hardware.title}: simulated cost of frequency-banded attention beside dense "
-        "attention. FLOPs and bytes are exact counts of the plan; time comes from a calibrated roofline."
+        f"{case.model.title} on {case.machine.hardware.title}, {preset_title(case)}: simulated cost of frequency-banded "
+        "attention beside dense attention. FLOPs and bytes are exact counts of the plan; time comes from a calibrated "
+        "roofline."
     )
-    if case.low_beside:
-        intro += " Every head adds a gated LOW branch to its own."
-    notes = [f'<p class="notice">{html.escape(text)}</p>' for text in calibration_notes(result)]
-    return (
-        f"<h1>FreqFormer: simulated cost</h1>\n<p>{html.escape(intro)}</p>\n<p>Configuration: {html.escape(config)}.</p>\n"
-        + "\n".join(notes)
-        + (f"\n<p>{html.escape(fit_note(calibration.fit))}</p>" if calibration.fit and not calibration.transferred else "")
-    )
+    return f"<h1>FreqFormer: simulated cost</h1>\n<p>{html.escape(intro)}</p>"
 
 
-def calibration_notes(result: Result) -> list[str]:
-    """What a reader must know about where the times come from."""
-    machine = result.scenario.machine
-    calibration, notes = machine.calibration, []
-    if calibration.transferred:
-        notes.append(
-            f"Nothing was measured on {machine.hardware.title}: the fractions that kernels achieve are those of "
-            f"{calibration.name}. Take its times as estimates."
+def _trust(result: Result) -> str:
+    """What the times mean and where they come from."""
+    calibration = result.scenario.machine.calibration
+    texts = [f"{dense_rate_note(result)} {LEFT_OUT}"]
+    if calibration.fit and not calibration.transferred:
+        texts.append(fit_note(calibration.fit))
+    notices = [f'<p class="notice">{html.escape(text)}</p>' for text in calibration_notes(result)]
+    return "\n".join(["<h2>How far to trust the times</h2>", *notices, *(f"<p>{html.escape(text)}</p>" for text in texts)])
+
+
+def _settings(result: Result) -> str:
+    rows = list(settings(result.scenario).items())
+    return "<h2>What was simulated</h2>\n" + _text_table(["setting", "value"], rows)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One column of a table of results."""
+
+    head: str
+    cell: Callable[[Any], str]
+
+
+def _columns_table(columns: Sequence[_Column], rows: Sequence[Any]) -> str:
+    """A table with a heading for every column by construction; on a phone each row is a card of named values."""
+    head = "".join(f"<th>{_cell(column.head)}</th>" for column in columns)
+    lines = []
+    for row in rows:
+        cells = (
+            f'<td data-name="{_cell(column.head.replace(NEW_LINE, " "))}"><span>{_cell(column.cell(row))}</span></td>'
+            for column in columns
         )
-    for word, text in (
-        ("design.md", "come from the design document's own probes, not from this project's committed benchmarks"),
-        ("assumption", "are assumptions, wholly or in part, until they are measured"),
-    ):
-        sources = calibration.sources | machine.hardware.sources
-        names = [name for name, source in sources.items() if word in source]
-        if names:
-            notes.append(f"These values {text}: {', '.join(names)}.")
-    return notes
+        lines.append("<tr>" + "".join(cells) + "</tr>")
+    body = "\n".join(lines)
+    return f'<div class="scroll"><table class="cards"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
 
 
-def fit_note(fit: dict[str, Any]) -> str:
-    """The errors of the fit and of the hold-out, as a sentence."""
-    parts = [
-        f"{name}: {fit[key]['count']} measurements, median error {fit[key]['median']:.1%}, worst {fit[key]['worst']:.1%}"
-        for name, key in (("fitted", "fit"), ("held out", "held_out"))
-        if fit.get(key, {}).get("count")
-    ]
-    text = "Times against committed measurements. " + "; ".join(parts) + "."
-    if "held_out" not in fit:
-        text += " Nothing was held out, so how well other lengths are predicted is not known."
-    if "memory" in fit:
-        found = fit["memory"]
-        text += f" Peak memory: {found['count']} layers, median error {found['median']:.1%}, worst {found['worst']:.1%}."
-    return text
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], style: str = "") -> str:
+def _text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = "".join(f"<th>{_cell(name)}</th>" for name in head)
     lines = ["<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in rows]
-    return f'<div class="scroll"><table class="{style}"><tr>{cells}</tr>\n' + "\n".join(lines) + "</table></div>"
+    return f'<div class="scroll"><table class="text"><tr>{cells}</tr>\n' + "\n".join(lines) + "</table></div>"
 
 
 def _cell(text: str) -> str:
-    return html.escape(text).replace("\n", "<br>")
+    return html.escape(text).replace(NEW_LINE, "<br>")
+
+
+def _level(name: str) -> Callable[[Result], str]:
+    """Time of a level, and how many times faster than dense attention."""
+
+    def cell(result: Result) -> str:
+        level = getattr(result, name)
+        return f"{duration(level.seconds)}\n{level.speedup:.1f}×"
+
+    return cell
+
+
+RESULT_COLUMNS = (
+    _Column("tokens", lambda result: f"{result.scenario.tokens:,}"),
+    _Column("video", lambda result: f"{result.scenario.seconds_of_video:.1f} s"),
+    _Column("layer", _level("layer")),
+    _Column("layer,\ntrained", _level("training")),
+    _Column("step", _level("step")),
+    _Column("generation", _level("generation")),
+    _Column("peak\nmemory", lambda result: memory(result.step.peak_memory_bytes)),
+    _Column("attention\nFLOPs", lambda result: f"{result.density:.2%}"),
+    _Column("tokens/s", lambda result: f"{result.layer.tokens_per_s / 1e6:.2f} M"),
+    _Column("video s\nper s", lambda result: f"{result.generation.video_seconds_per_s:.2g}"),
+    _Column("FLOPs\nper byte", lambda result: f"{result.arithmetic_intensity:.0f}"),
+    _Column("grid", lambda result: " × ".join(map(str, result.scenario.grid.shape))),
+)
 
 
 def _results_table(results: Sequence[Result]) -> str:
-    rows = [
-        [
-            f"{result.scenario.tokens:,}",
-            " × ".join(map(str, result.scenario.grid.shape)),
-            f"{result.scenario.seconds_of_video:.1f} s",
-            f"{result.density:.2%}",
-            f"{result.layer.tokens_per_s / 1e6:.2f} M",
-            f"{result.arithmetic_intensity:.0f}",
-            *(
-                f"{duration(level.seconds)}\n{level.speedup:.1f}×"
-                for level in (result.layer, result.training, result.step, result.generation)
-            ),
-            f"{result.generation.video_seconds_per_s:.2g}",
-            memory(result.step.peak_memory_bytes),
-        ]
-        for result in results
-    ]
-    head = [
-        "tokens",
-        "grid",
-        "video",
-        "density",
-        "tokens/s",
-        "FLOPs/byte",
-        "layer",
-        "layer,\ntrained",
-        "step",
-        "generation",
-    ]
     note = (
         "Time, and how many times faster than dense attention: of one attention layer, forward; of it trained, forward and "
-        "backward; of one denoising step and one generation of the whole model. Tokens per second and FLOPs per byte of "
-        "memory traffic are the layer's, video seconds per second the generation's, peak memory is the step's."
+        "backward; of one denoising step and one generation of the whole model. Peak memory is the step's. Attention FLOPs "
+        "are relative to dense attention's. Tokens per second and FLOPs per byte of memory traffic are the layer's, video "
+        "seconds per second the generation's."
     )
-    return f"<h2>Results</h2>\n<p>{note}</p>\n" + _table(head, rows)
+    return f"<h2>Results</h2>\n<p>{note}</p>\n" + _columns_table(RESULT_COLUMNS, results)
 
 
 def _scale_table(rows: Sequence[ScaleOut]) -> str:
     if not rows:
         return ""
-    lines = [
-        [
-            str(row.gpus),
-            f"{row.ulysses} × {row.query_split}",
-            duration(row.seconds),
-            f"{rows[0].seconds * rows[0].gpus / row.seconds / row.gpus:.0%}",
-            duration(row.naive_seconds),
-            f"{row.imbalance:.2f}\n{row.naive_imbalance:.2f}",
-            memory(row.all_to_all_bytes),
-            duration(row.communication_seconds),
-            duration(row.dense_seconds),
-            memory(row.memory_bytes),
-        ]
-        for row in rows
-    ]
-    head = ["GPUs", "heads ×\nqueries", "step", "efficiency", "step, heads\nin order", "imbalance,\nin order"]
-    head += ["all-to-all\na layer", "communi-\ncation", "dense\nstep", "memory\nper GPU"]
-    return "<h2>Scale-out, on paper</h2>\n" + _table(head, lines)
+    first = rows[0]
+    columns = (
+        _Column("GPUs", lambda row: str(row.gpus)),
+        _Column("step", lambda row: duration(row.seconds)),
+        _Column("dense\nstep", lambda row: duration(row.dense_seconds)),
+        _Column("efficiency", lambda row: f"{first.seconds * first.gpus / row.seconds / row.gpus:.0%}"),
+        _Column("memory\nper GPU", lambda row: memory(row.memory_bytes)),
+        _Column("heads ×\nqueries", lambda row: f"{row.ulysses} × {row.query_split}"),
+        _Column("communication", lambda row: duration(row.communication_seconds)),
+        _Column("all-to-all\na layer", lambda row: memory(row.all_to_all_bytes)),
+        _Column("imbalance", lambda row: f"{row.imbalance:.2f}"),
+        _Column("step, heads\nin order", lambda row: duration(row.naive_seconds)),
+        _Column("imbalance,\nin order", lambda row: f"{row.naive_imbalance:.2f}"),
+    )
+    note = "One denoising step. Heads are divided over GPUs, and beyond them the queries of the same heads."
+    return f"<h2>Scale-out, on paper</h2>\n<p>{note}</p>\n" + _columns_table(columns, rows)
 
 
 def _figures(charts: Sequence[Chart]) -> str:
@@ -219,7 +231,7 @@ def _sources(result: Result) -> str:
         for name, source in owner.sources.items()
     ]
     rows += [[f"model: {name}", "", source] for name, source in result.scenario.model.sources.items()]
-    return "<h2>Where the figures come from</h2>\n" + _table(["figure", "value", "source"], rows, "text")
+    return "<h2>Where the figures come from</h2>\n" + _text_table(["figure", "value", "source"], rows)
 
 
 def _figure(value: object) -> str:
@@ -249,6 +261,8 @@ def _plotly(chart: Chart) -> Figure:
         barmode="stack",
         margin={"l": 50, "r": 10, "t": 10, "b": 40},
         legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0},
+        # A stack of one band says which.
+        showlegend=True,
         hovermode="closest" if chart.key == "roofline" else "x unified",
         xaxis=axes | {"title": {"text": chart.x_label}, "type": _axis_type(chart, chart.log_x)},
         yaxis=axes | {"title": {"text": chart.y_label}, "type": "log" if chart.log_y else "linear"},

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from freqformer._files import read_json
+from freqformer.buffers import workspace_bytes
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import TILE_SLOTS, Grid
 from freqformer.plan import AttentionPlan, build_plan
 from freqformer.routing import even_allocation
 from freqformer.simulate.calibrate import Measurement
-from freqformer.simulate.counts import dense_counts, layer_counts, workspace_bytes
+from freqformer.simulate.counts import dense_counts, layer_counts
 from freqformer.simulate.gradients import dense_gradient_time, gradient_counts, gradient_times, training_bytes
 from freqformer.simulate.hardware import Hardware
 from freqformer.simulate.profiles import ProfileError
@@ -79,10 +80,7 @@ def read_results(paths: Sequence[Path], hardware: Hardware) -> list[Measurement]
 
 
 def _read(path: Path, hardware: Hardware) -> list[Measurement]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ProfileError(f"{path} can't be read ({error}); give a JSON file that a benchmark wrote") from error
+    values = read_json(path, remedy="give a JSON file that a benchmark wrote", error=ProfileError)
     try:
         machine = _machine(values)
         if hardware.name not in machine.lower().replace(" ", ""):
@@ -277,7 +275,7 @@ def _router(
     heads = record["heads"]
     plan = build_plan(Grid(*record["grid"]), config, num_heads=heads, head_dim=head_dim)
     allocation = even_allocation(heads)
-    counts = layer_counts(plan, allocation, live_router=True)
+    counts = layer_counts(plan, allocation, router="statistics")
 
     def predict(machine: Machine) -> float:
         time = machine.layer(plan, allocation, counts)["router"]
@@ -314,7 +312,7 @@ def read_peaks(paths: Sequence[Path]) -> list[tuple[str, float, float]]:
 
     Files of other benchmarks have none.
     """
-    documents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    documents = [read_json(path, remedy="give a JSON file that a benchmark wrote", error=ProfileError) for path in paths]
     rows = [row for values in documents if "scaling" in values for row in _peaks(values)]
     return rows + [
         row for values in documents if "layers" in values and "launches" in values for row in _trained_peaks(values)
@@ -347,5 +345,5 @@ def _peaks(values: dict[str, Any]) -> list[tuple[str, float, float]]:
             learned_summaries="learned" in name,
         )
         tensors = 4 * 2 * record["tokens"] * record["heads"] * values["head_dim"]
-        rows.append((name, tensors + record["workspace_bytes"], tensors + workspace_bytes(plan, 2)))
+        rows.append((name, tensors + record["workspace_bytes"], tensors + workspace_bytes(plan, plan.num_heads, 2)))
     return rows

@@ -11,20 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from freqformer.buffers import SELECTION_QUERIES, power_of_two, selection_slots
 from freqformer.config import Band
 from freqformer.grid import TILE_SLOTS
 from freqformer.plan import AttentionPlan
 from freqformer.routing.statistics import STATISTIC_TILES
 from freqformer.simulate.beside import prefixed, split_stages
 from freqformer.simulate.calibration import Calibration
-from freqformer.simulate.counts import SCORE_BYTES, STATISTIC_BYTES, LayerCounts, StageCounts, band_counts
+from freqformer.simulate.counts import LayerCounts, StageCounts, band_counts
 from freqformer.simulate.hardware import Hardware
 from freqformer.simulate.schedule import makespan
 
 REFERENCE_CHANNELS = 128
 """The head_dim at which attention rates are measured."""
-SELECTION_QUERIES = 16
-"""Query tiles whose best key tiles one work item of the selection finds."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,8 @@ class Machine:
         if "selection" in stages:
             times["selection"] = self._selection(plan, stages["selection"], parts)
         if "router" in stages:
-            items = sum(count for _, count in bands) * min(plan.layout.num_tiles, STATISTIC_TILES)
-            times["router"] = self._router(stages["router"], items, parts)
+            heads = sum(count for _, count in bands)
+            times["router"] = self._router(stages["router"], heads * min(plan.layout.num_tiles, STATISTIC_TILES), parts)
         return {name: times[name] for name in stages}
 
     def dense(self, counts: LayerCounts, head_dim: int) -> StageTime:
@@ -141,9 +140,8 @@ class Machine:
         """Blocks of 16 query tiles, each against all key tiles, dealt to the processors like attention's work items."""
         tiles, achieved = plan.layout.num_tiles, self.calibration
         # A block's scores are searched padded to a power of two.
-        padded = 1 << (tiles - 1).bit_length()
-        fit = max(1, SCORE_BYTES // (SELECTION_QUERIES * padded * STATISTIC_BYTES))
-        slots = min(round(self.hardware.processors * achieved.attention_slots), fit)
+        padded = power_of_two(tiles)
+        slots = min(round(self.hardware.processors * achieved.attention_slots), selection_slots(tiles))
         rate = self.hardware.vector_flops * achieved.selection_rate / (self.hardware.processors * achieved.attention_slots)
         seconds = 2 * SELECTION_QUERIES * plan.head_dim * (padded + achieved.selection_item_tiles) / rate
         rows = stage.flops / (2 * tiles**2 * plan.head_dim)
@@ -156,6 +154,8 @@ class Machine:
 
     def _router(self, stage: StageCounts, items: int, parts: int) -> StageTime:
         """Sampled tiles of every head, dealt to the processors like attention's work items."""
+        if stage.launches == 1:  # of the timestep alone: nothing is sampled
+            return self.stage(stage, self.hardware.vector_flops, self.calibration.elementwise_bandwidth)
         achieved = self.calibration
         slots = round(self.hardware.processors * achieved.attention_slots)
         seconds = stage.executed / items * slots / (self.hardware.matrix_flops * achieved.router_rate)

@@ -17,8 +17,8 @@ from freqformer.simulate.beside import BRANCHES, with_low_beside
 from freqformer.simulate.counts import layer_counts
 from freqformer.simulate.profiles import ProfileError, check_whole
 from freqformer.simulate.roofline import Machine, working_set
-from freqformer.simulate.scenarios import Result
 from freqformer.simulate.shapes import ModelShape
+from freqformer.simulate.simulation import Result
 
 Balance = Literal["naive", "balanced"]
 """Heads on GPUs: in order, or the most costly first onto the least loaded GPU; numbers of heads differ by one at most."""
@@ -152,14 +152,17 @@ def _calls(result: Result) -> int:
 def _slowest(result: Result, groups: list[list[int]], split: int) -> tuple[float, float]:
     """Seconds of an attention layer on the busiest GPU, and its load over the mean."""
     machine, size = result.scenario.machine, result.scenario.machine.hardware.element_size
-    live = "router" in result.stages
+    if result.scenario.runs_dense:
+        loads = [len(group) for group in groups]
+        busiest = max(loads)
+        return result.dense_stage.seconds * busiest / len(result.allocation) / split, busiest * len(loads) / sum(loads)
     times: dict[tuple, float] = {}
     loads = []
     for group in groups:
         key = tuple(sorted(group))
         if key not in times:
-            counts = layer_counts(result.plan, key, element_size=size, live_router=live)
-            if result.scenario.low_beside:
+            counts = layer_counts(result.plan, key, element_size=size, router=result.scenario.router)
+            if result.scenario.has_low_branch:
                 counts = with_low_beside(counts, result.plan, len(key), element_size=size)
             times[key] = sum(stage.seconds for stage in machine.layer(result.plan, key, counts, parts=split).values())
         loads.append(times[key])
@@ -171,11 +174,11 @@ def _communication(result: Result, links: _Links, ulysses: int, split: int) -> t
     model, size = result.scenario.model, result.scenario.machine.hardware.element_size
     tokens = result.scenario.tokens + model.joint_text_tokens
     plain = 4 * tokens * model.width * size / (ulysses * split) * (ulysses - 1) / ulysses
-    gates = BRANCHES / (4 * model.head_dim) if result.scenario.low_beside else 0.0
+    gates = BRANCHES / (4 * model.head_dim) if result.scenario.has_low_branch else 0.0
     sent = plain * (1 + gates)
     pair = 2 * model.head_dim * size / ulysses
     banded = sum(_foreign_keys(result.plan, Band(band), tokens, split) for band in result.allocation)
-    if result.scenario.low_beside:
+    if result.scenario.has_low_branch:
         banded += len(result.allocation) * _foreign_keys(result.plan, Band.LOW, tokens, split)
     gathered = [rows * pair for rows in (banded, model.heads * tokens * (split - 1) / split)]
     # q, k, v and the output are four messages, gates one; keys and values two, those of both calls together.

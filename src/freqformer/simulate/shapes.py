@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from freqformer.grid import Grid
-from freqformer.simulate.profiles import ProfileError, check_number, check_whole, read_profile, record
+from freqformer.simulate.profiles import ProfileError, check_number, check_whole, read_profile, record, shown
 
 TextStyle = Literal["none", "cross", "joint-separate", "joint-shared"]
 """How text enters a block: not at all; by cross-attention; as tokens of the self-attention with their own weights, or
@@ -31,7 +31,7 @@ class BlockGroup:
         check_whole("count", self.count, 1, 10_000)
         check_whole("ffn", self.ffn, 1, 1 << 20)
         if self.text not in get_args(TextStyle):
-            raise ProfileError(f"text is {self.text!r}; choose one of {', '.join(get_args(TextStyle))}")
+            raise ProfileError(f"text is {shown(self.text)}; choose one of {', '.join(get_args(TextStyle))}")
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ class ModelShape:
         for name in ("patch", "vae"):
             value = getattr(self, name)
             if not isinstance(value, tuple | list) or len(value) != 3:
-                raise ProfileError(f"{name} is {value!r}; three whole numbers (time, height, width) are allowed")
+                raise ProfileError(f"{name} is {shown(value)}; three whole numbers (time, height, width) are allowed")
             for side in value:
                 check_whole(name, side, 1, 1024)
             object.__setattr__(self, name, tuple(value))
-        object.__setattr__(self, "resolutions", {name: tuple(size) for name, size in self.resolutions.items()})
+        object.__setattr__(self, "resolutions", _checked_resolutions(self.resolutions))
         check_whole("heads", self.heads, 1, 4096)
         check_whole("head_dim", self.head_dim, 1, 4096)
         check_whole("text_tokens", self.text_tokens, 0, 1 << 20)
@@ -119,8 +119,10 @@ class ModelShape:
         Raises:
             ProfileError: for an unknown name, or one that does not divide into latents and patches.
         """
-        if resolution not in self.resolutions:
-            raise ProfileError(f"resolution is {resolution!r}; {self.name} has {', '.join(self.resolutions)}: choose one")
+        if not isinstance(resolution, str) or resolution not in self.resolutions:
+            raise ProfileError(
+                f"resolution is {shown(resolution)}; {self.name} has {', '.join(self.resolutions)}: choose one"
+            )
         rows, columns = self.resolutions[resolution]
         for name, extent, side in (("rows", rows, 1), ("columns", columns, 2)):
             step = self.vae[side] * self.patch[side]
@@ -178,6 +180,20 @@ class ModelShape:
         return replace(self, heads=self.width // head_dim, head_dim=head_dim)
 
 
+def _checked_resolutions(value: Any) -> dict[str, tuple[int, int]]:
+    """Resolutions as tuples; ProfileError unless it is an object of pairs of whole numbers."""
+    sizes = list(value.values()) if isinstance(value, dict) else [None]
+    pairs = all(isinstance(size, list | tuple) and len(size) == 2 for size in sizes)
+    if not sizes or not pairs:
+        raise ProfileError(
+            f"resolutions is {shown(value)}; an object of names, each with rows and columns of pixels, is allowed"
+        )
+    for name, size in value.items():
+        for side in size:
+            check_whole(f"resolutions, {name}", side, 1, 1 << 16)
+    return {name: (size[0], size[1]) for name, size in value.items()}
+
+
 def load_model(name: str | Path) -> ModelShape:
     """The model shape of this name, or of a JSON file.
 
@@ -188,6 +204,6 @@ def load_model(name: str | Path) -> ModelShape:
     groups = values.get("blocks")
     if isinstance(groups, list) and all(isinstance(group, dict) for group in groups):
         values["blocks"] = tuple(record(BlockGroup, group, f"{short}, blocks") for group in groups)
-    elif groups is not None:
-        raise ProfileError(f"profile {short}: blocks is {groups!r}; a list of objects is allowed")
+    elif "blocks" in values:
+        raise ProfileError(f"profile {short}: blocks is {shown(groups)}; a list of objects is allowed")
     return record(ModelShape, values, short, name=short)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from freqformer import buffers
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 
@@ -64,7 +65,7 @@ def test_common_head_dims(head_dim: int, dtype: torch.dtype) -> None:
 
 
 def test_split_text_queries_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "TEXT_PART_TILES", 1)
+    monkeypatch.setattr(buffers, "TEXT_PART_TILES", 1)
     case = make_case(Grid(4, 8, 24), SMALL, bands=EVERY_BAND, head_dim=16, text=5, masked=True)
     assert launch.text_parts(case.plan.layout.num_tiles) > 1
     check_case(case, run(case), {})

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from freqformer import buffers
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.plan import AttentionPlan, build_plan
@@ -94,13 +95,13 @@ def test_few_programs_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan()
     sums = torch.randn(3, 3, 48, 16)
     wanted, wanted_bias = select(sums, plan, 5)
-    monkeypatch.setattr(launch, "PROGRAMS", 2)
+    monkeypatch.setattr(buffers, "SELECTION_PROGRAMS", 2)
     monkeypatch.setattr(launch, "GROUP_SCORES", 64)
     lists, bias = select(sums, plan, 5)
     assert torch.equal(lists, wanted)
     assert torch.equal(bias, wanted_bias)
-    monkeypatch.setattr(launch, "SCRATCH_BYTES", 1)
-    assert launch.scratch_bytes(3, 48) == 16 * 64 * 4
+    monkeypatch.setattr(buffers, "SCORE_BYTES", 1)
+    assert buffers.score_bytes(3, 48) == 16 * 64 * 4
 
 
 def test_operator_checks() -> None:

@@ -8,9 +8,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from freqformer.buffers import KeyLayout, key_layout
 from freqformer.config import Band
 from freqformer.grid import TILE_SLOTS
-from freqformer.ops.key_layout import KeyLayout, key_layout
 from freqformer.plan import AttentionPlan
 
 

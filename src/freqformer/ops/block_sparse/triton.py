@@ -15,13 +15,10 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from freqformer.buffers import text_parts
 from freqformer.ops.block_sparse.tables import LaunchTables
 from freqformer.ops.block_sparse.triton_kernel import attention_kernel, join_text_kernel
 
-TEXT_PART_TILES = 64
-"""Least key tiles of one part of a text query's list, and"""
-TEXT_PARTS = 16
-"""most parts: they run beside each other, and their float32 results wait in scratch memory."""
 JOIN_ROWS = 16
 """Text queries that one program joins."""
 LOG2_E = 1.4426950408889634
@@ -202,11 +199,6 @@ def _block_sparse_attention(
 @_block_sparse_attention.register_fake
 def _(query, key, value, allocation, order, static, given, text_mask, raster, segments, sizes):
     return _outputs(query, static[-1], sizes[0], sizes[4])
-
-
-def text_parts(tiles: int) -> int:
-    """Parts that a text query's list of all key tiles is split into."""
-    return max(1, min(TEXT_PARTS, tiles // TEXT_PART_TILES))
 
 
 def _outputs(query: Tensor, low_bias: Tensor, heads: int, backward: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from freqformer.buffers import PAD
 from freqformer.config import Band
 from freqformer.ops.block_sparse.tables import LaunchTables
 from freqformer.ops.block_sparse.transposed import key_task_order, transpose_lists, transposed_tables
@@ -21,7 +22,6 @@ from freqformer.ops.block_sparse.triton import LOG2_E, AttentionBuffers, MidList
 from freqformer.ops.block_sparse.triton_backward_extras import extra_grads_kernel, join_extra_grads_kernel
 from freqformer.ops.block_sparse.triton_backward_keys import video_grads_kernel
 from freqformer.ops.block_sparse.triton_backward_queries import gather_grads_kernel, query_grads_kernel
-from freqformer.ops.key_layout import PAD
 
 GATHER_ROWS = 32
 JOIN_ROWS = 32

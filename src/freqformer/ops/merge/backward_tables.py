@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from freqformer.bands import interpolation_matrix, low_grid, low_samples, synthesis_matrix
+from freqformer.buffers import power_of_two
 from freqformer.ops.merge.tables import Axis, tile_matrices, tile_places
-from freqformer.ops.tile_matrices import padded, parts, power_of_two
+from freqformer.ops.tile_matrices import padded, parts
 from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import AttentionPlan
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from freqformer.bands import interpolation_matrix, low_grid, low_samples, synthesis_matrix
+from freqformer.buffers import power_of_two
 from freqformer.grid import Extents, TileLayout
-from freqformer.ops.tile_matrices import TileClasses, kron, padded, parts, power_of_two, tile_classes
+from freqformer.ops.tile_matrices import TileClasses, kron, padded, parts, tile_classes
 from freqformer.plan import AttentionPlan
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from freqformer.bands import analysis_matrix, band_masks, dct_matrix, low_grid, low_samples
-from freqformer.ops.key_layout import KeyLayout, key_layout
-from freqformer.ops.tile_matrices import TileClasses, kron, padded, parts, power_of_two, tile_classes
+from freqformer.buffers import KeyLayout, key_layout, power_of_two
+from freqformer.ops.tile_matrices import TileClasses, kron, padded, parts, tile_classes
 from freqformer.plan import AttentionPlan
 
 

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from freqformer.ops.key_layout import PAD
+from freqformer.buffers import PAD, power_of_two
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.prologue.tables import PrologueTables
 from freqformer.ops.prologue.triton_finish import finish_rows
 from freqformer.ops.prologue.triton_prepare import prepare_tiles
-from freqformer.ops.tile_matrices import power_of_two
 from freqformer.ops.tokens import TokenOrder
 
 FEATURES = ("full", "values", "gains", "strict")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from freqformer.buffers import power_of_two
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, TokenOrder
-from freqformer.ops.tile_matrices import power_of_two
 from freqformer.routing.statistics import TileSample, tile_sample
 from freqformer.tracing import constant_result
 

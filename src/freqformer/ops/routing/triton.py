@@ -14,12 +14,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from freqformer.buffers import power_of_two
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, TokenOrder
 from freqformer.ops.routing.reference import Features, Inputs, Norms
 from freqformer.ops.routing.tables import sample_tables
 from freqformer.ops.routing.triton_kernel import VALUES, score_heads, sum_tiles
-from freqformer.ops.tile_matrices import power_of_two
 from freqformer.routing import RoutingNetwork
 from freqformer.routing.network import FASTEST, STATISTIC_SCALE
 from freqformer.routing.statistics import FLOOR, NUM_STATISTICS, statistics_of_means

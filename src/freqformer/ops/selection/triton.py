@@ -10,19 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from freqformer.buffers import SELECTION_QUERIES as QUERIES
+from freqformer.buffers import power_of_two, selection_programs
 from freqformer.ops.selection.triton_kernel import select_tiles
-from freqformer.ops.tile_matrices import power_of_two
 
-QUERIES = 16
-"""Query tiles of one block: the least that a tensor core takes."""
 KEYS = 64
 """Key tiles whose scores are computed at once."""
 CHANNELS = 32
 """Channels that are multiplied at once: the parts of their numbers take many registers."""
-SCRATCH_BYTES = 1 << 27
-"""Most bytes of tile scores held at once."""
-PROGRAMS = 528
-"""Programs that share the work: four on each of 132 multiprocessors."""
 GROUP_SCORES = 8192
 """Scores of query tiles whose thresholds are sought at once: 64 registers of each of 128 threads."""
 CELL_STEP = 4
@@ -63,7 +58,7 @@ def _select_tiles(
 ) -> tuple[Tensor, Tensor]:
     lists, bias = _outputs(sums, cells, count)
     _, rows, tiles, head_dim = sums.shape
-    side, programs = power_of_two(tiles), _programs(rows, tiles)
+    side, programs = power_of_two(tiles), selection_programs(rows, tiles)
     select_tiles[(programs,)](
         sums,
         bands,
@@ -85,17 +80,6 @@ def _select_tiles(
         num_stages=2,  # pyright: ignore[reportCallIssue]
     )
     return lists, bias
-
-
-def _programs(rows: int, tiles: int) -> int:
-    """Programs that share the work, each with its own scratch."""
-    fit = SCRATCH_BYTES // (4 * QUERIES * power_of_two(tiles))
-    return max(1, min(rows * -(-tiles // QUERIES), PROGRAMS, fit))
-
-
-def scratch_bytes(rows: int, tiles: int) -> int:
-    """Bytes of tile scores held at once."""
-    return _programs(rows, tiles) * QUERIES * power_of_two(tiles) * 4
 
 
 @_select_tiles.register_fake

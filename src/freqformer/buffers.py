@@ -1,0 +1,120 @@
+"""What the fused path holds between its launches, from the plan alone.
+
+The launches allocate by these figures and the cost model counts by them, so that both say the same; no kernel is imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from freqformer.grid import TILE_SLOTS
+from freqformer.plan import AttentionPlan
+
+PAD = TILE_SLOTS
+"""Zero rows behind every segment: a block that starts in a segment may read this far behind its end."""
+
+
+@dataclass(frozen=True)
+class KeyLayout:
+    """First row of every segment of the key and value buffers (R, rows, D), -1 for a segment that doesn't exist.
+
+    The order is [video | low | low summaries | mid summaries | high summaries | text | exact video], each followed by
+    `PAD` zero rows. Video tokens are in tile order and start at 0.
+    """
+
+    low: int
+    low_summaries: int
+    mid_summaries: int
+    high_summaries: int
+    text: int
+    exact: int
+    """Video keys and values with all bands in MID and HIGH rows, for their text queries; 0 where the video segment holds
+    them. LOW and DENSE rows always hold them in the video segment, and leave this one unread."""
+    rows: int
+    """Rows of the buffers, pads included."""
+
+    @property
+    def offsets(self) -> tuple[int, int, int, int, int, int]:
+        """The six offsets, in order."""
+        return (self.low, self.low_summaries, self.mid_summaries, self.high_summaries, self.text, self.exact)
+
+
+def key_layout(plan: AttentionPlan) -> KeyLayout:
+    """The layout of a plan's key and value buffers."""
+    video, cells, text = plan.layout.grid.num_tokens, plan.cells.num_cells, plan.num_text_tokens
+    learned = cells if plan.learned_summaries else 0
+    # Band features other than full leave MID and HIGH rows without the exact keys that text queries see.
+    exact = video if text and plan.config.band_features != "full" else 0
+    offsets, end = [], video + PAD
+    for length in (plan.num_low_tokens, cells, learned, learned, text, exact):
+        offsets.append(end if length else -1)
+        end += length + PAD if length else 0
+    offsets[-1] = max(offsets[-1], 0)
+    return KeyLayout(*offsets, rows=end)
+
+
+SELECTION_QUERIES = 16
+"""Query tiles of one block of the selection: the least that a tensor core takes."""
+SELECTION_PROGRAMS = 528
+"""Programs that share the selection: four on each of 132 multiprocessors."""
+SCORE_BYTES = 1 << 27
+"""Most bytes of tile scores held at once."""
+TEXT_PART_TILES = 64
+"""Least key tiles of one part of a text query's list, and"""
+TEXT_PARTS = 16
+"""most parts: they run beside each other, and their float32 results wait in scratch memory."""
+STATISTIC_BYTES = 4
+"""Sums over tiles, scores, lists and log-sum-exps are 32 bits wide, whatever the type of the features."""
+
+
+def power_of_two(size: int, least: int = 16) -> int:
+    """The smallest power of two that is at least `size` and `least`: the side of a block in a kernel."""
+    return max(least, 1 << (size - 1).bit_length())
+
+
+def selects_tiles(plan: AttentionPlan) -> bool:
+    """Whether the tiles of MID heads are chosen by data: the pattern is top-k and leaves some tiles out."""
+    return plan.mid_lists is None and plan.mid_capacity < plan.layout.num_tiles
+
+
+def selection_slots(tiles: int) -> int:
+    """Blocks of the selection whose scores of `tiles` tiles fit into the scratch memory at once, one at least."""
+    return max(1, SCORE_BYTES // (STATISTIC_BYTES * SELECTION_QUERIES * power_of_two(tiles)))
+
+
+def selection_programs(rows: int, tiles: int) -> int:
+    """Programs that share the selection of `rows` heads over `tiles` tiles, each with its own scratch."""
+    return min(rows * -(-tiles // SELECTION_QUERIES), SELECTION_PROGRAMS, selection_slots(tiles))
+
+
+def score_bytes(rows: int, tiles: int) -> int:
+    """Bytes of tile scores that the selection holds at once."""
+    return selection_programs(rows, tiles) * SELECTION_QUERIES * power_of_two(tiles) * STATISTIC_BYTES
+
+
+def text_parts(tiles: int) -> int:
+    """Parts that a text query's list of all key tiles is split into."""
+    return max(1, min(TEXT_PARTS, tiles // TEXT_PART_TILES))
+
+
+def workspace_bytes(plan: AttentionPlan, rows: int, element_size: int) -> int:
+    """Bytes that one call holds beside query, key, value and output, all at once.
+
+    Args:
+        plan: the plan of the call.
+        rows: samples times heads; of some of the plan's heads, where others are elsewhere, those.
+        element_size: bytes of an element of the query.
+    """
+    width, tiles, cells = plan.head_dim, plan.layout.num_tiles, plan.cells.num_cells
+    tokens, selects = plan.layout.grid.num_tokens + plan.num_text_tokens, selects_tiles(plan)
+    # Queries, keys and values in tile order, outputs of low tokens, and log-sum-exps.
+    vectors = tokens + 2 * key_layout(plan).rows + plan.num_low_tokens
+    held = rows * vectors * width * element_size + rows * tokens * STATISTIC_BYTES
+    if selects or cells:
+        held += 3 * rows * tiles * width * STATISTIC_BYTES
+    if selects:
+        held += rows * tiles * (plan.mid_capacity + cells) * STATISTIC_BYTES + score_bytes(rows, tiles)
+    parts = text_parts(tiles)
+    if parts > 1:
+        held += rows * parts * plan.num_text_tokens * (width + 1) * STATISTIC_BYTES
+    return held
