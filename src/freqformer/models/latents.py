@@ -64,7 +64,7 @@ def decode(latents: Tensor, vae: Any) -> Tensor:
     shape = (1, -1, 1, 1, 1)
     latents = latents / (config.get("scaling_factor") or 1.0)
     # LTX keeps the statistics as buffers, the others in the config.
-    buffers = dict(vae.named_buffers(recurse=False))
+    buffers = _own_buffers(vae)
     std, mean = (buffers.get(name, config.get(name)) for name in ("latents_std", "latents_mean"))
     if std is not None:
         latents = latents * torch.as_tensor(std).to(latents).view(shape)
@@ -75,3 +75,12 @@ def decode(latents: Tensor, vae: Any) -> Tensor:
         # LTX's decoder can denoise; at timestep 0 it takes latents as clean.
         options["temb"] = latents.new_zeros(latents.shape[0], dtype=vae.dtype)
     return vae.decode(latents.to(vae.dtype), return_dict=False, **options)[0]
+
+
+def _own_buffers(vae: Any) -> dict[str, Tensor]:
+    """The buffers of the VAE itself; offloaded ones come as they do before its own forward pass."""
+    buffers = dict(vae.named_buffers(recurse=False))
+    if any(buffer.is_meta for buffer in buffers.values()) and hasattr(vae, "_hf_hook"):
+        vae._hf_hook.pre_forward(vae)
+        buffers = dict(vae.named_buffers(recurse=False))
+    return buffers
