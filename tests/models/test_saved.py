@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file, save_file
+from tests.support.damaged_folders import damage
 
 from freqformer import FreqFormerPipeline, FreqFormerTransformer3DModel
 from freqformer._files import MANIFEST_NAME
@@ -147,14 +149,58 @@ def test_sizes_are_those_of_the_weights(fields: dict[str, Any], message: str, fo
             load()
 
 
+def make_vae() -> Any:
+    statistics = {"latents_mean": [0.1] * 3, "latents_std": [1.0, 2.0, 1.0]}
+    return AutoencoderKLWan(base_dim=3, z_dim=3, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **statistics)
+
+
+def test_a_vae_without_all_of_its_weights_is_refused(tmp_path: Path) -> None:
+    make_saved(tmp_path, make_vae())
+    weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["decoder.conv_in.bia"] = tensors.pop("decoder.conv_in.bias")
+    save_file(tensors, weights)
+    with pytest.raises(ValueError, match=r"1 are missing \['decoder\.conv_in\.bias'\] and 1 unknown"):
+        FreqFormerPipeline.from_pretrained(tmp_path)
+
+
+def test_what_a_vae_cannot_decode_is_said(tmp_path: Path) -> None:
+    make_saved(tmp_path, make_vae())
+    pipeline = FreqFormerPipeline.from_pretrained(tmp_path)
+    pipeline.vae.register_to_config(patch_size=-1)
+    with pytest.raises(ValueError, match=r"vae, a AutoencoderKLWan, can't decode latents of shape \(1, 3, 2, 2, 2\)"):
+        pipeline(5, 16, 16, num_inference_steps=1)
+
+
+@pytest.mark.parametrize("with_vae", [False, True])
+def test_damaged_folders_give_typed_errors_that_name_them(with_vae: bool, tmp_path: Path) -> None:
+    """A part of the fuzzing: what once failed was among the kinds of damage that `damage` draws from."""
+    whole = make_saved(tmp_path / "whole", make_vae() if with_vae else None)
+    messages = []
+    for seed in range(60 if not with_vae else 20):
+        folder = Path(shutil.copytree(whole, tmp_path / f"copy-{seed}"))
+        damage(folder, seed)
+        try:
+            FreqFormerPipeline.from_pretrained(folder)(5, 16, 16, num_inference_steps=1)
+        except (ValueError, OSError) as error:
+            messages.append(str(error))
+        shutil.rmtree(folder, ignore_errors=True)
+    assert len(messages) > 10
+    assert all("/copy-" in message for message in messages)
+
+
 def test_sizes_of_a_vae_are_bounded(tmp_path: Path) -> None:
-    vae = AutoencoderKLWan(base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
-    make_saved(tmp_path, vae)
+    make_saved(tmp_path, make_vae())
     assert FreqFormerPipeline.from_pretrained(tmp_path).vae is not None
     path = tmp_path / "vae" / "config.json"
     whole = path.read_text()
     for field, value, message in (
         ("num_res_blocks", 10**6, r"vae/config\.json: num_res_blocks holds 1000000; \d+ at most is allowed"),
+        ("scale_factor_temporal", 0, "vae has temporal_compression_ratio=0; integers from 1 to 1024"),
+        ("scale_factor_spatial", 2.5, r"spatial_compression_ratio=2\.5"),
+        ("z_dim", 2, "vae"),
+        ("latents_mean", [0.0, 1.0], r"vae has latents_mean=\[0\.0, 1\.0\] of 2; 3 numbers are allowed"),
+        ("latents_std", [1.0, 0.0, 1.0], "vae has latents_std"),
         ("base_dim", 10**12, r"base_dim holds 1000000000000; 1048576 at most"),
         ("latents_mean", [float("nan")], r"vae/config\.json can't be read \(a number that is not finite\)"),
     ):

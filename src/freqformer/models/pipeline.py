@@ -15,9 +15,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
-from freqformer.models.latents import compression_ratios, decode, latent_size
+from freqformer.models.latents import check_latents, compression_ratios, decode, latent_size
 from freqformer.models.loading import align_parameters, readable, vouch
-from freqformer.models.saved import HUB_ARGUMENTS, check_arguments, check_pipeline_folder, check_schedule
+from freqformer.models.saved import HUB_ARGUMENTS, check_arguments, check_pipeline_folder, check_schedule, check_vae_weights
 from freqformer.models.transformer import FreqFormerTransformer3DModel
 
 OutputType = Literal["pt", "uint8", "np", "pil", "latent"]
@@ -78,6 +78,7 @@ class FreqFormerPipeline(DiffusionPipeline):
         super().__init__()
         check_schedule(scheduler.config)
         compression_ratios(vae)
+        check_latents(vae, transformer.config["in_channels"])
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
         self.video_processor = VideoProcessor(do_resize=False)
 
@@ -103,6 +104,8 @@ class FreqFormerPipeline(DiffusionPipeline):
             if os.path.isdir(folder):
                 check_pipeline_folder(folder, {cls.__name__, "FreqFormerPipeline"}, passed)
             pipeline = super().from_pretrained(folder, **kwargs)
+            if pipeline.vae is not None and "vae" not in passed:
+                check_vae_weights(Path(folder) / "vae", pipeline.vae)
         if pipeline.vae is not None:
             align_parameters(pipeline.vae)
         return pipeline

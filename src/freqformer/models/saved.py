@@ -13,7 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from freqformer._files import FileError, read_json
+from freqformer.models.loading import check_complete
 
 INDEX_NAME = "model_index.json"
 CONFIG_NAME = "config.json"
@@ -33,6 +36,14 @@ HUB_ARGUMENTS = (
 )
 NUM_TRAIN_TIMESTEPS = 1000
 """Timesteps of pure noise, as diffusers' schedulers count them."""
+SWITCHES = (
+    "invert_sigmas",
+    "stochastic_sampling",
+    "use_beta_sigmas",
+    "use_exponential_sigmas",
+    "use_karras_sigmas",
+)
+"""Fields of a scheduler that are true or false."""
 MOST_SHIFT = 1000.0
 """Largest timestep shift; models have 1 to 17."""
 MOST_CHANNELS = 1 << 20
@@ -114,8 +125,14 @@ def check_schedule(config: Mapping[str, Any]) -> None:
             f"scheduler has num_train_timesteps={steps} and use_dynamic_shifting={dynamic}; "
             f"{NUM_TRAIN_TIMESTEPS} and False are allowed: set `shift` instead"
         )
+    for name in SWITCHES:
+        if not isinstance(config.get(name, False), bool | None):
+            raise ValueError(f"scheduler has {name}={config[name]!r}; true and false are allowed")
+    terminal = config.get("shift_terminal")
+    if terminal is not None and not (_is_number(terminal) and 0 <= terminal < 1):
+        raise ValueError(f"scheduler has shift_terminal={terminal!r}; null and numbers from 0 to below 1 are allowed")
     shift = config.get("shift", 1.0)
-    if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift <= MOST_SHIFT:
+    if not _is_number(shift) or not 0 < shift <= MOST_SHIFT:
         raise ValueError(f"scheduler has shift={shift!r}; numbers above 0 and up to {MOST_SHIFT:g} are allowed")
 
 
@@ -182,6 +199,16 @@ def check_vae_sizes(folder: Path) -> None:
                 raise FileError(f"{path}: {name} holds {number}; {most} at most is allowed: {REMEDY}")
 
 
+def check_vae_weights(folder: Path, vae: nn.Module) -> None:
+    """Refuse a loaded VAE some of whose weights its folder lacks; diffusers would leave them empty or random.
+
+    Raises:
+        ValueError: naming the folder and weights.
+    """
+    found, wanted = set(tensor_shapes(folder)), set(vae.state_dict())
+    check_complete(folder, {"missing_keys": wanted - found, "unexpected_keys": found - wanted})
+
+
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor in a folder's safetensors files, by name; nothing of it is loaded.
 
@@ -199,6 +226,10 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         except Exception as error:  # safetensors raises its own error, and what its parser raises
             raise FileError(f"{path} can't be loaded ({error}): {REMEDY}") from error
     return shapes
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _product(numbers: tuple[Any, ...]) -> int | None:
