@@ -112,11 +112,11 @@ def test_the_refiner_of_text_is_left_alone_and_two_streams_come_first(model: Any
     refiner = [block.attn.processor for block in model.context_embedder.token_refiner.refiner_blocks]
     bands = [[LOW, LOW], *[[DENSE, DENSE]] * 3]
     with enable_frequency_attention(model, make_table([bands])) as handle:
-        assert list(handle.originals) == ["transformer_blocks.0.attn"]
+        assert list(handle.layer_names) == ["transformer_blocks.0.attn"]
     with enable_frequency_attention(model, uniform(model, [LOW, LOW])) as handle:
         assert [block.attn.processor for block in model.context_embedder.token_refiner.refiner_blocks] == refiner
         assert not any(isinstance(processor, FrequencyProcessor) for processor in refiner)
-        assert list(handle.originals) == [
+        assert list(handle.layer_names) == [
             "transformer_blocks.0.attn",
             "transformer_blocks.1.attn",
             "single_transformer_blocks.0.attn",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from tests.support.enabled_models import (
     DENSE,
     HEADS,
@@ -22,6 +23,7 @@ from tests.support.enabled_models import (
     uniform,
 )
 
+from freqformer import FreqFormerTransformer3DModel
 from freqformer.integrations.diffusers import enable_frequency_attention
 
 LAYERS = 3
@@ -69,9 +71,65 @@ def test_timesteps_by_token_count_as_the_largest(model: Any) -> None:
         assert differs(call(model, by_token), before)
 
 
-def test_other_models_are_refused(model: Any) -> None:
-    with pytest.raises(ValueError, match=r"transformer is a Linear; WanTransformer3DModel, .* are allowed"):
-        enable_frequency_attention(torch.nn.Linear(1, 1), uniform(model, [LOW, HIGH]))
+class TwoExperts(DiffusionPipeline):
+    """As the pipelines of Wan 2.2 are."""
+
+    _optional_components: ClassVar[list[str]] = ["transformer_2"]
+
+    def __init__(self, transformer: Any, transformer_2: Any = None) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, transformer_2=transformer_2)
+
+
+def test_what_is_no_transformer_is_refused_with_the_remedy(model: Any) -> None:
+    table = uniform(model, [LOW, HIGH])
+    cases: tuple[tuple[Any, str], ...] = (
+        (torch.nn.Linear(1, 1), r"transformer is a Linear; WanTransformer3DModel, .* are allowed"),
+        (TwoExperts(model), r"is a TwoExperts, a pipeline; .* pass its transformer, pipeline\.transformer$"),
+        (TwoExperts(model, model), r"call it for each of pipeline\.transformer and pipeline\.transformer_2$"),
+        (TwoExperts(torch.nn.Linear(1, 1)), r"a pipeline; .* it holds none of them"),
+        (torch.nn.DataParallel(model), r"is a DataParallel, a parallel wrapper; .* pass its \.module"),
+        (torch.compile(model, backend="eager"), r"is a OptimizedModule, a compiled module; .* pass its \._orig_mod"),
+        (object.__new__(FreqFormerTransformer3DModel), r"own model takes a table by set_routing_table"),
+        (None, r"transformer is a NoneType"),
+    )
+    for wrong, message in cases:
+        with pytest.raises(ValueError, match=message):
+            enable_frequency_attention(wrong, table)  # type: ignore[arg-type]
+
+
+def test_wrong_options_are_refused_before_anything_changes(model: Any) -> None:
+    table = uniform(model, [LOW, HIGH])
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"table": table.config}, r"table is a FreqFormerConfig; a RoutingTable is allowed"),
+        ({"table": "table/"}, r"table is a str; .* RoutingTable\.load\(folder\)"),
+        ({"min_tokens": -1}, "min_tokens is -1; an integer >= 0"),
+        ({"min_tokens": 30e3}, r"min_tokens is 30000\.0"),
+        ({"min_tokens": True}, "min_tokens is True"),
+        ({"impl": "fast"}, "impl is 'fast'; choose one of auto"),
+    )
+    for wrong, message in cases:
+        with pytest.raises(ValueError, match=message):
+            enable_frequency_attention(model, **{"table": table, **wrong})
+    assert not model._forward_pre_hooks
+
+
+def test_one_timestep_serves_all_samples_and_what_is_missing_is_the_models_to_say(model: Any) -> None:
+    with enable_frequency_attention(model, uniform(model, [LOW, HIGH])):
+        after = call(model, (500.0, 500.0))
+        video = torch.randn(2, 4, *(SIZE[0], 2 * SIZE[1], 2 * SIZE[2]))
+        with pytest.raises(ValueError, match="for 2 samples; one number or one a sample"):
+            model(video, torch.tensor([1.0, 2.0, 3.0]), torch.randn(2, 7, 16))
+        with pytest.raises(TypeError, match="missing 1 required positional argument: 'timestep'"):
+            model(video, encoder_hidden_states=torch.randn(2, 7, 16))
+    torch.testing.assert_close(after[0], after[1])
+
+
+def test_several_gpus_are_refused_at_the_call(model: Any) -> None:
+    with enable_frequency_attention(model, uniform(model, [LOW, HIGH])):
+        model._parallel_config = object()
+        with pytest.raises(ValueError, match="parallel configuration, and frequency attention allows none"):
+            call(model)
 
 
 def test_fused_projections_are_refused_at_the_call(model: Any) -> None:

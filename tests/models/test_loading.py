@@ -38,15 +38,21 @@ def change(folder, name, old, new):
 
 DAMAGE = {
     "folder gone": (shutil.rmtree, "neither a valid local path"),
-    "no index": (lambda folder: (folder / "model_index.json").unlink(), "can't be loaded"),
+    "no index": (lambda folder: (folder / "model_index.json").unlink(), r"index\.json can't be read"),
     "index cut short": (lambda folder: (folder / "model_index.json").write_text("{"), r"json can't be read"),
-    "no config": (lambda folder: (folder / CONFIG).unlink(), "can't be loaded"),
+    "no config": (lambda folder: (folder / CONFIG).unlink(), r"config\.json can't be read"),
     "config cut short": (lambda folder: (folder / CONFIG).write_text("{"), r"json can't be read"),
-    "config out of range": (lambda folder: change(folder, CONFIG, '"head_dim": 8', '"head_dim": 7'), "head_dim 7"),
-    "config of a wider model": (lambda folder: change(folder, CONFIG, '"head_dim": 8', '"head_dim": 16'), "shape"),
+    "config out of range": (
+        lambda folder: change(folder, CONFIG, '"head_dim": 8', '"head_dim": 7'),
+        r"head_dim is 21, .*weights of another model with 24",
+    ),
+    "config of a wider model": (
+        lambda folder: change(folder, CONFIG, '"head_dim": 8', '"head_dim": 16'),
+        r"head_dim is 48, .* with 24",
+    ),
     "config of a deeper model": (
         lambda folder: change(folder, CONFIG, '"num_layers": 1', '"num_layers": 2'),
-        "weights of another model: 27 are missing",
+        r"config\.json: num_layers is 2, and the folder holds weights of another model with 1",
     ),
     "config of a dense model": (
         lambda folder: change(folder, CONFIG, '"attention": "frequency"', '"attention": "dense"'),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from itertools import pairwise
 
 import av
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
@@ -214,9 +217,18 @@ def test_the_progress_bar_counts_the_steps(capsys):
     ("options", "message"),
     [
         ({"height": 9}, "multiples of patch_size"),
-        ({"num_frames": 0}, "num_frames"),
+        ({"num_frames": 0}, "num_frames is 0; an integer >= 1"),
+        ({"num_frames": "5"}, "num_frames is '5'; an integer"),
+        ({"height": 8.0}, r"height is 8\.0; an integer"),
+        ({"width": None}, "width is None; an integer"),
+        ({"num_inference_steps": 2.5}, r"num_inference_steps is 2\.5"),
+        ({"batch_size": True}, "batch_size is True"),
+        ({"generator": 2**70}, r"generator is 1180591620717411303424; .* torch\.Generator\(\)\.manual_seed\(seed\)"),
+        ({"generator": [7]}, r"generator is \[7\]; a torch\.Generator, a list"),
+        ({"text": torch.zeros(1, 2, 3)}, r"text is a Tensor; \(embeddings, mask\) is allowed"),
+        ({"text": ("a cat", None)}, "text is a tuple"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
-        ({"batch_size": 0}, "batch_size 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
         ({"output_type": "gif"}, "output_type is 'gif'"),
     ],
 )
@@ -236,3 +248,26 @@ def test_what_cannot_generate_videos_is_refused():
     for size in ((6, 8, 8), (5, 10, 8), (5, 8, 0)):
         with pytest.raises(ValueError, match=r"num_frames = 4 \* k \+ 1 and multiples of 4"):
             latent_size(size, make_vae("ltx"))
+
+
+def test_copies_pickles_and_folders_of_a_pipeline_repeat_its_video(tmp_path):
+    pipeline = make_pipeline()
+    wanted = pipeline(**VIDEO, generator=seeded(), output_type="latent").frames
+    pipeline.save_pretrained(tmp_path)
+    for other in (
+        copy.deepcopy(pipeline),
+        pickle.loads(pickle.dumps(pipeline)),
+        FreqFormerPipeline.from_pretrained(tmp_path, device_map="balanced"),
+    ):
+        other.set_progress_bar_config(disable=True)
+        assert torch.equal(other(**VIDEO, generator=seeded(), output_type="latent").frames, wanted)
+
+
+@pytest.mark.parametrize("buffers", [False, True])
+def test_latents_are_decoded_by_an_offloaded_vae(buffers):
+    vae = make_vae("ltx")
+    pipeline = make_pipeline(vae, in_channels=4, patch_size=(1, 1, 1))
+    size = {"num_frames": 5, "height": 8, "width": 8, "num_inference_steps": 1, "output_type": "uint8"}
+    wanted = pipeline(**size, generator=seeded()).frames
+    cpu_offload(vae, execution_device=torch.device("cpu"), offload_buffers=buffers)
+    assert torch.equal(pipeline(**size, generator=seeded()).frames, wanted)

@@ -6,15 +6,22 @@ samples and every time.
 
 from __future__ import annotations
 
+import copy
+import pickle
+import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
+from torch.utils.checkpoint import checkpoint
 
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
-from freqformer.integrations.diffusers import FrequencyProcessor, enable_frequency_attention
+from freqformer.integrations.diffusers import FrequencyProcessor, disable_frequency_attention, enable_frequency_attention
 from freqformer.integrations.diffusers.enable import FAMILIES
 from freqformer.routing import RoutingTable
 
@@ -78,9 +85,17 @@ def bands_differ_from_dense_and_are_taken_back_without_a_trace(model: Any, call:
 
 
 def the_grid_of_the_call_reaches_every_layer(model: Any, call: Call) -> None:
+    seen = []
+
+    def look(layer: Any, *_: Any) -> None:
+        seen.append(layer.processor.current.get().grid)
+
     with enable_frequency_attention(model, uniform(model, [LOW, HIGH])):
+        hooks = [layer.register_forward_pre_hook(look) for layer in layers_of(model)]
         call(model)
-        assert [layer.processor.grid() for layer in layers_of(model)] == [Grid(*SIZE)] * len(layers_of(model))
+    assert seen == [Grid(*SIZE)] * len(layers_of(model))
+    for hook in hooks:
+        hook.remove()
 
 
 def bands_follow_layer_and_timestep_of_every_sample(model: Any, call: Call) -> None:
@@ -108,6 +123,36 @@ def lists_that_differ_between_buckets(model: Any, call: Call) -> None:
     torch.testing.assert_close(both[1], alone[1], rtol=1e-4, atol=1e-5)
 
 
+def dense_calls_run_the_models_own_attention(model: Any, call: Call) -> None:
+    """A bucket of DENSE heads costs what the model itself costs: its own processor, no banded launch."""
+    layers = len(layers_of(model))
+    table = make_table([[[LOW, HIGH]] * layers, [[DENSE] * HEADS] * layers])
+    before, mixed = call(model, (900.0,)), call(model, (900.0, 100.0, 800.0))
+    banded: list[int] = []
+    with enable_frequency_attention(model, table):
+        for layer in layers_of(model):
+            _count_banded(layer.processor, banded)
+        assert torch.equal(call(model, (900.0,)), before)
+        assert banded == []
+        low_noise = call(model, (100.0,))
+        assert banded == [1] * layers
+        after = call(model, (900.0, 100.0, 800.0))
+        assert banded == [1] * layers * 2
+    torch.testing.assert_close(after[[0, 2]], mixed[[0, 2]], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(after[1:2], low_noise, rtol=1e-4, atol=1e-5)
+    assert differs(after[1], mixed[1])
+
+
+def _count_banded(processor: FrequencyProcessor, sizes: list[int]) -> None:
+    own = processor.banded
+
+    def counted(attn: Any, share: Any, *given: Any) -> Any:
+        sizes.append(len(share.bands))
+        return own(attn, share, *given)
+
+    processor.banded = counted  # type: ignore[method-assign]
+
+
 def short_videos_run_the_models_own_attention(model: Any, call: Call) -> None:
     longer = (SIZE[0] + 1, *SIZE[1:])
     before = call(model)
@@ -123,6 +168,123 @@ def gradients_come_through(model: Any, call: Call) -> None:
     grads = [layer.to_q.weight.grad for layer in layers_of(model)]
     assert all(grad is not None and bool(grad.any()) for grad in grads)
     model.zero_grad()
+
+
+def swapped(model: Any) -> RoutingTable:
+    """Heads change places between two buckets of timesteps."""
+    layers = len(layers_of(model))
+    return make_table([[[HIGH, LOW]] * layers, [[LOW, HIGH]] * layers])
+
+
+def _grads(model: Any) -> list[torch.Tensor]:
+    return [torch.zeros(()) if x.grad is None else x.grad.clone() for x in model.parameters()]
+
+
+def checkpointed_layers_are_computed_again_in_their_own_call(model: Any, call: Call) -> None:
+    """Two forward passes at other timesteps, then one backward: inside the block, after it, and under another table."""
+    found = []
+    cases = ((None, False), (False, False), (False, True), (True, True))
+    for reentrant, late in cases:
+        if reentrant is not None:
+            model.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=reentrant))
+        own = model._gradient_checkpointing_func
+        model.zero_grad()
+        with enable_frequency_attention(model, swapped(model)):
+            loss = call(model, (900.0,)).square().mean() + call(model, (100.0,)).square().mean()
+            if not late:
+                loss.backward()
+        if late:
+            with enable_frequency_attention(model, uniform(model, [MID, MID])):
+                loss.backward()
+        assert not any(isinstance(layer.processor, FrequencyProcessor) for layer in layers_of(model))
+        assert model._gradient_checkpointing_func is own
+        found.append(_grads(model))
+    assert any(bool(grad.any()) for grad in found[0])
+    for other in found[1:]:
+        for grad, wanted in zip(other, found[0], strict=True):
+            torch.testing.assert_close(grad, wanted, rtol=1e-4, atol=1e-6)
+    model.disable_gradient_checkpointing()
+
+
+def layers_outside_a_call_are_refused(model: Any, call: Call) -> None:
+    """As where other tools than the model's own recompute activations: a wrong timestep would go unseen."""
+    first = layers_of(model)[0]
+    forward = first.forward
+    first.forward = lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    with enable_frequency_attention(model, swapped(model)):
+        loss = call(model).square().mean()
+        with pytest.raises(
+            ValueError, match=r"outside a forward pass of its transformer.* enable_gradient_checkpointing\(\)"
+        ):
+            loss.backward()
+    first.forward = forward
+    model.zero_grad()
+
+
+def failed_calls_leave_nothing_behind(model: Any, call: Call) -> None:
+    with enable_frequency_attention(model, swapped(model)):
+        for wrong in ((1200.0,), (-1.0,), (float("nan"),)):
+            with pytest.raises(ValueError, match=r"timestep is .*; one number or one a sample, from 0 \(clean\) to 1000"):
+                call(model, wrong)
+        last = layers_of(model)[-1]
+        hook = last.register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            call(model)
+        hook.remove()
+        assert last.processor.current.call is None
+
+
+def copies_and_pickles_are_enabled_and_independent(model: Any, call: Call) -> None:
+    plain = call(model)
+    handle = enable_frequency_attention(model, swapped(model))
+    enabled, names = call(model), handle.layer_names
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    handle.remove()
+    assert handle.layer_names == []
+    for other in copies:
+        assert len(names) == sum(isinstance(layer.processor, FrequencyProcessor) for layer in layers_of(other))
+        assert torch.equal(call(other), enabled)
+        assert torch.equal(call(model), plain)
+        disable_frequency_attention(other)
+        disable_frequency_attention(other)
+        assert torch.equal(call(other), plain)
+        assert not other._forward_pre_hooks
+        assert not other._forward_hooks
+        with enable_frequency_attention(other, swapped(other)):
+            assert torch.equal(call(other), enabled)
+
+
+def saving_writes_the_model_alone(model: Any, call: Call) -> None:
+    before = call(model)
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+        model.save_pretrained(first)
+        with enable_frequency_attention(model, swapped(model)):
+            model.save_pretrained(second)
+        files = sorted(path.name for path in Path(first).iterdir())
+        assert files == sorted(path.name for path in Path(second).iterdir())
+        assert all((Path(first) / name).read_bytes() == (Path(second) / name).read_bytes() for name in files)
+        loaded = type(model).from_pretrained(second).eval()
+    assert not any(isinstance(layer.processor, FrequencyProcessor) for layer in layers_of(loaded))
+    torch.testing.assert_close(call(loaded), before, rtol=1e-4, atol=1e-5)
+
+
+def offloaded_weights_come_when_they_are_needed(model: Any, call: Call) -> None:
+    with enable_frequency_attention(model, swapped(model)), torch.no_grad():
+        before = call(model)
+        cpu_offload(model, execution_device=torch.device("cpu"))
+        torch.testing.assert_close(call(model), before, rtol=1e-4, atol=1e-5)
+
+
+def options_of_the_layers_own_processor_reach_it(model: Any, call: Call) -> None:
+    own = layers_of(model)[0].processor
+    if not hasattr(own, "_attention_backend"):
+        assert not hasattr(type(own), "_parallel_config")
+        return
+    with enable_frequency_attention(model, swapped(model)):
+        model.set_attention_backend("_native_math")
+        assert own._attention_backend == "_native_math"
+    model.reset_attention_backend()
+    assert own._attention_backend is None
 
 
 def what_does_not_fit_is_refused(model: Any, call: Call) -> None:
@@ -147,6 +309,14 @@ def what_does_not_fit_is_refused(model: Any, call: Call) -> None:
 
 CHECKS = (
     dense_layers_keep_their_processor_to_the_last_bit,
+    dense_calls_run_the_models_own_attention,
+    checkpointed_layers_are_computed_again_in_their_own_call,
+    layers_outside_a_call_are_refused,
+    failed_calls_leave_nothing_behind,
+    copies_and_pickles_are_enabled_and_independent,
+    saving_writes_the_model_alone,
+    offloaded_weights_come_when_they_are_needed,
+    options_of_the_layers_own_processor_reach_it,
     heads_that_see_every_tile_are_dense_up_to_rounding,
     bands_differ_from_dense_and_are_taken_back_without_a_trace,
     the_grid_of_the_call_reaches_every_layer,

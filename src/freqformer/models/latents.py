@@ -5,12 +5,16 @@ Shape legend: B batch, C channels, F frames, H rows, W columns.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from freqformer.grid import Extents
+
+MOST_RATIO = 1024
+"""Largest compression of an axis by a VAE."""
 
 
 def compression_ratios(vae: Any) -> tuple[int, int]:
@@ -35,8 +39,44 @@ def compression_ratios(vae: Any) -> tuple[int, int]:
                 f"vae is a {type(vae).__name__} without {attribute}; video VAEs of diffusers are allowed, like "
                 "AutoencoderKLWan: an image VAE can't decode a video"
             )
-        ratios.append(int(ratio))
+        if isinstance(ratio, bool) or not isinstance(ratio, int) or not 1 <= ratio <= MOST_RATIO:
+            raise ValueError(f"vae has {attribute}={ratio!r}; integers from 1 to {MOST_RATIO} are allowed")
+        ratios.append(ratio)
     return (ratios[0], ratios[1])
+
+
+def check_latents(vae: Any, channels: int) -> None:
+    """Refuse a VAE whose latents aren't what the transformer predicts.
+
+    Args:
+        vae: or None, for a model of pixels.
+        channels: of the transformer's input and output.
+
+    Raises:
+        ValueError: for other channels, or statistics that are no numbers, one a channel.
+    """
+    if vae is None:
+        return
+    config = vae.config
+    coded = config.get("z_dim", config.get("latent_channels", channels))
+    if coded != channels:
+        raise ValueError(
+            f"vae has latents of {coded!r} channels and the transformer in_channels={channels}; the same number is "
+            "allowed: take the VAE that the transformer was trained with"
+        )
+    buffers = dict(vae.named_buffers(recurse=False))
+    for name, least in (("latents_mean", -math.inf), ("latents_std", 0.0)):
+        values = buffers[name].flatten().tolist() if name in buffers else config.get(name)
+        listed = values if isinstance(values, list | tuple) else [values]
+        if values is not None and not (len(listed) == channels and all(_is_number(x, least) for x in listed)):
+            raise ValueError(f"vae has {name}={listed[:4]} of {len(listed)}; {channels} numbers are allowed, one a channel")
+    factor = config.get("scaling_factor")
+    if factor is not None and not _is_number(factor, 0.0):
+        raise ValueError(f"vae has scaling_factor={factor!r}; a number above 0 is allowed")
+
+
+def _is_number(value: Any, above: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and above < value < math.inf
 
 
 def latent_size(size: Extents, vae: Any) -> Extents:
@@ -64,7 +104,7 @@ def decode(latents: Tensor, vae: Any) -> Tensor:
     shape = (1, -1, 1, 1, 1)
     latents = latents / (config.get("scaling_factor") or 1.0)
     # LTX keeps the statistics as buffers, the others in the config.
-    buffers = dict(vae.named_buffers(recurse=False))
+    buffers = _own_buffers(vae)
     std, mean = (buffers.get(name, config.get(name)) for name in ("latents_std", "latents_mean"))
     if std is not None:
         latents = latents * torch.as_tensor(std).to(latents).view(shape)
@@ -74,4 +114,21 @@ def decode(latents: Tensor, vae: Any) -> Tensor:
     if config.get("timestep_conditioning"):
         # LTX's decoder can denoise; at timestep 0 it takes latents as clean.
         options["temb"] = latents.new_zeros(latents.shape[0], dtype=vae.dtype)
-    return vae.decode(latents.to(vae.dtype), return_dict=False, **options)[0]
+    try:
+        return vae.decode(latents.to(vae.dtype), return_dict=False, **options)[0]
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"vae, a {type(vae).__name__}, can't decode latents of shape {tuple(latents.shape)} ({error}): its config.json "
+            "says something else than its weights, or it is damaged; save it again"
+        ) from error
+
+
+def _own_buffers(vae: Any) -> dict[str, Tensor]:
+    """The buffers of the VAE itself; offloaded ones come as they do before its own forward pass."""
+    buffers = dict(vae.named_buffers(recurse=False))
+    if any(buffer.is_meta for buffer in buffers.values()) and hasattr(vae, "_hf_hook"):
+        vae._hf_hook.pre_forward(vae)
+        buffers = dict(vae.named_buffers(recurse=False))
+    return buffers

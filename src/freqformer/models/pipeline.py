@@ -15,9 +15,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
-from freqformer.models.latents import compression_ratios, decode, latent_size
+from freqformer.models.latents import check_latents, compression_ratios, decode, latent_size
 from freqformer.models.loading import align_parameters, readable, vouch
-from freqformer.models.transformer import NUM_TRAIN_TIMESTEPS, FreqFormerTransformer3DModel
+from freqformer.models.saved import HUB_ARGUMENTS, check_arguments, check_pipeline_folder, check_schedule, check_vae_weights
+from freqformer.models.transformer import FreqFormerTransformer3DModel
 
 OutputType = Literal["pt", "uint8", "np", "pil", "latent"]
 
@@ -75,13 +76,9 @@ class FreqFormerPipeline(DiffusionPipeline):
         vae: Any = None,
     ) -> None:
         super().__init__()
-        config = scheduler.config
-        if config["num_train_timesteps"] != NUM_TRAIN_TIMESTEPS or config["use_dynamic_shifting"]:
-            raise ValueError(
-                f"scheduler has num_train_timesteps={config['num_train_timesteps']} and use_dynamic_shifting="
-                f"{config['use_dynamic_shifting']}; {NUM_TRAIN_TIMESTEPS} and False are allowed: set `shift` instead"
-            )
+        check_schedule(scheduler.config)
         compression_ratios(vae)
+        check_latents(vae, transformer.config["in_channels"])
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
         self.video_processor = VideoProcessor(do_resize=False)
 
@@ -89,12 +86,26 @@ class FreqFormerPipeline(DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
         """As diffusers' `DiffusionPipeline.from_pretrained`, from safetensors only; it repeats the saved one's videos.
 
+        Nothing that a folder or repository names is imported but classes of this library and of diffusers.
+
         Raises:
-            ValueError: for files that are missing, damaged, or of another model.
+            ValueError: for files that are missing, damaged, or of another model; for parts of other
+                classes, and for arguments that would run code from the folder.
         """
         place = os.fspath(pretrained_model_name_or_path)
+        check_arguments(kwargs)
+        kwargs |= {"use_safetensors": True}
+        passed = {name for name in ("transformer", "scheduler", "vae") if name in kwargs}
         with readable(place):
-            pipeline = super().from_pretrained(place, **(kwargs | {"use_safetensors": True}))
+            folder = place
+            if not os.path.isdir(place) and place.count("/") <= 1:  # a repository; other texts diffusers refuses
+                chosen = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+                folder = cls.download(place, use_safetensors=True, **chosen)
+            if os.path.isdir(folder):
+                check_pipeline_folder(folder, {cls.__name__, "FreqFormerPipeline"}, passed)
+            pipeline = super().from_pretrained(folder, **kwargs)
+            if pipeline.vae is not None and "vae" not in passed:
+                check_vae_weights(Path(folder) / "vae", pipeline.vae)
         if pipeline.vae is not None:
             align_parameters(pipeline.vae)
         return pipeline
@@ -135,19 +146,17 @@ class FreqFormerPipeline(DiffusionPipeline):
         """
         if output_type not in get_args(OutputType):
             raise ValueError(f"output_type is {output_type!r}; choose one of {', '.join(get_args(OutputType))}")
-        if num_inference_steps < 1 or batch_size < 1:
-            raise ValueError(
-                f"num_inference_steps is {num_inference_steps} and batch_size {batch_size}; from 1 up is allowed"
-            )
+        counts = {"num_frames": num_frames, "height": height, "width": width}
+        _check_counts(counts | {"num_inference_steps": num_inference_steps, "batch_size": batch_size})
+        _check_generator(generator)
+        embeddings, mask = _text_and_mask(text)
         size = latent_size((num_frames, height, width), self.vae)
         self.transformer.grid_for(size)  # refuses what the patch doesn't divide, before any work
         device, dtype = self._execution_device, self.transformer.dtype
         shape = (batch_size, self.transformer.config["in_channels"], *size)
         latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        embeddings, mask = (None, None) if text is None else text
-        if embeddings is not None:
-            embeddings = embeddings.to(device, dtype)
-            mask = None if mask is None else mask.to(device)
+        embeddings = None if embeddings is None else embeddings.to(device, dtype)
+        mask = None if mask is None else mask.to(device)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         # Without it the scheduler looks its place up on the host at every step.
         self.scheduler.set_begin_index(0)
@@ -169,3 +178,29 @@ class FreqFormerPipeline(DiffusionPipeline):
 
             return torch.stack([from_unit(clip) for clip in video])
         return self.video_processor.postprocess_video(video.float(), output_type=output_type)
+
+
+def _check_counts(counts: dict[str, Any]) -> None:
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} is {count!r}; an integer >= 1 is allowed")
+
+
+def _check_generator(generator: Any) -> None:
+    every = generator if isinstance(generator, list) else [generator]
+    if not all(one is None or isinstance(one, torch.Generator) for one in every):
+        raise ValueError(
+            f"generator is {generator!r}; a torch.Generator, a list of one a video, or None is allowed: "
+            "make it with torch.Generator().manual_seed(seed)"
+        )
+
+
+def _text_and_mask(text: Any) -> tuple[Tensor | None, Tensor | None]:
+    """The embeddings and the mask that `text` holds."""
+    if text is None:
+        return None, None
+    pair = tuple(text) if isinstance(text, tuple | list) else ()
+    if len(pair) != 2 or not isinstance(pair[0], Tensor) or not isinstance(pair[1], Tensor | None):
+        kind = type(text).__name__
+        raise ValueError(f"text is a {kind}; (embeddings, mask) is allowed, tensors, or None for the mask")
+    return pair[0], pair[1]

@@ -22,12 +22,11 @@ from freqformer.grid import Grid, tile_layout
 from freqformer.models.blocks import Conditions, TimestepModulation, TransformerBlock, modulate
 from freqformer.models.embeddings import patchify, place_waves, rotary_tables, unpatchify
 from freqformer.models.loading import align_parameters, check_complete, readable, vouch
+from freqformer.models.saved import NUM_TRAIN_TIMESTEPS, check_transformer_sizes
 from freqformer.ops.implementation import ImplChoice
 from freqformer.ops.tokens import TokenOrder, reorder
 from freqformer.routing import RouterTraining, RoutingTable
 
-NUM_TRAIN_TIMESTEPS = 1000
-"""Timesteps of pure noise, as diffusers' schedulers count them."""
 LEAST_NOISE = 0.05
 """Noise level below which a predicted clip's velocity is not divided further (arXiv 2511.13720)."""
 
@@ -124,7 +123,10 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
             ValueError: for files that are missing, damaged, or of another model.
         """
         place, report = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
+        folder = os.path.join(place, kwargs.get("subfolder") or "") if place is not None else ""
         with readable(place, kwargs.get("subfolder")):
+            if os.path.isdir(folder):
+                check_transformer_sizes(folder)
             kwargs |= {"output_loading_info": True, "use_safetensors": True}
             model, info = super().from_pretrained(place, **kwargs)  # type: ignore[misc]
         check_complete(place, info)

@@ -8,28 +8,28 @@ from torch import Tensor
 
 from freqformer.grid import Grid
 from freqformer.integrations.diffusers.joint import JointProcessor, project
-from freqformer.integrations.diffusers.processor import Family, block_layers
+from freqformer.integrations.diffusers.processor import Family, Share, layers_in
 
 
 class CogVideoXProcessor(JointProcessor):
     """The processor of one layer of CogVideoX."""
 
-    def __call__(
+    def banded(
         self,
         attn: Any,
+        share: Share,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        encoder_hidden_states: Tensor | None,
+        attention_mask: Tensor | None,
+        rotary: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
         """Video and text, each (B, N, C) -> the same, video tokens in raster order."""
-        if self.is_short():
-            return self.own(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        assert encoder_hidden_states is not None  # the model's own blocks pass text
         self.refuse(attention_mask)
         layers = ((attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k), attn.heads)
         # The model puts text first, frequency attention last: attention itself knows no order.
         video, text = self.attend_jointly(
-            project(hidden_states, *layers, image_rotary_emb), project(encoder_hidden_states, *layers)
+            share, project(hidden_states, *layers, rotary), project(encoder_hidden_states, *layers)
         )
         return attn.to_out[1](attn.to_out[0](video)), attn.to_out[1](attn.to_out[0](text))
 
@@ -42,7 +42,7 @@ def _grid(transformer: Any, given: dict[str, Any]) -> Grid:
 
 
 FAMILY = Family(
-    lambda transformer: block_layers(transformer, "transformer_blocks", "attn1"),
+    layers_in("transformer_blocks", "attn1"),
     _grid,
     CogVideoXProcessor,
     "CogVideoXAttnProcessor2_0",

@@ -8,31 +8,32 @@ from torch import Tensor
 
 from freqformer.grid import Grid
 from freqformer.integrations.diffusers.joint import JointProcessor, project
-from freqformer.integrations.diffusers.processor import Family, block_layers
+from freqformer.integrations.diffusers.processor import Family, Share, block_layers
 
 
 class HunyuanVideoProcessor(JointProcessor):
     """The processor of one layer of HunyuanVideo, of either kind."""
 
-    def __call__(
+    def banded(
         self,
         attn: Any,
+        share: Share,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        encoder_hidden_states: Tensor | None,
+        attention_mask: Tensor | None,
+        rotary: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
         """Video and text, each (B, N, C) -> the same, video tokens in raster order; the model's mask hides text alone."""
-        if self.is_short():
-            return self.own(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        assert encoder_hidden_states is not None  # the model's own blocks pass text
         self.refuse()
         two_streams = attn.add_q_proj is not None
         own = ((attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k))
         added = ((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), (attn.norm_added_q, attn.norm_added_k))
         video, text = self.attend_jointly(
-            project(hidden_states, *own, attn.heads, image_rotary_emb),
+            share,
+            project(hidden_states, *own, attn.heads, rotary),
             project(encoder_hidden_states, *(added if two_streams else own), attn.heads),
-            None if attention_mask is None else attention_mask[:, 0, 0, self.grid().num_tokens :],
+            None if attention_mask is None else attention_mask[:, 0, 0, share.grid.num_tokens :],
         )
         # With one stream the block itself projects what comes out.
         return (attn.to_out[1](attn.to_out[0](video)), attn.to_add_out(text)) if two_streams else (video, text)

@@ -8,7 +8,7 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
-from freqformer.integrations.diffusers.processor import FrequencyProcessor
+from freqformer.integrations.diffusers.processor import FrequencyProcessor, Share
 
 Tensors = tuple[Tensor, Tensor, Tensor]
 """Query, key and value."""
@@ -18,11 +18,13 @@ rotate: Callable[..., Tensor] = apply_rotary_emb  # type: ignore[assignment]  # 
 class JointProcessor(FrequencyProcessor):
     """The processor of one layer over video and text."""
 
-    def attend_jointly(self, video: Tensors, text: Tensors, text_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def attend_jointly(
+        self, share: Share, video: Tensors, text: Tensors, text_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(B, N, H, D) of the video, in raster order, and of the text -> (B, N, C) of each."""
         tensors = (torch.cat(pair, 1) for pair in zip(video, text, strict=True))
         num_text_tokens = text[0].shape[1]
-        out = self.attend(*tensors, num_text_tokens=num_text_tokens, text_mask=text_mask)
+        out = self.attend(share, *tensors, num_text_tokens=num_text_tokens, text_mask=text_mask)
         return out[:, :-num_text_tokens], out[:, -num_text_tokens:]
 
 

@@ -8,29 +8,28 @@ from diffusers.models.transformers.transformer_ltx import apply_rotary_emb
 from torch import Tensor
 
 from freqformer.grid import Grid
-from freqformer.integrations.diffusers.processor import Family, FrequencyProcessor, block_layers
+from freqformer.integrations.diffusers.processor import Family, FrequencyProcessor, Share, layers_in
 
 
 class LTXProcessor(FrequencyProcessor):
     """The processor of one self-attention layer of LTX-Video."""
 
-    def __call__(
+    def banded(
         self,
         attn: Any,
+        share: Share,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        encoder_hidden_states: Tensor | None,
+        attention_mask: Tensor | None,
+        rotary: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         """(B, N, C) -> (B, N, C), tokens in raster order."""
-        if self.is_short():
-            return self.own(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         self.refuse(attention_mask, fused=attn.fused_projections)
         query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
-        if image_rotary_emb is not None:
-            query, key = apply_rotary_emb(query, image_rotary_emb), apply_rotary_emb(key, image_rotary_emb)
+        if rotary is not None:
+            query, key = apply_rotary_emb(query, rotary), apply_rotary_emb(key, rotary)
         tensors = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, attn.to_v(hidden_states)))
-        return attn.to_out[1](attn.to_out[0](self.attend(*tensors)))
+        return attn.to_out[1](attn.to_out[0](self.attend(share, *tensors)))
 
 
 def _grid(_transformer: Any, given: dict[str, Any]) -> Grid:
@@ -45,7 +44,7 @@ def _grid(_transformer: Any, given: dict[str, Any]) -> Grid:
 
 
 FAMILY = Family(
-    lambda transformer: block_layers(transformer, "transformer_blocks", "attn1"),
+    layers_in("transformer_blocks", "attn1"),
     _grid,
     LTXProcessor,
     "LTXVideoAttnProcessor",

@@ -10,43 +10,75 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from freqformer.attention import frequency_attention
-from freqformer.config import FreqFormerConfig
+from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops.implementation import ImplChoice
 from freqformer.routing import timestep_bucket
-from freqformer.routing.table import attend_by_bucket
 
 
-@dataclass
+@dataclass(frozen=True)
 class Call:
-    """What the transformer's layers need to know of the call in progress."""
+    """One forward pass of the transformer, as its layers need to know it."""
 
-    grid: Grid | None = None
-    timestep: Tensor | None = None
-    """(B,) in [0, 1], 1 is the most noise."""
+    grid: Grid
+    noise_level: Tensor
+    """(B,) on the host, in [0, 1], 1 is the most noise."""
+
+    def buckets(self, num_buckets: int) -> list[int]:
+        """The timestep bucket of every sample."""
+        return timestep_bucket(self.noise_level, num_buckets).tolist()
+
+
+class CurrentCall:
+    """The forward pass in progress, which all processors of a transformer look at."""
+
+    def __init__(self) -> None:
+        self.call: Call | None = None
+
+    def get(self) -> Call:
+        """The call.
+
+        Raises:
+            ValueError: where the transformer isn't running.
+        """
+        if self.call is None:
+            raise ValueError(
+                "a layer with frequency attention ran outside a forward pass of its transformer, "
+                "where its timestep and token grid are unknown; call the transformer, and recompute "
+                "activations with its enable_gradient_checkpointing() alone"
+            )
+        return self.call
+
+
+@dataclass(frozen=True)
+class Share:
+    """Samples of one call that run together, by bands of the same meaning."""
+
+    grid: Grid
+    bands: Tensor
+    """int64 (B, H)."""
+    config: FreqFormerConfig
 
 
 class FrequencyProcessor:
     """The processor of one self-attention layer; a family's own says how it projects.
 
     Args:
-        call: what the transformer's hook notes.
+        current: the transformer's call in progress.
         bands: of every head by timestep bucket, int64 (T, H).
         configs: of every bucket.
-        own: the processor that it replaces, for calls below `min_tokens`.
+        own: the processor that it replaces: for calls below `min_tokens`, and for samples whose
+            heads are all DENSE.
         min_tokens, impl: as in `enable_frequency_attention`.
     """
 
-    # diffusers sets these on processors.
-    _attention_backend = None
-    _parallel_config = None
-
     def __init__(
         self,
-        call: Call,
+        current: CurrentCall,
         bands: Tensor,
         configs: Sequence[FreqFormerConfig],
         own: Any,
@@ -54,32 +86,106 @@ class FrequencyProcessor:
         min_tokens: int,
         impl: ImplChoice,
     ) -> None:
-        self.call, self.bands, self.configs, self.own = call, bands, configs, own
+        self.current = current
+        self.bands = bands
+        self.own = own
         self.min_tokens = min_tokens
         self.impl: ImplChoice = impl
+        all_dense = (bands == Band.DENSE).all(1).tolist()
+        self.configs = [None if dense else c for dense, c in zip(all_dense, configs, strict=True)]
+        """By timestep bucket; None where `own` runs."""
 
-    def grid(self) -> Grid:
-        """The token grid of the call in progress."""
-        assert self.call.grid is not None  # the hook came first
-        return self.call.grid
+    # diffusers sets these two on processors that have them. They belong to the layer's own, which keeps
+    # them when this one is gone.
+    @property
+    def _attention_backend(self) -> Any:
+        return self.own._attention_backend
 
-    def is_short(self) -> bool:
-        """Whether the call has too few tokens, and `own` is to run."""
-        return self.grid().num_tokens < self.min_tokens
+    @_attention_backend.setter
+    def _attention_backend(self, backend: Any) -> None:
+        self.own._attention_backend = backend
+
+    @property
+    def _parallel_config(self) -> Any:
+        return self.own._parallel_config
+
+    @_parallel_config.setter
+    def _parallel_config(self, config: Any) -> None:
+        self.own._parallel_config = config
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
+        """What the layer's own processor takes and gives: tokens (B, N, C) in raster order.
+
+        Samples whose heads are all DENSE run the model's own attention; samples of one config run
+        together.
+        """
+        given = (hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        call = self.current.get()
+        if call.grid.num_tokens < self.min_tokens:
+            return self.own(attn, *given)
+        self.bands = self.bands.to(hidden_states.device)
+        buckets = call.buckets(len(self.configs))
+        rows_of: dict[FreqFormerConfig | None, list[int]] = {}
+        for row, bucket in enumerate(buckets):
+            rows_of.setdefault(self.configs[bucket], []).append(row)
+        if len(rows_of) == 1:
+            return self._run(attn, call.grid, buckets, given)
+        outputs = [
+            self._run(attn, call.grid, [buckets[row] for row in rows], _take(given, rows, len(buckets)))
+            for rows in rows_of.values()
+        ]
+        order = torch.tensor([row for rows in rows_of.values() for row in rows]).argsort()
+        return _joined(outputs, order.to(hidden_states.device))
+
+    def _run(self, attn: Any, grid: Grid, buckets: list[int], given: tuple[Any, ...]) -> Any:
+        """Samples whose buckets have one config."""
+        first, same = buckets[0], len(set(buckets)) == 1
+        config = self.configs[first]
+        if config is None:
+            return self.own(attn, *given)
+        bands = self.bands[first].expand(len(buckets), -1) if same else self.bands[buckets]
+        return self.banded(attn, Share(grid, bands, config), *given)
+
+    def banded(
+        self,
+        attn: Any,
+        share: Share,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None,
+        attention_mask: Tensor | None,
+        rotary: tuple[Tensor, Tensor] | None,
+    ) -> Any:
+        """As the layer's own processor, with every head's attention by its band."""
+        raise NotImplementedError
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, *, num_text_tokens: int = 0, text_mask: Tensor | None = None
+        self,
+        share: Share,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        num_text_tokens: int = 0,
+        text_mask: Tensor | None = None,
     ) -> Tensor:
-        """(B, N, H, D), video tokens in raster order and text behind -> (B, N, C); options as in `frequency_attention`."""
-        timestep = self.call.timestep
-        assert timestep is not None  # the hook came first
-        self.bands = self.bands.to(query.device)
-        out = attend_by_bucket(
-            partial(_attend, grid=self.grid(), num_text_tokens=num_text_tokens, impl=self.impl),
-            (query, key, value) if text_mask is None else (query, key, value, text_mask),
-            self.bands[timestep_bucket(timestep, len(self.bands))],
-            self.configs,
-            timestep,
+        """(B, N, H, D), video tokens in raster order and text behind them -> (B, N, C)."""
+        out = frequency_attention(
+            query,
+            key,
+            value,
+            grid=share.grid,
+            allocation=share.bands,
+            config=share.config,
+            num_text_tokens=num_text_tokens,
+            text_mask=text_mask,
+            impl=self.impl,
         )
         return out.flatten(2)
 
@@ -88,20 +194,36 @@ class FrequencyProcessor:
         for what, given, remedy in (
             ("attention_mask", attention_mask is not None, "pass none to the transformer"),
             ("fused projections", fused, "call unfuse_qkv_projections()"),
-            ("a parallel configuration", self._parallel_config is not None, "run the transformer on one GPU"),
+            (
+                "a parallel configuration",
+                getattr(self, "_parallel_config", None) is not None,
+                "run the transformer on one GPU",
+            ),
         ):
             if given:
                 raise ValueError(f"frequency attention was given {what}, and none is allowed: {remedy}")
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, text_mask: Tensor | None = None, **options: Any) -> Tensor:
-    """`frequency_attention` that takes all that goes by sample by place."""
-    return frequency_attention(query, key, value, text_mask=text_mask, **options)
+def _take(given: Any, rows: list[int], samples: int) -> Any:
+    """These samples of what a processor is given; what all samples share stays whole."""
+    if isinstance(given, tuple):
+        return tuple(_take(part, rows, samples) for part in given)
+    # Rotary tables (N, D) have no batch, and those of one sample serve all.
+    if given is None or given.ndim < 3 or len(given) != samples:
+        return given
+    return given[rows]
+
+
+def _joined(outputs: list[Any], order: Tensor) -> Any:
+    """Outputs of shares of a batch, tensors or tuples of them, with the samples in `order`."""
+    if isinstance(outputs[0], tuple):
+        return tuple(_joined(list(parts), order) for parts in zip(*outputs, strict=True))
+    return torch.cat(outputs)[order]
 
 
 @dataclass(frozen=True)
 class Family:
-    """How one kind of transformer is read."""
+    """How one kind of transformer is read; all of it can be pickled."""
 
     layers: Callable[[Any], list[tuple[str, Any]]]
     """The self-attention layers of a transformer in order, by name."""
@@ -110,6 +232,11 @@ class Family:
     processor: type[FrequencyProcessor]
     replaces: str
     """The class of the layers' own processor, whose work `processor` knows."""
+
+
+def layers_in(blocks: str, attention: str) -> Callable[[Any], list[tuple[str, Any]]]:
+    """What lists the attention layers of one list of blocks, by name."""
+    return partial(block_layers, blocks=blocks, attention=attention)
 
 
 def block_layers(transformer: Any, blocks: str, attention: str) -> list[tuple[str, Any]]:

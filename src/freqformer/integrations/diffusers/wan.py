@@ -8,29 +8,28 @@ import torch
 from torch import Tensor
 
 from freqformer.grid import Grid
-from freqformer.integrations.diffusers.processor import Family, FrequencyProcessor, block_layers
+from freqformer.integrations.diffusers.processor import Family, FrequencyProcessor, Share, layers_in
 
 
 class WanProcessor(FrequencyProcessor):
     """The processor of one self-attention layer of Wan."""
 
-    def __call__(
+    def banded(
         self,
         attn: Any,
+        share: Share,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        rotary_emb: tuple[Tensor, Tensor] | None = None,
+        encoder_hidden_states: Tensor | None,
+        attention_mask: Tensor | None,
+        rotary: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         """(B, N, C) -> (B, N, C), tokens in raster order."""
-        if self.is_short():
-            return self.own(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         self.refuse(attention_mask, fused=attn.fused_projections)
         projected = (attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states)), attn.to_v(hidden_states))
         query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in projected)
-        if rotary_emb is not None:
-            query, key = _rotated(query, *rotary_emb), _rotated(key, *rotary_emb)
-        return attn.to_out[1](attn.to_out[0](self.attend(query, key, value)))
+        if rotary is not None:
+            query, key = _rotated(query, *rotary), _rotated(key, *rotary)
+        return attn.to_out[1](attn.to_out[0](self.attend(share, query, key, value)))
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -45,4 +44,4 @@ def _grid(transformer: Any, given: dict[str, Any]) -> Grid:
     return Grid(*(side // patch for side, patch in zip(sides, transformer.config.patch_size, strict=True)))
 
 
-FAMILY = Family(lambda transformer: block_layers(transformer, "blocks", "attn1"), _grid, WanProcessor, "WanAttnProcessor")
+FAMILY = Family(layers_in("blocks", "attn1"), _grid, WanProcessor, "WanAttnProcessor")

@@ -1,0 +1,163 @@
+"""Frequency attention while it is on: what is changed in a transformer, and what each call notes.
+
+The state lives in the transformer's own hooks and processors, so a copy or a pickle of an enabled
+model is enabled too, and shares nothing with the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from freqformer.integrations.diffusers.processor import Call, CurrentCall, Family, FrequencyProcessor
+
+TRAIN_TIMESTEPS = 1000.0
+"""What a model of diffusers calls pure noise; a routing table says 1."""
+
+
+@dataclass
+class Replaced:
+    """One attention layer, and the two processors that it can have."""
+
+    layer: Any
+    own: Any
+    banded: FrequencyProcessor
+
+
+class Session:
+    """Frequency attention in one transformer.
+
+    Args:
+        family: how the transformer is read.
+        names: of the arguments of its forward, in order.
+        current: where calls are noted for its processors.
+        replaced: by name of the attention layer.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        names: tuple[str, ...],
+        current: CurrentCall,
+        replaced: dict[str, Replaced],
+    ) -> None:
+        self.family = family
+        self.names = names
+        self.current = current
+        self.replaced = replaced
+        self.hooks: list[RemovableHandle] = []
+        self._checkpointing: Callable[..., Any] | None = None
+
+    def start(self, transformer: nn.Module) -> None:
+        """Give the layers their processors, and watch the transformer's calls."""
+        for entry in self.replaced.values():
+            entry.layer.set_processor(entry.banded)
+        if self.replaced:
+            before = transformer.register_forward_pre_hook(self.before, with_kwargs=True)
+            # Also where the forward pass fails, so that nothing is taken for a part of it later.
+            after = transformer.register_forward_hook(self.after, always_call=True)
+            self.hooks = [before, after]
+
+    def stop(self) -> None:
+        """Give the layers their own processors back; once more does nothing."""
+        for hook in self.hooks:
+            hook.remove()
+        if self.hooks:
+            for entry in self.replaced.values():
+                entry.layer.set_processor(entry.own)
+        self.hooks = []
+
+    def before(self, transformer: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Before the transformer runs: note the grid and the timesteps of this call."""
+        for name, entry in self.replaced.items():
+            found = entry.layer.processor
+            if found is not entry.banded:
+                raise ValueError(
+                    f"{name} was given a {type(found).__name__} after frequency attention; none is "
+                    "allowed: call remove() on its handle, change the model, and enable it again"
+                )
+        if getattr(transformer, "_parallel_config", None) is not None:
+            raise ValueError(
+                "the transformer has a parallel configuration, and frequency attention allows none: run it on one GPU"
+            )
+        given = dict(zip(self.names, args, strict=False)) | kwargs
+        if given.get("hidden_states") is None or given.get("timestep") is None:
+            return  # the transformer itself says what it lacks
+        level = noise_levels(given["timestep"], len(given["hidden_states"]))
+        self.current.call = Call(self.family.grid(transformer, given), level)
+        if getattr(transformer, "gradient_checkpointing", False) and self._checkpointing is None:
+            own: Callable[..., Any] = transformer._gradient_checkpointing_func
+            self._checkpointing = own
+            transformer._gradient_checkpointing_func = partial(self._checkpointed, own, self.current.call)
+
+    def after(self, transformer: Any, _args: Any, _output: Any) -> None:
+        """After the transformer ran, well or not."""
+        self.current.call = None
+        if self._checkpointing is not None:
+            transformer._gradient_checkpointing_func = self._checkpointing
+            self._checkpointing = None
+
+    def _checkpointed(self, checkpointing: Callable[..., Any], call: Call, block: Callable[..., Any], *args: Any) -> Any:
+        """Checkpointing of a block that, when the backward computes it again, is in the same call.
+
+        Other calls may have come in between, and frequency attention may be off by then.
+        """
+        return checkpointing(partial(self._again, call, block), *args)
+
+    def _again(self, call: Call, block: Callable[..., Any], *args: Any) -> Any:
+        with self._during(call):
+            return block(*args)
+
+    @contextmanager
+    def _during(self, call: Call) -> Iterator[None]:
+        noted = self.current.call
+        others = [
+            (entry, entry.layer.processor) for entry in self.replaced.values() if entry.layer.processor is not entry.banded
+        ]
+        self.current.call = call
+        for entry, _ in others:
+            entry.layer.set_processor(entry.banded)
+        try:
+            yield
+        finally:
+            self.current.call = noted
+            for entry, processor in others:
+                entry.layer.set_processor(processor)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_checkpointing": None}
+
+
+def session_of(transformer: nn.Module) -> Session | None:
+    """The session of an enabled transformer, None where it isn't enabled."""
+    owners = (getattr(hook, "__self__", None) for hook in transformer._forward_pre_hooks.values())
+    return next((owner for owner in owners if isinstance(owner, Session)), None)
+
+
+def noise_levels(timestep: Any, samples: int) -> Tensor:
+    """Timesteps as a model of diffusers takes them -> (B,) in [0, 1] on the host.
+
+    Args:
+        timestep: from 0 (clean) to 1000 (noise): one for all samples, (B,), or (B, N) by token.
+        samples: B.
+
+    Raises:
+        ValueError: for numbers out of range, or a shape that doesn't fit the batch.
+    """
+    steps = torch.as_tensor(timestep).detach().double().cpu()
+    # Image to video gives every token a timestep, 0 to the frames that are given: the video's own
+    # is the largest.
+    steps = steps.flatten(1).amax(1) if steps.ndim > 1 else steps.reshape(-1)
+    if len(steps) not in (1, samples) or not bool(((steps >= 0) & (steps <= TRAIN_TIMESTEPS)).all()):
+        raise ValueError(
+            f"timestep is {steps.tolist()[:4]} for {samples} samples; one number or one a sample, from "
+            f"0 (clean) to {TRAIN_TIMESTEPS:g} (noise), is allowed, as schedulers of diffusers give them"
+        )
+    return (steps / TRAIN_TIMESTEPS).expand(samples)

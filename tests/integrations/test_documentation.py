@@ -1,0 +1,128 @@
+"""docs/diffusers.md: its code runs as printed, and its table of bands is a gain by our own simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+
+from freqformer.config import Band
+from freqformer.integrations.diffusers import FrequencyProcessor
+from freqformer.routing import RoutingTable
+from freqformer.simulate import scenario, simulate
+from freqformer.simulate.allocations import Routing, timesteps
+from freqformer.simulate.scenarios import Level
+from freqformer.simulate.shapes import ModelShape
+
+PAGE = (Path(__file__).parents[2] / "docs" / "diffusers.md").read_text(encoding="utf-8")
+CODE = PAGE.split("```python\n")[1].split("```")[0]
+SHIFTS = (3.0, 5.0, 8.0)
+MODELS = ("wan2.1-1.3b", "wan2.1-14b")
+
+
+class Pipe:
+    """Stands for `WanPipeline`: a transformer of the same layers and heads, of which little else is left."""
+
+    def __init__(self, layers: int, heads: int) -> None:
+        self.transformer = WanTransformer3DModel(
+            num_attention_heads=heads,
+            attention_head_dim=12,
+            in_channels=4,
+            out_channels=4,
+            text_dim=8,
+            freq_dim=8,
+            ffn_dim=8,
+            num_layers=layers,
+            rope_max_seq_len=32,
+        )
+        self.banded: list[str] = []
+
+    def to(self, _device: str) -> Pipe:
+        return self
+
+    def __call__(self, _prompt: str, num_frames: int) -> Any:
+        processors = self.transformer.attn_processors
+        self.banded = [name for name, one in processors.items() if isinstance(one, FrequencyProcessor)]
+        video = torch.randn(1, 4, (num_frames - 1) // 4 + 1, 4, 6)
+        with torch.no_grad():
+            return SimpleNamespace(frames=self.transformer(video, torch.tensor([500.0]), torch.randn(1, 5, 8)).sample)
+
+
+def run_block(code: str, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The names that a block of code leaves behind, with this in place of the pretrained pipeline."""
+    monkeypatch.setattr(diffusers, "WanPipeline", SimpleNamespace(from_pretrained=lambda *_, **__: pipe))
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/diffusers.md", "exec"), names)
+    return names
+
+
+def documented_table(model: ModelShape, monkeypatch: pytest.MonkeyPatch) -> RoutingTable:
+    """The page's table for a model of the simulator."""
+    config = SimpleNamespace(num_attention_heads=model.heads)
+    pipe = SimpleNamespace(transformer=SimpleNamespace(blocks=[None] * model.num_layers, config=config))
+    pipe.to = lambda _device: pipe
+    return run_block(CODE.split("\nwith ")[0], pipe, monkeypatch)["table"]
+
+
+def test_the_code_runs_as_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run_block(CODE, Pipe(layers=3, heads=4), monkeypatch)
+    assert names["video"].shape == (1, 4, 21, 4, 6)
+    assert names["pipe"].banded == ["blocks.1.attn1.processor", "blocks.2.attn1.processor"]
+    assert not any(isinstance(one, FrequencyProcessor) for one in names["pipe"].transformer.attn_processors.values())
+
+
+def dense_share(levels: Sequence[float], table: RoutingTable) -> float:
+    """The share of steps at which every head of every layer is DENSE."""
+    buckets = table.shape[0]
+    dense = (table.bands == Band.DENSE).all(2).all(1).tolist()
+    return sum(dense[min(int(level * buckets), buckets - 1)] for level in levels) / len(levels)
+
+
+def banded_step(name: str, table: RoutingTable) -> Level:
+    """What a step takes by the simulator with all layers banded, and with dense attention."""
+    case = scenario(name, "h200", "5s", config=table.config)
+    banded = table.bands[:1, -1:].expand(1, case.model.num_layers, -1).contiguous()
+    own = RoutingTable(banded, torch.full_like(banded, int(table.mid_tiles.max())), table.config)
+    return simulate(replace(case, routing=Routing(table=own), learned_summaries=False)).step
+
+
+def gain(step: Level, table: RoutingTable, levels: Sequence[float]) -> float:
+    """How many times faster a video is, with DENSE layers and steps at dense attention's time."""
+    dense = dense_share(levels, table)
+    dense += (1 - dense) * float((table.bands[0] == Band.DENSE).all(1).double().mean())
+    return step.dense_seconds / (dense * step.dense_seconds + (1 - dense) * step.seconds)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_its_table_is_a_gain_at_every_shift(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = scenario(name, "h200", "5s").model
+    table = documented_table(model, monkeypatch)
+    step = banded_step(name, table)
+    levels = [timesteps(replace(model, shift=shift)) for shift in SHIFTS]
+    gains = [gain(step, table, at_shift) for at_shift in levels]
+    assert min(gains) > 1.35
+    assert max(gains) < 2.15
+    assert f"{gain(step, table, timesteps(model)):.1f} times" in PAGE
+    assert "from 1.4 to 2.1 times" in PAGE
+    quarter = RoutingTable(table.bands[[0, 0, 0, 9]], table.mid_tiles[:4], table.config)
+    assert all(1.05 < gain(step, quarter, at_shift) < 1.55 for at_shift in levels)
+    assert "from 1.1 to 1.5 times" in PAGE
+
+
+def test_the_shares_of_dense_steps_are_those_of_the_sampler() -> None:
+    model = replace(scenario(MODELS[0], "h200", "5s").model, steps=10_000)
+    for first, buckets in ((750, 4), (900, 10), (950, 20), (980, 50)):
+        bands = torch.full((buckets, 1, 1), int(Band.HIGH))
+        bands[-1] = Band.DENSE
+        config = scenario(MODELS[0], "h200", "5s").config
+        table = RoutingTable(bands, torch.zeros_like(bands), replace(config, tile=(4, 4, 8)))
+        shares = [dense_share(timesteps(replace(model, shift=shift)), table) for shift in (1.0, *SHIFTS)]
+        row = PAGE.split(f"| {first}, the last of ")[1].split("\n")[0].split("|")[1:-1]
+        assert [float(cell.strip(" %")) for cell in row] == pytest.approx([100 * share for share in shares], abs=0.6)
