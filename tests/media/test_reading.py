@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import pytest
 import torch
 from tests.support.videos import encode, gradient, numbered, numbers
@@ -105,3 +106,39 @@ def test_shipped_clip_is_a_real_video() -> None:
     clip = read_clip(path, start=0, num_frames=5, fps=1, height=54, width=96).float()
     assert clip.std() > 40
     assert (clip[1:] - clip[:-1]).abs().mean() > 8
+
+
+def test_a_clip_over_damage_is_refused_and_others_are_not(tmp_path: Path) -> None:
+    """What can't be decoded is no still picture."""
+    frames = torch.randint(0, 256, (40, 64, 96, 3), dtype=torch.uint8)
+    path = encode(tmp_path / "clip.mp4", frames, gop=5)
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size, packet.pts) for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for place, size, _ in packets[11:20]:
+        assert place is not None
+        data[place : place + size] = bytes(size)
+    path.write_bytes(data)
+    assert read_clip(path, start=0, num_frames=10, fps=10, height=8, width=8).shape == (10, 8, 8, 3)
+    assert read_clip(path, start=2, num_frames=20, fps=10, height=8, width=8).shape == (20, 8, 8, 3)
+    for start in (0.5, 1.2, 1.4):
+        with pytest.raises(VideoError, match=r"clip\.mp4 is damaged from 1\.\d+ s to 2\.\d+ s"):
+            read_clip(path, start=start, num_frames=10, fps=10, height=8, width=8)
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"height": 2**31}, {"width": 10**12}, {"num_frames": 10**12}, {"height": 2**14 + 1}, {"num_frames": 2**70}]
+)
+def test_sizes_beyond_what_memory_holds_are_refused(tmp_path: Path, sizes: dict[str, int]) -> None:
+    """F104."""
+    path = encode(tmp_path / "clip.mp4", numbered(4))
+    ((name, value),) = sizes.items()
+    with pytest.raises(ValueError, match=rf"{name} is {value}; whole numbers from 1 to \d+ are allowed"):
+        read_clip(path, **{"start": 0.0, "num_frames": 2, "fps": 10.0, "height": 8, "width": 8, **sizes})
+
+
+def test_times_beyond_any_file_are_refused(tmp_path: Path) -> None:
+    path = encode(tmp_path / "clip.mp4", numbered(4))
+    for start, fps in ((1e300, 10.0), (0.0, 1e-320), (1e18, 1e-3)):
+        with pytest.raises(VideoError, match=r"clip\.mp4 has frames up to 0\.400 s"):
+            read_clip(path, start=start, num_frames=2, fps=fps, height=8, width=8)

@@ -57,7 +57,7 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"old")
     frames = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8)
-    with file_limit(2000), pytest.raises(VideoError, match=rf"{name} can't be written.*free space"):
+    with file_limit(2000), pytest.raises(VideoError, match=rf"{name} can't be written.*ulimit -f"):
         write_video(frames, path, 8) if name.endswith("mp4") else contact_sheet(frames, path)
     assert path.read_bytes() == b"old"
     assert sorted(tmp_path.iterdir()) == [path]
@@ -88,3 +88,27 @@ def test_contact_sheet_chooses_columns(tmp_path: Path) -> None:
     contact_sheet(numbered(16, 10, 10), tmp_path / "sheet.png")
     info = probe_video(tmp_path / "sheet.png")
     assert (info.height, info.width) == (46, 46)
+
+
+@pytest.mark.parametrize("fps", [0, -1, 4e-4, 1e-3 - 1e-9, 1001, 1e5, float("nan"), float("inf"), "8", True, None])
+def test_rates_that_no_player_shows_are_refused(tmp_path: Path, fps: object) -> None:
+    """F45, F118."""
+    with pytest.raises(ValueError, match=r"fps is .*; numbers from 0\.001 to 1000 are allowed"):
+        write_video(gradient(2, 8, 8), tmp_path / "clip.mp4", fps)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("fps", [1e-3, 0.0123, 0.5, 24000 / 1001, 29.97, 240, 1000])
+def test_allowed_rates_are_kept(tmp_path: Path, fps: float) -> None:
+    path = tmp_path / "clip.mp4"
+    write_video(gradient(4, 16, 16), path, fps)
+    info = probe_video(path)
+    assert info.fps == pytest.approx(fps, rel=1e-3)
+    assert info.num_frames == 4
+    assert read_clip(info, start=0, num_frames=4, fps=info.fps, height=16, width=16).shape == (4, 16, 16, 3)
+
+
+def test_frames_that_h264_can_not_hold_are_refused(tmp_path: Path) -> None:
+    frames = torch.zeros(1, 1, 1, 3, dtype=torch.uint8).expand(1, 2, 16386, 3)
+    with pytest.raises(ValueError, match="up to 16384 pixels along a side"):
+        write_video(frames, tmp_path / "clip.mp4", 8)

@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import av
 from av.error import FFmpegError
@@ -78,7 +78,7 @@ def decoder_of(stream: VideoStream) -> VideoCodecContext:
     """What decodes the stream's packets."""
     name = stream.codec_context.name
     if stream.metadata.get("alpha_mode") == "1" and name in _ALPHA_DECODERS:
-        return av.VideoCodecContext.create(_ALPHA_DECODERS[name], "r")
+        return cast("VideoCodecContext", av.VideoCodecContext.create(_ALPHA_DECODERS[name], "r"))
     return stream.codec_context
 
 

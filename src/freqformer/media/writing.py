@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,6 +13,8 @@ import torch
 from av.error import FFmpegError
 from torch import Tensor
 
+from freqformer._files import writing_file
+from freqformer._files.errors import cause_and_remedy
 from freqformer.media.frames import check_frames, enlarge
 from freqformer.media.opening import VideoError, file_url
 
@@ -111,16 +112,9 @@ def contact_sheet(frames: Tensor, path: str | Path, columns: int | None = None, 
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A partial file beside `path` that takes its place once the block succeeds and is removed when it fails."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(path)
-    except (FFmpegError, OSError) as error:
-        raise VideoError(
-            f"{path} can't be written: {error.strerror or error}; free space or choose another folder"
-        ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+    """A new file that takes the place of `path` once the block succeeds; FFmpeg's errors become VideoErrors."""
+    with writing_file(path, error=VideoError) as new:
+        try:
+            yield new
+        except FFmpegError as error:
+            raise VideoError(f"{path} can't be written: {cause_and_remedy(error)}") from error
