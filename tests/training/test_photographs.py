@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from freqformer.media import contact_sheet
 from freqformer.training import photographs
@@ -102,3 +104,47 @@ def test_folders_that_do_not_do(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_text("no picture")
     with pytest.raises(ValueError, match=r"broken\.jpg can't be read"):
         PhotographClips(tmp_path, 0, **SIZE)
+
+
+ORIENTED = {1: "RG/BY", 2: "GR/YB", 3: "YB/GR", 4: "BY/RG", 5: "RB/GY", 6: "BR/YG", 7: "YG/BR", 8: "GY/RB"}
+COLOURS = {"R": (254, 0, 0), "G": (0, 255, 1), "B": (0, 0, 254), "Y": (255, 255, 0)}
+
+
+@pytest.mark.parametrize(("orientation", "expected"), ORIENTED.items())
+def test_photographs_are_turned_as_their_exif_says(tmp_path: Path, orientation: int, expected: str) -> None:
+    """F116."""
+    picture = Image.new("RGB", (64, 64))
+    for place, colour in enumerate(COLOURS.values()):
+        picture.paste(colour, (32 * (place % 2), 32 * (place // 2), 32 * (place % 2) + 32, 32 * (place // 2) + 32))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    (shown,) = photographs.read_photographs(tmp_path, 32, 32)
+    names = {tuple(int(value > 127) for value in colour): name for name, colour in COLOURS.items()}
+    found = [names[tuple((shown[:, row, column] > 0).int().tolist())] for row in (8, 24) for column in (8, 24)]
+    assert "".join(found[:2]) + "/" + "".join(found[2:]) == expected
+
+
+def test_transparent_and_deep_photographs(tmp_path: Path) -> None:
+    Image.new("RGBA", (32, 32), (255, 0, 255, 0)).save(tmp_path / "clear.png")
+    Image.new("RGBA", (32, 32), (255, 0, 255, 255)).save(tmp_path / "opaque.png")
+    Image.fromarray(np.full((32, 32), 128 * 257, np.uint16)).save(tmp_path / "sixteen.png")
+    clear, opaque, sixteen = photographs.read_photographs(tmp_path, 8, 8)
+    assert clear.max() == -1
+    assert opaque.amax((1, 2)).tolist() == [1, -1, 1]
+    assert (sixteen - (128 / 127.5 - 1)).abs().max() < 0.01
+
+
+def test_bad_photographs_are_left_out_and_named(places: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """F112: whatever one does."""
+    whole = (places / "places.png").read_bytes()
+    (places / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (places / "text.jpg").write_text("no picture")
+    # A header that claims 10**9 pixels.
+    (places / "bomb.png").write_bytes(whole[:16] + (2**15).to_bytes(4) * 2 + whole[24:])
+    (places / "folder.png").mkdir()
+    assert photographs.read_photographs(places, 8, 8).shape == (1, 3, 8, 8)
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert "3 of 4 photographs" in message
+    assert all(name in message for name in ("cut.png", "text.jpg", "bomb.png"))

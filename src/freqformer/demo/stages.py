@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from freqformer._files import write_text
 from freqformer.analysis.figures import energies_figure, labelled_grid
 from freqformer.analysis.spectra import BAND_NAMES, Patch, Spectrum, band_frames, clip_spectrum
 from freqformer.config import Band, FreqFormerConfig
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 MOST_FPS = 24.0
 """Frames per second that are looked at: more would not be told apart, and cost memory."""
+LEAST_FPS = 1.0
+"""Frames per second at which a slide show is looked at."""
 
 
 def inspect_video(
@@ -31,15 +34,18 @@ def inspect_video(
     Args:
         video: the file.
         folder: for the results; made if need be.
-        start, seconds: the part; it ends early where the video does.
+        start, seconds: the part; it ends early where the video does. One that is cut off ends after the last frame
+            that can be decoded.
         side: longest side in pixels that the video is reduced to; never enlarged.
         patch: (frames, rows, columns) of pixels in a token.
 
     Raises:
-        VideoError: for a video that can't be read, or that ends before `start`, or is smaller than a token.
+        VideoError: for a video that can't be read, is damaged within the part, ends before `start`, or is smaller than
+            a token.
     """
     info = probe_video(video)
-    fps = min(info.fps, MOST_FPS)
+    # Where the rate varies, the mean one would leave out frames of the fast parts.
+    fps = min(max(info.peak_fps, LEAST_FPS), MOST_FPS)
     frames = int(min(seconds, info.duration - start) * fps + 1e-6) // patch[0] * patch[0]
     scale = min(side / max(info.height, info.width), 1.0)
     height, width = (
@@ -50,7 +56,7 @@ def inspect_video(
             f"{video} lasts {info.duration:.2f} s and has {info.height} x {info.width} pixels; less than one token is left "
             f"from {start:g} s on: start earlier, take more seconds or a smaller patch"
         )
-    clip = to_unit(read_clip(video, start=start, num_frames=frames, fps=fps, height=height, width=width))
+    clip = to_unit(read_clip(info, start=start, num_frames=frames, fps=fps, height=height, width=width))
     spectrum = clip_spectrum(clip, FreqFormerConfig(), patch)
     energies_figure(spectrum, fps, folder / "band_energies.png")
     pictures, (mid, high) = band_frames(spectrum)
@@ -61,7 +67,7 @@ def inspect_video(
         "shares": dict(zip(BAND_NAMES, spectrum.shares.T.tolist(), strict=True)),
         "total_shares": dict(zip(BAND_NAMES, spectrum.total_shares, strict=True)),
     }
-    (folder / "band_energies.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_text(folder / "band_energies.json", json.dumps(record, indent=1))
     return spectrum
 
 

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from freqformer.training.seeding import derive_generator, derive_seed
 
+NAMED = 10
+"""Files that a message lists; it counts the others."""
+
 
 @dataclass(frozen=True)
 class BadFile:
@@ -24,6 +27,14 @@ class BadFile:
 
     path: Path
     reason: str
+
+
+def listed(reasons: Sequence[str]) -> str:
+    """The first few reasons, a line each, and how many more there are."""
+    lines = [f"  {reason}" for reason in reasons[:NAMED]]
+    if len(reasons) > NAMED:
+        lines.append(f"  and {len(reasons) - NAMED} more")
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class ClipSource(ABC):
 
     @abstractmethod
     def report(self, clip: Clip) -> None:
-        """Take note of a clip's failures. Called in the order of the clips; raises where failures are too many."""
+        """Take note of a clip's failures. Called in the order of the clips."""
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -118,7 +129,7 @@ class ClipLoader:
         """The next `count` clips and standard normal noise, each (count, 3, F, H, W) float32 on the CPU.
 
         Raises:
-            VideoError: where the source gives up.
+            VideoError: where no file of the source can be read any more.
         """
         pairs = [self._next() for _ in range(count)]
         return torch.stack([pixels for pixels, _ in pairs]), torch.stack([noise for _, noise in pairs])

@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from freqformer.training.loader import DrawnClips
+from freqformer.training.loader import BadFile, DrawnClips, listed
 from freqformer.training.seeding import derive_generator
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+logger = logging.getLogger(__name__)
 
 ENDINGS = (".jpg", ".jpeg", ".png")
 DETAIL = 2
@@ -45,7 +52,7 @@ class PhotographClips(DrawnClips):
         num_frames, height, width: of a clip.
 
     Raises:
-        ValueError: for a folder without photographs, or a file that can't be read.
+        ValueError: for a folder without photographs, or none that can be read.
     """
 
     def __init__(self, folder: str | Path, seed: int, *, num_frames: int, height: int, width: int) -> None:
@@ -109,6 +116,9 @@ class PhotographClips(DrawnClips):
 def read_photographs(folder: str | Path, height: int, width: int) -> Tensor:
     """Every JPEG and PNG file of a folder, sorted by name, resized to cover the size and cropped in the middle.
 
+    They are shown as a viewer shows them: turned as their EXIF orientation says, and over black where they are
+    transparent. A file that can't be read is left out, and named in the log.
+
     Args:
         folder: is searched, its subfolders are not.
         height, width: in pixels.
@@ -116,25 +126,53 @@ def read_photographs(folder: str | Path, height: int, width: int) -> Tensor:
     Returns: float32 (files, 3, height, width) in [-1, 1].
 
     Raises:
-        ValueError: for a folder without such files, or a file that can't be read.
+        ValueError: for a folder without such files, or none that can be read.
     """
     folder = Path(folder)
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS)
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS and path.is_file())
     if not files:
         raise ValueError(f"{folder} holds no photograph; give a folder with {', '.join(ENDINGS)} files in it")
-    return torch.stack([_read(file, height, width) for file in files])
+    found = [_read(file, height, width) for file in files]
+    reasons = [one.reason for one in found if isinstance(one, BadFile)]
+    pictures = [one for one in found if isinstance(one, Tensor)]
+    if not pictures:
+        raise ValueError(f"{folder} holds no photograph that can be read:\n{listed(reasons)}")
+    if reasons:
+        logger.warning(
+            "%d of %d photographs in %s can't be read and are left out:\n%s",
+            len(reasons),
+            len(files),
+            folder,
+            listed(reasons),
+        )
+    return torch.stack(pictures)
 
 
-def _read(file: Path, height: int, width: int) -> Tensor:
+def _read(file: Path, height: int, width: int) -> Tensor | BadFile:
     import numpy
     from PIL import Image, ImageOps
 
     try:
         with Image.open(file) as picture:
-            fitted = ImageOps.fit(picture.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
-    except OSError as error:
-        raise ValueError(f"{file} can't be read as a photograph: {error}; remove it, or make it again") from error
+            shown = _as_shown(ImageOps.exif_transpose(picture))
+            fitted = ImageOps.fit(shown, (width, height), Image.Resampling.LANCZOS)
+    except Exception as error:
+        # Damaged files make Pillow raise much: OSError, SyntaxError, ValueError, DecompressionBombError.
+        return BadFile(file, f"{file} can't be read as a photograph: {error}; remove it, or make it again")
     return torch.from_numpy(numpy.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _as_shown(picture: Image.Image) -> Image.Image:
+    """The picture in RGB with 8 bits, over black where it is transparent."""
+    from PIL import Image
+
+    if picture.mode.startswith("I"):
+        # Pillow would cut 16 bits off at 255, which leaves white.
+        return picture.point(lambda value: value / 257 + 0.5, "F").convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        opaque = Image.new("RGBA", picture.size, "black")
+        return Image.alpha_composite(opaque, picture.convert("RGBA")).convert("RGB")
+    return picture.convert("RGB")
 
 
 def _tones(draws: Tensor) -> Tensor:
