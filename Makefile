@@ -1,42 +1,53 @@
-# Every target sets itself up: the first run makes .venv from pyproject.toml and constraints.txt.
+# Every target sets itself up: the first run makes .venv, with the versions of requirements/torch-$(TORCH).txt.
 PYTHON ?= python3
+# Which release of torch, of those in requirements/; another one changes .venv.
+TORCH ?= 2.13
+# One more place where pip looks for torch: PyTorch's "Get started" page names one with builds for a CPU.
+TORCH_INDEX ?=
 VIDEO ?=
 DEMO_FLAGS ?=
-BIN := .venv/bin
+BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 # Threads that wait by spinning take the cores from threads that work: on a machine with other load, small operations ran
 # 20 times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 # Tests run one thread a process, and a file's tests in one process, since some share a trained model.
 PARALLEL ?= -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-full mutations lint docs bench clean
+READY := .venv/ready-$(TORCH)
 
-.venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'FreqFormer needs Python 3.11 or newer: make PYTHON=python3.11')"
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
+.PHONY: demo test test-full mutations lint docs locks check-locks clean
+
+$(READY): pyproject.toml tools/set_up.py $(wildcard requirements/torch-$(TORCH).txt)
+	rm -f .venv/ready*
+	$(PYTHON) tools/set_up.py .venv --torch $(TORCH) --torch-index "$(TORCH_INDEX)"
 	touch $@
 
-demo: .venv/ready ## real video in, generated video and report out: demo/index.html; from the shipped model, or from scratch where there is none
+demo: $(READY) ## real video in, generated video and report out: demo/index.html; from the shipped model, or from scratch where there is none
 	$(BIN)/freqformer demo --output demo $(if $(VIDEO),--video "$(VIDEO)",) $(DEMO_FLAGS)
 
-test: .venv/ready ## the whole suite but long sweeps, on the CPU
+test: $(READY) ## the whole suite but long sweeps, on the CPU
 	TRITON_INTERPRET=1 $(BIN)/pytest $(PARALLEL)
 
-test-full: .venv/ready ## long sweeps too
+test-full: $(READY) ## long sweeps too
 	TRITON_INTERPRET=1 $(BIN)/pytest $(PARALLEL) -m 'not gpu'
 
-mutations: .venv/ready ## seeded faults in the kernels, and which tests notice them: tests/mutation/results.json
+mutations: $(READY) ## seeded faults in the kernels, and which tests notice them: tests/mutation/results.json
 	$(BIN)/python -m tests.mutation
 
-lint: .venv/ready ## ruff, pyright, import-linter
+lint: $(READY) ## ruff, pyright, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-docs: .venv/ready ## docs in site/
+docs: $(READY) ## docs in site/
 	$(BIN)/mkdocs build --strict
+
+locks: $(READY) ## the versions that everything is installed in, for each release of torch: requirements/
+	$(BIN)/python tools/locks.py make
+
+check-locks: $(READY) ## that they can be installed on every platform and Python, asked of the plain registry: metadata only
+	$(BIN)/python tools/locks.py check
 
 clean:
 	rm -rf .venv demo site
