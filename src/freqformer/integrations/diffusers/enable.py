@@ -70,9 +70,9 @@ def enable_frequency_attention(
     Returns: the handle that takes it back. Weights and `state_dict` stay as they are.
 
     Raises:
-        ValueError: for another kind of model, a table of other layers or heads, processors that aren't the model's own, or
-            one that has it already. A call raises it for an attention mask, fused projections, a parallel configuration,
-            an unknown token grid, or processors set in between.
+        ValueError: for another kind of model, a table of other layers or heads or made from another model, processors
+            that aren't the model's own, or one that has it already. A call raises it for an attention mask, fused
+            projections, a parallel configuration, an unknown token grid, or processors set in between.
     """
     name = type(transformer).__name__
     if name not in FAMILIES:
@@ -107,6 +107,7 @@ def _check(layers: list[tuple[str, Any]], family: Family, table: RoutingTable) -
             f"table has {table.shape[1]} layers; {len(layers)} are allowed, as many as the transformer has blocks: make a "
             "table for this model"
         )
+    table.check_layers([layer for _, layer in layers])
 
 
 def _note(
