@@ -12,10 +12,15 @@ from freqformer.calibration.candidates import Candidates
 from freqformer.calibration.choice import Calibration, Choice
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
+from freqformer.routing import table
 from freqformer.routing.origin import parse_origin
 
 FORMAT = "freqformer-calibration-1"
 RECORD_NAME = "calibration.json"
+ERRORS_NAME, ALLOCATION_NAME, COST_NAME = "error_by_candidate.png", "allocation.png", "cost_by_tolerance.png"
+EARLIER = (RECORD_NAME, table.RECORD_NAME, table.TENSORS_NAME)
+FILES = (*EARLIER, ERRORS_NAME, ALLOCATION_NAME, COST_NAME)
+"""What a report consists of."""
 MOST_BYTES = 1 << 30
 FIELDS = {
     *("format", "tolerance", "cost", "mean_error", "origin", "grid", "config", "mid_tiles", "windows", "candidates"),
@@ -39,9 +44,9 @@ def write_report(calibration: Calibration, tolerance: float, folder: str | Path)
     from freqformer.calibration.figures import choice_figure, cost_figure, error_figure
 
     folder, choice = Path(folder), write_table(calibration, tolerance, folder)
-    error_figure(calibration, folder / "error_by_candidate.png")
-    choice_figure(choice, folder / "allocation.png")
-    cost_figure(calibration, choice, tolerance, folder / "cost_by_tolerance.png")
+    error_figure(calibration, folder / ERRORS_NAME)
+    choice_figure(choice, folder / ALLOCATION_NAME)
+    cost_figure(calibration, choice, tolerance, folder / COST_NAME)
     return choice
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from freqformer.cli.run_folder import SHIPPED, TRAIN_FILE, clip_fields, run_config
+from freqformer.cli.run_folder import SHIPPED, clip_fields, run_config
 
 if TYPE_CHECKING:
     from freqformer.training.run import StepReport
@@ -73,13 +73,7 @@ def train(
     values.setdefault("run", {}).update({name: value for name, value in shortcuts.items() if value is not None})
     made = TrainConfig.from_dict(values)
     last: deque[StepReport] = deque(maxlen=1)
-    try:
-        pipeline = run_training(made, on_step=last.append)
-    finally:
-        # A run that did not get to a step leaves an earlier run's record alone.
-        folder = Path(made.output)
-        if last:
-            (folder / TRAIN_FILE).write_text(json.dumps(made.to_dict(), indent=2), encoding="utf-8")
+    pipeline, folder = run_training(made, on_step=last.append), made.output
     if last and last[-1].progress < 1:
         typer.echo(f"{100 * last[-1].progress:.0f}% of the run is done: the same command goes on")
     typer.echo(f"trained model: {pipeline}\nnext: freqformer sample {folder} --output {folder}/sample.mp4")

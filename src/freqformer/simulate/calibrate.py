@@ -6,7 +6,6 @@ predicted over measured time: an error of 10% counts the same at 1 ms and at 1 s
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from freqformer._files import write_json
 from freqformer.simulate.calibration import Calibration, allowed_range
 from freqformer.simulate.profiles import ProfileError
 from freqformer.simulate.roofline import Machine
@@ -181,7 +181,4 @@ def write_calibration(path: Path, calibration: Calibration) -> None:
     """Write a calibration that `--set calibration=PATH` and data/calibration take."""
     values = asdict(calibration)
     del values["name"], values["transferred"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    aside.replace(path)
+    write_json(path, values, indent=2)

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from freqformer._files import write_text
 from freqformer.simulate.scale_out import ScaleOut
 from freqformer.simulate.scenarios import Level, Result
 from freqformer.simulate.sensitivity import Variant
@@ -152,7 +153,7 @@ def _short(result: Result) -> dict[str, Any]:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a document, atomically."""
-    _write(path, json.dumps(values, indent=2, default=list) + "\n")
+    write_text(path, json.dumps(values, indent=2, default=list) + "\n")
 
 
 def write_csv(path: Path, results: Sequence[Result]) -> None:
@@ -164,7 +165,7 @@ def write_csv(path: Path, results: Sequence[Result]) -> None:
         record = scenario_record(result)
         record["grid"] = "x".join(map(str, record["grid"]))
         writer.writerow([_at(record, name) for name in CSV_FIELDS])
-    _write(path, buffer.getvalue())
+    write_text(path, buffer.getvalue())
 
 
 def _at(record: dict[str, Any], name: str) -> Any:
@@ -172,10 +173,3 @@ def _at(record: dict[str, Any], name: str) -> Any:
     for part in name.split("."):
         value = value[part]
     return value
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from freqformer._files import writing_file
 from freqformer.simulate.charts import Chart, Series, tick_text
 
 if TYPE_CHECKING:
@@ -17,14 +18,14 @@ def write_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for chart in charts:
         figure = Figure(figsize=(7, 4), layout="constrained")
         FigureCanvasAgg(figure)
         _draw(chart, figure.add_subplot())
         path = folder / f"simulate-{chart.key}.png"
-        figure.savefig(path, dpi=130)
+        with writing_file(path) as new:
+            figure.savefig(new, dpi=130)
         paths.append(path)
     return paths
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from freqformer._files import write_json
 
 REPEATS = 7
 """Best of so many runs: other work on the machine only ever slows one down."""
@@ -53,8 +54,7 @@ def cpu_profile() -> dict[str, Any]:
 
 def write_cpu_profile(path: Path) -> None:
     """Measure this machine's processor and write its profile, for `freqformer simulate --hardware PATH`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(cpu_profile(), indent=2) + "\n", encoding="utf-8")
+    write_json(path, cpu_profile(), indent=2)
 
 
 def _best(work: Callable[[], object]) -> float:

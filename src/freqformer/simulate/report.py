@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from freqformer._files import write_text
 from freqformer.simulate.charts import Chart, all_charts, tick_text
 from freqformer.simulate.scale_out import ScaleOut
 from freqformer.simulate.scenarios import Result
@@ -71,10 +72,7 @@ def write_report(path: Path, results: Sequence[Result], variants: Sequence[Varia
         f"<body>\n<main>\n{body}\n</main>\n<script>{get_plotlyjs()}</script>\n"
         f"<script>\nconst charts = {{\n{figures}\n}};\n{SCRIPT}</script>\n</body>\n</html>\n"
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(page, encoding="utf-8")
-    aside.replace(path)
+    write_text(path, page)
 
 
 def _heading(result: Result) -> str:
