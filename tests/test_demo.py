@@ -184,9 +184,19 @@ def test_a_second_demo_takes_its_place_and_another_run_is_kept(report: Path, tmp
     assert (report / "note.txt").read_text() == "mine"
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").touch()
-    with pytest.raises(ValueError, match="was not made by a demo and is kept"):
+    with pytest.raises(ValueError, match="run holds precious, which no demo made, and is kept"):
         run_demo(tmp_path, say=lambda _: None, settings=TINY)
     assert (tmp_path / "run" / "precious").exists()
+    (tmp_path / "run" / "precious").unlink()
+    with pytest.raises(ValueError, match="was not made by a demo and is kept"):
+        run_demo(tmp_path, say=lambda _: None, settings=TINY)
+
+
+def test_a_page_of_the_users_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("my page")
+    with pytest.raises(ValueError, match=r"holds index\.html, which no freqformer demo wrote"):
+        run_demo(tmp_path, say=lambda _: None, settings=TINY)
+    assert (tmp_path / "index.html").read_text() == "my page"
 
 
 def test_videos_that_do_not_do(tmp_path: Path) -> None:

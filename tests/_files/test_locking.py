@@ -59,6 +59,11 @@ def test_it_is_free_again_behind_the_block(tmp_path):
             pass
         with pytest.raises(ZeroDivisionError), locked(tmp_path / "run"):
             _ = 1 / 0
+    # Nothing was written there.
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    with locked(tmp_path / "run"):
+        pass
     assert [path.name for path in (tmp_path / "run").iterdir()] in ([], [".freqformer.lock"])
 
 

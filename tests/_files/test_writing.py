@@ -134,7 +134,7 @@ def test_what_was_added_to_an_earlier_one_is_kept(tmp_path):
 
 def test_a_folder_of_another_kind_is_kept(tmp_path):
     fill(tmp_path / "x", "old", kind="checkpoint")
-    with pytest.raises(FileError, match=r"did not write there as a model \(weights\)"):
+    with pytest.raises(FileError, match=r"did not write there as its own model \(weights\)"):
         fill(tmp_path / "x", "new", kind="model")
     (tmp_path / "file").touch()
     with pytest.raises(FileError, match="file is a file; choose another folder"):

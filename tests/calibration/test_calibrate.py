@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import signal
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from safetensors.torch import save_file
 from tests.calibration.conftest import CANDIDATES
 
 from freqformer import FreqFormerTransformer3DModel
+from freqformer._files import locked
 from freqformer.calibration import Candidates, calibrate
 from freqformer.config import Band
 from freqformer.routing import RoutingTable
+from freqformer.training.checkpoint import save_checkpoint
 
 OPTIONS = {"candidates": CANDIDATES, "num_buckets": 3, "progress": False}
 
@@ -101,6 +104,7 @@ KILLED = """
 import os, signal, sys
 from tests.calibration import conftest
 from freqformer import FreqFormerTransformer3DModel
+from freqformer._files import locked
 from freqformer.calibration import calibrate
 from safetensors.torch import load_file
 
@@ -127,6 +131,28 @@ def test_a_killed_process_leaves_a_state_to_go_on_from(dense_model, clips, tmp_p
     straight, expected = calibrate(dense_model, clips, 0.25, **OPTIONS)
     assert same(table, straight)
     assert torch.equal(calibration.errors, expected.errors)
+
+
+def test_a_state_that_another_process_writes_is_refused(dense_model, clips, tmp_path):
+    """F101."""
+    with locked(tmp_path), pytest.raises(ValueError, match=rf"in use by process {os.getpid()} "):
+        calibrate(dense_model, clips[:1], 0.25, **OPTIONS, state=tmp_path)
+
+
+@pytest.mark.parametrize("state", [{}, {"made_with": 3, "batches": []}, {"made_with": {}, "batches": []}])
+def test_a_checkpoint_of_something_else_is_refused(dense_model, clips, tmp_path, state):
+    save_checkpoint(tmp_path, 1, {"energies": {"error": torch.zeros(1)}}, state)
+    with pytest.raises(ValueError, match="holds no state of a calibration"):
+        calibrate(dense_model, clips[:1], 0.25, **OPTIONS, state=tmp_path)
+
+
+def test_another_model_refuses_the_table(dense_model, clips):
+    """F93."""
+    table, _ = calibrate(dense_model, clips[:1], 0.25, **OPTIONS)
+    torch.manual_seed(9)
+    other = type(dense_model).from_config(dense_model.config)
+    with pytest.raises(ValueError, match="made from another model"):
+        other.set_routing_table(table)
 
 
 def test_a_state_of_something_else_is_refused(dense_model, clips, tmp_path):

@@ -10,8 +10,9 @@ import torch
 from matplotlib.image import imread
 
 from freqformer.calibration.figures import choice_figure, cost_curve
-from freqformer.calibration.report import RECORD_NAME, read_calibration, write_report
+from freqformer.calibration.report import RECORD_NAME, read_calibration, write_report, write_table
 from freqformer.routing import RoutingTable
+from freqformer.routing.origin import SAMPLES
 
 
 def test_a_report_says_what_was_measured_and_chosen(made_up, tmp_path):
@@ -82,15 +83,41 @@ def test_the_cost_curve_falls_from_dense_to_the_cheapest(made_up):
         lambda text: "[]",
     ],
 )
-def test_a_damaged_report_is_refused(made_up, tmp_path, damage):
-    write_report(made_up, 0.4, tmp_path)
+@pytest.mark.parametrize("seal", [True, False])
+def test_a_damaged_report_is_refused(made_up, tmp_path, damage, seal):
+    write_table(made_up, 0.4, tmp_path)
     path = tmp_path / RECORD_NAME
+    if not seal:
+        # As earlier versions wrote it, without a checksum.
+        record = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("seal", "origin")}
+        path.write_text(json.dumps(record))
+        assert torch.equal(read_calibration(tmp_path).errors, made_up.errors)
     text = path.read_text()
     path.write_text(damage(text))
     assert path.read_text() != text
-    with pytest.raises(ValueError, match="no readable calibration") as error:
+    with pytest.raises(ValueError, match="calibrate again, or give the folder") as error:
         read_calibration(tmp_path)
     assert str(path) in str(error.value)
     path.unlink()
-    with pytest.raises(ValueError, match="no readable calibration"):
+    with pytest.raises(ValueError, match="can't be read"):
         read_calibration(tmp_path)
+
+
+def test_every_flipped_bit_is_found_and_named(made_up, tmp_path):
+    write_table(made_up, 0.4, tmp_path)
+    path = tmp_path / RECORD_NAME
+    whole = path.read_bytes()
+    for place in range(0, 8 * len(whole), 8 * len(whole) // 60 + 1):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match=RECORD_NAME):
+            read_calibration(tmp_path)
+
+
+def test_a_table_made_from_it_knows_the_model(made_up, tmp_path):
+    """F93."""
+    origin = ((0.5,) * SAMPLES,) * made_up.errors.shape[1]
+    write_table(replace(made_up, origin=origin), 0.4, tmp_path)
+    assert read_calibration(tmp_path).choose(0.2).table.origin == origin
+    assert RoutingTable.load(tmp_path).origin == origin

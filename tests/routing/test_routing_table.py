@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import save
+from tests.support.damage import flip_bits
 
+from freqformer._files import sealed
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.routing import RoutingTable, allocate, timestep_bucket
+from freqformer.routing.origin import SAMPLES
 from freqformer.routing.table import RECORD_NAME, TENSORS_NAME
 
 CONFIG = FreqFormerConfig(tile=(2, 3, 4), mid_tiles=5)
@@ -90,7 +94,7 @@ def damage(folder, name, change):
 def rewrite(folder, **fields):
     """Change fields of the JSON record."""
     path = folder / RECORD_NAME
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    path.write_text(json.dumps(sealed({**json.loads(path.read_text()), **fields})))
 
 
 def swap_content(folder, content):
@@ -106,9 +110,13 @@ def swap_tensors(folder, **tensors):
 BAD_FILES = {
     "no record": (lambda folder: (folder / RECORD_NAME).unlink(), "can't be read"),
     "no tensors": (lambda folder: (folder / TENSORS_NAME).unlink(), "can't be read"),
-    "record cut short": (lambda folder: damage(folder, RECORD_NAME, lambda b: b[:40]), "no readable routing table"),
-    "record of other bytes": (lambda folder: damage(folder, RECORD_NAME, lambda b: b"\xff\xfe"), "no readable"),
-    "record is a list": (lambda folder: damage(folder, RECORD_NAME, lambda b: b"[1]"), "no routing table of format"),
+    "record cut short": (lambda folder: damage(folder, RECORD_NAME, lambda b: b[:40]), "can't be read"),
+    "record of other bytes": (lambda folder: damage(folder, RECORD_NAME, lambda b: b"\xff\xfe"), "can't be read"),
+    "record is a list": (lambda folder: damage(folder, RECORD_NAME, lambda b: b"[1]"), "holds list; an object is allowed"),
+    "record nested deep": (lambda folder: damage(folder, RECORD_NAME, lambda b: b"[" * 10**5), "nested more than"),
+    "absurd numbers": (lambda folder: rewrite(folder, config={"radial_radius": 10**30}), "an integer beyond 64 bits"),
+    "seal renamed": (lambda folder: damage(folder, RECORD_NAME, lambda b: b.replace(b'"seal"', b'"sead"')), "unknown"),
+    "origin of another kind": (lambda folder: rewrite(folder, origin=[[1, 2]]), "origin holds something else"),
     "record of another format": (lambda folder: rewrite(folder, format="x"), "no routing table of format"),
     "record lacks a field": (lambda folder: damage(folder, RECORD_NAME, lambda b: b.replace(b"sha256", b"sha")), "lacks"),
     "unknown config field": (lambda folder: rewrite(folder, config={"tiles": 3}), "unknown fields"),
@@ -141,6 +149,39 @@ def test_a_damaged_table_is_refused(case, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         RoutingTable.load(tmp_path)
     assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
+def test_every_flipped_bit_is_found_and_named(tmp_path, count):
+    replace(make_table(), origin=((0.25,) * SAMPLES,) * 2).save(tmp_path)
+    for path, _ in flip_bits(tmp_path, count):
+        with pytest.raises(ValueError, match=re.escape(path.name)):
+            RoutingTable.load(tmp_path)
+    RoutingTable.load(tmp_path)
+
+
+def test_tables_of_earlier_versions_load(tmp_path):
+    table = make_table()
+    table.save(tmp_path)
+    path = tmp_path / RECORD_NAME
+    record = {name: value for name, value in json.loads(path.read_text()).items() if name in ("format", "sha256", "config")}
+    path.write_text(json.dumps(record, indent=2))
+    loaded = RoutingTable.load(tmp_path)
+    assert torch.equal(loaded.bands, table.bands)
+    assert loaded.origin is None
+
+
+def test_links_in_the_place_of_its_files_are_not_followed(tmp_path):
+    """F114."""
+    (tmp_path / "victim").write_text("precious")
+    folder = tmp_path / "table"
+    folder.mkdir()
+    for name in (RECORD_NAME, TENSORS_NAME):
+        for end in ("", ".part"):
+            (folder / (name + end)).symlink_to(tmp_path / "victim")
+    make_table().save(folder)
+    RoutingTable.load(folder)
+    assert (tmp_path / "victim").read_text() == "precious"
 
 
 def test_what_does_not_fit_is_refused():

@@ -204,7 +204,7 @@ def test_what_a_user_put_into_a_checkpoint_is_kept(tmp_path, caplog):
     (save(tmp_path, 1) / "notes.txt").write_text("mine")
     save(tmp_path, 2, keep=1)
     assert (tmp_path / "step-00000001" / "notes.txt").read_text() == "mine"
-    assert "step-00000001 holds what this package did not write there as a checkpoint (notes.txt)" in caplog.text
+    assert "step-00000001 holds what this package did not write there as its own checkpoint (notes.txt)" in caplog.text
 
 
 def test_checkpoints_on_another_disk(tmp_path):

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.support.damage import flip_bits
 
 from freqformer.models.pipeline import FreqFormerPipeline
 from freqformer.models.transformer import LEAST_NOISE, FreqFormerTransformer3DModel
+from freqformer.training.checkpoint import CheckpointError
 from freqformer.training.config import DataConfig, RunConfig, TrainConfig
 from freqformer.training.export import MOST_BYTES, WEIGHTS, export_model, fresh_loss
 from freqformer.training.loop import train
@@ -110,6 +112,47 @@ def test_the_fresh_loss_of_a_model_that_says_grey_follows_from_the_clips(exporte
     # x_t / t - (noise - clip) = clip / t.
     expected = sum(float((source.load(i).pixels / t).square().mean()) for i, t in enumerate(timesteps)) / 8
     assert fresh_loss(pipeline, config, clips=8) == pytest.approx(expected, rel=1e-4)
+
+
+def test_only_an_earlier_export_is_replaced(run: Path, exported: Path, tmp_path: Path) -> None:
+    """F106: whatever else a folder holds is kept."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "wedding.jpg").write_text("x")
+    for target, named in ((photos, r"wedding\.jpg"), (run / "pipeline", r"model_index\.json")):
+        with pytest.raises(CheckpointError, match=rf"did not write there as its own export \({named}.* is kept as it is"):
+            export_model(run, target)
+    assert [path.name for path in photos.iterdir()] == ["wedding.jpg"]
+    FreqFormerPipeline.from_pretrained(str(run / "pipeline"))
+    shutil.copytree(exported, tmp_path / "model")
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"\(notes\.txt\)"):
+        export_model(run, tmp_path / "model")
+    (tmp_path / "model" / "notes.txt").unlink()
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    before = (exported / WEIGHTS).stat().st_ino
+    assert export_model(run, tmp_path / "link") == tmp_path / "link"
+    assert (tmp_path / "model" / WEIGHTS).stat().st_ino != before
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("count", [22, pytest.param(500, marks=pytest.mark.slow)])
+def test_every_flipped_bit_of_an_export_is_named(exported: Path, tmp_path: Path, caplog, count: int) -> None:
+    """F107: where loading does not depend on the file, in a warning."""
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    warned = set()
+    for path, _ in flip_bits(folder, count):
+        caplog.clear()
+        if path.suffix in (".md", ".png"):
+            FreqFormerPipeline.from_pretrained(str(folder))
+            assert f"{path} is damaged" in caplog.text
+            warned.add(path.name)
+            continue
+        with pytest.raises(ValueError) as caught:  # noqa: PT011  the message is looked at below
+            FreqFormerPipeline.from_pretrained(str(folder))
+        assert path.name in str(caught.value)
+    assert warned == {"README.md", "samples.png"}
 
 
 def test_what_is_refused(run: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from freqformer._files.checksums import (
 )
 from freqformer._files.errors import FileError
 from freqformer._files.locking import locked
+from freqformer._files.owning import output_folder
 from freqformer._files.reading import read_bytes, read_json
 from freqformer._files.writing import (
     remove_folder,
@@ -31,6 +32,7 @@ __all__ = [
     "check_manifest",
     "check_seal",
     "locked",
+    "output_folder",
     "read_bytes",
     "read_json",
     "read_manifest",

@@ -20,6 +20,8 @@ from freqformer._files.reading import read_json
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = ".freqformer.lock"
+MARK_NAME = ".freqformer-output.json"
+"""Of `output_folder`."""
 HOLDER_NAME = ".freqformer.lock.json"
 """A file of its own: what is in a lock file may be lost when another process opens it."""
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
@@ -35,7 +37,8 @@ def locked(folder: Path, *, error: ErrorType = FileError) -> Iterator[None]:
     this process dies.
 
     Args:
-        folder: made if need be; may be a link to one.
+        folder: made if need be, and removed again where the block leaves nothing in it; may be a
+            link to one.
         error: to raise.
 
     Raises:
@@ -46,6 +49,7 @@ def locked(folder: Path, *, error: ErrorType = FileError) -> Iterator[None]:
     from freqformer._files.writing import write_json
 
     with ExitStack() as stack:
+        made = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(hold(folder / LOCK_NAME))
@@ -59,6 +63,10 @@ def locked(folder: Path, *, error: ErrorType = FileError) -> Iterator[None]:
         finally:
             with suppress(OSError):
                 (folder / HOLDER_NAME).unlink()
+                if made and {path.name for path in folder.iterdir()} <= {LOCK_NAME, MARK_NAME}:
+                    for path in folder.iterdir():
+                        path.unlink()
+                    folder.rmdir()
 
 
 @contextmanager

@@ -271,7 +271,7 @@ def _refuse_foreign(target: Path, kind: str, known: Sequence[str], error: ErrorT
     if foreign:
         named = ", ".join([*foreign[:3], *(["…"] if len(foreign) > 3 else [])])
         raise error(
-            f"{target} holds what this package did not write there as a {kind} ({named}) and is "
+            f"{target} holds what this package did not write there as its own {kind} ({named}) and is "
             "kept as it is; choose another folder, or move it away"
         )
 

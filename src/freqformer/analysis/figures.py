@@ -15,6 +15,7 @@ from matplotlib.patches import Patch as LegendPatch
 from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
+from freqformer._files import writing_file
 from freqformer.analysis.spectra import BAND_NAMES, Spectrum
 from freqformer.config import Band
 
@@ -41,10 +42,10 @@ def label_axes(axes, title: str, x: str, y: str) -> None:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a PNG; its folder is made if need be."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    # No date and version in the file: the same numbers give the same bytes.
-    figure.savefig(path, format="png", metadata={"Software": None})
+    """Write a PNG, whole or not at all; its folder is made if need be."""
+    with writing_file(Path(path)) as new:
+        # No date and version in the file: the same numbers give the same bytes.
+        figure.savefig(new, format="png", metadata={"Software": None})
 
 
 def energies_figure(spectrum: Spectrum, fps: float, path: str | Path) -> None:

@@ -17,6 +17,7 @@ from freqformer.calibration.candidates import Candidates
 from freqformer.config import Band
 from freqformer.grid import Grid
 from freqformer.routing import RoutingTable
+from freqformer.routing.origin import Origin
 
 Price = Callable[[Tensor, Tensor], Tensor]
 """Errors (T, L, H, 4) and costs relative to dense (4,) of LOW, MID, HIGH and DENSE -> what each head minimises."""
@@ -52,6 +53,8 @@ class Calibration:
     """Their tile is pinned."""
     grid: Grid
     """The tokens' grid, which the costs are of."""
+    origin: Origin | None = None
+    """What marks the model; tables keep it."""
 
     def choose(self, tolerance: float) -> Choice:
         """Every head the cheapest whose error is at most `tolerance`, else DENSE.
@@ -139,7 +142,7 @@ class Calibration:
         config = replace(candidates.config, window=candidates.windows[window])
         errors = torch.cat([self.errors, torch.zeros_like(self.errors[..., :1])], -1)
         return Choice(
-            table=RoutingTable(band[column], mid_tiles.contiguous(), config),
+            table=RoutingTable(band[column], mid_tiles.contiguous(), config, self.origin),
             column=column,
             errors=errors.gather(-1, column[..., None])[..., 0],
             costs=(self.costs / self.costs[dense])[column],

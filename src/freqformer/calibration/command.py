@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
+from freqformer._files import output_folder
 from freqformer.calibration.candidates import Candidates
 from freqformer.calibration.choice import Choice
-from freqformer.calibration.report import write_report
+from freqformer.calibration.report import EARLIER, FILES, write_report
 from freqformer.calibration.run import calibrate
 from freqformer.models.transformer import FreqFormerTransformer3DModel
 from freqformer.training.config import DataConfig
@@ -42,25 +43,27 @@ def calibrate_on_clips(
         candidates, num_buckets, seed: as in `calibrate`.
 
     Raises:
-        ValueError: as `calibrate`, for both a tolerance and a budget, and for clips that can't be read.
+        ValueError: as `calibrate`, for both a tolerance and a budget, for clips that can't be read, and where another
+            process is writing to `output`, or it holds files of these names that no calibration wrote.
     """
     if tolerance is not None and budget is not None:
         raise ValueError(
             f"tolerance is {tolerance} and budget {budget}; one of them is allowed: the budget sets the tolerance"
         )
-    source = clip_source(data, seed)
-    clips = [source.load(index) for index in range(num_clips)]
-    for clip in clips:
-        source.report(clip)
-    transformer.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
-    tolerance = TOLERANCE if tolerance is None else tolerance
-    _, calibration = calibrate(
-        transformer,
-        [clip.pixels[None] for clip in clips],
-        tolerance,
-        candidates=candidates,
-        num_buckets=num_buckets,
-        seed=seed,
-        state=output / "state",
-    )
-    return write_report(calibration, tolerance if budget is None else calibration.tolerance_for(budget), output)
+    with output_folder(output, "calibrate", FILES, earlier=(*EARLIER, "state")):
+        source = clip_source(data, seed)
+        clips = [source.load(index) for index in range(num_clips)]
+        for clip in clips:
+            source.report(clip)
+        transformer.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+        tolerance = TOLERANCE if tolerance is None else tolerance
+        _, calibration = calibrate(
+            transformer,
+            [clip.pixels[None] for clip in clips],
+            tolerance,
+            candidates=candidates,
+            num_buckets=num_buckets,
+            seed=seed,
+            state=output / "state",
+        )
+        return write_report(calibration, tolerance if budget is None else calibration.tolerance_for(budget), output)

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from freqformer._files import locked
 from freqformer._interrupt import StopRequest, between_steps
 from freqformer.calibration.candidates import Candidates
 from freqformer.calibration.choice import Calibration, check_positive
 from freqformer.calibration.measure import Energies, measured
 from freqformer.routing import RoutingTable
+from freqformer.routing.origin import origin_of
 from freqformer.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from freqformer.training.objective import TIMESTEP_SCALE
 from freqformer.training.seeding import derive_generator
@@ -68,7 +70,7 @@ def calibrate(
 
     Raises:
         ValueError: for a tolerance, model or batch that does not fit, and for a state of another model, other candidates
-            or other batches, naming it and the remedy.
+            or other batches, or that another process is writing, naming it and the remedy.
         KeyboardInterrupt: (`Interrupted`) after a signal, once the state is kept.
     """
     check_model(model)
@@ -82,11 +84,13 @@ def calibrate(
         raise ValueError("batches is empty; one batch of clips at least is allowed")
     grid = model.grid_for(_clips(first).shape)
     candidates = (candidates or Candidates.usual(model.band_config)).pinned(grid)
-    run = _Run(model, candidates, num_buckets, seed, Path(state) if state is not None else None)
     total = len(batches) if isinstance(batches, Sized) else None
+    folder = Path(state) if state is not None else None
     # What no state keeps need not be finished.
-    stopping = between_steps("finishing the batch") if run.folder else nullcontext(StopRequest())
-    with _progress_bar(progress, total) as advance, stopping as stop:
+    stopping = between_steps("finishing the batch") if folder else nullcontext(StopRequest())
+    alone = locked(folder) if folder else nullcontext()
+    with alone, _progress_bar(progress, total) as advance, stopping as stop:
+        run = _Run(model, candidates, num_buckets, seed, folder)
         for batch in chain([first], remaining):
             if model.grid_for(_clips(batch).shape) != grid:
                 raise ValueError(
@@ -98,7 +102,8 @@ def calibrate(
                 raise stop.interrupted(f" after batch {run.done}, which {run.folder} keeps: the same command goes on")
     layer = model.attentions[0]
     costs = candidates.costs(grid, num_heads=layer.num_heads, head_dim=layer.head_dim)
-    calibration = Calibration(run.errors(), torch.tensor(costs, dtype=torch.float64), candidates, grid)
+    costs = torch.tensor(costs, dtype=torch.float64)
+    calibration = Calibration(run.errors(), costs, candidates, grid, origin_of(model.attentions))
     return calibration.choose(tolerance).table, calibration
 
 
@@ -220,14 +225,21 @@ class _Run:
         if newest is None:
             return
         groups, state = load_checkpoint(newest)
-        differs = [name for name, value in self.made_with.items() if state["made_with"].get(name) != value]
+        made_with, batches, energies = state.get("made_with"), state.get("batches"), groups.get("energies", {})
+        if not isinstance(made_with, dict) or not isinstance(batches, list) or not {"error", "output"} <= energies.keys():
+            raise ValueError(f"{newest} holds no state of a calibration; give another folder, or remove it")
+        differs = [name for name, value in self.made_with.items() if made_with.get(name) != value]
         if differs:
             raise ValueError(
                 f"state in {folder} was made with another {' and '.join(differs)}; call with what it began with, or give "
                 "another folder"
             )
-        energies = groups["energies"]
-        self.sums, self.batches = Energies(energies["error"], energies["output"]), list(state["batches"])
+        found = Energies(energies["error"], energies["output"])
+        if found.error.shape != self.sums.error.shape or found.output.shape != self.sums.output.shape:
+            raise ValueError(
+                f"{newest} has energies {tuple(found.error.shape)}; {tuple(self.sums.error.shape)} are allowed"
+            )
+        self.sums, self.batches = found, batches
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:

@@ -30,10 +30,12 @@ def inspect(
       freqformer inspect holiday.mp4
       freqformer inspect holiday.mp4 --start 12 --seconds 3 --patch 2 --output bands/
     """
-    from freqformer.demo.stages import inspect_video
+    from freqformer._files import output_folder
+    from freqformer.demo.stages import ENERGIES, INSPECTED, inspect_video
 
     folder = output or video.with_name(f"{video.stem}-bands")
-    with errors.status("splitting the video into its bands"):
+    writing = output_folder(folder, "inspect", INSPECTED, earlier=(ENERGIES,))
+    with writing, errors.status("splitting the video into its bands"):
         found = inspect_video(video, folder, start=start, seconds=seconds, side=side, patch=(1, patch, patch))
     for name, share in zip(("low", "mid", "high"), found.total_shares, strict=True):
         typer.echo(f"{name:>5}  {100 * share:5.1f}% of the energy")

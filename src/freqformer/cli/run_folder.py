@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from freqformer._files import read_json
 
 if TYPE_CHECKING:
     from freqformer.models.pipeline import FreqFormerPipeline
@@ -34,8 +35,7 @@ def run_config(named: str) -> dict[str, Any]:
     """The fields of a run: those of a JSON file, or with `shipped` those of the run that made the shipped model.
 
     Raises:
-        ValueError: for a file that holds no object.
-        OSError: for one that can't be read.
+        ValueError: for a file that can't be read, or holds no object.
     """
     if named != SHIPPED:
         return read_config(Path(named))
@@ -47,6 +47,7 @@ def run_config(named: str) -> dict[str, Any]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError for anything else."""
+<<<<<<< HEAD
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -54,6 +55,9 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {type(values).__name__}; an object with the fields of a run is allowed")
     return values
+=======
+    return read_json(path, remedy="give a file like the train.json that a run writes")
+>>>>>>> files
 
 
 def clip_fields(data: str) -> dict[str, Any]:

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+<<<<<<< HEAD
 from freqformer.cli.console import errors
 from freqformer.cli.run_folder import SHIPPED, clip_fields, model_folder, run_config
+=======
+from freqformer.cli.run_folder import SHIPPED, clip_fields, run_config
+>>>>>>> files
 
 if TYPE_CHECKING:
     from freqformer.training.run import StepReport
@@ -96,7 +100,11 @@ def train(
 
     made = TrainConfig.from_dict(values)
     last: deque[StepReport] = deque(maxlen=1)
+<<<<<<< HEAD
     pipeline = run_training(made, on_step=last.append)
+=======
+    pipeline, folder = run_training(made, on_step=last.append), made.output
+>>>>>>> files
     if last and last[-1].progress < 1:
         typer.echo(f"{100 * last[-1].progress:.0f}% of the run is done: the same command goes on")
     folder = made.output

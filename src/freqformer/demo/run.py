@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shlex
 import shutil
 import sys
@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from freqformer import __version__
+from freqformer._files import output_folder, read_json, write_json, write_text
 from freqformer._interrupt import Interrupted, signal_name
 from freqformer.analysis.figures import allocation_figure, loss_figure, weights_figure
 from freqformer.analysis.spectra import Spectrum
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.demo.page import render_page
 from freqformer.demo.shipped import generate_shipped, load_shipped
-from freqformer.demo.stages import Generated, generate, inspect_video
+from freqformer.demo.stages import INSPECTED, Generated, generate, inspect_video
 from freqformer.demo.verdict import Verdict
 from freqformer.grid import Grid, tile_layout
 from freqformer.media import VideoError, contact_sheet, enlarge, probe_video, read_clip, write_video
@@ -43,6 +44,17 @@ FINE_TUNING_RATE = 1e-3
 
 TRAIN_SECONDS = 180.0
 """Time to train at most: half as much again as the steps take on two cores that do nothing else."""
+
+RUN_MARK = "made-by-the-demo"
+OF_A_RUN = {
+    *(RUN_MARK, "checkpoints", "logs", "pipeline", "parts.json", "train.json"),
+    *(".freqformer.lock", ".freqformer.lock.json", ".freqformer-output.json"),
+}
+FILES = (
+    *("index.html", "summary.json", "input.mp4", "generated.mp4", "contact_sheet.png", "loss.png", "routing.png"),
+    *(*INSPECTED, "shipped.mp4", "long.mp4", "long.png"),
+)
+"""What a demo writes beside OUTPUT/run."""
 
 Say = Callable[[str], Any]
 
@@ -104,7 +116,7 @@ class DemoSettings:
         place = folder / "train.json"
         if not place.is_file():
             raise ValueError(f"{folder} holds no exported model; give a folder that `freqformer export` wrote")
-        record = json.loads(place.read_text(encoding="utf-8"))
+        record = read_json(place, remedy="export the model again")
         sizes = {name: record["data"][name] for name in ("num_frames", "height", "width", "fps")}
         optimizer = replace(self.optimizer, learning_rate=FINE_TUNING_RATE, ema_decay=0.98)
         return replace(
@@ -152,11 +164,13 @@ def run_demo(
 
     Raises:
         VideoError: for a video that can't be read or is too short.
-        ValueError: where `output` holds a folder `run` that no demo made, or for a model that can't be loaded.
+        ValueError: where `output` holds files of the same names that no demo made, another process is writing there, or
+            for a model that can't be loaded.
         KeyboardInterrupt: (`Interrupted`) after a signal.
     """
     try:
-        return _run(output, video, model, train_steps, train_seconds, seed, say, settings or DemoSettings())
+        with output_folder(output, "demo", FILES, earlier=(f"run/{RUN_MARK}",)):
+            return _run(output, video, model, train_steps, train_seconds, seed, say, settings or DemoSettings())
     except Interrupted as stop:
         # Training says that it goes on from its checkpoint, which a demo does not.
         raise Interrupted(
@@ -237,9 +251,12 @@ def _check_length(video: Path, settings: DemoSettings) -> None:
 
 def _fresh_run_folder(output: Path) -> Path:
     """OUTPUT/run, empty but for a mark that the demo may replace it."""
-    run, mark = output / "run", output / "run" / "made-by-the-demo"
-    if run.exists() and not mark.exists():
-        raise ValueError(f"{run} was not made by a demo and is kept; choose another --output, or move it away")
+    run = output / "run"
+    mark = run / RUN_MARK
+    foreign = [path.name for path in run.iterdir() if path.name not in OF_A_RUN] if run.is_dir() else []
+    if os.path.lexists(run) and (foreign or run.is_symlink() or not mark.is_file()):
+        what = f"holds {', '.join(foreign[:3])}, which no demo made," if foreign else "was not made by a demo"
+        raise ValueError(f"{run} {what} and is kept; choose another --output, or move it away")
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
     mark.touch()
@@ -274,7 +291,6 @@ def _train(
     )
     reports: list[StepReport] = []
     folder = train(config, model=start, on_step=reports.append)
-    (run / "train.json").write_text(json.dumps(config.to_dict(), indent=2), encoding="utf-8")
     return _Trained(folder, reports)
 
 
@@ -345,7 +361,7 @@ def _costs(settings: DemoSettings, model: FreqFormerTransformer3DModel, generate
 
 
 def _write_page(output: Path, facts: dict[str, Any]) -> Path:
-    (output / "summary.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    write_json(output / "summary.json", facts)
     page = output / "index.html"
-    page.write_text(render_page(facts), encoding="utf-8")
+    write_text(page, render_page(facts))
     return page

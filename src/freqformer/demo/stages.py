@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+<<<<<<< HEAD
 from freqformer._files import write_text
+=======
+from freqformer._files import write_json
+>>>>>>> files
 from freqformer.analysis.figures import energies_figure, labelled_grid
 from freqformer.analysis.spectra import BAND_NAMES, Patch, Spectrum, band_frames, clip_spectrum
 from freqformer.config import Band, FreqFormerConfig
@@ -20,6 +23,9 @@ from freqformer.media import VideoError, probe_video, read_clip, to_unit, write_
 if TYPE_CHECKING:
     from freqformer.models.pipeline import FreqFormerPipeline
 
+ENERGIES = "band_energies.json"
+INSPECTED = ("band_energies.png", ENERGIES, "bands.mp4")
+"""What `inspect_video` writes."""
 MOST_FPS = 24.0
 """Frames per second that are looked at: more would not be told apart, and cost memory."""
 LEAST_FPS = 1.0
@@ -67,7 +73,11 @@ def inspect_video(
         "shares": dict(zip(BAND_NAMES, spectrum.shares.T.tolist(), strict=True)),
         "total_shares": dict(zip(BAND_NAMES, spectrum.total_shares, strict=True)),
     }
+<<<<<<< HEAD
     write_text(folder / "band_energies.json", json.dumps(record, indent=1))
+=======
+    write_json(folder / ENERGIES, record)
+>>>>>>> files
     return spectrum
 
 

@@ -63,8 +63,9 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
     _supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["TransformerBlock"]
     _repeated_blocks: ClassVar[list[str]] = ["TransformerBlock"]
-    # A choice steps where rounding differs, so routers keep their precision when a model is loaded in half of it.
-    _keep_in_fp32_modules: ClassVar[list[str]] = ["router"]
+    # A choice steps where rounding differs, so routers keep their precision when a model is loaded in half of it; gains
+    # are read in float32 by kernels.
+    _keep_in_fp32_modules: ClassVar[list[str]] = ["router", "gains"]
 
     @register_to_config
     def __init__(
@@ -173,12 +174,14 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         """Use a frozen table in place of the routers; None goes back.
 
         Raises:
-            ValueError: for a table of other layers or heads, or whose bands mean something else.
+            ValueError: for a table of other layers or heads, of another model, or whose bands mean something else.
         """
         if table is not None and table.shape[1] != len(self.attentions):
             raise ValueError(
                 f"table has {table.shape[1]} layers; the model has {len(self.attentions)}: freeze a table from this model"
             )
+        if table is not None:
+            table.check_layers(self.attentions)
         for index, layer in enumerate(self.attentions):
             layer.set_routing_table(table, index)
 

@@ -6,23 +6,27 @@ Shape legend: S samples, T timestep buckets, L layers, H heads. Timesteps are in
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from freqformer._files import FileError, check_seal, read_bytes, read_json, sealed, write_bytes, write_json
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.routing.allocation import allocate
 from freqformer.routing.network import NUM_BANDS
+from freqformer.routing.origin import Origin, check_origin, origin_of, parse_origin
 
 FORMAT = "freqformer-routing-table-1"
 TENSORS_NAME, RECORD_NAME = "routing_table.safetensors", "routing_table.json"
+TENSORS_BYTES = 1 << 30
+"""Largest file of tensors that is read."""
+NEEDED, OPTIONAL = {"format", "sha256", "config"}, {"origin", "seal"}
+"""Fields of the record; tables of earlier versions lack the optional ones."""
 
 
 def timestep_bucket(timestep: Tensor, num_buckets: int) -> Tensor:
@@ -47,6 +51,8 @@ class RoutingTable:
     """Tiles per query tile of MID heads with the top-k pattern, 0 for every tile: int64 (T, L, H)."""
     config: FreqFormerConfig
     """The bands' definition, its tile pinned, so that the table means the same at every video size."""
+    origin: Origin | None = None
+    """What marks the model that it was made from; None fits any model of its shape."""
 
     def __post_init__(self) -> None:
         if self.config.tile is None:
@@ -89,6 +95,7 @@ class RoutingTable:
         num_buckets: int = 10,
         costs: Sequence[float] | None = None,
         budget: float | None = None,
+        layers: Sequence[nn.Module] | None = None,
     ) -> RoutingTable:
         """The table that agrees best with what routers did.
 
@@ -99,6 +106,7 @@ class RoutingTable:
             config: of the layers, its tile pinned.
             num_buckets: equal shares of [0, 1]. A bucket with no sample takes the nearest one that has some.
             costs, budget: hold every bucket and layer to a FLOP budget, as in `allocate`; logits only.
+            layers: the model's attention layers, `model.attentions`; another model then refuses the table.
 
         Raises:
             ValueError: for shapes or values that do not fit, naming the argument.
@@ -116,7 +124,17 @@ class RoutingTable:
         # Every layer and bucket is one row to `allocate`, so each keeps to the budget.
         bands = mean.argmax(-1) if budget is None else allocate(mean.flatten(0, 1), costs=costs, budget=budget)
         bands = bands.reshape(mean.shape[:-1]).cpu()
-        return cls(bands, torch.full_like(bands, config.mid_tiles or 0), config)
+        origin = None if layers is None else origin_of(layers)
+        return cls(bands, torch.full_like(bands, config.mid_tiles or 0), config, origin)
+
+    def check_layers(self, layers: Sequence[nn.Module]) -> None:
+        """Raise ValueError where these attention layers are of another model than the table was made from.
+
+        Args:
+            layers: of our own transformer or another library's, in order. What can't be compared passes: a table without
+                mark, or weights that are quantised, sharded or on `meta`.
+        """
+        check_origin(self.origin, layers)
 
     def for_layer(self, layer: int, num_heads: int, config: FreqFormerConfig) -> tuple[Tensor, list[FreqFormerConfig]]:
         """What one layer of a model needs: its bands (T, H), and the config of every bucket.
@@ -146,20 +164,23 @@ class RoutingTable:
     def save(self, folder: str | Path) -> None:
         """Write `routing_table.safetensors` and `routing_table.json` into a folder, which is made if missing.
 
-        Each file is written aside and renamed. The JSON file comes last and holds the checksum of the other.
+        Each file is whole or absent. The JSON file comes last and holds the checksum of the other, and one of itself.
+
+        Raises:
+            ValueError: where they can't be written.
         """
         from safetensors.torch import save
 
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = save({"bands": self.bands.contiguous(), "mid_tiles": self.mid_tiles.contiguous()})
         record = {
             "format": FORMAT,
             "sha256": hashlib.sha256(tensors).hexdigest(),
             "config": self.config.to_dict(),
+            "origin": self.origin,
         }
-        _replace(folder / TENSORS_NAME, tensors)
-        _replace(folder / RECORD_NAME, (json.dumps(record, indent=2) + "\n").encode())
+        write_bytes(folder / TENSORS_NAME, tensors)
+        write_json(folder / RECORD_NAME, sealed(record))
 
     @classmethod
     def load(cls, folder: str | Path) -> RoutingTable:
@@ -168,19 +189,19 @@ class RoutingTable:
         Raises:
             ValueError: for a missing, damaged or foreign file, naming it and the remedy.
         """
-        from safetensors import SafetensorError
         from safetensors.torch import load
 
         record_path, tensors_path = Path(folder) / RECORD_NAME, Path(folder) / TENSORS_NAME
         record = _read_record(record_path)
-        tensors = _read(tensors_path)
+        tensors = read_bytes(tensors_path, remedy=_REMEDY, most_bytes=TENSORS_BYTES)
         if hashlib.sha256(tensors).hexdigest() != record["sha256"]:
-            raise ValueError(f"{tensors_path} is not the file that {RECORD_NAME} was written with: save the table again")
+            raise FileError(f"{tensors_path} is not the file that {RECORD_NAME} was written with: save the table again")
         try:
             values = load(tensors)
-            return cls(values["bands"], values["mid_tiles"], FreqFormerConfig.from_dict(record["config"]))
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise ValueError(f"{folder} holds no valid routing table ({error}): save the table again") from error
+            config, origin = FreqFormerConfig.from_dict(record["config"]), parse_origin(record.get("origin"))
+            return cls(values["bands"], values["mid_tiles"], config, origin)
+        except Exception as error:  # what safetensors and torch raise for damage is of many types
+            raise FileError(f"{folder} holds no valid routing table ({error}): save the table again") from error
 
 
 def attend_by_bucket(
@@ -232,33 +253,16 @@ def _scores(timestep: Tensor, observed: Tensor, num_buckets: int) -> Tensor:
     return functional.one_hot(observed.long(), len(Band)).double()
 
 
+_REMEDY = "pass the folder that RoutingTable.save wrote, or save the table again"
+
+
 def _read_record(path: Path) -> dict[str, Any]:
-    content = _read(path)
-    try:
-        record = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{path} is no readable routing table ({error}): save the table again") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise ValueError(f"{path} is no routing table of format {FORMAT!r}: freeze and save the table with this version")
-    missing = sorted({"sha256", "config"} - set(record))
-    if missing:
-        raise ValueError(f"{path} lacks {missing}: save the table again")
+    record = read_json(path, remedy=_REMEDY)
+    if record.get("format") != FORMAT:
+        raise FileError(f"{path} is no routing table of format {FORMAT!r}: freeze and save the table with this version")
+    missing, unknown = sorted(NEEDED - set(record)), sorted(set(record) - NEEDED - OPTIONAL)
+    if missing or unknown:
+        raise FileError(f"{path} lacks {missing} or has unknown {unknown}: save the table again")
+    if "seal" in record:
+        check_seal(record, path, remedy=_REMEDY)
     return record
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ValueError(
-            f"{path} can't be read ({error.strerror}): pass the folder that RoutingTable.save wrote"
-        ) from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    aside = path.with_name(path.name + ".part")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)

@@ -18,7 +18,6 @@ def write_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for chart in charts:
         figure = Figure(figsize=(7, 4), layout="constrained")

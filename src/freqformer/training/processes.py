@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freqformer._files import locked
+from freqformer._files import output_folder
 from freqformer.training.checkpoint import CheckpointError
+from freqformer.training.record import PARTS_FILE
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -37,7 +38,7 @@ def only_run(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     if not accelerator.is_main_process:
         yield
         return
-    with locked(folder, error=CheckpointError):
+    with output_folder(folder, "train", (PARTS_FILE,), earlier=("checkpoints",), error=CheckpointError):
         yield
 
 
