@@ -11,7 +11,16 @@ import pytest
 from freqformer.training.checkpoint import newest_checkpoint
 from freqformer.training.config import DataConfig, RunConfig, TrainConfig
 from freqformer.training.loop import train
-from freqformer.training.record import COMMIT_VARIABLE, PARTS_FILE, Part, parts_up_to, read_parts, with_part, write_parts
+from freqformer.training.record import (
+    COMMIT_VARIABLE,
+    PARTS_FILE,
+    Part,
+    _installed_commit,
+    parts_up_to,
+    read_parts,
+    with_part,
+    write_parts,
+)
 from freqformer.training.run import StepReport
 
 PART = Part(0, 10, 40, 5.0, 0.5, 1.0, "CPU", "2", "1", None, "train")
@@ -75,5 +84,7 @@ def test_damaged_records_are_named(tmp_path: Path, text: str) -> None:
 def test_without_git_the_commit_is_unknown(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(COMMIT_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", "")
+    # An earlier run of this process may have found it.
+    monkeypatch.setattr("freqformer.training.record._installed_commit", _installed_commit.__wrapped__)
     train(replace(config, run=replace(config.run, max_steps=1)))
     assert json.loads((Path(config.output) / PARTS_FILE).read_text())[0]["commit"] is None
