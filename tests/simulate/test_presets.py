@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -210,3 +211,17 @@ def test_contradictions_are_refused():
         replace(dense, low_beside=True)
     with pytest.raises(ProfileError, match="routing is set, and dense attention has no bands"):
         replace(dense, routing=Routing())
+
+
+def test_the_page_says_what_a_dense_generation_takes():
+    """The floor that docs/complexity.md holds against whole pipelines."""
+    page = " ".join((Path(__file__).parents[2] / "docs" / "complexity.md").read_text(encoding="utf-8").split())
+    minutes, rates, block = {}, {}, 0.0
+    for hardware in ("h200", "h100"):
+        result = simulate(scenario("wan2.1-14b", hardware, "5s@720p", preset="dense"))
+        minutes[hardware] = result.generation.seconds / 60
+        rates[hardware] = result.generation.dense_flops / result.generation.seconds / 1e12
+        block = block or 1e3 * result.step.seconds / 80
+    assert f"says {minutes['h200']:.1f} minutes on an H200 and {minutes['h100']:.1f} on an H100" in page
+    assert f"{rates['h200']:.0f} TFLOP/s throughout" in page
+    assert f"| simulated | {block:.0f} | {minutes['h200']:.1f} |" in page

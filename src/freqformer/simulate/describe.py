@@ -20,9 +20,9 @@ ROUTERS = {
 SCHEDULES = {"fixed": "the same at every step", "prior": "the paper's prior by noise level, as before any training"}
 LEFT_OUT = (
     "Times of steps and generations are those of the transformer's operations, each at the rate that it reaches "
-    "alone. Left out: text encoder, VAE, patch embedding, output layer and sampler, and what a pipeline loses between "
-    "its operations (slower attention kernels, rotary embedding and norms in float32 and unfused, casts, waiting for "
-    "Python, clocks that fall under load). Whole pipelines have been published at about twice the dense times."
+    "alone, dense attention with cuDNN's kernel. Left out: text encoder, VAE, patch embedding, output layer and "
+    "sampler, and what a pipeline loses. On an H200 a block of Wan2.1 14B with dense attention took 1.14 times the "
+    "time that is said here when compiled, 1.25 times in plain PyTorch, 1.73 times with FlashAttention 2."
 )
 """What a reader must know before comparing a generation with a stopwatch."""
 
