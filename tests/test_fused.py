@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from freqformer import buffers
 from freqformer.attention import frequency_attention
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
@@ -30,7 +31,6 @@ from tests.support.numerics import Pool, nan_filled_allocations  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402
 
-from freqformer.ops.block_sparse import triton as attention_launch  # noqa: E402
 from freqformer.ops.block_sparse.tables import launch_tables  # noqa: E402
 from freqformer.ops.merge.tables import merge_tables  # noqa: E402
 from freqformer.ops.prologue.tables import prologue_tables  # noqa: E402
@@ -159,7 +159,7 @@ def test_a_band_out_of_range_on_the_device_gives_nan_in_its_head_alone() -> None
 
 
 def test_at_most_six_launches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_launch, "TEXT_PART_TILES", 1)
+    monkeypatch.setattr(buffers, "TEXT_PART_TILES", 1)
     names: list[str] = []
     launch = interpreter.GridExecutor.__call__
 

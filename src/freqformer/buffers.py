@@ -1,6 +1,7 @@
 """What the fused path holds between its launches, from the plan alone.
 
-The launches allocate by these figures and the cost model counts by them, so that both say the same; no kernel is imported.
+The launches allocate by these figures and the cost model counts by them, so that both say the same;
+no kernel is imported.
 """
 
 from __future__ import annotations
@@ -36,7 +37,14 @@ class KeyLayout:
     @property
     def offsets(self) -> tuple[int, int, int, int, int, int]:
         """The six offsets, in order."""
-        return (self.low, self.low_summaries, self.mid_summaries, self.high_summaries, self.text, self.exact)
+        return (
+            self.low,
+            self.low_summaries,
+            self.mid_summaries,
+            self.high_summaries,
+            self.text,
+            self.exact,
+        )
 
 
 def key_layout(plan: AttentionPlan) -> KeyLayout:
@@ -64,32 +72,33 @@ TEXT_PART_TILES = 64
 TEXT_PARTS = 16
 """most parts: they run beside each other, and their float32 results wait in scratch memory."""
 STATISTIC_BYTES = 4
-"""Sums over tiles, scores, lists and log-sum-exps are 32 bits wide, whatever the type of the features."""
+"""Sums over tiles, scores, lists and log-sum-exps are 32 bits wide, whatever the features' type."""
 
 
 def power_of_two(size: int, least: int = 16) -> int:
-    """The smallest power of two that is at least `size` and `least`: the side of a block in a kernel."""
+    """The smallest power of two from `size` and `least` up: the side of a block in a kernel."""
     return max(least, 1 << (size - 1).bit_length())
 
 
 def selects_tiles(plan: AttentionPlan) -> bool:
-    """Whether the tiles of MID heads are chosen by data: the pattern is top-k and leaves some tiles out."""
+    """Whether data choose the tiles of MID heads: the pattern is top-k and leaves some out."""
     return plan.mid_lists is None and plan.mid_capacity < plan.layout.num_tiles
 
 
 def selection_slots(tiles: int) -> int:
-    """Blocks of the selection whose scores of `tiles` tiles fit into the scratch memory at once, one at least."""
+    """Blocks of the selection whose scores fit into scratch memory at once, one at least."""
     return max(1, SCORE_BYTES // (STATISTIC_BYTES * SELECTION_QUERIES * power_of_two(tiles)))
 
 
 def selection_programs(rows: int, tiles: int) -> int:
-    """Programs that share the selection of `rows` heads over `tiles` tiles, each with its own scratch."""
+    """Programs that share the selection of `rows` heads, each with its own scratch."""
     return min(rows * -(-tiles // SELECTION_QUERIES), SELECTION_PROGRAMS, selection_slots(tiles))
 
 
 def score_bytes(rows: int, tiles: int) -> int:
     """Bytes of tile scores that the selection holds at once."""
-    return selection_programs(rows, tiles) * SELECTION_QUERIES * power_of_two(tiles) * STATISTIC_BYTES
+    block = SELECTION_QUERIES * power_of_two(tiles) * STATISTIC_BYTES
+    return selection_programs(rows, tiles) * block
 
 
 def text_parts(tiles: int) -> int:
@@ -113,7 +122,8 @@ def workspace_bytes(plan: AttentionPlan, rows: int, element_size: int) -> int:
     if selects or cells:
         held += 3 * rows * tiles * width * STATISTIC_BYTES
     if selects:
-        held += rows * tiles * (plan.mid_capacity + cells) * STATISTIC_BYTES + score_bytes(rows, tiles)
+        held += rows * tiles * (plan.mid_capacity + cells) * STATISTIC_BYTES
+        held += score_bytes(rows, tiles)
     parts = text_parts(tiles)
     if parts > 1:
         held += rows * parts * plan.num_text_tokens * (width + 1) * STATISTIC_BYTES

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from tests.support.command_line import run
+from tests.support.command_line import invoke, run
 
 from freqformer import FreqFormerConfig, Grid, build_plan
 from freqformer.buffers import workspace_bytes
@@ -181,6 +181,7 @@ def test_calibrate_reads_the_eager_benchmark(tmp_path):
     path.write_text(json.dumps({"machine": {"cpu": "some", "commit": "0"}, "speed": speed}))
     shown = run("calibrate-hardware", path, "--hardware", "cpu", "--output", out)
     assert "fitted: 4 measurements, median error 0.0%, worst 0.0%" in shown
+    assert invoke("calibrate-hardware", path, "--hardware", "cpu", "--output", "-").stdout == out.read_text()
     start, fitted = load_calibration("cpu"), load_calibration(out)
     assert fitted.dense_rate != start.dense_rate
     assert fitted.linear_rate == start.linear_rate

@@ -20,6 +20,7 @@ import torch
 from tests.support.cases import Case, make_inputs, run
 from tests.support.interpreter import patch_language_once
 
+from freqformer import buffers
 from freqformer.attention import FreqAttention, Routing
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
@@ -66,7 +67,10 @@ def check(checked: Checked, device: str) -> None:
     """Run a call without gradients and with them; AssertionError where a result is not finite."""
     inputs = make_inputs(checked.case, device)
     # Long lists are split, which takes kernels that join the parts: here from two tiles on.
-    forward, backward = mock.patch.object(triton, "TEXT_PART_TILES", 2), mock.patch.object(triton_backward, "PART_TILES", 2)
+    forward, backward = (
+        mock.patch.object(buffers, "TEXT_PART_TILES", 2),
+        mock.patch.object(triton_backward, "PART_TILES", 2),
+    )
     # A GPU before Hopper reads by pointers.
     pointers = mock.patch.object(triton, "_capability", return_value=8) if checked.by_pointer else nullcontext()
     with forward, backward, pointers:

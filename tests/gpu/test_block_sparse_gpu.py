@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from freqformer import buffers
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 
@@ -26,7 +27,7 @@ CANARY = -5.0
 
 @pytest.mark.parametrize("form", range(26))
 def test_random_cases(form: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "TEXT_PART_TILES", 8)
+    monkeypatch.setattr(buffers, "TEXT_PART_TILES", 8)
     if form % 8 == 7:
         monkeypatch.setattr(launch, "_has_descriptors", lambda _: False)
     pool = Pool()

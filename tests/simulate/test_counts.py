@@ -230,12 +230,23 @@ def test_dense_and_low_equal_pytorchs_counter():
     assert counter.get_total_flops() == layer_counts(no_summaries, [Band.LOW]).stages["attention"].flops
 
 
-@pytest.mark.parametrize("grid", [Grid(3, 9, 10), Grid(5, 7, 11), Grid(1, 1, 300), Grid(21, 45, 80)])
-def test_transforms_cost_what_pytorch_counts(grid):
+@pytest.mark.parametrize(
+    ("grid", "tile"),
+    [
+        (Grid(3, 9, 10), None),
+        (Grid(5, 7, 11), None),
+        (Grid(1, 1, 300), None),
+        (Grid(21, 45, 80), None),
+        (Grid(2, 8, 16), (8, 4, 4)),  # a pinned tile that the grid clips keeps its own samples
+        (Grid(1, 9, 13), (2, 8, 8)),
+        (Grid(5, 2, 7), (1, 8, 16)),
+    ],
+)
+def test_transforms_cost_what_pytorch_counts(grid, tile):
     """Low tokens and the block DCT."""
-    config = FreqFormerConfig(compression=16)
+    config = FreqFormerConfig(compression=16, tile=tile)
     plan = build_plan(grid, config, num_heads=1, head_dim=HEAD_DIM)
-    layout = tile_layout(grid)
+    layout = tile_layout(grid, tile)
 
     def counted(work: Callable[[torch.Tensor], object]) -> int:
         flops = []

@@ -18,12 +18,67 @@ from freqformer.simulate.shapes import load_model
 
 LOADERS = {"hardware": load_hardware, "models": load_model, "calibration": load_calibration}
 VALUES: tuple[Any, ...] = (
-    *(None, True, 0, -1, 1, 3, 0.5, 1e300, 10**30, 10**400, 2**63, "", "x", "1", [], {}, [1], [1, 2, 3]),
-    *([0, 0, 0], [10**9] * 3, {"a": 1}, [None] * 3, ["a", "b", "c"], {"720p": [720]}, {"x": "y"}, float("nan")),
+    *(
+        None,
+        True,
+        0,
+        -1,
+        1,
+        3,
+        0.5,
+        1e300,
+        10**30,
+        10**400,
+        2**63,
+        "",
+        "x",
+        "1",
+        [],
+        {},
+        [1],
+        [1, 2, 3],
+    ),
+    *(
+        [0, 0, 0],
+        [10**9] * 3,
+        {"a": 1},
+        [None] * 3,
+        ["a", "b", "c"],
+        {"720p": [720]},
+        {"x": "y"},
+        float("nan"),
+    ),
 )
 TEXTS = (
-    *("", "null", "true", "0", "-1", "1e999", "NaN", "Infinity", "9" * 900, "[" * 900, "[1", "1,2", "1,3,3", "x"),
-    *("0,0,0", "1000000000,1,1", "4,4,8", "topk", "radial", "axial", "gains", "strict", "fixed", "learned", "prior"),
+    *(
+        "",
+        "null",
+        "true",
+        "0",
+        "-1",
+        "1e999",
+        "NaN",
+        "Infinity",
+        "9" * 900,
+        "[" * 900,
+        "[1",
+        "1,2",
+        "1,3,3",
+        "x",
+    ),
+    *(
+        "0,0,0",
+        "1000000000,1,1",
+        "4,4,8",
+        "topk",
+        "radial",
+        "axial",
+        "gains",
+        "strict",
+        "fixed",
+        "learned",
+        "prior",
+    ),
 )
 
 
@@ -91,7 +146,11 @@ def test_a_reach_of_any_size_sees_every_tile() -> None:
 @pytest.mark.parametrize(
     ("tokens", "settings", "text"),
     [
-        ("1M", ["mid_pattern=radial", "radial_radius=1000"], "the radial lists .* smaller radial_radius"),
+        (
+            "1M",
+            ["mid_pattern=radial", "radial_radius=1000"],
+            "the radial lists .* smaller radial_radius",
+        ),
         ("1M", ["window=99,99,99"], "the window lists .* smaller window"),
         ("1M", ["tile=1,1,1", "window=9,9,9"], "larger tiles"),
     ],

@@ -34,7 +34,24 @@ def test_durations() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["five", "", "5m", "1.5", "64KB", "64Ki", "1e400", "1e-3", "inf", "nan", "-3", "0K", "99M", "5s@9000p", "5s/0"]
+    "text",
+    [
+        "five",
+        "",
+        "5m",
+        "1.5",
+        "64KB",
+        "64Ki",
+        "1e400",
+        "1e-3",
+        "inf",
+        "nan",
+        "-3",
+        "0K",
+        "99M",
+        "5s@9000p",
+        "5s/0",
+    ],
 )
 def test_what_is_neither_is_refused(text: str) -> None:
     with pytest.raises(ProfileError, match=r"is .*(allowed|choose one)"):

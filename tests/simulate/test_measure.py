@@ -8,8 +8,8 @@ from freqformer.simulate.hardware import load_hardware
 
 def test_the_measured_profile_loads_and_simulates(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "REPEATS", 1)
-    path = tmp_path / "new" / "mine.json"
-    measure.write_cpu_profile(path)
+    path = tmp_path / "mine.json"
+    path.write_text(measure.cpu_profile_text(), encoding="utf-8")
     machine = load_hardware(path)
     assert machine.element_size == 4
     assert machine.interconnect is None

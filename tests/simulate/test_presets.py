@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -12,7 +13,15 @@ from freqformer import Band, FreqFormerConfig
 from freqformer.attention import Routing as LayerRouting
 from freqformer.models.transformer import FreqFormerTransformer3DModel
 from freqformer.routing import RoutingTable
-from freqformer.simulate import PRESETS, ProfileError, Result, Routing, load_model, scenario, simulate
+from freqformer.simulate import (
+    PRESETS,
+    ProfileError,
+    Result,
+    Routing,
+    load_model,
+    scenario,
+    simulate,
+)
 from freqformer.simulate.allocations import Kind, count_heads
 from freqformer.simulate.charts import all_charts
 from freqformer.simulate.describe import settings, settings_record
@@ -66,7 +75,11 @@ def test_a_generation_of_the_default_is_its_steps(found):
     result = found["default"]
     assert result.generation.seconds == pytest.approx(50 * result.step.seconds)
     described = scenario(
-        "wan2.1-1.3b", "h200", TOKENS, config=FreqFormerConfig(summary_tokens=0), routing=Routing(split=(0, 0, 1))
+        "wan2.1-1.3b",
+        "h200",
+        TOKENS,
+        config=FreqFormerConfig(summary_tokens=0),
+        routing=Routing(split=(0, 0, 1)),
     )
     assert simulate(described).generation.seconds == result.generation.seconds
 
@@ -124,7 +137,10 @@ def test_a_router_that_weighs_runs_beside_a_table(table):
         case = scenario("wan2.1-1.3b", "h200", 16_384, routing=Routing(kind=kind, table=table))
         stages[kind] = simulate(case).stages
     assert {kind for kind, found in stages.items() if "router" in found} == {"soft", "timed"}
-    assert {kind for kind, found in stages.items() if "low beside, attention" in found} == {"soft", "timed"}
+    assert {kind for kind, found in stages.items() if "low beside, attention" in found} == {
+        "soft",
+        "timed",
+    }
 
 
 def test_a_layer_runs_its_router_beside_a_table_likewise(table):
@@ -158,7 +174,15 @@ def test_a_table_brings_its_config_and_every_document_takes_it(table):
 
 
 def test_a_dense_model_with_a_table_has_learned_nothing(table):
-    result = simulate(scenario("wan2.1-1.3b", "h200", 16_384, preset="dense", routing=Routing(kind="fixed", table=table)))
+    result = simulate(
+        scenario(
+            "wan2.1-1.3b",
+            "h200",
+            16_384,
+            preset="dense",
+            routing=Routing(kind="fixed", table=table),
+        )
+    )
     assert not result.plan.learned_summaries
     assert set(result.stages) == {"prologue", "summaries", "selection", "attention", "merge"}
 
@@ -179,7 +203,14 @@ def test_reports_name_the_preset_and_what_differs():
         routing=Routing(kind="learned", split=(1, 1, 4)),
         learned_summaries=False,
     )
-    assert changed.changes == ["mid_tiles", "routing", "split", "schedule", "learned_summaries", "low_beside"]
+    assert changed.changes == [
+        "mid_tiles",
+        "routing",
+        "split",
+        "schedule",
+        "learned_summaries",
+        "low_beside",
+    ]
     assert settings(changed)["preset"].endswith("), with other " + ", ".join(changed.changes))
     record = settings_record(changed)
     assert record["routing"] == {
@@ -197,7 +228,10 @@ def test_reports_name_the_preset_and_what_differs():
 
 def test_contradictions_are_refused():
     case = scenario("wan2.1-1.3b", "h200", 16_384)
-    with pytest.raises(ProfileError, match=r"preset is 'papers'; the nearest is 'paper'; known are default, paper, dense"):
+    with pytest.raises(
+        ProfileError,
+        match=r"preset is 'papers'; the nearest is 'paper'; known are default, paper, dense",
+    ):
         scenario("wan2.1-1.3b", "h200", 16_384, preset="papers")
     with pytest.raises(ProfileError, match="routing is 'hard'; choose one of soft, timed, learned, fixed"):
         Routing(kind="hard")  # type: ignore[arg-type]
@@ -210,3 +244,17 @@ def test_contradictions_are_refused():
         replace(dense, low_beside=True)
     with pytest.raises(ProfileError, match="routing is set, and dense attention has no bands"):
         replace(dense, routing=Routing())
+
+
+def test_the_page_says_what_a_dense_generation_takes():
+    """The floor that docs/complexity.md holds against whole pipelines."""
+    page = " ".join((Path(__file__).parents[2] / "docs" / "complexity.md").read_text(encoding="utf-8").split())
+    minutes, rates, block = {}, {}, 0.0
+    for hardware in ("h200", "h100"):
+        result = simulate(scenario("wan2.1-14b", hardware, "5s@720p", preset="dense"))
+        minutes[hardware] = result.generation.seconds / 60
+        rates[hardware] = result.generation.dense_flops / result.generation.seconds / 1e12
+        block = block or 1e3 * result.step.seconds / 80
+    assert f"says {minutes['h200']:.1f} minutes on an H200 and {minutes['h100']:.1f} on an H100" in page
+    assert f"{rates['h200']:.0f} TFLOP/s throughout" in page
+    assert f"| simulated | {block:.0f} | {minutes['h200']:.1f} |" in page

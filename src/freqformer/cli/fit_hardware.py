@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from freqformer.cli.console import errors
+from freqformer.cli.documents import is_stdout, write_document
+
 MOST_DIGITS = 12
 
 
@@ -14,9 +17,10 @@ def fit_hardware(
     results: Annotated[list[Path] | None, typer.Argument(help="JSON files that the benchmarks wrote.")] = None,
     hardware: Annotated[str, typer.Option(help="The machine that they were measured on.")] = "h200",
     hold_out: Annotated[str, typer.Option(help="Comma-separated numbers of tokens that the fit does not see.")] = "",
-    output: Annotated[Path | None, typer.Option(help="Write the calibration here as JSON.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the calibration here as JSON; - for stdout.")] = None,
     measure_cpu: Annotated[
-        Path | None, typer.Option(help="Instead, measure this machine's processor and write its hardware profile here.")
+        Path | None,
+        typer.Option(help="Instead, measure this machine's processor and write its profile here; - for stdout."),
     ] = None,
 ) -> None:
     """Fit what kernels achieve from committed benchmark results, and say how well the model predicts the rest.
@@ -29,13 +33,13 @@ def fit_hardware(
       freqformer calibrate-hardware --measure-cpu cpu.json
     """
     if measure_cpu is not None:
-        from freqformer.simulate.measure import write_cpu_profile
+        from freqformer.simulate.measure import cpu_profile_text
 
-        write_cpu_profile(measure_cpu)
+        write_document(measure_cpu, cpu_profile_text())
         return
     from rich.console import Console
 
-    from freqformer.simulate.calibrate import fit_calibration, write_calibration
+    from freqformer.simulate.calibrate import calibration_text, fit_calibration
     from freqformer.simulate.calibration import load_calibration
     from freqformer.simulate.console import print_fit
     from freqformer.simulate.hardware import load_hardware
@@ -49,9 +53,9 @@ def fit_hardware(
     machine = load_hardware(hardware)
     measurements = read_results(results, machine)
     fit = fit_calibration(measurements, Machine(machine, load_calibration(machine)), held, read_peaks(results))
-    print_fit(fit, Console())
+    print_fit(fit, errors if is_stdout(output) else Console())
     if output is not None:
-        write_calibration(output, fit.calibration)
+        write_document(output, calibration_text(fit.calibration))
 
 
 def _whole(name: str, text: str) -> int:

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from freqformer.cli.console import errors
+from freqformer.cli.documents import is_stdout, write_document
 
 if TYPE_CHECKING:
     from freqformer.simulate.scenarios import Scenario
     from freqformer.simulate.simulation import Result
 
 DEFAULT_TOKENS = "65536,131072,262144,524288,1048576"
-STDOUT = "-"
-"""A path that stands for the terminal's output."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +29,18 @@ class _Outputs:
     figures: Path | None
 
     def __post_init__(self) -> None:
-        piped = [f"--{name}" for name in ("json", "csv", "html") if str(getattr(self, name)) == STDOUT]
+        piped = [f"--{name}" for name in ("json", "csv", "html") if is_stdout(getattr(self, name))]
         if len(piped) > 1:
             raise ValueError(
                 f"{' and '.join(piped)} are both -; one of them can be written to stdout: name a file for others"
             )
-        if str(self.figures) == STDOUT:
+        if is_stdout(self.figures):
             raise ValueError("--figures is -; a folder is allowed: charts are several files")
 
     @property
     def piped(self) -> bool:
         """Whether stdout belongs to a document, so that the table goes to stderr."""
-        return STDOUT in map(str, (self.json, self.csv, self.html))
+        return any(map(is_stdout, (self.json, self.csv, self.html)))
 
 
 def simulate(
@@ -113,7 +112,7 @@ def _write_documents(results: list[Result], outputs: _Outputs) -> None:
     if outputs.csv:
         from freqformer.simulate.export import csv_text
 
-        _write(outputs.csv, csv_text(results))
+        write_document(outputs.csv, csv_text(results))
     if not (outputs.json or outputs.html or outputs.figures):
         return
     from freqformer.simulate.scale_out import scale_out
@@ -125,22 +124,13 @@ def _write_documents(results: list[Result], outputs: _Outputs) -> None:
     if outputs.json:
         from freqformer.simulate.export import document, json_text
 
-        _write(outputs.json, json_text(document(results, variants, rows)))
+        write_document(outputs.json, json_text(document(results, variants, rows)))
     if outputs.html:
         from freqformer.simulate.report import report_page
 
-        _write(outputs.html, report_page(results, variants, rows))
+        write_document(outputs.html, report_page(results, variants, rows))
     if outputs.figures:
         from freqformer.simulate.charts import all_charts
         from freqformer.simulate.figures import write_figures
 
         write_figures(all_charts(results, variants, rows), outputs.figures)
-
-
-def _write(path: Path, text: str) -> None:
-    if str(path) == STDOUT:
-        typer.echo(text, nl=False)
-        return
-    from freqformer._files import write_text
-
-    write_text(path, text)

@@ -6,16 +6,15 @@ predicted over measured time: an error of 10% counts the same at 1 ms and at 1 s
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-from freqformer._files import write_json
 from freqformer.simulate.calibration import Calibration, allowed_range
 from freqformer.simulate.profiles import ProfileError
 from freqformer.simulate.roofline import Machine
@@ -177,8 +176,8 @@ def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def write_calibration(path: Path, calibration: Calibration) -> None:
-    """Write a calibration that `--set calibration=PATH` and data/calibration take."""
+def calibration_text(calibration: Calibration) -> str:
+    """A calibration as the JSON that `--set calibration=FILE.json` and data/calibration take."""
     values = asdict(calibration)
     del values["name"], values["transferred"]
-    write_json(path, values, indent=2)
+    return json.dumps(values, indent=2, allow_nan=False) + "\n"

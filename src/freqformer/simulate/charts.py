@@ -34,6 +34,9 @@ COLOURS = {
 """Colours that people with any colour vision tell apart (Okabe and Ito), one per meaning."""
 
 
+Style = Literal["line", "dashed", "points"]
+
+
 @dataclass(frozen=True)
 class Series:
     """One line, or one layer of a stack."""
@@ -42,7 +45,7 @@ class Series:
     x: Sequence[float | str]
     y: Sequence[float]
     colour: str
-    style: Literal["line", "dashed", "points"] = "line"
+    style: Style = "line"
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def speedup_chart(results: Sequence[Result]) -> Chart:
     """Speed-up over dense attention at the three levels."""
     x = _lengths(results)
     # The step's line is dashed and last: where every step is the same, it lies on the generation's.
-    levels = (
+    levels: tuple[tuple[str, str, str, Style], ...] = (
         ("attention layer", "layer", "low", "line"),
         ("generation", "generation", "high", "line"),
         ("denoising step", "step", "mid", "dashed"),

@@ -32,8 +32,8 @@ def print_results(results: Sequence[Result], console: Console) -> None:
 
     case = results[0].scenario
     title = (
-        f"{case.model.title} on {case.machine.hardware.title}, {preset_title(case)}: forward, and how much faster than "
-        "dense attention"
+        f"{case.model.title} on {case.machine.hardware.title}, {preset_title(case)}: forward, and how "
+        "much faster than dense attention"
     )
     console.print(title, highlight=False)
     for name, text in settings(case).items():
@@ -68,7 +68,10 @@ def print_notes(results: Sequence[Result], console: Console) -> None:
     if calibration.fit and not calibration.transferred:
         console.print(fit_note(calibration.fit), highlight=False)
     if not all(result.fits_memory for result in results):
-        console.print("(!) more than the machine's memory: several machines would have to share it.", highlight=False)
+        console.print(
+            "(!) more than the machine's memory: several machines would have to share it.",
+            highlight=False,
+        )
 
 
 def print_fit(fit: Fit, console: Console) -> None:

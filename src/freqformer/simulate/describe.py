@@ -1,4 +1,4 @@
-"""What was simulated and how far to trust it, in words: the table, the report and the JSON say the same."""
+"""What was simulated and how far to trust it, in words: table, report and JSON say the same."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ ROUTERS = {
     "learned": "learned: a router chooses a band for each head",
     "fixed": "fixed: no router",
 }
-SCHEDULES = {"fixed": "the same at every step", "prior": "the paper's prior by noise level, as before any training"}
+SCHEDULES = {
+    "fixed": "the same at every step",
+    "prior": "the paper's prior by noise level, as before any training",
+}
 LEFT_OUT = (
-    "Times of steps and generations are those of the transformer's operations, each at the rate that it reaches "
-    "alone. Left out: text encoder, VAE, patch embedding, output layer and sampler, and what a pipeline loses between "
-    "its operations (slower attention kernels, rotary embedding and norms in float32 and unfused, casts, waiting for "
-    "Python, clocks that fall under load). Whole pipelines have been published at about twice the dense times."
+    "Times of steps and generations are those of the transformer's operations, each at the rate that "
+    "it reaches alone, dense attention with cuDNN's kernel. Left out: text encoder, VAE, patch "
+    "embedding, output layer and sampler, and what a pipeline loses. On an H200 a block of Wan2.1 14B "
+    "with dense attention took 1.14 times the time that is said here when compiled, 1.25 times in "
+    "plain PyTorch, 1.73 times with FlashAttention 2."
 )
 """What a reader must know before comparing a generation with a stopwatch."""
 
@@ -43,7 +47,7 @@ def settings(case: Scenario) -> dict[str, str]:
         "preset": preset,
         "split": _split(case),
         "routing": _routing(case),
-        "schedule": "by the table" if case.routing.table is not None else SCHEDULES[case.routing.schedule or "fixed"],
+        "schedule": _schedule(case),
         "learned summaries": _summaries(case),
         "low branch": "gated, beside every head's own band" if case.has_low_branch else "none",
     } | {name.replace("_", " "): _value(name, value) for name, value in case.config.to_dict().items()}
@@ -70,6 +74,10 @@ def settings_record(case: Scenario) -> dict[str, Any]:
 
 def _initial(case: Scenario) -> tuple[int, ...]:
     return count_heads(case.routing.initial(case.model.heads))
+
+
+def _schedule(case: Scenario) -> str:
+    return "by the table" if case.routing.table is not None else SCHEDULES[case.routing.schedule or "fixed"]
 
 
 def _split(case: Scenario) -> str:
@@ -102,13 +110,14 @@ def _value(name: str, value: object) -> str:
 
 
 def dense_rate_note(result: Result) -> str:
-    """The dense generation's time and the rate that this means, which a reader can hold against a stopwatch."""
+    """The dense generation's time and the rate that this means, to hold against a stopwatch."""
     whole = result.generation
     rate = whole.dense_flops / whole.dense_seconds / 1e12
     steps, passes = result.scenario.model.steps, result.scenario.model.guidance_passes
     return (
-        f"With dense attention a generation of {result.scenario.tokens:,} tokens takes {duration(whole.dense_seconds)} "
-        f"({steps} steps of {passes} model call{'s' if passes > 1 else ''}), {rate:,.0f} TFLOP/s on average."
+        f"With dense attention a generation of {result.scenario.tokens:,} tokens takes "
+        f"{duration(whole.dense_seconds)} ({steps} steps of {passes} model "
+        f"call{'s' if passes > 1 else ''}), {rate:,.0f} TFLOP/s on average."
     )
 
 

@@ -9,7 +9,7 @@ from freqformer.simulate.profiles import ProfileError
 from freqformer.simulate.shapes import ModelShape
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20}
-"""What a letter behind a number of tokens multiplies it by: 64K is 65,536, the power of two that people mean by it."""
+"""What a letter after a number of tokens multiplies it by: 64K is 65,536, as people mean it."""
 COUNT = re.compile(r"(?P<number>[+-]?\d+(\.\d+)?([eE][+-]?\d+)?)(?P<unit>[kKM]?)")
 DURATION = re.compile(r"(?P<seconds>\d+(\.\d+)?)s(@(?P<resolution>\w+))?(/(?P<fps>\d+(\.\d+)?))?")
 
@@ -19,8 +19,8 @@ def parse_length(model: ModelShape, length: int | str) -> tuple[Grid, float | No
 
     Args:
         model: whose resolution, patches and frame rate make tokens.
-        length: tokens, as a whole number or a text like "65536", "64K" (65,536), "1M" (1,048,576) or "1e6"; or a duration
-            like "5s", "5s@720p" or "60s@1080p/24" (frames per second).
+        length: tokens, as a whole number or a text like "65536", "64K" (65,536), "1M" (1,048,576)
+            or "1e6"; or a duration like "5s", "5s@720p" or "60s@1080p/24" (frames per second).
 
     Raises:
         ProfileError: for a text that is neither, or a value out of range.
@@ -37,8 +37,9 @@ def parse_length(model: ModelShape, length: int | str) -> tuple[Grid, float | No
     match = DURATION.fullmatch(text)
     if match is None:
         raise ProfileError(
-            f"length is {text[:80]!r}; tokens like 65536, 64K, 1M or 1e6, or durations like 5s, 5s@720p, 60s@1080p/24 are "
-            "allowed"
+            f"length is {text[:80]!r}; tokens like 65536, 64K, 1M or 1e6, or durations like 5s, "
+            "5s@720p, 60s@1080p/24 are allowed"
         )
     fps = float(match["fps"]) if match["fps"] else None
-    return model.grid_for_seconds(float(match["seconds"]), match["resolution"] or model.resolution, fps), fps
+    resolution = match["resolution"] or model.resolution
+    return model.grid_for_seconds(float(match["seconds"]), resolution, fps), fps

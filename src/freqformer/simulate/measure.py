@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
@@ -10,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from freqformer._files import write_json
 
 REPEATS = 7
 """Best of so many runs: other work on the machine only ever slows one down."""
@@ -52,9 +51,9 @@ def cpu_profile() -> dict[str, Any]:
     }
 
 
-def write_cpu_profile(path: Path) -> None:
-    """Measure this machine's processor and write its profile, for `freqformer simulate --hardware PATH`."""
-    write_json(path, cpu_profile(), indent=2)
+def cpu_profile_text() -> str:
+    """Measure this machine's processor; its profile as JSON, for `freqformer simulate --hardware FILE.json`."""
+    return json.dumps(cpu_profile(), indent=2, allow_nan=False) + "\n"
 
 
 def _best(work: Callable[[], object]) -> float:

@@ -1,4 +1,4 @@
-"""Configurations that have a name: the library's own default, the source's method, and dense attention."""
+"""Configurations with a name: the library's own default, the source's method, and dense attention."""
 
 from __future__ import annotations
 
@@ -41,7 +41,13 @@ PRESETS = {
             FreqFormerConfig(),
             Routing(kind="learned"),
         ),
-        Preset("dense", "dense attention in every head", FreqFormerConfig(), Routing(kind="fixed"), "dense"),
+        Preset(
+            "dense",
+            "dense attention in every head",
+            FreqFormerConfig(),
+            Routing(kind="fixed"),
+            "dense",
+        ),
     )
 }
 """The presets by name."""

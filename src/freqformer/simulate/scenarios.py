@@ -53,6 +53,7 @@ class Scenario:
     """The length as it was asked for."""
 
     def __post_init__(self) -> None:
+        preset_named(self.preset)
         if self.routing.weighs and self.low_beside is False:
             raise ProfileError(
                 f"low_beside is false with routing {self.routing.kind!r}, which weighs each head's band and LOW; leave it "

@@ -86,7 +86,8 @@ def _values(settings: Sequence[str]) -> dict[str, Any]:
             )
         name, separator, text = item.partition("=")
         if not separator or name not in known:
-            raise ProfileError(f"setting is {item[:MOST_SHOWN]!r}; NAME=VALUE with one of {', '.join(known)} is allowed")
+            allowed = f"NAME=VALUE with one of {', '.join(known)} is allowed"
+            raise ProfileError(f"setting is {item[:MOST_SHOWN]!r}; {allowed}")
         value = text if name in TEXTS else _value(text)
         if name in SWITCHES and not isinstance(value, bool):
             raise ProfileError(f"{name} is {text[:MOST_SHOWN]!r}; true and false are allowed")
@@ -103,20 +104,20 @@ def _check_dense(preset: Preset, values: dict[str, Any]) -> None:
     ignored = [name for name in values if name not in allowed]
     if ignored:
         raise ProfileError(
-            f"{ignored[0]} is set, and dense attention has no bands to act on; {', '.join(allowed)} are allowed with "
-            "preset dense: leave it out, or take another preset"
+            f"{ignored[0]} is set, and dense attention has no bands to act on; {', '.join(allowed)} are "
+            "allowed with preset dense: leave it out, or take another preset"
         )
 
 
 def _routing(preset: Preset, values: dict[str, Any]) -> Routing:
-    """The preset's routing with what was set; a kind that is set brings its own schedule and split."""
+    """The preset's routing with what was set; a kind brings its own schedule and split."""
     table = _table(values["table"]) if "table" in values else None
     kind = values.get("routing", preset.routing.kind)
     return Routing(kind=kind, split=values.get("split"), schedule=values.get("schedule"), table=table)
 
 
 def _value(text: str) -> Any:
-    """A setting's value: JSON where it is some, numbers separated by commas as a tuple, and text otherwise."""
+    """A setting's value: JSON where it is some, a tuple of numbers with commas, and text otherwise."""
     for candidate, as_tuple in ((text, False), (f"[{text}]", True)):
         try:
             value = json.loads(candidate)
