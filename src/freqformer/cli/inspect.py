@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from freqformer.cli.console import errors
+from freqformer.cli.outputs import check_folder
 
 
 def inspect(
@@ -30,9 +31,11 @@ def inspect(
       freqformer inspect holiday.mp4
       freqformer inspect holiday.mp4 --start 12 --seconds 3 --patch 2 --output bands/
     """
+    folder = video.with_name(f"{video.stem}-bands") if output is None else output
+    check_folder(folder)
+
     from freqformer.demo.stages import inspect_video
 
-    folder = output or video.with_name(f"{video.stem}-bands")
     with errors.status("splitting the video into its bands"):
         found = inspect_video(video, folder, start=start, seconds=seconds, side=side, patch=(1, patch, patch))
     for name, share in zip(("low", "mid", "high"), found.total_shares, strict=True):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from freqformer.cli.console import errors
+from freqformer.cli.outputs import check_folder
 from freqformer.cli.run_folder import SHIPPED, clip_fields, model_folder, run_config
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def train(
         from freqformer.training.loop import train as run_training
 
     made = TrainConfig.from_dict(values)
+    check_folder(Path(made.output))
     last: deque[StepReport] = deque(maxlen=1)
     pipeline = run_training(made, on_step=last.append)
     if last and last[-1].progress < 1:
