@@ -14,7 +14,7 @@ import argparse
 import math
 
 import torch
-from sklearn.datasets import load_sample_image
+from sklearn.datasets import load_sample_image  # pyright: ignore[reportMissingImports] # the tool says so
 from torch import Tensor
 from torch.nn import functional
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from freqformer.cli.options import Seed
+from freqformer.cli.outputs import check_folder
 from freqformer.cli.run_folder import clip_fields, load_pipeline, model_folder, training_data
 
 
@@ -37,6 +38,7 @@ def calibrate(
       freqformer calibrate runs/dense videos/ -o table/ --tolerance 0.2 --clips 16 --mid-tiles 8,16,32,64
       freqformer sample runs/dense -o new.mp4 --routing-table table/
     """
+    check_folder(output)
     folder = model_folder(model)
     pipeline = load_pipeline(folder)
     trained = training_data(folder)

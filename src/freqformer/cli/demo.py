@@ -9,6 +9,7 @@ import typer
 
 from freqformer.cli.console import errors
 from freqformer.cli.options import Seed
+from freqformer.cli.outputs import check_folder
 from freqformer.cli.run_folder import model_folder
 
 
@@ -35,6 +36,8 @@ def demo(
       freqformer demo
       freqformer demo --video holiday.mp4 --train-steps 1500 --train-seconds 900 --output holiday-demo
     """
+    check_folder(output)
+
     from freqformer.demo.run import run_demo
     from freqformer.demo.shipped import shipped_model
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from freqformer.cli.outputs import check_folder
+
 
 def export(
     run: Annotated[Path, typer.Argument(help="Output folder of a training run that is done.")],
@@ -18,8 +20,10 @@ def export(
 
     \b
     Examples:
-      freqformer export runs/shipped --output src/freqformer/demo/model
+      freqformer export runs/first --output model/
     """
+    check_folder(output)
+
     from freqformer.training.export import export_model
 
     typer.echo(f"wrote {export_model(run, output)}\nnext: freqformer sample {output} --output new.mp4")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from freqformer.cli.console import errors
+from freqformer.cli.outputs import check_folder
 
 
 def inspect(
@@ -30,10 +31,12 @@ def inspect(
       freqformer inspect holiday.mp4
       freqformer inspect holiday.mp4 --start 12 --seconds 3 --patch 2 --output bands/
     """
+    folder = video.with_name(f"{video.stem}-bands") if output is None else output
+    check_folder(folder)
+
     from freqformer._files import output_folder
     from freqformer.demo.stages import ENERGIES, INSPECTED, inspect_video
 
-    folder = output or video.with_name(f"{video.stem}-bands")
     writing = output_folder(folder, "inspect", INSPECTED, earlier=(ENERGIES,))
     with writing, errors.status("splitting the video into its bands"):
         found = inspect_video(video, folder, start=start, seconds=seconds, side=side, patch=(1, patch, patch))

@@ -47,17 +47,7 @@ def run_config(named: str) -> dict[str, Any]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError for anything else."""
-<<<<<<< HEAD
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}; give a file like the train.json that a run writes") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__}; an object with the fields of a run is allowed")
-    return values
-=======
     return read_json(path, remedy="give a file like the train.json that a run writes")
->>>>>>> files
 
 
 def clip_fields(data: str) -> dict[str, Any]:

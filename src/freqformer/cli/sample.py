@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from freqformer.cli.options import Model, Seed
+from freqformer.cli.outputs import check_file
 from freqformer.cli.run_folder import load_pipeline, model_folder, pipeline_folder, training_data
 
 DEFAULT_FPS = 8.0
@@ -83,14 +83,7 @@ def sample(
 
 def _check_target(output: Path, fps: float, height: int, width: int) -> None:
     """Refuse a file that can't be written before anything is generated for it."""
-    if output.suffix.lower() != ".mp4":
-        raise ValueError(f"--output is {output}, which does not end in .mp4; MP4 is what is written: rename it")
-    if output.is_dir():
-        raise ValueError(f"--output is {output}, which is a folder; name a file in it, like {output / 'new.mp4'}")
-    inside = next(parent for parent in output.absolute().parents if parent.exists())
-    if not inside.is_dir() or not os.access(inside, os.W_OK):
-        what = "can't be written to" if inside.is_dir() else "is a file"
-        raise ValueError(f"--output is {output}, but {inside} {what}; choose another folder")
+    check_file(output, ".mp4")
     least, most = FPS_RANGE
     if not least <= fps <= most:
         raise ValueError(f"--fps is {fps:g}; {least:g} to {most:g} frames per second are allowed")

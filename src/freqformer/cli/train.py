@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-<<<<<<< HEAD
 from freqformer.cli.console import errors
+from freqformer.cli.outputs import check_folder
 from freqformer.cli.run_folder import SHIPPED, clip_fields, model_folder, run_config
-=======
-from freqformer.cli.run_folder import SHIPPED, clip_fields, run_config
->>>>>>> files
 
 if TYPE_CHECKING:
     from freqformer.training.run import StepReport
@@ -99,12 +96,9 @@ def train(
         from freqformer.training.loop import train as run_training
 
     made = TrainConfig.from_dict(values)
+    check_folder(Path(made.output))
     last: deque[StepReport] = deque(maxlen=1)
-<<<<<<< HEAD
     pipeline = run_training(made, on_step=last.append)
-=======
-    pipeline, folder = run_training(made, on_step=last.append), made.output
->>>>>>> files
     if last and last[-1].progress < 1:
         typer.echo(f"{100 * last[-1].progress:.0f}% of the run is done: the same command goes on")
     folder = made.output

@@ -10,11 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
-from freqformer._files import write_text
-=======
 from freqformer._files import write_json
->>>>>>> files
 from freqformer.analysis.figures import energies_figure, labelled_grid
 from freqformer.analysis.spectra import BAND_NAMES, Patch, Spectrum, band_frames, clip_spectrum
 from freqformer.config import Band, FreqFormerConfig
@@ -73,11 +69,7 @@ def inspect_video(
         "shares": dict(zip(BAND_NAMES, spectrum.shares.T.tolist(), strict=True)),
         "total_shares": dict(zip(BAND_NAMES, spectrum.total_shares, strict=True)),
     }
-<<<<<<< HEAD
-    write_text(folder / "band_energies.json", json.dumps(record, indent=1))
-=======
     write_json(folder / ENERGIES, record)
->>>>>>> files
     return spectrum
 
 

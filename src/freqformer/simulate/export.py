@@ -12,11 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-<<<<<<< HEAD
 from freqformer.simulate.describe import LEFT_OUT, settings, settings_record
-=======
-from freqformer._files import write_text
->>>>>>> files
 from freqformer.simulate.scale_out import ScaleOut
 from freqformer.simulate.sensitivity import Variant
 from freqformer.simulate.simulation import Level, Result
@@ -161,15 +157,9 @@ def _short(result: Result) -> dict[str, Any]:
     }
 
 
-<<<<<<< HEAD
 def json_text(values: dict[str, Any]) -> str:
     """A document as JSON."""
     return json.dumps(values, indent=2, default=list, allow_nan=False) + "\n"
-=======
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a document, atomically."""
-    write_text(path, json.dumps(values, indent=2, default=list) + "\n")
->>>>>>> files
 
 
 def csv_text(results: Sequence[Result]) -> str:
@@ -181,11 +171,7 @@ def csv_text(results: Sequence[Result]) -> str:
         record = scenario_record(result)
         record["grid"] = "x".join(map(str, record["grid"]))
         writer.writerow([_at(record, name) for name in CSV_FIELDS])
-<<<<<<< HEAD
     return buffer.getvalue()
-=======
-    write_text(path, buffer.getvalue())
->>>>>>> files
 
 
 def _at(record: dict[str, Any], name: str) -> Any:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from freqformer._files import write_text
 from freqformer.simulate.charts import Chart, all_charts, tick_text
 from freqformer.simulate.describe import (
     LEFT_OUT,
@@ -98,10 +97,6 @@ def report_page(results: Sequence[Result], variants: Sequence[Variant], rows: Se
         f"<body>\n<main>\n{body}\n</main>\n<script>{get_plotlyjs()}</script>\n"
         f"<script>\nconst charts = {{\n{figures}\n}};\n{SCRIPT}</script>\n</body>\n</html>\n"
     )
-<<<<<<< HEAD
-=======
-    write_text(path, page)
->>>>>>> files
 
 
 def _heading(result: Result) -> str:

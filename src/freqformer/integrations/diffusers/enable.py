@@ -75,17 +75,12 @@ def enable_frequency_attention(
     Returns: the handle that takes it back. Weights and `state_dict` stay as they are.
 
     Raises:
-<<<<<<< HEAD
-        ValueError: for another kind of model, a table of other layers or heads, processors that
+        ValueError: for another kind of model, a table of other layers or heads or made from
+            another model, processors that
             aren't the model's own, or one that has it already. A call raises it for an attention
             mask, fused projections, a parallel configuration, an unknown token grid, timesteps that
             aren't 0 to 1000, processors set in between, or activations recomputed by other means
             than `enable_gradient_checkpointing`.
-=======
-        ValueError: for another kind of model, a table of other layers or heads or made from another model, processors
-            that aren't the model's own, or one that has it already. A call raises it for an attention mask, fused
-            projections, a parallel configuration, an unknown token grid, or processors set in between.
->>>>>>> files
     """
     family = _family(transformer)
     layers = family.layers(transformer)
@@ -164,31 +159,4 @@ def _check_layers(layers: list[tuple[str, Any]], family: Family, table: RoutingT
             f"table has {table.shape[1]} layers; {len(layers)} are allowed, as many as the transformer "
             "has blocks: make a table for this model"
         )
-<<<<<<< HEAD
-=======
     table.check_layers([layer for _, layer in layers])
-
-
-def _note(
-    handle: FrequencyAttentionHandle,
-    call: Call,
-    family: Family,
-    names: tuple[str, ...],
-    transformer: Any,
-    args: tuple,
-    kwargs: dict[str, Any],
-) -> None:
-    """Before the transformer runs: the grid and the timestep of this call."""
-    for name, (layer, _) in handle.originals.items():
-        if not isinstance(layer.processor, FrequencyProcessor):
-            raise ValueError(
-                f"{name} was given a {type(layer.processor).__name__} after frequency attention; none is allowed: call "
-                "remove() on its handle, change the model, and enable it again"
-            )
-    given = dict(zip(names, args, strict=False)) | kwargs
-    timestep = given["timestep"]
-    # Image to video gives every token a timestep, 0 to the frames that are given: the video's own is the largest.
-    timestep = timestep.flatten(1).amax(1) if timestep.ndim > 1 else timestep
-    call.timestep = (timestep.float() / TRAIN_TIMESTEPS).expand(len(given["hidden_states"]))
-    call.grid = family.grid(transformer, given)
->>>>>>> files
