@@ -1,4 +1,4 @@
-"""docs/diffusers.md: its code runs as printed, and its table of bands is a gain by our own simulator."""
+"""docs/diffusers.md: its table of bands is a gain by our own simulator, and its shares are the sampler's."""
 
 from __future__ import annotations
 
@@ -11,71 +11,29 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
 from freqformer.config import Band
-from freqformer.integrations.diffusers import FrequencyProcessor
 from freqformer.routing import RoutingTable
 from freqformer.simulate import scenario, simulate
 from freqformer.simulate.allocations import Routing, timesteps
-from freqformer.simulate.scenarios import Level
 from freqformer.simulate.shapes import ModelShape
+from freqformer.simulate.simulation import Level
 
 PAGE = (Path(__file__).parents[2] / "docs" / "diffusers.md").read_text(encoding="utf-8")
-CODE = PAGE.split("```python\n")[1].split("```")[0]
 SHIFTS = (3.0, 5.0, 8.0)
 MODELS = ("wan2.1-1.3b", "wan2.1-14b")
 
 
-class Pipe:
-    """Stands for `WanPipeline`: a transformer of the same layers and heads, of which little else is left."""
-
-    def __init__(self, layers: int, heads: int) -> None:
-        self.transformer = WanTransformer3DModel(
-            num_attention_heads=heads,
-            attention_head_dim=12,
-            in_channels=4,
-            out_channels=4,
-            text_dim=8,
-            freq_dim=8,
-            ffn_dim=8,
-            num_layers=layers,
-            rope_max_seq_len=32,
-        )
-        self.banded: list[str] = []
-
-    def to(self, _device: str) -> Pipe:
-        return self
-
-    def __call__(self, _prompt: str, num_frames: int) -> Any:
-        processors = self.transformer.attn_processors
-        self.banded = [name for name, one in processors.items() if isinstance(one, FrequencyProcessor)]
-        video = torch.randn(1, 4, (num_frames - 1) // 4 + 1, 4, 6)
-        with torch.no_grad():
-            return SimpleNamespace(frames=self.transformer(video, torch.tensor([500.0]), torch.randn(1, 5, 8)).sample)
-
-
-def run_block(code: str, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The names that a block of code leaves behind, with this in place of the pretrained pipeline."""
-    monkeypatch.setattr(diffusers, "WanPipeline", SimpleNamespace(from_pretrained=lambda *_, **__: pipe))
-    names: dict[str, Any] = {}
-    exec(compile(code, "docs/diffusers.md", "exec"), names)
-    return names
-
-
 def documented_table(model: ModelShape, monkeypatch: pytest.MonkeyPatch) -> RoutingTable:
-    """The page's table for a model of the simulator."""
+    """The page's table for a model of the simulator, made by the page's code, with no pretrained model."""
     config = SimpleNamespace(num_attention_heads=model.heads)
     pipe = SimpleNamespace(transformer=SimpleNamespace(blocks=[None] * model.num_layers, config=config))
     pipe.to = lambda _device: pipe
-    return run_block(CODE.split("\nwith ")[0], pipe, monkeypatch)["table"]
-
-
-def test_the_code_runs_as_printed(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = run_block(CODE, Pipe(layers=3, heads=4), monkeypatch)
-    assert names["video"].shape == (1, 4, 21, 4, 6)
-    assert names["pipe"].banded == ["blocks.1.attn1.processor", "blocks.2.attn1.processor"]
-    assert not any(isinstance(one, FrequencyProcessor) for one in names["pipe"].transformer.attn_processors.values())
+    monkeypatch.setattr(diffusers, "WanPipeline", SimpleNamespace(from_pretrained=lambda *_, **__: pipe))
+    names: dict[str, Any] = {}
+    code = PAGE.split("```python\n")[1].split("\nwith ")[0]
+    exec(compile(code, "docs/diffusers.md", "exec"), names)
+    return names["table"]
 
 
 def dense_share(levels: Sequence[float], table: RoutingTable) -> float:
@@ -90,7 +48,7 @@ def banded_step(name: str, table: RoutingTable) -> Level:
     case = scenario(name, "h200", "5s", config=table.config)
     banded = table.bands[:1, -1:].expand(1, case.model.num_layers, -1).contiguous()
     own = RoutingTable(banded, torch.full_like(banded, int(table.mid_tiles.max())), table.config)
-    return simulate(replace(case, routing=Routing(table=own), learned_summaries=False)).step
+    return simulate(replace(case, routing=Routing(kind="fixed", table=own), learned_summaries=False)).step
 
 
 def gain(step: Level, table: RoutingTable, levels: Sequence[float]) -> float:
