@@ -14,11 +14,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import av
 import torch
-from av.error import FFmpegError
-from av.stream import Disposition
 from torch import Tensor
+
+from freqformer._optional import needs
+
+with needs("train"):
+    import av
+    from av.error import FFmpegError
+    from av.stream import Disposition
 
 if TYPE_CHECKING:
     from av.container import InputContainer

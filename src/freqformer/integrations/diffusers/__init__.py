@@ -4,7 +4,10 @@ Self-attention layers get another processor, and a hook on the transformer tells
 call, which reach no processor by themselves.
 """
 
-from freqformer.integrations.diffusers.enable import FrequencyAttentionHandle, enable_frequency_attention
-from freqformer.integrations.diffusers.processor import FrequencyProcessor
+from freqformer._optional import needs
+
+with needs("model"):
+    from freqformer.integrations.diffusers.enable import FrequencyAttentionHandle, enable_frequency_attention
+    from freqformer.integrations.diffusers.processor import FrequencyProcessor
 
 __all__ = ["FrequencyAttentionHandle", "FrequencyProcessor", "enable_frequency_attention"]
