@@ -8,16 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch as LegendPatch
-from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
 from freqformer._files import writing_file
+from freqformer._optional import needs
 from freqformer.analysis.spectra import BAND_NAMES, Spectrum
 from freqformer.config import Band
+
+with needs("simulate"):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch as LegendPatch
+    from matplotlib.ticker import LogLocator, NullLocator
 
 BAND_COLOURS = ("#0072B2", "#009E73", "#D55E00", "#7F7F7F")
 """Of LOW, MID, HIGH and DENSE; told apart by people who don't see all colours (Okabe and Ito, 2008)."""

@@ -8,14 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from matplotlib.colors import ListedColormap, to_rgb
-from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
+from freqformer._optional import needs
 from freqformer.analysis.figures import BAND_COLOURS, INK, blank_figure, label_axes, save_figure
 from freqformer.calibration.choice import Calibration, Choice
 from freqformer.config import Band
+
+with needs("train"):
+    from matplotlib.colors import ListedColormap, to_rgb
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import LogLocator, NullLocator
 
 CURVE_POINTS = 100
 PANELS = 5

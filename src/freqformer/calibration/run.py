@@ -18,6 +18,7 @@ from torch import Tensor
 
 from freqformer._files import locked
 from freqformer._interrupt import StopRequest, between_steps
+from freqformer._optional import needs
 from freqformer.calibration.candidates import Candidates
 from freqformer.calibration.choice import Calibration, check_positive
 from freqformer.calibration.measure import Energies, measured
@@ -257,8 +258,16 @@ def _progress_bar(enabled: bool, total: int | None) -> Iterator[Any]:
     if not enabled:
         yield lambda: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    with needs("train"):
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
     columns = (TextColumn("calibrating"), BarColumn(), MofNCompleteColumn(), TextColumn("batches"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from freqformer._files import writing_file
+from freqformer._optional import needs
 from freqformer.simulate.charts import Chart, Series, tick_text
 
 if TYPE_CHECKING:
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 
 def write_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
     """Write every chart as `simulate-<key>.png` into a folder, which is made if missing; returns the paths."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with needs("simulate"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     paths = []
     for chart in charts:

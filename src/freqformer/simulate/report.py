@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from freqformer._optional import needs
 from freqformer.simulate.charts import Chart, all_charts, tick_text
 from freqformer.simulate.describe import (
     LEFT_OUT,
@@ -74,7 +75,8 @@ def report_page(results: Sequence[Result], variants: Sequence[Variant], rows: Se
         variants: of `sensitivity`; empty leaves that part out.
         rows: of `scale_out`; empty leaves that part out.
     """
-    from plotly.offline import get_plotlyjs
+    with needs("simulate"):
+        from plotly.offline import get_plotlyjs
 
     charts = all_charts(results, variants, rows)
     figures = ",\n".join(f'"chart-{chart.key}": {_plotly(chart).to_json()}' for chart in charts)
@@ -240,7 +242,8 @@ def _figure(value: object) -> str:
 
 def _plotly(chart: Chart) -> Figure:
     """One chart as a Plotly figure."""
-    import plotly.graph_objects as go
+    with needs("simulate"):
+        import plotly.graph_objects as go
 
     figure = go.Figure()
     for series in chart.series:

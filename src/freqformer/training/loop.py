@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freqformer._interrupt import StopRequest, between_steps
+from freqformer._optional import needs
 from freqformer.training.config import TrainConfig
 from freqformer.training.loader import ClipSource
 from freqformer.training.processes import check_launch, only_run
@@ -112,8 +113,10 @@ def _progress(config: TrainConfig, accelerator: Accelerator) -> Any:
 
 @contextmanager
 def _accelerator(config: TrainConfig) -> Iterator[Accelerator]:
-    from accelerate import Accelerator, DistributedDataParallelKwargs
-    from accelerate.state import AcceleratorState
+    with needs("train"):
+        import tensorboard  # noqa: F401 - without it accelerate keeps no metrics, in silence
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.state import AcceleratorState
 
     # Before accelerate waits for processes that it can't reach.
     check_launch()

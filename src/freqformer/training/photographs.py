@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from freqformer._optional import needs
 from freqformer.training.loader import BadFile, DrawnClips, listed
 from freqformer.training.seeding import derive_generator
 
@@ -150,7 +151,9 @@ def read_photographs(folder: str | Path, height: int, width: int) -> Tensor:
 
 def _read(file: Path, height: int, width: int) -> Tensor | BadFile:
     import numpy
-    from PIL import Image, ImageOps
+
+    with needs("train"):
+        from PIL import Image, ImageOps
 
     try:
         with Image.open(file) as picture:

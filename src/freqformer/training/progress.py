@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from freqformer._optional import needs
 from freqformer.training.config import RunConfig
 
 if TYPE_CHECKING:
@@ -139,15 +140,16 @@ def progress_shown(run: RunConfig, device: torch.device, *, enabled: bool) -> It
     if not enabled:
         yield ShownProgress(run, device, None)
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    with needs("train"):
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
     times = (TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     columns = (TextColumn("training"), BarColumn(), *times, TextColumn("{task.fields[text]}"))

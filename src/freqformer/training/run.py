@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import broadcast
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from freqformer._files import write_json, writing_folder
+from freqformer._optional import needs
 from freqformer.routing import routing_loss
 from freqformer.training.checkpoint import (
     CheckpointError,
@@ -45,6 +44,10 @@ from freqformer.training.seeding import derive_generator, seed_everything
 from freqformer.training.sources import IterableClips, clip_source, given_source
 from freqformer.training.starting import starting_model
 from freqformer.training.state import capture_run, restore_run
+
+with needs("train"):
+    from accelerate.utils import broadcast
+    from diffusers.training_utils import EMAModel
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -229,7 +232,8 @@ class TrainingRun:
 
     def save_pipeline(self) -> Path:
         """Write the pipeline with the averaged weights; returns its folder."""
-        from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+        with needs("train"):
+            from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
         from freqformer.models.pipeline import FreqFormerPipeline
 

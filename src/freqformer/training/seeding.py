@@ -6,6 +6,8 @@ import hashlib
 
 import torch
 
+from freqformer._optional import needs
+
 
 def derive_seed(*parts: int | str) -> int:
     """A seed in [0, 2**63) that depends on every part; the same on every machine.
@@ -24,7 +26,8 @@ def derive_generator(*parts: int | str) -> torch.Generator:
 
 def seed_everything(*parts: int | str) -> None:
     """Seed the global generators of Python, numpy and torch (every device) by `derive_seed`."""
-    from accelerate.utils import set_seed
+    with needs("train"):
+        from accelerate.utils import set_seed
 
     # numpy's global generator takes 32 bits.
     set_seed(derive_seed(*parts) % 2**32)

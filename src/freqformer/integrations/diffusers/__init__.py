@@ -4,12 +4,15 @@ Self-attention layers get another processor, and hooks on the transformer tell i
 the timesteps of the call, which reach no processor by themselves.
 """
 
-from freqformer.integrations.diffusers.enable import (
-    FrequencyAttentionHandle,
-    disable_frequency_attention,
-    enable_frequency_attention,
-)
-from freqformer.integrations.diffusers.processor import FrequencyProcessor
+from freqformer._optional import needs
+
+with needs("model"):
+    from freqformer.integrations.diffusers.enable import (
+        FrequencyAttentionHandle,
+        disable_frequency_attention,
+        enable_frequency_attention,
+    )
+    from freqformer.integrations.diffusers.processor import FrequencyProcessor
 
 __all__ = [
     "FrequencyAttentionHandle",
