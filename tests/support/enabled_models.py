@@ -10,6 +10,7 @@ import copy
 import pickle
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from freqformer.grid import Grid
 from freqformer.integrations.diffusers import FrequencyProcessor, disable_frequency_attention, enable_frequency_attention
 from freqformer.integrations.diffusers.enable import FAMILIES
 from freqformer.routing import RoutingTable
+from freqformer.routing.origin import origin_of
 
 LOW, MID, HIGH, DENSE = map(int, Band)
 HEADS = 2
@@ -287,6 +289,20 @@ def options_of_the_layers_own_processor_reach_it(model: Any, call: Call) -> None
     assert own._attention_backend is None
 
 
+def a_table_of_another_model_is_refused(model: Any, call: Call) -> None:
+    """Of the same layers and heads, but with other weights."""
+    other = copy.deepcopy(model)
+    for layer in layers_of(other):
+        for parameter in layer.parameters():
+            parameter.data = torch.randn_like(parameter)
+    table = replace(swapped(model), origin=origin_of(layers_of(other)))
+    with pytest.raises(ValueError, match="table was made from another model"):
+        enable_frequency_attention(model, table)
+    assert not any(isinstance(layer.processor, FrequencyProcessor) for layer in layers_of(model))
+    with enable_frequency_attention(other, table):
+        assert differs(call(other), call(model))
+
+
 def what_does_not_fit_is_refused(model: Any, call: Call) -> None:
     layers = layers_of(model)
     with pytest.raises(ValueError, match=f"table has 1 layers; {len(layers)} are allowed"):
@@ -321,6 +337,7 @@ CHECKS = (
     bands_differ_from_dense_and_are_taken_back_without_a_trace,
     the_grid_of_the_call_reaches_every_layer,
     bands_follow_layer_and_timestep_of_every_sample,
+    a_table_of_another_model_is_refused,
     lists_that_differ_between_buckets,
     short_videos_run_the_models_own_attention,
     gradients_come_through,

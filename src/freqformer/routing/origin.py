@@ -77,12 +77,14 @@ def parse_origin(value: Any) -> Origin | None:
 
 
 def _projection(layer: nn.Module) -> Tensor | None:
-    """The weight of a layer's output projection, which fusing the others leaves as it is."""
-    found = [
+    """The weight of a layer's output projection, which fusing the others leaves as it is; of a layer without one, as
+    the single stream of HunyuanVideo has, that of its values."""
+    matrices = [
         (parameter.numel(), name, parameter)
         for name, parameter in layer.named_parameters()
-        if "to_out" in name and parameter.ndim == 2 and parameter.is_floating_point()
+        if parameter.ndim == 2 and parameter.is_floating_point()
     ]
+    found = [one for one in matrices if "to_out" in one[1]] or [one for one in matrices if "to_v" in one[1]]
     if not found:
         return None
     weight = max(found, key=lambda one: one[:2])[2]

@@ -75,12 +75,11 @@ def enable_frequency_attention(
     Returns: the handle that takes it back. Weights and `state_dict` stay as they are.
 
     Raises:
-        ValueError: for another kind of model, a table of other layers or heads or made from
-            another model, processors that
-            aren't the model's own, or one that has it already. A call raises it for an attention
-            mask, fused projections, a parallel configuration, an unknown token grid, timesteps that
-            aren't 0 to 1000, processors set in between, or activations recomputed by other means
-            than `enable_gradient_checkpointing`.
+        ValueError: for another kind of model, a table of other layers or heads or made from another
+            model, processors that aren't the model's own, or one that has it already. A call raises
+            it for an attention mask, fused projections, a parallel configuration, an unknown token
+            grid, timesteps that aren't 0 to 1000, processors set in between, or activations
+            recomputed by other means than `enable_gradient_checkpointing`.
     """
     family = _family(transformer)
     layers = family.layers(transformer)
