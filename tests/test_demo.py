@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.support.browser import open_page
+from tests.support.videos import encode, numbered
 from typer.testing import CliRunner
 
 from freqformer import cli
@@ -223,6 +224,24 @@ def test_inspecting_a_small_odd_video(tmp_path: Path) -> None:
     for options in ({"start": 5.0, "patch": (1, 4, 4)}, {"patch": (1, 64, 64)}):
         with pytest.raises(VideoError, match="less than one token"):
             inspect_video(tmp_path / "clip.mp4", tmp_path / "other", **options)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_inspecting_a_file_that_is_cut_off_ends_early(tmp_path: Path, share: float) -> None:
+    """F87: as the docstring says."""
+    path = tmp_path / "clip.mp4"
+    write_video(torch.randint(0, 256, (20, 32, 48, 3), dtype=torch.uint8), path, 10)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    spectrum = inspect_video(path, tmp_path / "out", seconds=60, patch=(1, 4, 4))
+    assert 20 * share - 6 < spectrum.bands.shape[2] < 20 * share + 2
+
+
+def test_inspecting_a_variable_rate_shows_every_frame_of_the_fast_part(tmp_path: Path) -> None:
+    """F82: the mean rate is a fifth of the fast part's."""
+    times = [*range(0, 1000, 50), *range(1000, 7000, 1000)]
+    path = encode(tmp_path / "clip.mkv", numbered(len(times)) // 2, times=times)
+    spectrum = inspect_video(path, tmp_path / "out", seconds=1, patch=(1, 4, 4))
+    assert spectrum.bands.shape[2] == 20
 
 
 def test_page_escapes_what_it_is_given(report: Path) -> None:

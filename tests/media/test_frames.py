@@ -16,7 +16,10 @@ def test_unit_range_round_trip() -> None:
     assert clip.shape == (3, 4, 8, 8)
     assert (clip.min(), clip.max()) == (-1, 1)
     assert torch.equal(from_unit(clip), frames)
-    assert torch.equal(from_unit(clip.to(torch.bfloat16) * 3), from_unit((clip.to(torch.bfloat16) * 3).clamp(-1, 1)))
+    assert torch.equal(
+        from_unit(clip.to(torch.bfloat16) * 3),
+        from_unit((clip.to(torch.bfloat16) * 3).clamp(-1, 1)),
+    )
 
 
 def test_wrong_tensors_are_refused(tmp_path: Path) -> None:
@@ -33,7 +36,11 @@ def test_wrong_tensors_are_refused(tmp_path: Path) -> None:
         ):
             with pytest.raises(ValueError, match="frames is"):
                 action(frames)
-    for clip in (torch.zeros(2, 4, 8, 8), torch.zeros(3, 4, 8), torch.zeros(3, 4, 8, 8, dtype=torch.uint8)):
+    for clip in (
+        torch.zeros(2, 4, 8, 8),
+        torch.zeros(3, 4, 8),
+        torch.zeros(3, 4, 8, 8, dtype=torch.uint8),
+    ):
         with pytest.raises(ValueError, match="clip is"):
             from_unit(clip)
     with pytest.raises(ValueError, match="clip holds NaN"):

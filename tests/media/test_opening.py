@@ -11,12 +11,25 @@ import pytest
 from av.stream import Disposition
 from tests.support.videos import encode, gradient, numbered
 
-from freqformer.media import VideoError, decode_video, list_videos, probe_video, read_clip, write_video
+from freqformer.media import (
+    VideoError,
+    decode_video,
+    list_videos,
+    probe_video,
+    read_clip,
+    write_video,
+)
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
-    for path, message in ((tmp_path / "no.mp4", r"no\.mp4 does not exist"), (tmp_path, "is a folder")):
-        for action in (probe_video, lambda p: read_clip(p, start=0, num_frames=1, fps=1, height=2, width=2)):
+    for path, message in (
+        (tmp_path / "no.mp4", r"no\.mp4 does not exist"),
+        (tmp_path, "is a folder"),
+    ):
+        for action in (
+            probe_video,
+            lambda p: read_clip(p, start=0, num_frames=1, fps=1, height=2, width=2),
+        ):
             with pytest.raises(VideoError, match=message):
                 action(path)
 
@@ -31,7 +44,12 @@ def test_files_that_are_no_video(tmp_path: Path) -> None:
         frame.sample_rate = 44100
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    messages = {"empty": "is empty", "text": "can't be read", "noise": "can't be read", "sound": "has no video stream"}
+    messages = {
+        "empty": "is empty",
+        "text": "can't be read",
+        "noise": "can't be read",
+        "sound": "has no video stream",
+    }
     for name, message in messages.items():
         path = tmp_path / f"{name}.mp4"
         with pytest.raises(VideoError, match=rf"{name}\.mp4 {message}"):
@@ -50,7 +68,8 @@ def test_video_without_frames(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["2024-01-01T12:30:00.mp4", "http:x.mp4", "concat:a.mp4", "pipe:0.mp4", "%03d.mp4", "-x.mp4"]
+    "name",
+    ["2024-01-01T12:30:00.mp4", "http:x.mp4", "concat:a.mp4", "pipe:0.mp4", "%03d.mp4", "-x.mp4"],
 )
 def test_relative_names_that_look_like_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """F85: FFmpeg takes what stands before a colon for a protocol."""

@@ -35,7 +35,8 @@ def all_numbers(path: Path) -> list[int]:
 @pytest.mark.parametrize("delay", [0.0, 2.0])
 @pytest.mark.parametrize("ending", ["mkv", "mp4", "ts"])
 def test_sound_counts_for_nothing(tmp_path: Path, ending: str, delay: float) -> None:
-    """F80: the picture may begin later and end earlier than the sound, whose length the container claims."""
+    """F80: the picture may begin later and end earlier than the sound, whose length the container
+    claims."""
     path = with_sound(tmp_path / f"clip.{ending}", frames=12, seconds=5.0, delay=delay)
     info = probe_video(path)
     assert info.duration == pytest.approx(1.0, abs=0.002)
@@ -105,7 +106,9 @@ def test_a_start_that_can_not_be_decoded_is_left_out_and_said(tmp_path: Path, co
 @pytest.mark.parametrize("ending", ["mp4", "mkv", "ts", "avi"])
 def test_a_file_that_is_cut_off_lasts_as_long_as_what_is_left(tmp_path: Path, ending: str) -> None:
     whole = encode(
-        tmp_path / f"whole.{ending}", torch.randint(0, 256, (30, 64, 96, 3), dtype=torch.uint8), front=ending == "mp4"
+        tmp_path / f"whole.{ending}",
+        torch.randint(0, 256, (30, 64, 96, 3), dtype=torch.uint8),
+        front=ending == "mp4",
     )
     data = whole.read_bytes()
     for share in (0.3, 0.5, 0.62, 0.8, 0.97):
@@ -129,7 +132,9 @@ def test_hdr_and_interlacing_are_said_once(tmp_path: Path, caplog) -> None:
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 3
     for message, words in zip(
-        messages, ("pq.mkv is HDR (PQ)", "hlg.mkv is HDR (HLG)", "combed.mkv is interlaced"), strict=True
+        messages,
+        ("pq.mkv is HDR (PQ)", "hlg.mkv is HDR (HLG)", "combed.mkv is interlaced"),
+        strict=True,
     ):
         assert words in message
 

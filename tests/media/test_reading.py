@@ -34,12 +34,22 @@ def test_frames_nearest_in_time(tmp_path: Path, start: float, fps: float, expect
 
 def test_variable_frame_rate(tmp_path: Path) -> None:
     path = encode(tmp_path / "clip.mkv", numbered(6), times=[0, 100, 150, 1000, 1050, 2000])
-    assert numbers(read_clip(path, start=0, num_frames=5, fps=2.5, height=32, width=48)) == [0, 2, 3, 4, 5]
+    assert numbers(read_clip(path, start=0, num_frames=5, fps=2.5, height=32, width=48)) == [
+        0,
+        2,
+        3,
+        4,
+        5,
+    ]
 
 
 def test_first_time_stamp_is_the_start(tmp_path: Path) -> None:
     path = encode(tmp_path / "clip.mkv", numbered(6), times=[5000 + 100 * i for i in range(6)])
-    assert numbers(read_clip(path, start=0.2, num_frames=3, fps=10, height=32, width=48)) == [2, 3, 4]
+    assert numbers(read_clip(path, start=0.2, num_frames=3, fps=10, height=32, width=48)) == [
+        2,
+        3,
+        4,
+    ]
 
 
 @pytest.mark.parametrize(("name", "options"), [("clip.h264", {"format": "h264"}), ("clip.avi", {"codec": "mpeg4"})])
@@ -48,7 +58,11 @@ def test_other_formats(tmp_path: Path, name: str, options: dict, start: float) -
     path = encode(tmp_path / name, numbered(10), rate=25, **options)
     assert probe_video(path).num_frames == 10
     first = round(start * 25)
-    assert numbers(read_clip(path, start=start, num_frames=3, fps=25, height=32, width=48)) == [first, first + 1, first + 2]
+    assert numbers(read_clip(path, start=start, num_frames=3, fps=25, height=32, width=48)) == [
+        first,
+        first + 1,
+        first + 2,
+    ]
 
 
 def test_clip_past_the_end_is_refused(tmp_path: Path) -> None:
@@ -72,8 +86,20 @@ def test_file_cut_short(tmp_path: Path) -> None:
         read_clip(path, start=0, num_frames=30, fps=10, height=32, width=48)
     # As where it was cut since it was looked at.
     with pytest.raises(VideoError, match=r"cut\.mp4"):
-        read_clip(replace(left, duration=3.0, last=2.9), start=2.5, num_frames=4, fps=10, height=32, width=48)
-    assert read_clip(path, start=0, num_frames=5, fps=10, height=32, width=48).shape == (5, 32, 48, 3)
+        read_clip(
+            replace(left, duration=3.0, last=2.9),
+            start=2.5,
+            num_frames=4,
+            fps=10,
+            height=32,
+            width=48,
+        )
+    assert read_clip(path, start=0, num_frames=5, fps=10, height=32, width=48).shape == (
+        5,
+        32,
+        48,
+        3,
+    )
     path.write_bytes(data[:100])
     with pytest.raises(VideoError, match=r"cut\.mp4"):
         probe_video(path)
@@ -127,7 +153,14 @@ def test_a_clip_over_damage_is_refused_and_others_are_not(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"height": 2**31}, {"width": 10**12}, {"num_frames": 10**12}, {"height": 2**14 + 1}, {"num_frames": 2**70}]
+    "sizes",
+    [
+        {"height": 2**31},
+        {"width": 10**12},
+        {"num_frames": 10**12},
+        {"height": 2**14 + 1},
+        {"num_frames": 2**70},
+    ],
 )
 def test_sizes_beyond_what_memory_holds_are_refused(tmp_path: Path, sizes: dict[str, int]) -> None:
     """F104."""

@@ -11,8 +11,14 @@ from tests.support.videos import encode, numbered, numbers
 
 from freqformer.media import decode_video, probe_video, read_clip
 
-JOINABLE = {"ts": ("libx264", 0), "mpg": ("mpeg2video", 0), "flv": ("flv", 13), "mkv": ("libx264", 0)}
-"""Formats whose files can be put end to end: a codec, and the header's bytes that the second goes without."""
+JOINABLE = {
+    "ts": ("libx264", 0),
+    "mpg": ("mpeg2video", 0),
+    "flv": ("flv", 13),
+    "mkv": ("libx264", 0),
+}
+"""Formats whose files can be put end to end: a codec, and the header's bytes that the second goes
+without."""
 
 
 @pytest.mark.parametrize("ending", JOINABLE)
@@ -20,7 +26,13 @@ def test_time_stamps_that_start_again_are_counted_on(tmp_path: Path, ending: str
     """F86: recorders write files whose parts each start at 0."""
     codec, header = JOINABLE[ending]
     parts = [
-        encode(tmp_path / f"{i}.{ending}", numbered(24)[12 * i : 12 * i + 12], codec=codec, gop=5, rate=25)
+        encode(
+            tmp_path / f"{i}.{ending}",
+            numbered(24)[12 * i : 12 * i + 12],
+            codec=codec,
+            gop=5,
+            rate=25,
+        )
         for i in range(2)
     ]
     path = tmp_path / f"joined.{ending}"
@@ -86,7 +98,14 @@ def test_going_to_a_time_shows_what_decoding_up_to_it_does(
     tmp_path: Path, ending: str, codec: str, options: dict[str, str]
 ) -> None:
     """F82: a clip must not depend on whether its video was decoded at once."""
-    path = encode(tmp_path / f"clip.{ending}", numbered(24, 64, 96), codec=codec, gop=5, rate=25, options=options)
+    path = encode(
+        tmp_path / f"clip.{ending}",
+        numbered(24, 64, 96),
+        codec=codec,
+        gop=5,
+        rate=25,
+        options=options,
+    )
     info = probe_video(path)
     whole = decode_video(info, height=16, width=24)
     assert numbers(torch.stack([frame.picture for frame in whole.frames])) == pytest.approx(range(24), abs=1)

@@ -14,13 +14,18 @@ from freqformer.media import VideoError, contact_sheet, probe_video, read_clip, 
 
 
 @pytest.mark.parametrize(
-    ("count", "height", "width"), [(12, 48, 80), (5, 33, 47), (1, 16, 16), (3, 2, 2), (2, 1, 1), (4, 90, 160)]
+    ("count", "height", "width"),
+    [(12, 48, 80), (5, 33, 47), (1, 16, 16), (3, 2, 2), (2, 1, 1), (4, 90, 160)],
 )
 def test_written_video_plays(tmp_path: Path, count: int, height: int, width: int) -> None:
     frames, path = gradient(count, height, width), tmp_path / "new" / "clip.mp4"
     write_video(frames, path, 12)
     info = probe_video(path)
-    assert (info.num_frames, info.height, info.width) == (count, height + height % 2, width + width % 2)
+    assert (info.num_frames, info.height, info.width) == (
+        count,
+        height + height % 2,
+        width + width % 2,
+    )
     assert info.fps == pytest.approx(12)
     assert info.duration == pytest.approx(count / 12, rel=0.01)
     back = read_clip(path, start=0, num_frames=count, fps=12, height=info.height, width=info.width)
@@ -105,7 +110,12 @@ def test_allowed_rates_are_kept(tmp_path: Path, fps: float) -> None:
     info = probe_video(path)
     assert info.fps == pytest.approx(fps, rel=1e-3)
     assert info.num_frames == 4
-    assert read_clip(info, start=0, num_frames=4, fps=info.fps, height=16, width=16).shape == (4, 16, 16, 3)
+    assert read_clip(info, start=0, num_frames=4, fps=info.fps, height=16, width=16).shape == (
+        4,
+        16,
+        16,
+        3,
+    )
 
 
 def test_frames_that_h264_can_not_hold_are_refused(tmp_path: Path) -> None:

@@ -54,8 +54,9 @@ def encode(
         gop: frames from one key frame to the next.
         begin: first time stamp, in frames.
         drop: packets in front that are not written.
-        more: `format`, `rotation` in degrees, `matrix` (display, 9 integers), `aspect` of a pixel, `colour_transfer`,
-            `title`, `pixels` (format), `front` (the index of an MP4 in front), `flags` and `options` of the codec.
+        more: `format`, `rotation` in degrees, `matrix` (display, 9 integers), `aspect` of a pixel,
+            `colour_transfer`, `title`, `pixels` (format), `front` (the index of an MP4 in front),
+            `flags` and `options` of the codec.
     """
     container_options = {"avoid_negative_ts": "disabled"} if begin < 0 else {}
     if more.get("front"):
@@ -121,7 +122,11 @@ def with_sound(path: Path, *, frames: int, seconds: float, delay: float = 0.0, r
         container.mux(video.encode())
         for i in range(round(seconds * 44100 / 1024)):
             silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-            silence.sample_rate, silence.pts, silence.time_base = 44100, i * 1024, Fraction(1, 44100)
+            silence.sample_rate, silence.pts, silence.time_base = (
+                44100,
+                i * 1024,
+                Fraction(1, 44100),
+            )
             container.mux(sound.encode(silence))
         container.mux(sound.encode())
     return path

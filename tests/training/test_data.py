@@ -15,9 +15,12 @@ import torch
 from tests.support.videos import encode, numbered, with_sound
 
 from freqformer.media import VideoError, from_unit, opening, read_clip, to_unit, write_video
-from freqformer.training.config import DataConfig
+from freqformer.training.checkpoint import newest_checkpoint
+from freqformer.training.config import DataConfig, RunConfig, TrainConfig
 from freqformer.training.data import ClipFolder
 from freqformer.training.loader import ClipLoader
+from freqformer.training.loop import train
+from freqformer.training.run import StepReport
 
 FPS = 8
 CLIP = DataConfig(num_frames=4, height=16, width=24, fps=FPS, workers=2)
@@ -281,3 +284,31 @@ def test_frames_that_last_for_weeks_are_refused_and_the_others_go_on(copy, caplo
     assert "2.4e+08 s" in source.bad_files[copy / "weeks.y4m"]
     assert source.num_windows == 42 + 24, "no more windows than frames"
     assert all(source.load(i).failures == () for i in range(66))
+
+
+def test_videos_that_go_bad_end_a_run_with_a_checkpoint_and_it_goes_on(copy, tmp_path, caplog):
+    """F115: one of them is replaced; without any, what is learned is kept."""
+    config = TrainConfig(
+        str(tmp_path / "out"),
+        model={"num_layers": 1, "num_heads": 3, "head_dim": 8, "patch_size": [1, 4, 4]},
+        data=at(copy, cache_mib=0),
+        run=RunConfig(max_steps=8, batch_size=1, device="cpu", progress=False),
+    )
+    away = copy.with_name("away")
+
+    def unmount(report: StepReport) -> None:
+        if report.step == 2:
+            copy.rename(away)
+
+    with pytest.raises(VideoError, match=r"none of the 21 videos .*still there"):
+        train(config, on_step=unmount)
+    newest = newest_checkpoint(tmp_path / "out" / "checkpoints")
+    assert newest is not None
+    step = int(newest.name.removeprefix("step-"))
+    assert 2 <= step < 8
+    away.rename(copy)
+    (copy / "05.mp4").write_bytes(b"")
+    steps: list[int] = []
+    train(config, on_step=lambda report: steps.append(report.step))
+    assert steps == list(range(step + 1, 9))
+    assert "05.mp4 is empty" in caplog.text

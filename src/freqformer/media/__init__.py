@@ -1,18 +1,19 @@
 """Video files: looking at them, reading clips by time, writing MP4 and contact sheets.
 
-Decoding and encoding is FFmpeg's, by PyAV. Frames are uint8 (F, H, W, 3) RGB tensors: F frames, H rows,
-W columns. Times are seconds from the first frame that can be decoded, and follow the time stamp of each
-frame, whatever the file's frame rate.
+Decoding and encoding is FFmpeg's, by PyAV. Frames are uint8 (F, H, W, 3) RGB tensors: F frames, H
+rows, W columns. Times are seconds from the first frame that can be decoded, and follow the time
+stamp of each frame, whatever the file's frame rate.
 
 What is shown, and what is not done:
 
 - Rotation, mirroring and pixels that are not square are applied.
 - Transparent pixels are composited over black: the colours hidden under them never show.
-- HDR (PQ, HLG) is not tone-mapped, and interlaced video not deinterlaced: `probe_video` logs a warning that
-  names the file, once.
-- Of several video streams the one is read that FFmpeg's players choose; cover art is never taken for video.
-- Frames that can't be decoded are left out. A clip that would need one is refused, with the file's name;
-  one missing frame is stood in for by its neighbour.
+- HDR (PQ, HLG) is not tone-mapped, and interlaced video not deinterlaced: `probe_video` logs a
+  warning that names the file, once.
+- Of several video streams the one is read that FFmpeg's players choose; cover art is never taken
+  for video.
+- Frames that can't be decoded are left out. A clip that would need one is refused, with the file's
+  name; one missing frame is stood in for by its neighbour.
 """
 
 from freqformer._optional import needs

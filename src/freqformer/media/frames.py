@@ -1,4 +1,5 @@
-"""Frames as tensors: uint8 (F, H, W, 3) for files and eyes, float (3, F, H, W) in [-1, 1] for models."""
+"""Frames as tensors: uint8 (F, H, W, 3) for files and eyes, float (3, F, H, W) in [-1, 1] for
+models."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from torch import Tensor
 
 
 def enlarge(frames: Tensor, scale: int) -> Tensor:
-    """Repeat every pixel `scale` times along both axes: uint8 (F, H, W, 3) -> (F, H * scale, W * scale, 3)."""
+    """Repeat every pixel `scale` times along both axes: uint8 (F, H, W, 3) -> (F, H * scale, W *
+    scale, 3)."""
     return frames.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
 
 
@@ -38,6 +40,6 @@ def check_frames(frames: Tensor) -> None:
     shaped = frames.ndim == 4 and frames.shape[3] == 3 and frames.numel() > 0
     if not shaped or frames.dtype != torch.uint8:
         raise ValueError(
-            f"frames is {frames.dtype} {tuple(frames.shape)}; uint8 (frames, height, width, 3) with at least "
-            "one frame is allowed: convert a clip with from_unit"
+            f"frames is {frames.dtype} {tuple(frames.shape)}; uint8 (frames, height, width, 3) with "
+            "at least one frame is allowed: convert a clip with from_unit"
         )

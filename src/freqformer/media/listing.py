@@ -12,14 +12,15 @@ from freqformer.media.opening import VideoError
 logger = logging.getLogger(__name__)
 
 ENDINGS = "3gp asf avi flv gif m2ts m2v m4v mkv mov mp4 mpeg mpg mts mxf nut ogv ts vob webm wmv y4m"
-"""File name endings that `list_videos` takes for videos in a folder. A file named itself may end in anything."""
+"""File name endings that `list_videos` takes for videos in a folder. A file named itself may end in
+anything."""
 
 
 def list_videos(path: str | Path) -> list[Path]:
     """A video file as [file]; the videos of a folder and its subfolders, sorted by path.
 
-    Links are followed, a folder that several links lead to once. Hidden files and folders are left out, and
-    so are folders that can't be read, each named in the log.
+    Links are followed, a folder that several links lead to once. Hidden files and folders are left
+    out, and so are folders that can't be read, each named in the log.
 
     Raises:
         VideoError: where there is nothing at the path, or no video in the folder.

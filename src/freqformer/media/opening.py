@@ -1,4 +1,5 @@
-"""Opening a video file: which stream is the video, and one kind of error for all that a file can do."""
+"""Opening a video file: which stream is the video, and one kind of error for all that a file can
+do."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 2**26
-"""Of a frame, decoded or resized: 8192 x 8192. What claims more is damaged, or takes the memory of the machine."""
+"""Of a frame, decoded or resized: 8192 x 8192. What claims more is damaged, or takes the memory of
+the machine."""
 TIMEOUT = 30.0
 """Seconds after which one call of FFmpeg that opens or reads a file is given up."""
 
@@ -34,7 +36,8 @@ class VideoError(ValueError):
 
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its video stream; whatever goes wrong inside becomes a VideoError about the file."""
+    """The container and its video stream; whatever goes wrong inside becomes a VideoError about the
+    file."""
     try:
         _check_file(path)
         with av.open(
@@ -50,13 +53,15 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     except VideoError:
         raise
     except Exception as error:
-        # Damaged files make FFmpeg and PyAV raise much else: OverflowError, UnicodeDecodeError, MemoryError.
+        # Damaged files make FFmpeg and PyAV raise much else: OverflowError, UnicodeDecodeError,
+        # MemoryError.
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise VideoError(f"{path} can't be read as a video: {reason}; remove it, or make it again") from error
 
 
 def file_url(path: Path) -> str:
-    """The file's name for FFmpeg, which would otherwise take what stands before a colon for a protocol."""
+    """The file's name for FFmpeg, which would otherwise take what stands before a colon for a
+    protocol."""
     return f"file:{path}"
 
 
@@ -83,14 +88,16 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     if not usable:
         raise VideoError(f"{path} is coded in a way that FFmpeg can't decode; convert it, or remove it")
     best = container.streams.best("video")
-    stream = next((one for one in usable if one is best), usable[0])
+    # A damaged header may name streams that never come.
+    shown = [one for one in usable if one.width and one.height] or usable
+    stream = next((one for one in shown if one is best), shown[0])
     if len(usable) > 1:
-        size = f"{stream.width} x {stream.height} pixels"
-        tell_once(f"{path} has {len(usable)} video streams; stream {stream.index} with {size} is read")
+        chosen = f"stream {stream.index} with {stream.width} x {stream.height} pixels"
+        tell_once(f"{path} has {len(usable)} video streams; {chosen} is read")
     if stream.width * stream.height > MAX_PIXELS:
         raise VideoError(
-            f"{path} has {stream.width} x {stream.height} pixels; up to {MAX_PIXELS} pixels are allowed: make it "
-            "smaller, or remove it"
+            f"{path} has {stream.width} x {stream.height} pixels; up to {MAX_PIXELS} pixels are "
+            "allowed: make it smaller, or remove it"
         )
     for other in container.streams:
         if other is not stream:

@@ -1,4 +1,5 @@
-"""A decoded frame as it is shown: turned, mirrored, resized, cropped, over black where it is transparent."""
+"""A decoded frame as it is shown: turned, mirrored, resized, cropped, over black where it is
+transparent."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 
 class Orientation(NamedTuple):
-    """How a stored picture is shown: rows and columns change places first, then each may run backwards."""
+    """How a stored picture is shown: rows and columns change places first, then each may run
+    backwards."""
 
     transposed: bool
     flip_rows: bool
@@ -28,7 +30,8 @@ class Orientation(NamedTuple):
 
 
 def orientation(frame: VideoFrame) -> Orientation:
-    """What the frame's display matrix asks for, to the nearest of the eight ways to lay a picture down."""
+    """What the frame's display matrix asks for, to the nearest of the eight ways to lay a picture
+    down."""
     matrix = next((data for data in _side_data(frame) if data.type == Type.DISPLAYMATRIX), None)
     if matrix is None:
         return Orientation(False, flip_rows=False, flip_columns=False)
@@ -46,9 +49,11 @@ def shown_size(stream: VideoStream, frame: VideoFrame) -> tuple[int, int]:
 
 
 def fitted(stream: VideoStream, frame: VideoFrame, height: int, width: int) -> Tensor:
-    """uint8 (height, width, 3): resized to cover the size, cropped around the centre, laid down as shown.
+    """uint8 (height, width, 3): resized to cover the size, cropped around the centre, laid down as
+    shown.
 
-    Raises ValueError where the picture is so long and narrow that covering the size takes too much memory.
+    Raises ValueError where the picture is so long and narrow that covering the size takes too much
+    memory.
     """
     layout = orientation(frame)
     if layout.transposed:
@@ -59,8 +64,9 @@ def fitted(stream: VideoStream, frame: VideoFrame, height: int, width: int) -> T
     wide = max(round(have_width * scale), width)
     if tall * wide > MAX_PIXELS:
         raise ValueError(
-            f"a frame of {have_height} x {have_width} square pixels would have to become {tall} x {wide} to cover "
-            f"{height} x {width}; up to {MAX_PIXELS} pixels are allowed: crop the video, or remove it"
+            f"a frame of {have_height} x {have_width} square pixels would have to become {tall} x "
+            f"{wide} to cover {height} x {width}; up to {MAX_PIXELS} pixels are allowed: crop the "
+            "video, or remove it"
         )
     resized = _opaque(frame).reformat(
         width=wide, height=tall, format="rgb24", interpolation="AREA" if scale < 1 else "BICUBIC"
@@ -71,7 +77,8 @@ def fitted(stream: VideoStream, frame: VideoFrame, height: int, width: int) -> T
     picture = picture[top : top + height, left : left + width]
     if layout.transposed:
         picture = picture.transpose(0, 1)
-    flips = [axis for axis, flipped in enumerate((layout.flip_rows, layout.flip_columns)) if flipped]
+    flipped = (layout.flip_rows, layout.flip_columns)
+    flips = [axis for axis, backwards in enumerate(flipped) if backwards]
     return picture.flip(flips).contiguous()
 
 

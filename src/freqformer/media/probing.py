@@ -17,7 +17,15 @@ from av.format import Flags
 
 from freqformer.media.opening import VideoError, open_video, tell_once
 from freqformer.media.pictures import shown_size
-from freqformer.media.timing import SEEK_MARGINS, Clock, decode, decoder_of, packets, seek, timed_frames
+from freqformer.media.timing import (
+    SEEK_MARGINS,
+    Clock,
+    decode,
+    decoder_of,
+    packets,
+    seek,
+    timed_frames,
+)
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -28,7 +36,8 @@ if TYPE_CHECKING:
 MAX_SECONDS = 1e6
 """Longest video that is believed: 11 days. What claims more has a damaged header."""
 SCAN_BYTES = 2**26
-"""Files up to this size are read through once, without decoding; of larger ones the start and the end are."""
+"""Files up to this size are read through once, without decoding; of larger ones the start and the
+end are."""
 READ_BYTES = 2**30
 """Most that is read of one file."""
 SCAN_PACKETS = 2**18
@@ -36,7 +45,8 @@ SCAN_PACKETS = 2**18
 TAIL_FRAMES = 600
 """Most frames that are decoded to find the last one. Key frames are rarely farther apart."""
 UNEVEN = 1.25
-"""Ratio of the densest frame rate to the mean from which a rate counts as variable. Rounding stays below."""
+"""Ratio of the densest frame rate to the mean from which a rate counts as variable. Rounding stays
+below."""
 
 _HDR = {16: "PQ", 18: "HLG"}
 """Transfer functions of HDR, as H.273 numbers them."""
@@ -46,7 +56,8 @@ _READ_THROUGH = Flags.generic_index.value | Flags.no_timestamps.value
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What `probe_video` finds. Functions that read a video take it in place of a path, and then don't look again."""
+    """What `probe_video` finds. Functions that read a video take it in place of a path, and then
+    don't look again."""
 
     path: Path
     duration: float
@@ -64,20 +75,24 @@ class VideoInfo:
     last: float
     """Seconds at which the last frame begins."""
     origin: int | None
-    """Time stamp of the first frame that can be decoded, in the stream's units; None where frames carry none."""
+    """Time stamp of the first frame that can be decoded, in the stream's units; None where frames
+    carry none."""
     seekable: bool
     """Whether FFmpeg can go to a time in the file; otherwise it is decoded from the start."""
 
 
 def probe_video(path: str | Path) -> VideoInfo:
-    """Length, rate and size of a video, by the time stamps of its frames rather than by what its header claims.
+    """Length, rate and size of a video, by the time stamps of its frames rather than by what its
+    header claims.
 
-    Its first frame is decoded. A file that is cut off lasts as long as what is left of it. What will not be shown, or
-    not as a player shows it, is logged as a warning that names the file, once: a start that can't be decoded, HDR,
-    interlacing, other video streams, a file of which only a part is looked at.
+    Its first frame is decoded. A file that is cut off lasts as long as what is left of it. What
+    will not be shown, or not as a player shows it, is logged as a warning that names the file,
+    once: a start that can't be decoded, HDR, interlacing, other video streams, a file of which only
+    a part is looked at.
 
     Raises:
-        VideoError: for a file that is missing, empty, damaged, holds no video, or claims to last over 11 days.
+        VideoError: for a file that is missing, empty, damaged, holds no video, or claims to last
+            over 11 days.
     """
     path = Path(path)
     for from_key, at_end in ((True, True), (True, False), (False, False)):
@@ -93,9 +108,17 @@ def probe_video(path: str | Path) -> VideoInfo:
 
 
 class _Look:
-    """One look at an open file: its first frame, and the time stamps of packets in the stream's units."""
+    """One look at an open file: its first frame, and the time stamps of packets in the stream's
+    units."""
 
-    def __init__(self, path: Path, container: InputContainer, stream: VideoStream, *, from_key: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        container: InputContainer,
+        stream: VideoStream,
+        *,
+        from_key: bool,
+    ) -> None:
         self._path = path
         self._container = container
         self._stream = stream
@@ -106,7 +129,8 @@ class _Look:
         # Where the frame that is shown last ends.
         self._end = 0
         self._complete = False
-        # Whether frames had to be told apart that the container holds in one piece, with one time stamp.
+        # Whether frames had to be told apart that the container holds in one piece, with one time
+        # stamp.
         self._split = False
         self._rest = self._noted(packets(container, stream, self._clock, from_key=from_key))
         decoded = decode(decoder_of(stream), self._rest)
@@ -124,7 +148,8 @@ class _Look:
         if jump:
             with suppress(FFmpegError):
                 self._container.seek(self._claimed_end(), stream=self._stream)
-                self._rest = self._noted(packets(self._container, self._stream, self._clock, from_key=False))
+                source = packets(self._container, self._stream, self._clock, from_key=False)
+                self._rest = self._noted(source)
         for _ in self._rest:
             pass
         if jump and self._end == begun:
@@ -132,7 +157,8 @@ class _Look:
             return None
         self._tell(self._frame)
         if not (jump or self._complete):
-            tell_once(f"{self._path} is so long that only its first {self._times()[1]:.3f} s are used")
+            _, end = self._times()
+            tell_once(f"{self._path} is so long that only its first {end:.3f} s are used")
         return self._info(self._frame, counted=not jump)
 
     def may_be_cut_off(self, info: VideoInfo) -> bool:
@@ -177,7 +203,8 @@ class _Look:
         return min(end, 2**62)
 
     def _times(self) -> tuple[np.ndarray, float]:
-        """(seconds at which frames begin, rising and from 0 on; seconds at which the last one ends)."""
+        """(seconds at which frames begin, rising and from 0 on; seconds at which the last one
+        ends)."""
         origin = None if self._frame is None else self._clock.stamp(self._frame)
         stamps = np.unique(np.array(self._stamps, dtype=np.int64))
         ends = np.cumsum(np.array(self._unstamped, dtype=np.int64))
@@ -197,8 +224,8 @@ class _Look:
         times, end = self._times()
         if not end <= MAX_SECONDS:
             raise VideoError(
-                f"{path} claims to last {end:.3g} s; up to {MAX_SECONDS:g} s are allowed: its time stamps are "
-                "damaged, make it again or remove it"
+                f"{path} claims to last {end:.3g} s; up to {MAX_SECONDS:g} s are allowed: its time "
+                "stamps are damaged, make it again or remove it"
             )
         duration = max(end, 1e-6)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
@@ -235,8 +262,8 @@ class _Look:
                 tell_once(f"{path} begins without a key frame: its first {lost:.3f} s can't be decoded and are left out")
         if frame.color_trc in _HDR:
             tell_once(
-                f"{path} is HDR ({_HDR[frame.color_trc]}) and is not tone-mapped: its colours come out pale; convert "
-                "it to SDR where that matters"
+                f"{path} is HDR ({_HDR[frame.color_trc]}) and is not tone-mapped: its "
+                "colours come out pale; convert it to SDR where that matters"
             )
         if frame.interlaced_frame:
             tell_once(
@@ -247,12 +274,14 @@ class _Look:
 
 
 def _without_broken_end(info: VideoInfo) -> VideoInfo:
-    """The same, up to the last frame that can be decoded: in a file that is cut off, the last packets may not be."""
+    """The same, up to the last frame that can be decoded: in a file that is cut off, the last
+    packets may not be."""
     final = None
     for margin in SEEK_MARGINS:
         with open_video(info.path) as (container, stream):
             if final is None and seek(container, stream, info.origin, max(info.last - margin, 0.0)):
-                for frame in islice(timed_frames(container, stream, info.origin, sought=True), TAIL_FRAMES):
+                following = timed_frames(container, stream, info.origin, sought=True)
+                for frame in islice(following, TAIL_FRAMES):
                     final = frame
     if final is None or final.seconds >= info.last:
         return info
@@ -263,7 +292,8 @@ def _without_broken_end(info: VideoInfo) -> VideoInfo:
 
 
 def _peak_fps(seconds: np.ndarray, fps: float) -> float:
-    """Frames per second where frames at these times are densest, single ones apart; `fps` where they are even."""
+    """Frames per second where frames at these times are densest, single ones apart; `fps` where
+    they are even."""
     if len(seconds) < 3:
         return fps
     densest = 1 / float(np.quantile(np.diff(seconds), 0.1))

@@ -23,12 +23,20 @@ MAX_SIDE = 2**14
 
 
 def read_clip(
-    video: str | Path | VideoInfo, *, start: float, num_frames: int, fps: float, height: int, width: int
+    video: str | Path | VideoInfo,
+    *,
+    start: float,
+    num_frames: int,
+    fps: float,
+    height: int,
+    width: int,
 ) -> Tensor:
-    """Frames at the times start, start + 1/fps, ...: the nearest of the file to each, resized to cover and centre-cropped.
+    """Frames at the times start, start + 1/fps, ...: the nearest of the file to each, resized to
+    cover and centre-cropped.
 
     Args:
-        video: any video that FFmpeg reads, its frame rate may vary; or what `probe_video` found, which saves looking.
+        video: any video that FFmpeg reads, its frame rate may vary; or what `probe_video` found,
+            which saves looking.
         start: seconds from the first frame that can be decoded.
         num_frames: frames to return, up to 2**20.
         fps: frames per second to return.
@@ -38,8 +46,8 @@ def read_clip(
 
     Raises:
         ValueError: for an argument out of range.
-        VideoError: for a file that is missing, damaged where the clip is, or no video, or that ends before the clip
-            does.
+        VideoError: for a file that is missing, damaged where the clip is, or no video, or that ends
+            before the clip does.
     """
     _check_size(num_frames=num_frames, height=height, width=width)
     times = _clip_times(start, num_frames, fps)
@@ -56,7 +64,8 @@ def read_clip(
             if goal is not None and (first is None or first.seconds > start):
                 # The format has no index of key frames, or a broken one.
                 continue
-            return torch.stack([fitted(stream, frame, height, width) for frame in _nearest(info, first, decoded, times)])
+            chosen = _nearest(info, first, decoded, times)
+            return torch.stack([fitted(stream, frame, height, width) for frame in chosen])
     raise AssertionError("unreachable: the last pass, from the start, either returns or raises")
 
 
@@ -69,7 +78,8 @@ class DecodedVideo:
     """Pictures are uint8 (H, W, 3)."""
 
     def clip(self, *, start: float, num_frames: int, fps: float) -> Tensor:
-        """The same frames as `read_clip` at this size: uint8 (num_frames, H, W, 3). Raises as it does."""
+        """The same frames as `read_clip` at this size: uint8 (num_frames, H, W, 3). Raises as it
+        does."""
         _check_size(num_frames=num_frames)
         times = _clip_times(start, num_frames, fps)
         if times[-1] >= self.info.duration:
@@ -91,7 +101,7 @@ def decode_video(info: VideoInfo, *, height: int, width: int) -> DecodedVideo:
     with open_video(info.path) as (container, stream):
         for frame in timed_frames(container, stream, info.origin):
             if len(frames) > info.num_frames:
-                raise VideoError(f"{info.path} holds more than {info.num_frames} frames; give its clips one by one")
+                raise VideoError(f"{info.path} holds more than {info.num_frames} frames; read its clips one by one")
             picture = fitted(stream, frame.picture, height, width)
             frames.append(TimedFrame(frame.seconds, frame.length, frame.after_damage, picture))
     return DecodedVideo(info, frames)
@@ -145,17 +155,18 @@ def _nearest(
 
 
 def _check_whole(path: Path, before: TimedFrame, after: TimedFrame, time: float) -> None:
-    """Refuse a time in a part that can't be decoded, but for a single frame, which a neighbour stands in for."""
+    """Refuse a time in a part that can't be decoded, but for a single frame, which a neighbour
+    stands in for."""
     reach = 1.5 * before.length
     if after.after_damage and before.seconds + reach < time < after.seconds - reach:
         raise VideoError(
-            f"{path} is damaged from {before.seconds + before.length:.3f} s to {after.seconds:.3f} s; take another part of "
-            "it, or make it again"
+            f"{path} is damaged from {before.seconds + before.length:.3f} s to {after.seconds:.3f} s; "
+            "take another part of it, or make it again"
         )
 
 
 def _too_short(path: Path, end: float, times: list[float]) -> VideoError:
     return VideoError(
-        f"{path} has frames up to {end:.3f} s; the clip needs them up to {times[-1]:.3f} s: start earlier, or take "
-        "fewer frames or a higher fps"
+        f"{path} has frames up to {end:.3f} s; the clip needs them up to {times[-1]:.3f} s: "
+        "start earlier, or take fewer frames or a higher fps"
     )

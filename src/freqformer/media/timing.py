@@ -23,14 +23,16 @@ Picture = TypeVar("Picture")
 USUAL_FPS = 25
 """Frames per second of streams that state none, as FFmpeg takes it."""
 MAX_UNDECODED = 4096
-"""Packets in a row that may give no frame. A key frame comes far more often in any file that is whole."""
+"""Packets in a row that may give no frame. A key frame comes far more often in any file that is
+whole."""
 
 REORDERED = 64
-"""Packets by which a frame may come out later than its own packet: frames to be reordered, and decoders' threads."""
+"""Packets by which a frame may come out later than its own packet: frames to be reordered, and
+decoders' threads."""
 
 SEEK_MARGINS = (0.0, 4.0, 16.0)
-"""Seconds before a clip to which FFmpeg is sent, one after the other, until a key frame lies between: of formats without
-an index of key frames it goes to just any frame."""
+"""Seconds before a clip to which FFmpeg is sent, one after the other, until a key frame lies
+between: of formats without an index of key frames it goes to just any frame."""
 
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """Decoders that read the transparency of WebM, which FFmpeg's own leave out."""
@@ -52,8 +54,8 @@ class TimedFrame(Generic[Picture]):
 class Clock:
     """What the time stamps of a stream count.
 
-    AVI holds decoding times alone: FFmpeg makes presentation times of them that are wrong where frames are
-    reordered, while the decoding times of the frames are right but for a constant.
+    AVI holds decoding times alone: FFmpeg makes presentation times of them that are wrong where
+    frames are reordered, while the decoding times of the frames are right but for a constant.
     """
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
@@ -82,11 +84,18 @@ def decoder_of(stream: VideoStream) -> VideoCodecContext:
     return stream.codec_context
 
 
-def packets(container: InputContainer, stream: VideoStream, clock: Clock, *, from_key: bool) -> Iterator[Packet]:
+def packets(
+    container: InputContainer,
+    stream: VideoStream,
+    clock: Clock,
+    *,
+    from_key: bool,
+) -> Iterator[Packet]:
     """The stream's packets from where the container stands, their time stamps made one time line.
 
-    Where time stamps start again, as in files put together end to end, they are counted on from the last frame.
-    Packets between there and the next key frame are left out: what they build on is missing.
+    Where time stamps start again, as in files put together end to end, they are counted on from the
+    last frame. Packets between there and the next key frame are left out: what they build on is
+    missing.
 
     Args:
         from_key: whether packets before the first key frame are left out too.
@@ -122,7 +131,10 @@ class _Order:
 
     def __init__(self, clock: Clock) -> None:
         # Decoding times rise; without them, reordered frames go back by some frames.
-        self._slack = {"dts": 2 * clock.period / clock.base, "pts": (1 + 2 * clock.period) / clock.base}
+        self._slack = {
+            "dts": 2 * clock.period / clock.base,
+            "pts": (1 + 2 * clock.period) / clock.base,
+        }
         self._reached: dict[str, int] = {}
 
     def starts_again(self, packet: Packet) -> bool:
@@ -137,7 +149,10 @@ class _Order:
         return again
 
 
-def decode(decoder: VideoCodecContext, source: Iterable[Packet]) -> Iterator[tuple[VideoFrame, bool]]:
+def decode(
+    decoder: VideoCodecContext,
+    source: Iterable[Packet],
+) -> Iterator[tuple[VideoFrame, bool]]:
     """(frame, whether packets near it could not be decoded) of the packets.
 
     Ends where `MAX_UNDECODED` packets in a row give no frame.
@@ -171,12 +186,13 @@ def decode(decoder: VideoCodecContext, source: Iterable[Packet]) -> Iterator[tup
 def timed_frames(
     container: InputContainer, stream: VideoStream, origin: int | None, *, sought: bool = False
 ) -> Iterator[TimedFrame[VideoFrame]]:
-    """The frames from where the container stands, in order of time; those before the origin are left out.
+    """The frames from where the container stands, in order of time; those before the origin are
+    left out.
 
     Args:
         origin: time stamp of the first frame that can be decoded; None where frames carry none.
-        sought: whether the container does not stand at the file's start: a frame without time stamp can then
-            be told from no other, and is left out.
+        sought: whether the container does not stand at the file's start: a frame without time stamp
+            can then be told from no other, and is left out.
     """
     clock = Clock(container, stream)
     expected: list[int] = []
@@ -221,7 +237,12 @@ def _skipped(expected: list[int], before: int | None, now: int | None) -> bool:
     return skipped > 0
 
 
-def seek(container: InputContainer, stream: VideoStream, origin: int | None, seconds: float) -> bool:
+def seek(
+    container: InputContainer,
+    stream: VideoStream,
+    origin: int | None,
+    seconds: float,
+) -> bool:
     """Go to the last key frame at or before a time; False where the format can't."""
     try:
         container.seek((origin or 0) + int(seconds / float(stream.time_base or 1)), stream=stream)

@@ -25,10 +25,12 @@ MAX_SIDE = 2**14
 
 
 def check_target(path: str | Path, fps: float) -> None:
-    """Raise as `write_video` does for a name or frame rate that it won't take, before any work is done.
+    """Raise as `write_video` does for a name or frame rate that it won't take, before any work is
+    done.
 
     Raises:
-        ValueError: for a path that does not end in .mp4 (a VideoError), or an fps that is not from 0.001 to 1000.
+        ValueError: for a path that does not end in .mp4 (a VideoError), or an fps that is not from
+            0.001 to 1000.
     """
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not MIN_FPS <= fps <= MAX_FPS:
         raise ValueError(f"fps is {fps!r}; numbers from {MIN_FPS:g} to {MAX_FPS:g} are allowed")
@@ -39,8 +41,8 @@ def check_target(path: str | Path, fps: float) -> None:
 def write_video(frames: Tensor, path: str | Path, fps: float) -> None:
     """Write an H.264 MP4 (yuv420p, BT.709, index in front), which browsers and players show.
 
-    An odd height or width is made even by repeating the last row or column, since yuv420p halves both. The file
-    appears under its name only once it is whole.
+    An odd height or width is made even by repeating the last row or column, since yuv420p halves
+    both. The file appears under its name only once it is whole.
 
     Args:
         frames: uint8 (F, H, W, 3), up to 16384 pixels along a side.
@@ -56,16 +58,19 @@ def write_video(frames: Tensor, path: str | Path, fps: float) -> None:
     if max(frames.shape[1:3]) > MAX_SIDE:
         raise ValueError(f"frames is {tuple(frames.shape)}; up to {MAX_SIDE} pixels along a side are allowed")
     odd = (0, frames.shape[2] % 2, 0, frames.shape[1] % 2)
-    even = torch.nn.functional.pad(frames.cpu().permute(0, 3, 1, 2), odd, mode="replicate").permute(0, 2, 3, 1)
+    channels_first = frames.cpu().permute(0, 3, 1, 2)
+    even = torch.nn.functional.pad(channels_first, odd, mode="replicate").permute(0, 2, 3, 1)
+    options = {"movflags": "+faststart"}
     with (
         _replacing(Path(path)) as partial,
-        av.open(file_url(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+        av.open(file_url(partial), "w", format="mp4", options=options) as container,
     ):
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = even.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "17", "preset": "medium"}
-        # 1 is BT.709 in each of FFmpeg's colour enumerations; untagged files are shown in differing colours.
+        # 1 is BT.709 in each of FFmpeg's colour enumerations; untagged files are shown in differing
+        # colours.
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = 1
         for picture in even:
@@ -74,7 +79,13 @@ def write_video(frames: Tensor, path: str | Path, fps: float) -> None:
         container.mux(stream.encode())
 
 
-def contact_sheet(frames: Tensor, path: str | Path, columns: int | None = None, *, scale: int = 1) -> None:
+def contact_sheet(
+    frames: Tensor,
+    path: str | Path,
+    columns: int | None = None,
+    *,
+    scale: int = 1,
+) -> None:
     """Write all frames side by side, in reading order, as one PNG with thin white gaps.
 
     Args:
@@ -112,7 +123,8 @@ def contact_sheet(frames: Tensor, path: str | Path, columns: int | None = None, 
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A new file that takes the place of `path` once the block succeeds; FFmpeg's errors become VideoErrors."""
+    """A new file that takes the place of `path` once the block succeeds; FFmpeg's errors become
+    VideoErrors."""
     with writing_file(path, error=VideoError) as new:
         try:
             yield new

@@ -1,4 +1,5 @@
-"""Clips from video files: which part of which file clip `index` is, and what happens when a file is bad."""
+"""Clips from video files: which part of which file clip `index` is, and what happens when a file is
+bad."""
 
 from __future__ import annotations
 
@@ -52,18 +53,19 @@ class _Windows:
 class ClipFolder(ClipSource):
     """Clips of a video file, or of all videos in a folder.
 
-    Every file is looked at once at first. Possible starts are cut into windows one clip long; an epoch visits every
-    window once, in random order, and the start inside the window is random. A file that can't be read is named in the
-    log and left out, at first and while training: another window then stands in, chosen by the seed and the clip's
-    index alone. A file shorter than a clip is left out and named too. Which frames a clip shows does not depend on
-    `config.cache_mib`.
+    Every file is looked at once at first. Possible starts are cut into windows one clip long; an
+    epoch visits every window once, in random order, and the start inside the window is random. A
+    file that can't be read is named in the log and left out, at first and while training: another
+    window then stands in, chosen by the seed and the clip's index alone. A file shorter than a clip
+    is left out and named too. Which frames a clip shows does not depend on `config.cache_mib`.
 
     Args:
         config: where the videos are and what a clip is; `config.path` is needed.
         seed: of the order and the starts.
 
     Raises:
-        VideoError: where there is no video, or none that can be read and is as long as a clip; the message has the reasons.
+        VideoError: where there is no video, or none that can be read and is as long as a clip; the
+            message has the reasons.
     """
 
     def __init__(self, config: DataConfig, seed: int) -> None:
@@ -91,7 +93,8 @@ class ClipFolder(ClipSource):
         return self.config.num_frames / self.config.fps
 
     def load(self, index: int) -> Clip:
-        """Clip `index`, or the one that stands in where its file is bad. Raises VideoError where no file can be read."""
+        """Clip `index`, or the one that stands in where its file is bad. Raises VideoError where no
+        file can be read."""
         failures: dict[Path, str] = {}
         for window, share in self._candidates(index):
             windows, place = self._window(window)
@@ -103,8 +106,8 @@ class ClipFolder(ClipSource):
             except VideoError as error:
                 failures.setdefault(windows.info.path, str(error))
         raise VideoError(
-            f"none of the {len(self._files)} videos in {self.config.path} can be read any more: look whether they are "
-            f"still there\n{listed(list(failures.values()))}"
+            f"none of the {len(self._files)} videos in {self.config.path} can be read any more: look "
+            f"whether they are still there\n{listed(list(failures.values()))}"
         )
 
     def report(self, clip: Clip) -> None:
@@ -115,12 +118,14 @@ class ClipFolder(ClipSource):
                 logger.warning("skipped, another clip stands in: %s", failure.reason)
 
     def fingerprint(self) -> str:
-        """Differs with the names and lengths of the files, with what a clip is, and with the seed."""
+        """Differs with the names and lengths of the files, with what a clip is, and with the
+        seed."""
         files = (f"{one.info.path.name} {one.count} {one.span:.6f} {self._length:.6f}" for one in self._files)
         return f"{derive_seed(self.seed, *files):x}"
 
     def _index(self, files: list[Path], pool: ThreadPoolExecutor) -> list[VideoInfo]:
-        """What is known of the files that clips can come from; raises VideoError where there is none."""
+        """What is known of the files that clips can come from; raises VideoError where there is
+        none."""
         config = self.config
         found = list(pool.map(_probe, files))
         bad = [one for one in found if isinstance(one, BadFile)]
@@ -135,13 +140,21 @@ class ClipFolder(ClipSource):
         reasons = [one.reason for one in bad]
         if not long:
             raise VideoError(
-                f"{config.path} holds no video that can be read and is as long as a clip ({self._length:g} s); lower "
-                f"num_frames, raise fps, or repair the files\n{listed(reasons + short)}"
+                f"{config.path} holds no video that can be read and is as long as a clip "
+                f"({self._length:g} s); lower num_frames, raise fps, or repair the files\n{listed(reasons + short)}"
             )
-        for what, lines in (("can't be read and are", reasons), ("are shorter than a clip and", short)):
+        for what, lines in (
+            ("can't be read and are", reasons),
+            ("are shorter than a clip and", short),
+        ):
             if lines:
                 logger.warning(
-                    "%d of %d videos in %s %s left out:\n%s", len(lines), len(files), config.path, what, listed(lines)
+                    "%d of %d videos in %s %s left out:\n%s",
+                    len(lines),
+                    len(files),
+                    config.path,
+                    what,
+                    listed(lines),
                 )
         return long
 
@@ -152,7 +165,11 @@ class ClipFolder(ClipSource):
         count = min(max(int(info.duration / self._length), 1), most)
         return _Windows(info, count, max(info.duration - self._length, 0.0))
 
-    def _decode_all(self, infos: list[VideoInfo], pool: ThreadPoolExecutor) -> dict[Path, DecodedVideo]:
+    def _decode_all(
+        self,
+        infos: list[VideoInfo],
+        pool: ThreadPoolExecutor,
+    ) -> dict[Path, DecodedVideo]:
         """All frames of all videos, where they fit into `config.cache_mib`."""
         config = self.config
         frames = sum(info.num_frames for info in infos)
@@ -170,7 +187,8 @@ class ClipFolder(ClipSource):
         return {info.path: video for info, video in decoded if video is not None}
 
     def _candidates(self, index: int) -> Iterator[tuple[int, float]]:
-        """(window, share of it at which a clip starts) for clip `index`: its own first, then what stands in for it."""
+        """(window, share of it at which a clip starts) for clip `index`: its own first, then what
+        stands in for it."""
         for attempt in range(ATTEMPTS):
             generator = derive_generator(self.seed, "clip", index, attempt)
             share, other = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
@@ -193,7 +211,8 @@ class ClipFolder(ClipSource):
         return int(self._order(epoch)[place])
 
     def _permutation(self, epoch: int) -> torch.Tensor:
-        return torch.randperm(self.num_windows, generator=derive_generator(self.seed, "epoch", epoch))
+        generator = derive_generator(self.seed, "epoch", epoch)
+        return torch.randperm(self.num_windows, generator=generator)
 
     def _read(self, info: VideoInfo, start: float) -> torch.Tensor:
         config = self.config
