@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from tests.support.layers import weights_of
 
 from freqformer import FreqFormerTransformer3DModel, Grid
 from freqformer.grid import tile_layout
@@ -13,14 +14,20 @@ from freqformer.models.embeddings import patchify
 from freqformer.routing import RoutingTable, routing_loss
 
 FREQUENCY = {"tile": [2, 2, 3], "compression": 16, "window": [1, 1, 1], "mid_tiles": 2, "summary_tokens": 6}
-SIZE = {"in_channels": 2, "patch_size": (1, 2, 2), "num_layers": 2, "num_heads": 3, "head_dim": 8, "routing": "learned"}
+SIZE = {"in_channels": 2, "patch_size": (1, 2, 2), "num_layers": 2, "num_heads": 3, "head_dim": 8}
 TIMESTEP = torch.tensor([200.0, 900.0])
+
+
+def settings_of(attention: str | None) -> dict:
+    """Settings of a small model; dense attention takes no routing."""
+    routing = {} if attention == "dense" else {"routing": "learned"}
+    return {**SIZE, "frequency": FREQUENCY, **routing}
 
 
 def make_model(**options) -> FreqFormerTransformer3DModel:
     """A small model. All weights are random: a new model starts as the identity, which would hide mistakes."""
     torch.manual_seed(0)
-    model = FreqFormerTransformer3DModel(**{**SIZE, "frequency": FREQUENCY, **options})
+    model = FreqFormerTransformer3DModel(**settings_of(options.get("attention")) | options)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "router" not in name:
@@ -49,7 +56,7 @@ def test_any_size_that_the_patch_divides(attention, shape):
 
 
 def test_a_new_model_predicts_zero_and_its_blocks_change_nothing():
-    model = FreqFormerTransformer3DModel(**SIZE, frequency=FREQUENCY, text_dim=10)
+    model = FreqFormerTransformer3DModel(**settings_of(None), text_dim=10)
     with torch.no_grad():
         assert model(make_video(), TIMESTEP, *make_text()).sample.abs().max() == 0
         model.proj_out.weight.copy_(torch.randn_like(model.proj_out.weight))
@@ -61,7 +68,7 @@ def test_a_new_model_predicts_zero_and_its_blocks_change_nothing():
 def test_all_dense_heads_are_the_dense_model():
     banded = make_model(routing="fixed", allocation=[3, 3, 3])
     dense = make_model(attention="dense")
-    missing, unexpected = dense.load_state_dict(banded.state_dict(), strict=False)
+    missing, unexpected = dense.load_state_dict(weights_of(banded), strict=False)
     assert missing == []
     assert all("summary" in name for name in unexpected)
     with torch.no_grad():
@@ -277,7 +284,7 @@ def test_a_copy_after_a_call_works():
 )
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        FreqFormerTransformer3DModel(**{**SIZE, "frequency": FREQUENCY, **options})
+        FreqFormerTransformer3DModel(**settings_of(None) | options)
 
 
 def test_wrong_inputs_are_refused():
@@ -314,7 +321,7 @@ def test_a_size_has_one_grid_object():
 def test_training_fits_one_clip(attention):
     """The whole model learns: the velocity of a fixed noisy clip, to a small part of where it started."""
     torch.manual_seed(0)
-    model = FreqFormerTransformer3DModel(**SIZE, frequency=FREQUENCY, attention=attention)
+    model = FreqFormerTransformer3DModel(**settings_of(attention), attention=attention)
     model.set_router_training("sampled" if attention == "frequency" else "off")
     noisy, target = torch.randn(2, 2, 2, 5, 8, 12)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)

@@ -16,7 +16,6 @@ from freqformer.ops.prologue import BandInputs, prepare
 from freqformer.ops.tokens import TokenOrder, reorder, rms_norm, rotate
 from freqformer.patterns import topk_tiles
 from freqformer.plan import AttentionPlan, Selection
-from freqformer.tracing import outside_graphs
 
 
 class Branches:
@@ -43,7 +42,6 @@ class Branches:
         self.video = plan.layout.grid.num_tokens
         self.text_mask = None if text_mask is None else text_mask.repeat_interleave(self.heads, 0)
 
-    @outside_graphs  # which rows run together follows from data
     def output(self, bands: Tensor, selection: Selection | None) -> Tensor:
         """(batch, tokens, heads, head_dim), video queries by the band of their row and text queries exactly."""
         parts, order = [], []

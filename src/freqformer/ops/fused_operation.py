@@ -20,14 +20,12 @@ from freqformer.ops.block_sparse.triton_backward import attend_backward
 from freqformer.ops.fused import EVERY_BAND, FusedCall, contiguous, run
 from freqformer.ops.merge.backward_tables import collapse_tables
 from freqformer.ops.merge.triton_backward import merge_low_backward
-from freqformer.ops.parameters import AttentionParameters
+from freqformer.ops.parameters import LEARNED, AttentionParameters
 from freqformer.ops.prologue.tables import prologue_tables
 from freqformer.ops.prologue.triton import prepare_rows
 from freqformer.ops.prologue.triton_backward import prepare_rows_backward
 from freqformer.plan import Selection, check_known, plan_numbered
 
-LEARNED = ("summary_queries", "summary_offsets", "gains", "query_norm", "key_norm")
-"""Fields of `AttentionParameters` in the order of the operation, which the rotary tables follow."""
 BAND_SETS = [frozenset(band for band in Band if bits >> band & 1) for bits in range(16)]
 """Sets of bands by the sum of 2^band."""
 

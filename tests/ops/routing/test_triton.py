@@ -178,3 +178,14 @@ def test_operator_checks() -> None:
         operation, (None, torch.rand(2), weights, 0.0), test_utils=("test_schema", "test_faketensor")
     )
     assert set(checks.values()) == {"SUCCESS"}
+
+
+def test_weights_are_taken_where_hooks_bring_them() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    grid, config = Grid(2, 4, 3), FreqFormerConfig(tile=(2, 2, 3), window=(1, 1, 1), summary_tokens=0)
+    layer = FreqAttention(HEADS * HEAD_DIM, HEADS, config).eval()
+    hidden, timestep = torch.randn(1, grid.num_tokens, HEADS * HEAD_DIM), torch.tensor([0.9])
+    with torch.no_grad():
+        expected = layer(hidden, grid, timestep, impl="triton")
+        accelerate.cpu_offload(layer, execution_device=torch.device("cpu"))
+        assert torch.equal(layer(hidden, grid, timestep, impl="triton"), expected)

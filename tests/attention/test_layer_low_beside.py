@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.support.layers import CONFIG, DIM, GRID, HEADS, TIMESTEP, make_input, make_layer, make_rotary, make_table
+from tests.support.layers import (
+    CONFIG,
+    DIM,
+    GRID,
+    HEADS,
+    TIMESTEP,
+    make_input,
+    make_layer,
+    make_rotary,
+    make_table,
+    weights_of,
+)
 
 from freqformer import FreqAttention
 from freqformer.config import Band
@@ -26,7 +37,7 @@ def test_low_beside_adds_a_gated_branch_to_every_head(order, allocation):
     hidden, rotary = make_input(), make_rotary(order)
     outputs = []
     for plain in (own, low):
-        plain.load_state_dict(layer.state_dict(), strict=False)
+        plain.load_state_dict(weights_of(layer), strict=False)
         plain.to_out = torch.nn.Identity()
         outputs.append(plain(hidden, GRID, TIMESTEP, rotary, token_order=order).unflatten(2, (HEADS, -1)))
     assert torch.equal(layer(hidden, GRID, TIMESTEP, rotary, token_order=order), layer.to_out(outputs[0].flatten(2)))
@@ -53,7 +64,9 @@ def test_gates_and_both_branches_learn_beside_a_router_that_learns():
 def test_low_beside_costs_a_low_branch_and_counts_in_the_budget():
     layer, plain = make_layer(low_beside=True), make_layer().band_costs(GRID)
     costs = torch.tensor(layer.band_costs(GRID))
-    assert costs.tolist() == pytest.approx([cost + plain[Band.LOW] for cost in plain])
+    # What shares are of is dense attention, which has nothing beside it.
+    assert costs[:3].tolist() == pytest.approx([cost + plain[Band.LOW] for cost in plain[:3]])
+    assert costs[Band.DENSE] == pytest.approx(plain[Band.DENSE])
     budget = float(costs[:3].mean() / costs[Band.DENSE])
     layer.set_flop_budget(budget)
     layer(make_input(), GRID, TIMESTEP)
@@ -63,15 +76,9 @@ def test_low_beside_costs_a_low_branch_and_counts_in_the_budget():
 def test_a_table_leaves_low_beside_as_it_is():
     layer, hidden = with_gates(make_layer(low_beside=True)), make_input()
     fixed = make_layer(routing="fixed", allocation=[1, 1, 2], low_beside=True)
-    fixed.load_state_dict(layer.state_dict(), strict=False)
+    fixed.load_state_dict(weights_of(layer), strict=False)
     layer.set_routing_table(make_table(torch.tensor([[[1, 1, 2]]])))
     assert torch.equal(layer(hidden, GRID, TIMESTEP), fixed(hidden, GRID, TIMESTEP))
-
-
-def test_a_dense_layer_has_no_low_branch():
-    dense = make_layer(attention="dense", low_beside=True)
-    assert dense.gates is None
-    assert set(dense.state_dict()) == set(make_layer(attention="dense").state_dict())
 
 
 def test_a_new_layer_routes_softly():
@@ -112,7 +119,7 @@ def test_soft_routing_weighs_each_heads_band_and_low_by_sample(routing):
     outputs = []
     for bands in (allocation, [0, 0, 0]):
         plain = make_layer(routing="fixed", allocation=bands)
-        plain.load_state_dict(layer.state_dict(), strict=False)
+        plain.load_state_dict(weights_of(layer), strict=False)
         plain.to_out = torch.nn.Identity()
         outputs.append(plain(hidden, GRID, TIMESTEP, rotary).unflatten(2, (HEADS, -1)))
     out = layer(hidden, GRID, TIMESTEP, rotary)
@@ -138,7 +145,7 @@ def test_soft_routing_learns_everything(routing):
 def test_a_table_moves_bands_under_soft_routing_and_leaves_its_weights():
     layer, hidden = with_gates(make_layer(routing="soft")), make_input()
     other = make_layer(routing="soft", allocation=[1, 1, 1])
-    other.load_state_dict(layer.state_dict())
+    other.load_state_dict(weights_of(layer))
     layer.set_routing_table(make_table(torch.tensor([[[1, 1, 1]]])))
     out = layer(hidden, GRID, TIMESTEP)
     assert layer.last_allocation.tolist() == [[1, 1, 1]] * 2
