@@ -133,8 +133,8 @@ class FreqAttention(HeadBands):
         # Drawn in any case, so that all other weights of a seed are the same with and without summaries.
         queries = torch.randn(heads, 2, self.head_dim)
         banded = any(band != Band.DENSE for band in bands)
-        if banded:
-            self.summary_queries = nn.Parameter(queries) if config.summary_tokens else None
+        if config.summary_tokens and banded:
+            self.summary_queries = nn.Parameter(queries)
             # Mid and high summaries start out nearly unseen: their pooling has learned nothing yet.
             self.summary_offsets = nn.Parameter(torch.tensor([0.0, -4.0, -4.0]).repeat(heads, 1))
         if config.band_features == "gains" and (
