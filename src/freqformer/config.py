@@ -43,7 +43,8 @@ class FreqFormerConfig(PlainFields):
         summary_tokens: most summary tokens per band; 0 for none.
         low_output: how outputs of LOW heads return to all tokens: linear interpolation across tiles, or the block
             synthesis that inverts compression.
-        deterministic: same bits at every run.
+        deterministic: same bits at every run, which all code of this version gives. False allows code that doesn't, and
+            there is none, so it changes nothing. Tables and models that differ in it alone go together.
 
     Raises:
         ValueError: for a value out of range, NaN included.

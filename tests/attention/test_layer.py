@@ -318,3 +318,20 @@ def test_a_call_in_inference_mode_leaves_nothing_that_training_stumbles_over():
         layer(hidden, grid, TIMESTEP, token_order="raster")
     layer(hidden, grid, TIMESTEP, token_order="raster").sum().backward()
     assert layer.to_q.weight.grad is not None
+
+
+def test_how_it_is_computed_is_no_part_of_what_bands_mean():
+    """`deterministic` changes nothing in this version: no code gives other bits at every run."""
+    layer, other = (make_layer(replace(CONFIG, deterministic=value), routing="fixed") for value in (True, False))
+    table = make_table(torch.tensor([[[0, 1, 2]], [[2, 1, 0]]]))
+    outputs = []
+    for one in (layer, other):
+        one.set_routing_table(table)
+        assert {config.deterministic for config in one.configs} == {one.config.deterministic}
+        for _ in range(2):
+            one.zero_grad()
+            out = one(make_input(), GRID, TIMESTEP)
+            out.square().sum().backward()
+            assert one.to_q.weight.grad is not None
+            outputs.append((out, one.to_q.weight.grad.clone()))
+    assert all(torch.equal(x, y) for pair in outputs[1:] for x, y in zip(pair, outputs[0], strict=True))

@@ -17,8 +17,9 @@ from tests.support.layers import (
     weights_of,
 )
 
-from freqformer import FreqAttention
+from freqformer import FreqAttention, Grid
 from freqformer.config import Band
+from freqformer.plan import build_plan
 
 
 def with_gates(layer: FreqAttention, scale: float = 0.5) -> FreqAttention:
@@ -155,3 +156,26 @@ def test_a_table_moves_bands_under_soft_routing_and_leaves_its_weights():
     assert not torch.allclose(other(hidden, GRID, TIMESTEP), out, atol=1e-3)
     other._weights = lambda _: layer._weights(logits)
     assert torch.equal(other(hidden, GRID, TIMESTEP), out)
+
+
+@pytest.mark.parametrize("grid", [Grid(5, 4, 6), Grid(3, 9, 7), Grid(1, 8, 8)], ids=str)
+def test_a_budget_holds_with_the_low_branch_counted(grid):
+    """Shares are of dense attention alone, though every head has a LOW branch in addition to its band."""
+    layer = make_layer(low_beside=True)
+    plan = build_plan(grid, CONFIG, num_heads=HEADS, head_dim=DIM // HEADS, learned_summaries=True)
+    costs = torch.tensor(plan.band_costs())
+    spent = costs[:3] + costs[Band.LOW]
+    for share in (1.0, 1.3, 2.0):
+        budget = float(spent.min() / costs[Band.DENSE]) * share
+        layer.set_flop_budget(budget)
+        layer(torch.randn(2, grid.num_tokens, DIM), grid, TIMESTEP)
+        assert bool((spent[layer.last_allocation].mean(-1) / costs[Band.DENSE] <= budget * (1 + 1e-6)).all())
+    for routing in ("soft", "timed"):
+        soft = torch.tensor(make_layer(routing=routing, allocation=[2, 2, 2]).band_costs(grid))
+        torch.testing.assert_close(soft, torch.cat([spent, costs[3:]]))
+
+
+@pytest.mark.parametrize("budget", [float("nan"), True, "0.5", -0.1])
+def test_budgets_that_are_none_are_refused(budget):
+    with pytest.raises(ValueError, match="budget is"):
+        make_layer().set_flop_budget(budget)

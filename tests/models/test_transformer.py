@@ -3,43 +3,16 @@
 from __future__ import annotations
 
 import copy
-import json
-import pickle
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from tests.support.layers import weights_of
+from tests.support.models import FREQUENCY, SIZE, TIMESTEP, make_model, make_video, settings_of
 
 from freqformer import FreqFormerTransformer3DModel, Grid
 from freqformer.grid import tile_layout
 from freqformer.models.embeddings import patchify
 from freqformer.routing import RoutingTable, routing_loss
-
-FREQUENCY = {"tile": [2, 2, 3], "compression": 16, "window": [1, 1, 1], "mid_tiles": 2, "summary_tokens": 6}
-SIZE = {"in_channels": 2, "patch_size": (1, 2, 2), "num_layers": 2, "num_heads": 3, "head_dim": 8}
-TIMESTEP = torch.tensor([200.0, 900.0])
-
-
-def settings_of(attention: str | None) -> dict:
-    """Settings of a small model; dense attention takes no routing."""
-    routing = {} if attention == "dense" else {"routing": "learned"}
-    return {**SIZE, "frequency": FREQUENCY, **routing}
-
-
-def make_model(**options) -> FreqFormerTransformer3DModel:
-    """A small model. All weights are random: a new model starts as the identity, which would hide mistakes."""
-    torch.manual_seed(0)
-    model = FreqFormerTransformer3DModel(**settings_of(options.get("attention")) | options)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "router" not in name:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
-
-
-def make_video(frames: int = 5, height: int = 8, width: int = 12) -> torch.Tensor:
-    return torch.randn(2, 2, frames, height, width, generator=torch.Generator().manual_seed(1))
 
 
 def make_text() -> tuple[torch.Tensor, torch.Tensor]:
@@ -372,160 +345,3 @@ def test_a_predicted_clip_gives_its_velocity():
     torch.testing.assert_close(new(video, timestep).sample[1], video[1] / 0.9)
     with pytest.raises(ValueError, match="prediction is 'noise'"):
         make_model(prediction="noise")
-
-
-WRONG_KINDS = [
-    ({"patch_size": 4}, "patch_size is 4"),
-    ({"patch_size": (1, 2.0, 2)}, "patch_size is 2.0"),
-    ({"patch_size": "122"}, "patch_size is '122'"),
-    ({"num_heads": "3"}, "num_heads is '3'"),
-    ({"num_heads": True}, "num_heads is True"),
-    ({"num_layers": 1.5}, "num_layers is 1.5"),
-    ({"in_channels": None}, "in_channels is None"),
-    ({"head_dim": None}, "head_dim None"),
-    ({"head_dim": 8.0}, "head_dim 8.0"),
-    ({"text_dim": "16"}, "text_dim is '16'"),
-    ({"text_dim": 0}, "text_dim is 0"),
-    ({"frequency": [16]}, r"frequency is \[16\]"),
-    ({"frequency": "tile"}, "frequency is 'tile'"),
-    ({"routing": ["soft"]}, r"routing is \['soft'\]"),
-    ({"attention": {}}, "attention is {}"),
-    ({"prior": 1}, "prior is 1"),
-    ({"absolute_positions": 1}, "absolute_positions is 1"),
-    ({"prediction": None}, "prediction is None"),
-    ({"low_beside": "yes"}, "low_beside is 'yes'"),
-    ({"allocation": 3}, "allocation is 3"),
-    ({"allocation": "012"}, "allocation is '012'"),
-    ({"allocation": [0, "1", 2]}, "allocation is"),
-]
-
-
-@pytest.mark.parametrize(("options", "message"), WRONG_KINDS)
-def test_settings_of_a_wrong_kind_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        FreqFormerTransformer3DModel(**settings_of(None) | options)
-
-
-def test_layouts_and_timesteps_name_their_remedy():
-    model, video = make_model(), make_video()
-    for call, message in (
-        (lambda: model(video.transpose(1, 2), TIMESTEP), r"axes look swapped, movedim\(2, 1\)"),
-        (lambda: model(video.movedim(1, 4), TIMESTEP), r"axes look swapped, movedim\(4, 1\)"),
-        (lambda: model(video[0], TIMESTEP), r"unsqueeze\(0\)"),
-        (lambda: model(video[:, :1], TIMESTEP), "in_channels is 2"),
-        (lambda: model(video, 500.0), r"timestep is 500.0; .* torch.full"),
-        (lambda: model(video, TIMESTEP * 2), r"timestep is \[400.0, 1800.0\]; numbers from 0 \(clean\) to 1000"),
-        (lambda: model(video, -TIMESTEP), "timestep is"),
-        (lambda: model.set_routing_table(model.band_config), "table is FreqFormerConfig"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            call()
-
-
-def test_dense_on_request_is_the_dense_model():
-    model, dense = make_model(routing="soft"), make_model(attention="dense")
-    for layer in model.attentions:
-        torch.nn.init.constant_(layer.gates.bias, 0.3)
-    dense.load_state_dict({name: x for name, x in weights_of(model).items() if name in dense.state_dict()})
-    with torch.no_grad():
-        before = model(make_video(), TIMESTEP).sample
-        model.set_dense(True)
-        assert torch.equal(model(make_video(), TIMESTEP).sample, dense(make_video(), TIMESTEP).sample)
-        model.set_dense(False)
-        assert torch.equal(model(make_video(), TIMESTEP).sample, before)
-
-
-@pytest.mark.parametrize("options", [{"routing": "soft"}, {"routing": "learned"}, {"attention": "dense"}])
-def test_saved_settings_say_what_ran_and_load_again(options, tmp_path):
-    model = make_model(**options)
-    chosen = model.config["routing"], model.config["prior"]
-    assert chosen == {"soft": ("soft", None), "learned": ("learned", "paper")}.get(options.get("routing"), (None, None))
-    model.save_pretrained(tmp_path)
-    loaded = FreqFormerTransformer3DModel.from_pretrained(tmp_path)
-    assert (loaded.config["routing"], loaded.config["prior"]) == chosen
-
-
-def test_a_file_of_an_older_version_loads(tmp_path, caplog):
-    """Its config holds what could not act, its weights no bands but summaries that nothing used."""
-    model = make_model(routing="soft", frequency={**FREQUENCY, "summary_tokens": 0})
-    model.save_pretrained(tmp_path)
-    weights, config = tmp_path / "diffusion_pytorch_model.safetensors", tmp_path / "config.json"
-    old = weights_of(model)
-    for index in range(len(model.attentions)):
-        old[f"transformer_blocks.{index}.attn1.summary_queries"] = torch.randn(3, 2, 8)
-        old[f"transformer_blocks.{index}.attn1.summary_offsets"] = torch.randn(3, 3)
-    save_file(old, weights)
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"prior": "paper"}))
-    for manifest in set(tmp_path.iterdir()) - {weights, config}:
-        manifest.unlink()
-    with caplog.at_level("WARNING"):
-        loaded = FreqFormerTransformer3DModel.from_pretrained(tmp_path)
-    assert caplog.records == []
-    with torch.no_grad():
-        assert torch.equal(loaded(make_video(), TIMESTEP).sample, model(make_video(), TIMESTEP).sample)
-    meta = FreqFormerTransformer3DModel.from_config(model.config)
-    assert meta.load_state_dict(old).missing_keys == []
-
-
-@pytest.mark.parametrize("place", ["cpu", {"": "cpu"}, "auto"])
-def test_a_file_is_placed_by_a_device_map(place, tmp_path):
-    pytest.importorskip("accelerate")
-    model = make_model(routing="soft", allocation=[1, 2, 2])
-    model.save_pretrained(tmp_path)
-    loaded = FreqFormerTransformer3DModel.from_pretrained(tmp_path, device_map=place, low_cpu_mem_usage=True)
-    with torch.no_grad():
-        assert torch.equal(loaded(make_video(), TIMESTEP).sample, model(make_video(), TIMESTEP).sample)
-    assert [layer.allocation.tolist() for layer in loaded.attentions] == [[1, 2, 2]] * 2
-
-
-def test_a_file_of_other_bands_is_refused(tmp_path):
-    make_model(routing="soft").save_pretrained(tmp_path)
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"allocation": [1, 1, 1]}))
-    for path in tmp_path.iterdir():
-        if "manifest" in path.name:
-            path.unlink()
-    with pytest.raises(ValueError, match=r"allocation \[2, 2, 2\], and this one has \[1, 1, 1\]"):
-        FreqFormerTransformer3DModel.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize("options", [{"routing": "soft"}, {"routing": "fixed"}, {"attention": "dense"}])
-def test_models_from_the_meta_device_and_pickles_are_the_model(options):
-    model = make_model(**options)
-    settings = settings_of(options.get("attention")) | options
-    with torch.device("meta"):
-        first, second = (FreqFormerTransformer3DModel(**settings) for _ in range(2))
-    first.to_empty(device="cpu").load_state_dict(model.state_dict())
-    second.load_state_dict(model.state_dict(), assign=True)
-    with torch.no_grad():
-        expected = model(make_video(), TIMESTEP).sample
-        for other in (first, second, pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
-            assert torch.equal(other(make_video(), TIMESTEP).sample, expected)
-
-
-@pytest.mark.parametrize("buffers", [False, True])
-@pytest.mark.parametrize("routing", ["soft", "timed", "learned", "fixed"])
-def test_a_model_runs_under_sequential_offload(routing, buffers):
-    accelerate = pytest.importorskip("accelerate")
-    model = make_model(routing=routing).eval()
-    with torch.no_grad():
-        expected = model(make_video(), TIMESTEP).sample
-        accelerate.cpu_offload(model, execution_device=torch.device("cpu"), offload_buffers=buffers)
-        assert torch.equal(model(make_video(), TIMESTEP).sample, expected)
-
-
-def test_a_model_runs_with_weights_stored_in_eight_bits():
-    model = make_model(routing="soft").eval().to(torch.bfloat16)
-    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
-    with torch.no_grad():
-        sample = model(make_video().bfloat16(), TIMESTEP).sample
-    assert sample.dtype == torch.bfloat16
-    assert bool(sample.isfinite().all())
-
-
-@pytest.mark.parametrize("options", [{}, {"routing": "timed"}, {"routing": "fixed"}, {"attention": "dense"}])
-def test_every_parameter_of_a_default_model_gets_a_gradient(options):
-    sizes = {name: value for name, value in SIZE.items() if name != "in_channels"}
-    model = FreqFormerTransformer3DModel(**sizes, **options)
-    model(torch.randn(1, 3, 4, 4, 4), TIMESTEP[:1]).sample.square().mean().backward()
-    assert [name for name, x in model.named_parameters() if x.grad is None] == []

@@ -5,6 +5,7 @@ Shape legend: B batch, N video tokens, C channels, H heads, D head_dim.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, get_args
@@ -12,7 +13,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from freqformer._validate import check_choice, check_kind
+from freqformer._validate import check_choice, check_kind, check_number
 from freqformer.attention.function import frequency_attention
 from freqformer.attention.head_bands import HeadBands
 from freqformer.attention.inputs import check_inputs, dense_attention
@@ -163,6 +164,8 @@ class FreqAttention(HeadBands):
         """Hold the router's choice to a share of dense attention's FLOPs, see `allocate`, while it does not learn."""
         if budget is not None and not self.chooses:
             raise ValueError(f"budget is {budget!r}, but no router chooses in the layer; make it with routing='learned'")
+        if budget is not None:
+            check_number("budget", budget, 0.0, math.inf)
         self.flop_budget = budget
 
     def set_impl(self, impl: ImplChoice) -> None:

@@ -154,7 +154,8 @@ def _attention_backward(
     parameters, order = _parameters(learned, eps), "raster" if raster else "tile"
     own, grad_out = plan_numbered(plan), grad_out.contiguous()
     launch, tables = launch_tables(own, query.device), prologue_tables(own, query.device, query.dtype)
-    rows = prepare_rows((query, key, value), bands, tables, launch.band_blocks, parameters=parameters, token_order=order)
+    given = {"parameters": parameters, "token_order": order, "text_mask": text_mask}
+    rows = prepare_rows((query, key, value), bands, tables, launch.band_blocks, **given)
     grad_low_out = low_out
     if Band.LOW in BAND_SETS[present]:
         collapse = collapse_tables(own, query.device, query.dtype, order)
@@ -179,8 +180,7 @@ def _attention_backward(
         rows.bands,
         (rows.key, rows.value, rows.pool_lse),
         tables,
-        parameters=parameters,
-        token_order=order,
+        **given,
     )
     rest = (
         prologue.summary_queries,

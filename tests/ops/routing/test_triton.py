@@ -76,6 +76,11 @@ def test_any_grid(grid: Grid) -> None:
     check_score(make_features(grid), (None, None), grid, FreqFormerConfig())
 
 
+@pytest.mark.parametrize("tile", [(1, 2, 4), (4, 1, 1)])
+def test_boxes_across_tiles(tile: tuple[int, int, int]) -> None:
+    check_score(make_features(RAGGED), make_norms(), RAGGED, FreqFormerConfig(tile=tile))
+
+
 def test_logits_are_near_float64_where_a_band_is_nearly_empty() -> None:
     # Constant queries: what leaks from the low band into the others would show in their logarithm.
     grid = Grid(4, 8, 8)
