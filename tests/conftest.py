@@ -24,7 +24,6 @@ CHECKED = [
     for name in (
         "bands",
         "patterns",
-        "plan",
         "routing",
         "ops.branches",
         "ops.parameters",

@@ -21,7 +21,7 @@ from freqformer.config import Band
 from freqformer.demo import shipped
 from freqformer.demo.page import render_page
 from freqformer.demo.run import DemoSettings, run_demo
-from freqformer.demo.shipped import dense_table, generate_shipped, load_shipped, shipped_model
+from freqformer.demo.shipped import generate_shipped, load_shipped, shipped_model
 from freqformer.demo.stages import inspect_video
 from freqformer.media import VideoError, probe_video, read_clip, write_video
 from freqformer.models.pipeline import FreqFormerPipeline
@@ -323,22 +323,6 @@ def test_four_times_the_trained_length_by_bands_and_dense(model: Path) -> None:
     # The table is taken off again, and the seed alone decides.
     again = generate_shipped(pipeline, (4, 16, 24), steps=2, seed=3)
     assert torch.equal(made.long.frames, again.long.frames)
-
-
-def test_the_dense_table_is_dense_attention(model: Path) -> None:
-    transformer = opened(model).transformer
-    video, timestep = torch.randn(1, 3, 8, 16, 24, generator=torch.Generator().manual_seed(0)), torch.tensor([500.0])
-    transformer.set_routing_table(dense_table(transformer))
-    for layer in transformer.attentions:
-        layer._with_low = lambda out, *_: out  # LOW stays beside the own branch, which the table is about
-    with torch.no_grad():
-        by_table = transformer(video, timestep).sample
-        for layer in transformer.attentions:
-            layer.set_routing_table(None)
-        assert (transformer(video, timestep).sample - by_table).abs().max() > 0.01
-        for layer in transformer.attentions:
-            layer.attention = "dense"
-        torch.testing.assert_close(transformer(video, timestep).sample, by_table, rtol=1e-4, atol=1e-5)
 
 
 def test_the_command_says_where_it_begins(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from freqformer.attention import frequency_attention
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops import fused
-from freqformer.ops.implementation import _log_once, resolve
+from freqformer.ops.implementation import _tell_once, resolve
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.plan import build_plan
 
@@ -234,16 +234,22 @@ def test_workspace_is_what_the_launches_allocate(name: str, monkeypatch: pytest.
 
 
 def test_auto_picks_by_capability_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    _log_once.__wrapped__.cache_clear()
+    _tell_once.__wrapped__.cache_clear()
     with caplog.at_level(logging.INFO, logger="freqformer.ops.implementation"):
         assert resolve("auto", "cpu", None) == "eager"
+        assert resolve("auto", "cpu", "the tensors are on the CPU") == "eager"
         assert resolve("auto", "cuda", None) == "triton"
-        assert resolve("auto", "cuda", "the tensors are float64") == "eager"
+        wide = ("auto", "cuda", "the tensors are float64: convert them")
+        with pytest.warns(UserWarning, match="cuda runs impl='eager'.* the tensors are float64: convert"):
+            resolve(*wide)
+        assert resolve(*wide) == "eager"  # warnings are errors here, and this cause has had its own
+        with pytest.warns(UserWarning, match="head_dim is 72"):
+            resolve("auto", "cuda", "head_dim is 72")
         assert resolve("auto", "cuda", None) == "triton"
-    assert [record.getMessage() for record in caplog.records] == [
+    assert [record.getMessage() for record in caplog.records][::2] == [
         "frequency_attention on cpu runs impl='eager'",
         "frequency_attention on cuda runs impl='triton'",
-        "frequency_attention on cuda runs impl='eager', since impl='triton' can't run: the tensors are float64",
+        "frequency_attention on cuda runs impl='eager'",
     ]
 
 

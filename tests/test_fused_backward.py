@@ -126,7 +126,7 @@ def test_operations_are_registered() -> None:
 
 def test_compiled_graphs() -> None:
     """In a process of its own: compilers can't trace the type checks that tests put around the package."""
-    command = [sys.executable, "-m", "tests.support.compiled_calls", "cpu", "aot_eager"]
+    command = [sys.executable, "-m", "tests.support.compiled_calls", "cpu", "aot_eager", "triton"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines() == ["same bits", "2 graphs", "2 2 layer graphs"]

@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounter
 
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
-from freqformer.tracing import constant_result, outside_graphs
+from freqformer.tracing import constant_result
 
 CALLS = []
 
@@ -80,24 +80,3 @@ def test_marked_as_torch_marks_it() -> None:
     marked = inspect.getclosurevars(ramp).nonlocals["from_fields"]
     assert vars(plain)
     assert vars(marked) == vars(plain)
-
-
-WHERE = []
-
-
-@outside_graphs
-def doubled(x: torch.Tensor) -> torch.Tensor:
-    WHERE.append(torch.compiler.is_compiling())
-    return x * float(x.sum() / x.sum().item() * 2)
-
-
-def test_what_stays_outside_graphs() -> None:
-    def add_up(x: torch.Tensor) -> torch.Tensor:
-        return doubled(x + 1) - 1
-
-    counter, x = CompileCounter(), torch.ones(3)
-    WHERE.clear()
-    assert torch.equal(torch.compile(add_up, backend=counter)(x), add_up(x))
-    assert WHERE == [False, False]
-    assert counter.frame_count == 2  # before and behind the call; neither holds what it computes
-    assert doubled.__name__ == "doubled"

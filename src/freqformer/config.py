@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
 from typing import Any, Literal, get_args
 
+from freqformer._validate import check_choice, check_number, check_whole
 from freqformer.grid import TILE_SLOTS
 from freqformer.tracing import PlainFields
 
@@ -42,7 +43,8 @@ class FreqFormerConfig(PlainFields):
         summary_tokens: most summary tokens per band; 0 for none.
         low_output: how outputs of LOW heads return to all tokens: linear interpolation across tiles, or the block
             synthesis that inverts compression.
-        deterministic: same bits at every run.
+        deterministic: same bits at every run, which all code of this version gives. False allows code that doesn't, and
+            there is none, so it changes nothing. Tables and models that differ in it alone go together.
 
     Raises:
         ValueError: for a value out of range, NaN included.
@@ -67,16 +69,14 @@ class FreqFormerConfig(PlainFields):
             object.__setattr__(self, "tile", _triple("tile", self.tile))
             if math.prod(self.tile) > TILE_SLOTS:
                 raise ValueError(f"tile is {self.tile}; at most {TILE_SLOTS} tokens are allowed: choose a smaller box")
-        _in_range("compression", self.compression, 1, TILE_SLOTS)
-        _in_range("mid_cutoff", self.mid_cutoff, 1e-9, 1)
-        _whole("radial_radius", self.radial_radius, 0)
-        _whole("summary_tokens", self.summary_tokens, 0)
+        check_number("compression", self.compression, 1, TILE_SLOTS)
+        check_number("mid_cutoff", self.mid_cutoff, 1e-9, 1)
+        check_whole("radial_radius", self.radial_radius, 0)
+        check_whole("summary_tokens", self.summary_tokens, 0)
         if self.mid_tiles is not None:
-            _whole("mid_tiles", self.mid_tiles, 1)
+            check_whole("mid_tiles", self.mid_tiles, 1)
         for name, allowed in (("band_features", BandFeatures), ("mid_pattern", MidPattern), ("low_output", LowOutput)):
-            value = getattr(self, name)
-            if value not in get_args(allowed):
-                raise ValueError(f"{name} is {value!r}; choose one of {', '.join(get_args(allowed))}")
+            check_choice(name, getattr(self, name), get_args(allowed))
         if not isinstance(self.deterministic, bool):
             raise ValueError(f"deterministic is {self.deterministic!r}; True or False is allowed")
 
@@ -94,21 +94,9 @@ class FreqFormerConfig(PlainFields):
         return cls(**values)
 
 
-def _in_range(name: str, value: Any, low: float, high: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    # The comparison is False for NaN, so NaN is refused too.
-    if not number or not low <= value <= high:
-        raise ValueError(f"{name} is {value!r}; numbers from {low:g} to {high:g} are allowed")
-
-
-def _whole(name: str, value: Any, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{name} is {value!r}; whole numbers from {low} up are allowed")
-
-
 def _triple(name: str, value: Any) -> tuple[int, int, int]:
     if not isinstance(value, tuple | list) or len(value) != 3:
         raise ValueError(f"{name} is {value!r}; three whole numbers (time, height, width) are allowed, like (3, 3, 3)")
     for side in value:
-        _whole(name, side, 1)
+        check_whole(name, side, 1)
     return (value[0], value[1], value[2])

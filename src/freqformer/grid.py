@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -49,6 +49,15 @@ class Grid(PlainFields):
     def num_tokens(self) -> int:
         """Tokens in the video: the product of the extents."""
         return math.prod(self.shape)
+
+
+def check_grid(grid: Any) -> None:
+    """Raise ValueError unless grid is a `Grid`, saying how to make one of the numbers that came."""
+    if not isinstance(grid, Grid):
+        made = (
+            f"Grid{tuple(grid)}" if isinstance(grid, tuple | list) and len(grid) == 3 else "Grid(num_frames, height, width)"
+        )
+        raise ValueError(f"grid is {grid!r}; a Grid is allowed: pass {made}")
 
 
 @dataclass(frozen=True, eq=False)

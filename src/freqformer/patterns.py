@@ -85,7 +85,8 @@ def topk_tiles(query_means: Tensor, key_means: Tensor, count: int) -> Tensor:
         query_means, key_means: (rows, tiles, head_dim), float32 or float64.
         count: tiles to keep, at most the number of tiles.
 
-    Returns: int64 (rows, tiles, count), ascending. No gradient passes the choice.
+    Returns: int64 (rows, tiles, count), ascending; the tile itself is among them, and of equal scores the lower tile. No
+        gradient passes the choice.
     """
     rows, tiles, _ = query_means.shape
     if count >= tiles:
@@ -96,8 +97,26 @@ def topk_tiles(query_means: Tensor, key_means: Tensor, count: int) -> Tensor:
     for start in range(0, tiles, step):
         scores = query_means[:, start : start + step] @ key_means.transpose(1, 2)
         scores.scatter_(2, own[start : start + step].expand(rows, -1, 1), torch.inf)
-        chosen.append(scores.topk(count, dim=-1).indices)
-    return torch.cat(chosen, 1).sort(-1).values
+        chosen.append(_largest(scores, count))
+    return torch.cat(chosen, 1)
+
+
+def _largest(scores: Tensor, count: int) -> Tensor:
+    """Places of the `count` largest along the last axis, ascending; of equal ones the lower places.
+
+    There are more than `count`.
+    """
+    values, places = scores.topk(count + 1, dim=-1)
+    least, next_value = values[..., count - 1 : count], values[..., count:]
+    if bool((least > next_value).all()):
+        return places[..., :count].sort(-1).values
+    # Of equal scores topk takes any. What comes of NaN is NaN in any case; like topk this takes it for the largest.
+    scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    least = scores.topk(count, dim=-1).values[..., -1:]
+    above, level = scores > least, scores == least
+    wanted = count - above.sum(-1, keepdim=True)
+    taken = above | (level & (level.cumsum(-1) <= wanted))
+    return taken.nonzero()[:, -1].view(*scores.shape[:-1], count)
 
 
 @dataclass(frozen=True, eq=False)

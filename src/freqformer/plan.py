@@ -10,15 +10,17 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import index
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from freqformer import patterns
+from freqformer._validate import check_choice, check_kind, check_whole
 from freqformer.bands import low_grid, low_weights
 from freqformer.config import Band, FreqFormerConfig
-from freqformer.grid import TILE_SLOTS, Grid, TileLayout, tile_layout
+from freqformer.grid import TILE_SLOTS, Grid, TileLayout, check_grid, tile_layout
 from freqformer.tracing import constant_result
 
 
@@ -251,13 +253,23 @@ def _blocks(tokens: int) -> int:
     return -(-tokens // TILE_SLOTS)
 
 
-def _checked(allocation: Sequence[int], num_heads: int) -> list[Band]:
-    bands = [int(band) for band in allocation]
-    if len(bands) != num_heads or not all(0 <= band <= 3 for band in bands):
+def checked_bands(allocation: Sequence[int], num_heads: int) -> list[int]:
+    """The band of every head as plain numbers; ValueError for other than `num_heads` numbers from 0 to 3."""
+    try:
+        given = allocation.tolist() if isinstance(allocation, Tensor) else list(allocation)
+        bands = None if any(isinstance(band, bool) for band in given) else [index(band) for band in given]
+    except TypeError:  # nothing to go through, or numbers that aren't whole
+        bands = None
+    if bands is None or len(bands) != num_heads or not all(0 <= band <= Band.DENSE for band in bands):
+        shown = allocation if bands is None else bands
         raise ValueError(
-            f"allocation is {bands}; {num_heads} bands from 0 to 3 are allowed (LOW, MID, HIGH, DENSE), one per head"
+            f"allocation is {shown}; {num_heads} bands from 0 to 3 are allowed (LOW, MID, HIGH, DENSE), one per head"
         )
-    return [Band(band) for band in bands]
+    return bands
+
+
+def _checked(allocation: Sequence[int], num_heads: int) -> list[Band]:
+    return [Band(band) for band in checked_bands(allocation, num_heads)]
 
 
 @constant_result
@@ -282,13 +294,15 @@ def build_plan(
     Raises:
         ValueError: for a number of heads or tokens, or a head_dim, that is out of range.
     """
+    check_grid(grid)
+    check_kind("config", config, FreqFormerConfig, "FreqFormerConfig() is the default")
+    check_choice("learned_summaries", learned_summaries, (True, False))
     for name, value, least in (
         ("num_heads", num_heads, 1),
         ("head_dim", head_dim, 1),
         ("num_text_tokens", num_text_tokens, 0),
     ):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} is {value!r}; whole numbers from {least} up are allowed")
+        check_whole(name, value, least)
     return _cached_plan(grid, config, num_heads, head_dim, num_text_tokens, learned_summaries)
 
 

@@ -46,23 +46,6 @@ def constant_result(function: Callable[Parameters, Result]) -> Callable[Paramete
     return called
 
 
-def outside_graphs(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """The function, which compiled graphs leave out: they end at its call, and go on behind it.
-
-    As `torch.compiler.disable`, which imports torch._dynamo; here that waits until something is compiled.
-    """
-
-    @wraps(function)
-    def called(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        if torch.compiler.is_compiling():
-            from freqformer.untraced import call
-
-            return call(function, *args, **kwargs)
-        return function(*args, **kwargs)
-
-    return called
-
-
 def _taken_apart(value: Any) -> tuple[type | None, Any]:
     """The class of a dataclass and its fields in the order in which it takes them, or None and the value."""
     if isinstance(value, PlainFields):

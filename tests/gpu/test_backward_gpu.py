@@ -102,7 +102,7 @@ def test_same_bits_a_thousand_times() -> None:
 
 
 def test_compiled_graphs() -> None:
-    command = [sys.executable, "-m", "tests.support.compiled_calls", "cuda", "inductor"]
+    command = [sys.executable, "-m", "tests.support.compiled_calls", "cuda", "inductor", "triton"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines() == ["same bits", "2 graphs", "2 2 layer graphs"]

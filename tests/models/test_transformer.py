@@ -6,30 +6,13 @@ import copy
 
 import pytest
 import torch
+from tests.support.layers import weights_of
+from tests.support.models import FREQUENCY, SIZE, TIMESTEP, make_model, make_video, settings_of
 
 from freqformer import FreqFormerTransformer3DModel, Grid
 from freqformer.grid import tile_layout
 from freqformer.models.embeddings import patchify
 from freqformer.routing import RoutingTable, routing_loss
-
-FREQUENCY = {"tile": [2, 2, 3], "compression": 16, "window": [1, 1, 1], "mid_tiles": 2, "summary_tokens": 6}
-SIZE = {"in_channels": 2, "patch_size": (1, 2, 2), "num_layers": 2, "num_heads": 3, "head_dim": 8, "routing": "learned"}
-TIMESTEP = torch.tensor([200.0, 900.0])
-
-
-def make_model(**options) -> FreqFormerTransformer3DModel:
-    """A small model. All weights are random: a new model starts as the identity, which would hide mistakes."""
-    torch.manual_seed(0)
-    model = FreqFormerTransformer3DModel(**{**SIZE, "frequency": FREQUENCY, **options})
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "router" not in name:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
-
-
-def make_video(frames: int = 5, height: int = 8, width: int = 12) -> torch.Tensor:
-    return torch.randn(2, 2, frames, height, width, generator=torch.Generator().manual_seed(1))
 
 
 def make_text() -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,7 +32,7 @@ def test_any_size_that_the_patch_divides(attention, shape):
 
 
 def test_a_new_model_predicts_zero_and_its_blocks_change_nothing():
-    model = FreqFormerTransformer3DModel(**SIZE, frequency=FREQUENCY, text_dim=10)
+    model = FreqFormerTransformer3DModel(**settings_of(None), text_dim=10)
     with torch.no_grad():
         assert model(make_video(), TIMESTEP, *make_text()).sample.abs().max() == 0
         model.proj_out.weight.copy_(torch.randn_like(model.proj_out.weight))
@@ -61,7 +44,7 @@ def test_a_new_model_predicts_zero_and_its_blocks_change_nothing():
 def test_all_dense_heads_are_the_dense_model():
     banded = make_model(routing="fixed", allocation=[3, 3, 3])
     dense = make_model(attention="dense")
-    missing, unexpected = dense.load_state_dict(banded.state_dict(), strict=False)
+    missing, unexpected = dense.load_state_dict(weights_of(banded), strict=False)
     assert missing == []
     assert all("summary" in name for name in unexpected)
     with torch.no_grad():
@@ -277,7 +260,7 @@ def test_a_copy_after_a_call_works():
 )
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        FreqFormerTransformer3DModel(**{**SIZE, "frequency": FREQUENCY, **options})
+        FreqFormerTransformer3DModel(**settings_of(None) | options)
 
 
 def test_wrong_inputs_are_refused():
@@ -314,7 +297,7 @@ def test_a_size_has_one_grid_object():
 def test_training_fits_one_clip(attention):
     """The whole model learns: the velocity of a fixed noisy clip, to a small part of where it started."""
     torch.manual_seed(0)
-    model = FreqFormerTransformer3DModel(**SIZE, frequency=FREQUENCY, attention=attention)
+    model = FreqFormerTransformer3DModel(**settings_of(attention), attention=attention)
     model.set_router_training("sampled" if attention == "frequency" else "off")
     noisy, target = torch.randn(2, 2, 2, 5, 8, 12)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)

@@ -157,3 +157,28 @@ def test_tokens_of_another_grid_are_refused():
     ):
         with pytest.raises(ValueError, match=f"{name} has 61 tokens"):
             routing_statistics(*given_, grid, CONFIG)
+
+
+@pytest.mark.parametrize("tile", [(1, 4, 4), (1, 8, 16), (1, 5, 7), (8, 1, 1)])
+def test_differences_are_read_across_tiles_that_have_no_neighbours_inside(tile):
+    """Roughness of axes along which a tile is one token wide: of noise 2, of what doesn't change along them 0."""
+    grid, config = Grid(9, 15, 16), FreqFormerConfig(tile=tile)
+    noise = torch.randn(1, *grid.shape, 64)
+    kept = (1,) if tile[0] == 1 else (2, 3)
+    still = noise.mean(kept, keepdim=True).expand_as(noise)
+    query, key = torch.randn(2, 1, grid.num_tokens, 1, 4)
+    rough = [routing_statistics(query, key, x.flatten(1, 3), grid, config)[0, 0, 6:] for x in (noise, still)]
+    torch.testing.assert_close(rough[0], torch.full((2,), 2.0), rtol=0.1, atol=0)
+    changed = 0 if tile[0] == 1 else 1
+    assert rough[1][changed].abs() < 1e-5
+    assert rough[1][1 - changed] > 0.5
+    # Energies are of the tiles alone, and of as many as ever.
+    sample = tile_sample(grid, config)
+    alone = sample.weights[sample.kind, :3].abs().sum((1, 2)) > 0
+    assert int(alone.sum()) == min(tile_layout(grid, tile).num_tiles, STATISTIC_TILES) == len(alone) // 2
+    assert torch.equal(sample.raster >= 0, sample.tile >= 0)
+
+
+def test_one_frame_has_no_roughness_in_time():
+    grid, config = Grid(1, 8, 8), FreqFormerConfig(tile=(1, 4, 4))
+    assert routing_statistics(*make_features(grid), grid, config)[..., 6].abs().max() == 0

@@ -1,4 +1,4 @@
-"""torch.compile over impl="triton", as a program: `python -m tests.support.compiled_calls DEVICE BACKEND`.
+"""torch.compile over attention, as a program: `python -m tests.support.compiled_calls DEVICE BACKEND IMPL`.
 
 It compares gradients of a call compiled whole with those of the call itself, and counts the graphs for several grids, and
 of a layer for several timesteps.
@@ -21,6 +21,7 @@ from freqformer.ops.parameters import AttentionParameters
 from freqformer.plan import AttentionPlan, build_plan
 
 CONFIG = FreqFormerConfig(tile=(2, 4, 3), mid_tiles=2, window=(1, 1, 2), summary_tokens=2, compression=16)
+IMPL: Any = "triton"
 GRIDS = (Grid(3, 4, 6), Grid(4, 8, 5), Grid(5, 5, 9), Grid(6, 3, 7), Grid(2, 9, 10))
 
 
@@ -36,7 +37,7 @@ def attend(grid: Grid, plan: AttentionPlan, tensors: list[Tensor], learned: list
         config=CONFIG,
         parameters=parameters,
         plan=plan,
-        impl="triton",
+        impl=IMPL,
     )
 
 
@@ -79,7 +80,7 @@ def count_layer_graphs(device: str, backend: str) -> None:
         layer = FreqAttention(48, 3, CONFIG, **given).to(device)
         if layer.gates is not None:
             torch.nn.init.normal_(layer.gates.bias)
-        layer.set_impl("triton")
+        layer.set_impl(IMPL)
         counters.append(CompileCounterWithBackend(backend))
         compiled = torch.compile(layer, backend=counters[-1], fullgraph=True)
         for grid in GRIDS[:2]:
@@ -90,8 +91,25 @@ def count_layer_graphs(device: str, backend: str) -> None:
     print(*(counter.frame_count for counter in counters), "layer graphs")
 
 
+def check_bands(device: str, backend: str) -> None:
+    """A band that is none is refused when a graph runs, where that costs no wait; see `frequency_attention`."""
+    grid = GRIDS[0]
+    plan = build_plan(grid, CONFIG, num_heads=1, head_dim=16)
+    tensors = [torch.randn(1, grid.num_tokens, 1, 16, device=device) for _ in range(3)]
+    compiled = torch.compile(attend, backend=backend, fullgraph=True)
+    try:
+        compiled(grid, plan, tensors, [], torch.tensor([7], device=device))
+    except ValueError as error:
+        print("refused" if "bands 0 to 3 are allowed" in str(error) else error)
+
+
 if __name__ == "__main__":
-    patch_language_once()
-    check_gradients(*sys.argv[1:])
-    count_graphs(*sys.argv[1:])
-    count_layer_graphs(*sys.argv[1:])
+    given = sys.argv[1:3]
+    IMPL = sys.argv[3]
+    if IMPL == "triton":
+        patch_language_once()
+    check_gradients(*given)
+    count_graphs(*given)
+    count_layer_graphs(*given)
+    if IMPL != "triton":
+        check_bands(*given)

@@ -16,7 +16,8 @@ TIMESTEP = torch.tensor([0.2, 0.9])
 def make_layer(config: FreqFormerConfig = CONFIG, **options) -> FreqAttention:
     """A layer whose norms and summaries are not at their neutral start."""
     torch.manual_seed(0)
-    layer = FreqAttention(DIM, HEADS, config, **{"routing": "learned", **options})
+    routing = {} if options.get("attention") == "dense" else {"routing": "learned"}
+    layer = FreqAttention(DIM, HEADS, config, **{**routing, **options})
     with torch.no_grad():
         for parameter in (layer.query_norm, layer.key_norm):
             parameter.add_(torch.rand_like(parameter))
@@ -27,7 +28,13 @@ def make_input(seed: int = 1) -> torch.Tensor:
     return torch.randn(2, GRID.num_tokens, DIM, generator=torch.Generator().manual_seed(seed))
 
 
-def make_rotary(order: str = "tile") -> tuple[torch.Tensor, torch.Tensor]:
+def weights_of(layer: torch.nn.Module, *without: str) -> dict[str, torch.Tensor]:
+    """A layer's weights for one of other bands, but for names that hold one of `without`."""
+    left = ("allocation", *without)
+    return {name: x for name, x in layer.state_dict().items() if not any(part in name for part in left)}
+
+
+def make_rotary(order: str = "raster") -> tuple[torch.Tensor, torch.Tensor]:
     """Tables of one and the same rotation, in either order."""
     angle = torch.rand(GRID.num_tokens, DIM // HEADS // 2, generator=torch.Generator().manual_seed(2)) * 6
     if order == "tile":

@@ -51,7 +51,7 @@ def trained_calls(
         loss_of(step).backward()
         optimizer.step()
         optimizer.zero_grad()
-    with mock.patch("freqformer.attention.frequency_attention", _recording(calls)):
+    with mock.patch("freqformer.attention.layer.frequency_attention", _recording(calls)):
         loss_of(steps).backward()
     # Layers went backwards last.
     return calls[::-1]

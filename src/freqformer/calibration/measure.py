@@ -72,7 +72,7 @@ class _Meter:
 
     def _begin(self, layer: nn.Module, given: tuple, named: dict[str, Any]) -> None:
         names = ("hidden_states", "grid", "timestep", "rotary")
-        call = {"rotary": None, "token_order": "tile", **dict(zip(names, given, strict=False)), **named}
+        call = {"rotary": None, "token_order": "raster", **dict(zip(names, given, strict=False)), **named}
         self.call = {name: call[name] for name in ("grid", "rotary", "token_order")}
 
     def _keep(self, name: str, projection: nn.Module, given: tuple, output: Tensor) -> None:

@@ -114,7 +114,7 @@ def _check_dense(model: FreqFormerTransformer3DModel) -> None:
             has = "a routing table" if layer.table_bands is not None else f"attention={layer.attention!r}"
             raise ValueError(
                 f"model has {has} in layer {index}; dense layers are allowed: call set_routing_table(None), or load the "
-                "weights into a model with attention='dense'"
+                "weights, without 'allocation', into a model with attention='dense'"
             )
 
 

@@ -36,7 +36,7 @@ def sample(
     routing_table: Annotated[
         Path | None, typer.Option(help="Folder of a routing table, like one that `freqformer calibrate` wrote.")
     ] = None,
-    dense: Annotated[bool, typer.Option("--dense", help="Dense attention in every head, to compare.")] = False,
+    dense: Annotated[bool, typer.Option("--dense", help="Exact attention alone in every head, to compare.")] = False,
 ) -> None:
     """Generate videos with a trained model.
 
@@ -60,13 +60,12 @@ def sample(
 
     import torch
 
-    from freqformer.demo.shipped import dense_table
     from freqformer.models.pipeline import FreqFormerPipelineOutput
     from freqformer.routing import RoutingTable
 
-    if routing_table is not None or dense:
-        table = RoutingTable.load(routing_table) if routing_table is not None else dense_table(pipeline.transformer)
-        pipeline.transformer.set_routing_table(table)
+    if routing_table is not None:
+        pipeline.transformer.set_routing_table(RoutingTable.load(routing_table))
+    pipeline.transformer.set_dense(dense)
     made = pipeline(
         num_frames,
         height,

@@ -5,7 +5,7 @@ Shape legend: F frames, H rows, W columns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +13,16 @@ import torch
 from torch import Tensor
 
 from freqformer.analysis.figures import labelled_grid
-from freqformer.config import Band
 from freqformer.demo.stages import Generated, generate
 from freqformer.media import contact_sheet, enlarge, write_video
-from freqformer.routing import RoutingTable
 
 if TYPE_CHECKING:
     from freqformer.models.pipeline import FreqFormerPipeline
-    from freqformer.models.transformer import FreqFormerTransformer3DModel
 
 SHIPPED_MODEL = Path(__file__).with_name("model")
 """Where `freqformer export` puts the model that comes with the package."""
 LONGER = 4
 """Times the length that the model was trained at."""
-ANY_TILE = (4, 4, 8)
 
 
 def shipped_model() -> Path | None:
@@ -55,7 +51,7 @@ class Shipped:
     long: Generated
     """With the heads' own bands."""
     dense: Generated
-    """The same length and seed with dense attention in every head."""
+    """The same length and seed with exact attention alone: no LOW branch, no router."""
 
     def write(self, folder: Path, fps: float, scale: int) -> dict[str, Any]:
         """Write shipped.mp4, long.mp4 and long.png, pixels enlarged; returns what the page says about them."""
@@ -72,20 +68,11 @@ def generate_shipped(pipeline: FreqFormerPipeline, size: tuple[int, int, int], *
     """A clip of (frames, height, width), and one `LONGER` times as long with the model's bands and with dense attention."""
     long = (LONGER * size[0], *size[1:])
     clip, banded = (generate(pipeline, each, steps=steps, seed=seed) for each in (size, long))
-    pipeline.transformer.set_routing_table(dense_table(pipeline.transformer))
+    pipeline.transformer.set_dense(True)
     try:
         return Shipped(clip, banded, generate(pipeline, long, steps=steps, seed=seed))
     finally:
-        pipeline.transformer.set_routing_table(None)
-
-
-def dense_table(transformer: FreqFormerTransformer3DModel) -> RoutingTable:
-    """The table that gives every head of a model dense attention."""
-    config = transformer.band_config
-    # A table needs a tile, and dense attention is the same in any.
-    config = replace(config, tile=config.tile or ANY_TILE)
-    shape = (1, len(transformer.attentions), transformer.attentions[0].num_heads)
-    return RoutingTable(torch.full(shape, Band.DENSE.value), torch.full(shape, config.mid_tiles or 0), config)
+        pipeline.transformer.set_dense(False)
 
 
 def write_long(banded: Tensor, dense: Tensor, path: Path, fps: float, *, scale: int = 1) -> None:

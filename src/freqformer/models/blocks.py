@@ -40,7 +40,7 @@ class Conditions:
 
 
 class TimestepModulation(nn.Module):
-    """Timestep (B,) in [0, 1] -> the modulation of all blocks (B, 6, C) and of the output (B, 2, C).
+    """Timestep (B,) in [0, 1] and the video's dtype -> the modulation of all blocks (B, 6, C) and of the output (B, 2, C).
 
     One network for all blocks, which add a table of their own (AdaLN-single; Chen et al., arXiv 2310.00426). All starts
     at zero: every block is the identity at first.
@@ -53,8 +53,9 @@ class TimestepModulation(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        waves = sinusoidal_embedding(timestep, 256).to(self.linear.weight.dtype)
+    def forward(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        # Not in the dtype that weights are stored in: layer-wise casting stores them in another than it computes in.
+        waves = sinusoidal_embedding(timestep, 256).to(dtype)
         blocks, output = self.linear(functional.silu(self.embedding(waves))).unflatten(1, (8, -1)).split([6, 2], 1)
         return blocks, output
 

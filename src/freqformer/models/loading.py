@@ -3,6 +3,7 @@ were saved."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from freqformer._files import MANIFEST_NAME, FileError, check_manifest, read_json, write_manifest
+from freqformer.attention.head_bands import ALLOCATION, SUMMARIES
 
 ALIGNMENT = 64
 """Bytes; where torch puts tensors of its own on a CPU."""
@@ -95,6 +97,31 @@ def check_complete(place: Any, info: dict[str, Any]) -> None:
         )
 
 
+@contextmanager
+def own_report() -> Iterator[None]:
+    """Leave it to `check_complete` to speak of missing and unknown weights: it refuses what diffusers warns of."""
+    diffusers = logging.getLogger("diffusers.models.modeling_utils")
+
+    def speaks_of_others(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Some weights of")
+
+    diffusers.addFilter(speaks_of_others)
+    try:
+        yield
+    finally:
+        diffusers.removeFilter(speaks_of_others)
+
+
+def forgive_older(model: nn.Module, info: dict[str, Any]) -> None:
+    """Take out of `output_loading_info` what files of older versions lack, the bands of heads, and what they hold beside:
+    summaries that nothing used."""
+    missing, bands = set(info["missing_keys"]), {name for name, _ in model.named_buffers() if name.endswith(ALLOCATION)}
+    if bands and bands <= missing:
+        info["missing_keys"] = sorted(missing - bands)
+        unused = [name for name in info["unexpected_keys"] if name.endswith(SUMMARIES)]
+        info["unexpected_keys"] = sorted(set(info["unexpected_keys"]) - set(unused))
+
+
 def align_parameters(module: nn.Module) -> None:
     """Move parameters and buffers that lie at odd addresses to aligned ones, values unchanged.
 
@@ -102,5 +129,5 @@ def align_parameters(module: nn.Module) -> None:
     model would not repeat the saved one's bits.
     """
     for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.data_ptr() % ALIGNMENT:
+        if tensor.device.type != "meta" and tensor.data_ptr() % ALIGNMENT:
             tensor.data = tensor.data.clone()

@@ -16,13 +16,17 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from freqformer._validate import check_kind
 from freqformer.attention import SOFT, FreqAttention
+from freqformer.attention.inputs import check_timestep
+from freqformer.attention.options import DEFAULT_PRIOR, DEFAULT_ROUTING
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, tile_layout
 from freqformer.models.blocks import Conditions, TimestepModulation, TransformerBlock, modulate
 from freqformer.models.embeddings import patchify, place_waves, rotary_tables, unpatchify
-from freqformer.models.loading import align_parameters, check_complete, readable, vouch
+from freqformer.models.loading import align_parameters, check_complete, forgive_older, own_report, readable, vouch
 from freqformer.models.saved import NUM_TRAIN_TIMESTEPS, check_transformer_sizes
+from freqformer.models.settings import allocation_by_layer, check_settings
 from freqformer.ops.implementation import ImplChoice
 from freqformer.ops.tokens import TokenOrder, reorder
 from freqformer.routing import RouterTraining, RoutingTable
@@ -46,9 +50,9 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         attention: `frequency`, or `dense` for the same model with dense attention: to compare, or to be given a routing
             table after training (docs/calibration.md).
         frequency: fields of `FreqFormerConfig`; None takes its defaults, with routers that weigh no summaries.
-        routing: `soft`, `timed`, `learned` or `fixed`, see `FreqAttention`.
+        routing: `soft`, `timed`, `learned` or `fixed`, see `FreqAttention`; None is `soft`. Dense attention takes none.
         allocation: initial or fixed band of every head, for all layers, or one list per layer; None as in `FreqAttention`.
-        prior: of the routers, `paper` or `none`.
+        prior: of routers that choose, `paper` or `none`; None is `paper` there. No other routing takes one.
         absolute_positions: whether a token is told its place in the whole video too. With rotary embedding alone it has
             to infer it from its distance to the borders, which takes long to learn. "space" tells the place in the frame
             alone, so that what a token is told does not depend on the video's length.
@@ -78,36 +82,30 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         text_dim: int | None = None,
         attention: str = "frequency",
         frequency: dict | None = None,
-        routing: str = "soft",
+        routing: str | None = None,
         allocation: Sequence | None = None,
-        prior: str = "paper",
+        prior: str | None = None,
         absolute_positions: bool | str = False,
         prediction: str = "velocity",
         low_beside: bool | None = None,
     ) -> None:
         super().__init__()
-        if absolute_positions not in (False, True, "space"):
-            raise ValueError(f"absolute_positions is {absolute_positions!r}; True, False and 'space' are allowed")
-        if prediction not in ("velocity", "clip"):
-            raise ValueError(f"prediction is {prediction!r}; 'velocity' and 'clip' are allowed")
-        sizes = {"in_channels": in_channels, "num_layers": num_layers, "num_heads": num_heads, "text_dim": text_dim or 1}
-        for name, size in (*sizes.items(), *(("patch_size", side) for side in patch_size)):
-            if size < 1:
-                raise ValueError(f"{name} is {size}; whole numbers from 1 up are allowed")
-        if len(patch_size) != 3 or head_dim < 6 or head_dim % 2:
-            raise ValueError(
-                f"patch_size is {tuple(patch_size)} and head_dim {head_dim}; (frames, rows, columns) and an even number "
-                "from 6 up are allowed: rotary embedding turns a pair of channels per axis at least"
-            )
+        check_settings(self.config)
+        if attention == "frequency":
+            routing = routing or DEFAULT_ROUTING
+            if routing == "learned":
+                prior = prior or DEFAULT_PRIOR
+            # What is saved says what ran, whatever later versions take for a default.
+            self.register_to_config(routing=routing, prior=prior)
         self.patch_size = (patch_size[0], patch_size[1], patch_size[2])
-        plain = {"summary_tokens": 0} if routing in SOFT else {}
+        plain = {"summary_tokens": 0} if routing in (None, *SOFT) else {}
         self.band_config = FreqFormerConfig.from_dict(plain if frequency is None else dict(frequency))
         dim, patch = num_heads * head_dim, in_channels * patch_size[0] * patch_size[1] * patch_size[2]
         self.proj_in = nn.Linear(patch, dim)
         self.time_modulation = TimestepModulation(dim)
         options = {"routing": routing, "attention": attention, "prior": prior, "low_beside": low_beside}
         blocks = []
-        for bands in _per_layer(allocation, num_layers):
+        for bands in allocation_by_layer(allocation, num_layers):
             layer = FreqAttention(dim, num_heads, self.band_config, allocation=bands, **options)  # type: ignore[arg-type]
             blocks.append(TransformerBlock(layer, text_dim))
         self.transformer_blocks = nn.ModuleList(blocks)
@@ -125,14 +123,27 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         """
         place, report = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
         folder = os.path.join(place, kwargs.get("subfolder") or "") if place is not None else ""
-        with readable(place, kwargs.get("subfolder")):
+        with readable(place, kwargs.get("subfolder")), own_report():
             if os.path.isdir(folder):
                 check_transformer_sizes(folder)
             kwargs |= {"output_loading_info": True, "use_safetensors": True}
             model, info = super().from_pretrained(place, **kwargs)  # type: ignore[misc]
+        forgive_older(model, info)
         check_complete(place, info)
+        for layer in model.attentions:
+            layer.check_bands(layer.allocation, str(place))
         align_parameters(model)
         return (model, info) if report else model
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in diffusers, without what a saved config holds and could not act: older versions saved that too."""
+        attention = kwargs.get("attention", config_dict.get("attention"))
+        routing = kwargs.get("routing", config_dict.get("routing"))
+        idle = [] if routing == "learned" else ["prior"]
+        if attention == "dense":
+            idle = ["routing", "allocation", "prior", "low_beside"]
+        return super().extract_init_dict({k: v for k, v in config_dict.items() if k not in idle}, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         """As diffusers' `ModelMixin.save_pretrained`, with a manifest of checksums beside the files."""
@@ -170,12 +181,19 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         for layer in self.attentions:
             layer.set_impl(impl)
 
+    def set_dense(self, dense: bool) -> None:
+        """Compute exact attention alone in every layer, without routers, gates and LOW branches, until set back."""
+        for layer in self.attentions:
+            layer.set_dense(dense)
+
     def set_routing_table(self, table: RoutingTable | None) -> None:
         """Use a frozen table in place of the routers; None goes back.
 
         Raises:
             ValueError: for a table of other layers or heads, of another model, or whose bands mean something else.
         """
+        if table is not None:
+            check_kind("table", table, RoutingTable, "load one with RoutingTable.load, or make one with freeze")
         if table is not None and table.shape[1] != len(self.attentions):
             raise ValueError(
                 f"table has {table.shape[1]} layers; the model has {len(self.attentions)}: freeze a table from this model"
@@ -216,7 +234,8 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
 
         Args:
             hidden_states: noisy video or latent (B, C, F, H, W), of any size that `patch_size` divides.
-            timestep: (B,) from 0 (clean) to 1000 (noise).
+            timestep: (B,) from 0 (clean) to 1000 (noise). The range is checked on the CPU; a GPU would have to be waited
+                for.
             encoder_hidden_states: text embeddings (B, L, text_dim), for a model with `text_dim`.
             encoder_attention_mask: bool or 0/1 integers (B, L), true where a text token may be seen.
             return_dict: whether to return an object with `sample`, or a tuple.
@@ -230,9 +249,9 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         grid = self.grid_for(hidden_states.shape)
         layer = self.attentions[0]
         layout = tile_layout(grid, layer.configs[0].tile)
-        order: TokenOrder = "raster" if layer.attention == "dense" and layer.table_bands is None else "tile"
+        order: TokenOrder = "raster" if layer.exact else "tile"
         noise_level = timestep.float() / NUM_TRAIN_TIMESTEPS
-        modulation, output_modulation = self.time_modulation(noise_level)
+        modulation, output_modulation = self.time_modulation(noise_level, hidden_states.dtype)
         given = Conditions(
             grid=grid,
             timestep=noise_level,
@@ -261,11 +280,23 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
 
     def _check(self, video: Tensor, timestep: Tensor, text: Tensor | None, mask: Tensor | None) -> None:
         channels, text_dim = self.config["in_channels"], self.config["text_dim"]
+        check_kind("hidden_states", video, Tensor, "pass a video or latent (batch, channels, frames, height, width)")
+        remedy = "make one timestep a sample, torch.full((batch,), t, device=...)"
+        check_kind("timestep", timestep, Tensor, remedy)
         if video.ndim != 5 or video.shape[1] != channels or tuple(timestep.shape) != tuple(video.shape[:1]):
+            remedy = "expand the timestep over the batch"
+            if video.ndim == 5 and video.shape[1] != channels:
+                remedy = f"the model's in_channels is {channels}"
+                if channels in video.shape[2:]:
+                    place = list(video.shape).index(channels, 2)
+                    remedy = f"the axes look swapped, movedim({place}, 1) puts channels second"
+            elif video.ndim == 4:
+                remedy = "unsqueeze(0) makes a batch of one"
             raise ValueError(
                 f"hidden_states has shape {tuple(video.shape)} and timestep {tuple(timestep.shape)}; (batch, {channels}, "
-                "frames, height, width) and (batch,) are allowed: expand the timestep over the batch"
+                f"frames, height, width) and (batch,) are allowed: {remedy}"
             )
+        check_timestep(timestep, NUM_TRAIN_TIMESTEPS, "pass the scheduler's timesteps, as in diffusers")
         if video.dtype != self.dtype and not torch.is_autocast_enabled(video.device.type):
             raise ValueError(f"hidden_states has dtype {video.dtype}; the model's {self.dtype} is allowed: convert either")
         if (text is None) != (text_dim is None):
@@ -289,14 +320,3 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
 def _one_grid(frames: int, height: int, width: int) -> Grid:
     """The grid, the same object at every call: a compiled block is compiled again for another one."""
     return Grid(frames, height, width)
-
-
-def _per_layer(allocation: Sequence | None, num_layers: int) -> list[Sequence[int] | None]:
-    """The allocation of every layer."""
-    if allocation is None or all(isinstance(band, int) for band in allocation):
-        return [allocation] * num_layers
-    if len(allocation) != num_layers or any(isinstance(bands, int) for bands in allocation):
-        raise ValueError(
-            f"allocation has {len(allocation)} entries; one band per head, or {num_layers} lists of them are allowed"
-        )
-    return list(allocation)

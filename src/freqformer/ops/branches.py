@@ -16,7 +16,6 @@ from freqformer.ops.prologue import BandInputs, prepare
 from freqformer.ops.tokens import TokenOrder, reorder, rms_norm, rotate
 from freqformer.patterns import topk_tiles
 from freqformer.plan import AttentionPlan, Selection
-from freqformer.tracing import outside_graphs
 
 
 class Branches:
@@ -32,7 +31,7 @@ class Branches:
         impl: Impl,
     ) -> None:
         self.batch, _, self.heads, _ = tensors[0].shape
-        query, key, value = tensors
+        query, key, value = tensors if text_mask is None else _without_masked(tensors, text_mask)
         if parameters is not None:
             query = rms_norm(query, parameters.query_norm, parameters.norm_eps)
             key = rms_norm(key, parameters.key_norm, parameters.norm_eps)
@@ -43,7 +42,6 @@ class Branches:
         self.video = plan.layout.grid.num_tokens
         self.text_mask = None if text_mask is None else text_mask.repeat_interleave(self.heads, 0)
 
-    @outside_graphs  # which rows run together follows from data
     def output(self, bands: Tensor, selection: Selection | None) -> Tensor:
         """(batch, tokens, heads, head_dim), video queries by the band of their row and text queries exactly."""
         parts, order = [], []
@@ -120,3 +118,15 @@ class Branches:
     def _rotated(self, x: Tensor) -> Tensor:
         rotary = self.parameters.rotary if self.parameters is not None else None
         return x if rotary is None else rotate(x, rotary)
+
+
+def _without_masked(tensors: tuple[Tensor, Tensor, Tensor], text_mask: Tensor) -> tuple[Tensor, ...]:
+    """Query, key and value (B, N + X, H, D) where masked text tokens hold nothing that could reach others.
+
+    Keys and values weigh nothing, but 0 * NaN is NaN; queries only where they aren't finite, since their outputs count.
+    """
+    hidden = ~text_mask[:, :, None, None]
+    video = tensors[0].shape[1] - text_mask.shape[1]
+    query, *others = (x.split([video, text_mask.shape[1]], 1) for x in tensors)
+    text = query[1].masked_fill(hidden & ~query[1].isfinite(), 0)
+    return torch.cat([query[0], text], 1), *(torch.cat([x, y.masked_fill(hidden, 0)], 1) for x, y in others)

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from freqformer.config import Band, FreqFormerConfig
-from freqformer.grid import Grid
+from freqformer._validate import check_choice, check_kind, check_whole, mapped
+from freqformer.config import FreqFormerConfig
+from freqformer.grid import Grid, TokenOrder, check_grid
+from freqformer.ops.implementation import ImplChoice
 from freqformer.ops.parameters import AttentionParameters
-from freqformer.plan import Selection
+from freqformer.plan import Selection, checked_bands
 from freqformer.routing import even_allocation
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-IMPLS = ("auto", "eager", "reference", "triton")
+IMPLS = get_args(ImplChoice)
 
 
 def check_tensors(
     query: Tensor, key: Tensor, value: Tensor, grid: Grid, num_text_tokens: int, text_mask: Tensor | None
 ) -> None:
     """Raise ValueError unless the tensors agree with one another and with the grid."""
+    check_grid(grid)
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        check_kind(name, x, Tensor, "pass (batch, tokens, heads, head_dim)")
+    if any(mapped(x) for x in (query, key, value)):
+        raise ValueError(
+            "query, key or value is mapped by torch.vmap, which can't follow a choice of tiles; plain tensors are "
+            "allowed: fold the mapped axis into the batch, and call once"
+        )
     if query.ndim != 4 or query.numel() == 0:
         raise ValueError(
             f"query has shape {tuple(query.shape)}; (batch, tokens, heads, head_dim), none empty, is allowed: reshape it"
@@ -33,16 +44,21 @@ def check_tensors(
             )
     if query.dtype not in DTYPES:
         raise ValueError(f"query has dtype {query.dtype}; {', '.join(map(str, DTYPES))} are allowed: convert it")
-    if not isinstance(num_text_tokens, int) or num_text_tokens < 0:
-        raise ValueError(f"num_text_tokens is {num_text_tokens!r}; whole numbers from 0 up are allowed")
-    if query.shape[1] != grid.num_tokens + num_text_tokens:
+    check_whole("num_text_tokens", num_text_tokens, 0)
+    tokens = grid.num_tokens + num_text_tokens
+    _, found, heads, _ = query.shape
+    if found != tokens:
+        remedy = "pass the grid after patchify and the text tokens behind the video"
+        if heads == tokens:
+            remedy = "its axes look swapped, (batch, heads, tokens, head_dim): transpose(1, 2) makes them fit"
         raise ValueError(
-            f"query has {query.shape[1]} tokens; {grid} and num_text_tokens={num_text_tokens} make "
-            f"{grid.num_tokens + num_text_tokens}: pass the grid after patchify and the text tokens behind the video"
+            f"query has {found} tokens and shape {tuple(query.shape)}; (batch, tokens, heads, head_dim) is allowed, and "
+            f"{grid} and num_text_tokens={num_text_tokens} make {tokens} tokens: {remedy}"
         )
     expected = (query.shape[0], num_text_tokens)
     if text_mask is None:
         return
+    check_kind("text_mask", text_mask, Tensor, "pass bools (batch, num_text_tokens)")
     if text_mask.dtype != torch.bool or tuple(text_mask.shape) != expected or text_mask.device != query.device:
         raise ValueError(
             f"text_mask is {text_mask.dtype} {tuple(text_mask.shape)} on {text_mask.device}; bool {expected} on "
@@ -59,6 +75,7 @@ def check_parameters(parameters: AttentionParameters | None, query: Tensor, grid
                 "pass its AttentionParameters, or choose band_features 'full' or 'values'"
             )
         return
+    check_kind("parameters", parameters, AttentionParameters, "name what is learned, AttentionParameters(...)")
     heads, head_dim = query.shape[2:]
     if config.band_features == "gains" and parameters.gains is None:
         raise ValueError(f"parameters.gains is None and band_features is 'gains'; pass a tensor ({heads}, 3)")
@@ -74,14 +91,24 @@ def check_parameters(parameters: AttentionParameters | None, query: Tensor, grid
         if x is not None:
             by_sample = name == "summary_offsets" and x.ndim == 3
             _check_learned(name, x, (len(query), *shape) if by_sample else shape, query)
-    if parameters.rotary is not None:
-        if head_dim % 2:
-            raise ValueError(f"parameters.rotary is given and head_dim is {head_dim}; it rotates pairs: make head_dim even")
-        for table in parameters.rotary:
-            _check_learned("rotary", table, (grid.num_tokens, head_dim // 2), query)
+    check_rotary(parameters.rotary, query, grid)
+
+
+def check_rotary(rotary: tuple[Tensor, Tensor] | None, query: Tensor, grid: Grid) -> None:
+    """Raise ValueError unless rotary is None or cos and sin, each (video tokens, head_dim / 2)."""
+    if rotary is None:
+        return
+    head_dim = query.shape[3]
+    if head_dim % 2:
+        raise ValueError(f"parameters.rotary is given and head_dim is {head_dim}; it rotates pairs: make head_dim even")
+    if not isinstance(rotary, tuple | list) or len(rotary) != 2:
+        raise ValueError(f"rotary is a {type(rotary).__name__}; a pair (cos, sin) of tensors is allowed: pass both")
+    for table in rotary:
+        _check_learned("rotary", table, (grid.num_tokens, head_dim // 2), query)
 
 
 def _check_learned(name: str, x: Tensor, shape: tuple[int, ...], query: Tensor) -> None:
+    check_kind(f"parameters.{name}", x, Tensor, "pass a tensor")
     if tuple(x.shape) != shape or not x.is_floating_point() or x.device != query.device:
         raise ValueError(
             f"parameters.{name} is {x.dtype} {tuple(x.shape)} on {x.device}; floats {shape} on {query.device} are allowed "
@@ -91,20 +118,20 @@ def _check_learned(name: str, x: Tensor, shape: tuple[int, ...], query: Tensor) 
 
 def check_options(config: FreqFormerConfig, selection: Selection | None, token_order: str, impl: str) -> None:
     """Raise ValueError for an option that is unknown, or that the config leaves no room for."""
+    check_kind("config", config, FreqFormerConfig, "FreqFormerConfig() is the default, from_dict reads one from a dict")
+    if selection is not None:
+        check_kind("selection", selection, Selection, "pass Selection(tiles)")
     if selection is not None and config.mid_pattern != "topk":
         raise ValueError(
             f"selection is given and mid_pattern is {config.mid_pattern!r}, which leaves no choice: pass None, or take "
             "mid_pattern 'topk'"
         )
-    if token_order not in ("raster", "tile"):
-        raise ValueError(f"token_order is {token_order!r}; 'raster' and 'tile' are allowed")
-    if impl not in IMPLS:
-        raise ValueError(f"impl is {impl!r}; {', '.join(IMPLS)} are allowed: no other code is in this version")
+    check_choice("token_order", token_order, get_args(TokenOrder))
+    check_choice("impl", impl, IMPLS, "no other code is in this version")
 
 
-def row_bands(allocation: Tensor | Sequence[int], query: Tensor) -> Tensor:
-    """The band of every (batch, head) row, int64 (batch * heads,) on the query's device."""
-    bands = head_bands(allocation, query)
+def row_numbers(bands: Tensor, query: Tensor) -> Tensor:
+    """Bands (batch, heads), checked, of every row: int64 (batch * heads,) on the query's device."""
     check_bands(bands)
     return bands.to(query.device).long().flatten()
 
@@ -135,7 +162,4 @@ def layer_bands(allocation: Sequence[int] | None, num_heads: int) -> list[int]:
     """The initial or fixed band of every head of a layer, a third of them in each where None is given."""
     if allocation is None:
         return even_allocation(num_heads)
-    bands = [int(band) for band in allocation]
-    if len(bands) != num_heads or not all(0 <= band <= Band.DENSE for band in bands):
-        raise ValueError(f"allocation is {bands}; {num_heads} bands from 0 to 3 are allowed: LOW, MID, HIGH, DENSE")
-    return bands
+    return checked_bands(allocation, num_heads)

@@ -113,7 +113,7 @@ def fused_attention(
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
     bands, present = _device_bands(allocation, query)
     call = FusedCall(plan, bands, present, text_mask, selection, token_order)
-    given = _by_sample(parameters or AttentionParameters(), len(query))
+    given = _as_launched(parameters or AttentionParameters(), len(query))
     learned = (given.summary_queries, given.summary_offsets, given.gains, given.query_norm, given.key_norm)
     asked = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*tensors, *learned))
     if asked or torch.compiler.is_compiling():
@@ -123,9 +123,12 @@ def fused_attention(
     return run((query, key, value), given, call).out
 
 
-def _by_sample(parameters: AttentionParameters, batch: int) -> AttentionParameters:
-    """The same with offsets (B, H, 3), as the launches take them; of one sample they need no copy."""
-    offsets = parameters.summary_offsets
+def _as_launched(parameters: AttentionParameters, batch: int) -> AttentionParameters:
+    """The same as launches take it: gains in float32, which kernels load as they are and subtract from one another, and
+    offsets (B, H, 3), of one sample without a copy."""
+    gains, offsets = parameters.gains, parameters.summary_offsets
+    if gains is not None and gains.dtype != torch.float32:
+        parameters = replace(parameters, gains=gains.float())
     if offsets is None or offsets.ndim == 3:
         return parameters
     return replace(parameters, summary_offsets=offsets.expand(batch, -1, -1).contiguous())
@@ -144,7 +147,13 @@ def run(tensors: Tensors, parameters: AttentionParameters, call: FusedCall, *, b
     plan, device, dtype = call.plan, tensors[0].device, tensors[0].dtype
     launch, tables = launch_tables(plan, device), prologue_tables(plan, device, dtype)
     rows = prepare_rows(
-        tensors, call.bands, tables, launch.band_blocks, parameters=parameters, token_order=call.token_order
+        tensors,
+        call.bands,
+        tables,
+        launch.band_blocks,
+        parameters=parameters,
+        token_order=call.token_order,
+        text_mask=call.text_mask,
     )
     mid = None
     if Band.MID in call.present and plan.mid_lists is None:

@@ -20,14 +20,12 @@ from freqformer.ops.block_sparse.triton_backward import attend_backward
 from freqformer.ops.fused import EVERY_BAND, FusedCall, contiguous, run
 from freqformer.ops.merge.backward_tables import collapse_tables
 from freqformer.ops.merge.triton_backward import merge_low_backward
-from freqformer.ops.parameters import AttentionParameters
+from freqformer.ops.parameters import LEARNED, AttentionParameters
 from freqformer.ops.prologue.tables import prologue_tables
 from freqformer.ops.prologue.triton import prepare_rows
 from freqformer.ops.prologue.triton_backward import prepare_rows_backward
 from freqformer.plan import Selection, check_known, plan_numbered
 
-LEARNED = ("summary_queries", "summary_offsets", "gains", "query_norm", "key_norm")
-"""Fields of `AttentionParameters` in the order of the operation, which the rotary tables follow."""
 BAND_SETS = [frozenset(band for band in Band if bits >> band & 1) for bits in range(16)]
 """Sets of bands by the sum of 2^band."""
 
@@ -156,7 +154,8 @@ def _attention_backward(
     parameters, order = _parameters(learned, eps), "raster" if raster else "tile"
     own, grad_out = plan_numbered(plan), grad_out.contiguous()
     launch, tables = launch_tables(own, query.device), prologue_tables(own, query.device, query.dtype)
-    rows = prepare_rows((query, key, value), bands, tables, launch.band_blocks, parameters=parameters, token_order=order)
+    given = {"parameters": parameters, "token_order": order, "text_mask": text_mask}
+    rows = prepare_rows((query, key, value), bands, tables, launch.band_blocks, **given)
     grad_low_out = low_out
     if Band.LOW in BAND_SETS[present]:
         collapse = collapse_tables(own, query.device, query.dtype, order)
@@ -181,8 +180,7 @@ def _attention_backward(
         rows.bands,
         (rows.key, rows.value, rows.pool_lse),
         tables,
-        parameters=parameters,
-        token_order=order,
+        **given,
     )
     rest = (
         prologue.summary_queries,

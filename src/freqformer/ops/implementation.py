@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from functools import lru_cache
 from typing import Literal
 
@@ -14,7 +15,8 @@ ImplChoice = Literal["auto", "eager", "reference", "triton"]
 
 
 def resolve(impl: ImplChoice, device: str, obstacle: str | None) -> Literal["eager", "reference", "triton"]:
-    """The code to run: `auto` is triton on a GPU where it can run, else eager, and the log says which and why.
+    """The code to run: `auto` is triton on a GPU where it can run, else eager. The log says which; a warning says, once for
+    every reason, why it is eager on a GPU.
 
     Args:
         impl: what the caller asks for.
@@ -29,11 +31,17 @@ def resolve(impl: ImplChoice, device: str, obstacle: str | None) -> Literal["eag
     if impl != "auto":
         return impl
     chosen = "eager" if device == "cpu" or obstacle is not None else "triton"
-    _log_once(device, chosen, "" if device == "cpu" or obstacle is None else f", since impl='triton' can't run: {obstacle}")
+    _tell_once(device, chosen, obstacle or "")
     return chosen
 
 
 @constant_result
 @lru_cache(maxsize=64)
-def _log_once(device: str, chosen: str, reason: str) -> None:
-    logger.info("frequency_attention on %s runs impl=%r%s", device, chosen, reason)
+def _tell_once(device: str, chosen: str, obstacle: str) -> None:
+    logger.info("frequency_attention on %s runs impl=%r", device, chosen)
+    if device != "cpu" and obstacle:
+        warnings.warn(
+            f"frequency_attention on {device} runs impl={chosen!r}, many times slower, since impl='triton' can't run: "
+            f"{obstacle}",
+            stacklevel=2,
+        )

@@ -33,3 +33,7 @@ class AttentionParameters:
     """The same for keys."""
     norm_eps: float = 1e-6
     """Added to the mean square in both norms."""
+
+
+LEARNED = ("summary_queries", "summary_offsets", "gains", "query_norm", "key_norm")
+"""Fields of `AttentionParameters` in the order in which operations take them, which the rotary tables follow."""

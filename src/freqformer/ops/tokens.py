@@ -15,15 +15,28 @@ from freqformer.grid import TileLayout, TokenOrder
 class _Permute(torch.autograd.Function):
     """x[:, index]; the gradient is gathered by the inverse, much faster than the general scatter."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(index, inverse)
+    def forward(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:  # type: ignore[override]
         return x.index_select(1, index)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:  # type: ignore[override]
+        _, index, inverse = inputs
+        ctx.save_for_backward(index, inverse)
+        ctx.save_for_forward(index, inverse)
+
+    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        _, inverse = ctx.saved_tensors
-        return grads[0].index_select(1, inverse), None, None
+        index, inverse = ctx.saved_tensors
+        # By the same function, for gradients of gradients.
+        return _Permute.apply(grads[0], inverse, index), None, None  # type: ignore[return-value]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        index, _ = ctx.saved_tensors
+        return tangents[0].index_select(1, index)
 
 
 def reorder(x: Tensor, layout: TileLayout, came: TokenOrder, wanted: TokenOrder) -> Tensor:

@@ -28,9 +28,11 @@ def allocate(logits: Tensor, *, costs: Sequence[float] | None = None, budget: fl
 
     Args:
         logits: (B, H, 3).
-        costs: cost of one head as LOW, MID, HIGH and DENSE, from `AttentionPlan.band_costs`; needed with a budget.
-        budget: share of dense attention's cost that all heads of a sample may take together; None for no limit. The
-            allocation with the largest sum of logits within it is found exactly.
+        costs: cost of one head as LOW, MID and HIGH, each with what it takes in addition to its band, and of dense
+            attention alone: from `FreqAttention.band_costs`, or of heads without a LOW branch from
+            `AttentionPlan.band_costs`. Needed with a budget.
+        budget: share of dense attention's cost that all heads of a sample may take together, above 0; None for no limit.
+            The allocation with the largest sum of logits within it is found exactly.
 
     Returns: int64 (B, H) of bands. Nothing waits for the GPU.
 

@@ -6,13 +6,14 @@ Shape legend: B batch, H heads. Timesteps are in [0, 1], and 1 is the most noise
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from freqformer._validate import check_choice, check_whole
 from freqformer.routing.statistics import NUM_STATISTICS
 
 Prior = Literal["paper", "none"]
@@ -37,6 +38,16 @@ def sinusoidal_embedding(timestep: Tensor, width: int, *, fastest: float = 1000.
     steps = torch.arange(width // 2, device=timestep.device, dtype=torch.float32)
     angles = timestep.float()[:, None] * fastest * torch.exp(-math.log(10_000) / (width // 2) * steps)
     return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+class WideLinear(nn.Linear):
+    """A linear layer that computes in its input's dtype, whatever dtype its weights are kept in."""
+
+    def forward(self, x: Tensor | None = None) -> Any:  # type: ignore[override]
+        """(..., inputs) -> (..., outputs); without an input weight and bias, for other code that takes them."""
+        if x is None:
+            return self.weight, self.bias
+        return functional.linear(x, self.weight.to(x), self.bias.to(x))
 
 
 class RoutingNetwork(nn.Module):
@@ -65,15 +76,15 @@ class RoutingNetwork(nn.Module):
         statistics: bool = True,
     ) -> None:
         super().__init__()
-        if prior not in get_args(Prior):
-            raise ValueError(f"prior is {prior!r}; choose one of {', '.join(get_args(Prior))}")
+        check_choice("prior", prior, get_args(Prior))
+        check_whole("num_heads", num_heads, 1)
         self.num_heads, self.prior, self.time_width = num_heads, prior, 32
         self.num_statistics = NUM_STATISTICS if statistics else 0
         self.head_embedding = nn.Parameter(torch.randn(num_heads, 16))
         self.head_bias = nn.Parameter(_initial_bias(num_heads, initial))
         inputs = self.num_statistics + self.time_width + self.head_embedding.shape[1]
-        last = nn.Linear(hidden, NUM_BANDS)
-        self.layers = nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), last)
+        last = WideLinear(hidden, NUM_BANDS)
+        self.layers = nn.Sequential(WideLinear(inputs, hidden), nn.SiLU(), WideLinear(hidden, hidden), nn.SiLU(), last)
         # The prior and the initial bands lead at first, but every input already has a say: the default initialisation
         # would shrink it at every layer.
         for layer in self.layers:
@@ -82,18 +93,26 @@ class RoutingNetwork(nn.Module):
                 nn.init.zeros_(layer.bias)
         nn.init.normal_(last.weight, std=0.1 / math.sqrt(hidden))
 
-    def forward(self, statistics: Tensor | None, timestep: Tensor) -> Tensor:
+    def forward(
+        self, statistics: Tensor | None, timestep: Tensor, *, launch: Callable[[list[Tensor]], Any] | None = None
+    ) -> Any:
         """Score the bands.
 
         Args:
             statistics: (B, H, 8) from `routing_statistics`; detached here. None where the network is made without.
             timestep: (B,) in [0, 1], 1 is the most noise; detached here.
+            launch: what computes the scores in place of this code, from the embedding and bias of heads and then weight
+                and bias of each layer; statistics are its own then. It is called where all hooks on this module and its
+                layers have run, which may be what brings the weights.
 
-        Returns: logits (B, H, 3) of LOW, MID and HIGH, float32 at least.
+        Returns: what `launch` returns, or logits (B, H, 3) of LOW, MID and HIGH, float32 at least.
 
         Raises:
             ValueError: for statistics or a timestep of another shape.
         """
+        linear = [layer for layer in self.layers if isinstance(layer, WideLinear)]
+        if launch is not None:
+            return launch([self.head_embedding, self.head_bias, *(x for layer in linear for x in layer())])
         self._check(statistics, timestep)
         # A choice steps where rounding differs, so the router never runs in less than float32, whatever its weights are in.
         wide = torch.float64 if self.head_bias.dtype == torch.float64 else torch.float32
@@ -104,10 +123,7 @@ class RoutingNetwork(nn.Module):
             if statistics is not None:
                 # Fixed scaling: a normalisation would remove the scale of the energies.
                 parts.insert(0, statistics.detach().to(wide) * STATISTIC_SCALE)
-            x = torch.cat(parts, -1)
-            for layer in self.layers:
-                x = _linear(x, layer) if isinstance(layer, nn.Linear) else layer(x)
-            logits = x + self.head_bias.to(wide)
+            logits = self.layers(torch.cat(parts, -1)) + self.head_bias.to(wide)
         return logits + self._prior(timestep.detach().to(wide))[:, None]
 
     @property
@@ -129,10 +145,6 @@ class RoutingNetwork(nn.Module):
         """(B,) -> (B, 3) logits."""
         lean = (2 * timestep - 1) * self.prior_strength
         return torch.stack([lean, torch.zeros_like(lean), -lean], -1)
-
-
-def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
-    return functional.linear(x, layer.weight.to(x), layer.bias.to(x))
 
 
 def _initial_bias(num_heads: int, initial: Sequence[int] | None) -> Tensor:

@@ -11,6 +11,7 @@ K kinds of tiles by extents.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,24 +21,32 @@ from torch.nn import functional
 
 from freqformer.bands import band_masks, check_features, dct_matrix
 from freqformer.config import FreqFormerConfig
-from freqformer.grid import Extents, Grid, TileLayout, TokenOrder, tile_layout
+from freqformer.grid import TILE_SLOTS, Extents, Grid, TileLayout, TokenOrder, tile_layout
 from freqformer.tracing import constant_result
 
 NUM_STATISTICS = 8
 """Log energies of 3 bands for queries and for keys, and the input's roughness in time and in space."""
 STATISTIC_TILES = 32
-"""Most tiles that statistics are taken over: 4,096 tokens at most."""
+"""Most tiles that statistics are taken over: 4,096 tokens at most, twice that where differences are read across tiles."""
 FLOOR = 1e-6
 """Added to energies before the logarithm, and to the variance that roughness is relative to."""
 GOLDEN = (math.sqrt(5) - 1) / 2
+ROWS = 6
+"""Weighted sums of a tile's power."""
+TIME_ROW, SPACE_ROW = 3, 4
+"""Of them, squared differences of neighbours in time and in space."""
 
 
 @dataclass(frozen=True, eq=False)
 class TileSample:
-    """The tiles that statistics are taken over, and what is computed of each; made by `tile_sample`."""
+    """The tiles that statistics are taken over, and what is computed of each; made by `tile_sample`.
+
+    Where tiles are one frame deep, or one token high and wide, boxes of several tiles come behind them, for differences in
+    time or in space.
+    """
 
     raster: Tensor
-    """Raster place of every token of every sampled tile, -1 behind a tile's last: int64 (S, L)."""
+    """Raster place of every token of every sampled tile or box, -1 behind its last: int64 (S, L)."""
     tile: Tensor
     """The same, places in tile order."""
     kind: Tensor
@@ -59,23 +68,61 @@ def tile_sample(grid: Grid, config: FreqFormerConfig) -> TileSample:
     """The sample of a grid's tiles: all, or one of each of `STATISTIC_TILES` runs of neighbouring tiles; cached."""
     layout = tile_layout(grid, config.tile)
     chosen = torch.tensor(_spread(layout.num_tiles))
-    extents = [_extents(layout, place) for place in layout.coordinates()[chosen].tolist()]
-    kinds = list(dict.fromkeys(extents))
-    first = [int(chosen[extents.index(kind)]) for kind in kinds]
+    coordinates = layout.coordinates()[chosen].tolist()
+    extents = [_extents(layout, place) for place in coordinates]
+    first = {box: int(chosen[extents.index(box)]) for box in dict.fromkeys(extents)}
     masks = band_masks((grid, layout.tile), config)[:, layout.raster_to_tile]
-    bands = [masks[:, layout.offsets[tile] : layout.offsets[tile + 1]].double() for tile in first]
-    weights = [torch.cat([band, _curvature(kind)]) for band, kind in zip(bands, kinds, strict=True)]
-    counted = torch.tensor([_counted(box) for box in extents]).sum(0)
+    bands = {box: masks[:, layout.offsets[tile] : layout.offsets[tile + 1]].double() for box, tile in first.items()}
+    weighed = {(box, None): torch.cat([bands[box], _curvature(box)]) for box in first}
+    counted = torch.tensor([_counted(box) for box in extents])
     slot = torch.arange(layout.slots)
     places = (layout.offsets[chosen, None] + slot).masked_fill(slot >= layout.counts[chosen, None], -1)
+    raster = [torch.where(places < 0, -1, layout.raster_to_tile[places])]
+    items: list[tuple[Extents, int | None]] = [(box, None) for box in extents]
+    origins = [tuple(step * side for step, side in zip(place, layout.tile, strict=True)) for place in coordinates]
+    for row, axes in ((TIME_ROW, (0,)), (SPACE_ROW, (1, 2))):
+        box = _box_across(layout, axes)
+        if int(counted[:, row].sum()) or box is None:
+            continue
+        # No tile has neighbours along these axes, so boxes of several tiles are read for that difference alone.
+        only = (torch.arange(ROWS) == row).long()
+        weighed[box, row] = torch.cat([torch.zeros(3, math.prod(box)).double(), _curvature(box)]) * only[:, None]
+        counted = torch.cat([counted, torch.tensor([_counted(box)] * len(origins)) * only])
+        raster.append(torch.stack([_box_places(grid, box, origin) for origin in origins]))
+        items += [(box, row)] * len(origins)
+    longest = max(rows.shape[1] for rows in raster)
+    joined = torch.cat([functional.pad(rows, (0, longest - rows.shape[1]), value=-1) for rows in raster])
+    kinds = list(weighed)
+    weights = torch.stack([_padded(weighed[kind], ROWS, longest) for kind in kinds])
     return TileSample(
-        raster=torch.where(places < 0, -1, layout.raster_to_tile[places]),
-        tile=places,
-        kind=torch.tensor([kinds.index(box) for box in extents]),
-        transform=torch.stack([_padded(_transform(kind), layout.slots, layout.slots) for kind in kinds]),
+        raster=joined,
+        tile=torch.where(joined < 0, -1, layout.tile_to_raster[joined]),
+        kind=torch.tensor([kinds.index(item) for item in items]),
+        transform=torch.stack([_padded(_transform(box), longest, longest) for box, _ in kinds]),
         # Where no pair of neighbours is, there is no difference to divide.
-        weights=torch.stack([_padded(rows, 6, layout.slots) for rows in weights]) / counted.clamp_min(1)[:, None],
+        weights=weights / counted.sum(0).clamp_min(1)[:, None],
     )
+
+
+def _box_across(layout: TileLayout, axes: tuple[int, ...]) -> Extents | None:
+    """A tile stretched to neighbours along the axes, of no more tokens than a tile may hold; None where there are none."""
+    box = [min(side, total) for side, total in zip(layout.tile, layout.grid.shape, strict=True)]
+    for axis in axes:
+        box[axis] = min(2, layout.grid.shape[axis])
+    if all(box[axis] == 1 for axis in axes):
+        return None
+    while math.prod(box) > TILE_SLOTS:
+        widest = max((axis for axis in range(len(box)) if axis not in axes), key=box.__getitem__)
+        box[widest] -= box[widest] // 2
+    return (box[0], box[1], box[2])
+
+
+def _box_places(grid: Grid, box: Extents, origin: Sequence[int]) -> Tensor:
+    """Raster places of a box's tokens, moved inwards at the borders: int64 (tokens,)."""
+    sides = zip(origin, box, grid.shape, strict=True)
+    axes = [torch.arange(side) + min(start, total - side) for start, side, total in sides]
+    time, height, width = torch.meshgrid(*axes, indexing="ij")
+    return ((time * grid.height + height) * grid.width + width).flatten()
 
 
 def _spread(num_tiles: int) -> list[int]:

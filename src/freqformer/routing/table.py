@@ -105,7 +105,8 @@ class RoutingTable:
                 allocations (S, L, H), of which the most frequent band does.
             config: of the layers, its tile pinned.
             num_buckets: equal shares of [0, 1]. A bucket with no sample takes the nearest one that has some.
-            costs, budget: hold every bucket and layer to a FLOP budget, as in `allocate`; logits only.
+            costs, budget: hold every bucket and layer to a FLOP budget, as in `allocate`; logits only. Costs of a layer,
+                its LOW branch included, are `FreqAttention.band_costs`.
             layers: the model's attention layers, `model.attentions`; another model then refuses the table.
 
         Raises:
@@ -141,7 +142,8 @@ class RoutingTable:
 
         Args:
             layer: from 0.
-            num_heads, config: of that layer. `mid_tiles`, and the tile where it is not pinned, come from the table.
+            num_heads, config: of that layer. `mid_tiles`, and the tile where it is not pinned, come from the table;
+                `deterministic` is the layer's.
 
         Raises:
             ValueError: for other heads or layers than the table's, or bands that mean something else.
@@ -153,13 +155,14 @@ class RoutingTable:
                 "table from this model"
             )
         own = replace(config, mid_tiles=self.config.mid_tiles, tile=config.tile or self.config.tile)
-        if own != self.config:
+        # How it is computed is the layer's, and no part of what bands mean.
+        if own != replace(self.config, deterministic=own.deterministic):
             raise ValueError(
-                f"table.config is {self.config}; the layer has {config}, and only mid_tiles and an unpinned tile may "
-                "differ: freeze a table from this model"
+                f"table.config is {self.config}; the layer has {config}, and only mid_tiles, deterministic and an unpinned "
+                "tile may differ: freeze a table from this model"
             )
         kept = self.mid_tiles[:, layer, 0].tolist()
-        return self.bands[:, layer], [replace(self.config, mid_tiles=tiles or None) for tiles in kept]
+        return self.bands[:, layer], [replace(own, mid_tiles=tiles or None) for tiles in kept]
 
     def save(self, folder: str | Path) -> None:
         """Write `routing_table.safetensors` and `routing_table.json` into a folder, which is made if missing.

@@ -76,6 +76,11 @@ def test_any_grid(grid: Grid) -> None:
     check_score(make_features(grid), (None, None), grid, FreqFormerConfig())
 
 
+@pytest.mark.parametrize("tile", [(1, 2, 4), (4, 1, 1)])
+def test_boxes_across_tiles(tile: tuple[int, int, int]) -> None:
+    check_score(make_features(RAGGED), make_norms(), RAGGED, FreqFormerConfig(tile=tile))
+
+
 def test_logits_are_near_float64_where_a_band_is_nearly_empty() -> None:
     # Constant queries: what leaks from the low band into the others would show in their logarithm.
     grid = Grid(4, 8, 8)
@@ -178,3 +183,14 @@ def test_operator_checks() -> None:
         operation, (None, torch.rand(2), weights, 0.0), test_utils=("test_schema", "test_faketensor")
     )
     assert set(checks.values()) == {"SUCCESS"}
+
+
+def test_weights_are_taken_where_hooks_bring_them() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    grid, config = Grid(2, 4, 3), FreqFormerConfig(tile=(2, 2, 3), window=(1, 1, 1), summary_tokens=0)
+    layer = FreqAttention(HEADS * HEAD_DIM, HEADS, config).eval()
+    hidden, timestep = torch.randn(1, grid.num_tokens, HEADS * HEAD_DIM), torch.tensor([0.9])
+    with torch.no_grad():
+        expected = layer(hidden, grid, timestep, impl="triton")
+        accelerate.cpu_offload(layer, execution_device=torch.device("cpu"))
+        assert torch.equal(layer(hidden, grid, timestep, impl="triton"), expected)

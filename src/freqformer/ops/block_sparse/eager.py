@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from freqformer.ops.block_sparse.api import TileLists
@@ -111,7 +110,7 @@ def _weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
     nothing = bias.isneginf().all(-1)
     scores = torch.baddbmm(bias[:, None].to(query.dtype), query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
     weights = scores.softmax(-1)
-    return weights.masked_fill_(nothing[:, None, None], 0) if bool(nothing.any()) else weights
+    return weights.masked_fill(nothing[:, None, None], 0) if bool(nothing.any()) else weights
 
 
 def _slopes(grad_weights: Tensor, weights: Tensor) -> Tensor:
@@ -131,8 +130,10 @@ def _add_tiles(total: Tensor, index: Tensor, tiles: Tensor) -> None:
 
 
 class _GatherAttention(torch.autograd.Function):
+    """The attention; its backward is made of differentiable operations, so that gradients have gradients too."""
+
     @staticmethod
-    def forward(ctx: Any, tiles: _Tiles, query: Tensor, key: Tensor, value: Tensor, *extras: Tensor) -> Tensor:
+    def forward(tiles: _Tiles, query: Tensor, key: Tensor, value: Tensor, *extras: Tensor) -> Tensor:  # type: ignore[override]
         extra_key, extra_value, extra_bias = extras
         wide = extra_bias.dtype
         padded_query, key_tiles, value_tiles = tiles.pad(query), key, value
@@ -144,13 +145,22 @@ class _GatherAttention(torch.autograd.Function):
             k = _gathered(key_tiles, extra_key, chunk, wide)
             v = _gathered(value_tiles, extra_value, chunk, wide)
             out[chunk.row, chunk.queries] = (_weights(q, k, chunk.bias) @ v).to(out.dtype)
-        out = tiles.compact(out)
-        ctx.tiles = tiles
-        ctx.save_for_backward(query, key, value, *extras)
-        return out
+        return tiles.compact(out)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:  # type: ignore[override]
+        tiles, *tensors = inputs
+        ctx.tiles = tiles
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Any:
+        raise ValueError(
+            "forward-mode differentiation reached eager attention, which has none: take reverse mode (torch.func.grad, "
+            "backward), or impl='reference'"
+        )
+
+    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value, extra_key, extra_value, extra_bias = ctx.saved_tensors
         tiles, wide = ctx.tiles, extra_bias.dtype
@@ -164,7 +174,7 @@ class _GatherAttention(torch.autograd.Function):
         for chunk in tiles.chunks(extra_bias):
             q, grad_out = (x[chunk.row, chunk.queries].to(wide) for x in padded)
             # Padding slots repeat a token; their share of the gradients is dropped here.
-            grad_out *= tiles.valid[chunk.queries][..., None]
+            grad_out = grad_out * tiles.valid[chunk.queries][..., None]
             k = _gathered(key_tiles, extra_key, chunk, wide)
             v = _gathered(value_tiles, extra_value, chunk, wide)
             weights = _weights(q, k, chunk.bias)

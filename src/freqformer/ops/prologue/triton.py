@@ -57,6 +57,7 @@ def prepare_rows(
     *,
     parameters: AttentionParameters | None,
     token_order: TokenOrder,
+    text_mask: Tensor | None = None,
 ) -> PreparedRows:
     """Norm, band features, rotary embedding, tile order, low tokens, summaries, text and tile sums of all rows.
 
@@ -68,6 +69,7 @@ def prepare_rows(
         band_blocks: key blocks by `Band`, int32 (4,): what rows are ordered by.
         parameters: learned inputs, or None.
         token_order: order of the video tokens and of the rotary tables.
+        text_mask: bool (B, X), False for text tokens that nothing may reach from; None for none.
     """
     plan, keys = tables.plan, tables.keys
     learned = parameters or AttentionParameters()
@@ -86,6 +88,7 @@ def prepare_rows(
         token_order == "raster",
         FEATURES.index(plan.config.band_features),
         tables.sums,
+        None if text_mask is None else text_mask.contiguous(),
     )
     return PreparedRows(*outputs)
 
@@ -94,7 +97,8 @@ def prepare_rows(
     "freqformer::prologue",
     mutates_args=(),
     schema="(Tensor query, Tensor key, Tensor value, Tensor allocation, Tensor[] layout, Tensor?[] matrices, "
-    "Tensor[] cells, Tensor?[] learned, float eps, int[] segments, int num_text, bool raster, int features, bool sums) "
+    "Tensor[] cells, Tensor?[] learned, float eps, int[] segments, int num_text, bool raster, int features, bool sums, "
+    "Tensor? text_mask) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _prologue(
@@ -112,6 +116,7 @@ def _prologue(
     raster: bool,
     features: int,
     sums: bool,
+    text_mask: Tensor | None,
 ) -> tuple[Tensor, ...]:
     outputs = _outputs(query, layout, cells, learned, segments, sums)
     buffers, tile_sums, bands, order = outputs[:3], outputs[3] if sums else None, outputs[4], outputs[5]
@@ -165,6 +170,7 @@ def _prologue(
         (query_norm, key_norm, rotary, pooling),
         (order, bands, cells[3]),
         cells[2],
+        text_mask,
         (heads, rows, tokens, segments[6], tiles, tokens - num_text, segments[7]),
         tuple(segments[1:5]),
         jobs,
@@ -184,7 +190,7 @@ def _prologue(
 
 
 @_prologue.register_fake
-def _(query, key, value, allocation, layout, matrices, cells, learned, eps, segments, num_text, raster, features, sums):
+def _(query, key, value, allocation, layout, matrices, cells, learned, eps, segments, num_text, raster, features, sums, *_):
     return _outputs(query, layout, cells, learned, segments, sums)
 
 

@@ -47,6 +47,7 @@ def prepare_rows_backward(
     *,
     parameters: AttentionParameters | None,
     token_order: TokenOrder,
+    text_mask: Tensor | None = None,
 ) -> PrologueGrads:
     """Gradients of `prepare_rows`, from those of its buffers, the same bits every time.
 
@@ -55,7 +56,7 @@ def prepare_rows_backward(
         tensors: query, key and value (B, N + X, H, D) as `prepare_rows` took them.
         bands: `Band` of every row, int32 (R,).
         pools: key and value buffers, whose summaries are read, and the log-sum-exp of pooling scores float32 (R, C, 2).
-        tables, parameters, token_order: as in `prepare_rows`. The rotary tables get no gradient.
+        tables, parameters, token_order, text_mask: as in `prepare_rows`. The rotary tables get no gradient.
     """
     plan, keys = tables.plan, tables.keys
     learned = parameters or AttentionParameters()
@@ -75,6 +76,7 @@ def prepare_rows_backward(
         plan.num_text_tokens,
         token_order == "raster",
         FEATURES.index(plan.config.band_features),
+        None if text_mask is None else text_mask.contiguous(),
     )
     given = (learned.query_norm, learned.key_norm, learned.gains, learned.summary_queries)
     rest = (grad if x is not None else None for x, grad in zip(given, outputs[3:], strict=True))
@@ -91,8 +93,8 @@ def cell_of_tile(plan: AttentionPlan, device: torch.device) -> Tensor:
     "freqformer::prologue_backward",
     mutates_args=(),
     schema="(Tensor[] buffer_grads, Tensor[] tensors, Tensor bands, Tensor[] pools, Tensor[] layout, Tensor?[] matrices, "
-    "Tensor[] cells, Tensor?[] learned, float eps, int[] segments, int num_text, bool raster, int features) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "Tensor[] cells, Tensor?[] learned, float eps, int[] segments, int num_text, bool raster, int features, "
+    "Tensor? text_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _prologue_backward(
     buffer_grads: Sequence[Tensor],
@@ -108,6 +110,7 @@ def _prologue_backward(
     num_text: int,
     raster: bool,
     features: int,
+    text_mask: Tensor | None,
 ) -> tuple[Tensor, ...]:
     batch, tokens, heads, head_dim = tensors[0].shape
     rows, key_rows, tiles = batch * heads, buffer_grads[1].shape[1], layout[2].shape[0]
@@ -187,6 +190,7 @@ def _prologue_backward(
             tuple(grads),
             shares,
             (query_norm, key_norm),
+            text_mask,
             (heads, rows, tokens, tokens - num_text, key_rows, tiles, tiles + text_blocks),
             segments[4],
             eps,

@@ -30,7 +30,9 @@ from freqformer.ops.prologue.triton_tokens import (
     DENSE,
     HIGH,
     MID,
+    finite_where_masked,
     rotary_tables,
+    seen_text,
     write_tokens,
 )
 
@@ -324,6 +326,7 @@ def text_grads(
     grads,
     shares,
     norms,
+    text_mask,
     sizes,
     text_at,
     eps,
@@ -334,6 +337,7 @@ def text_grads(
 
     Args:
         norms: norm weights of queries and keys, each may be None.
+        text_mask: as in `finish_rows`.
         sizes: H, R, N + X, N, S, T, shares of a row.
         text_at: first row of the text in the key buffer.
     """
@@ -344,15 +348,18 @@ def text_grads(
     place, live = video + slot, slot < tokens - video
     own_grads = (sample.to(tl.int64) * tokens * heads + head) * D
     share_at = (wide_row * row_shares + tiles + block) * D + tl.arange(0, D)
+    seen = seen_text(text_mask, sample, tokens - video, slot, live)
     g = given(buffer_grads[0] + wide_row * tokens * D, place, live, D).to(tl.float32)
     if norms[0] is not None:
         raw = load_tokens(inputs[0], strides[0], sample, head, place, live, D)
+        if text_mask is not None:
+            raw = finite_where_masked(raw, seen)
         g, share = norm_grads(g, raw, norms[0], eps, D)
         tl.store(shares[0] + share_at, share)
     write_tokens(grads[0] + own_grads, place * heads, live, g)
     g = given(buffer_grads[1] + (wide_row * key_rows + text_at) * D, slot, live, D).to(tl.float32)
     if norms[1] is not None:
-        raw = load_tokens(inputs[1], strides[1], sample, head, place, live, D)
+        raw = load_tokens(inputs[1], strides[1], sample, head, place, seen, D)
         g, share = norm_grads(g, raw, norms[1], eps, D)
         tl.store(shares[1] + share_at, share)
     write_tokens(grads[1] + own_grads, place * heads, live, g)

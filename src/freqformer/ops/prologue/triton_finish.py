@@ -15,9 +15,11 @@ from freqformer.ops.prologue.triton_tokens import (
     HIGH,
     LOW,
     MID,
+    finite_where_masked,
     project,
     rotary_tables,
     row_band,
+    seen_text,
     write_tokens,
 )
 
@@ -155,6 +157,7 @@ def finish_rows(
     learned,
     routing,
     zeros,
+    text_mask,
     sizes,
     segments,
     jobs,
@@ -179,6 +182,7 @@ def finish_rows(
         learned: norm weights of queries and keys, rotary tables and pooling queries; each may be None.
         routing: order int32 (R,) and bands int32 (R,) to write, and key blocks by band.
         zeros: first rows of the zero rows.
+        text_mask: (B, X), 0 where a text token may not be seen; None where all may.
         sizes: H, R, N + X, S, T, N, M.
         segments: first rows of the low, mid and high summaries and of the text.
         jobs: how many programs of a row do cells, text and zero rows; one more does the order.
@@ -210,9 +214,13 @@ def finish_rows(
     elif job < jobs[0] + jobs[1]:
         place = (job - jobs[0]) * TEXT_SLOTS + tl.arange(0, TEXT_SLOTS)
         live = place < tokens - video
+        seen = seen_text(text_mask, sample, tokens - video, place, live)
         query = load_tokens(inputs[0], strides[0], sample, head, video + place, live, D)
-        key = load_tokens(inputs[1], strides[1], sample, head, video + place, live, D)
-        value = load_tokens(inputs[2], strides[2], sample, head, video + place, live, D)
+        if text_mask is not None:
+            query = finite_where_masked(query, seen)
+        # Masked keys and values weigh nothing, but 0 times NaN is NaN.
+        key = load_tokens(inputs[1], strides[1], sample, head, video + place, seen, D)
+        value = load_tokens(inputs[2], strides[2], sample, head, video + place, seen, D)
         if query_norm is not None:
             query = norm_tokens(query, query_norm, eps, D)
         if key_norm is not None:

@@ -21,6 +21,24 @@ def row_band(allocation, strides, sample, head):
 
 
 @triton.jit
+def seen_text(text_mask, sample, num_text, place, live):
+    """Which text tokens `place` of a sample may be seen: all that are live where there is no mask (B, X)."""
+    seen = live
+    if text_mask is not None:
+        known = tl.load(text_mask + sample.to(tl.int64) * num_text + place, mask=live, other=0)
+        seen = live & (known.to(tl.int32) != 0)
+    return seen
+
+
+@triton.jit
+def finite_where_masked(x, seen):
+    """Queries x (places, D) of text tokens, 0 for what isn't finite in masked ones: it would reach gradients."""
+    wide = x.to(tl.float32)
+    finite = tl.abs(wide) <= 3.4028234663852886e38
+    return tl.where(seen[:, None] | finite, x, tl.zeros(x.shape, x.dtype))
+
+
+@triton.jit
 def rotary_tables(rotary, place, live, D: tl.constexpr):
     """cos and sin of the tokens `place`, float32 (SLOTS, D / 2)."""
     entry = place[:, None] * (D // 2) + tl.arange(0, D // 2)[None, :]

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from freqformer.buffers import power_of_two
 from freqformer.config import FreqFormerConfig
@@ -52,9 +52,11 @@ def score(network: RoutingNetwork, timestep: Tensor, inputs: Inputs | None) -> t
         ValueError: for an input of another width.
     """
     sums = None if inputs is None else _sums(*inputs)
-    linear = [layer for layer in network.layers if isinstance(layer, nn.Linear)]
-    weights = [network.head_embedding, network.head_bias, *(x for layer in linear for x in (layer.weight, layer.bias))]
-    return torch.ops.freqformer.score_heads(sums, timestep, weights, network.prior_strength)
+
+    def launch(weights: list[Tensor]) -> tuple[Tensor, Tensor]:
+        return torch.ops.freqformer.score_heads(sums, timestep, weights, network.prior_strength)
+
+    return network(None, timestep, launch=launch)
 
 
 def _sums(

@@ -25,6 +25,8 @@ def _best(scores, place, tiles, count, ROWS: tl.constexpr):
     number, is then found bit by bit from the top.
     """
     bits = scores.to(tl.int32, bitcast=True)
+    # -0 is as large as 0, and their bits differ.
+    bits = tl.where(bits == -2147483648, 0, bits)
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.uint32, bitcast=True) ^ 0x80000000
     ordered = tl.where((place < tiles)[None, :], ordered, 0)
     threshold = tl.zeros((ROWS,), tl.uint32)

@@ -332,11 +332,3 @@ def test_odd_heads_are_not_rotated() -> None:
     parameters = AttentionParameters(rotary=(_zeros(105, 2), _zeros(105, 2)))
     with pytest.raises(ValueError, match="make head_dim even"):
         frequency_attention(query, key, value, grid=RAGGED, allocation=[0], config=SMALL, parameters=parameters)
-
-
-def test_second_derivatives_are_refused() -> None:
-    x, config = torch.randn(1, 32, 1, 4, requires_grad=True), replace(SMALL, summary_tokens=0)
-    out = frequency_attention(x, x, x, grid=Grid(2, 4, 4), allocation=[2], config=config, impl="eager")
-    (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.square().sum().backward()

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.support.layers import CONFIG, DIM, GRID, HEADS, TIMESTEP, make_input, make_layer, make_rotary, make_table
+from tests.support.layers import (
+    CONFIG,
+    DIM,
+    GRID,
+    HEADS,
+    TIMESTEP,
+    make_input,
+    make_layer,
+    make_rotary,
+    make_table,
+    weights_of,
+)
 
-from freqformer import FreqAttention
+from freqformer import FreqAttention, Grid
 from freqformer.config import Band
+from freqformer.plan import build_plan
 
 
 def with_gates(layer: FreqAttention, scale: float = 0.5) -> FreqAttention:
@@ -26,7 +38,7 @@ def test_low_beside_adds_a_gated_branch_to_every_head(order, allocation):
     hidden, rotary = make_input(), make_rotary(order)
     outputs = []
     for plain in (own, low):
-        plain.load_state_dict(layer.state_dict(), strict=False)
+        plain.load_state_dict(weights_of(layer), strict=False)
         plain.to_out = torch.nn.Identity()
         outputs.append(plain(hidden, GRID, TIMESTEP, rotary, token_order=order).unflatten(2, (HEADS, -1)))
     assert torch.equal(layer(hidden, GRID, TIMESTEP, rotary, token_order=order), layer.to_out(outputs[0].flatten(2)))
@@ -53,7 +65,9 @@ def test_gates_and_both_branches_learn_beside_a_router_that_learns():
 def test_low_beside_costs_a_low_branch_and_counts_in_the_budget():
     layer, plain = make_layer(low_beside=True), make_layer().band_costs(GRID)
     costs = torch.tensor(layer.band_costs(GRID))
-    assert costs.tolist() == pytest.approx([cost + plain[Band.LOW] for cost in plain])
+    # What shares are of is dense attention, which has nothing beside it.
+    assert costs[:3].tolist() == pytest.approx([cost + plain[Band.LOW] for cost in plain[:3]])
+    assert costs[Band.DENSE] == pytest.approx(plain[Band.DENSE])
     budget = float(costs[:3].mean() / costs[Band.DENSE])
     layer.set_flop_budget(budget)
     layer(make_input(), GRID, TIMESTEP)
@@ -63,15 +77,9 @@ def test_low_beside_costs_a_low_branch_and_counts_in_the_budget():
 def test_a_table_leaves_low_beside_as_it_is():
     layer, hidden = with_gates(make_layer(low_beside=True)), make_input()
     fixed = make_layer(routing="fixed", allocation=[1, 1, 2], low_beside=True)
-    fixed.load_state_dict(layer.state_dict(), strict=False)
+    fixed.load_state_dict(weights_of(layer), strict=False)
     layer.set_routing_table(make_table(torch.tensor([[[1, 1, 2]]])))
     assert torch.equal(layer(hidden, GRID, TIMESTEP), fixed(hidden, GRID, TIMESTEP))
-
-
-def test_a_dense_layer_has_no_low_branch():
-    dense = make_layer(attention="dense", low_beside=True)
-    assert dense.gates is None
-    assert set(dense.state_dict()) == set(make_layer(attention="dense").state_dict())
 
 
 def test_a_new_layer_routes_softly():
@@ -112,7 +120,7 @@ def test_soft_routing_weighs_each_heads_band_and_low_by_sample(routing):
     outputs = []
     for bands in (allocation, [0, 0, 0]):
         plain = make_layer(routing="fixed", allocation=bands)
-        plain.load_state_dict(layer.state_dict(), strict=False)
+        plain.load_state_dict(weights_of(layer), strict=False)
         plain.to_out = torch.nn.Identity()
         outputs.append(plain(hidden, GRID, TIMESTEP, rotary).unflatten(2, (HEADS, -1)))
     out = layer(hidden, GRID, TIMESTEP, rotary)
@@ -138,7 +146,7 @@ def test_soft_routing_learns_everything(routing):
 def test_a_table_moves_bands_under_soft_routing_and_leaves_its_weights():
     layer, hidden = with_gates(make_layer(routing="soft")), make_input()
     other = make_layer(routing="soft", allocation=[1, 1, 1])
-    other.load_state_dict(layer.state_dict())
+    other.load_state_dict(weights_of(layer))
     layer.set_routing_table(make_table(torch.tensor([[[1, 1, 1]]])))
     out = layer(hidden, GRID, TIMESTEP)
     assert layer.last_allocation.tolist() == [[1, 1, 1]] * 2
@@ -148,3 +156,26 @@ def test_a_table_moves_bands_under_soft_routing_and_leaves_its_weights():
     assert not torch.allclose(other(hidden, GRID, TIMESTEP), out, atol=1e-3)
     other._weights = lambda _: layer._weights(logits)
     assert torch.equal(other(hidden, GRID, TIMESTEP), out)
+
+
+@pytest.mark.parametrize("grid", [Grid(5, 4, 6), Grid(3, 9, 7), Grid(1, 8, 8)], ids=str)
+def test_a_budget_holds_with_the_low_branch_counted(grid):
+    """Shares are of dense attention alone, though every head has a LOW branch in addition to its band."""
+    layer = make_layer(low_beside=True)
+    plan = build_plan(grid, CONFIG, num_heads=HEADS, head_dim=DIM // HEADS, learned_summaries=True)
+    costs = torch.tensor(plan.band_costs())
+    spent = costs[:3] + costs[Band.LOW]
+    for share in (1.0, 1.3, 2.0):
+        budget = float(spent.min() / costs[Band.DENSE]) * share
+        layer.set_flop_budget(budget)
+        layer(torch.randn(2, grid.num_tokens, DIM), grid, TIMESTEP)
+        assert bool((spent[layer.last_allocation].mean(-1) / costs[Band.DENSE] <= budget * (1 + 1e-6)).all())
+    for routing in ("soft", "timed"):
+        soft = torch.tensor(make_layer(routing=routing, allocation=[2, 2, 2]).band_costs(grid))
+        torch.testing.assert_close(soft, torch.cat([spent, costs[3:]]))
+
+
+@pytest.mark.parametrize("budget", [float("nan"), True, "0.5", -0.1])
+def test_budgets_that_are_none_are_refused(budget):
+    with pytest.raises(ValueError, match="budget is"):
+        make_layer().set_flop_budget(budget)

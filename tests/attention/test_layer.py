@@ -7,7 +7,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.support.layers import CONFIG, DIM, GRID, HEADS, TIMESTEP, make_input, make_layer, make_rotary, make_table
+from tests.support.layers import (
+    CONFIG,
+    DIM,
+    GRID,
+    HEADS,
+    TIMESTEP,
+    make_input,
+    make_layer,
+    make_rotary,
+    make_table,
+    weights_of,
+)
 
 from freqformer import AttentionParameters, FreqAttention, Grid, frequency_attention
 from freqformer.config import Band
@@ -20,7 +31,7 @@ from freqformer.routing import RoutingTable
 def test_all_dense_heads_are_the_dense_layer(rotary):
     banded = make_layer(routing="fixed", allocation=[3, 3, 3])
     dense = make_layer(attention="dense")
-    dense.load_state_dict({name: value for name, value in banded.state_dict().items() if "summary" not in name})
+    dense.load_state_dict(weights_of(banded))
     hidden = make_input()
     expected = dense(hidden, GRID, TIMESTEP, rotary)
     torch.testing.assert_close(banded(hidden, GRID, TIMESTEP, rotary), expected, rtol=1e-5, atol=1e-6)
@@ -134,7 +145,7 @@ def test_a_table_decides_by_timestep_in_place_of_the_router():
     assert layer.last_allocation.tolist() == [[0, 1, 2], [2, 3, 1]]
     for sample, bands in enumerate(([0, 1, 2], [2, 3, 1])):
         fixed = make_layer(routing="fixed", allocation=bands)
-        fixed.load_state_dict({k: v for k, v in layer.state_dict().items() if "router" not in k})
+        fixed.load_state_dict(weights_of(layer, "router"))
         expected = fixed(hidden[sample : sample + 1], GRID, TIMESTEP[sample : sample + 1], make_rotary())
         torch.testing.assert_close(out[sample : sample + 1], expected, rtol=1e-5, atol=1e-6)
     layer.set_routing_table(None)
@@ -151,7 +162,7 @@ def test_buckets_may_keep_other_numbers_of_tiles():
     out = layer(hidden, GRID, timestep, make_rotary())
     for sample, kept in enumerate((1, None, 4, 4)):
         fixed = make_layer(replace(CONFIG, mid_tiles=kept), routing="fixed", allocation=[1, 1, 1])
-        fixed.load_state_dict({k: v for k, v in layer.state_dict().items() if "router" not in k})
+        fixed.load_state_dict(weights_of(layer, "router"))
         expected = fixed(hidden[sample : sample + 1], GRID, timestep[sample : sample + 1], make_rotary())
         torch.testing.assert_close(out[sample : sample + 1], expected, rtol=1e-5, atol=1e-6)
 
@@ -243,7 +254,7 @@ def test_autocast_reaches_the_operation(monkeypatch):
         taken.append((*(x.dtype for x in tensors), given["impl"]))
         return frequency_attention(*tensors, **given)
 
-    monkeypatch.setattr("freqformer.attention.frequency_attention", attend)
+    monkeypatch.setattr("freqformer.attention.layer.frequency_attention", attend)
     with torch.autocast("cpu", torch.bfloat16):
         out = make_layer()(make_input(), GRID, TIMESTEP)
     assert taken == [(torch.bfloat16,) * 3 + ("auto",)]
@@ -307,3 +318,20 @@ def test_a_call_in_inference_mode_leaves_nothing_that_training_stumbles_over():
         layer(hidden, grid, TIMESTEP, token_order="raster")
     layer(hidden, grid, TIMESTEP, token_order="raster").sum().backward()
     assert layer.to_q.weight.grad is not None
+
+
+def test_how_it_is_computed_is_no_part_of_what_bands_mean():
+    """`deterministic` changes nothing in this version: no code gives other bits at every run."""
+    layer, other = (make_layer(replace(CONFIG, deterministic=value), routing="fixed") for value in (True, False))
+    table = make_table(torch.tensor([[[0, 1, 2]], [[2, 1, 0]]]))
+    outputs = []
+    for one in (layer, other):
+        one.set_routing_table(table)
+        assert {config.deterministic for config in one.configs} == {one.config.deterministic}
+        for _ in range(2):
+            one.zero_grad()
+            out = one(make_input(), GRID, TIMESTEP)
+            out.square().sum().backward()
+            assert one.to_q.weight.grad is not None
+            outputs.append((out, one.to_q.weight.grad.clone()))
+    assert all(torch.equal(x, y) for pair in outputs[1:] for x, y in zip(pair, outputs[0], strict=True))

@@ -1,0 +1,124 @@
+"""Frequency-banded attention as a function: every head uses the operator of its band."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from freqformer.config import FreqFormerConfig
+from freqformer.grid import Grid
+from freqformer.ops import fused, unfused
+from freqformer.ops.checks import check_options, check_parameters, check_tensors
+from freqformer.ops.implementation import ImplChoice, resolve
+from freqformer.ops.parameters import AttentionParameters
+from freqformer.ops.tokens import TokenOrder
+from freqformer.plan import AttentionPlan, Selection, build_plan
+
+
+def frequency_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    grid: Grid,
+    allocation: Tensor | Sequence[int],
+    config: FreqFormerConfig,
+    num_text_tokens: int = 0,
+    text_mask: Tensor | None = None,
+    parameters: AttentionParameters | None = None,
+    plan: AttentionPlan | None = None,
+    selection: Selection | None = None,
+    token_order: TokenOrder = "raster",
+    impl: ImplChoice = "auto",
+) -> Tensor:
+    """Self-attention over video tokens, with one operator per head: low, mid, high or dense.
+
+    `torch.compile` takes it whole. Gradients of gradients, and `torch.func.grad`, need impl="eager" or "reference";
+    `torch.vmap` and forward-mode differentiation are refused.
+
+    Args:
+        query, key, value: (batch, video tokens + text tokens, heads, head_dim), float64, float32, float16 or bfloat16;
+            queries and keys normalised and rotated, but for what `parameters` asks the operation to do.
+        grid: the video's token grid.
+        allocation: `Band` of every head, (heads,) or (batch, heads), whole numbers 0 to 3. impl="triton" doesn't read back
+            one that is on the GPU: a head whose number is no band gives NaN there.
+        config: bands, patterns and summaries.
+        num_text_tokens: text tokens behind the video tokens. Text is never compressed; text queries see everything.
+        text_mask: bool (batch, num_text_tokens), True where a text token may be seen. What masked tokens hold, NaN
+            included, reaches no other token.
+        parameters: what is learned; None takes low summaries only, no offsets and unit gains.
+        plan: the plan of this grid and config, built outside a compiled region; None builds or finds it.
+        selection: the tiles of MID heads for `mid_pattern="topk"`; None chooses them by tile means, the lower tile
+            first among equal ones.
+        token_order: order of the video tokens in and out, `raster` or `tile`.
+        impl: `triton` (fused, on a GPU; head_dim 16, 32, 64 or 128, not float64), `eager` (linear memory, any device),
+            `reference` (full masks), or `auto`: triton on a GPU where it can run, else eager. The log says which, and
+            a warning says once why a GPU runs eager.
+
+    Returns: (batch, tokens, heads, head_dim) in the dtype of the query.
+
+    Raises:
+        ValueError: for shapes, dtypes, bands or options that do not fit, naming the argument and the remedy.
+    """
+    check_tensors(query, key, value, grid, num_text_tokens, text_mask)
+    check_options(config, selection, token_order, impl)
+    check_parameters(parameters, query, grid, config)
+    plan = _plan_for(query, grid, config, num_text_tokens, parameters, plan)
+    tensors = (query, key, value)
+    chosen = resolve(impl, query.device.type, fused.obstacle(tensors, parameters))
+    if chosen == "triton":
+        return fused.fused_attention(
+            tensors,
+            allocation,
+            plan=plan,
+            parameters=parameters,
+            text_mask=text_mask,
+            selection=selection,
+            token_order=token_order,
+        )
+    return unfused.unfused_attention(
+        tensors,
+        allocation,
+        plan=plan,
+        parameters=parameters,
+        text_mask=text_mask,
+        selection=selection,
+        token_order=token_order,
+        impl=chosen,
+    )
+
+
+def _plan_for(
+    query: Tensor,
+    grid: Grid,
+    config: FreqFormerConfig,
+    num_text_tokens: int,
+    parameters: AttentionParameters | None,
+    plan: AttentionPlan | None,
+) -> AttentionPlan:
+    heads, head_dim = query.shape[2:]
+    learned = parameters is not None and parameters.summary_queries is not None
+    if plan is None:
+        return build_plan(
+            grid,
+            config,
+            num_heads=heads,
+            head_dim=head_dim,
+            num_text_tokens=num_text_tokens,
+            learned_summaries=learned,
+        )
+    if not isinstance(plan, AttentionPlan):
+        raise ValueError(f"plan is {plan!r}; an AttentionPlan or None is allowed: make it with build_plan")
+    made = (
+        plan.layout.grid,
+        plan.config,
+        plan.num_heads,
+        plan.head_dim,
+        plan.num_text_tokens,
+        plan.learned_summaries,
+    )
+    asked = (grid, config, heads, head_dim, num_text_tokens, learned)
+    if made != asked:
+        raise ValueError(f"plan was built for {made}; this call has {asked}: build it with build_plan for this call")
+    return plan

@@ -1,0 +1,88 @@
+"""The bands of a layer's heads: in its memory, in its state dict, and through every way of making and moving a module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ALLOCATION = "allocation"
+SUMMARIES = ("summary_queries", "summary_offsets")
+"""Parameters that older versions also made, and saved, where no summaries are."""
+
+
+class HeadBands(nn.Module):
+    """A module that knows the band of each of its heads.
+
+    `bands` holds them as plain numbers, which survive the meta device and `to_empty`; the buffer `allocation` has the
+    same numbers where the parameters are, and puts them into the state dict. A table that replaces them isn't part of
+    it.
+    """
+
+    attention: str
+    bands: tuple[int, ...]
+    allocation: Tensor
+    """int64 (H,)."""
+    table_bands: Tensor | None
+    """Bands of a routing table by timestep bucket, int64 (T, H); None without one."""
+
+    def _set_bands(self, bands: Sequence[int], *, fixed: bool) -> None:
+        """Take bands; `fixed` says that they act for good, and aren't just where a router starts."""
+        self.bands, self._fixed = tuple(bands), fixed
+        self.register_buffer(ALLOCATION, torch.tensor(self.bands))
+        self._table: Tensor | None = None
+        self.table_bands = None
+
+    def _set_table(self, bands: Tensor | None) -> None:
+        # Not a buffer: hooks that take buffers elsewhere would lose it, since no state dict holds it.
+        self._table = None if bands is None else bands.cpu()
+        self.table_bands = self._table
+        self._restore()
+
+    def _table_on(self, device: torch.device) -> Tensor | None:
+        """The table's bands where a call is."""
+        if self.table_bands is None or self.table_bands.device == device:
+            return self.table_bands
+        return self.table_bands.to(device)
+
+    def _restore(self) -> None:
+        """Write the numbers again: `to_empty` leaves garbage in buffers."""
+        if self.allocation.device.type == "meta":
+            return
+        with torch.no_grad():
+            self.allocation.copy_(torch.tensor(self.bands, device="cpu"))
+        if self._table is not None:
+            self.table_bands = self._table.to(self.allocation.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        self._restore()
+        return self
+
+    def check_bands(self, found: Tensor, place: str = "the state dict") -> None:
+        """Raise ValueError where the bands that `place` holds are others than this layer's, and these act."""
+        if found.device.type == "meta" or type(found) not in (Tensor, nn.Parameter) or not self._fixed:
+            return
+        bands = found.tolist()
+        if bands != list(self.bands):
+            raise ValueError(
+                f"{place} is of a layer with allocation {bands}, and this one has {list(self.bands)}, in which "
+                "those weights mean something else: make the layer with that allocation, or leave 'allocation' out "
+                "of the state dict to take the weights alone"
+            )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any, **named: Any) -> None:
+        name = prefix + ALLOCATION
+        found = state_dict.get(name)
+        if found is not None:
+            self.check_bands(found)
+        else:
+            # Older versions saved no bands, but summaries that nothing used.
+            for unused in SUMMARIES:
+                if self.attention != "dense" and getattr(self, unused, None) is None:
+                    state_dict.pop(prefix + unused, None)
+            found = state_dict.get(f"{prefix}to_q.weight", self.allocation)
+        state_dict[name] = torch.tensor(self.bands, device=found.device)
+        super()._load_from_state_dict(state_dict, prefix, *rest, **named)

@@ -1,0 +1,125 @@
+"""Eager and reference attention as one operation with gradients, so that compiled graphs hold it whole.
+
+Which rows run together follows from data, so no trace can look inside. The backward computes the forward pass once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from freqformer.ops.block_sparse import Impl
+from freqformer.ops.branches import Branches
+from freqformer.ops.checks import row_numbers
+from freqformer.ops.parameters import LEARNED, AttentionParameters
+from freqformer.ops.tokens import TokenOrder
+from freqformer.plan import AttentionPlan, Selection, plan_numbered
+
+INPUTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor bands, Tensor? summary_queries, Tensor? summary_offsets, "
+    "Tensor? gains, Tensor? query_norm, Tensor? key_norm, Tensor? cos, Tensor? sin, Tensor? text_mask, "
+    "Tensor? selection, SymInt plan, float eps, bool given, str order, str impl"
+)
+LEARNED_AT = slice(4, 11)
+"""Where what is learned, and the rotary tables, stand among the inputs."""
+TENSORS = 13
+"""Inputs that are tensors; the rest are numbers and words."""
+
+# By the lower interface of torch.library: a custom_op's code runs below autograd, and this backward needs it.
+_LIBRARY = torch.library.Library("freqformer", "FRAGMENT")
+_LIBRARY.define(f"unfused_attention({INPUTS}) -> Tensor")
+_LIBRARY.define(f"unfused_attention_backward(Tensor grad_out, {INPUTS}, bool[] wanted) -> Tensor[]")
+
+
+def attention(
+    tensors: tuple[Tensor, Tensor, Tensor],
+    bands: Tensor,
+    *,
+    plan: AttentionPlan,
+    parameters: AttentionParameters | None,
+    text_mask: Tensor | None,
+    selection: Selection | None,
+    token_order: TokenOrder,
+    impl: Impl,
+) -> Tensor:
+    """See `unfused.unfused_attention`; bands (batch, heads) are checked when a graph runs."""
+    given = parameters or AttentionParameters()
+    rotary = (None, None) if given.rotary is None else given.rotary
+    learned = [getattr(given, name) for name in LEARNED]
+    return torch.ops.freqformer.unfused_attention(
+        *tensors,
+        bands.to(tensors[0].device),
+        *learned,
+        *rotary,
+        text_mask,
+        None if selection is None else selection.tiles,
+        plan.key[0],
+        given.norm_eps,
+        parameters is not None,
+        token_order,
+        impl,
+    )
+
+
+def _attend(*inputs: Any) -> Tensor:
+    query, key, value, bands = inputs[:4]
+    *_, text_mask, selection, number, eps, given, order, impl = inputs
+    plan = plan_numbered(number)
+    parameters = _parameters(inputs[LEARNED_AT], eps) if given else None
+    choice = None if selection is None else Selection(selection)
+    branches = Branches((query, key, value), text_mask, plan, parameters, order, impl)
+    # In memory of its own, as what is traced says of it.
+    return branches.output(row_numbers(bands, query), choice).contiguous()
+
+
+def _parameters(learned: Sequence[Tensor | None], eps: float) -> AttentionParameters:
+    *named, cos, sin = learned
+    rotary = None if cos is None or sin is None else (cos, sin)
+    return AttentionParameters(**dict(zip(LEARNED, named, strict=True)), rotary=rotary, norm_eps=eps)
+
+
+def _attend_backward(grad_out: Tensor, *given: Any) -> list[Tensor]:
+    """Gradients of the inputs that `wanted`, the last argument, asks for; an empty tensor for each other one."""
+    *inputs, wanted = given
+    with torch.enable_grad():
+        own = [
+            x.detach().requires_grad_(asked) if isinstance(x, Tensor) else x
+            for x, asked in zip(inputs[:TENSORS], wanted, strict=True)
+        ]
+        out = _attend(*own, *inputs[TENSORS:])
+        asked = [x for x in own if isinstance(x, Tensor) and x.requires_grad]
+        grads = iter(torch.autograd.grad(out, asked, grad_out, materialize_grads=True))
+    return [next(grads).contiguous() if want else grad_out.new_empty(0) for want in wanted]
+
+
+def _fake_attend(query: Tensor, *_: Any) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+def _fake_backward(grad_out: Tensor, *given: Any) -> list[Tensor]:
+    *inputs, wanted = given
+    tensors = zip(inputs[:TENSORS], wanted, strict=True)
+    return [x.new_empty(x.shape) if want else grad_out.new_empty(0) for x, want in tensors]
+
+
+def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:TENSORS])
+    ctx.options = inputs[TENSORS:]
+
+
+def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    tensors = ctx.saved_tensors
+    wanted = [bool(asked) for asked in ctx.needs_input_grad[:TENSORS]]
+    grads = torch.ops.freqformer.unfused_attention_backward(grad_out, *tensors, *ctx.options, wanted)
+    own = [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
+    return (*own, *(None for _ in ctx.options))
+
+
+_LIBRARY.impl("unfused_attention", _attend, "CompositeExplicitAutograd")
+_LIBRARY.impl("unfused_attention_backward", _attend_backward, "CompositeExplicitAutograd")
+torch.library.register_fake("freqformer::unfused_attention", _fake_attend)
+torch.library.register_fake("freqformer::unfused_attention_backward", _fake_backward)
+torch.library.register_autograd("freqformer::unfused_attention", _backward, setup_context=_setup)
