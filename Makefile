@@ -4,6 +4,8 @@ PYTHON ?= python3
 TORCH ?= 2.13
 # One more place where pip looks for torch: PyTorch's "Get started" page names one with builds for a CPU.
 TORCH_INDEX ?=
+# Releases of torch for `make test-versions`, all where none is named.
+VERSIONS ?=
 VIDEO ?=
 DEMO_FLAGS ?=
 BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
@@ -15,7 +17,7 @@ PARALLEL ?= -n auto --maxprocesses 8 --dist loadfile
 
 READY := .venv/ready-$(TORCH)
 
-.PHONY: demo test test-full mutations lint docs locks check-locks clean
+.PHONY: demo test test-full test-versions mutations lint docs locks check-locks clean
 
 $(READY): pyproject.toml tools/set_up.py $(wildcard requirements/torch-$(TORCH).txt)
 	rm -f .venv/ready*
@@ -30,6 +32,9 @@ test: $(READY) ## the whole suite but long sweeps, on the CPU
 
 test-full: $(READY) ## long sweeps too
 	TRITON_INTERPRET=1 $(BIN)/pytest $(PARALLEL) -m 'not gpu'
+
+test-versions: ## the suite's core on every release of torch that is allowed, each in its own environment: requirements/tested.json
+	$(PYTHON) tools/versions.py $(VERSIONS)
 
 mutations: $(READY) ## seeded faults in the kernels, and which tests notice them: tests/mutation/results.json
 	$(BIN)/python -m tests.mutation

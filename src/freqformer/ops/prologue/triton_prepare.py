@@ -76,7 +76,8 @@ def _lay_down(
     written = turned
     kept = live
     if not KEEP_EXACT:
-        kept = live & (band != LOW)
+        # Compared after it is broadcast: Triton 3.9's interpreter makes int32 of a boolean that it broadcasts, no mask.
+        kept = live & (tl.broadcast_to(band, place.shape) != LOW)
     if FEATURES != FULL:
         if (band == MID) | (band == HIGH):
             weighted = cast(_band_features(x, band, gains, projectors, step, FEATURES, PARTS), x.dtype)
