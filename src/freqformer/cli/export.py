@@ -12,7 +12,7 @@ from freqformer.cli.outputs import check_folder
 
 def export(
     run: Annotated[Path, typer.Argument(help="Output folder of a training run that is done.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the model; replaced if it is there.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the model; an earlier export is replaced.")],
 ) -> None:
     """Make a model to ship of a finished run: averaged weights in bfloat16, at most 6 MB, with a card.
 
