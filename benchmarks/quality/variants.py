@@ -241,7 +241,9 @@ def bucket_chances(buckets: int) -> list[float]:
 def build(variant: Variant, size: Size, seed: int) -> FreqFormerTransformer3DModel:
     """The model of a variant; what variants have in common starts alike at equal seeds."""
     torch.manual_seed(derive_seed(seed, "weights"))
+    # Their bands are what variants don't have in common.
     common = _model(VARIANTS["dense"], size).state_dict()
+    common = {name: x for name, x in common.items() if not name.endswith("allocation")}
     torch.manual_seed(derive_seed(seed, "own weights"))
     model = _model(variant, size)
     if variant.mixing is not None:
@@ -266,9 +268,9 @@ def _model(variant: Variant, size: Size) -> FreqFormerTransformer3DModel:
         head_dim=size.head_dim,
         attention="dense" if variant.dense else "frequency",
         frequency=variant.config.to_dict(),
-        routing="learned" if variant.learned else "fixed",
+        routing=None if variant.dense else "learned" if variant.learned else "fixed",
         allocation=None if variant.dense else bands(variant.splits[0]),
-        prior=variant.prior,
+        prior=variant.prior if variant.learned else None,
         absolute_positions=True,
     )
 

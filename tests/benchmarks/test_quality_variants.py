@@ -22,6 +22,7 @@ from benchmarks.quality.variants import (
     density,
     head_costs,
 )
+from tests.support.layers import weights_of
 
 from freqformer.attention import FreqAttention
 from freqformer.config import Band
@@ -79,7 +80,7 @@ def test_a_gated_head_starts_as_its_own_branch_and_can_turn_to_low() -> None:
     plain = FreqAttention(32, 2, config, allocation=[1, 2], routing="fixed")
     low = FreqAttention(32, 2, config, allocation=[Band.LOW] * 2, routing="fixed")
     for layer in (plain, low):
-        layer.load_state_dict(gated.state_dict(), strict=False)
+        layer.load_state_dict(weights_of(gated), strict=False)
     x, grid, timestep = torch.randn(1, TINY.grid.num_tokens, 32), TINY.grid, torch.tensor([0.5])
     torch.testing.assert_close(gated(x, grid, timestep), plain(x, grid, timestep))
     with torch.no_grad():
@@ -104,7 +105,7 @@ def test_gates_by_a_network_can_turn_to_low_and_be_held(gates: str, statistics: 
     torch.manual_seed(0)
     mixed = MixedAttention(32, config, [1, 2], Mixing(low_beside=True, gates=gates, statistics=statistics))
     low = FreqAttention(32, 2, config, allocation=[Band.LOW] * 2, routing="fixed")
-    low.load_state_dict(mixed.state_dict(), strict=False)
+    low.load_state_dict(weights_of(mixed), strict=False)
     x, grid, timestep = torch.randn(2, TINY.grid.num_tokens, 32), TINY.grid, torch.tensor([0.2, 0.8])
     live = mixed(x, grid, timestep)
     expected = low(x, grid, timestep)
@@ -154,7 +155,7 @@ def test_weighed_summaries_start_quiet_without_noise_and_loud_with_it() -> None:
     out = weighed(x, grid, timestep)
     for sample, low in enumerate((-4.0, -2.0, 0.0)):
         plain = FreqAttention(32, 2, config, allocation=[2, 2], routing="fixed")
-        plain.load_state_dict(weighed.state_dict(), strict=False)
+        plain.load_state_dict(weights_of(weighed), strict=False)
         plain.summary_offsets.data[:, 0] = low
         torch.testing.assert_close(out[sample : sample + 1], plain(x[sample : sample + 1], grid, timestep[:1]))
     out.square().sum().backward()

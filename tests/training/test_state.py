@@ -7,6 +7,8 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
+from freqformer import FreqFormerTransformer3DModel
+from freqformer.attention.head_bands import without_unused
 from freqformer.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from freqformer.training.state import capture_run, restore_run
 
@@ -103,3 +105,26 @@ def test_tensors_that_do_not_belong_are_named(group, name, tensor, message):
     with pytest.raises(CheckpointError, match=message):
         restore_run(*other.parts(), groups)
     assert_equal(flat(other), before)
+
+
+def test_a_run_of_an_older_version_goes_on():
+    """Its weights name no bands, and hold summaries that nothing used, in every group."""
+    sizes = {"patch_size": (1, 2, 2), "num_layers": 1, "num_heads": 3, "head_dim": 8}
+    model = FreqFormerTransformer3DModel(**sizes)
+    optimizer = torch.optim.AdamW(model.parameters())
+    ema = EMAModel(model.parameters())
+    model(torch.randn(1, 3, 2, 4, 4), torch.tensor([500.0])).sample.square().mean().backward()
+    optimizer.step()
+    groups = capture_run(model, ema, optimizer)
+    place = "transformer_blocks.0.attn1"
+    old = {group: dict(tensors) for group, tensors in groups.items()}
+    del old["model"][f"{place}.allocation"]
+    for group, end in (("model", ""), ("ema", ""), ("optimizer", "/exp_avg")):
+        old[group][f"{place}.summary_queries{end}"] = torch.randn(3, 2, 8)
+    kept = without_unused(old, model)
+    assert {group: set(tensors) for group, tensors in kept.items()} == {
+        group: set(tensors) for group, tensors in groups.items()
+    }
+    restore_run(model, ema, optimizer, old)
+    # What this version wrote is taken as it is.
+    assert without_unused(groups, model) == groups

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,3 +86,23 @@ class HeadBands(nn.Module):
             found = state_dict.get(f"{prefix}to_q.weight", self.allocation)
         state_dict[name] = torch.tensor(self.bands, device=found.device)
         super()._load_from_state_dict(state_dict, prefix, *rest, **named)
+
+
+def without_unused(groups: Mapping[str, Mapping[str, Tensor]], model: nn.Module) -> dict[str, Mapping[str, Tensor]]:
+    """Groups of a run's tensors by parameter name, as this version of the model has them.
+
+    Where an older version wrote them, its group `model` gets the bands of heads, and all lose summaries that nothing used.
+    """
+    weights, state = groups.get("model", {}), model.state_dict()
+    bands = {name: x for name, x in state.items() if name.rpartition(".")[2] == ALLOCATION}
+    if not weights or not bands or bands.keys() & weights.keys():
+        return dict(groups)
+
+    def used(path: str) -> bool:
+        named = [part for part in path.replace("/", ".").split(".") if part in SUMMARIES]
+        return not named or path[: path.index(named[0])] + named[0] in state
+
+    kept: dict[str, Mapping[str, Tensor]] = {}
+    for group, tensors in groups.items():
+        kept[group] = {path: x for path, x in tensors.items() if used(path)} | (bands if group == "model" else {})
+    return kept

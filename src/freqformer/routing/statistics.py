@@ -36,6 +36,9 @@ ROWS = 6
 TIME_ROW, SPACE_ROW = 3, 4
 """Of them, squared differences of neighbours in time and in space."""
 
+Item = tuple[Extents, int | None]
+"""What is sampled: a tile, or a box of which one weighted sum alone is taken."""
+
 
 @dataclass(frozen=True, eq=False)
 class TileSample:
@@ -73,12 +76,12 @@ def tile_sample(grid: Grid, config: FreqFormerConfig) -> TileSample:
     first = {box: int(chosen[extents.index(box)]) for box in dict.fromkeys(extents)}
     masks = band_masks((grid, layout.tile), config)[:, layout.raster_to_tile]
     bands = {box: masks[:, layout.offsets[tile] : layout.offsets[tile + 1]].double() for box, tile in first.items()}
-    weighed = {(box, None): torch.cat([bands[box], _curvature(box)]) for box in first}
+    weighed: dict[Item, Tensor] = {(box, None): torch.cat([bands[box], _curvature(box)]) for box in first}
     counted = torch.tensor([_counted(box) for box in extents])
     slot = torch.arange(layout.slots)
     places = (layout.offsets[chosen, None] + slot).masked_fill(slot >= layout.counts[chosen, None], -1)
     raster = [torch.where(places < 0, -1, layout.raster_to_tile[places])]
-    items: list[tuple[Extents, int | None]] = [(box, None) for box in extents]
+    items: list[Item] = [(box, None) for box in extents]
     origins = [tuple(step * side for step, side in zip(place, layout.tile, strict=True)) for place in coordinates]
     for row, axes in ((TIME_ROW, (0,)), (SPACE_ROW, (1, 2))):
         box = _box_across(layout, axes)

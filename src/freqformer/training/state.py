@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from freqformer.attention.head_bands import without_unused
 from freqformer.training.checkpoint import CheckpointError, TensorGroups
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def restore_run(model: nn.Module, ema: EMAModel, optimizer: torch.optim.Optimize
     Raises:
         CheckpointError: where names, shapes or dtypes are not those of this model; nothing is changed then.
     """
+    groups = without_unused(groups, model)
     order = _names_in_order(model, optimizer)
     average = dict(zip((name for name, _ in model.named_parameters()), ema.shadow_params, strict=True))
     _check_alike("model", groups.get("model", {}), model.state_dict())
