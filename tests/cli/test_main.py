@@ -48,7 +48,7 @@ def test_interrupt_is_tidy(video: Path, tmp_path: Path, monkeypatch: pytest.Monk
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("freqformer.media.av.VideoFrame.from_ndarray", interrupted)
+    monkeypatch.setattr("freqformer.media.writing.av.VideoFrame.from_ndarray", interrupted)
     assert "stopped" in run("inspect", video, "-o", tmp_path / "bands", code=INTERRUPTED)
     assert not list((tmp_path / "bands").glob("*.partial"))
     assert not list((tmp_path / "bands").glob("*.mp4"))
@@ -84,7 +84,7 @@ def test_a_signal_in_a_command_leaves_nothing_half_written(
     def interrupted(*_: object, **__: object) -> None:
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr("freqformer.media.av.VideoFrame.from_ndarray", interrupted)
+    monkeypatch.setattr("freqformer.media.writing.av.VideoFrame.from_ndarray", interrupted)
     output = run("inspect", video, "-o", tmp_path / "bands", code=status)
     assert "nothing half-written is left, and the same command begins again" in output
     assert "Traceback" not in output
