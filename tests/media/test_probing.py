@@ -117,7 +117,7 @@ def test_a_file_that_is_cut_off_lasts_as_long_as_what_is_left(tmp_path: Path, en
         info = probe_video(path)
         assert abs(info.duration - 3 * share) < 0.7
         count = round(info.duration * 10)
-        clip = read_clip(path, start=0, num_frames=count, fps=10, height=32, width=48)
+        clip = read_clip(info, start=0, num_frames=count, fps=10, height=32, width=48)
         assert len(clip) == count
 
 

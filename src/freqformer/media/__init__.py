@@ -16,12 +16,6 @@ What is shown, and what is not done:
   name; one missing frame is stood in for by its neighbour.
 """
 
-from freqformer._optional import needs
-
-with needs("train"):
-    # First, so that where it is missing the message names the extra; the modules below import it.
-    import av  # noqa: F401
-
 from freqformer.media.frames import enlarge, from_unit, to_unit
 from freqformer.media.listing import ENDINGS, list_videos
 from freqformer.media.opening import VideoError

@@ -11,8 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import av
-from av.stream import Discard, Disposition
+from freqformer._optional import needs
+
+with needs("train"):
+    import av
+    from av.stream import Disposition
+
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -99,9 +103,6 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
             f"{path} has {stream.width} x {stream.height} pixels; up to {MAX_PIXELS} pixels are "
             "allowed: make it smaller, or remove it"
         )
-    for other in container.streams:
-        if other is not stream:
-            other.discard = Discard.all
     # A frame inside may be larger than the header says.
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     stream.thread_type = "AUTO"

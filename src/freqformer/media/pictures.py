@@ -7,13 +7,16 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import av
 import numpy as np
 import torch
-from av.sidedata.sidedata import SideData, Type
 from torch import Tensor
 
+from freqformer._optional import needs
 from freqformer.media.opening import MAX_PIXELS
+
+with needs("train"):
+    import av
+    from av.sidedata.sidedata import SideData, Type
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame

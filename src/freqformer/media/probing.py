@@ -10,11 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import av
 import numpy as np
-from av.error import FFmpegError
-from av.format import Flags
 
+from freqformer._optional import needs
 from freqformer.media.opening import VideoError, open_video, tell_once
 from freqformer.media.pictures import shown_size
 from freqformer.media.timing import (
@@ -26,6 +24,11 @@ from freqformer.media.timing import (
     seek,
     timed_frames,
 )
+
+with needs("train"):
+    import av
+    from av.error import FFmpegError
+    from av.format import Flags
 
 if TYPE_CHECKING:
     from av.container import InputContainer

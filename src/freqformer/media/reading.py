@@ -144,8 +144,9 @@ def _nearest(
         if times[done] < current.seconds:
             _check_whole(info.path, previous, current, times[done])
         previous = current
-    # Where frames at the end can't be decoded, the file is shorter than its packets say.
-    complete = previous.seconds >= info.last - 1e-6
+    # Where frames at the end can't be decoded, the file is shorter than its packets say. A single
+    # one is stood in for: whether a decoder gives out what is left of it depends on its threads.
+    complete = previous.seconds >= info.last - 1.5 * previous.length
     end = info.duration if complete else previous.seconds + previous.length
     while done < len(times) and times[done] < end:
         yield previous.picture

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
-import av
-from av.error import FFmpegError
+from freqformer._optional import needs
+
+with needs("train"):
+    import av
+    from av.error import FFmpegError
+
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -196,7 +200,8 @@ def timed_frames(
     """
     clock = Clock(container, stream)
     expected: list[int] = []
-    source = _listed(packets(container, stream, clock, from_key=False), clock, expected)
+    # After a seek, what comes before a key frame builds on frames that were not read.
+    source = _listed(packets(container, stream, clock, from_key=sought), clock, expected)
     # Frames without time stamp follow one another; those between frames that have some do too.
     last, end = -1.0, None if sought else 0.0
     before: int | None = None

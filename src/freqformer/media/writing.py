@@ -8,15 +8,18 @@ from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import torch
-from av.error import FFmpegError
 from torch import Tensor
 
 from freqformer._files import writing_file
 from freqformer._files.errors import cause_and_remedy
+from freqformer._optional import needs
 from freqformer.media.frames import check_frames, enlarge
 from freqformer.media.opening import VideoError, file_url
+
+with needs("train"):
+    import av
+    from av.error import FFmpegError
 
 MIN_FPS, MAX_FPS = 1e-3, 1e3
 """Frame rates that are written. Players stumble over others, though MP4 can name them."""
