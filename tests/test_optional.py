@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "freqformer"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OPTIONAL = frozenset().union(*EXTRAS.values())
-GATED = {"cli": "cli", "models": "model", "integrations/diffusers": "model"}
+GATED = {"cli": "cli", "media": "train", "models": "model", "integrations/diffusers": "model"}
 """Packages whose `__init__` imports all that they need within `needs`."""
 HIDING = """
 import sys

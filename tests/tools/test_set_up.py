@@ -79,3 +79,11 @@ def test_a_release_without_a_lock(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert f"there is one for {', '.join(sorted(SIZES))}" in done.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_the_readme_says_the_same() -> None:
+    readme = " ".join((set_up.ROOT / "README.md").read_text(encoding="utf-8").split())
+    size = SIZES["2.13"]["linux-x86_64"]
+    assert f"CUDA's libraries: {size['all'] / 1e9:.1f} GB to download" in readme
+    cpu = (size["without_torch"] + set_up.CPU_BUILD_BYTES) / 1e9
+    assert f"a build of PyTorch for CPUs, {cpu:.1f} GB in all" in readme

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from triton import knobs
 
 INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter on the CPU."""
+
+
+def _keep_booleans() -> None:
+    """Let the interpreter of Triton 3.9 broadcast a comparison of scalars as the booleans that it is.
+
+    It takes the type of what was compared, so that `tile < tiles` within a mask makes integers of it, which it then refuses
+    as a mask and of which `~` is never zero. Kernels that are compiled know nothing of this.
+    """
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    splat = InterpreterBuilder.create_splat
+
+    def create_splat(self: Any, ret_ty: Any, arg: Any) -> Any:
+        made = splat(self, ret_ty, arg)
+        made.data = made.data.astype(bool) if arg.data.dtype == bool else made.data
+        return made
+
+    InterpreterBuilder.create_splat = create_splat
+
+
+if knobs.runtime.interpret:
+    _keep_booleans()
 
 
 @triton.jit
