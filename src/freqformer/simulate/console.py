@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from freqformer._optional import needs
 from freqformer.simulate.describe import (
     LEFT_OUT,
     calibration_notes,
@@ -27,8 +28,9 @@ SHOWN_SETTINGS = ("split", "routing", "schedule", "learned summaries", "low bran
 
 def print_results(results: Sequence[Result], console: Console) -> None:
     """Print one row per length, and notes on where the figures come from."""
-    from rich.box import SIMPLE
-    from rich.table import Table
+    with needs("cli"):
+        from rich.box import SIMPLE
+        from rich.table import Table
 
     case = results[0].scenario
     title = (
@@ -76,8 +78,9 @@ def print_notes(results: Sequence[Result], console: Console) -> None:
 
 def print_fit(fit: Fit, console: Console) -> None:
     """Print every measurement beside its prediction, and the fitted values."""
-    from rich.box import SIMPLE
-    from rich.table import Table
+    with needs("cli"):
+        from rich.box import SIMPLE
+        from rich.table import Table
 
     table = Table(title="Predicted against measured", title_justify="left", box=SIMPLE)
     for name in ("measurement", "tokens", "measured", "predicted", "error", ""):

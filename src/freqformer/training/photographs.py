@@ -167,7 +167,8 @@ def _read(file: Path, height: int, width: int) -> Tensor | BadFile:
 
 def _as_shown(picture: Image.Image) -> Image.Image:
     """The picture in RGB with 8 bits, over black where it is transparent."""
-    from PIL import Image
+    with needs("train"):
+        from PIL import Image
 
     if picture.mode.startswith("I"):
         # Pillow would cut 16 bits off at 255, which leaves white.
