@@ -7,7 +7,7 @@ import torch
 
 from freqformer.training.config import RunConfig
 from freqformer.training.progress import foretold, progress_shown, spoken
-from freqformer.training.run import StepReport
+from freqformer.training.report import StepReport
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from freqformer.cli.outputs import check_folder
 from freqformer.cli.run_folder import SHIPPED, clip_fields, model_folder, run_config
 
 if TYPE_CHECKING:
-    from freqformer.training.run import StepReport
+    from freqformer.training.report import StepReport
 
 
 def train(

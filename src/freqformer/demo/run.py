@@ -32,7 +32,7 @@ from freqformer.training.config import DataConfig, ObjectiveConfig, OptimizerCon
 
 if TYPE_CHECKING:
     from freqformer.models.transformer import FreqFormerTransformer3DModel
-    from freqformer.training.run import StepReport
+    from freqformer.training.report import StepReport
 
 SHIPPED_CLIP = Path(__file__).parents[1] / "assets" / "pagoda.mp4"
 SHIPPED_CREDIT = "The pagoda was photographed by danielbuechele, the dahlia by vultilion (both CC BY 2.0)."

@@ -15,7 +15,7 @@ from freqformer.training.config import RunConfig
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from freqformer.training.run import StepReport
+    from freqformer.training.report import StepReport
 
 LONG = 600.0
 """Seconds from which on a run that will take so long says so."""

@@ -24,7 +24,7 @@ from freqformer import __version__
 from freqformer._files import FileError, read_json, write_json
 
 if TYPE_CHECKING:
-    from freqformer.training.run import StepReport
+    from freqformer.training.report import StepReport
 
 PARTS_FILE = "parts.json"
 TRAIN_FILE = "train.json"

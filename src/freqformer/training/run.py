@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ from freqformer.training.record import (
     with_part,
     write_parts,
 )
+from freqformer.training.report import StepReport, TrainingError
 from freqformer.training.resuming import check_resumable
 from freqformer.training.seeding import derive_generator, seed_everything
 from freqformer.training.sources import IterableClips, clip_source, given_source
@@ -61,29 +62,6 @@ PIXEL_CHANNELS = 3
 
 PIPELINE = ("model_index.json", "transformer/*", "scheduler/*")
 """What a run's pipeline of versions without manifest consists of."""
-
-
-class TrainingError(ValueError):
-    """Training can't go on; the message says why and what to change."""
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one optimizer step did."""
-
-    step: int
-    """Steps done, this one included."""
-    loss: float
-    """Flow-matching loss, the mean over all clips of the step."""
-    routing_loss: float
-    """Budget and entropy terms of the routers; 0 where none trains."""
-    gradient_norm: float
-    """Before clipping."""
-    learning_rate: float
-    seconds: float
-    """Training time so far, earlier parts of a resumed run included."""
-    progress: float
-    """Share of the run that is done, from 0 to 1."""
 
 
 class TrainingRun:
