@@ -8,8 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.attend_cases import AttendCase, expected, make_case, random_case
-from tests.support.attend_grads import (
+from torch import Tensor
+
+triton = pytest.importorskip("triton")
+if not triton.knobs.runtime.interpret:
+    pytest.skip("set TRITON_INTERPRET=1 to run kernels on the CPU", allow_module_level=True)
+
+from tests.support.attend_cases import AttendCase, expected, make_case, random_case  # noqa: E402
+from tests.support.attend_grads import (  # noqa: E402
     AttendGrads,
     _by_row,
     check_grads,
@@ -19,21 +25,15 @@ from tests.support.attend_grads import (
     named,
     random_output_grads,
 )
-from tests.support.interpreter import patch_language_once
-from tests.support.numerics import Pool, nan_filled_allocations
-from torch import Tensor
+from tests.support.interpreter import patch_language_once  # noqa: E402
+from tests.support.numerics import Pool, nan_filled_allocations  # noqa: E402
 
-from freqformer.config import Band, FreqFormerConfig
-from freqformer.grid import Grid
-from freqformer.plan import build_plan
-
-triton = pytest.importorskip("triton")
-if not triton.knobs.runtime.interpret:
-    pytest.skip("set TRITON_INTERPRET=1 to run kernels on the CPU", allow_module_level=True)
-
+from freqformer.config import Band, FreqFormerConfig  # noqa: E402
+from freqformer.grid import Grid  # noqa: E402
 from freqformer.ops.block_sparse.transposed import key_task_order, transpose_lists, transposed_tables  # noqa: E402
 from freqformer.ops.block_sparse.triton import attend_for_backward  # noqa: E402
 from freqformer.ops.block_sparse.triton_backward import attend_backward  # noqa: E402
+from freqformer.plan import build_plan  # noqa: E402
 
 patch_language_once()
 # The interpreter's own use of numpy, and the NaN that no kernel may let through.
