@@ -6,6 +6,9 @@ TORCH ?= 2.13
 TORCH_INDEX ?=
 # Releases of torch for `make test-versions`, all where none is named.
 VERSIONS ?=
+# How long `make fuzz` takes beside its preparation, and another number for other inputs.
+MINUTES ?= 5
+SEED ?= 0
 VIDEO ?=
 DEMO_FLAGS ?=
 BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
@@ -17,7 +20,7 @@ PARALLEL ?= -n auto --maxprocesses 8 --dist loadfile
 
 READY := .venv/ready-$(TORCH)
 
-.PHONY: demo test test-full test-versions mutations lint docs locks check-locks clean
+.PHONY: demo test test-full test-versions mutations fuzz lint docs locks check-locks clean
 
 $(READY): pyproject.toml tools/set_up.py $(wildcard requirements/torch-$(TORCH).txt)
 	rm -f .venv/ready*
@@ -38,6 +41,9 @@ test-versions: ## the suite's core on every release of torch that is allowed, ea
 
 mutations: $(READY) ## seeded faults in the kernels, and which tests notice them: tests/mutation/results.json
 	$(BIN)/python -m tests.mutation
+
+fuzz: $(READY) ## damaged files, records and command lines: nothing but typed errors, for MINUTES=5
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED)
 
 lint: $(READY) ## ruff, pyright, import-linter
 	$(BIN)/ruff check .

@@ -86,11 +86,13 @@ class FreqFormerConfig(PlainFields):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> FreqFormerConfig:
-        """The config with these fields; unknown names raise ValueError."""
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
+        """The config with these fields; ValueError for unknown names and for anything but a dict."""
+        known = sorted(field.name for field in fields(cls))
+        if not isinstance(values, dict):
+            raise ValueError(f"config is {values!r}; a dict with fields of {known} is allowed")
+        unknown = [name for name in values if name not in known]
         if unknown:
-            raise ValueError(f"config has unknown fields {unknown}; allowed are {sorted(known)}: remove or rename them")
+            raise ValueError(f"config has unknown fields {unknown}; allowed are {known}: remove or rename them")
         return cls(**values)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +26,35 @@ def damage(folder: Path, seed: int) -> str:
         if not files:
             break
         path = draw.choice(files)
-        kinds = (_change_value, _change_value, _change_value, _drop_key) if path.suffix == ".json" else ()
+        kinds = (_change_value,) * 4 if path.suffix == ".json" else ()
         change = draw.choice((*kinds, _flip_bits, _flip_head, _cut, _replace, _lengthen, _remove))
         done.append(f"{change.__name__} {path.relative_to(folder)} {change(path, draw)}")
     return "; ".join(done)
 
 
-def _change_value(path: Path, draw: random.Random) -> str:
-    return _edit(path, draw, lambda inner, key: inner.__setitem__(key, draw.choice(VALUES)))
-
-
-def _drop_key(path: Path, draw: random.Random) -> str:
-    return _edit(path, draw, lambda inner, key: inner.__delitem__(key))
-
-
-def _edit(path: Path, draw: random.Random, change: Callable[[Any, Any], None]) -> str:
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        return "(no JSON any more)"
+def change_json(value: Any, draw: random.Random) -> str:
+    """Change or leave out one thing in a value of JSON, at any depth; returns which."""
     places = list(_places(value))
     if not places:
         return "(nothing in it)"
     inner, key = draw.choice(places)
-    change(inner, key)
+    said = f"{key}: {str(inner)[:80]}"
+    if draw.random() < 0.25:
+        del inner[key]
+    else:
+        # A copy: what is changed next may be what was put in here.
+        inner[key] = copy.deepcopy(draw.choice(VALUES))
+    return said
+
+
+def _change_value(path: Path, draw: random.Random) -> str:
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return "(no JSON any more)"
+    said = change_json(value, draw)
     path.write_text(json.dumps(value))
-    return f"{key}: {str(inner)[:80]}"
+    return said
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:

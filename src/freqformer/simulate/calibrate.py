@@ -16,18 +16,25 @@ from typing import Any
 import torch
 
 from freqformer.simulate.calibration import Calibration, allowed_range
-from freqformer.simulate.profiles import ProfileError
+from freqformer.simulate.profiles import ProfileError, check_number, check_whole
 from freqformer.simulate.roofline import Machine
+from freqformer.simulate.shapes import MAX_TOKENS
 
 STEPS = 40
 """Most Gauss-Newton steps; some ten are enough."""
+SECONDS_RANGE = (1e-9, 1e6)
+"""Of a measurement."""
 PRIOR_WEIGHT = 1e-3
 """How much a value that measurements say nothing about is held at where it was."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measured time, and what the model says of it."""
+    """One measured time, and what the model says of it.
+
+    Raises:
+        ProfileError: for tokens or seconds out of range, or of another type.
+    """
 
     name: str
     tokens: int
@@ -37,6 +44,10 @@ class Measurement:
     """Fields of `Calibration` that it can tell about."""
     source: str
     """File, commit and GPU that it comes from."""
+
+    def __post_init__(self) -> None:
+        check_whole(f"tokens of {self.name!r}", self.tokens, 1, MAX_TOKENS)
+        check_number(f"seconds of {self.name!r}", self.seconds, *SECONDS_RANGE)
 
 
 @dataclass(frozen=True)

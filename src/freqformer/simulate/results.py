@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,9 @@ from freqformer.simulate.calibrate import Measurement
 from freqformer.simulate.counts import dense_counts, layer_counts
 from freqformer.simulate.gradients import dense_gradient_time, gradient_counts, gradient_times, training_bytes
 from freqformer.simulate.hardware import Hardware
-from freqformer.simulate.profiles import ProfileError
+from freqformer.simulate.profiles import ProfileError, check_number, check_whole
 from freqformer.simulate.roofline import REFERENCE_CHANNELS, Machine
+from freqformer.simulate.shapes import MOST_HEADS
 
 LAUNCHES = {
     "prepare_tiles": "prologue",
@@ -67,6 +69,11 @@ BACKWARD_HEADS = 8
 """Heads of the launches in benchmarks/backward.py, and"""
 BACKWARD_CONFIG = FreqFormerConfig(compression=32, mid_tiles=32, window=(3, 3, 3), summary_tokens=256)
 """its layers' configuration."""
+MOST_BYTES = 2**50
+"""Of a measured peak."""
+MOST_SHOWN = 300
+"""Characters of an error about a file's content that are repeated."""
+_REMEDY = "give a JSON file that a benchmark wrote"
 
 
 def read_results(paths: Sequence[Path], hardware: Hardware) -> list[Measurement]:
@@ -80,8 +87,8 @@ def read_results(paths: Sequence[Path], hardware: Hardware) -> list[Measurement]
 
 
 def _read(path: Path, hardware: Hardware) -> list[Measurement]:
-    values = read_json(path, remedy="give a JSON file that a benchmark wrote", error=ProfileError)
-    try:
+    values = read_json(path, remedy=_REMEDY, error=ProfileError)
+    with _checked(path):
         machine = _machine(values)
         if hardware.name not in machine.lower().replace(" ", ""):
             raise ProfileError(f"{path} was measured on {machine}, not on {hardware.title}: name that with --hardware")
@@ -93,20 +100,40 @@ def _read(path: Path, hardware: Hardware) -> list[Measurement]:
             return list(_backward_results(path.name, values))
         if "speed" in values:
             return list(_eager_results(path.name, values))
-    except (KeyError, TypeError, IndexError) as error:
-        raise ProfileError(
-            f"{path} lacks {error} where benchmarks/{path.name} writes it: run the benchmark again"
-        ) from error
     raise ProfileError(
         f"{path} holds no known benchmark; give layer.json, kernel.json, backward.json or eager_cpu.json of "
         "benchmarks/results"
     )
 
 
+@contextlib.contextmanager
+def _checked(path: Path) -> Iterator[None]:
+    """Raise ProfileError where a file does not hold what a benchmark writes: what its readers stumble over has many
+    types."""
+    try:
+        yield
+    except (KeyError, IndexError, StopIteration) as error:
+        raise ProfileError(
+            f"{path} lacks {error} where benchmarks/{path.name} writes it: run the benchmark again"
+        ) from error
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        if str(path) in str(error):
+            raise
+        raise ProfileError(
+            f"{path} holds what benchmarks/{path.name} does not write ({str(error)[:MOST_SHOWN]}): run the benchmark again"
+        ) from error
+
+
 def _machine(values: dict[str, Any]) -> str:
     """What the benchmark ran on: the GPU's name, or `CPU` and the processor's."""
     machine = values["machine"]
     return machine["gpu"] if "gpu" in machine else f"CPU, {machine['cpu']}"
+
+
+def _heads(record: dict[str, Any]) -> int:
+    """Heads that something was measured with; ProfileError for a number of which no memory holds a list."""
+    check_whole("heads", record["heads"], 1, MOST_HEADS)
+    return record["heads"]
 
 
 def _origin(file: str, values: dict[str, Any]) -> str:
@@ -133,7 +160,7 @@ def _layer_results(file: str, values: dict[str, Any]) -> Iterator[Measurement]:
 
 def _kernel_results(file: str, values: dict[str, Any]) -> Iterator[Measurement]:
     """The attention launch alone on lists of full tiles, at several densities, and dense attention."""
-    source, head_dim, tokens, heads = _origin(file, values), values["head_dim"], values["tokens"], values["heads"]
+    source, head_dim, tokens, heads = _origin(file, values), values["head_dim"], values["tokens"], _heads(values)
     yield _dense(f"kernel, dense, head_dim {head_dim}", values, head_dim, values["dense"]["ms"], source)
     for density, record in values["launch"].items():
         plan = _kernel_plan(tokens, heads, head_dim, float(density))
@@ -161,7 +188,7 @@ def _backward_results(file: str, values: dict[str, Any]) -> Iterator[Measurement
     for name, record in values["layers"].items():
         yield from _trained_layer(f"gradients, {name}", _trained_plan(name, record, head_dim), record, source)
     trained = next(iter(values["layers"].values()))
-    dense = dense_counts(trained["tokens"], trained["heads"], head_dim)
+    dense = dense_counts(trained["tokens"], _heads(trained), head_dim)
 
     def predict_dense(machine: Machine) -> float:
         return machine.dense(dense, head_dim).seconds + dense_gradient_time(machine, dense, head_dim).seconds
@@ -174,7 +201,7 @@ def _backward_results(file: str, values: dict[str, Any]) -> Iterator[Measurement
 
 def _trained_plan(name: str, record: dict[str, Any], head_dim: int) -> AttentionPlan:
     learned, grid = "learned" in name, Grid(*record["grid"])
-    return build_plan(grid, BACKWARD_CONFIG, num_heads=record["heads"], head_dim=head_dim, learned_summaries=learned)
+    return build_plan(grid, BACKWARD_CONFIG, num_heads=_heads(record), head_dim=head_dim, learned_summaries=learned)
 
 
 def _trained_layer(name: str, plan: AttentionPlan, record: dict[str, Any], source: str) -> Iterator[Measurement]:
@@ -257,7 +284,7 @@ def _of_attention(part: str, head_dim: int) -> tuple[str, ...]:
 
 
 def _dense(name: str, record: dict[str, Any], head_dim: int, ms: float, source: str) -> Measurement:
-    counts = dense_counts(record["tokens"], record["heads"], head_dim)
+    counts = dense_counts(record["tokens"], _heads(record), head_dim)
 
     def predict(machine: Machine) -> float:
         return machine.dense(counts, head_dim).seconds
@@ -272,7 +299,7 @@ def _router(
     measured = record.get("live_router")
     if measured is None or measured["num_launches"] > MOST_ROUTER_LAUNCHES:
         return
-    heads = record["heads"]
+    heads = _heads(record)
     plan = build_plan(Grid(*record["grid"]), config, num_heads=heads, head_dim=head_dim)
     allocation = even_allocation(heads)
     counts = layer_counts(plan, allocation, router="statistics")
@@ -287,7 +314,7 @@ def _router(
 def _layer(
     name: str, record: dict[str, Any], config: FreqFormerConfig, head_dim: int, learned: bool, source: str
 ) -> Iterator[Measurement]:
-    heads = record["heads"]
+    heads = _heads(record)
     own = replace(config, window=tuple(record["window"]), mid_tiles=record["mid_tiles"])
     plan = build_plan(Grid(*record["grid"]), own, num_heads=heads, head_dim=head_dim, learned_summaries=learned)
     allocation = even_allocation(heads)
@@ -311,17 +338,29 @@ def read_peaks(paths: Sequence[Path]) -> list[tuple[str, float, float]]:
     `backward.json`: inputs, output's gradient, and all that forward and backward hold beside them.
 
     Files of other benchmarks have none.
+
+    Raises:
+        ProfileError: for a file that can't be read or holds what no benchmark writes, naming it.
     """
-    documents = [read_json(path, remedy="give a JSON file that a benchmark wrote", error=ProfileError) for path in paths]
-    rows = [row for values in documents if "scaling" in values for row in _peaks(values)]
-    return rows + [
-        row for values in documents if "layers" in values and "launches" in values for row in _trained_peaks(values)
-    ]
+    rows = []
+    for path in paths:
+        values = read_json(path, remedy=_REMEDY, error=ProfileError)
+        with _checked(path):
+            if "scaling" in values:
+                own = _peaks(values)
+            elif "layers" in values and "launches" in values:
+                own = list(_trained_peaks(values))
+            else:
+                own = []
+            for name, measured, _ in own:
+                check_number(f"peak bytes of {name!r}", measured, 1, MOST_BYTES)
+        rows += own
+    return rows
 
 
 def _trained_peaks(values: dict[str, Any]) -> Iterator[tuple[str, float, float]]:
     for name, record in values["layers"].items():
-        inputs = 4 * 2 * record["tokens"] * record["heads"] * values["head_dim"]
+        inputs = 4 * 2 * record["tokens"] * _heads(record) * values["head_dim"]
         held = training_bytes(_trained_plan(name, record, values["head_dim"]), 2)
         yield f"{name}, forward and backward", inputs + record["peak_bytes"], inputs + held
 
@@ -340,10 +379,10 @@ def _peaks(values: dict[str, Any]) -> list[tuple[str, float, float]]:
         plan = build_plan(
             Grid(*record["grid"]),
             own,
-            num_heads=record["heads"],
+            num_heads=_heads(record),
             head_dim=values["head_dim"],
             learned_summaries="learned" in name,
         )
-        tensors = 4 * 2 * record["tokens"] * record["heads"] * values["head_dim"]
+        tensors = 4 * 2 * record["tokens"] * _heads(record) * values["head_dim"]
         rows.append((name, tensors + record["workspace_bytes"], tensors + workspace_bytes(plan, plan.num_heads, 2)))
     return rows

@@ -16,6 +16,8 @@ with the video's weights."""
 
 MAX_TOKENS = 1 << 24
 """Longest video that is simulated, in tokens."""
+MOST_HEADS = 4096
+"""Heads of a layer: the bands of all of them are a list."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class ModelShape:
                 check_whole(name, side, 1, 1024)
             object.__setattr__(self, name, tuple(value))
         object.__setattr__(self, "resolutions", _checked_resolutions(self.resolutions))
-        check_whole("heads", self.heads, 1, 4096)
+        check_whole("heads", self.heads, 1, MOST_HEADS)
         check_whole("head_dim", self.head_dim, 1, 4096)
         check_whole("text_tokens", self.text_tokens, 0, 1 << 20)
         check_whole("parameters", self.parameters, 0, 10**14)
