@@ -28,16 +28,18 @@ RESULTS = LOCKS / "tested.json"
 FOLDER = ROOT / "build" / "versions"
 COMMAND = "make test-versions"
 GROUPS = {
-    "operations": ["tests/ops", "tests/test_attention.py", "tests/test_tracing.py"],
-    "interpreter": ["tests/test_fused.py", "tests/test_fused_backward.py"],
-    "model": ["tests/models", "tests/test_freq_attention.py"],
-    "training": [
-        "tests/training/test_checkpoint.py",
-        "tests/training/test_export.py",
-        "tests/training/test_loop.py",
-        "tests/training/test_run.py",
-        "tests/training/test_state.py",
+    "operations": [
+        "tests/ops/block_sparse/test_triton.py",
+        "tests/ops/gates",
+        "tests/ops/merge/test_triton.py",
+        "tests/ops/prologue/test_triton.py",
+        "tests/ops/routing",
+        "tests/ops/selection",
+        "tests/ops/test_jit.py",
     ],
+    "interpreter": ["tests/test_fused.py"],
+    "model": ["tests/models/test_pipeline.py", "tests/models/test_transformer.py"],
+    "training": ["tests/training/test_run.py", "tests/training/test_state.py"],
     "plug-in": ["tests/integrations"],
 }
 """What is run on each release. Gluon's kernels need a GPU and have tests of their own."""
@@ -77,15 +79,18 @@ def cases(torch: Sequence[str]) -> list[Case]:
 
 
 def install(case: Case, folder: Path) -> Path:
-    """Make the environment of a case; returns its Python."""
+    """Make the environment of a case, or take the one that was kept; returns its Python."""
+    python, made = folder / "bin" / "python", folder / "made"
+    if made.exists():
+        return python
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    python = folder / "bin" / "python"
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
     lock = str(LOCKS / f"torch-{case.torch}.txt")
     subprocess.run([*pip, "--constraint", lock, "--editable", ".[all,dev]"], cwd=ROOT, check=True)
     if case.diffusers:
         subprocess.run([*pip, f"diffusers=={case.diffusers}"], cwd=ROOT, check=True)
+    made.touch()
     return python
 
 
