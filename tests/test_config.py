@@ -68,3 +68,9 @@ def test_bad_values_are_named(name: str, value: Any) -> None:
 def test_unknown_fields_are_named() -> None:
     with pytest.raises(ValueError, match="windows"):
         FreqFormerConfig.from_dict({"windows": [3, 3, 3]})
+
+
+@pytest.mark.parametrize("values", [None, "", True, 1e300, [["tile", None]], {1: 2, "x": 3}])
+def test_what_holds_no_fields_is_refused(values: Any) -> None:
+    with pytest.raises(ValueError, match=r"config (is .*; a dict with fields|has unknown fields)"):
+        FreqFormerConfig.from_dict(values)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.command_line import invoke, run
@@ -204,3 +206,25 @@ def test_results_that_do_not_fit_are_refused(tmp_path):
     assert "was measured on NVIDIA A100" in run("calibrate-hardware", path, code=2)
     assert "results is empty" in run("calibrate-hardware", code=2)
     assert "hold-out is 'many'" in run("calibrate-hardware", path, "--hold-out", "many", code=2)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("heads", 10**9, "heads is 1000000000; whole numbers from 1 to 4096"),
+        ("tokens", 2**30, "tokens of 'scaling, dense' is 1073741824"),
+        ("layer_ms", 0, "seconds of 'scaling, layer' is 0.0"),
+        ("workspace_bytes", -1e18, "peak bytes of 'scaling, "),
+        ("grid", [0, 1, 1], "num_frames is 0"),
+    ],
+)
+def test_results_that_no_benchmark_writes_are_refused_by_name(place: str, value: Any, message: str, tmp_path: Path) -> None:
+    """Found by fuzzing: lists of 10**9 heads, and errors of other types."""
+    values = made_up_layer_results()
+    values["layers"] = {}
+    values["scaling"]["points"] = [values["scaling"]["points"][0] | {place: value}]
+    path = tmp_path / "layer.json"
+    path.write_text(json.dumps(values))
+    output = run("calibrate-hardware", path, code=2)
+    assert message in output, output
+    assert "layer.json holds what benchmarks/layer.json does not write" in output

@@ -81,10 +81,14 @@ def table(results: dict[str, Counter[str]]) -> str:
     return "\n".join(lines)
 
 
-def write(path: Path, arguments: argparse.Namespace, results: dict[str, Counter[str]]) -> None:
-    """The results as JSON, with what they are of."""
+def _commit() -> str:
+    """What is fuzzed."""
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def write(path: Path, arguments: argparse.Namespace, commit: str, results: dict[str, Counter[str]]) -> None:
+    """The results as JSON, with what they are of."""
     command = f"python -m tests.fuzz --minutes {arguments.minutes:g} --seed {arguments.seed}"
     targets = {name: {"inputs": counts.total(), **{c: counts[c] for c in COLUMNS}} for name, counts in results.items()}
     record = {"command": command, "commit": commit, "targets": targets}
@@ -112,13 +116,14 @@ def main(given: list[str]) -> int:
         "inputs": min(arguments.inputs, NUMBERS_PER_SEED),
         "seconds": 60 * arguments.minutes / len(arguments.targets),
     }
+    commit = None if arguments.output is None else _commit()  # now: it may be another one when all is done
     results: dict[str, Counter[str]] = {}
     for name in arguments.targets:
         print(f"{name} …", file=sys.stderr, flush=True)
         results[name] = fuzz_target(name, order, failures)
     print(table(results))
-    if arguments.output is not None:
-        write(arguments.output, arguments, results)
+    if commit is not None:
+        write(arguments.output, arguments, commit, results)
     if any(counts[kind] for counts in results.values() for kind in FAILURES):
         print(f"failing inputs are in {failures}")
         return 1

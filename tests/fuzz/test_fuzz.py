@@ -171,3 +171,10 @@ def test_the_command(tmp_path: Path) -> None:
     subprocess.run([*typed, "--output", output], cwd=Path(__file__).parents[2], check=True)
     record = json.loads(output.read_text())
     assert {name: found["inputs"] for name, found in record["targets"].items()} == {"freqformer_config": 5, "table": 5}
+
+
+def test_the_committed_results_are_of_these_targets() -> None:
+    record = json.loads((Path(__file__).parent / "results.json").read_text(encoding="utf-8"))
+    assert set(record["targets"]) == set(TARGETS)
+    assert sum(found["inputs"] for found in record["targets"].values()) >= 100_000
+    assert not any(found[kind] for found in record["targets"].values() for kind in FAILURES)
