@@ -116,13 +116,13 @@ def main(given: list[str]) -> int:
         "inputs": min(arguments.inputs, NUMBERS_PER_SEED),
         "seconds": 60 * arguments.minutes / len(arguments.targets),
     }
-    commit = None if arguments.output is None else _commit()  # now: it may be another one when all is done
+    commit = _commit() if arguments.output is not None else ""  # now: it may be another one when all is done
     results: dict[str, Counter[str]] = {}
     for name in arguments.targets:
         print(f"{name} …", file=sys.stderr, flush=True)
         results[name] = fuzz_target(name, order, failures)
     print(table(results))
-    if commit is not None:
+    if arguments.output is not None:
         write(arguments.output, arguments, commit, results)
     if any(counts[kind] for counts in results.values() for kind in FAILURES):
         print(f"failing inputs are in {failures}")
