@@ -16,7 +16,7 @@ PROJECT = tomllib.loads((versions.ROOT / "pyproject.toml").read_text(encoding="u
 RESULTS: dict[str, Any] = {"cases": {}}
 if versions.RESULTS.exists():
     RESULTS = json.loads(versions.RESULTS.read_text(encoding="utf-8"))
-tested_once = pytest.mark.skipif(not RESULTS["cases"], reason="no results of `make test-versions` are committed yet")
+needs_results = pytest.mark.skipif(not RESULTS["cases"], reason="no results of `make test-versions` are committed yet")
 
 
 def bounds(requirements: list[str], name: str) -> tuple[str, str]:
@@ -30,7 +30,7 @@ def minor(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("+")[0].split(".")[:2])
 
 
-@tested_once
+@needs_results
 def test_every_release_of_torch_that_is_allowed_passed() -> None:
     low, high = bounds(PROJECT["dependencies"], "torch")
     assert low == min(TORCH, key=minor)
@@ -43,7 +43,7 @@ def test_every_release_of_torch_that_is_allowed_passed() -> None:
         assert all(group["failed"] == 0 < group["passed"] for group in case["groups"].values())
 
 
-@tested_once
+@needs_results
 def test_diffusers_was_tested_at_both_ends() -> None:
     low, high = bounds(PROJECT["optional-dependencies"]["model"], "diffusers")
     tested = {case["versions"]["diffusers"] for case in RESULTS["cases"].values()}
@@ -51,7 +51,7 @@ def test_diffusers_was_tested_at_both_ends() -> None:
     assert minor(high)[1] == max(minor(version)[1] for version in tested) + 1
 
 
-@tested_once
+@needs_results
 def test_each_torch_was_tested_with_its_own_triton() -> None:
     for name, case in RESULTS["cases"].items():
         lock = (versions.LOCKS / f"torch-{name.split(',')[0]}.txt").read_text(encoding="utf-8")
