@@ -43,18 +43,18 @@ class HeadBands(nn.Module):
 
     def _table_on(self, device: torch.device) -> Tensor | None:
         """The table's bands where a call is."""
-        if self.table_bands is None or self.table_bands.device == device:
+        if self._table is None or self.table_bands is None or self.table_bands.device == device:
             return self.table_bands
-        return self.table_bands.to(device)
+        return self._table.to(device)
 
     def _restore(self) -> None:
         """Write the numbers again: `to_empty` leaves garbage in buffers."""
+        if self._table is not None:
+            self.table_bands = self._table.to(self.allocation.device)
         if self.allocation.device.type == "meta":
             return
         with torch.no_grad():
             self.allocation.copy_(torch.tensor(self.bands, device="cpu"))
-        if self._table is not None:
-            self.table_bands = self._table.to(self.allocation.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
