@@ -29,7 +29,7 @@ FOLDER = ROOT / "build" / "versions"
 COMMAND = "make test-versions"
 GROUPS = {
     "operations": [
-        "tests/ops/block_sparse/test_triton.py",
+        "tests/ops/block_sparse",
         "tests/ops/gates",
         "tests/ops/merge/test_triton.py",
         "tests/ops/prologue/test_triton.py",
@@ -37,7 +37,8 @@ GROUPS = {
         "tests/ops/selection",
         "tests/ops/test_jit.py",
     ],
-    "interpreter": ["tests/test_fused.py"],
+    "interpreter": ["tests/test_fused.py", "tests/test_fused_backward.py", "tests/test_tracing.py"],
+    "layer": ["tests/attention"],
     "model": ["tests/models/test_pipeline.py", "tests/models/test_transformer.py"],
     "training": ["tests/training/test_run.py", "tests/training/test_state.py"],
     "plug-in": ["tests/integrations"],

@@ -11,6 +11,7 @@ from freqformer.cli.console import errors
 from freqformer.cli.options import Seed
 from freqformer.cli.outputs import check_folder
 from freqformer.cli.run_folder import model_folder
+from freqformer.demo import TRAIN_SECONDS
 
 
 def demo(
@@ -19,13 +20,13 @@ def demo(
     train_steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps; 300 from a model, 800 from scratch where left out.")
     ] = None,
-    train_seconds: Annotated[float, typer.Option(min=1, help="Seconds of training at most.")] = 180,
+    train_seconds: Annotated[float, typer.Option(min=1, help="Seconds of training at most.")] = TRAIN_SECONDS,
     model: Annotated[
         str | None, typer.Option(help="Folder of an exported model to start from; the shipped one where left out.")
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """From a real video to a generated one: inspect, train a small model for about two minutes, generate, report.
+    """From a real video to a generated one: inspect, train a small model for three to four minutes, generate, report.
 
     It begins with the shipped model, which generates first. A version without one trains from scratch, and says so. In the
     end it says how similar the video is to the clip that it should give back, and whether the machine was fast enough for

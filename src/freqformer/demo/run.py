@@ -21,6 +21,7 @@ from freqformer._interrupt import Interrupted, signal_name
 from freqformer.analysis.figures import allocation_figure, loss_figure, weights_figure
 from freqformer.analysis.spectra import Spectrum
 from freqformer.config import Band, FreqFormerConfig
+from freqformer.demo import TRAIN_SECONDS
 from freqformer.demo.page import render_page
 from freqformer.demo.shipped import generate_shipped, load_shipped
 from freqformer.demo.stages import INSPECTED, Generated, generate, inspect_video
@@ -42,9 +43,6 @@ GRID_720P = Grid(21, 45, 80)
 FINE_TUNING_RATE = 3e-3
 """Learning rate where the weights are trained already. After 300 steps on the shipped clip the video was 23.7 dB similar
 to it, and 19.4 dB at a third of this rate."""
-
-TRAIN_SECONDS = 180.0
-"""Time to train at most: half as much again as the steps take on two cores that do nothing else."""
 
 RUN_MARK = "made-by-the-demo"
 OF_A_RUN = {
