@@ -1,10 +1,12 @@
-"""Backward of the attention launch and of a whole layer, beside FlexAttention on the same lists and cuDNN's dense.
+"""Backward of the attention launch and of a whole layer, beside FlexAttention on the same lists and
+cuDNN's dense.
 
 Needs a CUDA GPU, and no package beside torch and Triton:
 
     PYTHONPATH=src python benchmarks/backward.py [--flex] [--output FOLDER]
 
-Writes backward.json. Gradients are checked against float64 before they are timed. A backward counts as 2.5 forwards.
+Writes backward.json. Gradients are checked against float64 before they are timed. A backward counts
+as 2.5 forwards.
 """
 
 from __future__ import annotations
@@ -25,7 +27,12 @@ import record
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import TILE_SLOTS, Grid
 from freqformer.ops.block_sparse.tables import launch_tables
-from freqformer.ops.block_sparse.triton import AttentionBuffers, MidLists, RowBands, attend_for_backward
+from freqformer.ops.block_sparse.triton import (
+    AttentionBuffers,
+    MidLists,
+    RowBands,
+    attend_for_backward,
+)
 from freqformer.ops.block_sparse.triton_backward import attend_backward
 from freqformer.plan import build_plan
 from kernel import GRID, Problem
@@ -67,7 +74,10 @@ class BackwardProblem:
         """Listed key places, queries, output gradients, weights and slopes of one query tile."""
         listed = self.forward.lists[head, tile].long()
         keys = (listed[:, None] * TILE_SLOTS + torch.arange(TILE_SLOTS, device="cuda")).flatten()
-        query, grad = (x[head].unflatten(0, (-1, TILE_SLOTS))[tile].double() for x in (self.forward.query, self.grad_out))
+        query, grad = (
+            x[head].unflatten(0, (-1, TILE_SLOTS))[tile].double()
+            for x in (self.forward.query, self.grad_out)
+        )
         weight = (query @ self.forward.key[head, keys].double().T * HEAD_DIM**-0.5).softmax(-1)
         agree = grad @ self.forward.value[head, keys].double().T
         return keys, query, grad, weight, weight * (agree - (weight * agree).sum(-1, keepdim=True))
@@ -84,7 +94,8 @@ class BackwardProblem:
         return grad_query, grad_key, grad_value
 
     def error(self, grads: tuple[Tensor, Tensor, Tensor]) -> float:
-        """Largest |gradient - exact| / |exact| of the checked tiles; gradients (H, N, D) in tile order."""
+        """Largest |gradient - exact| / |exact| of the checked tiles; gradients (H, N, D) in tile
+        order."""
         worst = 0.0
         for head, tile, exact in self.exact:
             own = slice(tile * TILE_SLOTS, (tile + 1) * TILE_SLOTS)
@@ -96,7 +107,9 @@ class BackwardProblem:
 def launches_of(problem: BackwardProblem) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
     """The backward launches with every head MID on the problem's lists; tile order in and out."""
     heads, _, kept = problem.forward.lists.shape
-    plan = build_plan(GRID, FreqFormerConfig(mid_tiles=kept, summary_tokens=0), num_heads=heads, head_dim=HEAD_DIM)
+    plan = build_plan(
+        GRID, FreqFormerConfig(mid_tiles=kept, summary_tokens=0), num_heads=heads, head_dim=HEAD_DIM
+    )
     tables = launch_tables(plan, torch.device("cuda"))
     pad = (0, 0, 0, tables.keys.rows - GRID.num_tokens)
     key, value = (F.pad(x, pad).contiguous() for x in (problem.forward.key, problem.forward.value))
@@ -125,7 +138,9 @@ def flex_of(problem: BackwardProblem) -> Callable[[], tuple[Tensor, ...]]:
     from kernel_peers import flex_attention
 
     forward = problem.forward
-    leaves = [x.detach().clone().requires_grad_() for x in (forward.query, forward.key, forward.value)]
+    leaves = [
+        x.detach().clone().requires_grad_() for x in (forward.query, forward.key, forward.value)
+    ]
     query, key, value = leaves
     out = flex_attention(query, key, value, forward.lists)()
     return lambda: torch.autograd.grad(out, leaves, problem.grad_out, retain_graph=True)
@@ -142,11 +157,14 @@ def measure(problem: BackwardProblem, run: Callable[[], tuple[Tensor, ...]]) -> 
 
 
 def trained(layer: Layer) -> Callable[[], tuple[Tensor, ...]]:
-    """Forward and backward of a layer: gradients of queries, keys, values and all that is learned."""
+    """Forward and backward of a layer: gradients of queries, keys, values and all that is
+    learned."""
     tensors = [x.detach().clone().requires_grad_() for x in layer.tensors]
     names = ("summary_queries", "summary_offsets", "query_norm", "key_norm")
     learned = {name: getattr(layer.parameters, name) for name in names}
-    learned = {name: x.detach().clone().requires_grad_() for name, x in learned.items() if x is not None}
+    learned = {
+        name: x.detach().clone().requires_grad_() for name, x in learned.items() if x is not None
+    }
     own = replace(layer, tensors=tuple(tensors), parameters=replace(layer.parameters, **learned))
     grad_out = torch.randn_like(layer.tensors[0])
     return lambda: torch.autograd.grad(own.run(), [*tensors, *learned.values()], grad_out)
@@ -154,12 +172,16 @@ def trained(layer: Layer) -> Callable[[], tuple[Tensor, ...]]:
 
 def dense_trained_ms(layer: Layer) -> float:
     """Forward and backward of cuDNN's dense attention over the same tensors, in its own layout."""
-    query, key, value = leaves = [x.detach().transpose(1, 2).contiguous().requires_grad_() for x in layer.tensors]
+    query, key, value = leaves = [
+        x.detach().transpose(1, 2).contiguous().requires_grad_() for x in layer.tensors
+    ]
     grad_out = torch.randn_like(query)
 
     def run() -> tuple[Tensor, ...]:
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            return torch.autograd.grad(F.scaled_dot_product_attention(query, key, value), leaves, grad_out)
+            return torch.autograd.grad(
+                F.scaled_dot_product_attention(query, key, value), leaves, grad_out
+            )
 
     return record.median_ms(run, repeats=2, warmup=1)
 
@@ -185,13 +207,20 @@ def measure_layer(layer: Layer, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--output", type=Path, default=record.RESULTS, help="folder for backward.json")
+    parser.add_argument(
+        "--output", type=Path, default=record.RESULTS, help="folder for backward.json"
+    )
     parser.add_argument("--commit", help="of this code, where the machine has no git")
     parser.add_argument("--flex", action="store_true", help="time FlexAttention's backward too")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA GPU: this benchmark measures one")
-    results: dict[str, Any] = {"tokens": GRID.num_tokens, "head_dim": HEAD_DIM, "dtype": "bfloat16", "launches": {}}
+    results: dict[str, Any] = {
+        "tokens": GRID.num_tokens,
+        "head_dim": HEAD_DIM,
+        "dtype": "bfloat16",
+        "launches": {},
+    }
     for density in DENSITIES:
         problem = BackwardProblem.random(density)
         found = {"launches": measure(problem, launches_of(problem))}
@@ -199,7 +228,12 @@ def main() -> None:
             found["FlexAttention"] = measure(problem, flex_of(problem))
         results["launches"][str(density)] = found
         print(
-            density, {name: f"{x['ms']:.2f} ms, {x['tflops_per_s']:.0f} TFLOP/s" for name, x in found.items()}, flush=True
+            density,
+            {
+                name: f"{x['ms']:.2f} ms, {x['tflops_per_s']:.0f} TFLOP/s"
+                for name, x in found.items()
+            },
+            flush=True,
         )
     results["layers"] = {}
     for name, grid, heads, learned in (
@@ -213,7 +247,11 @@ def main() -> None:
             results["dense_ms"] = dense_trained_ms(layer)
         results["layers"][name] = found
         told = (found["forward_ms"], found["forward_and_backward_ms"], results["dense_ms"])
-        print(f"{name}: forward {told[0]:.2f}, with backward {told[1]:.2f} ms, dense hunyuan {told[2]:.1f} ms", flush=True)
+        print(
+            f"{name}: forward {told[0]:.2f}, with backward {told[1]:.2f} ms, dense hunyuan "
+            f"{told[2]:.1f} ms",
+            flush=True,
+        )
         del layer
     path = record.save("backward", results, arguments.output, arguments.commit)
     print(f"wrote {path}")

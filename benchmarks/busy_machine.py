@@ -1,9 +1,11 @@
-"""Processor seconds of `freqformer sample shipped` alone, and on a machine with busy processes beside it.
+"""Processor seconds of `freqformer sample shipped` alone, and on a machine with busy processes
+beside it.
 
 PYTHONPATH=src python benchmarks/busy_machine.py [--beside 8] [--steps 30] [--wait-policy ACTIVE]
 
-On a machine that is shared, threads of OpenMP that wait by spinning use up the time of those that work. The command sets
-OMP_WAIT_POLICY where the user has not; `--wait-policy ACTIVE` shows what it was like before.
+On a machine that is shared, threads of OpenMP that wait by spinning use up the time of those that
+work. The command sets OMP_WAIT_POLICY where the user has not; `--wait-policy ACTIVE` shows what it
+was like before.
 """
 
 from __future__ import annotations
@@ -38,14 +40,30 @@ def load(processes: int) -> Iterator[None]:
 
 def sample(steps: int, policy: str | None) -> tuple[float, float]:
     """Processor and wall-clock seconds of one command, as typed by someone who set nothing."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OMP_", "GOMP_", "KMP_"))
+    }
     if policy is not None:
         environment["OMP_WAIT_POLICY"] = policy
     with tempfile.TemporaryDirectory() as folder:
         target = str(Path(folder, "x.mp4"))
-        command = [sys.executable, "-m", "freqformer", "sample", "shipped", "-o", target, "--steps", str(steps)]
+        command = [
+            sys.executable,
+            "-m",
+            "freqformer",
+            "sample",
+            "shipped",
+            "-o",
+            target,
+            "--steps",
+            str(steps),
+        ]
         start = time.perf_counter()
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
@@ -54,10 +72,16 @@ def sample(steps: int, policy: str | None) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--beside", type=int, default=8, help="busy processes; 8 by default")
     parser.add_argument("--steps", type=int, default=30, help="denoising steps; 30 by default")
-    parser.add_argument("--wait-policy", choices=("ACTIVE", "PASSIVE"), help="of OpenMP; the command's own where left out")
+    parser.add_argument(
+        "--wait-policy",
+        choices=("ACTIVE", "PASSIVE"),
+        help="of OpenMP; the command's own where left out",
+    )
     asked = parser.parse_args()
     sample(1, asked.wait_policy)  # fills the disk's cache
     alone, alone_wall = sample(asked.steps, asked.wait_policy)

@@ -1,12 +1,14 @@
-"""Eager frequency attention on a CPU beside torch's dense attention: time of one layer, and peak memory by length.
+"""Eager frequency attention on a CPU beside torch's dense attention: time of one layer, and peak
+memory by length.
 
     python benchmarks/eager_cpu.py [--runs 5] [--output FOLDER]
 
-Default configuration, 8 heads of 64 split 3/2/3 over LOW, MID and HIGH, float32, with one thread and with torch's default.
-Prints two tables and writes eager_cpu.json. Runs alternate between the two, so that both meet the same load of the machine;
-medians are given, of wall time and of the process's CPU time. Other work on the same cores slows several threads more than
-one, since they wait for one another: the load average is in the file. Every length's memory is measured in a fresh process,
-since a peak never falls.
+Default configuration, 8 heads of 64 split 3/2/3 over LOW, MID and HIGH, float32, with one thread
+and with torch's default. Prints two tables and writes eager_cpu.json. Runs alternate between the
+two, so that both meet the same load of the machine; medians are given, of wall time and of the
+process's CPU time. Other work on the same cores slows several threads more than one, since they
+wait for one another: the load average is in the file. Every length's memory is measured in a fresh
+process, since a peak never falls.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def inputs(grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
 
 def frequency(grid: Grid, tensors: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     query, key, value = tensors
-    return frequency_attention(query, key, value, grid=grid, allocation=ALLOCATION, config=FreqFormerConfig(), impl="eager")
+    return frequency_attention(
+        query, key, value, grid=grid, allocation=ALLOCATION, config=FreqFormerConfig(), impl="eager"
+    )
 
 
 def dense(tensors: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -82,7 +86,9 @@ def time_layer(runs: int, threads: int) -> dict[str, dict[str, float]]:
         row: dict[str, float] = {}
         for index, clock in enumerate(("wall", "cpu")):
             # The first run of each warms up.
-            middle = {which: median(run[index] for run in taken[1:]) for which, taken in times.items()}
+            middle = {
+                which: median(run[index] for run in taken[1:]) for which, taken in times.items()
+            }
             row |= {f"{which}_{clock}_s": value for which, value in middle.items()}
             row[f"speedup_{clock}"] = middle["dense"] / middle["frequency"]
         results[name] = row
@@ -90,7 +96,8 @@ def time_layer(runs: int, threads: int) -> dict[str, dict[str, float]]:
 
 
 def memory_bytes(which: str) -> int:
-    """Memory that the process holds now (VmRSS), or held at most (VmHWM; getrusage would give the parent's peak too)."""
+    """Memory that the process holds now (VmRSS), or held at most (VmHWM; getrusage would give the
+    parent's peak too)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(which)) * 1024
 
@@ -123,7 +130,11 @@ def measure_memory() -> list[dict[str, float]]:
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    names = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if "model name" in line
+    ]
     return {
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
@@ -138,7 +149,10 @@ def machine() -> dict[str, Any]:
 
 def report(speeds: dict[int, dict[str, dict[str, float]]], memory: list[dict[str, float]]) -> None:
     print(f"\n{GRID.num_tokens:,} tokens, {HEADS} heads of {HEAD_DIM}, float32, medians")
-    print(f"{'threads':>7}  {'':22}{'frequency s':>12}{'dense s':>9}{'speed-up':>10}{'by CPU time':>13}{'wanted':>8}")
+    print(
+        f"{'threads':>7}  "
+        f"{'':22}{'frequency s':>12}{'dense s':>9}{'speed-up':>10}{'by CPU time':>13}{'wanted':>8}"
+    )
     for threads, rows in speeds.items():
         for name, row in rows.items():
             print(
@@ -148,15 +162,26 @@ def report(speeds: dict[int, dict[str, dict[str, float]]], memory: list[dict[str
     print("\nPeak memory of forward and backward")
     print(f"{'tokens':>8}{'MiB':>8}{'x bytes of q, k, v, out':>25}")
     for row in memory:
-        print(f"{row['tokens']:8,}{row['peak_bytes'] / 2**20:8.0f}{row['of_query_key_value_out']:24.2f}x")
+        print(
+            f"{row['tokens']:8,}{row['peak_bytes'] / 2**20:8.0f}"
+            f"{row['of_query_key_value_out']:24.2f}x"
+        )
     print(f"wanted at {memory[-1]['tokens']:,} tokens: at most {MOST_MEMORY:.0f}x")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5, help="timed runs of each, after one that warms up")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--runs", type=int, default=5, help="timed runs of each, after one that warms up"
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--frames", type=int, help="print the peak memory of this many frames as JSON, and nothing else")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        help="print the peak memory of this many frames as JSON, and nothing else",
+    )
     arguments = parser.parse_args()
     if arguments.frames:
         print(json.dumps(peak_memory(arguments.frames)))

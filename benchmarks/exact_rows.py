@@ -28,7 +28,8 @@ def relative_errors(
     mid_lists: Tensor,
     tiles: list[int],
 ) -> dict[str, float]:
-    """|out - exact| / |exact| over the tokens of some tiles, by band, for the first head of each band.
+    """|out - exact| / |exact| over the tokens of some tiles, by band, for the first head of each
+    band.
 
     Args:
         out: the fast result (1, N, H, D) in raster order.
@@ -45,7 +46,9 @@ def relative_errors(
         head = allocation.index(band)
         inputs = _inputs(tensors, head, band, plan, parameters)
         if band == Band.LOW:
-            exact = expand_low(_attend(inputs.query[0], inputs, inputs.extra_bias)[None], plan, "raster")[0, raster]
+            exact = expand_low(
+                _attend(inputs.query[0], inputs, inputs.extra_bias)[None], plan, "raster"
+            )[0, raster]
         else:
             lists = mid_lists[head] if band == Band.MID else plan.high_lists.to(out.device)
             exact = torch.cat([_tile(inputs, tile, lists[tile].long(), plan) for tile in tiles])
@@ -55,14 +58,20 @@ def relative_errors(
 
 
 def _inputs(
-    tensors: tuple[Tensor, Tensor, Tensor], head: int, band: Band, plan: AttentionPlan, parameters: AttentionParameters
+    tensors: tuple[Tensor, Tensor, Tensor],
+    head: int,
+    band: Band,
+    plan: AttentionPlan,
+    parameters: AttentionParameters,
 ) -> BandInputs:
     query, key, value = (x[:, :, head].double() for x in tensors)
     query = rms_norm(query, parameters.query_norm, parameters.norm_eps)
     key = rms_norm(key, parameters.key_norm, parameters.norm_eps)
     rows = torch.tensor([head], device=query.device)
     wide = replace(parameters, rotary=tuple(table.double() for table in parameters.rotary or ()))
-    return prepare(query, key, value, band=band, plan=plan, rows=rows, parameters=wide, token_order="raster")
+    return prepare(
+        query, key, value, band=band, plan=plan, rows=rows, parameters=wide, token_order="raster"
+    )
 
 
 def _tile(inputs: BandInputs, tile: int, listed: Tensor, plan: AttentionPlan) -> Tensor:
@@ -70,7 +79,9 @@ def _tile(inputs: BandInputs, tile: int, listed: Tensor, plan: AttentionPlan) ->
     assert inputs.key is not None
     assert inputs.value is not None
     start, end = plan.layout.offsets[tile : tile + 2].tolist()
-    places = torch.cat([torch.arange(*plan.layout.offsets[t : t + 2].tolist()) for t in listed.tolist()]).to(listed.device)
+    places = torch.cat(
+        [torch.arange(*plan.layout.offsets[t : t + 2].tolist()) for t in listed.tolist()]
+    ).to(listed.device)
     bias = inputs.extra_bias[0].clone()
     cells = plan.cells.num_cells
     bias[:cells] += unseen_bias(listed[None, None], plan)[0, 0].double()
@@ -82,7 +93,9 @@ def _tile(inputs: BandInputs, tile: int, listed: Tensor, plan: AttentionPlan) ->
 
 def _attend(query: Tensor, inputs: BandInputs, bias: Tensor) -> Tensor:
     parts = query.split(ROWS)
-    return torch.cat([_softmax(part, inputs.extra_key[0], inputs.extra_value[0], bias[0]) for part in parts])
+    return torch.cat(
+        [_softmax(part, inputs.extra_key[0], inputs.extra_value[0], bias[0]) for part in parts]
+    )
 
 
 def _softmax(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:

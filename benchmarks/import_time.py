@@ -1,10 +1,11 @@
-"""Processor seconds of `import freqformer` and `freqformer --help` beside `import torch`, in fresh processes.
+"""Processor seconds of `import freqformer` and `freqformer --help` beside `import torch`, in fresh
+processes.
 
 PYTHONPATH=src python benchmarks/import_time.py [--runs 7]
 
-Names of the package are imported when they are first used, so what is timed is the import of every name that needs torch
-alone. One thread imports, so on a free core processor seconds are those on the clock; beside other load they stay
-comparable. The least of several runs counts.
+Names of the package are imported when they are first used, so what is timed is the import of every
+name that needs torch alone. One thread imports, so on a free core processor seconds are those on
+the clock; beside other load they stay comparable. The least of several runs counts.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ CASES = {
     "import torch": ["-c", "import torch"],
     "import freqformer, every name": [
         "-c",
-        f"import freqformer\nfor name in set(freqformer.__all__) - set({MODEL}): getattr(freqformer, name)",
+        f"import freqformer\nfor name in set(freqformer.__all__) - set({MODEL}): "
+        "getattr(freqformer, name)",
     ],
     "import freqformer, the model too": [
         "-c",
@@ -43,11 +45,18 @@ def seconds(arguments: list[str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--runs", type=int, default=7, help="fresh processes of each kind; 7 by default")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--runs", type=int, default=7, help="fresh processes of each kind; 7 by default"
+    )
     runs = parser.parse_args().runs
-    # One of each in turn, so that a busy moment does not fall on one kind alone; the first round fills the disk's cache.
-    rounds = [{name: seconds(arguments) for name, arguments in CASES.items()} for _ in range(runs + 1)][1:]
+    # One of each in turn, so that a busy moment does not fall on one kind alone; the first round
+    # fills the disk's cache.
+    rounds = [
+        {name: seconds(arguments) for name, arguments in CASES.items()} for _ in range(runs + 1)
+    ][1:]
     least = {name: min(one[name] for one in rounds) for name in CASES}
     for name, taken in least.items():
         beyond = taken - least["import torch"]

@@ -1,11 +1,12 @@
-"""The attention launch on random lists of key tiles, beside cuDNN's dense attention: useful TFLOP/s of the kept blocks.
+"""The attention launch on random lists of key tiles, beside cuDNN's dense attention: useful TFLOP/s
+of the kept blocks.
 
 Needs a CUDA GPU, and no package beside torch, Triton and matplotlib:
 
     PYTHONPATH=src python benchmarks/kernel.py [--peers] [--output FOLDER]
 
-Writes kernel.json and kernel.png. Every result is checked against float64 rows before it is timed. `--peers` times other
-block-sparse kernels on the same lists, each where its package is installed.
+Writes kernel.json and kernel.png. Every result is checked against float64 rows before it is timed.
+`--peers` times other block-sparse kernels on the same lists, each where its package is installed.
 """
 
 from __future__ import annotations
@@ -54,10 +55,17 @@ class Problem:
         """Standard normal bfloat16 inputs; the own tile and the best of random scores are kept."""
         draw = torch.Generator("cuda").manual_seed(0)
         shape, tiles = (HEADS, GRID.num_tokens, head_dim), GRID.num_tokens // TILE_SLOTS
-        query, key, value = (torch.randn(shape, generator=draw, device="cuda").bfloat16() for _ in range(3))
+        query, key, value = (
+            torch.randn(shape, generator=draw, device="cuda").bfloat16() for _ in range(3)
+        )
         scores = torch.rand(HEADS, tiles, tiles, generator=draw, device="cuda")
         scores.diagonal(dim1=1, dim2=2).fill_(2.0)
-        return cls(query, key, value, scores.topk(max(1, round(density * tiles))).indices.sort().values.int())
+        return cls(
+            query,
+            key,
+            value,
+            scores.topk(max(1, round(density * tiles))).indices.sort().values.int(),
+        )
 
     @property
     def flops(self) -> float:
@@ -68,10 +76,16 @@ class Problem:
     def exact(self) -> list[tuple[int, int, Tensor]]:
         """(head, query tile, its output in float64) of a few tiles."""
         tiles = self.lists.shape[1]
-        return [(head, tile, self._tile(head, tile)) for head, tile in ((0, 0), (3, tiles // 2), (7, tiles - 1))]
+        return [
+            (head, tile, self._tile(head, tile))
+            for head, tile in ((0, 0), (3, tiles // 2), (7, tiles - 1))
+        ]
 
     def _tile(self, head: int, tile: int) -> Tensor:
-        keys = (self.lists[head, tile].long()[:, None] * TILE_SLOTS + torch.arange(TILE_SLOTS, device="cuda")).flatten()
+        keys = (
+            self.lists[head, tile].long()[:, None] * TILE_SLOTS
+            + torch.arange(TILE_SLOTS, device="cuda")
+        ).flatten()
         query = self.query[head].unflatten(0, (-1, TILE_SLOTS))[tile].double()
         logits = query @ self.key[head, keys].double().T * query.shape[1] ** -0.5
         return logits.softmax(-1) @ self.value[head, keys].double()
@@ -84,7 +98,8 @@ class Problem:
 
 
 def launch_of(problem: Problem) -> Callable[[], Tensor]:
-    """The attention launch with every head MID on the problem's lists, raster order out as in a layer."""
+    """The attention launch with every head MID on the problem's lists, raster order out as in a
+    layer."""
     heads, tiles, kept = problem.lists.shape
     config = FreqFormerConfig(mid_tiles=kept, summary_tokens=0)
     plan = build_plan(GRID, config, num_heads=heads, head_dim=problem.query.shape[2])
@@ -97,7 +112,15 @@ def launch_of(problem: Problem) -> Callable[[], Tensor]:
 
     def run() -> Tensor:
         buffers = AttentionBuffers(problem.query, key, value)
-        return attend(buffers, rows, tables, mid=mid, summary_offsets=None, text_mask=None, token_order="raster")[0]
+        return attend(
+            buffers,
+            rows,
+            tables,
+            mid=mid,
+            summary_offsets=None,
+            text_mask=None,
+            token_order="raster",
+        )[0]
 
     return run
 
@@ -108,7 +131,9 @@ def tile_order(out: Tensor) -> Tensor:
     return out[0].index_select(0, plan.layout.raster_to_tile.to(out.device)).transpose(0, 1)
 
 
-def measure(problem: Problem, run: Callable[[], Tensor], order: Callable[[Tensor], Tensor]) -> dict[str, float]:
+def measure(
+    problem: Problem, run: Callable[[], Tensor], order: Callable[[Tensor], Tensor]
+) -> dict[str, float]:
     """Milliseconds, rate and error of a kernel on a problem; ValueError where it is wrong."""
     error = problem.error(order(run()))
     if not error < LARGEST_ERROR:
@@ -137,11 +162,17 @@ def results_of(head_dim: int, peers: bool) -> dict[str, Any]:
         problem = Problem.random(density, head_dim)
         if density == 1.0:
             results["dense"] = measure(problem, cudnn(problem), lambda out: out)
-            print(f"cuDNN, dense            {results['dense']['tflops_per_s']:6.0f} TFLOP/s", flush=True)
+            print(
+                f"cuDNN, dense            {results['dense']['tflops_per_s']:6.0f} TFLOP/s",
+                flush=True,
+            )
         found = measure(problem, launch_of(problem), tile_order)
         found["of_dense"] = found["tflops_per_s"] / results["dense"]["tflops_per_s"]
         results["launch"][str(density)] = found
-        print(f"launch, {density:4.0%} of blocks {found['tflops_per_s']:6.0f} TFLOP/s, {found['of_dense']:.3f} of dense")
+        print(
+            f"launch, {density:4.0%} of blocks {found['tflops_per_s']:6.0f} TFLOP/s, "
+            f"{found['of_dense']:.3f} of dense"
+        )
         if peers and density < 1:
             time_peers(problem, str(density), results["peers"])
     return results
@@ -151,7 +182,11 @@ def time_peers(problem: Problem, density: str, results: dict[str, Any]) -> None:
     """Every installed peer on the problem; one that fails is named, and the others go on."""
     for name, peer in kernel_peers.available().items():
         try:
-            found = measure(problem, peer(problem.query, problem.key, problem.value, problem.lists), lambda out: out)
+            found = measure(
+                problem,
+                peer(problem.query, problem.key, problem.value, problem.lists),
+                lambda out: out,
+            )
         except Exception as error:
             print(f"{name} failed: {error!r}"[:500], flush=True)
             continue
@@ -171,26 +206,40 @@ def draw(results: dict[str, Any], path: Path) -> None:
     names, width = [str(density) for density in DENSITIES], 0.8 / len(rows)
     for index, (name, rates) in enumerate(rows.items()):
         places = [names.index(density) + (index - len(rows) / 2 + 0.5) * width for density in rates]
-        bars = axes.bar(places, [found["tflops_per_s"] for found in rates.values()], 0.92 * width, label=name)
+        bars = axes.bar(
+            places, [found["tflops_per_s"] for found in rates.values()], 0.92 * width, label=name
+        )
         axes.bar_label(bars, fmt="%.0f", fontsize="small")
     dense = results["dense"]["tflops_per_s"]
     axes.axhline(dense, color="black", linestyle="--", label=f"cuDNN, dense: {dense:.0f}")
     axes.set_xticks(range(len(DENSITIES)), [f"{density:.0%} of blocks" for density in DENSITIES])
-    axes.set(ylabel="useful TFLOP/s", title=f"{GRID.num_tokens:,} tokens, {HEADS} heads of {results['head_dim']}, bfloat16")
+    axes.set(
+        ylabel="useful TFLOP/s",
+        title=f"{GRID.num_tokens:,} tokens, {HEADS} heads of {results['head_dim']}, bfloat16",
+    )
     figure.legend(frameon=False, fontsize="small", ncols=2, loc="outside lower center")
     figure.savefig(path, dpi=150)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--output", type=Path, default=record.RESULTS, help="folder for kernel.json and kernel.png")
+    parser.add_argument(
+        "--output", type=Path, default=record.RESULTS, help="folder for kernel.json and kernel.png"
+    )
     parser.add_argument("--commit", help="of this code, where the machine has no git")
     parser.add_argument("--head-dim", type=int, default=128)
-    parser.add_argument("--peers", action="store_true", help="time other block-sparse kernels too, where installed")
+    parser.add_argument(
+        "--peers", action="store_true", help="time other block-sparse kernels too, where installed"
+    )
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA GPU: this benchmark measures one")
-    shape = {"tokens": GRID.num_tokens, "heads": HEADS, "head_dim": arguments.head_dim, "dtype": "bfloat16"}
+    shape = {
+        "tokens": GRID.num_tokens,
+        "heads": HEADS,
+        "head_dim": arguments.head_dim,
+        "dtype": "bfloat16",
+    }
     results = {**shape, **results_of(arguments.head_dim, arguments.peers)}
     path = record.save("kernel", results, arguments.output, arguments.commit)
     draw(results, arguments.output / "kernel.png")

@@ -1,7 +1,7 @@
 """Other block-sparse attention kernels on the same lists of key tiles, each behind one function.
 
-A peer takes query, key and value (H, N, D) and lists (H, T, kept) of tiles of 128 tokens, and returns a call that gives
-(H, N, D).
+A peer takes query, key and value (H, N, D) and lists (H, T, kept) of tiles of 128 tokens, and
+returns a call that gives (H, N, D).
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def _installed(module: str) -> bool:
 
 
 def _padded(lists: Tensor) -> tuple[Tensor, Tensor]:
-    """Counts (1, H, T) and lists (1, H, T, T) with the kept tiles first, as block masks hold them."""
+    """Counts (1, H, T) and lists (1, H, T, T) with the kept tiles first, as block masks hold
+    them."""
     heads, tiles, kept = lists.shape
     counts = torch.full((1, heads, tiles), kept, dtype=torch.int32, device=lists.device)
     full = torch.zeros(1, heads, tiles, tiles, dtype=torch.int32, device=lists.device)
@@ -43,7 +44,9 @@ def _padded(lists: Tensor) -> tuple[Tensor, Tensor]:
     return counts, full
 
 
-def flex_attention(query: Tensor, key: Tensor, value: Tensor, lists: Tensor) -> Callable[[], Tensor]:
+def flex_attention(
+    query: Tensor, key: Tensor, value: Tensor, lists: Tensor
+) -> Callable[[], Tensor]:
     """torch's FlexAttention, compiled."""
     from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
@@ -54,7 +57,9 @@ def flex_attention(query: Tensor, key: Tensor, value: Tensor, lists: Tensor) -> 
     return lambda: compiled(query[None], key[None], value[None], block_mask=mask)[0]  # pyright: ignore
 
 
-def flash_attention_4(query: Tensor, key: Tensor, value: Tensor, lists: Tensor) -> Callable[[], Tensor]:
+def flash_attention_4(
+    query: Tensor, key: Tensor, value: Tensor, lists: Tensor
+) -> Callable[[], Tensor]:
     """FlashAttention-4 in the CuTe DSL, flash-attn-4 4.0.0b36."""
     from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch  # pyright: ignore[reportMissingImports]
     from flash_attn.cute.interface import _flash_attn_fwd  # pyright: ignore[reportMissingImports]
@@ -71,7 +76,9 @@ def flash_attention_4(query: Tensor, key: Tensor, value: Tensor, lists: Tensor) 
     return lambda: _flash_attn_fwd(*tensors, block_sparse_tensors=blocks)[0][0].transpose(0, 1)
 
 
-def cudnn_block_sparse(query: Tensor, key: Tensor, value: Tensor, lists: Tensor) -> Callable[[], Tensor]:
+def cudnn_block_sparse(
+    query: Tensor, key: Tensor, value: Tensor, lists: Tensor
+) -> Callable[[], Tensor]:
     """cuDNN's block-sparse attention, nvidia-cudnn-frontend 1.32."""
     from cudnn.block_sparse_attention import block_sparse_attention_forward  # pyright: ignore[reportMissingImports]
 

@@ -1,6 +1,8 @@
-"""A whole attention layer beside dense attention: from projected queries, keys and values in raster order to the output.
+"""A whole attention layer beside dense attention: from projected queries, keys and values in raster
+order to the output.
 
-Norm and rotary embedding are part of it. Needs a CUDA GPU, and no package beside torch, Triton and matplotlib:
+Norm and rotary embedding are part of it. Needs a CUDA GPU, and no package beside torch, Triton and
+matplotlib:
 
     PYTHONPATH=src python benchmarks/layer.py [--output FOLDER]
 
@@ -83,11 +85,15 @@ def make_layer(grid: Grid, heads: int, config: FreqFormerConfig, *, learned: boo
     def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(*shape, generator=draw, device="cuda", dtype=dtype)
 
-    query, key, value = (normal(1, grid.num_tokens, heads, HEAD_DIM, dtype=torch.bfloat16) for _ in range(3))
+    query, key, value = (
+        normal(1, grid.num_tokens, heads, HEAD_DIM, dtype=torch.bfloat16) for _ in range(3)
+    )
     angle = normal(grid.num_tokens, HEAD_DIM // 2) * 3
     parameters = AttentionParameters(
         summary_queries=normal(heads, 2, HEAD_DIM) if learned else None,
-        summary_offsets=torch.tensor([0.0, -4.0, -4.0], device="cuda").expand(heads, 3) if learned else None,
+        summary_offsets=torch.tensor([0.0, -4.0, -4.0], device="cuda").expand(heads, 3)
+        if learned
+        else None,
         rotary=(angle.cos(), angle.sin()),
         query_norm=1 + normal(HEAD_DIM) * 0.1,
         key_norm=1 + normal(HEAD_DIM) * 0.1,
@@ -97,7 +103,8 @@ def make_layer(grid: Grid, heads: int, config: FreqFormerConfig, *, learned: boo
 
 
 def raised(grid: Grid, heads: int, density: float) -> FreqFormerConfig:
-    """The bench configuration with the window, then the chosen tiles, raised until the plan has this density."""
+    """The bench configuration with the window, then the chosen tiles, raised until the plan has
+    this density."""
 
     def reached(config: FreqFormerConfig) -> float:
         plan = build_plan(grid, config, num_heads=heads, head_dim=HEAD_DIM)
@@ -114,15 +121,22 @@ def raised(grid: Grid, heads: int, density: float) -> FreqFormerConfig:
     low, high = 1, math.prod(config.window)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if reached(replace(config, mid_tiles=middle)) >= density else (middle + 1, high)
+        low, high = (
+            (low, middle)
+            if reached(replace(config, mid_tiles=middle)) >= density
+            else (middle + 1, high)
+        )
     return replace(config, mid_tiles=low)
 
 
 def dense_ms(tensors: tuple[Tensor, Tensor, Tensor]) -> float:
-    """Time of cuDNN's dense attention over the same tensors; its own layout, so that nothing is copied."""
+    """Time of cuDNN's dense attention over the same tensors; its own layout, so that nothing is
+    copied."""
     query, key, value = (x.transpose(1, 2).contiguous() for x in tensors)
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return record.median_ms(lambda: F.scaled_dot_product_attention(query, key, value), repeats=3, warmup=1)
+        return record.median_ms(
+            lambda: F.scaled_dot_product_attention(query, key, value), repeats=3, warmup=1
+        )
 
 
 def check(layer: Layer) -> dict[str, float]:
@@ -136,13 +150,19 @@ def check(layer: Layer) -> dict[str, float]:
     tables = prologue_tables(plan, query.device, query.dtype)
     bands = torch.tensor([layer.allocation], device="cuda")
     blocks = launch_tables(plan, query.device).band_blocks
-    rows = prepare_rows(layer.tensors, bands, tables, blocks, parameters=layer.parameters, token_order="raster")
+    rows = prepare_rows(
+        layer.tensors, bands, tables, blocks, parameters=layer.parameters, token_order="raster"
+    )
     lists, _ = select(rows.sums, rows.bands, tables.tile_offsets, None, plan.mid_capacity)
     del rows
     tiles = [0, plan.layout.num_tiles // 2, plan.layout.num_tiles - 1]
-    errors = relative_errors(layer.run(), layer.tensors, layer.allocation, plan, layer.parameters, lists, tiles)
+    errors = relative_errors(
+        layer.run(), layer.tensors, layer.allocation, plan, layer.parameters, lists, tiles
+    )
     if not max(errors.values()) <= LARGEST_ERROR:
-        raise SystemExit(f"relative errors against float64 are {errors}; at most {LARGEST_ERROR} is allowed")
+        raise SystemExit(
+            f"relative errors against float64 are {errors}; at most {LARGEST_ERROR} is allowed"
+        )
     return errors
 
 
@@ -179,10 +199,11 @@ def measure(layer: Layer, repeats: int = 20) -> dict[str, Any]:
 
 @torch.no_grad()
 def live_router(layer: Layer, layer_ms: float) -> dict[str, Any]:
-    """What choosing the bands costs at every call, when no table is frozen; not part of the layer's figures.
+    """What choosing the bands costs at every call, when no table is frozen; not part of the layer's
+    figures.
 
-    `ms` is the device time of its launches, their input read from memory rather than from the cache; `added_in_graph_ms` is
-    what a CUDA graph of the layer takes longer with them in it.
+    `ms` is the device time of its launches, their input read from memory rather than from the
+    cache; `added_in_graph_ms` is what a CUDA graph of the layer takes longer with them in it.
     """
     from freqformer.ops.routing import reference, triton
 
@@ -196,14 +217,20 @@ def live_router(layer: Layer, layer_ms: float) -> dict[str, Any]:
     logits, bands = triton.score(network, timestep, inputs)
     difference = float((logits - network(reference.statistics(*inputs), timestep)).abs().max())
     if not difference <= LARGEST_DIFFERENCE:
-        raise SystemExit(f"the router's logits differ by {difference} from PyTorch's; {LARGEST_DIFFERENCE} is allowed")
+        raise SystemExit(
+            f"the router's logits differ by {difference} from PyTorch's; {LARGEST_DIFFERENCE} is "
+            "allowed"
+        )
     cache = torch.empty(CACHE_BYTES, dtype=torch.uint8, device=device)
 
     def choose() -> None:
         cache.zero_()
         triton.score(network, timestep, inputs)
 
-    profiles = sorted((record.launches(choose)[1:] for _ in range(9)), key=lambda run: sum(time for _, time in run))
+    profiles = sorted(
+        (record.launches(choose)[1:] for _ in range(9)),
+        key=lambda run: sum(time for _, time in run),
+    )
     typical = profiles[len(profiles) // 2]
     ms = sum(time for _, time in typical) / 1e3
     alone = graph_ms(lambda: layer.run(bands))
@@ -225,7 +252,8 @@ def graph_ms(call: Callable[[], Tensor], repeats: int = 50) -> float:
 
 
 def video_layers() -> dict[str, Any]:
-    """The bench configuration, with learned summaries, and with raised density, beside dense attention."""
+    """The bench configuration, with learned summaries, and with raised density, beside dense
+    attention."""
     results: dict[str, Any] = {}
     for name, (grid, heads) in LAYERS.items():
         layer = make_layer(grid, heads, BENCH)
@@ -240,7 +268,10 @@ def video_layers() -> dict[str, Any]:
             if variant == "bench":
                 results[name]["live_router"] = live_router(layer, measured["layer_ms"])
             results[name][variant] = measured | {"times_dense": dense / measured["layer_ms"]}
-            print(f"{name:8} {variant:18} {measured['layer_ms']:8.2f} ms  dense {dense:8.2f} ms", flush=True)
+            print(
+                f"{name:8} {variant:18} {measured['layer_ms']:8.2f} ms  dense {dense:8.2f} ms",
+                flush=True,
+            )
     return results
 
 
@@ -256,10 +287,21 @@ def scaling() -> dict[str, Any]:
         rate = flops / dense
         point = measure(layer, repeats=10)
         point["live_router"] = live_router(layer, point["layer_ms"])
-        points.append(point | {"dense_ms": dense, "dense_measured": measured, "times_dense": dense / point["layer_ms"]})
+        points.append(
+            point
+            | {
+                "dense_ms": dense,
+                "dense_measured": measured,
+                "times_dense": dense / point["layer_ms"],
+            }
+        )
         router = 100 * point["live_router"]["share_of_layer"]
         times = dense / point["layer_ms"]
-        print(f"{tokens:9,} tokens {point['layer_ms']:8.2f} ms  {times:6.1f} x dense  router {router:.2f}%", flush=True)
+        print(
+            f"{tokens:9,} tokens {point['layer_ms']:8.2f} ms  {times:6.1f} x dense  router "
+            f"{router:.2f}%",
+            flush=True,
+        )
         del layer
         torch.cuda.empty_cache()
     logs = [(math.log(point["tokens"]), math.log(point["layer_ms"])) for point in points]
@@ -284,26 +326,45 @@ def draw(results: dict[str, Any], path: Path) -> None:
     points = results["scaling"]["points"]
     tokens = [point["tokens"] for point in points]
     growth.loglog(
-        tokens, [point["dense_ms"] for point in points], "o--", label="dense, cuDNN (beyond 262,144: its rate there)"
+        tokens,
+        [point["dense_ms"] for point in points],
+        "o--",
+        label="dense, cuDNN (beyond 262,144: its rate there)",
     )
     exponent = results["scaling"]["exponent"]
-    growth.loglog(tokens, [point["layer_ms"] for point in points], "o-", label=f"FreqFormer layer, exponent {exponent:.2f}")
-    growth.set(xlabel="tokens", ylabel="ms per layer", title=f"{SCALING_HEADS} heads of {HEAD_DIM}, bfloat16")
+    growth.loglog(
+        tokens,
+        [point["layer_ms"] for point in points],
+        "o-",
+        label=f"FreqFormer layer, exponent {exponent:.2f}",
+    )
+    growth.set(
+        xlabel="tokens",
+        ylabel="ms per layer",
+        title=f"{SCALING_HEADS} heads of {HEAD_DIM}, bfloat16",
+    )
     growth.legend(frameon=False)
     left = dict.fromkeys(LAYERS, 0.0)
     names = [name for name, _ in results["layers"]["hunyuan"]["bench"]["launches"]]
     for launch in names:
-        widths = [sum(t for n, t in results["layers"][key]["bench"]["launches"] if n == launch) / 1e3 for key in LAYERS]
+        widths = [
+            sum(t for n, t in results["layers"][key]["bench"]["launches"] if n == launch) / 1e3
+            for key in LAYERS
+        ]
         parts.barh(list(LAYERS), widths, left=list(left.values()), label=launch)
         left = {key: left[key] + width for key, width in zip(LAYERS, widths, strict=True)}
     parts.set(xlabel="ms", title="launches of one layer, bench configuration")
-    parts.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
+    parts.legend(
+        frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3
+    )
     figure.savefig(path, dpi=150)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--output", type=Path, default=record.RESULTS, help="folder for layer.json and layer.png")
+    parser.add_argument(
+        "--output", type=Path, default=record.RESULTS, help="folder for layer.json and layer.png"
+    )
     parser.add_argument("--commit", help="of this code, where the machine has no git")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():

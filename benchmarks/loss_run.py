@@ -1,12 +1,13 @@
-"""The same model trained through the fused plan and through eager attention: 200 steps, several seeds, loss by loss.
+"""The same model trained through the fused plan and through eager attention: 200 steps, several
+seeds, loss by loss.
 
 Needs a CUDA GPU, and no package beside torch, Triton, diffusers and matplotlib:
 
     PYTHONPATH=src python benchmarks/loss_run.py [--output FOLDER]
 
-Writes loss_run.json and loss_run.png. A seed draws the weights; clips, noise and timesteps of a step are the same in every
-run. So what differs between seeds is smaller than between runs whose data differ too, and what two computations of one seed
-may differ by is held against that.
+Writes loss_run.json and loss_run.png. A seed draws the weights; clips, noise and timesteps of a
+step are the same in every run. So what differs between seeds is smaller than between runs whose
+data differ too, and what two computations of one seed may differ by is held against that.
 """
 
 from __future__ import annotations
@@ -30,7 +31,13 @@ DEVICE = "cuda"
 VIDEO = {"num_frames": 8, "height": 64, "width": 64}
 """2,048 tokens of 4 x 4 pixels, 16 tiles."""
 CONFIG = FreqFormerConfig(mid_tiles=4, window=(1, 2, 2), summary_tokens=16)
-MODEL: dict[str, Any] = {"patch_size": (1, 4, 4), "num_layers": 3, "num_heads": 6, "head_dim": 64, "routing": "fixed"}
+MODEL: dict[str, Any] = {
+    "patch_size": (1, 4, 4),
+    "num_layers": 3,
+    "num_heads": 6,
+    "head_dim": 64,
+    "routing": "fixed",
+}
 """Two heads in each band."""
 SEEDS = (0, 1, 2)
 STEPS, WARMUP, CLIPS, BATCH = 200, 20, 32, 2
@@ -66,11 +73,15 @@ def losses(impl: ImplChoice, seed: int, clips: Tensor, steps: int) -> list[float
 
 
 def compare(curves: dict[str, list[list[float]]]) -> dict[str, Any]:
-    """How far apart the computations are at equal seed, beside eager's range over the seeds at the same step."""
+    """How far apart the computations are at equal seed, beside eager's range over the seeds at the
+    same step."""
     eager = list(zip(*curves["eager"], strict=True))
     fused = list(zip(*curves["triton"], strict=True))
     ranges = [max(step) - min(step) for step in eager]
-    apart = [max(abs(a - b) for a, b in zip(one, other, strict=True)) for one, other in zip(eager, fused, strict=True)]
+    apart = [
+        max(abs(a - b) for a, b in zip(one, other, strict=True))
+        for one, other in zip(eager, fused, strict=True)
+    ]
     largest = max(range(len(apart)), key=lambda step: apart[step])
     # All seeds begin by predicting zero: until they differ, there is no range to be in.
     begun = [(gap, wide) for gap, wide in zip(apart[WARMUP:], ranges[WARMUP:], strict=True)]
@@ -81,7 +92,9 @@ def compare(curves: dict[str, list[list[float]]]) -> dict[str, Any]:
         "median_difference": median(apart),
         "median_range": median(ranges),
         "steps_within_range_after_warmup": fmean(gap <= wide for gap, wide in begun),
-        "last_20_steps": {impl: [fmean(curve[-20:]) for curve in runs] for impl, runs in curves.items()},
+        "last_20_steps": {
+            impl: [fmean(curve[-20:]) for curve in runs] for impl, runs in curves.items()
+        },
     }
 
 
@@ -100,12 +113,21 @@ def draw(curves: dict[str, list[list[float]]], path: Path) -> None:
     gaps = []
     for seed, (eager, fused) in enumerate(zip(curves["eager"], curves["triton"], strict=True)):
         whole.plot(steps, eager, color=f"C{seed}", linewidth=1, label=f"eager, seed {seed}")
-        whole.plot(steps, fused, "--", color="black", linewidth=0.7, label="fused" if seed == 0 else None)
+        whole.plot(
+            steps, fused, "--", color="black", linewidth=0.7, label="fused" if seed == 0 else None
+        )
         gaps.append([abs(a - b) for a, b in zip(eager, fused, strict=True)])
     whole.set(xlabel="step", ylabel="loss", title="training loss, bfloat16")
     for seed, gap in enumerate(gaps):
-        apart.semilogy(steps, gap, color=f"C{seed}", linewidth=0.8, label=f"|fused - eager|, seed {seed}")
-    apart.semilogy(steps, [b - a for a, b in zip(low, high, strict=True)], color="0.6", label="eager, range over seeds")
+        apart.semilogy(
+            steps, gap, color=f"C{seed}", linewidth=0.8, label=f"|fused - eager|, seed {seed}"
+        )
+    apart.semilogy(
+        steps,
+        [b - a for a, b in zip(low, high, strict=True)],
+        color="0.6",
+        label="eager, range over seeds",
+    )
     apart.set(xlabel="step", title="difference at equal seed")
     for axes in (whole, apart):
         axes.legend(frameon=False, fontsize="small")
@@ -114,7 +136,12 @@ def draw(curves: dict[str, list[list[float]]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--output", type=Path, default=record.RESULTS, help="folder for loss_run.json and loss_run.png")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=record.RESULTS,
+        help="folder for loss_run.json and loss_run.png",
+    )
     parser.add_argument("--commit", help="of this code, where the machine has no git")
     parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps")
     arguments = parser.parse_args()
@@ -126,11 +153,23 @@ def main() -> None:
     for seed in SEEDS:
         for impl in IMPLS:
             curves[impl].append(losses(impl, seed, clips, arguments.steps))
-            print(f"seed {seed}, {impl}: {curves[impl][-1][0]:.4f} to {fmean(curves[impl][-1][-20:]):.4f}", flush=True)
+            print(
+                f"seed {seed}, {impl}: {curves[impl][-1][0]:.4f} to "
+                f"{fmean(curves[impl][-1][-20:]):.4f}",
+                flush=True,
+            )
     found = compare(curves)
     print(found)
-    settings = {"video": VIDEO, "config": CONFIG.to_dict(), "model": MODEL, "batch": BATCH, "seeds": SEEDS}
-    path = record.save("loss_run", {**settings, **found, "losses": curves}, arguments.output, arguments.commit)
+    settings = {
+        "video": VIDEO,
+        "config": CONFIG.to_dict(),
+        "model": MODEL,
+        "batch": BATCH,
+        "seeds": SEEDS,
+    }
+    path = record.save(
+        "loss_run", {**settings, **found, "losses": curves}, arguments.output, arguments.commit
+    )
     draw(curves, arguments.output / "loss_run.png")
     print(f"wrote {path}")
 

@@ -1,4 +1,5 @@
-"""What the GPU benchmarks share: medians, the profiler's launches, and result files that say how they were made."""
+"""What the GPU benchmarks share: medians, the profiler's launches, and result files that say how
+they were made."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ def median_ms(call: Callable[[], object], repeats: int = 20, warmup: int = 3) ->
     """Median device time of one call in milliseconds, by events."""
     for _ in range(warmup):
         call()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+    events = [
+        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+        for _ in range(repeats)
+    ]
     for start, end in events:
         start.record()
         call()
@@ -44,7 +48,8 @@ def capture(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
 
 
 def launches(call: Callable[[], object]) -> list[tuple[str, float]]:
-    """Everything that one call runs on the device, in order: name and microseconds, by the profiler."""
+    """Everything that one call runs on the device, in order: name and microseconds, by the
+    profiler."""
     from torch.profiler import ProfilerActivity, profile
 
     call()
@@ -52,7 +57,11 @@ def launches(call: Callable[[], object]) -> list[tuple[str, float]]:
     with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as recorded:
         call()
         torch.cuda.synchronize()
-    return [(event.name, event.device_time) for event in recorded.events() or () if event.device_type.name == "CUDA"]
+    return [
+        (event.name, event.device_time)
+        for event in recorded.events() or ()
+        if event.device_type.name == "CUDA"
+    ]
 
 
 def workspace(call: Callable[[], torch.Tensor]) -> int:
@@ -69,14 +78,21 @@ def workspace(call: Callable[[], torch.Tensor]) -> int:
 
 
 def machine(commit: str | None) -> dict[str, Any]:
-    """The GPU, the versions, the commit and the command of this run; git knows the commit if None."""
+    """The GPU, the versions, the commit and the command of this run; git knows the commit if
+    None."""
     import triton
 
     # Folders outside the project are where this machine keeps its packages.
-    own = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place and not os.path.isabs(place)]
+    own = [
+        place
+        for place in os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        if place and not os.path.isabs(place)
+    ]
     path = [f"PYTHONPATH={os.pathsep.join(own)}"] if own else []
     git = ["git", "-C", str(RESULTS.parent), "rev-parse", "HEAD"]
-    commit = commit or subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    commit = (
+        commit or subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    )
     return {
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
@@ -89,8 +105,10 @@ def machine(commit: str | None) -> dict[str, Any]:
 
 
 def typed_arguments() -> list[str]:
-    """What was typed, without where results go and the commit, which differ by machine and are recorded apart."""
-    # `python -m module` puts the module's file, with this machine's folders, where the module was typed.
+    """What was typed, without where results go and the commit, which differ by machine and are
+    recorded apart."""
+    # `python -m module` puts the module's file, with this machine's folders, where the module was
+    # typed.
     module = getattr(sys.modules["__main__"], "__spec__", None)
     kept = sys.argv[:1] if module is None else ["-m", module.name.removesuffix(".__main__")]
     words = iter(sys.argv[1:])

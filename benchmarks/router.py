@@ -1,13 +1,14 @@
 """What a router costs a layer at every call, where it chooses bands and where it weighs branches.
 
-The first is measured as the live router's launches beside the layer with frozen bands; the second, soft routing, as a
-whole `FreqAttention` with it beside one whose gates go by the token alone.
+The first is measured as the live router's launches beside the layer with frozen bands; the second,
+soft routing, as a whole `FreqAttention` with it beside one whose gates go by the token alone.
 
 Needs a CUDA GPU, and no package beside torch and Triton:
 
     PYTHONPATH=src python benchmarks/router.py [--output FOLDER]
 
-Writes router.json. The router's logits are checked against those of plain PyTorch before anything is timed.
+Writes router.json. The router's logits are checked against those of plain PyTorch before anything
+is timed.
 """
 
 from __future__ import annotations
@@ -27,17 +28,28 @@ from freqformer.config import Band
 from freqformer.grid import Grid
 from freqformer.ops.routing import triton
 from freqformer.routing import RoutingNetwork
-from layer import BENCH, CACHE_BYTES, HEAD_DIM, LAYERS, SCALING_HEADS, Layer, live_router, make_layer
+from layer import (
+    BENCH,
+    CACHE_BYTES,
+    HEAD_DIM,
+    LAYERS,
+    SCALING_HEADS,
+    Layer,
+    live_router,
+    make_layer,
+)
 
 CASES = {"64K": (Grid(16, 64, 64), SCALING_HEADS), "hunyuan": LAYERS["hunyuan"]}
-"""Token grid and heads: few heads and few tokens, where two launches weigh most, and a whole layer of 720p video."""
+"""Token grid and heads: few heads and few tokens, where two launches weigh most, and a whole layer
+of 720p video."""
 CALLS = 20
 """Of the router in one captured graph."""
 REPEATS = 50
 
 
 def difference_ms(short: Callable[[], object], long: Callable[[], object]) -> tuple[float, float]:
-    """Median time of the short call, and by how much the long one exceeds it, the two replayed in turns.
+    """Median time of the short call, and by how much the long one exceeds it, the two replayed in
+    turns.
 
     In turns, so that a clock that drifts weighs on both alike.
     """
@@ -52,7 +64,8 @@ def difference_ms(short: Callable[[], object], long: Callable[[], object]) -> tu
 
 @torch.no_grad()
 def measure(layer: Layer) -> dict[str, Any]:
-    """Launches by the profiler; the router's time in a graph of calls; what it adds to a graph of the layer."""
+    """Launches by the profiler; the router's time in a graph of calls; what it adds to a graph of
+    the layer."""
     query, key, value = layer.tensors
     given, device = layer.parameters, query.device
     found = live_router(layer, record.median_ms(layer.run))
@@ -90,25 +103,34 @@ def measure(layer: Layer) -> dict[str, Any]:
 
 @torch.no_grad()
 def measure_weighing(grid: Grid, heads: int) -> dict[str, dict[str, float]]:
-    """What a router that weighs adds to a layer of windows with LOW beside them, projections included."""
+    """What a router that weighs adds to a layer of windows with LOW beside them, projections
+    included."""
     config, dim = replace(BENCH, summary_tokens=0), heads * HEAD_DIM
     bands, calls = [Band.HIGH.value] * heads, {}
     hidden = torch.randn(1, grid.num_tokens, dim, device="cuda", dtype=torch.bfloat16)
     timestep = torch.tensor([0.5], device="cuda")
     for routing in ("fixed", *SOFT):
         torch.manual_seed(0)
-        layer = FreqAttention(dim, heads, config, allocation=bands, routing=routing, low_beside=True)
+        layer = FreqAttention(
+            dim, heads, config, allocation=bands, routing=routing, low_beside=True
+        )
         calls[routing] = partial(layer.to("cuda", torch.bfloat16).eval(), hidden, grid, timestep)
     found = {}
     for routing in SOFT:
         plain, added = difference_ms(calls["fixed"], calls[routing])
-        found[routing] = {"layer_in_graph_ms": plain, "added_to_layer_ms": added, "added_share_of_layer": added / plain}
+        found[routing] = {
+            "layer_in_graph_ms": plain,
+            "added_to_layer_ms": added,
+            "added_share_of_layer": added / plain,
+        }
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--output", type=Path, default=record.RESULTS, help="folder for router.json")
+    parser.add_argument(
+        "--output", type=Path, default=record.RESULTS, help="folder for router.json"
+    )
     parser.add_argument("--commit", help="of this code, where the machine has no git")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -117,12 +139,21 @@ def main() -> None:
     for name, (grid, heads) in CASES.items():
         cases[name] = case = measure(make_layer(grid, heads, BENCH))
         parts = ", ".join(f"{launch} {time:.1f}" for launch, time in case["launches"])
-        shares = f"{100 * case['share_of_layer']:.2f}% by launches ({100 * case['added_share_of_layer']:.2f}% by graphs)"
+        shares = (
+            f"{100 * case['share_of_layer']:.2f}% by launches "
+            f"({100 * case['added_share_of_layer']:.2f}% by graphs)"
+        )
         case["weighing"] = measure_weighing(grid, heads)
         print(f"{name:8} {parts} us of {case['layer_in_graph_ms']:.3f} ms: {shares}", flush=True)
         for routing, found in case["weighing"].items():
-            more = f"{1e3 * found['added_to_layer_ms']:.1f} us to {found['layer_in_graph_ms']:.3f} ms"
-            print(f"{name:8} {routing} routing adds {more}: {100 * found['added_share_of_layer']:.2f}%", flush=True)
+            more = (
+                f"{1e3 * found['added_to_layer_ms']:.1f} us to {found['layer_in_graph_ms']:.3f} ms"
+            )
+            print(
+                f"{name:8} {routing} routing adds {more}: "
+                f"{100 * found['added_share_of_layer']:.2f}%",
+                flush=True,
+            )
     results = {"config": BENCH.to_dict(), "head_dim": HEAD_DIM, "dtype": "bfloat16", "cases": cases}
     print(f"wrote {record.save('router', results, arguments.output, arguments.commit)}")
 

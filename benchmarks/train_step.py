@@ -1,12 +1,14 @@
-"""One optimizer step of the whole model beside the same model with dense attention (cuDNN), from 16K to 256K tokens.
+"""One optimizer step of the whole model beside the same model with dense attention (cuDNN), from
+16K to 256K tokens.
 
 Needs a CUDA GPU, and no package beside torch, Triton and diffusers:
 
     PYTHONPATH=src python benchmarks/train_step.py [--compile] [--tokens N ...] [--output FOLDER]
 
-Writes train_step.json after every row. A step is forward, backward, clipping and AdamW of `MODEL` on one clip of latents,
-bfloat16 by autocast with weights in float32. Shares of time are the profiler's, by operation: those of frequency attention
-hold its norm, rotary embedding and order of tokens, which dense attention leaves to the rest.
+Writes train_step.json after every row. A step is forward, backward, clipping and AdamW of `MODEL`
+on one clip of latents, bfloat16 by autocast with weights in float32. Shares of time are the
+profiler's, by operation: those of frequency attention hold its norm, rotary embedding and order of
+tokens, which dense attention leaves to the rest.
 """
 
 from __future__ import annotations
@@ -29,14 +31,21 @@ from freqformer.training.objective import flow_matching_loss
 from layer import BENCH
 
 DEVICE = "cuda"
-MODEL: dict[str, Any] = {"in_channels": 16, "patch_size": (1, 2, 2), "num_layers": 6, "num_heads": 8, "head_dim": 128}
+MODEL: dict[str, Any] = {
+    "in_channels": 16,
+    "patch_size": (1, 2, 2),
+    "num_layers": 6,
+    "num_heads": 8,
+    "head_dim": 128,
+}
 """86 million weights; latents of 16 channels, as those of Wan's and HunyuanVideo's autoencoders."""
 ROWS: dict[str, dict[str, Any]] = {
     "dense": {"attention": "dense"},
     "fixed": {"routing": "fixed"},
     "router": {"routing": "learned"},
 }
-"""Dense attention; a third of the heads in each band; and routers that learn, running one more branch per head and step."""
+"""Dense attention; a third of the heads in each band; and routers that learn, running one more
+branch per head and step."""
 COMPILED = ("dense", "fixed")
 TOKENS = (1 << 14, 1 << 16, 1 << 18)
 CHECKPOINTED = 1 << 17
@@ -54,7 +63,9 @@ def grid_of(tokens: int) -> Grid:
     return Grid(tokens // side**2, side, side)
 
 
-def training_step(name: str, grid: Grid, *, compiled: bool) -> tuple[Callable[[], object], torch.nn.Module]:
+def training_step(
+    name: str, grid: Grid, *, compiled: bool
+) -> tuple[Callable[[], object], torch.nn.Module]:
     """One optimizer step of the model of a row, and the model."""
     torch.manual_seed(0)
     model: Any = FreqFormerTransformer3DModel(**MODEL, frequency=BENCH.to_dict(), **ROWS[name])
@@ -66,12 +77,18 @@ def training_step(name: str, grid: Grid, *, compiled: bool) -> tuple[Callable[[]
     if compiled:
         model.compile_repeated_blocks(fullgraph=True, dynamic=False)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
-    extents = (grid.num_frames, grid.height * MODEL["patch_size"][1], grid.width * MODEL["patch_size"][2])
+    extents = (
+        grid.num_frames,
+        grid.height * MODEL["patch_size"][1],
+        grid.width * MODEL["patch_size"][2],
+    )
     clip, noise = torch.randn(2, 1, MODEL["in_channels"], *extents, device=DEVICE)
     timestep = torch.tensor([0.6], device=DEVICE)
 
     def step() -> None:
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):  # backward computes checkpointed blocks again, by the same code
+        with sdpa_kernel(
+            SDPBackend.CUDNN_ATTENTION
+        ):  # backward computes checkpointed blocks again, by the same code
             with torch.autocast(DEVICE, torch.bfloat16):
                 loss = flow_matching_loss(model, clip, timestep, noise)
             loss.backward()
@@ -83,18 +100,29 @@ def training_step(name: str, grid: Grid, *, compiled: bool) -> tuple[Callable[[]
 
 
 def shares(step: Callable[[], object]) -> dict[str, Any]:
-    """Device time of one step in attention's forward, in its backward and in all else, and of every kernel."""
+    """Device time of one step in attention's forward, in its backward and in all else, and of every
+    kernel."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as recorded:
+    with profile(
+        activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True
+    ) as recorded:
         step()
         torch.cuda.synchronize()
     averages = recorded.key_averages()
-    on_device = [event for event in averages if event.device_type.name == "CUDA" and not event.is_user_annotation]
-    kernels = sorted(((x.key, x.count, x.self_device_time_total / 1e3) for x in on_device), key=lambda kernel: -kernel[2])
+    on_device = [
+        event
+        for event in averages
+        if event.device_type.name == "CUDA" and not event.is_user_annotation
+    ]
+    kernels = sorted(
+        ((x.key, x.count, x.self_device_time_total / 1e3) for x in on_device),
+        key=lambda kernel: -kernel[2],
+    )
     calls = [event for event in averages if event.device_type.name == "CPU"]
     forward, backward = (
-        sum(event.device_time_total / 1e3 for event in calls if event.key in names) for names in (FORWARD, BACKWARD)
+        sum(event.device_time_total / 1e3 for event in calls if event.key in names)
+        for names in (FORWARD, BACKWARD)
     )
     return {
         "attention_forward_ms": forward,
@@ -114,7 +142,9 @@ def measure(name: str, grid: Grid, *, compiled: bool) -> dict[str, Any]:
     peak = torch.cuda.max_memory_allocated()
     ms = record.median_ms(step, repeats=max(1, min(10, int(MEASURED_MS / once))), warmup=0)
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
-        raise SystemExit(f"{name} at {grid} has weights that are not finite: a wrong step is not timed")
+        raise SystemExit(
+            f"{name} at {grid} has weights that are not finite: a wrong step is not timed"
+        )
     return {
         "checkpointed": grid.num_tokens >= CHECKPOINTED,
         "compiled": compiled,
@@ -131,13 +161,16 @@ def rows_of(grid: Grid, compiles: bool) -> dict[str, dict[str, Any]]:
         for name in COMPILED if compiled else ROWS:
             title = f"{name}, compiled" if compiled else name
             rows[title] = row = measure(name, grid, compiled=compiled)
-            row["times_dense"] = rows["dense, compiled" if compiled else "dense"]["step_ms"] / row["step_ms"]
+            row["times_dense"] = (
+                rows["dense, compiled" if compiled else "dense"]["step_ms"] / row["step_ms"]
+            )
             torch.compiler.reset()
             gc.collect()
             torch.cuda.empty_cache()
             parts = ", ".join(f"{part} {row[f'{part}_ms']:.1f}" for part in PARTS)
             print(
-                f"{grid.num_tokens:8,} tokens, {title:16} {row['step_ms']:9.1f} ms, {row['times_dense']:5.2f} x dense, "
+                f"{grid.num_tokens:8,} tokens, {title:16} {row['step_ms']:9.1f} ms, "
+                f"{row['times_dense']:5.2f} x dense, "
                 f"{row['peak_bytes'] / 2**30:6.1f} GiB; {parts}",
                 flush=True,
             )
@@ -146,18 +179,31 @@ def rows_of(grid: Grid, compiles: bool) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--output", type=Path, default=record.RESULTS, help="folder for train_step.json")
+    parser.add_argument(
+        "--output", type=Path, default=record.RESULTS, help="folder for train_step.json"
+    )
     parser.add_argument("--commit", help="of this code, where the machine has no git")
-    parser.add_argument("--compile", action="store_true", help="measure models with compiled blocks too")
-    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="tokens of a clip, powers of two")
+    parser.add_argument(
+        "--compile", action="store_true", help="measure models with compiled blocks too"
+    )
+    parser.add_argument(
+        "--tokens", type=int, nargs="+", default=TOKENS, help="tokens of a clip, powers of two"
+    )
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA GPU: this benchmark measures one")
-    results: dict[str, Any] = {"model": MODEL, "config": BENCH.to_dict(), "dtype": "bfloat16 autocast", "sizes": {}}
+    results: dict[str, Any] = {
+        "model": MODEL,
+        "config": BENCH.to_dict(),
+        "dtype": "bfloat16 autocast",
+        "sizes": {},
+    }
     for tokens in arguments.tokens:
         grid = grid_of(tokens)
         heads = MODEL["num_heads"]
-        plan = build_plan(grid, BENCH, num_heads=heads, head_dim=MODEL["head_dim"], learned_summaries=True)
+        plan = build_plan(
+            grid, BENCH, num_heads=heads, head_dim=MODEL["head_dim"], learned_summaries=True
+        )
         results["sizes"][str(tokens)] = {
             "grid": list(grid.shape),
             "density": plan.density(even_allocation(heads)),

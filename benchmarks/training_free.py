@@ -1,12 +1,15 @@
-"""A trained dense model with banded attention and no training, beside single patterns at the same attention FLOPs.
+"""A trained dense model with banded attention and no training, beside single patterns at the same
+attention FLOPs.
 
-    PYTHONPATH=src:. python -m benchmarks.training_free --model FOLDER [--train-steps 2000] [--output FOLDER]
+    PYTHONPATH=src:. python -m benchmarks.training_free --model FOLDER [--train-steps 2000]
+    [--output FOLDER]
 
-FOLDER holds a saved pipeline with dense attention; where there is none, the dense model of the quality study is trained
-there first. It is calibrated on clips as in training. Then each method's velocities are compared with dense attention's
-by noise level, on clips of textures that training never showed, and its generated videos with dense attention's at the
-same seeds. All methods run through routing tables. Prints a table, and writes training_free.json and the calibration
-into training_free_table/; `python -m benchmarks.training_free_report` puts both on the page.
+FOLDER holds a saved pipeline with dense attention; where there is none, the dense model of the
+quality study is trained there first. It is calibrated on clips as in training. Then each method's
+velocities are compared with dense attention's by noise level, on clips of textures that training
+never showed, and its generated videos with dense attention's at the same seeds. All methods run
+through routing tables. Prints a table, and writes training_free.json and the calibration into
+training_free_table/; `python -m benchmarks.training_free_report` puts both on the page.
 """
 
 from __future__ import annotations
@@ -61,7 +64,13 @@ class Amount:
     """Of the sampler."""
     train_steps: int = 2000
     mid_tiles: tuple[int, ...] = (4, 8, 16, 32, 64)
-    windows: tuple[tuple[int, int, int], ...] = ((1, 3, 3), (2, 3, 3), (3, 3, 3), (4, 3, 3), (4, 5, 5))
+    windows: tuple[tuple[int, int, int], ...] = (
+        (1, 3, 3),
+        (2, 3, 3),
+        (3, 3, 3),
+        (4, 3, 3),
+        (4, 5, 5),
+    )
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,9 @@ class Method:
 
 def train(folder: Path, amount: Amount, device: torch.device) -> None:
     """Train the dense model of the quality study and save it as a pipeline."""
-    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+        FlowMatchEulerDiscreteScheduler,
+    )
 
     size, began = amount.size, time.perf_counter()
     trainer = Trainer(Run("dense", VARIANTS["dense"], 0, amount.train_steps, size), device)
@@ -89,12 +100,20 @@ def train(folder: Path, amount: Amount, device: torch.device) -> None:
             trainer.noise.copy_(drawn)
             step()
     loss = float(trainer.losses[-100:].mean())
-    print(f"trained for {amount.train_steps} steps in {time.perf_counter() - began:.0f} s, loss {loss:.4f}", flush=True)
+    print(
+        f"trained for {amount.train_steps} steps in {time.perf_counter() - began:.0f} s, loss "
+        f"{loss:.4f}",
+        flush=True,
+    )
     scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
-    FreqFormerPipeline(transformer=trainer.model.eval(), scheduler=scheduler).save_pretrained(folder)
+    FreqFormerPipeline(transformer=trainer.model.eval(), scheduler=scheduler).save_pretrained(
+        folder
+    )
 
 
-def _clips(count: int, index: int, amount: Amount, device: torch.device, *, held_out: bool = False) -> Tensor:
+def _clips(
+    count: int, index: int, amount: Amount, device: torch.device, *, held_out: bool = False
+) -> Tensor:
     frames, side, _ = amount.size.video
     seed = derive_seed("training-free clips", held_out, index)
     return draw_scenes(count, seed, device, held_out=held_out, frames=frames, side=side).video
@@ -114,9 +133,21 @@ def single_patterns(budget: float, grid: Grid, shape: tuple[int, int, int]) -> d
     counts = range(1, tile_layout(grid, CUBES.tile).num_tiles + 1)
     kinds: dict[str, tuple[str, Band, list[FreqFormerConfig]]] = {
         "window": ("window", Band.HIGH, [replace(PLAIN, window=window) for window in windows]),
-        "window_summaries": ("window and low summaries", Band.HIGH, [replace(CUBES, window=window) for window in windows]),
-        "radial": ("radial", Band.MID, [replace(PLAIN, mid_pattern="radial", radial_radius=r) for r in range(max(tiles))]),
-        "topk": (f"top-k tiles {wide.tile} by tile means", Band.MID, [replace(wide, mid_tiles=count) for count in counts]),
+        "window_summaries": (
+            "window and low summaries",
+            Band.HIGH,
+            [replace(CUBES, window=window) for window in windows],
+        ),
+        "radial": (
+            "radial",
+            Band.MID,
+            [replace(PLAIN, mid_pattern="radial", radial_radius=r) for r in range(max(tiles))],
+        ),
+        "topk": (
+            f"top-k tiles {wide.tile} by tile means",
+            Band.MID,
+            [replace(wide, mid_tiles=count) for count in counts],
+        ),
         "vsa_selection": (
             f"top-k cubes {PLAIN.tile} by tile means, as Video Sparse Attention selects",
             Band.MID,
@@ -133,13 +164,17 @@ def single_patterns(budget: float, grid: Grid, shape: tuple[int, int, int]) -> d
     for name, (about, band, configs) in kinds.items():
 
         def density(config: FreqFormerConfig, band: Band = band) -> float:
-            return build_plan(grid, config, num_heads=heads, head_dim=head_dim).density([band.value] * heads)
+            return build_plan(grid, config, num_heads=heads, head_dim=head_dim).density(
+                [band.value] * heads
+            )
 
         best = nearest(configs, density, budget)
         bands = torch.full((1, layers, heads), band.value)
         pinned = replace(best, tile=tile_layout(grid, best.tile).tile)
         table = RoutingTable(bands, torch.full_like(bands, best.mid_tiles or 0), pinned)
-        settings = {"window": best.window, "radial": best.radial_radius}.get(name.partition("_")[0], best.mid_tiles)
+        settings = {"window": best.window, "radial": best.radial_radius}.get(
+            name.partition("_")[0], best.mid_tiles
+        )
         methods[name] = Method(table, density(best), f"{about}: {settings}")
     return methods
 
@@ -147,7 +182,8 @@ def single_patterns(budget: float, grid: Grid, shape: tuple[int, int, int]) -> d
 def nearest(
     configs: list[FreqFormerConfig], density: Callable[[FreqFormerConfig], float], budget: float
 ) -> FreqFormerConfig:
-    """The config whose density is nearest to the budget; of several within SLACK of it the window nearest a cube."""
+    """The config whose density is nearest to the budget; of several within SLACK of it the window
+    nearest a cube."""
 
     def rank(config: FreqFormerConfig) -> tuple[float, float, float]:
         off = abs(log(density(config) / budget))
@@ -157,14 +193,18 @@ def nearest(
     return min(configs, key=rank)
 
 
-def methods_for(budget: float, calibration: Calibration, shape: tuple[int, int, int]) -> dict[str, Method]:
+def methods_for(
+    budget: float, calibration: Calibration, shape: tuple[int, int, int]
+) -> dict[str, Method]:
     """The calibrated tables and the single patterns of a budget."""
     tolerance = calibration.tolerance_for(budget)
     chosen: dict[str, tuple[Choice, str]] = {
         "calibrated": (calibration.choose_within(budget), "least squared error within the budget"),
         "tolerance": (calibration.choose(tolerance), f"cheapest within tolerance {tolerance:.4f}"),
     }
-    calibrated = {name: Method(choice.table, choice.cost, about) for name, (choice, about) in chosen.items()}
+    calibrated = {
+        name: Method(choice.table, choice.cost, about) for name, (choice, about) in chosen.items()
+    }
     return calibrated | single_patterns(budget, calibration.grid, shape)
 
 
@@ -176,13 +216,16 @@ class Comparison:
         model = pipeline.transformer
         clips = _clips(amount.clips, 0, amount, model.device, held_out=True)  # type: ignore[arg-type]
         self.clips = clips
-        self.noise = Draw(derive_seed("training-free comparison"), clips.device).normal(*clips.shape)
+        self.noise = Draw(derive_seed("training-free comparison"), clips.device).normal(
+            *clips.shape
+        )
         self.levels = [(bucket + 0.5) / NUM_BUCKETS for bucket in range(NUM_BUCKETS)]
         model.set_routing_table(None)
         self.velocities, self.videos = self._velocities(), self._videos()
 
     def of(self, method: Method) -> dict[str, Any]:
-        """Relative L2 error of the velocity by noise level; PSNR and SSIM of the videos, mean and each."""
+        """Relative L2 error of the velocity by noise level; PSNR and SSIM of the videos, mean and
+        each."""
         model = self.pipeline.transformer
         model.set_routing_table(method.table)
         errors = [
@@ -210,7 +253,9 @@ class Comparison:
         for level in self.levels:
             noisy = ((1 - level) * self.clips + level * self.noise).to(model.dtype)
             parts = [
-                model(part, torch.full((len(part),), 1000 * level, device=part.device)).sample.float()
+                model(
+                    part, torch.full((len(part),), 1000 * level, device=part.device)
+                ).sample.float()
                 for part in noisy.split(batch)
             ]
             velocities.append(torch.cat(parts))
@@ -219,11 +264,19 @@ class Comparison:
     def _videos(self) -> Tensor:
         """Videos of seeds 0, 1, ..., (clips, F, C, H, W) in [0, 1]."""
         generators = [torch.Generator().manual_seed(seed) for seed in range(self.amount.clips)]
-        options = {"num_inference_steps": self.amount.steps, "batch_size": len(generators), "output_type": "pt"}
-        return self.pipeline(*self.amount.size.video, generator=generators, **options).frames.float()  # type: ignore[arg-type]
+        options = {
+            "num_inference_steps": self.amount.steps,
+            "batch_size": len(generators),
+            "output_type": "pt",
+        }
+        return self.pipeline(
+            *self.amount.size.video, generator=generators, **options
+        ).frames.float()  # type: ignore[arg-type]
 
 
-def run(folder: Path, amount: Amount, device: torch.device, dtype: torch.dtype) -> tuple[dict[str, Any], Calibration]:
+def run(
+    folder: Path, amount: Amount, device: torch.device, dtype: torch.dtype
+) -> tuple[dict[str, Any], Calibration]:
     """Everything, as JSON-able values, and what was measured."""
     if not (folder / "model_index.json").is_file():
         train(folder, amount, device)
@@ -234,9 +287,14 @@ def run(folder: Path, amount: Amount, device: torch.device, dtype: torch.dtype) 
     shape = (layers, layer.num_heads, layer.head_dim)
     began = time.perf_counter()
     batch = amount.size.batch
-    batches = [_clips(batch, -1 - index, amount, device) for index in range(amount.calibration_clips // batch)]
+    batches = [
+        _clips(batch, -1 - index, amount, device)
+        for index in range(amount.calibration_clips // batch)
+    ]
     candidates = Candidates(CUBES, amount.mid_tiles, amount.windows)
-    _, calibration = calibrate(model, batches, 1.0, candidates=candidates, num_buckets=NUM_BUCKETS, progress=False)
+    _, calibration = calibrate(
+        model, batches, 1.0, candidates=candidates, num_buckets=NUM_BUCKETS, progress=False
+    )
     seconds = time.perf_counter() - began
     print(f"calibrated {layers} layers of {layer.num_heads} heads in {seconds:.0f} s", flush=True)
     comparison = Comparison(pipeline, amount)
@@ -246,10 +304,17 @@ def run(folder: Path, amount: Amount, device: torch.device, dtype: torch.dtype) 
     results: dict[str, Any] = {"dense_table": comparison.of(floor), "budgets": {}}
     for budget in BUDGETS:
         methods = methods_for(budget, calibration, shape)
-        results["budgets"][str(budget)] = {name: comparison.of(method) for name, method in methods.items()}
+        results["budgets"][str(budget)] = {
+            name: comparison.of(method) for name, method in methods.items()
+        }
         report(budget, results)
     results |= {
-        "model": {"layers": layers, "heads": layer.num_heads, "head_dim": layer.head_dim, "dtype": str(dtype)},
+        "model": {
+            "layers": layers,
+            "heads": layer.num_heads,
+            "head_dim": layer.head_dim,
+            "dtype": str(dtype),
+        },
         "tokens": calibration.grid.num_tokens,
         "train_steps": amount.train_steps,
         "sampler_steps": amount.steps,
@@ -265,7 +330,10 @@ def run(folder: Path, amount: Amount, device: torch.device, dtype: torch.dtype) 
 def report(budget: float, results: dict[str, Any]) -> None:
     rows = {"dense_table": results["dense_table"], **results["budgets"][str(budget)]}
     print(f"\n{budget:.0%} of dense attention's FLOPs")
-    print(f"{'':18}{'density':>9}{'velocity error':>16}{'PSNR dB':>9}{'SSIM':>8}  heads low/mid/high/dense")
+    print(
+        f"{'':18}{'density':>9}{'velocity error':>16}{'PSNR dB':>9}{'SSIM':>8}  heads "
+        "low/mid/high/dense"
+    )
     for name, row in rows.items():
         heads = "/".join(f"{100 * share:.0f}" for share in row["heads"].values())
         print(
@@ -276,8 +344,12 @@ def report(budget: float, results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="a saved dense pipeline, or where to train one")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", type=Path, required=True, help="a saved dense pipeline, or where to train one"
+    )
     parser.add_argument("--train-steps", type=int, default=Amount.train_steps)
     parser.add_argument("--output", type=Path, default=record.RESULTS)
     parser.add_argument("--commit", help="of this checkout, where git isn't there to ask")
@@ -286,7 +358,9 @@ def main() -> None:
         raise SystemExit("this takes a GPU: at the study's size a CPU would need days")
     amount = replace(Amount(), train_steps=given.train_steps)
     results, calibration = run(given.model, amount, torch.device("cuda"), torch.bfloat16)
-    write_table(calibration, calibration.tolerance_for(BUDGETS[0]), given.output / "training_free_table")
+    write_table(
+        calibration, calibration.tolerance_for(BUDGETS[0]), given.output / "training_free_table"
+    )
     print(record.save("training_free", results, given.output, given.commit))
 
 

@@ -1,4 +1,5 @@
-"""Puts the results of `benchmarks.training_free` on docs/calibration.md: tables and figures, without a GPU.
+"""Puts the results of `benchmarks.training_free` on docs/calibration.md: tables and figures,
+without a GPU.
 
 PYTHONPATH=src:. python -m benchmarks.training_free_report
 """
@@ -35,7 +36,9 @@ def rebuilt(page: str, results: Results | None) -> str:
     """
     pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
     if len(pattern.findall(page)) != 1:
-        raise ValueError(f"page has no single block {BEGIN} ... {END}; put one where the text belongs")
+        raise ValueError(
+            f"page has no single block {BEGIN} ... {END}; put one where the text belongs"
+        )
     block = f"{BEGIN}\n\n{NOTHING if results is None else results_text(results)}\n\n{END}"
     return pattern.sub(lambda _: block, page)
 
@@ -44,10 +47,13 @@ def results_text(results: Results) -> str:
     """Everything that the page says of the results."""
     model, machine, measured = results["model"], results["machine"], results["calibration"]
     parts = [
-        f"{model['layers']} layers of {model['heads']} heads of {model['head_dim']}, {results['tokens']:,} tokens, "
-        f"trained for {results['train_steps']:,} steps, {model['dtype'].removeprefix('torch.')}. Calibrated in "
+        f"{model['layers']} layers of {model['heads']} heads of {model['head_dim']}, "
+        f"{results['tokens']:,} tokens, "
+        f"trained for {results['train_steps']:,} steps, {model['dtype'].removeprefix('torch.')}. "
+        "Calibrated in "
         f"{measured['seconds']:.0f} s on {measured['clips']} clips, kernels compiled on the way. "
-        f"{results['videos']} videos of {results['sampler_steps']} steps. {machine['gpu']}, torch {machine['torch']}, "
+        f"{results['videos']} videos of {results['sampler_steps']} steps. {machine['gpu']}, torch "
+        f"{machine['torch']}, "
         f"Triton {machine['triton']}, commit {machine['commit'][:10]}."
     ]
     for budget, rows in results["budgets"].items():
@@ -68,7 +74,8 @@ def _table(rows: dict[str, Any]) -> str:
     for name, row in rows.items():
         heads = " / ".join(f"{100 * share:.0f}%" for share in row["heads"].values())
         lines.append(
-            f"| `{name}` | {100 * row['density']:.1f}% | {row['mean_velocity_error']:.4f} | {row['psnr']:.2f} | "
+            f"| `{name}` | {100 * row['density']:.1f}% | {row['mean_velocity_error']:.4f} | "
+            f"{row['psnr']:.2f} | "
             f"{row['ssim']:.4f} | {heads} | {row['about']} |"
         )
     return "\n".join(lines)
@@ -77,14 +84,17 @@ def _table(rows: dict[str, Any]) -> str:
 def _best(rows: dict[str, Any]) -> str:
     """How much better the best calibrated table is than the best single pattern, in words."""
     ours = max(CALIBRATED, key=lambda name: rows[name]["psnr"])
-    single = max((name for name in rows if name not in CALIBRATED), key=lambda name: rows[name]["psnr"])
+    single = max(
+        (name for name in rows if name not in CALIBRATED), key=lambda name: rows[name]["psnr"]
+    )
     plain = max(
         (name for name in rows if name not in CALIBRATED and not name.endswith("summaries")),
         key=lambda name: rows[name]["psnr"],
     )
     apart = [rows[ours]["psnr"] - rows[name]["psnr"] for name in (single, plain)]
     return (
-        f"`{ours}` is {apart[0]:+.2f} dB from the best single pattern, `{single}`, and {apart[1]:+.2f} dB from the best "
+        f"`{ours}` is {apart[0]:+.2f} dB from the best single pattern, `{single}`, and "
+        f"{apart[1]:+.2f} dB from the best "
         f"one without summaries, `{plain}`."
     )
 
@@ -100,11 +110,24 @@ def draw_figures(results: Results, calibration: Calibration, folder: Path) -> No
         for place, (name, row) in enumerate(rows.items()):
             levels = [float(level) for level in row["velocity_error"]]
             width = 2.6 if name in CALIBRATED else 1.3
-            axes.plot(levels, list(row["velocity_error"].values()), color=f"C{place}", linewidth=width, label=name)
+            axes.plot(
+                levels,
+                list(row["velocity_error"].values()),
+                color=f"C{place}",
+                linewidth=width,
+                label=name,
+            )
         axes.set_yscale("log")
-        label_axes(axes, f"{100 * float(budget):.0f}% of dense attention's FLOPs", "noise level, 1 is noise", "")
+        label_axes(
+            axes,
+            f"{100 * float(budget):.0f}% of dense attention's FLOPs",
+            "noise level, 1 is noise",
+            "",
+        )
     panels[0].set_ylabel("relative L2 error of the velocity", color=INK)
-    panels[-1].legend(frameon=False, fontsize=8, labelcolor=INK, loc="center left", bbox_to_anchor=(1, 0.5))
+    panels[-1].legend(
+        frameon=False, fontsize=8, labelcolor=INK, loc="center left", bbox_to_anchor=(1, 0.5)
+    )
     save_figure(figure, folder / "calibration-velocity.png")
     tolerance = calibration.tolerance_for(float(next(iter(results["budgets"]))))
     choice = calibration.choose(tolerance)
@@ -117,7 +140,11 @@ def main() -> None:
     results = read_results()
     PAGE.write_text(rebuilt(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
     if results is not None:
-        draw_figures(results, read_calibration(record.RESULTS / "training_free_table"), PAGE.parent / "figures")
+        draw_figures(
+            results,
+            read_calibration(record.RESULTS / "training_free_table"),
+            PAGE.parent / "figures",
+        )
     print(f"wrote {PAGE}")
 
 

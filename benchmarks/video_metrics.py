@@ -20,10 +20,11 @@ def psnr(video: Tensor, reference: Tensor) -> Tensor:
 
 
 def ssim(video: Tensor, reference: Tensor) -> Tensor:
-    """Structural similarity, the mean over frames and channels: two (B, F, C, H, W) -> (B,), at most 1.
+    """Structural similarity, the mean over frames and channels: two (B, F, C, H, W) -> (B,), at
+    most 1.
 
-    Gaussian windows of 11 x 11 pixels inside the frame, population moments, constants 0.01 and 0.03 (Wang et al., IEEE
-    Transactions on Image Processing 13(4), 2004).
+    Gaussian windows of 11 x 11 pixels inside the frame, population moments, constants 0.01 and 0.03
+    (Wang et al., IEEE Transactions on Image Processing 13(4), 2004).
     """
     x, y = (frames.double().flatten(0, 2)[:, None] for frames in (video, reference))
     mean_x, mean_y = _blurred(x), _blurred(y)
@@ -40,4 +41,6 @@ def _blurred(x: Tensor) -> Tensor:
     place = torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2
     weights = (-place.square() / (2 * SIGMA**2)).exp()
     weights = weights / weights.sum()
-    return functional.conv2d(functional.conv2d(x, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
+    return functional.conv2d(
+        functional.conv2d(x, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1)
+    )

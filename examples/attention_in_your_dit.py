@@ -1,4 +1,5 @@
-"""Frequency attention as the self-attention of a transformer of your own: a small DiT for video latents.
+"""Frequency attention as the self-attention of a transformer of your own: a small DiT for video
+latents.
 
 python examples/attention_in_your_dit.py
 """
@@ -18,15 +19,20 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(self, tokens, grid, timestep, rotary):
-        attended = self.attention(self.norms[0](tokens), grid, timestep, rotary, token_order="raster")
+        attended = self.attention(
+            self.norms[0](tokens), grid, timestep, rotary, token_order="raster"
+        )
         tokens = tokens + attended
         return tokens + self.mlp(self.norms[1](tokens))
 
 
 class VideoDiT(nn.Module):
-    """Velocity of noisy latents (batch, channels, frames, height, width) at noise levels (batch,) from 0 to 1."""
+    """Velocity of noisy latents (batch, channels, frames, height, width) at noise levels (batch,)
+    from 0 to 1."""
 
-    def __init__(self, channels: int = 4, dim: int = 96, num_heads: int = 4, num_layers: int = 2) -> None:
+    def __init__(
+        self, channels: int = 4, dim: int = 96, num_heads: int = 4, num_layers: int = 2
+    ) -> None:
         super().__init__()
         patch = (1, 2, 2)
         self.patchify = nn.Conv3d(channels, dim, patch, patch)
@@ -37,7 +43,9 @@ class VideoDiT(nn.Module):
 
     def forward(self, latents, timestep):
         patches = self.patchify(latents)
-        grid = Grid(*patches.shape[2:])  # the tokens' places: all that attention needs to know of the video
+        grid = Grid(
+            *patches.shape[2:]
+        )  # the tokens' places: all that attention needs to know of the video
         rotary = rotary_tables(grid, None, self.head_dim, latents.device)  # None: in raster order
         tokens = patches.flatten(2).transpose(1, 2) + self.time(timestep[:, None])[:, None]
         for block in self.blocks:

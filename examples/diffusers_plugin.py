@@ -1,9 +1,11 @@
-"""The plug-in for diffusers' models, on a tiny Wan transformer whose random weights are made on the spot.
+"""The plug-in for diffusers' models, on a tiny Wan transformer whose random weights are made on the
+spot.
 
     python examples/diffusers_plugin.py
 
-With a trained pipeline `pipe`, pass `pipe.transformer`; the rest stays as it is. (`WanPipeline` needs the packages
-transformers and ftfy for its text encoder; the loop here stands for it, with made-up text.)
+With a trained pipeline `pipe`, pass `pipe.transformer`; the rest stays as it is. (`WanPipeline`
+needs the packages transformers and ftfy for its text encoder; the loop here stands for it, with
+made-up text.)
 """
 
 import torch

@@ -1,8 +1,10 @@
-"""What attention would cost on a card that you don't own: its data sheet in, seconds and memory out.
+"""What attention would cost on a card that you don't own: its data sheet in, seconds and memory
+out.
 
     python examples/simulate_your_card.py
 
-The command line does the same with a JSON file: `freqformer simulate --hardware card.json --set calibration=h200`.
+The command line does the same with a JSON file: `freqformer simulate --hardware card.json --set
+calibration=h200`.
 """
 
 import json
@@ -32,10 +34,12 @@ def main() -> list[Result]:
         card.write_text(json.dumps(CARD), encoding="utf-8")
         # A quarter of the heads sees everything compressed, a quarter chosen tiles, half a window.
         routing = Routing(split=(1, 1, 2), schedule="fixed")
-        # What share of a data sheet's rates kernels reach is taken from the measured card that is most like it.
+        # What share of a data sheet's rates kernels reach is taken from the measured card that is
+        # most like it.
         lengths = (32_768, 75_600, 262_144)
         results = [
-            simulate(scenario("wan2.1-1.3b", card, tokens, routing=routing, calibration="h200")) for tokens in lengths
+            simulate(scenario("wan2.1-1.3b", card, tokens, routing=routing, calibration="h200"))
+            for tokens in lengths
         ]
     print(f"Wan2.1 1.3B on {CARD['title']}, one denoising step")
     print(f"{'tokens':>8}  {'dense':>9}  {'frequency':>9}  {'times':>5}  {'memory':>8}")
@@ -43,7 +47,10 @@ def main() -> list[Result]:
         step = result.step
         dense = step.seconds * step.speedup
         memory = step.peak_memory_bytes / 2**30
-        print(f"{result.scenario.tokens:8,}  {dense:7.2f} s  {step.seconds:7.2f} s  {step.speedup:5.1f}  {memory:5.1f} GiB")
+        print(
+            f"{result.scenario.tokens:8,}  {dense:7.2f} s  {step.seconds:7.2f} s  "
+            f"{step.speedup:5.1f}  {memory:5.1f} GiB"
+        )
     return results
 
 

@@ -1,8 +1,10 @@
 """Train a small model on one video, the clip that comes with the package, and generate from noise.
 
-    python examples/train_on_one_video.py [--video holiday.mp4] [--output runs/one-video] [--seconds 25]
+    python examples/train_on_one_video.py [--video holiday.mp4] [--output runs/one-video] [--seconds
+    25]
 
-Half a minute shows that the loop works; for a picture give it some minutes. The same command goes on where it stopped.
+Half a minute shows that the loop works; for a picture give it some minutes. The same command goes
+on where it stopped.
 """
 
 import argparse
@@ -17,11 +19,15 @@ from freqformer.training.loop import train
 
 
 def main(arguments: list[str] | None = None) -> Path:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--video", default=str(files("freqformer") / "assets" / "pagoda.mp4"))
     parser.add_argument("--output", default="runs/one-video")
     parser.add_argument("--seconds", type=float, default=25, help="of training")
-    parser.add_argument("--steps", type=int, default=100_000, help="of training, if they are done sooner")
+    parser.add_argument(
+        "--steps", type=int, default=100_000, help="of training, if they are done sooner"
+    )
     asked = parser.parse_args(arguments)
 
     config = TrainConfig(
@@ -40,7 +46,11 @@ def main(arguments: list[str] | None = None) -> Path:
     )
     losses = []
     folder = train(config, on_step=lambda report: losses.append(report.loss))
-    print(f"{len(losses)} steps, loss {losses[0]:.3f} -> {losses[-1]:.3f}" if losses else "this run was done before")
+    print(
+        f"{len(losses)} steps, loss {losses[0]:.3f} -> {losses[-1]:.3f}"
+        if losses
+        else "this run was done before"
+    )
 
     pipeline = FreqFormerPipeline.from_pretrained(str(folder))
     generator = torch.Generator().manual_seed(0)

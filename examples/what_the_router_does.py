@@ -1,9 +1,10 @@
-"""Read what a trained router does: how the shipped model weighs its heads' bands at every step from noise to video.
+"""Read what a trained router does: how the shipped model weighs its heads' bands at every step from
+noise to video.
 
     python examples/what_the_router_does.py [--output router.png] [--steps 20]
 
-Every head of that model has a window (HIGH) and a LOW branch that sees the whole clip, compressed. Its router adds to the
-weight of LOW by noise level: red adds, blue takes away.
+Every head of that model has a window (HIGH) and a LOW branch that sees the whole clip, compressed.
+Its router adds to the weight of LOW by noise level: red adds, blue takes away.
 """
 
 import argparse
@@ -17,7 +18,9 @@ from freqformer.demo.shipped import SHIPPED_MODEL
 
 
 def main(arguments: list[str] | None = None) -> Path:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("router.png"))
     parser.add_argument("--steps", type=int, default=20, help="denoising steps")
     asked = parser.parse_args(arguments)
@@ -26,7 +29,8 @@ def main(arguments: list[str] | None = None) -> Path:
     timesteps, weights = [], []
 
     def look(model, inputs, output):
-        """After every call of the model: its noise level, and the routers' logits (batch, heads, bands) by layer."""
+        """After every call of the model: its noise level, and the routers' logits (batch, heads,
+        bands) by layer."""
         timesteps.append(float(inputs[1][0]) / 1000)
         logits = torch.stack([layer[0] for layer in model.routing_logits])
         weights.append(logits[..., Band.LOW].float())
@@ -39,7 +43,10 @@ def main(arguments: list[str] | None = None) -> Path:
     weights_figure(steps_layers_heads, timesteps, asked.output)
     for name, index in (("first", 0), ("last", -1)):
         mean = float(steps_layers_heads[index].mean())
-        print(f"{name} step, noise level {timesteps[index]:.2f}: adds {mean:+.2f} to the weight of LOW in the mean head")
+        print(
+            f"{name} step, noise level {timesteps[index]:.2f}: adds {mean:+.2f} to the weight of "
+            "LOW in the mean head"
+        )
     print(f"wrote {asked.output}")
     return asked.output
 

@@ -1,4 +1,5 @@
-"""Run-time type checks of the package, one thread a process, and the same random numbers at every run."""
+"""Run-time type checks of the package, one thread a process, and the same random numbers at every
+run."""
 
 from __future__ import annotations
 
@@ -6,12 +7,12 @@ import importlib.util
 import os
 import signal
 
-# Before torch is imported, and for child processes too: the tensors of tests are small, and threads that wait for one
-# another on busy cores made them 20 times slower. Set the variable to have more.
+# Before torch is imported, and for child processes too: the tensors of tests are small, and threads
+# that wait for one another on busy cores made them 20 times slower. Set the variable to have more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell without job control starts what runs in the background with Ctrl-C ignored, and children inherit that: tests of
-# signals need it as a terminal gives it.
+# A shell without job control starts what runs in the background with Ctrl-C ignored, and children
+# inherit that: tests of signals need it as a terminal gives it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -41,8 +42,8 @@ CHECKED = [
         "ops.prologue.reference",
     )
 ]
-"""Modules whose annotations are enforced while tests run. Not those that check what users pass, since their own errors
-are tested, nor those that Triton or torch.library compile from source."""
+"""Modules whose annotations are enforced while tests run. Not those that check what users pass,
+since their own errors are tested, nor those that Triton or torch.library compile from source."""
 TYPE_CHECKS = all(importlib.util.find_spec(name) for name in ("beartype", "jaxtyping"))
 
 if TYPE_CHECKS:
@@ -53,7 +54,10 @@ if TYPE_CHECKS:
 
 
 def pytest_report_header() -> str:
-    return f"run-time type checks: {'on' if TYPE_CHECKS else 'off, install beartype and jaxtyping for them'}"
+    return (
+        "run-time type checks: "
+        f"{'on' if TYPE_CHECKS else 'off, install beartype and jaxtyping for them'}"
+    )
 
 
 @pytest.fixture(autouse=True)

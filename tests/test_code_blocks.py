@@ -1,9 +1,10 @@
 """Every code block of the README and the docs runs as printed.
 
-A comment above a block says what is smaller in its test, `<!-- tested with: `max_steps=5000` -> `max_steps=1` -->`, or
-why it can't run on a CPU, `<!-- not run: it takes an hour of a GPU -->`. Python blocks stand for themselves: nothing is
-handed from one to the next but files. Of shell blocks every line is a command in a folder with the files that readers are
-told of: videos/, holiday.mp4 and runs/dense, a dense model.
+A comment above a block says what is smaller in its test, `<!-- tested with: `max_steps=5000` ->
+`max_steps=1` -->`, or why it can't run on a CPU, `<!-- not run: it takes an hour of a GPU -->`.
+Python blocks stand for themselves: nothing is handed from one to the next but files. Of shell
+blocks every line is a command in a folder with the files that readers are told of: videos/,
+holiday.mp4 and runs/dense, a dense model.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_RUN = {"README.md": 1, "docs/calibration.md": 1, "docs/quality.md": 1, "docs/training.md": 1}
 """Blocks that give a reason for not being run, by page."""
-FENCE = re.compile(r"^(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
 CHANGE = re.compile(r"`([^`]+)` -> `([^`]*)`")
 TINY = {
     "model": {
@@ -62,7 +66,9 @@ class Block:
         """The text with what the comment above it makes smaller."""
         text = self.text
         for old, new in CHANGE.findall(self.mark):
-            assert old in text, f"{self.page}:{self.line} is tested with another {old!r}, which it does not hold"
+            assert old in text, (
+                f"{self.page}:{self.line} is tested with another {old!r}, which it does not hold"
+            )
             text = text.replace(old, new)
         return text
 
@@ -70,7 +76,13 @@ class Block:
 def blocks_of(page: Path) -> list[Block]:
     source, name = page.read_text(encoding="utf-8"), page.relative_to(ROOT).as_posix()
     return [
-        Block(name, source[: found.start()].count("\n") + 1, found["language"], found["text"], found["mark"] or "")
+        Block(
+            name,
+            source[: found.start()].count("\n") + 1,
+            found["language"],
+            found["text"],
+            found["mark"] or "",
+        )
         for found in FENCE.finditer(source)
     ]
 
@@ -91,7 +103,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dense = json.loads(json.dumps(TINY))
     dense["model"]["attention"] = "dense"
     (folder / "dense.json").write_text(json.dumps(dense), encoding="utf-8")
-    run("train", folder / "videos", "-o", folder / "runs" / "dense", "--config", folder / "dense.json")
+    run(
+        "train",
+        folder / "videos",
+        "-o",
+        folder / "runs" / "dense",
+        "--config",
+        folder / "dense.json",
+    )
     return folder
 
 
@@ -105,9 +124,18 @@ def reader(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def tiny_wan() -> Any:
-    """What stands for a pretrained `WanPipeline` in blocks: a transformer of random weights, and a call of it."""
-    sizes = {"num_attention_heads": 4, "attention_head_dim": 24, "num_layers": 2, "ffn_dim": 32, "freq_dim": 32}
-    transformer = WanTransformer3DModel(**sizes, in_channels=4, out_channels=4, text_dim=16, rope_max_seq_len=64)
+    """What stands for a pretrained `WanPipeline` in blocks: a transformer of random weights, and a
+    call of it."""
+    sizes = {
+        "num_attention_heads": 4,
+        "attention_head_dim": 24,
+        "num_layers": 2,
+        "ffn_dim": 32,
+        "freq_dim": 32,
+    }
+    transformer = WanTransformer3DModel(
+        **sizes, in_channels=4, out_channels=4, text_dim=16, rope_max_seq_len=64
+    )
 
     class Pipeline:
         def __init__(self) -> None:
@@ -117,29 +145,40 @@ def tiny_wan() -> Any:
             self.processors += [layer.attn1.processor for layer in transformer.blocks]
             latents = torch.randn(1, 4, (num_frames - 1) // 4 + 1, 12, 16)
             with torch.no_grad():
-                return SimpleNamespace(frames=transformer(latents, torch.tensor([500.0]), torch.randn(1, 4, 16))[0])
+                return SimpleNamespace(
+                    frames=transformer(latents, torch.tensor([500.0]), torch.randn(1, 4, 16))[0]
+                )
 
     return Pipeline()
 
 
 def commands(text: str) -> list[str]:
-    """The command lines of a shell block, without comments; a backslash joins a line to the next."""
+    """The command lines of a shell block, without comments; a backslash joins a line to the
+    next."""
     lines = text.replace("\\\n", " ").splitlines()
     return [command for line in lines if (command := line.partition("  #")[0].strip())]
 
 
-@pytest.mark.parametrize("block", [b for b in BLOCKS if b.runs], ids=lambda block: f"{block.page}:{block.line}")
+@pytest.mark.parametrize(
+    "block", [b for b in BLOCKS if b.runs], ids=lambda block: f"{block.page}:{block.line}"
+)
 def test_block(block: Block, reader: Path) -> None:
     if block.language == "python":
         namespace: dict[str, Any] = {"tiny_wan": tiny_wan}
         exec(compile(block.tested, f"{block.page}:{block.line}", "exec"), namespace)
         if "enable_frequency_attention" in block.text:
-            assert any(isinstance(used, FrequencyProcessor) for used in namespace["pipe"].processors)
+            assert any(
+                isinstance(used, FrequencyProcessor) for used in namespace["pipe"].processors
+            )
     else:
-        assert block.language == "", f"{block.page}:{block.line} is in {block.language}, which no test runs"
+        assert block.language == "", (
+            f"{block.page}:{block.line} is in {block.language}, which no test runs"
+        )
         for command in commands(block.tested):
             program, *arguments = shlex.split(command)
-            assert program == "freqformer", f"{block.page}:{block.line} calls {program}: run it here, or say why not"
+            assert program == "freqformer", (
+                f"{block.page}:{block.line} calls {program}: run it here, or say why not"
+            )
             run(*arguments)
 
 
@@ -150,8 +189,16 @@ def test_what_is_not_run_says_why() -> None:
 
 
 def test_no_block_is_missed() -> None:
-    fences = sum(len(re.findall(r"^\s*```", page.read_text(encoding="utf-8"), re.MULTILINE)) for page in PAGES)
+    fences = sum(
+        len(re.findall(r"^\s*```", page.read_text(encoding="utf-8"), re.MULTILINE))
+        for page in PAGES
+    )
     assert fences == 2 * len(BLOCKS)
     assert sum(block.language == "python" for block in BLOCKS if block.runs) >= 9
-    kept = [command for block in BLOCKS if block.runs and not block.language for command in commands(block.text)]
+    kept = [
+        command
+        for block in BLOCKS
+        if block.runs and not block.language
+        for command in commands(block.text)
+    ]
     assert len(kept) >= 10

@@ -13,13 +13,25 @@ from freqformer.config import Band, FreqFormerConfig
 
 def test_defaults() -> None:
     config = FreqFormerConfig()
-    assert (config.compression, config.mid_tiles, config.window, config.summary_tokens) == (32, 16, (3, 3, 3), 256)
-    assert (config.band_features, config.mid_pattern, config.low_output) == ("full", "topk", "interpolate")
+    assert (config.compression, config.mid_tiles, config.window, config.summary_tokens) == (
+        32,
+        16,
+        (3, 3, 3),
+        256,
+    )
+    assert (config.band_features, config.mid_pattern, config.low_output) == (
+        "full",
+        "topk",
+        "interpolate",
+    )
     assert config.deterministic is True
     assert [int(band) for band in (Band.LOW, Band.MID, Band.HIGH, Band.DENSE)] == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("changes", [{}, {"tile": (4, 4, 8), "window": (1, 3, 5), "mid_tiles": None, "compression": 10.5}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"tile": (4, 4, 8), "window": (1, 3, 5), "mid_tiles": None, "compression": 10.5}],
+)
 def test_json_round_trip(changes: dict[str, Any]) -> None:
     config = FreqFormerConfig(**changes)
     read = FreqFormerConfig.from_dict(json.loads(json.dumps(config.to_dict())))

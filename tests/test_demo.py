@@ -47,7 +47,15 @@ TINY = DemoSettings(
     inference_steps=3,
     inspect_side=64,
 )
-SHOWN = {"input.mp4", "generated.mp4", "bands.mp4", "band_energies.png", "loss.png", "routing.png", "contact_sheet.png"}
+SHOWN = {
+    "input.mp4",
+    "generated.mp4",
+    "bands.mp4",
+    "band_energies.png",
+    "loss.png",
+    "routing.png",
+    "contact_sheet.png",
+}
 """What the page of any demo shows."""
 
 
@@ -67,10 +75,20 @@ class Links(HTMLParser):
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one demo with the shipped clip."""
     said: list[str] = []
-    page = run_demo(tmp_path_factory.mktemp("demo") / "out", train_seconds=60, say=said.append, settings=TINY)
-    assert [line[:5] for line in said if line.startswith("[")] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
+    page = run_demo(
+        tmp_path_factory.mktemp("demo") / "out", train_seconds=60, say=said.append, settings=TINY
+    )
+    assert [line[:5] for line in said if line.startswith("[")] == [
+        "[1/4]",
+        "[2/4]",
+        "[3/4]",
+        "[4/4]",
+    ]
     assert "[2/4] training a small model: 6 steps, 60 s at most" in said
-    assert re.fullmatch(r"\d+\.\d dB similar to the clip \(one colour: \d+\.\d dB\)\. This is not the clip.*", said[-1])
+    assert re.fullmatch(
+        r"\d+\.\d dB similar to the clip \(one colour: \d+\.\d dB\)\. This is not the clip.*",
+        said[-1],
+    )
     assert page.name == "index.html"
     return page.parent
 
@@ -101,11 +119,20 @@ def test_numbers_are_those_of_the_run(report: Path) -> None:
     assert facts["attention_flops_of_dense"]["here"]["tokens"] == 4 * 4 * 8
     assert facts["tiles"] == 16
     assert sum(facts["head_shares"]) == pytest.approx(1)
-    assert 0 < facts["attention_flops_of_dense"]["720p"]["density"] < facts["attention_flops_of_dense"]["here"]["density"]
-    # Before anything is learned the velocity has the variance of noise and clip together, above that of noise.
+    assert (
+        0
+        < facts["attention_flops_of_dense"]["720p"]["density"]
+        < facts["attention_flops_of_dense"]["here"]["density"]
+    )
+    # Before anything is learned the velocity has the variance of noise and clip together, above
+    # that of noise.
     assert facts["first_loss"] > 1
     page = (report / "index.html").read_text(encoding="utf-8")
-    for text in ("<dd>6 of 6</dd>", f"{facts['first_loss']:.2f} → {facts['last_loss']:.2f}", "vultilion"):
+    for text in (
+        "<dd>6 of 6</dd>",
+        f"{facts['first_loss']:.2f} → {facts['last_loss']:.2f}",
+        "vultilion",
+    ):
         assert text in page
     assert facts["shipped"] is None
     assert "There was no shipped model to begin with: a small one was trained from scratch" in page
@@ -140,13 +167,21 @@ def test_a_clock_ends_the_training_of_a_slow_machine(tmp_path: Path) -> None:
 def test_no_width_cuts_the_table(report: Path, width: int) -> None:
     with open_page(report / "index.html", width=width) as opened:
         assert opened.errors == []
-        wide = "[...document.querySelectorAll('html, .scroll')].map(x => x.scrollWidth - x.clientWidth)"
+        wide = (
+            "[...document.querySelectorAll('html, .scroll')].map(x => x.scrollWidth - "
+            "x.clientWidth)"
+        )
         assert max(opened.run(wide)) <= 0
-        right = "Math.max(...[...document.querySelectorAll('td')].map(x => x.getBoundingClientRect().right))"
+        right = (
+            "Math.max(...[...document.querySelectorAll('td')].map(x => "
+            "x.getBoundingClientRect().right))"
+        )
         assert 0 < opened.run(right) <= width
 
 
-def test_an_interrupted_demo_says_that_it_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_demo_says_that_it_begins_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     advance = TrainingRun.advance
 
     def interrupted(self: TrainingRun, loader: object) -> object:
@@ -154,7 +189,9 @@ def test_an_interrupted_demo_says_that_it_begins_again(tmp_path: Path, monkeypat
         return advance(self, loader)
 
     monkeypatch.setattr(TrainingRun, "advance", interrupted)
-    with pytest.raises(Interrupted, match=r"stopped by SIGTERM: .* keeps what was made.* begins again") as raised:
+    with pytest.raises(
+        Interrupted, match=r"stopped by SIGTERM: .* keeps what was made.* begins again"
+    ) as raised:
         run_demo(tmp_path, train_seconds=60, say=lambda _: None, settings=TINY)
     assert raised.value.signal == signal.SIGTERM
     assert not (tmp_path / "index.html").exists()
@@ -168,15 +205,21 @@ def test_trained_model_makes_the_same_video_again(report: Path) -> None:
     pipeline = FreqFormerPipeline.from_pretrained(str(report / "run" / "pipeline"))
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    frames = pipeline(4, 16, 32, num_inference_steps=3, generator=generator, output_type="uint8").frames[0]
+    frames = pipeline(
+        4, 16, 32, num_inference_steps=3, generator=generator, output_type="uint8"
+    ).frames[0]
     shown = read_clip(report / "generated.mp4", start=0, num_frames=4, fps=8, height=16, width=32)
     # Noise has more colour than video files keep, so brightness is compared.
     brightness = torch.tensor([0.2126, 0.7152, 0.0722])
-    pair = torch.stack([(frames.float() @ brightness).flatten(), (shown.float() @ brightness).flatten()])
+    pair = torch.stack(
+        [(frames.float() @ brightness).flatten(), (shown.float() @ brightness).flatten()]
+    )
     assert pair.corrcoef()[0, 1] > 0.98
 
 
-def test_a_second_demo_takes_its_place_and_another_run_is_kept(report: Path, tmp_path: Path) -> None:
+def test_a_second_demo_takes_its_place_and_another_run_is_kept(
+    report: Path, tmp_path: Path
+) -> None:
     first = (report / "index.html").read_text(encoding="utf-8")
     quick = DemoSettings(**{**vars(TINY), "max_steps": 2})
     (report / "note.txt").write_text("mine")
@@ -210,7 +253,9 @@ def test_videos_that_do_not_do(tmp_path: Path) -> None:
         ("no", "not exist"),
     ):
         with pytest.raises(VideoError, match=message):
-            run_demo(tmp_path / "out", video=tmp_path / f"{name}.mp4", say=lambda _: None, settings=TINY)
+            run_demo(
+                tmp_path / "out", video=tmp_path / f"{name}.mp4", say=lambda _: None, settings=TINY
+            )
     assert not (tmp_path / "out").exists()
 
 
@@ -272,7 +317,13 @@ def fine_tuned(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     said: list[str] = []
     output = tmp_path_factory.mktemp("demo")
     run_demo(output, model=model, train_seconds=60, say=said.append, settings=TINY)
-    assert [line[:5] for line in said if line.startswith("[")] == ["[1/5]", "[2/5]", "[3/5]", "[4/5]", "[5/5]"]
+    assert [line[:5] for line in said if line.startswith("[")] == [
+        "[1/5]",
+        "[2/5]",
+        "[3/5]",
+        "[4/5]",
+        "[5/5]",
+    ]
     assert "fine-tuning the model" in said[4]
     return output
 
@@ -283,7 +334,11 @@ def test_a_demo_from_a_model_shows_it_as_it_came(fine_tuned: Path) -> None:
     assert set(links) == SHOWN | {"summary.json", "shipped.mp4", "long.mp4", "long.png"}
     assert all((fine_tuned / link).is_file() for link in links)
     assert "$" not in page
-    for text in ("began with a trained model, which it fine-tuned", "a video of 16 frames in one pass", "16 frames: "):
+    for text in (
+        "began with a trained model, which it fine-tuned",
+        "a video of 16 frames in one pass",
+        "16 frames: ",
+    ):
         assert text in page
     assert "from scratch" not in page
     assert "it gave low frequencies more weight where" in " ".join(page.split())
@@ -298,14 +353,21 @@ def test_a_demo_from_a_model_shows_it_as_it_came(fine_tuned: Path) -> None:
 
 
 def test_fine_tuning_begins_with_the_weights_of_the_model(model: Path, fine_tuned: Path) -> None:
-    before, after = (load_shipped(folder).transformer.state_dict() for folder in (model, fine_tuned / "run" / "pipeline"))
+    before, after = (
+        load_shipped(folder).transformer.state_dict()
+        for folder in (model, fine_tuned / "run" / "pipeline")
+    )
     # Eight steps move a weight by far less than a fresh draw of it would.
-    moved = (after["transformer_blocks.0.ff.net.0.proj.weight"] - before["transformer_blocks.0.ff.net.0.proj.weight"]).std()
+    moved = (
+        after["transformer_blocks.0.ff.net.0.proj.weight"]
+        - before["transformer_blocks.0.ff.net.0.proj.weight"]
+    ).std()
     assert 0 < moved < 0.1 * before["transformer_blocks.0.ff.net.0.proj.weight"].std()
 
 
 def opened(folder: Path) -> FreqFormerPipeline:
-    """The model with gates wide open, which a short training leaves nearly closed: attention shows in what it makes."""
+    """The model with gates wide open, which a short training leaves nearly closed: attention shows
+    in what it makes."""
     pipeline, draw = load_shipped(folder), torch.Generator().manual_seed(0)
     for layer in (pipeline.transformer.time_modulation.linear, pipeline.transformer.proj_out):
         layer.weight.data = 0.3 * torch.randn(layer.weight.shape, generator=draw)
@@ -325,7 +387,9 @@ def test_four_times_the_trained_length_by_bands_and_dense(model: Path) -> None:
     assert torch.equal(made.long.frames, again.long.frames)
 
 
-def test_the_command_says_where_it_begins(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_says_where_it_begins(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun = []
 
     def noted(output: Path, **options: object) -> Path:
@@ -333,7 +397,11 @@ def test_the_command_says_where_it_begins(model: Path, tmp_path: Path, monkeypat
         return output / "index.html"
 
     monkeypatch.setattr("freqformer.demo.run.run_demo", noted)
-    for place, options, expected in ((tmp_path, [], None), (model, [], model), (tmp_path, ["--model", str(model)], model)):
+    for place, options, expected in (
+        (tmp_path, [], None),
+        (model, [], model),
+        (tmp_path, ["--model", str(model)], model),
+    ):
         monkeypatch.setattr(shipped, "SHIPPED_MODEL", place)
         result = CliRunner().invoke(cli.app, ["demo", "-o", str(tmp_path / "out"), *options])
         assert result.exit_code == 0, result.output
@@ -354,9 +422,14 @@ def test_the_model_that_comes_with_this_version() -> None:
     assert (folder / WEIGHTS).stat().st_size <= MOST_BYTES
     data = json.loads((folder / "train.json").read_text(encoding="utf-8"))["data"]
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert json.loads((folder / "record.json").read_text(encoding="utf-8"))["parts"][-1]["progress"] == 1
+    assert (
+        json.loads((folder / "record.json").read_text(encoding="utf-8"))["parts"][-1]["progress"]
+        == 1
+    )
     assert "freqformer train --config configs/shipped.json" in card
     made = load_shipped(folder)(
-        *(data[name] for name in ("num_frames", "height", "width")), num_inference_steps=2, output_type="uint8"
+        *(data[name] for name in ("num_frames", "height", "width")),
+        num_inference_steps=2,
+        output_type="uint8",
     )
     assert made.frames.shape[1:4] == (data["num_frames"], data["height"], data["width"])

@@ -1,4 +1,5 @@
-"""impl="triton" from end to end in Triton's interpreter, what it holds, what it launches, and when it is chosen."""
+"""impl="triton" from end to end in Triton's interpreter, what it holds, what it launches, and when
+it is chosen."""
 
 from __future__ import annotations
 
@@ -38,11 +39,16 @@ from freqformer.ops.prologue.tables import prologue_tables  # noqa: E402
 pytestmark = [
     # The interpreter's own: it turns arrays of one element into loop bounds.
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
-    # A LOW row has fewer queries than tokens. What is behind them is computed like the rest, and never stored.
-    pytest.mark.filterwarnings("ignore:(All-NaN slice|invalid value|overflow) encountered:RuntimeWarning"),
+    # A LOW row has fewer queries than tokens. What is behind them is computed like the rest, and
+    # never stored.
+    pytest.mark.filterwarnings(
+        "ignore:(All-NaN slice|invalid value|overflow) encountered:RuntimeWarning"
+    ),
 ]
 EVERY_BAND = ((Band.LOW, Band.MID, Band.HIGH, Band.DENSE),)
-SMALL = FreqFormerConfig(tile=(2, 2, 4), compression=8, mid_tiles=2, window=(1, 2, 2), summary_tokens=3)
+SMALL = FreqFormerConfig(
+    tile=(2, 2, 4), compression=8, mid_tiles=2, window=(1, 2, 2), summary_tokens=3
+)
 RAGGED = Grid(3, 3, 7)
 LEARNED = ("summaries", "offsets", "rotary", "norm")
 
@@ -53,7 +59,12 @@ def _fast_interpreter() -> None:
 
 
 def small_case(**changes: Any) -> Case:
-    told: dict[str, Any] = {"grid": RAGGED, "config": SMALL, "allocation": EVERY_BAND, "head_dim": 16}
+    told: dict[str, Any] = {
+        "grid": RAGGED,
+        "config": SMALL,
+        "allocation": EVERY_BAND,
+        "head_dim": 16,
+    }
     return Case(**told | changes)
 
 
@@ -61,19 +72,30 @@ CASES = {
     "plain": small_case(),
     "learned": small_case(learned=LEARNED, num_text_tokens=3, mask="random"),
     "every text token masked": small_case(num_text_tokens=2, mask="all", dtype=torch.float16),
-    "values": small_case(config=replace(SMALL, band_features="values"), learned=("rotary",), num_text_tokens=3),
+    "values": small_case(
+        config=replace(SMALL, band_features="values"), learned=("rotary",), num_text_tokens=3
+    ),
     "gains": small_case(
-        config=replace(SMALL, band_features="gains"), learned=LEARNED, num_text_tokens=3, dtype=torch.float16
+        config=replace(SMALL, band_features="gains"),
+        learned=LEARNED,
+        num_text_tokens=3,
+        dtype=torch.float16,
     ),
     "strict": small_case(config=replace(SMALL, band_features="strict"), learned=("summaries",)),
     "axial": small_case(config=replace(SMALL, mid_pattern="axial"), learned=("offsets",)),
     "radial": small_case(config=replace(SMALL, mid_pattern="radial", radial_radius=1)),
-    "every tile": small_case(config=replace(SMALL, mid_tiles=None), learned=("summaries", "offsets")),
+    "every tile": small_case(
+        config=replace(SMALL, mid_tiles=None), learned=("summaries", "offsets")
+    ),
     "no summaries": small_case(config=replace(SMALL, summary_tokens=0)),
-    "synthesis": small_case(config=replace(SMALL, low_output="synthesis"), allocation=((0, 0),), learned=("rotary",)),
+    "synthesis": small_case(
+        config=replace(SMALL, low_output="synthesis"), allocation=((0, 0),), learned=("rotary",)
+    ),
     "no compression": small_case(config=replace(SMALL, compression=1), allocation=((0, 0),)),
     "tile order": small_case(token_order="tile", learned=LEARNED),
-    "allocation by sample": small_case(allocation=((0, 1, 2), (2, 0, 3)), learned=("norm", "summaries")),
+    "allocation by sample": small_case(
+        allocation=((0, 1, 2), (2, 0, 3)), learned=("norm", "summaries")
+    ),
     "one frame": small_case(grid=Grid(1, 5, 6)),
     "fewer tokens than a tile": small_case(grid=Grid(1, 2, 3), num_text_tokens=1),
     "one token": small_case(grid=Grid(1, 1, 1), learned=LEARNED),
@@ -94,7 +116,10 @@ def test_random_cases() -> None:
     for seed in range(16):
         rng = random.Random(seed)
         case = random_case(
-            seed, max_tokens=60, head_dim=rng.choice((16, 32)), dtype=rng.choice((torch.float32, torch.float16))
+            seed,
+            max_tokens=60,
+            head_dim=rng.choice((16, 32)),
+            dtype=rng.choice((torch.float32, torch.float16)),
         )
         with nan_filled_allocations():
             check_call(case, make_inputs(case), pool)
@@ -138,7 +163,13 @@ def test_inputs_of_any_strides() -> None:
     backwards = [x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in tensors]
     for query, key, value in (packed.unbind(2), backwards):
         got = frequency_attention(
-            query, key, value, grid=case.grid, allocation=torch.tensor([0, 1, 2, 3]), config=case.config, impl="triton"
+            query,
+            key,
+            value,
+            grid=case.grid,
+            allocation=torch.tensor([0, 1, 2, 3]),
+            config=case.config,
+            impl="triton",
         )
         assert torch.equal(got, wanted)
 
@@ -149,7 +180,9 @@ def test_a_band_out_of_range_on_the_device_gives_nan_in_its_head_alone() -> None
     tensors, given = (inputs.query, inputs.key, inputs.value), AttentionParameters()
 
     def run(bands: list[int]) -> Tensor:
-        call = fused.FusedCall(case.plan, torch.tensor([bands]), frozenset(Band), None, None, "raster")
+        call = fused.FusedCall(
+            case.plan, torch.tensor([bands]), frozenset(Band), None, None, "raster"
+        )
         return fused.run(tensors, given, call).out
 
     right, wrong = run([0, 1, 2, 3]), run([0, 1, 7, 3])
@@ -183,25 +216,36 @@ def test_at_most_six_launches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_on_the_way_waits_for_data() -> None:
-    # Fake tensors hold no data: an operation that needed some (item, nonzero, a branch on a value) would raise.
+    # Fake tensors hold no data: an operation that needed some (item, nonzero, a branch on a value)
+    # would raise.
     case = small_case(learned=LEARNED, num_text_tokens=3, mask="random")
     inputs, plan, cpu = make_inputs(case), case.plan, torch.device("cpu")
-    launch_tables(plan, cpu), prologue_tables(plan, cpu, case.dtype), merge_tables(plan, cpu, case.dtype)
+    (
+        launch_tables(plan, cpu),
+        prologue_tables(plan, cpu, case.dtype),
+        merge_tables(plan, cpu, case.dtype),
+    )
     real = fused.run(
         (inputs.query, inputs.key, inputs.value),
         inputs.parameters or AttentionParameters(),
-        fused.FusedCall(plan, torch.tensor(case.allocation), frozenset(Band), inputs.text_mask, None, "raster"),
+        fused.FusedCall(
+            plan, torch.tensor(case.allocation), frozenset(Band), inputs.text_mask, None, "raster"
+        ),
     )
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = inputs.map(mode.from_tensor)
         bands = mode.from_tensor(torch.tensor(case.allocation))
         call = fused.FusedCall(plan, bands, frozenset(Band), inputs.text_mask, None, "raster")
-        made = fused.run((fake.query, fake.key, fake.value), fake.parameters or AttentionParameters(), call)
+        made = fused.run(
+            (fake.query, fake.key, fake.value), fake.parameters or AttentionParameters(), call
+        )
     for got, wanted in ((made.out, real.out), (made.low_out, real.low_out), (made.lse, real.lse)):
         assert (got.shape, got.dtype, got.stride()) == (wanted.shape, wanted.dtype, wanted.stride())
 
 
-@pytest.mark.parametrize(("grid", "heads"), [(Grid(30, 48, 80), 24), (Grid(21, 45, 80), 40), (Grid(256, 64, 64), 8)])
+@pytest.mark.parametrize(
+    ("grid", "heads"), [(Grid(30, 48, 80), 24), (Grid(21, 45, 80), 40), (Grid(256, 64, 64), 8)]
+)
 def test_workspace_stays_within_bounds(grid: Grid, heads: int) -> None:
     config = FreqFormerConfig(mid_tiles=32)
     for learned in (False, True):
@@ -211,7 +255,9 @@ def test_workspace_stays_within_bounds(grid: Grid, heads: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["plain", "learned", "gains", "no summaries", "every tile"])
-def test_workspace_is_what_the_launches_allocate(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workspace_is_what_the_launches_allocate(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case, made = CASES[name], []
     for owner, function in ((torch, "empty"), (Tensor, "new_empty")):
         original = getattr(owner, function)
@@ -225,7 +271,9 @@ def test_workspace_is_what_the_launches_allocate(name: str, monkeypatch: pytest.
     inputs = make_inputs(case)
     made.clear()
     tensors = (inputs.query, inputs.key, inputs.value)
-    call = fused.FusedCall(case.plan, torch.tensor(case.allocation), frozenset(Band), inputs.text_mask, None, "raster")
+    call = fused.FusedCall(
+        case.plan, torch.tensor(case.allocation), frozenset(Band), inputs.text_mask, None, "raster"
+    )
     out = fused.run(tensors, inputs.parameters or AttentionParameters(), call).out
     held = sum(made) - out.numel() * out.element_size()
     told = fused.workspace_bytes(case.plan, len(case.allocation), case.dtype)
@@ -240,7 +288,9 @@ def test_auto_picks_by_capability_and_says_so(caplog: pytest.LogCaptureFixture) 
         assert resolve("auto", "cpu", "the tensors are on the CPU") == "eager"
         assert resolve("auto", "cuda", None) == "triton"
         wide = ("auto", "cuda", "the tensors are float64: convert them")
-        with pytest.warns(UserWarning, match="cuda runs impl='eager'.* the tensors are float64: convert"):
+        with pytest.warns(
+            UserWarning, match="cuda runs impl='eager'.* the tensors are float64: convert"
+        ):
             resolve(*wide)
         assert resolve(*wide) == "eager"  # warnings are errors here, and this cause has had its own
         with pytest.warns(UserWarning, match="head_dim is 72"):
@@ -258,7 +308,9 @@ def test_auto_picks_by_capability_and_says_so(caplog: pytest.LogCaptureFixture) 
     [({"dtype": torch.float64}, "float64"), ({"head_dim": 24}, "head_dim is 24")],
 )
 def test_an_explicit_choice_that_cannot_run_says_why(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"impl is 'triton', which can't run: .*{message}.*choose impl='eager'"):
+    with pytest.raises(
+        ValueError, match=f"impl is 'triton', which can't run: .*{message}.*choose impl='eager'"
+    ):
         attend(small_case(**changes), "triton")
 
 

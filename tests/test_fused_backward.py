@@ -30,19 +30,29 @@ from freqformer.ops import fused_operation  # noqa: E402
 pytestmark = [
     # The interpreter's own: it turns arrays of one element into loop bounds.
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
-    # A LOW row has fewer queries than tokens. What is behind them is computed like the rest, and never stored.
-    pytest.mark.filterwarnings("ignore:(All-NaN slice|invalid value|overflow) encountered:RuntimeWarning"),
+    # A LOW row has fewer queries than tokens. What is behind them is computed like the rest, and
+    # never stored.
+    pytest.mark.filterwarnings(
+        "ignore:(All-NaN slice|invalid value|overflow) encountered:RuntimeWarning"
+    ),
 ]
 patch_language_once()
 
-CONFIG = FreqFormerConfig(tile=(2, 4, 3), mid_tiles=2, window=(1, 1, 2), summary_tokens=2, compression=16)
+CONFIG = FreqFormerConfig(
+    tile=(2, 4, 3), mid_tiles=2, window=(1, 1, 2), summary_tokens=2, compression=16
+)
 GRID = Grid(3, 4, 6)
 """Four tiles, of 24, 24, 12 and 12 tokens."""
 LEARNED = ("summaries", "offsets", "rotary", "norm")
 
 
 def small(**changes: Any) -> Case:
-    told: dict[str, Any] = {"grid": GRID, "config": CONFIG, "allocation": ((0, 1, 2, 3),), "head_dim": 16}
+    told: dict[str, Any] = {
+        "grid": GRID,
+        "config": CONFIG,
+        "allocation": ((0, 1, 2, 3),),
+        "head_dim": 16,
+    }
     return Case(**told | changes)
 
 
@@ -52,21 +62,46 @@ CASES = {
     "all learned, bfloat16": small(learned=LEARNED, num_text_tokens=3, dtype=torch.bfloat16),
     "pooling without norm": small(learned=("summaries", "rotary"), dtype=torch.float16),
     "pooling without rotary": small(learned=("summaries", "norm"), allocation=((0, 1, 2),)),
-    "text behind a norm": small(learned=("norm",), num_text_tokens=33, mask="all", allocation=((0, 2),)),
-    "values": small(config=replace(CONFIG, band_features="values"), learned=("rotary", "norm"), num_text_tokens=2),
-    "gains": small(config=replace(CONFIG, band_features="gains"), learned=("norm",), allocation=((1, 2, 0),)),
-    "gains, text, float16": small(
-        config=replace(CONFIG, band_features="gains"), learned=LEARNED, num_text_tokens=2, dtype=torch.float16
+    "text behind a norm": small(
+        learned=("norm",), num_text_tokens=33, mask="all", allocation=((0, 2),)
     ),
-    "strict": small(config=replace(CONFIG, band_features="strict"), learned=LEARNED, allocation=((1, 2),)),
-    "axial": small(config=replace(CONFIG, mid_pattern="axial"), learned=("offsets",), allocation=((1, 2),)),
-    "every tile": small(config=replace(CONFIG, mid_tiles=None), learned=("summaries",), allocation=((1, 0),)),
-    "no summaries": small(config=replace(CONFIG, summary_tokens=0), learned=("summaries", "norm"), allocation=((1, 0),)),
-    "synthesis": small(config=replace(CONFIG, low_output="synthesis"), allocation=((0, 0),), learned=("rotary",)),
+    "values": small(
+        config=replace(CONFIG, band_features="values"),
+        learned=("rotary", "norm"),
+        num_text_tokens=2,
+    ),
+    "gains": small(
+        config=replace(CONFIG, band_features="gains"), learned=("norm",), allocation=((1, 2, 0),)
+    ),
+    "gains, text, float16": small(
+        config=replace(CONFIG, band_features="gains"),
+        learned=LEARNED,
+        num_text_tokens=2,
+        dtype=torch.float16,
+    ),
+    "strict": small(
+        config=replace(CONFIG, band_features="strict"), learned=LEARNED, allocation=((1, 2),)
+    ),
+    "axial": small(
+        config=replace(CONFIG, mid_pattern="axial"), learned=("offsets",), allocation=((1, 2),)
+    ),
+    "every tile": small(
+        config=replace(CONFIG, mid_tiles=None), learned=("summaries",), allocation=((1, 0),)
+    ),
+    "no summaries": small(
+        config=replace(CONFIG, summary_tokens=0),
+        learned=("summaries", "norm"),
+        allocation=((1, 0),),
+    ),
+    "synthesis": small(
+        config=replace(CONFIG, low_output="synthesis"), allocation=((0, 0),), learned=("rotary",)
+    ),
     "tile order": small(token_order="tile", learned=LEARNED, num_text_tokens=2),
     "samples apart": small(allocation=((0, 1), (2, 0)), learned=LEARNED),
     "one frame": small(grid=Grid(1, 5, 7), config=replace(CONFIG, tile=(1, 4, 4)), learned=LEARNED),
-    "primes": small(grid=Grid(3, 5, 7), config=replace(CONFIG, tile=(2, 4, 6)), allocation=((0, 1, 2),)),
+    "primes": small(
+        grid=Grid(3, 5, 7), config=replace(CONFIG, tile=(2, 4, 6)), allocation=((0, 1, 2),)
+    ),
     "one token": small(grid=Grid(1, 1, 1), config=replace(CONFIG, tile=None), learned=LEARNED),
     # Blocks of the last tile's queries reach 96 rows into the next row's, which is LOW and has 80.
     "LOW behind a last tile of few tokens": small(
@@ -75,8 +110,12 @@ CASES = {
         allocation=((1, 0, 2, 0),),
         dtype=torch.bfloat16,
     ),
-    "head_dim 64, outliers": small(head_dim=64, outliers=True, learned=("norm", "rotary"), dtype=torch.bfloat16),
-    "head_dim 128, outliers": small(head_dim=128, outliers=True, dtype=torch.float16, allocation=((1, 2),)),
+    "head_dim 64, outliers": small(
+        head_dim=64, outliers=True, learned=("norm", "rotary"), dtype=torch.bfloat16
+    ),
+    "head_dim 128, outliers": small(
+        head_dim=128, outliers=True, dtype=torch.float16, allocation=((1, 2),)
+    ),
 }
 
 
@@ -101,7 +140,9 @@ class Seen(TorchDispatchMode):
         super().__init__()
         self.calls: dict[Any, tuple] = {}
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         if function.namespace == "freqformer":
             self.calls[function] = args
         return function(*args, **(kwargs or {}))
@@ -115,8 +156,12 @@ def test_operations_are_registered() -> None:
     assert set(whole.calls) == {operations.attention.default, operations.attention_backward.default}
     # What an operation calls is hidden from modes outside it.
     with Seen() as parts:
-        fused_operation._attention_backward._init_fn(*whole.calls[operations.attention_backward.default])
-    calls = whole.calls | {function: parts.calls[function] for function in parts.calls if "backward" in str(function)}
+        fused_operation._attention_backward._init_fn(
+            *whole.calls[operations.attention_backward.default]
+        )
+    calls = whole.calls | {
+        function: parts.calls[function] for function in parts.calls if "backward" in str(function)
+    }
     assert len(calls) == 5
     for function, arguments in calls.items():
         tests = ("test_schema", "test_faketensor", "test_autograd_registration")
@@ -125,7 +170,8 @@ def test_operations_are_registered() -> None:
 
 
 def test_compiled_graphs() -> None:
-    """In a process of its own: compilers can't trace the type checks that tests put around the package."""
+    """In a process of its own: compilers can't trace the type checks that tests put around the
+    package."""
     command = [sys.executable, "-m", "tests.support.compiled_calls", "cpu", "aot_eager", "triton"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert done.returncode == 0, done.stderr[-3000:]

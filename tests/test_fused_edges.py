@@ -1,4 +1,5 @@
-"""Equal scores, 16-bit gains and garbage in masked text: triton (in its interpreter) and eager agree, and stay finite."""
+"""Equal scores, 16-bit gains and garbage in masked text: triton (in its interpreter) and eager
+agree, and stay finite."""
 
 from __future__ import annotations
 
@@ -19,10 +20,14 @@ from freqformer import AttentionParameters, FreqFormerConfig, Grid, frequency_at
 pytestmark = [
     # The interpreter's own: it turns arrays of one element into loop bounds.
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:(All-NaN slice|invalid value|overflow) encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:(All-NaN slice|invalid value|overflow) encountered:RuntimeWarning"
+    ),
 ]
 GRID, HEAD_DIM = Grid(2, 8, 8), 16
-CONFIG = FreqFormerConfig(tile=(1, 4, 4), mid_tiles=2, window=(1, 1, 1), compression=8, summary_tokens=2)
+CONFIG = FreqFormerConfig(
+    tile=(1, 4, 4), mid_tiles=2, window=(1, 1, 1), compression=8, summary_tokens=2
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -47,18 +52,27 @@ def test_equal_tiles_are_chosen_alike(same: str, sign: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_gains_of_any_dtype_are_float32_in_the_kernels(dtype: torch.dtype) -> None:
-    config = FreqFormerConfig(tile=(1, 4, 4), band_features="gains", window=(1, 1, 1), summary_tokens=0)
+    config = FreqFormerConfig(
+        tile=(1, 4, 4), band_features="gains", window=(1, 1, 1), summary_tokens=0
+    )
     tensors = [torch.randn(1, GRID.num_tokens, 1, HEAD_DIM).requires_grad_() for _ in range(3)]
     results = []
     for impl in ("eager", "triton"):
         gains = torch.tensor([[3.0, 1.0, 0.01]]).to(dtype).requires_grad_()
         out = frequency_attention(
-            *tensors, grid=GRID, allocation=[2], config=config, parameters=AttentionParameters(gains=gains), impl=impl
+            *tensors,
+            grid=GRID,
+            allocation=[2],
+            config=config,
+            parameters=AttentionParameters(gains=gains),
+            impl=impl,
         )
         results.append((out, *torch.autograd.grad(out.square().sum(), [*tensors, gains])))
     assert results[1][-1].dtype == dtype
     for eager, fused in zip(*results, strict=True):
-        torch.testing.assert_close(fused, eager, rtol=2e-2 if eager.dtype != torch.float32 else 1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            fused, eager, rtol=2e-2 if eager.dtype != torch.float32 else 1e-3, atol=1e-3
+        )
 
 
 @pytest.mark.parametrize("impl", ["reference", "eager", "triton"])
@@ -71,7 +85,9 @@ def test_what_masked_text_holds_reaches_nothing(impl: Any, normed: bool) -> None
     results = []
     for garbage in (0.0, torch.nan, torch.inf):
         given = clean.clone()
-        given[:, :, video:] = given[:, :, video:].masked_fill(~mask[None, :, :, None, None], garbage)
+        given[:, :, video:] = given[:, :, video:].masked_fill(
+            ~mask[None, :, :, None, None], garbage
+        )
         tensors = [x.requires_grad_() for x in given.unbind(0)]
         norms = [torch.ones(HEAD_DIM, requires_grad=True) for _ in range(2)] if normed else []
         parameters = AttentionParameters(query_norm=norms[0], key_norm=norms[1]) if normed else None
@@ -80,11 +96,15 @@ def test_what_masked_text_holds_reaches_nothing(impl: Any, normed: bool) -> None
     for other in results[1:]:
         for expected, found in zip(results[0], other, strict=True):
             assert bool(found.isfinite().all())
-            seen = (expected, found) if expected.ndim == 1 else (expected[:, :video], found[:, :video])
+            seen = (
+                (expected, found) if expected.ndim == 1 else (expected[:, :video], found[:, :video])
+            )
             torch.testing.assert_close(*seen, rtol=1e-5, atol=1e-5)
 
 
-def attend(tensors: list[Tensor], mask: Tensor, parameters: AttentionParameters | None, impl: Any) -> Tensor:
+def attend(
+    tensors: list[Tensor], mask: Tensor, parameters: AttentionParameters | None, impl: Any
+) -> Tensor:
     return frequency_attention(
         *tensors,
         grid=GRID,

@@ -28,7 +28,13 @@ def _aspect(box: tuple[int, ...], shape: tuple[int, ...]) -> float:
 
 @pytest.mark.parametrize(
     ("shape", "padding"),
-    [((21, 45, 80), 0.067), ((30, 48, 80), 0.0), ((13, 45, 80), 0.094), ((16, 32, 32), 0.0), ((273, 48, 80), 0.004)],
+    [
+        ((21, 45, 80), 0.067),
+        ((30, 48, 80), 0.0),
+        ((13, 45, 80), 0.094),
+        ((16, 32, 32), 0.0),
+        ((273, 48, 80), 0.004),
+    ],
 )
 def test_padding_of_known_grids(shape: tuple[int, int, int], padding: float) -> None:
     layout = tile_layout(Grid(*shape))
@@ -37,7 +43,8 @@ def test_padding_of_known_grids(shape: tuple[int, int, int], padding: float) -> 
 
 
 def test_long_tiles_only_where_compact_ones_cost_too_much() -> None:
-    # The best of aspect 1:4 costs 14.9% here, so that 1:9 is allowed; at 21 x 45 x 80 it costs 6.7% and is not.
+    # The best of aspect 1:4 costs 14.9% here, so that 1:9 is allowed; at 21 x 45 x 80 it costs 6.7%
+    # and is not.
     assert _aspect(choose_tile(Grid(13, 45, 80)), (13, 45, 80)) == 4.5
     assert _padding((7, 3, 6), (13, 45, 80)) == pytest.approx(0.149, abs=5e-4)
     assert choose_tile(Grid(21, 45, 80)) == (7, 3, 6)
@@ -46,13 +53,22 @@ def test_long_tiles_only_where_compact_ones_cost_too_much() -> None:
 @settings(max_examples=60)
 @given(st.builds(Grid, *[st.integers(1, 14)] * 3))
 def test_tile_follows_the_rule(grid: Grid) -> None:
-    boxes = [box for box in product(*(range(1, n + 1) for n in grid.shape)) if math.prod(box) <= 128]
-    best = {limit: min(_padding(b, grid.shape) for b in boxes if _aspect(b, grid.shape) <= limit) for limit in (4, 9)}
+    boxes = [
+        box for box in product(*(range(1, n + 1) for n in grid.shape)) if math.prod(box) <= 128
+    ]
+    best = {
+        limit: min(_padding(b, grid.shape) for b in boxes if _aspect(b, grid.shape) <= limit)
+        for limit in (4, 9)
+    }
     tile = choose_tile(grid)
     limit = 4 if best[4] <= 0.09 else 9
     assert _aspect(tile, grid.shape) <= limit
     assert _padding(tile, grid.shape) == best[limit]
-    equal = [b for b in boxes if _padding(b, grid.shape) == best[limit] and _aspect(b, grid.shape) <= limit]
+    equal = [
+        b
+        for b in boxes
+        if _padding(b, grid.shape) == best[limit] and _aspect(b, grid.shape) <= limit
+    ]
     assert _aspect(tile, grid.shape) == min(_aspect(b, grid.shape) for b in equal)
 
 
@@ -63,12 +79,19 @@ def test_tiles_are_boxes_that_cover_every_token_once(grid: Grid) -> None:
     assert layout.counts.sum() == grid.num_tokens
     assert layout.offsets.tolist() == [0, *layout.counts.cumsum(0).tolist()]
     assert layout.ragged == (len(layout.counts.unique()) > 1)
-    place = torch.stack(torch.meshgrid(*(torch.arange(n) for n in grid.shape), indexing="ij"), -1).flatten(0, 2)
+    place = torch.stack(
+        torch.meshgrid(*(torch.arange(n) for n in grid.shape), indexing="ij"), -1
+    ).flatten(0, 2)
     sides = torch.tensor(layout.tile)
     for tile, where in enumerate(layout.coordinates()):
         tokens = place[layout.raster_to_tile[layout.offsets[tile] : layout.offsets[tile + 1]]]
         first, end = where * sides, torch.minimum((where + 1) * sides, torch.tensor(grid.shape))
-        box = torch.stack(torch.meshgrid(*(torch.arange(a, b) for a, b in zip(first, end, strict=True)), indexing="ij"), -1)
+        box = torch.stack(
+            torch.meshgrid(
+                *(torch.arange(a, b) for a, b in zip(first, end, strict=True)), indexing="ij"
+            ),
+            -1,
+        )
         assert torch.equal(tokens, box.flatten(0, 2))  # every token of the box, in raster order
 
 

@@ -20,7 +20,8 @@ BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 
 
 def ended(code: str, number: int) -> subprocess.CompletedProcess[str]:
-    """A process that runs this code; `here` sends it the signal. It loads the module alone, without torch."""
+    """A process that runs this code; `here` sends it the signal. It loads the module alone, without
+    torch."""
     start = f"""
         import importlib.util, os, signal, sys
         sys.dont_write_bytecode = True
@@ -60,7 +61,9 @@ def test_the_body_of_a_command_tidies_up(number):
     done = ended(code, number)
     tidied, said = done.stdout.splitlines()
     assert tidied == "tidied"
-    assert said.startswith(f"{128 + number} stopped by {_interrupt.signal_name(number)}: nothing half-written is left")
+    assert said.startswith(
+        f"{128 + number} stopped by {_interrupt.signal_name(number)}: nothing half-written is left"
+    )
     assert done.stderr == ""
 
 
@@ -80,7 +83,10 @@ def test_the_body_of_a_command_tidies_up(number):
 def test_what_would_be_lost_ends_at_once(number, body, tmp_path):
     module = "import __main__\ntry: __main__.here()\nexcept BaseException: pass\n"
     (tmp_path / "interrupted_import.py").write_text(module)
-    code = f"sys.path.insert(0, {str(tmp_path)!r})\nwith interrupt.raising():\n{body}\nprint('went on')"
+    code = (
+        f"sys.path.insert(0, {str(tmp_path)!r})\nwith "
+        f"interrupt.raising():\n{body}\nprint('went on')"
+    )
     done = ended(code, number)
     assert done.returncode == 128 + number
     assert done.stdout == ""

@@ -22,6 +22,8 @@ def test_every_target_has_a_rule() -> None:
     named = {
         name
         for page in PAGES
-        for name in re.findall(r"(?:^|`|&& )make ((?:[a-z]+-)*[a-z]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+        for name in re.findall(
+            r"(?:^|`|&& )make ((?:[a-z]+-)*[a-z]+)", page.read_text(encoding="utf-8"), re.MULTILINE
+        )
     }
     assert {"demo", "test"} <= named <= rules

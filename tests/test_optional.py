@@ -31,11 +31,16 @@ sys.meta_path.insert(0, Hidden())
 
 def without(packages: set[str], code: str) -> subprocess.CompletedProcess[str]:
     program = HIDING.format(hidden=packages) + code
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 USES = {
-    "model": ["from freqformer import FreqFormerPipeline", "import freqformer.integrations.diffusers"],
+    "model": [
+        "from freqformer import FreqFormerPipeline",
+        "import freqformer.integrations.diffusers",
+    ],
     "train": [
         "import freqformer.media",
         "import freqformer.training.run",
@@ -49,7 +54,9 @@ USES = {
 
 @pytest.mark.parametrize("extra", USES)
 def test_first_uses_name_the_extra(extra: str) -> None:
-    lines = [f"try:\n    {use}\nexcept ValueError as error:\n    print(error)" for use in USES[extra]]
+    lines = [
+        f"try:\n    {use}\nexcept ValueError as error:\n    print(error)" for use in USES[extra]
+    ]
     # diffusers is asked for by both; the models' own extra is enough for it.
     ran = without(EXTRAS[extra], "\n".join(lines))
     assert ran.returncode == 0, ran.stderr
@@ -75,7 +82,8 @@ def test_the_command_says_what_it_needs() -> None:
     ran = without(EXTRAS["cli"], "from freqformer.__main__ import main\nmain()")
     assert ran.returncode == 2
     assert ran.stderr == (
-        "error: this part of FreqFormer needs typer, which is not installed: pip install 'freqformer[cli]'\n"
+        "error: this part of FreqFormer needs typer, which is not installed: pip install "
+        "'freqformer[cli]'\n"
     )
 
 
@@ -122,7 +130,9 @@ def names(extra: str) -> set[str]:
     for requirement in PROJECT["optional-dependencies"][extra]:
         name = requirement.split("[")[0].split(">")[0].strip()
         if name == "freqformer":
-            found |= set().union(*(names(inner) for inner in requirement.split("[")[1].rstrip("]").split(",")))
+            found |= set().union(
+                *(names(inner) for inner in requirement.split("[")[1].rstrip("]").split(","))
+            )
         else:
             found.add({"pillow": "PIL"}.get(name, name))
     return found

@@ -1,4 +1,5 @@
-"""What importing the package costs: torch and nothing else, and names come when they are first used."""
+"""What importing the package costs: torch and nothing else, and names come when they are first
+used."""
 
 from __future__ import annotations
 
@@ -9,9 +10,20 @@ import pytest
 
 import freqformer
 
-LAZY = {"diffusers", "accelerate", "safetensors", "av", "matplotlib", "plotly", "typer", "rich", "tensorboard"}
+LAZY = {
+    "diffusers",
+    "accelerate",
+    "safetensors",
+    "av",
+    "matplotlib",
+    "plotly",
+    "typer",
+    "rich",
+    "tensorboard",
+}
 HEAVY = LAZY | {"torch._dynamo", "torch._inductor", "sympy", "triton"}
-"""What neither the package nor its operations' names may load; some of it comes when something is compiled or launched."""
+"""What neither the package nor its operations' names may load; some of it comes when something is
+compiled or launched."""
 NAMES = """
 import sys
 import torch
@@ -36,7 +48,9 @@ print(*sorted(name for name in sys.modules if "." not in name))
 
 
 def test_operations_load_torch_alone() -> None:
-    ran = subprocess.run([sys.executable, "-W", "error", "-c", USE], capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", USE], capture_output=True, text=True, timeout=300
+    )
     assert ran.returncode == 0, ran.stderr
     loaded = ran.stdout.split()
     assert "torch" in loaded
@@ -53,7 +67,9 @@ def test_names_load_torch_alone() -> None:
 
 def test_the_package_itself_loads_nothing() -> None:
     code = "import sys, freqformer; print(freqformer.__version__, *sys.modules)"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
+    )
     version, *loaded = ran.stdout.split()
     assert version == freqformer.__version__
     assert not set(loaded) & {"torch", "numpy"}
@@ -65,7 +81,13 @@ def test_top_level_names() -> None:
     for name in freqformer.__all__:
         assert getattr(freqformer, name).__name__ == name
     assert set(freqformer.__all__) <= set(dir(freqformer))
-    asked = {"Band", "FreqFormerConfig", "FreqFormerPipeline", "FreqFormerTransformer3DModel", "Grid"}
+    asked = {
+        "Band",
+        "FreqFormerConfig",
+        "FreqFormerPipeline",
+        "FreqFormerTransformer3DModel",
+        "Grid",
+    }
     assert asked | {"frequency_attention", "split_bands"} <= set(freqformer.__all__)
 
 

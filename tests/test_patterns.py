@@ -13,7 +13,9 @@ from freqformer import patterns
 from freqformer.grid import Grid, TileLayout, tile_layout
 
 TILE = (1, 2, 2)
-layouts = st.builds(Grid, st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)).map(lambda g: tile_layout(g, TILE))
+layouts = st.builds(Grid, st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)).map(
+    lambda g: tile_layout(g, TILE)
+)
 windows = st.tuples(*[st.integers(1, 5)] * 3)
 
 
@@ -48,7 +50,9 @@ def test_window(layout: TileLayout, window: tuple[int, int, int]) -> None:
     assert lists.shape[1] == math.prod(min(w, n) for w, n in zip(window, layout.tiles, strict=True))
     for place, listed in zip(places, _listed(lists), strict=True):
         box = _window(place, layout.tiles, window)
-        assert listed == [i for i, p in enumerate(places) if all(x in r for x, r in zip(p, box, strict=True))]
+        assert listed == [
+            i for i, p in enumerate(places) if all(x in r for x, r in zip(p, box, strict=True))
+        ]
         assert places.index(place) in listed
 
 
@@ -58,7 +62,9 @@ def test_axial(layout: TileLayout, window: tuple[int, int, int]) -> None:
     for place, listed in zip(places, _listed(patterns.axial_tiles(layout, window)), strict=True):
         _, rows, columns = _window(place, layout.tiles, window)
         assert listed == [
-            i for i, p in enumerate(places) if p[1:] == place[1:] or (p[0] == place[0] and p[1] in rows and p[2] in columns)
+            i
+            for i, p in enumerate(places)
+            if p[1:] == place[1:] or (p[0] == place[0] and p[1] in rows and p[2] in columns)
         ]
 
 
@@ -98,7 +104,9 @@ def test_topk(rows: int, tiles: int, count: int, seed: int) -> None:
     for row in range(rows):
         scores = query[row] @ key[row].T
         for tile, listed in enumerate(_listed(lists[row])):
-            others = sorted((float(scores[tile, i]) for i in range(tiles) if i != tile), reverse=True)
+            others = sorted(
+                (float(scores[tile, i]) for i in range(tiles) if i != tile), reverse=True
+            )
             assert tile in listed
             kept = sorted((float(scores[tile, i]) for i in listed if i != tile), reverse=True)
             assert kept == pytest.approx(others[: min(count, tiles) - 1], abs=1e-6)
@@ -137,4 +145,6 @@ def test_no_box_would_make_more_cells(layout: TileLayout, most: int) -> None:
         for b in range(1, h + 1)
         for c in range(1, w + 1)
     }
-    assert patterns.summary_cells(layout, most).num_cells == max(count for count in counts if count <= most)
+    assert patterns.summary_cells(layout, most).num_cells == max(
+        count for count in counts if count <= most
+    )

@@ -112,7 +112,9 @@ def test_useful_flops_of_topk_are_the_mean_over_choices() -> None:
         choices.append(float((counts * counts[lists].sum(-1)).sum()))
     mean = sum(choices) / len(choices)
     spread = torch.tensor(choices).std() / math.sqrt(len(choices))
-    assert plan.band_flops(Band.MID).useful / (4 * HEAD_DIM) == pytest.approx(mean, abs=4 * float(spread))
+    assert plan.band_flops(Band.MID).useful / (4 * HEAD_DIM) == pytest.approx(
+        mean, abs=4 * float(spread)
+    )
 
 
 @settings(max_examples=50)
@@ -125,7 +127,9 @@ def test_totals_and_density(structure: dict[str, Any]) -> None:
     assert plan.flops(ALL_BANDS).executed == sum(plan.band_flops(band).executed for band in Band)
     assert plan.band_costs()[Band.DENSE] == 4 * HEAD_DIM * (n + text) ** 2
     assert plan.density([3, 3, 3, 3]) == 1
-    assert plan.density(ALL_BANDS) == pytest.approx(sum(plan.band_costs()) / (4 * plan.band_costs()[Band.DENSE]))
+    assert plan.density(ALL_BANDS) == pytest.approx(
+        sum(plan.band_costs()) / (4 * plan.band_costs()[Band.DENSE])
+    )
 
 
 @settings(max_examples=50)
@@ -144,7 +148,9 @@ def test_tasks_cover_every_block_once_longest_first(
         assert own[:, 1].unique().tolist() == list(range(len(expected)))
         for block, total in enumerate(expected):
             pieces = own[own[:, 1] == block]
-            covered = [i for start, end in sorted(pieces[:, 2:].tolist()) for i in range(start, end)]
+            covered = [
+                i for start, end in sorted(pieces[:, 2:].tolist()) for i in range(start, end)
+            ]
             assert covered == list(range(total))
             sizes = (pieces[:, 3] - pieces[:, 2]).tolist()
             assert max(sizes) - min(sizes) <= 1
@@ -160,7 +166,9 @@ def test_segments_and_validity(structure: dict[str, Any]) -> None:
 
 
 def _plan(**changes: Any) -> AttentionPlan:
-    config = FreqFormerConfig(tile=(2, 2, 2), mid_tiles=2, mid_pattern=changes.pop("pattern", "topk"))
+    config = FreqFormerConfig(
+        tile=(2, 2, 2), mid_tiles=2, mid_pattern=changes.pop("pattern", "topk")
+    )
     return build_plan(Grid(4, 4, 4), config, num_heads=2, head_dim=HEAD_DIM, **changes)
 
 
@@ -216,7 +224,10 @@ def test_right_selections_pass(change: str) -> None:
         ("below", "outside 0 to 7"),
         ("own", "leaves a tile out of its own list"),
         ("gap", "-1 before the end"),
-        *((shape, "whole numbers") for shape in ("float", "bool", "rank", "heads", "tiles", "none kept")),
+        *(
+            (shape, "whole numbers")
+            for shape in ("float", "bool", "rank", "heads", "tiles", "none kept")
+        ),
     ],
 )
 def test_wrong_selections_are_refused(change: str, message: str) -> None:
@@ -226,16 +237,27 @@ def test_wrong_selections_are_refused(change: str, message: str) -> None:
 
 def test_selection_of_another_batch_is_refused() -> None:
     with pytest.raises(ValueError, match=r"whole numbers \(2, 2, 8"):
-        _plan().check_selection(Selection(_selection("right")), 2, (torch.tensor([0, 1]), torch.tensor([0, 0])))
+        _plan().check_selection(
+            Selection(_selection("right")), 2, (torch.tensor([0, 1]), torch.tensor([0, 0]))
+        )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda plan: {"high_lists": plan.high_lists[:, :1].expand(-1, 2)}, "high_lists names a tile twice"),
+        (
+            lambda plan: {"high_lists": plan.high_lists[:, :1].expand(-1, 2)},
+            "high_lists names a tile twice",
+        ),
         (lambda plan: {"high_lists": plan.high_lists + 1}, "high_lists names tiles outside"),
-        (lambda plan: {"mid_lists": torch.zeros(8, 1, dtype=torch.int64)}, "mid_lists leaves a tile out"),
-        (lambda plan: {"cells": SummaryCells(plan.cells.cell_of_tile, plan.cells.counts + 1)}, "other than 64 tokens"),
+        (
+            lambda plan: {"mid_lists": torch.zeros(8, 1, dtype=torch.int64)},
+            "mid_lists leaves a tile out",
+        ),
+        (
+            lambda plan: {"cells": SummaryCells(plan.cells.cell_of_tile, plan.cells.counts + 1)},
+            "other than 64 tokens",
+        ),
     ],
 )
 def test_wrong_plans_are_refused(change: Any, message: str) -> None:
@@ -251,7 +273,9 @@ def test_wrong_allocations_are_refused(allocation: list[int]) -> None:
             cost(allocation)
 
 
-@pytest.mark.parametrize(("name", "value"), [("num_heads", 0), ("head_dim", -1), ("num_text_tokens", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_heads", 0), ("head_dim", -1), ("num_text_tokens", -1)]
+)
 def test_wrong_sizes_are_refused(name: str, value: int) -> None:
     sizes = {"num_heads": 1, "head_dim": 1, "num_text_tokens": 0, name: value}
     with pytest.raises(ValueError, match=name):

@@ -1,4 +1,5 @@
-"""The rules that docs/attention.md, bands.md and routing.md state in words, written again from the words alone."""
+"""The rules that docs/attention.md, bands.md and routing.md state in words, written again from the
+words alone."""
 
 from __future__ import annotations
 
@@ -25,11 +26,39 @@ Box = tuple[int, int, int]
 
 def some_grids() -> list[Box]:
     """130 grids: those of models that people use, flat, long and prime ones, and random ones."""
-    known = [(21, 45, 80), (13, 45, 80), (30, 48, 80), (31, 48, 80), (21, 30, 52), (13, 30, 45), (33, 45, 80)]
-    known += [(1, 45, 80), (1, 1, 1), (1, 1, 500), (300, 1, 1), (1, 64, 64), (2, 3, 4), (8, 16, 16), (16, 8, 12)]
-    known += [(7, 11, 13), (17, 19, 23), (61, 45, 80), (121, 48, 80), (273, 48, 80), (16, 6, 10), (8, 12, 20)]
+    known = [
+        (21, 45, 80),
+        (13, 45, 80),
+        (30, 48, 80),
+        (31, 48, 80),
+        (21, 30, 52),
+        (13, 30, 45),
+        (33, 45, 80),
+    ]
+    known += [
+        (1, 45, 80),
+        (1, 1, 1),
+        (1, 1, 500),
+        (300, 1, 1),
+        (1, 64, 64),
+        (2, 3, 4),
+        (8, 16, 16),
+        (16, 8, 12),
+    ]
+    known += [
+        (7, 11, 13),
+        (17, 19, 23),
+        (61, 45, 80),
+        (121, 48, 80),
+        (273, 48, 80),
+        (16, 6, 10),
+        (8, 12, 20),
+    ]
     draw = random.Random(0)
-    known += [(draw.randint(1, 40), draw.randint(1, 60), draw.randint(1, 90)) for _ in range(130 - len(known))]
+    known += [
+        (draw.randint(1, 40), draw.randint(1, 60), draw.randint(1, 90))
+        for _ in range(130 - len(known))
+    ]
     return known
 
 
@@ -57,7 +86,9 @@ def tile_by_the_page(shape: Box) -> Box:
 
     def best(limit: int) -> Box:
         allowed = [box for box in boxes(shape, 128) if aspect(box) <= limit]
-        return min(allowed, key=lambda box: (padding(box), aspect(box), Fraction(max(box), min(box)), box))
+        return min(
+            allowed, key=lambda box: (padding(box), aspect(box), Fraction(max(box), min(box)), box)
+        )
 
     chosen = best(4)
     return best(9) if padding(chosen) > Fraction(9, 100) else chosen
@@ -85,7 +116,11 @@ def low_box_by_the_page(tile: Box, compression: float) -> Box:
 @pytest.mark.parametrize("compression", [1, 4, 5.5, 16, 32, 51.2, 128])
 def test_the_low_box(compression: float) -> None:
     draw = random.Random(1)
-    tiles = {choose_tile(Grid(*shape)) for shape in some_grids()} | {(4, 4, 8), (2, 2, 3), (1, 3, 5)}
+    tiles = {choose_tile(Grid(*shape)) for shape in some_grids()} | {
+        (4, 4, 8),
+        (2, 2, 3),
+        (1, 3, 5),
+    }
     tiles |= {draw.choice(list(boxes((12, 12, 12), 128))) for _ in range(40)}
     for tile in sorted(tiles):
         assert low_box(tile, compression) == low_box_by_the_page(tile, compression), tile
@@ -96,7 +131,9 @@ def cells_by_the_page(tiles: Box, tile: Box, most: int) -> Box:
         sides = [count * side for count, side in zip(box, tile, strict=True)]
         return (-math.prod(pieces(tiles, box)), Fraction(max(sides), min(sides)), box)
 
-    fitting = [box for box in boxes(tiles, math.prod(tiles)) if math.prod(pieces(tiles, box)) <= most]
+    fitting = [
+        box for box in boxes(tiles, math.prod(tiles)) if math.prod(pieces(tiles, box)) <= most
+    ]
     return min(fitting, key=order)
 
 
@@ -116,7 +153,10 @@ def test_the_cells_of_summaries(most: int) -> None:
         assert found.num_cells == math.prod(count) <= most
 
 
-LAYOUTS = [tile_layout(Grid(*shape), tile) for shape, tile in [((9, 8, 11), (2, 2, 2)), ((5, 9, 7), (1, 2, 3))]]
+LAYOUTS = [
+    tile_layout(Grid(*shape), tile)
+    for shape, tile in [((9, 8, 11), (2, 2, 2)), ((5, 9, 7), (1, 2, 3))]
+]
 
 
 @pytest.mark.parametrize("window", [(1, 1, 1), (3, 3, 3), (2, 4, 2), (9, 2, 3), (4, 3, 99)])
@@ -130,10 +170,17 @@ def test_the_window_and_the_axes(window: Box) -> None:
             return range(first, first + width)
 
         for own, seen, on_axes in zip(
-            all_tiles, window_tiles(layout, window).tolist(), axial_tiles(layout, window).tolist(), strict=True
+            all_tiles,
+            window_tiles(layout, window).tolist(),
+            axial_tiles(layout, window).tolist(),
+            strict=True,
         ):
             ranges = [near(*axis) for axis in zip(own, layout.tiles, window, strict=True)]
-            inside = [i for i, tile in enumerate(all_tiles) if all(p in r for p, r in zip(tile, ranges, strict=True))]
+            inside = [
+                i
+                for i, tile in enumerate(all_tiles)
+                if all(p in r for p, r in zip(tile, ranges, strict=True))
+            ]
             assert seen == inside
             expected = [
                 i
@@ -157,9 +204,14 @@ def test_the_radius(radius: int) -> None:
 
 
 def test_summaries_and_rotary_embedding() -> None:
-    """A HIGH head that sees every tile, and so of summaries the mid ones alone, and a DENSE head, which sees none."""
+    """A HIGH head that sees every tile, and so of summaries the mid ones alone, and a DENSE head,
+    which sees none."""
     generator = torch.Generator().manual_seed(0)
-    grid, config, d = Grid(3, 4, 5), FreqFormerConfig(tile=(2, 2, 3), window=(9, 9, 9), summary_tokens=4, compression=16), 6
+    grid, config, d = (
+        Grid(3, 4, 5),
+        FreqFormerConfig(tile=(2, 2, 3), window=(9, 9, 9), summary_tokens=4, compression=16),
+        6,
+    )
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -175,16 +227,26 @@ def test_summaries_and_rotary_embedding() -> None:
             out[:, 2 * i + 1] = x[:, 2 * i] * sin[:, i] + x[:, 2 * i + 1] * cos[:, i]
         return out
 
-    parameters = AttentionParameters(summary_queries=pooling, summary_offsets=offsets, rotary=(cos, sin))
+    parameters = AttentionParameters(
+        summary_queries=pooling, summary_offsets=offsets, rotary=(cos, sin)
+    )
     bands = [Band.HIGH, Band.DENSE]
-    found = frequency_attention(query, key, value, grid=grid, allocation=bands, config=config, parameters=parameters)
+    found = frequency_attention(
+        query, key, value, grid=grid, allocation=bands, config=config, parameters=parameters
+    )
     layout = tile_layout(grid, config.tile)
     cells = summary_cells(layout, config.summary_tokens)
     cell_of_token = cells.cell_of_tile.repeat_interleave(layout.counts)[layout.tile_to_raster]
     for head, band in enumerate(bands):
-        keys, values, bias = rotated(key[0, :, head]), value[0, :, head], torch.zeros(grid.num_tokens)
+        keys, values, bias = (
+            rotated(key[0, :, head]),
+            value[0, :, head],
+            torch.zeros(grid.num_tokens),
+        )
         if band == Band.HIGH:
-            mid_key, mid_value = (split_bands(x[:, :, head], grid, config)[1][0] for x in (key, value))
+            mid_key, mid_value = (
+                split_bands(x[:, :, head], grid, config)[1][0] for x in (key, value)
+            )
             weights = mid_key @ pooling[head, 0] / math.sqrt(d)
             for cell in range(cells.num_cells):
                 inside = cell_of_token == cell
@@ -193,27 +255,41 @@ def test_summaries_and_rotary_embedding() -> None:
                 values = torch.cat([values, share[None] @ mid_value[inside]])
             bias = torch.cat([bias, offsets[head, 1].expand(cells.num_cells)])
         scores = rotated(query[0, :, head]) @ keys.T / math.sqrt(d) + bias
-        torch.testing.assert_close(found[0, :, head], scores.softmax(-1) @ values, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            found[0, :, head], scores.softmax(-1) @ values, rtol=1e-10, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize("prior", ["paper", "none"])
 def test_the_routing_network(prior: Prior) -> None:
     network, heads, t = RoutingNetwork(3, prior=prior, initial=[0, 1, 2]).double(), 3, 0.3
     energies = torch.rand(heads, 6, dtype=torch.float64)
-    differences, variance = torch.rand(2, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)
+    differences, variance = (
+        torch.rand(2, dtype=torch.float64),
+        torch.tensor(0.7, dtype=torch.float64),
+    )
     measured = torch.cat([differences, variance[None]])[None]
-    found = network(statistics_of_means(energies[None, :, :3], energies[None, :, 3:], measured), torch.tensor([t]))[0]
+    found = network(
+        statistics_of_means(energies[None, :, :3], energies[None, :, 3:], measured),
+        torch.tensor([t]),
+    )[0]
     waves = [100 * 10_000 ** (-i / 16) * t for i in range(16)]
     time = torch.tensor([*map(math.cos, waves), *map(math.sin, waves)], dtype=torch.float64)
     rough = differences / (variance + 1e-6)
     for head in range(heads):
         given = 0.25 * torch.cat([(energies[head] + 1e-6).log(), rough])
         x = torch.cat([given, time, network.head_embedding[head]])
-        first, second, last = (layer for layer in network.layers if isinstance(layer, torch.nn.Linear))
+        first, second, last = (
+            layer for layer in network.layers if isinstance(layer, torch.nn.Linear)
+        )
         assert (first.in_features, first.out_features, second.out_features) == (8 + 32 + 16, 72, 72)
         hidden = torch.nn.functional.silu(second(torch.nn.functional.silu(first(x))))
         lean = 0.75 * (2 * t - 1) if prior == "paper" else 0.0
-        logits = last(hidden) + torch.tensor([lean, 0.0, -lean]) + torch.nn.functional.one_hot(torch.tensor(head), 3)
+        logits = (
+            last(hidden)
+            + torch.tensor([lean, 0.0, -lean])
+            + torch.nn.functional.one_hot(torch.tensor(head), 3)
+        )
         torch.testing.assert_close(found[head], logits, rtol=1e-5, atol=1e-5)
 
 
@@ -224,7 +300,10 @@ def test_the_tiles_that_statistics_are_taken_of(shape: Box) -> None:
     for r in range(runs):
         a, b = r * layout.num_tiles // runs, (r + 1) * layout.num_tiles // runs
         chosen.append(a + int(math.modf(r * golden)[0] * (b - a)))
-    assert tile_sample(Grid(*shape), FreqFormerConfig()).tile[:, 0].tolist() == layout.offsets[chosen].tolist()
+    assert (
+        tile_sample(Grid(*shape), FreqFormerConfig()).tile[:, 0].tolist()
+        == layout.offsets[chosen].tolist()
+    )
 
 
 def test_the_figures_that_the_page_names() -> None:

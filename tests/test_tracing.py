@@ -15,13 +15,17 @@ CALLS = []
 
 
 @constant_result
-def described(grid: Grid, config: FreqFormerConfig, device: torch.device, *, count: int, side: tuple | None) -> float:
+def described(
+    grid: Grid, config: FreqFormerConfig, device: torch.device, *, count: int, side: tuple | None
+) -> float:
     """Untraceable on purpose."""
     CALLS.append((grid, config, device, count, side))
     return grid.num_frames * 1000 + config.compression * 10 + count + (0.5 if side else 0)
 
 
-def add(x: torch.Tensor, grid: Grid, config: FreqFormerConfig, count: int, side: tuple | None) -> torch.Tensor:
+def add(
+    x: torch.Tensor, grid: Grid, config: FreqFormerConfig, count: int, side: tuple | None
+) -> torch.Tensor:
     return x + described(grid, config, x.device, count=count, side=side)
 
 

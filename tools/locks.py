@@ -104,9 +104,11 @@ class Resolver:
             "--system-certs",
             "--quiet",
         ]
-        # Without one named, uv looks for an interpreter of the version to resolve for, and downloads it.
+        # Without one named, uv looks for an interpreter of the version to resolve for, and
+        # downloads it.
         command += ["--python", sys.executable, "--no-python-downloads"]
-        # A package without a wheel would be built from source, which a stranger's machine may not be able to.
+        # A package without a wheel would be built from source, which a stranger's machine may not
+        # be able to.
         command += ["--only-binary", ":all:", "--no-annotate", *self._source, *arguments]
         command += [f"--extra={extra}" for extra in extras]
         done = subprocess.run(
@@ -124,7 +126,8 @@ class Resolver:
 
 @contextmanager
 def isolated(source: Sequence[str] = ()) -> Iterator[Resolver]:
-    """A resolver with an empty home; `source` are uv's arguments for a place other than the registry."""
+    """A resolver with an empty home; `source` are uv's arguments for a place other than the
+    registry."""
     with tempfile.TemporaryDirectory() as home:
         yield Resolver(Path(home), source)
 
@@ -145,7 +148,11 @@ def make_lock(resolver: Resolver, torch: str) -> str:
 
 def pinned(lock: str) -> set[str]:
     """The names of the packages of a lock."""
-    return {line.partition("==")[0] for line in lock.splitlines() if "==" in line and not line.startswith("#")}
+    return {
+        line.partition("==")[0]
+        for line in lock.splitlines()
+        if "==" in line and not line.startswith("#")
+    }
 
 
 def conflict(resolver: Resolver, project: Path, lock: Path | None, machine: Machine) -> str | None:
@@ -156,15 +163,22 @@ def conflict(resolver: Resolver, project: Path, lock: Path | None, machine: Mach
     except ResolutionError as error:
         return str(error)
     loose = pinned(resolved) - pinned(lock.read_text(encoding="utf-8")) if lock else set()
-    return f"{lock} pins no version of {', '.join(sorted(loose))}: run `make locks`" if loose else None
+    return (
+        f"{lock} pins no version of {', '.join(sorted(loose))}: run `make locks`" if loose else None
+    )
 
 
 def download_sizes(resolver: Resolver, torch: str, platform: str) -> dict[str, int]:
-    """Bytes to download: "all", and "without_torch" and the libraries that its CUDA build asks for."""
+    """Bytes to download: "all", and "without_torch" and the libraries that its CUDA build asks
+    for."""
     machine = Machine(platform, MEASURED_ON)
     lock = ["--constraint", str(lock_path(torch)), "--format", "pylock.toml"]
-    packages = tomllib.loads(resolver.resolve(ROOT / "pyproject.toml", *machine.arguments(), *lock))["packages"]
-    sizes = {package["name"]: package["wheels"][0]["size"] for package in packages if "wheels" in package}
+    packages = tomllib.loads(
+        resolver.resolve(ROOT / "pyproject.toml", *machine.arguments(), *lock)
+    )["packages"]
+    sizes = {
+        package["name"]: package["wheels"][0]["size"] for package in packages if "wheels" in package
+    }
     rest = sum(size for name, size in sizes.items() if not CUDA_ONLY.match(name))
     return {"all": sum(sizes.values()), "without_torch": rest}
 
@@ -174,7 +188,9 @@ def make() -> int:
         sizes = {}
         for torch in TORCH:
             lock_path(torch).write_text(make_lock(resolver, torch), encoding="utf-8")
-            sizes[torch] = {platform: download_sizes(resolver, torch, platform) for platform in PLATFORMS}
+            sizes[torch] = {
+                platform: download_sizes(resolver, torch, platform) for platform in PLATFORMS
+            }
             print(f"{lock_path(torch).relative_to(ROOT)}", flush=True)
     SIZES.write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
     return 0
@@ -187,13 +203,21 @@ def check() -> int:
 
         def answer(case: tuple[str | None, Machine]) -> str | None:
             torch, machine = case
-            return conflict(resolver, ROOT / "pyproject.toml", lock_path(torch) if torch else None, machine)
+            return conflict(
+                resolver, ROOT / "pyproject.toml", lock_path(torch) if torch else None, machine
+            )
 
         answers = list(pool.map(answer, cases))
     failed = [(case, text) for case, text in zip(cases, answers, strict=True) if text]
     for (torch, machine), text in failed:
-        print(f"torch {torch or 'of any release'}, {machine.platform}, Python {machine.python}:\n{text}\n")
-    print(f"{len(cases) - len(failed)} of {len(cases)} combinations of torch, platform and Python resolve")
+        print(
+            f"torch {torch or 'of any release'}, {machine.platform}, Python "
+            f"{machine.python}:\n{text}\n"
+        )
+    print(
+        f"{len(cases) - len(failed)} of {len(cases)} combinations of torch, platform and Python "
+        "resolve"
+    )
     return 1 if failed else 0
 
 

@@ -1,11 +1,12 @@
-"""Make the clip that FreqFormer ships: a camera flight over two photographs, with something moving in front.
+"""Make the clip that FreqFormer ships: a camera flight over two photographs, with something moving
+in front.
 
     pip install scikit-learn
     python tools/make_clip.py src/freqformer/assets/pagoda.mp4
 
-Three layers move with parallax: the pagoda of one photograph, and the dahlia cut out of the other, once far and once
-near. The photographs come with scikit-learn and are free to use (CC BY 2.0); their authors are named in ATTRIBUTION.md
-beside the clip.
+Three layers move with parallax: the pagoda of one photograph, and the dahlia cut out of the other,
+once far and once near. The photographs come with scikit-learn and are free to use (CC BY 2.0);
+their authors are named in ATTRIBUTION.md beside the clip.
 """
 
 from __future__ import annotations
@@ -47,16 +48,20 @@ def dahlia() -> Tensor:
     """RGBA (4, side, side): the flower alone, centred."""
     top, left, side = 72, 155, 304
     photo = photograph("flower.jpg")[:, top : top + side, left : left + side]
-    row, column = torch.meshgrid(torch.linspace(-1, 1, side), torch.linspace(-1, 1, side), indexing="ij")
+    row, column = torch.meshgrid(
+        torch.linspace(-1, 1, side), torch.linspace(-1, 1, side), indexing="ij"
+    )
     disk = 1 - smoothstep((row**2 + column**2).sqrt(), 0.93, 0.99)
     alpha = blurred((smoothstep(photo[0], 0.35, 0.55) * disk)[None], 1)
     return torch.cat([photo, alpha])
 
 
 def view(layer: Tensor, centre: tuple[float, float], columns: float, angle: float) -> Tensor:
-    """The layer seen by a camera: (channels, rows, columns) at the clip's size times the supersampling, clear outside.
+    """The layer seen by a camera: (channels, rows, columns) at the clip's size times the
+    supersampling, clear outside.
 
-    `centre` (column, row) and `columns`, the width seen, are in the layer's pixels; `angle` is in radians.
+    `centre` (column, row) and `columns`, the width seen, are in the layer's pixels; `angle` is in
+    radians.
     """
     height, width = HEIGHT * SUPERSAMPLING, WIDTH * SUPERSAMPLING
     x = (torch.arange(width) + 0.5) / width - 0.5
@@ -89,7 +94,10 @@ def main() -> None:
         for width, reach, height, delay in ((1800, 0.36, 0.1, 2.2), (860, 0.3, -0.02, 0.5)):
             columns = width * (1 - 0.15 * lift)
             aside = columns * reach * math.sin(phase + delay)
-            centre = (middle + aside, middle + columns * (height + 0.08 * math.cos(2 * phase + delay)))
+            centre = (
+                middle + aside,
+                middle + columns * (height + 0.08 * math.cos(2 * phase + delay)),
+            )
             picture = over(view(flower, centre, columns, 1.2 * swing + delay), picture)
         frames.append(functional.avg_pool2d(picture[None], SUPERSAMPLING)[0])
     clip = (torch.stack(frames).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)

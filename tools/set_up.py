@@ -25,7 +25,8 @@ PLATFORMS = {
 CPU_BUILD_BYTES = 200_000_000
 """Of torch itself, for Linux: 192 MB for torch 2.13, Python 3.11 and x86-64."""
 CUDA_DISK_GB, CPU_DISK_GB = 6.5, 3.0
-"""Of the whole environment, rounded up from what it took with torch 2.13 and Python 3.11 on x86-64."""
+"""Of the whole environment, rounded up from what it took with torch 2.13 and Python 3.11 on
+x86-64."""
 GB = 1e9
 
 
@@ -34,7 +35,9 @@ def offered_build(pip: list[str], release: str, index: list[str]) -> str:
 
     Of equal releases pip takes the one with the greatest local part, and any before none.
     """
-    listed = subprocess.run([*pip, "index", "versions", "torch", *index], capture_output=True, text=True, check=False)
+    listed = subprocess.run(
+        [*pip, "index", "versions", "torch", *index], capture_output=True, text=True, check=False
+    )
     builds = re.findall(rf"\b{re.escape(release)}(?:\+([\w.]+))?(?=[\s,)]|$)", listed.stdout)
     return max(builds, default="")
 
@@ -44,7 +47,9 @@ def announcement(torch: str, release: str, build: str) -> tuple[str, float]:
     name = PLATFORMS.get((sys.platform, platform.machine().lower()))
     if name is None:
         return f"torch {release}; the size is not known for this platform", CPU_DISK_GB
-    sizes = json.loads((ROOT / "requirements" / "download.json").read_text(encoding="utf-8"))[torch][name]
+    sizes = json.loads((ROOT / "requirements" / "download.json").read_text(encoding="utf-8"))[
+        torch
+    ][name]
     if not name.startswith("linux"):
         return f"torch {release}: up to {sizes['all'] / GB:.1f} GB to download", CPU_DISK_GB
     if build.startswith("cpu"):
@@ -79,7 +84,9 @@ def main() -> None:
     asked = parser.parse_args()
     lock = ROOT / "requirements" / f"torch-{asked.torch}.txt"
     if not lock.exists():
-        locks = ", ".join(sorted(path.stem.removeprefix("torch-") for path in lock.parent.glob("torch-*.txt")))
+        locks = ", ".join(
+            sorted(path.stem.removeprefix("torch-") for path in lock.parent.glob("torch-*.txt"))
+        )
         sys.exit(f"TORCH is {asked.torch!r}, for which there is no lock; there is one for {locks}")
     release = re.findall(r"^torch==(\S+)", lock.read_text(encoding="utf-8"), re.MULTILINE)[0]
     run([sys.executable, "-m", "venv", str(asked.folder)])
@@ -97,5 +104,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.version_info < (3, 11):  # noqa: UP036 - whatever Python is at hand runs this
         version = platform.python_version()
-        sys.exit(f"FreqFormer needs Python 3.11 or newer, this is {version}: make PYTHON=python3.11")
+        sys.exit(
+            f"FreqFormer needs Python 3.11 or newer, this is {version}: make PYTHON=python3.11"
+        )
     main()

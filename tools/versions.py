@@ -1,8 +1,9 @@
 """`make test-versions`: the suite's core on every release of torch that pyproject.toml allows.
 
-Each release gets an environment of its own from its lock, which holds the Triton that this torch asks
-for, and the lowest diffusers that is allowed beside the newest. An environment is deleted when its
-tests are done: one with CUDA's libraries takes 6 GB. What passed is kept in requirements/tested.json.
+Each release gets an environment of its own from its lock, which holds the Triton that this torch
+asks for, and the lowest diffusers that is allowed beside the newest. An environment is deleted when
+its tests are done: one with CUDA's libraries takes 6 GB. What passed is kept in
+requirements/tested.json.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ PACKAGES = ("torch", "triton", "diffusers", "numpy")
 
 @dataclass(frozen=True)
 class Case:
-    """What is installed: the lock of a release of torch, and diffusers where it isn't the lock's."""
+    """What is installed: the lock of a release of torch, and diffusers where it isn't the
+    lock's."""
 
     torch: str
     diffusers: str | None = None
@@ -65,8 +67,12 @@ def pin(lock: str, package: str) -> str:
 
 
 def lowest_diffusers() -> str:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    (bound,) = [requirement for requirement in extras["model"] if requirement.startswith("diffusers")]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    (bound,) = [
+        requirement for requirement in extras["model"] if requirement.startswith("diffusers")
+    ]
     return re.findall(r">=([\d.]+)", bound)[0]
 
 
@@ -96,8 +102,13 @@ def install(case: Case, folder: Path) -> Path:
 
 
 def installed(python: Path) -> dict[str, str]:
-    code = "import json, importlib.metadata as m, sys; print(json.dumps({name: m.version(name) for name in sys.argv[1:]}))"
-    done = subprocess.run([str(python), "-c", code, *PACKAGES], capture_output=True, text=True, check=True)
+    code = (
+        "import json, importlib.metadata as m, sys; print(json.dumps({name: m.version(name) "
+        "for name in sys.argv[1:]}))"
+    )
+    done = subprocess.run(
+        [str(python), "-c", code, *PACKAGES], capture_output=True, text=True, check=True
+    )
     return json.loads(done.stdout)
 
 
@@ -130,7 +141,9 @@ def run_group(python: Path, tests: Sequence[str], report: Path) -> dict[str, int
 def commit() -> str:
     git = ["git", "-C", str(ROOT)]
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run([*git, "status", "--porcelain", "src", "tests"], capture_output=True, text=True, check=False)
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "src", "tests"], capture_output=True, text=True, check=False
+    )
     return head.stdout.strip() + (" with changes" if changed.stdout.strip() else "")
 
 
@@ -138,7 +151,9 @@ def run_case(case: Case, *, keep: bool) -> dict[str, Any]:
     folder = FOLDER / case.name.replace(", ", "-").replace(" ", "-")
     python = install(case, folder)
     try:
-        groups = {name: run_group(python, tests, FOLDER / "report.xml") for name, tests in GROUPS.items()}
+        groups = {
+            name: run_group(python, tests, FOLDER / "report.xml") for name, tests in GROUPS.items()
+        }
         return {
             "versions": installed(python),
             "python": platform.python_version(),
@@ -156,18 +171,28 @@ def table(results: dict[str, Any]) -> str:
     """The results as text, a line for each case."""
     rows = [["torch", "Triton", "diffusers", "numpy", *GROUPS]]
     for result in results.values():
-        counts = [f"{group['passed']}/{group['passed'] + group['failed']}" for group in result["groups"].values()]
+        counts = [
+            f"{group['passed']}/{group['passed'] + group['failed']}"
+            for group in result["groups"].values()
+        ]
         versions = result["versions"]
         rows.append([*(versions[name] for name in PACKAGES), *counts])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 def main() -> int:
     locks = sorted(path.stem.removeprefix("torch-") for path in LOCKS.glob("torch-*.txt"))
     parser = argparse.ArgumentParser(description="The suite's core on each release of torch")
-    parser.add_argument("torch", nargs="*", default=locks, help=f"releases, of {', '.join(locks)}; all if none")
-    parser.add_argument("--keep", action="store_true", help=f"keep the environments in {FOLDER.relative_to(ROOT)}")
+    parser.add_argument(
+        "torch", nargs="*", default=locks, help=f"releases, of {', '.join(locks)}; all if none"
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help=f"keep the environments in {FOLDER.relative_to(ROOT)}"
+    )
     asked = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     results = json.loads(RESULTS.read_text(encoding="utf-8"))["cases"] if RESULTS.exists() else {}

@@ -1,1 +1,2 @@
-"""The quality study: which attention trains best at equal parameters, data, steps and attention FLOPs."""
+"""The quality study: which attention trains best at equal parameters, data, steps and attention
+FLOPs."""

@@ -1,10 +1,12 @@
 """Seeded procedural video for the quality study, drawn on the device in batches.
 
-A clip is a textured plane under a moving camera, two sprites that move and cover one another, and an object that is hidden,
-behind an occluder or out of the frame, and comes back far away in time and place: only global context links its two
-appearances. Textures are photographs (`photographs/ATTRIBUTION.md`) and coloured noise.
+A clip is a textured plane under a moving camera, two sprites that move and cover one another, and
+an object that is hidden, behind an occluder or out of the frame, and comes back far away in time
+and place: only global context links its two appearances. Textures are photographs
+(`photographs/ATTRIBUTION.md`) and coloured noise.
 
-Shape legend: B clips, F frames, S rows and columns of a square frame. Places are (column, row) in pixels.
+Shape legend: B clips, F frames, S rows and columns of a square frame. Places are (column, row) in
+pixels.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from torch.nn import functional
 
 PHOTOGRAPHS = Path(__file__).parent / "photographs"
 TRAINED_COLUMNS = 0.7
-"""Share of a photograph's columns, from the left, that training clips show; validation clips show the others."""
+"""Share of a photograph's columns, from the left, that training clips show; validation clips show
+the others."""
 PHOTOGRAPH_SHARE = 0.7
 """Share of textures that are photographs; the others are coloured noise."""
 SIDE = 64
@@ -69,7 +72,13 @@ class Draw:
 
 @torch.no_grad()
 def draw_scenes(
-    count: int, seed: int, device: torch.device, *, held_out: bool = False, frames: int = 16, side: int = SIDE
+    count: int,
+    seed: int,
+    device: torch.device,
+    *,
+    held_out: bool = False,
+    frames: int = 16,
+    side: int = SIDE,
 ) -> Scenes:
     """Draw clips; the same seed gives the same bits on the same kind of device.
 
@@ -88,7 +97,9 @@ def draw_scenes(
         texture = textures(draw, count, side, held_out)
         video = _over(video, texture, place, radius, draw.coin(count))
     path = _hidden_path(draw, count, frames, unit)
-    video = _over(video, textures(draw, count, side, held_out), path.place, path.radius, draw.coin(count))
+    video = _over(
+        video, textures(draw, count, side, held_out), path.place, path.radius, draw.coin(count)
+    )
     bar = textures(draw, count, side, held_out)
     shown = (path.bar[:, None, None, None] & _bar_mask(path.vertical, side, unit))[:, None]
     video = torch.where(shown, bar[:, None], video)
@@ -98,7 +109,9 @@ def draw_scenes(
 def textures(draw: Draw, count: int, side: int, held_out: bool) -> Tensor:
     """(count, 3, side, side) about [-1, 1]: crops of photographs, and coloured noise."""
     photograph = draw.coin(count, chance=PHOTOGRAPH_SHARE)[:, None, None, None]
-    return torch.where(photograph, _crops(draw, count, side, held_out), _coloured_noise(draw, count, side))
+    return torch.where(
+        photograph, _crops(draw, count, side, held_out), _coloured_noise(draw, count, side)
+    )
 
 
 def crop_columns(width: int, side: int, held_out: bool) -> tuple[int, int]:
@@ -127,7 +140,9 @@ def photographs(device: torch.device) -> Tensor:
     import numpy
     from PIL import Image
 
-    pictures = [numpy.asarray(Image.open(path).convert("RGB")) for path in sorted(PHOTOGRAPHS.glob("*.jpg"))]
+    pictures = [
+        numpy.asarray(Image.open(path).convert("RGB")) for path in sorted(PHOTOGRAPHS.glob("*.jpg"))
+    ]
     return torch.from_numpy(numpy.stack(pictures)).to(device).float() / 127.5 - 1
 
 
@@ -161,13 +176,19 @@ def _background(draw: Draw, count: int, held_out: bool, frames: int, side: int) 
     """A textured plane under a camera that pans, turns and zooms: (B, F, 3, S, S)."""
     unit = side / SIDE
     time = torch.linspace(-8, 8, frames, device=draw.device)
-    zoom = draw.uniform(count, 1, low=0.8, high=1.6) * (1 + draw.uniform(count, 1, low=-0.015, high=0.015) * time)
+    zoom = draw.uniform(count, 1, low=0.8, high=1.6) * (
+        1 + draw.uniform(count, 1, low=-0.015, high=0.015) * time
+    )
     angle = draw.uniform(count, 1, low=-0.03, high=0.03) * time
     pan = draw.uniform(count, 1, 2, low=-3, high=3) * unit * time[:, None]
     column, row = (x - side / 2 for x in _pixels(side, draw.device))
     cos, sin = ((zoom * turn)[..., None, None] for turn in (angle.cos(), angle.sin()))
     texture = textures(draw, count, round(CANVAS * unit), held_out)
-    return _sample(texture, column * cos - row * sin + pan[..., :1, None], column * sin + row * cos + pan[..., 1:, None])
+    return _sample(
+        texture,
+        column * cos - row * sin + pan[..., :1, None],
+        column * sin + row * cos + pan[..., 1:, None],
+    )
 
 
 def _bouncing(draw: Draw, count: int, frames: int, side: int) -> Tensor:
@@ -181,9 +202,14 @@ def _bouncing(draw: Draw, count: int, frames: int, side: int) -> Tensor:
 def _over(video: Tensor, texture: Tensor, place: Tensor, radius: Tensor, square: Tensor) -> Tensor:
     """A textured disc, or square, laid over the video at its place in every frame."""
     side = video.shape[-1]
-    column, row = (x - at[..., None, None] for x, at in zip(_pixels(side, video.device), place.unbind(-1), strict=True))
+    column, row = (
+        x - at[..., None, None]
+        for x, at in zip(_pixels(side, video.device), place.unbind(-1), strict=True)
+    )
     box = torch.maximum(column.abs(), row.abs())
-    distance = torch.where(square[:, None, None, None], box, (column.square() + row.square()).sqrt())
+    distance = torch.where(
+        square[:, None, None, None], box, (column.square() + row.square()).sqrt()
+    )
     # One pixel wide, so an edge moves smoothly.
     inside = (radius[:, None, None, None] - distance + 0.5).clamp(0, 1)[:, :, None]
     return video + inside * (_sample(texture, column, row) - video)
@@ -201,10 +227,15 @@ class _HiddenPath:
 
 
 def _hidden_path(draw: Draw, count: int, frames: int, unit: float) -> _HiddenPath:
-    """From one end of the frame out of sight, and from there, much later, to another place at the other end."""
+    """From one end of the frame out of sight, and from there, much later, to another place at the
+    other end."""
     radius, bar = draw.uniform(count, low=5, high=8), draw.coin(count)
-    near = torch.where(bar, draw.uniform(count, low=8, high=13), draw.uniform(count, low=10, high=18))
-    far = SIDE - torch.where(bar, draw.uniform(count, low=8, high=13), draw.uniform(count, low=10, high=18))
+    near = torch.where(
+        bar, draw.uniform(count, low=8, high=13), draw.uniform(count, low=10, high=18)
+    )
+    far = SIDE - torch.where(
+        bar, draw.uniform(count, low=8, high=13), draw.uniform(count, low=10, high=18)
+    )
     middle = torch.full_like(near, SIDE / 2)
     leave, back = torch.where(bar, middle, -radius - 2), torch.where(bar, middle, SIDE + radius + 2)
     time = torch.linspace(0, 1, frames, device=draw.device)

@@ -20,7 +20,8 @@ from freqformer.ops.tokens import TokenOrder
 from freqformer.routing import RoutingNetwork
 
 NOISE_WEIGHT = 2.0
-"""How much the low summaries' offset rises from the middle of the noise levels to the end, at first."""
+"""How much the low summaries' offset rises from the middle of the noise levels to the end, at
+first."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,9 @@ class Mixing:
     low_beside: bool = False
     """A LOW branch is added to the head's own."""
     gates: Literal["none", "token", "routed", "both"] = "none"
-    """What branches are multiplied by: nothing; a linear function of the token; what a routing network makes of the
-    layer's statistics and the timestep; the sum of the token's and the network's, which is the library's soft routing."""
+    """What branches are multiplied by: nothing; a linear function of the token; what a routing
+    network makes of the layer's statistics and the timestep; the sum of the token's and the
+    network's, which is the library's soft routing."""
     statistics: bool = True
     """Whether that network is given the layer's statistics, beside the timestep and the head."""
     weighed: bool = False
@@ -39,9 +41,14 @@ class Mixing:
 
     def __post_init__(self) -> None:
         if self.low_beside and self.gates == "none":
-            raise ValueError("low_beside is True and gates 'none'; a LOW branch is added by a gate: choose which")
+            raise ValueError(
+                "low_beside is True and gates 'none'; a LOW branch is added by a gate: choose which"
+            )
         if self.soft and not self.low_beside:
-            raise ValueError(f"low_beside is False and gates {self.gates!r}; a network weighs two branches: take True")
+            raise ValueError(
+                f"low_beside is False and gates {self.gates!r}; a network weighs two branches: "
+                "take True"
+            )
 
     @property
     def soft(self) -> bool:
@@ -52,9 +59,9 @@ class Mixing:
 class MixedAttention(FreqAttention):
     """Heads with gated branches, or with summaries that a router weighs.
 
-    At first the own branch is taken as it is and LOW left out. With own branch MID, tile means as low tokens, gates by
-    token and no summaries this is Video Sparse Attention (Zhang et al., arXiv 2505.13389), which has a gate for each
-    channel.
+    At first the own branch is taken as it is and LOW left out. With own branch MID, tile means as
+    low tokens, gates by token and no summaries this is Video Sparse Attention (Zhang et al., arXiv
+    2505.13389), which has a gate for each channel.
 
     Args:
         dim, config: as in `FreqAttention`.
@@ -64,7 +71,13 @@ class MixedAttention(FreqAttention):
     """
 
     def __init__(
-        self, dim: int, config: FreqFormerConfig, allocation: Sequence[int], mixing: Mixing, *, routed: bool = False
+        self,
+        dim: int,
+        config: FreqFormerConfig,
+        allocation: Sequence[int],
+        mixing: Mixing,
+        *,
+        routed: bool = False,
     ) -> None:
         weighing = "soft" if mixing.statistics else "timed"
         routing = "learned" if routed else weighing if mixing.soft else "fixed"
@@ -84,7 +97,8 @@ class MixedAttention(FreqAttention):
         self._offsets: Tensor | None = None
 
     def gates_of(self, logits: Tensor) -> Tensor:
-        """What logits (B, H, 3) of soft routing add to the gates of the own branch and of LOW, (B, 2, H)."""
+        """What logits (B, H, 3) of soft routing add to the gates of the own branch and of LOW, (B,
+        2, H)."""
         weights = self._weights(logits)
         assert weights is not None
         return weights
@@ -102,7 +116,9 @@ class MixedAttention(FreqAttention):
             return self.held_logits.expand(len(timestep), -1, -1), None
         if self.weigher is not None and self.summary_offsets is not None:
             features, norms = (*tensors[:2], hidden_states), (self.query_norm, self.key_norm)
-            statistics = reference.statistics(features, norms, NORM_EPS, grid, self.config, token_order)
+            statistics = reference.statistics(
+                features, norms, NORM_EPS, grid, self.config, token_order
+            )
             offsets = self.summary_offsets + self.weigher(statistics, timestep)
             lean = NOISE_WEIGHT * (2 * timestep.to(offsets) - 1)
             self._offsets = offsets + functional.pad(lean[:, None, None], (0, 2))
@@ -110,10 +126,19 @@ class MixedAttention(FreqAttention):
 
     def _learned(self, rotary: tuple[Tensor, Tensor] | None) -> AttentionParameters:
         parameters = super()._learned(rotary)
-        return parameters if self._offsets is None else replace(parameters, summary_offsets=self._offsets)
+        return (
+            parameters
+            if self._offsets is None
+            else replace(parameters, summary_offsets=self._offsets)
+        )
 
     def _with_low(
-        self, out: Tensor, gates: Tensor | None, weights: Tensor | None, attend: Attend, impl: ImplChoice
+        self,
+        out: Tensor,
+        gates: Tensor | None,
+        weights: Tensor | None,
+        attend: Attend,
+        impl: ImplChoice,
     ) -> Tensor:
         if gates is None or self.mixing.low_beside:
             return super()._with_low(out, gates, weights, attend, impl)

@@ -44,7 +44,9 @@ def rebuilt(page: str, results: list[Result]) -> str:
         begin, end = f"<!-- {name}: generated -->", f"<!-- {name}: end -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         if len(pattern.findall(page)) != 1:
-            raise ValueError(f"page has no single block {begin} ... {end}; put one where the text belongs")
+            raise ValueError(
+                f"page has no single block {begin} ... {end}; put one where the text belongs"
+            )
         block = f"{begin}\n\n{text}\n\n{end}"
         page = pattern.sub(lambda _, block=block: block, page)
     return page
@@ -82,13 +84,20 @@ def tokens_of(result: Result) -> int:
     return result.get("tokens", STUDY.grid.num_tokens)
 
 
-def by_variant(results: list[Result], steps: int, tokens: int = STUDY.grid.num_tokens) -> dict[str, dict[int, Result]]:
+def by_variant(
+    results: list[Result], steps: int, tokens: int = STUDY.grid.num_tokens
+) -> dict[str, dict[int, Result]]:
     """Results of so many steps and tokens by variant, in the order of their mean loss, and seed."""
     groups: dict[str, dict[int, Result]] = {}
     for result in results:
         if result["steps"] == steps and tokens_of(result) == tokens:
             groups.setdefault(result["variant"], {})[result["seed"]] = result
-    return dict(sorted(groups.items(), key=lambda item: mean([overall(r["losses"]) for r in item[1].values()]).value))
+    return dict(
+        sorted(
+            groups.items(),
+            key=lambda item: mean([overall(r["losses"]) for r in item[1].values()]).value,
+        )
+    )
 
 
 def drawn(results: list[Result]) -> dict[str, dict[int, Result]]:
@@ -98,29 +107,41 @@ def drawn(results: list[Result]) -> dict[str, dict[int, Result]]:
 
 
 def best_fixed(groups: dict[str, dict[int, Result]]) -> str | None:
-    """The variant of lowest loss among those of equal FLOPs without a router, of those with the most seeds."""
+    """The variant of lowest loss among those of equal FLOPs without a router, of those with the
+    most seeds."""
     fixed = [name for name in groups if VARIANTS[name].fixed and not VARIANTS[name].dense]
     most = max((len(groups[name]) for name in fixed), default=0)
     return next((name for name in fixed if len(groups[name]) == most), None)
 
 
 def paired(seeds: dict[int, Result], other: dict[int, Result]) -> Mean | None:
-    """Mean loss less that of another variant, over the seeds of both; None where they share none."""
+    """Mean loss less that of another variant, over the seeds of both; None where they share
+    none."""
     common = sorted(seeds.keys() & other.keys())
     if not common:
         return None
-    return mean([overall(seeds[seed]["losses"]) - overall(other[seed]["losses"]) for seed in common])
+    return mean(
+        [overall(seeds[seed]["losses"]) - overall(other[seed]["losses"]) for seed in common]
+    )
 
 
 def variants_table() -> str:
     """How every variant's FLOPs were matched."""
     lines = [
-        "| variant | attention | LOW/MID/HIGH heads | window | MID tiles | summaries | FLOPs, of dense |",
+        "| variant | attention | LOW/MID/HIGH heads | window | MID tiles | summaries | FLOPs, of "
+        "dense |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, variant in VARIANTS.items():
-        config, splits = variant.config, ["/".join(map(str, split)) for split in dict.fromkeys(variant.splits)]
-        kept = {"topk": str(config.mid_tiles), "radial": f"radius {config.radial_radius}", "axial": "axial"}
+        config, splits = (
+            variant.config,
+            ["/".join(map(str, split)) for split in dict.fromkeys(variant.splits)],
+        )
+        kept = {
+            "topk": str(config.mid_tiles),
+            "radial": f"radius {config.radial_radius}",
+            "axial": "axial",
+        }
         has_mid = any(split[1] for split in variant.splits)
         has_window = any(split[2] for split in variant.splits) or config.mid_pattern == "axial"
         dense = variant.dense
@@ -145,7 +166,11 @@ def results_text(results: list[Result]) -> str:
     settings = {(tokens_of(result), -result["steps"]) for result in results}
     for tokens, steps in sorted(settings):
         groups = by_variant(results, -steps, tokens)
-        parts += [f"### {tokens:,} tokens, {-steps:,} steps", _losses_table(groups), _routers_table(groups)]
+        parts += [
+            f"### {tokens:,} tokens, {-steps:,} steps",
+            _losses_table(groups),
+            _routers_table(groups),
+        ]
         parts.append(_soft_table(groups))
     captions = {
         "noise": "Loss by noise level, relative to the best fixed variant",
@@ -156,8 +181,14 @@ def results_text(results: list[Result]) -> str:
     if any("allocation" in result for result in shown):
         captions["allocation"] = "Bands that routers chose, by layer, head and noise level"
     if any("gates" in result for result in shown):
-        captions["weights"] = "What soft routing adds to the weight of LOW, by layer, head and noise level"
-    parts.append("\n".join(f"![{caption}]({FIGURES}/quality-{name}.png)" for name, caption in captions.items()))
+        captions["weights"] = (
+            "What soft routing adds to the weight of LOW, by layer, head and noise level"
+        )
+    parts.append(
+        "\n".join(
+            f"![{caption}]({FIGURES}/quality-{name}.png)" for name, caption in captions.items()
+        )
+    )
     parts.append("\n".join(["Machines:", *_machines(results)]))
     return "\n\n".join(part for part in parts if part)
 
@@ -165,7 +196,13 @@ def results_text(results: list[Result]) -> str:
 def _losses_table(groups: dict[str, dict[int, Result]]) -> str:
     best = best_fixed(groups)
     levels = next(iter(next(iter(groups.values())).values()))["losses"].keys()
-    head = ["variant", "seeds", "loss", "less the best fixed", *(f"t = {level}" for level in levels)]
+    head = [
+        "variant",
+        "seeds",
+        "loss",
+        "less the best fixed",
+        *(f"t = {level}" for level in levels),
+    ]
     head += ["FLOPs, of dense", "parameters", "step, ms", "memory, GiB"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     ways = [_way(run) for seeds in groups.values() for run in seeds.values()]
@@ -173,15 +210,25 @@ def _losses_table(groups: dict[str, dict[int, Result]]) -> str:
     for name, seeds in groups.items():
         runs = list(seeds.values())
         difference = paired(seeds, groups[best]) if best not in (None, name) else None
-        cells = [f"`{name}`", str(len(runs)), mean([overall(run["losses"]) for run in runs]).text(4)]
+        cells = [
+            f"`{name}`",
+            str(len(runs)),
+            mean([overall(run["losses"]) for run in runs]).text(4),
+        ]
         cells.append("–" if difference is None else difference.text(4, sign=True))
         cells += [mean([run["losses"][level] for run in runs]).text(4) for level in levels]
-        cells += [f"{mean([run['density'] for run in runs]).value:.3f}", f"{runs[0]['parameters']:,}"]
+        cells += [
+            f"{mean([run['density'] for run in runs]).value:.3f}",
+            f"{runs[0]['parameters']:,}",
+        ]
         cells.append(_step(runs, usual))
         peaks = [run["peak_gib"] for run in runs if "peak_gib" in run]
         cells.append(f"{max(peaks):.1f}" if peaks else "–")
         lines.append(f"| {' | '.join(cells)} |")
-    told = f"\n\nSteps are timed on: {usual}, unless the cell says otherwise; they compare on one card only."
+    told = (
+        f"\n\nSteps are timed on: {usual}, unless the cell says otherwise; they compare on "
+        "one card only."
+    )
     if best is not None:
         told += f" The best fixed variant is `{best}`; differences are paired by seed."
     return "\n".join(lines) + told
@@ -190,11 +237,14 @@ def _losses_table(groups: dict[str, dict[int, Result]]) -> str:
 def _way(run: Result) -> str:
     """The card, and whether blocks were compiled."""
     card = re.search(r"[A-Z]+\d+", run["machine"]["gpu"])
-    return (card[0] if card else run["machine"]["gpu"]) + (", compiled" if run.get("compiled") else "")
+    return (card[0] if card else run["machine"]["gpu"]) + (
+        ", compiled" if run.get("compiled") else ""
+    )
 
 
 def _step(runs: list[Result], usual: str) -> str:
-    """Milliseconds of a step, the least of its runs done the usual way, else of others, which are named."""
+    """Milliseconds of a step, the least of its runs done the usual way, else of others, which are
+    named."""
     alike = [run for run in runs if _way(run) == usual]
     least = min(alike or runs, key=lambda run: run["step_ms"])
     return f"{least['step_ms']:.1f}" + ("" if alike else f" ({_way(least)})")
@@ -210,12 +260,17 @@ def _routers_table(groups: dict[str, dict[int, Result]]) -> str:
         cells = [f"`{name}`", *_table_cells(runs)]
         first, last = ([_heads(run["allocation"][level]) for run in runs] for level in (0, -1))
         for level in (first, last):
-            cells.append("/".join(f"{sum(heads[band] for heads in level) / len(level):.1f}" for band in range(3)))
+            cells.append(
+                "/".join(
+                    f"{sum(heads[band] for heads in level) / len(level):.1f}" for band in range(3)
+                )
+            )
         cells.append(f"{sum(_moved(run['allocation']) for run in runs) / len(runs):.0%}")
         lines.append(f"| {' | '.join(cells)} |")
     head = (
         "| router | loss | table by noise level, less it | one table for all, less it | "
-        "heads of all layers in LOW/MID/HIGH at t = 0.1 | at t = 0.9 | heads that move |\n|---|---|---|---|---|---|---|"
+        "heads of all layers in LOW/MID/HIGH at t = 0.1 | at t = 0.9 | heads that move "
+        "|\n|---|---|---|---|---|---|---|"
     )
     return "\n".join([head, *lines]) if lines else ""
 
@@ -226,12 +281,17 @@ def _table_cells(runs: list[Result]) -> list[str]:
     cells = [mean(live).text(4)]
     for table in ("by_level", "averaged"):
         pairs = zip(runs, live, strict=True)
-        cells.append(mean([overall(run["tables"][table]["losses"]) - own for run, own in pairs]).text(4, sign=True))
+        cells.append(
+            mean([overall(run["tables"][table]["losses"]) - own for run, own in pairs]).text(
+                4, sign=True
+            )
+        )
     return cells
 
 
 def _soft_table(groups: dict[str, dict[int, Result]]) -> str:
-    """What soft routing adds to weights, and gains over one weight for all noise levels; empty where none ran."""
+    """What soft routing adds to weights, and gains over one weight for all noise levels; empty
+    where none ran."""
     lines = []
     for name, seeds in groups.items():
         runs = [run for run in seeds.values() if "gates" in run]
@@ -239,19 +299,29 @@ def _soft_table(groups: dict[str, dict[int, Result]]) -> str:
             weights = [mean_weights(run) for run in runs]
             cells = [f"`{name}`", *_table_cells(runs)]
             for branch in (1, 0):
-                cells += [mean([levels[level][branch] for levels in weights]).text(2, sign=True) for level in (0, -1)]
+                cells += [
+                    mean([levels[level][branch] for levels in weights]).text(2, sign=True)
+                    for level in (0, -1)
+                ]
             lines.append(f"| {' | '.join(cells)} |")
     head = (
-        "| soft routing | loss | weights held by noise level, less it | one weight for all, less it | "
-        "adds to LOW at t = 0.1 | at t = 0.9 | to the own branch at t = 0.1 | at t = 0.9 |\n|" + 8 * "---|"
+        "| soft routing | loss | weights held by noise level, less it | one weight for all, less "
+        "it | "
+        "adds to LOW at t = 0.1 | at t = 0.9 | to the own branch at t = 0.1 | at t = 0.9 |\n|"
+        + 8
+        * "---|"
     )
     return "\n".join([head, *lines]) if lines else ""
 
 
 def mean_weights(run: Result) -> list[list[float]]:
-    """What soft routing adds to the own branch and to LOW, mean of all layers and heads, by noise level."""
+    """What soft routing adds to the own branch and to LOW, mean of all layers and heads, by noise
+    level."""
     return [
-        [sum(sum(layer[branch]) for layer in level) / sum(len(layer[branch]) for layer in level) for branch in range(2)]
+        [
+            sum(sum(layer[branch]) for layer in level) / sum(len(layer[branch]) for layer in level)
+            for branch in range(2)
+        ]
         for level in run["gates"]
     ]
 
@@ -263,13 +333,17 @@ def _heads(layers: list[list[list[float]]]) -> list[float]:
 
 def _moved(allocation: list[list[list[list[float]]]]) -> float:
     """Share of heads whose most frequent band differs between the least and the most noise."""
-    first, last = ([head.index(max(head)) for layer in allocation[level] for head in layer] for level in (0, -1))
+    first, last = (
+        [head.index(max(head)) for layer in allocation[level] for head in layer]
+        for level in (0, -1)
+    )
     return sum(a != b for a, b in zip(first, last, strict=True)) / len(first)
 
 
 def _machines(results: list[Result]) -> list[str]:
     kinds = {
-        f"- {run['machine']['gpu']}, torch {run['machine']['torch']}, Triton {run['machine']['triton']}, "
+        f"- {run['machine']['gpu']}, torch {run['machine']['torch']}, Triton "
+        f"{run['machine']['triton']}, "
         f"commit {run['machine']['commit'][:9]}"
         for run in results
     }

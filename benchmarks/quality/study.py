@@ -1,7 +1,8 @@
 """One run of the study: training, and what `validation` makes of the model.
 
-On a GPU one CUDA graph holds the whole optimizer step. Its inputs lie still: clip and noise are copied in, everything else
-follows from a step counter on the device. Shape legend: B clips of a step, S steps, L layers, H heads.
+On a GPU one CUDA graph holds the whole optimizer step. Its inputs lie still: clip and noise are
+copied in, everything else follows from a step counter on the device. Shape legend: B clips of a
+step, S steps, L layers, H heads.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from typing import Any
 import torch
 from benchmarks.quality import data
 from benchmarks.quality.validation import validate
-from benchmarks.quality.variants import TARGET_DENSITY, Size, Variant, build, density, head_costs, used_parameters
+from benchmarks.quality.variants import (
+    TARGET_DENSITY,
+    Size,
+    Variant,
+    build,
+    density,
+    head_costs,
+    used_parameters,
+)
 from torch import Tensor
 
 from freqformer.config import Band
@@ -46,14 +55,17 @@ class Run:
     size: Size
 
 
-def execute(run: Run, device: torch.device, *, graph: bool, compiled: bool = False) -> dict[str, Any]:
+def execute(
+    run: Run, device: torch.device, *, graph: bool, compiled: bool = False
+) -> dict[str, Any]:
     """Train and validate.
 
     Args:
         run: what to run.
         device: where.
         graph: whether one CUDA graph holds a step; needs a GPU.
-        compiled: whether the model's blocks are compiled for training; validation runs them as they are.
+        compiled: whether the model's blocks are compiled for training; validation runs them as they
+            are.
 
     Returns: what the result file says of it, JSON-able.
 
@@ -74,7 +86,8 @@ def execute(run: Run, device: torch.device, *, graph: bool, compiled: bool = Fal
     if not bool(losses.isfinite().all()):
         first = int((~losses.isfinite()).nonzero()[0])
         raise RuntimeError(
-            f"the loss of {run.name}, seed {run.seed}, is not finite from step {first + 1} of {run.steps} on"
+            f"the loss of {run.name}, seed {run.seed}, is not finite from step {first + 1} of "
+            f"{run.steps} on"
         )
     model = trainer.model.eval()
     result = {
@@ -94,7 +107,9 @@ def execute(run: Run, device: torch.device, *, graph: bool, compiled: bool = Fal
     result |= {"start_seconds": round(ready, 2), "seconds": round(time.perf_counter() - began, 2)}
     if device.type == "cuda":
         result["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-    result["attention_flops"] = result["density"] * head_costs(run.variant, run.size)[Band.DENSE] * _heads(run.size)
+    result["attention_flops"] = (
+        result["density"] * head_costs(run.variant, run.size)[Band.DENSE] * _heads(run.size)
+    )
     del model
     gc.collect()
     if device.type == "cuda":
@@ -128,9 +143,13 @@ class Trainer:
         self._schedule()
 
     def _schedule(self) -> None:
-        """Learning rates and weights of the routers' entropy by step, and all that a step moves back at its start."""
+        """Learning rates and weights of the routers' entropy by step, and all that a step moves
+        back at its start."""
         steps = self.run.steps
-        factors = [learning_rate_factor(step, step / steps, OPTIMIZER.warmup_steps) for step in range(steps)]
+        factors = [
+            learning_rate_factor(step, step / steps, OPTIMIZER.warmup_steps)
+            for step in range(steps)
+        ]
         self.rates.copy_(torch.tensor(factors) * OPTIMIZER.learning_rate)
         self.openness.copy_(ROUTING.entropy_weight * (1 - torch.arange(steps) / steps))
         self.done.zero_()
@@ -165,8 +184,8 @@ class Trainer:
 
     def captured(self) -> Callable[[], None]:
         """The step as one CUDA graph, to be called like `advance`."""
-        # A rate of 0 leaves the weights as they are while kernels compile and the optimizer makes its state; gradients must
-        # be finite for that, so its input is an ordinary one.
+        # A rate of 0 leaves the weights as they are while kernels compile and the optimizer makes
+        # its state; gradients must be finite for that, so its input is an ordinary one.
         self.rates.zero_()
         self.noise.normal_()
         stream = torch.cuda.Stream()
@@ -194,19 +213,23 @@ def _adamw(model: torch.nn.Module, rate: Tensor) -> torch.optim.AdamW:
         {"params": vectors, "lr": rate, "weight_decay": 0.0},
     ]
     on_gpu = rate.device.type == "cuda"
-    return torch.optim.AdamW(groups, lr=rate, betas=OPTIMIZER.betas, fused=on_gpu, capturable=on_gpu)
+    return torch.optim.AdamW(
+        groups, lr=rate, betas=OPTIMIZER.betas, fused=on_gpu, capturable=on_gpu
+    )
 
 
 def _timesteps(run: Run) -> Tensor:
     """(S, B), stratified over each batch."""
     drawn = [
-        sample_timesteps(run.size.batch, 1.0, derive_generator(run.seed, "timestep", step)) for step in range(run.steps)
+        sample_timesteps(run.size.batch, 1.0, derive_generator(run.seed, "timestep", step))
+        for step in range(run.steps)
     ]
     return torch.stack(drawn)
 
 
 def _batches(run: Run, device: torch.device) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Clips and noise of every step, in lists that are drawn at once; the same for every variant."""
+    """Clips and noise of every step, in lists that are drawn at once; the same for every
+    variant."""
     frames, side, _ = run.size.video
     batch, steps = run.size.batch, max(1, CHUNK_CLIPS // run.size.batch)
     for chunk in range(math.ceil(run.steps / steps)):
@@ -214,7 +237,9 @@ def _batches(run: Run, device: torch.device) -> Iterator[list[tuple[Tensor, Tens
             steps * batch, derive_seed(run.seed, "clips", chunk), device, frames=frames, side=side
         ).video
         noise = data.Draw(derive_seed(run.seed, "noise", chunk), device).normal(*clips.shape)
-        yield list(zip(clips.split(batch), noise.split(batch), strict=True))[: run.steps - chunk * steps]
+        yield list(zip(clips.split(batch), noise.split(batch), strict=True))[
+            : run.steps - chunk * steps
+        ]
 
 
 def _train(trainer: Trainer, step: Callable[[], None], run: Run, device: torch.device) -> float:

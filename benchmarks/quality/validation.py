@@ -25,11 +25,16 @@ NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 @torch.no_grad()
-def validate(model: FreqFormerTransformer3DModel, variant: Variant, size: Size, device: torch.device) -> dict[str, Any]:
-    """Loss by noise level, the same clips and noise for every run; bands, gates and tables where a network has a say."""
+def validate(
+    model: FreqFormerTransformer3DModel, variant: Variant, size: Size, device: torch.device
+) -> dict[str, Any]:
+    """Loss by noise level, the same clips and noise for every run; bands, gates and tables where a
+    network has a say."""
     frames, side, _ = size.video
     count = size.validation_clips
-    clips = data.draw_scenes(count, derive_seed("validation clips"), device, held_out=True, frames=frames, side=side).video
+    clips = data.draw_scenes(
+        count, derive_seed("validation clips"), device, held_out=True, frames=frames, side=side
+    ).video
     noise = data.Draw(derive_seed("validation noise"), device).normal(*clips.shape)
     seen = _Seen(model, clips, noise, size.batch)
     levels = [torch.full((count,), level) for level in NOISE_LEVELS]
@@ -71,24 +76,38 @@ class _Seen:
     def at(self, timestep: Tensor) -> _Pass:
         """Validate at these timesteps, (clips,)."""
         losses, allocations, logits = [], [], []
-        parts = (x.split(self.batch) for x in (self.clips, timestep.to(self.clips.device), self.noise))
+        parts = (
+            x.split(self.batch) for x in (self.clips, timestep.to(self.clips.device), self.noise)
+        )
         for clip, time_, noise in zip(*parts, strict=True):
             with torch.autocast(clip.device.type, torch.bfloat16):
                 losses.append(flow_matching_loss(self.model, clip, time_, noise))
             allocations.append(torch.stack([x for x in self.model.allocations if x is not None], 1))
             logits.append([x for x in self.model.routing_logits if x is not None])
-        scores = torch.cat([torch.stack(layers, 1) for layers in logits]).cpu() if logits[0] else None
-        return _Pass(float(torch.stack(losses).double().mean()), torch.cat(allocations).cpu(), scores)
+        scores = (
+            torch.cat([torch.stack(layers, 1) for layers in logits]).cpu() if logits[0] else None
+        )
+        return _Pass(
+            float(torch.stack(losses).double().mean()), torch.cat(allocations).cpu(), scores
+        )
 
 
 def _by_level(passes: list[_Pass]) -> dict[str, float]:
-    return {str(level): round(seen.loss, 6) for level, seen in zip(NOISE_LEVELS, passes, strict=True)}
+    return {
+        str(level): round(seen.loss, 6) for level, seen in zip(NOISE_LEVELS, passes, strict=True)
+    }
 
 
 def _shares(passes: list[_Pass]) -> list[Any]:
     """Share of clips by level, layer, head and band."""
     bands = torch.arange(len(Band))
-    return [[[_rounded(h) for h in layer] for layer in (x.allocation[..., None] == bands).double().mean(0)] for x in passes]
+    return [
+        [
+            [_rounded(h) for h in layer]
+            for layer in (x.allocation[..., None] == bands).double().mean(0)
+        ]
+        for x in passes
+    ]
 
 
 def _mean_logits(seen: _Pass) -> Tensor:
@@ -108,8 +127,11 @@ def _rounded(values: Tensor) -> list[float]:
     return [round(value, 4) for value in values.tolist()]
 
 
-def _of_networks(seen: _Seen, variant: Variant, size: Size, levels: list[Tensor], passes: list[_Pass]) -> dict[str, Any]:
-    """The loss with tables made of what the networks said, and FLOPs of a router's choice over the timesteps of training.
+def _of_networks(
+    seen: _Seen, variant: Variant, size: Size, levels: list[Tensor], passes: list[_Pass]
+) -> dict[str, Any]:
+    """The loss with tables made of what the networks said, and FLOPs of a router's choice over the
+    timesteps of training.
 
     A table holds bands and gates of every layer and head, by noise level or one mean for all.
     """
@@ -124,7 +146,9 @@ def _of_networks(seen: _Seen, variant: Variant, size: Size, levels: list[Tensor]
         logits = torch.cat([x.logits for x in passes if x.logits is not None])
         times, count = torch.cat(levels), len(NOISE_LEVELS)
         frozen["by_level"] = RoutingTable.freeze(times, logits, variant.config, num_buckets=count)
-        frozen["averaged"] = RoutingTable.freeze(timesteps, usual.logits, variant.config, num_buckets=1)
+        frozen["averaged"] = RoutingTable.freeze(
+            timesteps, usual.logits, variant.config, num_buckets=1
+        )
     for name, table in frozen.items():
         seen.model.set_routing_table(table)
         tabled = []
@@ -133,7 +157,9 @@ def _of_networks(seen: _Seen, variant: Variant, size: Size, levels: list[Tensor]
             tabled.append(seen.at(level))
         result["tables"][name] = {"losses": _by_level(tabled)}
         if variant.learned:
-            result["tables"][name]["density"] = allocation_density(seen.at(timesteps).allocation, variant, size)
+            result["tables"][name]["density"] = allocation_density(
+                seen.at(timesteps).allocation, variant, size
+            )
     seen.model.set_routing_table(None)
     for layer in seen.soft:
         layer.held_logits = None

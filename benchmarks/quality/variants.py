@@ -1,7 +1,8 @@
 """The attention variants of the study: one model size, one amount of attention FLOPs.
 
-How a variant's FLOPs meet the target is data here: its window, its tiles kept, its summaries. Tiles are cubes of 64 tokens
-rather than boxes of 128, since at this size a symmetric window of 3 x 3 x 3 boxes would be 21% of the video already.
+How a variant's FLOPs meet the target is data here: its window, its tiles kept, its summaries. Tiles
+are cubes of 64 tokens rather than boxes of 128, since at this size a symmetric window of 3 x 3 x 3
+boxes would be 21% of the video already.
 """
 
 from __future__ import annotations
@@ -45,16 +46,21 @@ class Size:
     @property
     def grid(self) -> Grid:
         """Tokens of a clip."""
-        frames, height, width = (side // patch for side, patch in zip(self.video, self.patch, strict=True))
+        frames, height, width = (
+            side // patch for side, patch in zip(self.video, self.patch, strict=True)
+        )
         return Grid(frames, height, width)
 
 
 STUDY = Size()
 SIZES = {"16k": STUDY, "64k": Size(video=(64, 64, 64), batch=2, validation_clips=12)}
-"""By tokens of a clip. The longer one has four times the frames: what covers all times at 16K is 6% of them here."""
-CUBES = FreqFormerConfig(tile=(4, 4, 4), compression=64, window=(4, 3, 3), mid_tiles=55, summary_tokens=256)
-"""What FreqFormer variants share: 32 tokens a low token (two of every tile), windows of all times and 3 x 3 tiles, one
-summary per tile. With 2/2/2 heads it meets the target."""
+"""By tokens of a clip. The longer one has four times the frames: what covers all times at 16K is 6%
+of them here."""
+CUBES = FreqFormerConfig(
+    tile=(4, 4, 4), compression=64, window=(4, 3, 3), mid_tiles=55, summary_tokens=256
+)
+"""What FreqFormer variants share: 32 tokens a low token (two of every tile), windows of all times
+and 3 x 3 tiles, one summary per tile. With 2/2/2 heads it meets the target."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,8 @@ class Variant:
     about: str
     config: FreqFormerConfig = CUBES
     splits: tuple[Split, ...] = ((2, 2, 2),)
-    """Heads per band: one split, or one for each of equal parts of the timesteps, least noise first; a router's start."""
+    """Heads per band: one split, or one for each of equal parts of the timesteps, least noise
+    first; a router's start."""
     dense: bool = False
     """Whether every head sees every token, in place of all else."""
     mixing: Mixing | None = None
@@ -74,13 +81,16 @@ class Variant:
     prior: Prior = "paper"
     """Of the router."""
     low_offset: float = 0.0
-    """Offset of the low summaries at first. At 0 and with scores near 0 they take the weight of all that they stand for:
-    beside a window of 27 of 256 tiles 89%. Lower, heads begin with what they see exactly."""
+    """Offset of the low summaries at first. At 0 and with scores near 0 they take the weight of all
+    that they stand for: beside a window of 27 of 256 tiles 89%. Lower, heads begin with what they
+    see exactly."""
 
     @property
     def fixed(self) -> bool:
         """Whether nothing of it follows from statistics or timestep, but what a schedule says."""
-        return not (self.learned or (self.mixing is not None and (self.mixing.soft or self.mixing.weighed)))
+        return not (
+            self.learned or (self.mixing is not None and (self.mixing.soft or self.mixing.weighed))
+        )
 
 
 PLAIN = replace(CUBES, summary_tokens=0)
@@ -89,14 +99,18 @@ BESIDE = Mixing(low_beside=True, gates="token")
 VARIANTS: dict[str, Variant] = {
     "dense": Variant("every head sees every token; more FLOPs, for reference", dense=True),
     "window": Variant("every head a window", PLAIN, (HIGH,)),
-    "window_summaries": Variant("every head a smaller window and summaries", replace(CUBES, window=(3, 3, 3)), (HIGH,)),
+    "window_summaries": Variant(
+        "every head a smaller window and summaries", replace(CUBES, window=(3, 3, 3)), (HIGH,)
+    ),
     "window_quiet": Variant(
         "every head a smaller window and summaries that start nearly unseen",
         replace(CUBES, window=(3, 3, 3)),
         (HIGH,),
         low_offset=-4.0,
     ),
-    "topk_summaries": Variant("every head its best tiles and summaries", replace(CUBES, mid_tiles=28), (MID,)),
+    "topk_summaries": Variant(
+        "every head its best tiles and summaries", replace(CUBES, mid_tiles=28), (MID,)
+    ),
     "vsa": Variant(
         "like VSA: gated sum of attention between tile means and to the best tiles",
         replace(PLAIN, mid_tiles=36, compression=128, low_output="synthesis"),
@@ -110,9 +124,14 @@ VARIANTS: dict[str, Variant] = {
         mixing=BESIDE,
     ),
     "gated_plain": Variant(
-        "every head a gated sum of LOW and of a window without summaries", PLAIN, (HIGH,), mixing=BESIDE
+        "every head a gated sum of LOW and of a window without summaries",
+        PLAIN,
+        (HIGH,),
+        mixing=BESIDE,
     ),
-    "window_gate": Variant("every head a window whose output is gated", PLAIN, (HIGH,), mixing=Mixing(gates="token")),
+    "window_gate": Variant(
+        "every head a window whose output is gated", PLAIN, (HIGH,), mixing=Mixing(gates="token")
+    ),
     "window_weighed": Variant(
         "every head a window and few summaries, which a router weighs by noise level",
         replace(CUBES, summary_tokens=32),
@@ -133,13 +152,23 @@ VARIANTS: dict[str, Variant] = {
         (HIGH,),
         low_offset=-4.0,
     ),
-    "radial": Variant("radial pattern", replace(PLAIN, mid_pattern="radial", radial_radius=2), (MID,)),
-    "axial": Variant("axial pattern", replace(PLAIN, mid_pattern="axial", window=(4, 5, 7)), (MID,)),
+    "radial": Variant(
+        "radial pattern", replace(PLAIN, mid_pattern="radial", radial_radius=2), (MID,)
+    ),
+    "axial": Variant(
+        "axial pattern", replace(PLAIN, mid_pattern="axial", window=(4, 5, 7)), (MID,)
+    ),
     "freq_full": Variant("FreqFormer 2/2/2, full features"),
-    "freq_values": Variant("FreqFormer 2/2/2, values without the low band", replace(CUBES, band_features="values")),
+    "freq_values": Variant(
+        "FreqFormer 2/2/2, values without the low band", replace(CUBES, band_features="values")
+    ),
     "freq_gains": Variant("FreqFormer 2/2/2, learned gains", replace(CUBES, band_features="gains")),
-    "freq_strict": Variant("FreqFormer 2/2/2, only the own band", replace(CUBES, band_features="strict")),
-    "freq_105_quiet": Variant("FreqFormer 1/0/5, low summaries start nearly unseen", CUBES, ((1, 0, 5),), low_offset=-4.0),
+    "freq_strict": Variant(
+        "FreqFormer 2/2/2, only the own band", replace(CUBES, band_features="strict")
+    ),
+    "freq_105_quiet": Variant(
+        "FreqFormer 1/0/5, low summaries start nearly unseen", CUBES, ((1, 0, 5),), low_offset=-4.0
+    ),
     "prior": Variant(
         "2/2/2 moved by the paper's prior alone, as before any training",
         splits=((0, 2, 4), *[(2, 2, 2)] * 4, (4, 2, 0)),
@@ -158,7 +187,10 @@ VARIANTS: dict[str, Variant] = {
         low_offset=-4.0,
     ),
     "router_window": Variant(
-        "learned router that starts from the window", replace(PLAIN, mid_tiles=36), (HIGH,), learned=True
+        "learned router that starts from the window",
+        replace(PLAIN, mid_tiles=36),
+        (HIGH,),
+        learned=True,
     ),
     "beside_routed": Variant(
         "as gated_plain, gates by a routing network",
@@ -178,7 +210,12 @@ VARIANTS: dict[str, Variant] = {
         (HIGH,),
         mixing=replace(BESIDE, gates="both", statistics=False),
     ),
-    "gated_fine": Variant("as gated_plain, 16 tokens a low token", replace(PLAIN, compression=32), (HIGH,), mixing=BESIDE),
+    "gated_fine": Variant(
+        "as gated_plain, 16 tokens a low token",
+        replace(PLAIN, compression=32),
+        (HIGH,),
+        mixing=BESIDE,
+    ),
     "router_beside": Variant(
         "as gated_plain, own bands by a router that starts from the window",
         replace(PLAIN, mid_tiles=36),
@@ -187,7 +224,8 @@ VARIANTS: dict[str, Variant] = {
         learned=True,
     ),
     "gated_mixed": Variant(
-        "every head a gated sum of LOW and of its own band: five smaller windows, one that reaches far",
+        "every head a gated sum of LOW and of its own band: five smaller windows, one that reaches "
+        "far",
         replace(PLAIN, mid_tiles=80, window=(3, 3, 3)),
         ((0, 1, 5),),
         mixing=BESIDE,
@@ -216,25 +254,40 @@ def bands(split: Split) -> list[int]:
 
 def head_costs(variant: Variant, size: Size = STUDY) -> tuple[float, float, float, float]:
     """Useful attention FLOPs of one head and clip as LOW, MID, HIGH and DENSE, by the plan."""
-    plan = build_plan(size.grid, variant.config, num_heads=size.heads, head_dim=size.head_dim, learned_summaries=True)
+    plan = build_plan(
+        size.grid,
+        variant.config,
+        num_heads=size.heads,
+        head_dim=size.head_dim,
+        learned_summaries=True,
+    )
     low, mid, high, dense = plan.band_costs()
     beside = low if variant.mixing is not None and variant.mixing.low_beside else 0.0
     return (low, beside + mid, beside + high, dense)
 
 
 def density(variant: Variant, size: Size = STUDY) -> float:
-    """Attention FLOPs relative to dense, expected over the timesteps of training; of a router, where it starts."""
+    """Attention FLOPs relative to dense, expected over the timesteps of training; of a router,
+    where it starts."""
     if variant.dense:
         return 1.0
     costs = head_costs(variant, size)
-    means = [sum(heads * cost for heads, cost in zip(split, costs, strict=False)) for split in variant.splits]
+    means = [
+        sum(heads * cost for heads, cost in zip(split, costs, strict=False))
+        for split in variant.splits
+    ]
     chances = bucket_chances(len(variant.splits))
-    return sum(chance * mean for chance, mean in zip(chances, means, strict=True)) / (size.heads * costs[Band.DENSE])
+    return sum(chance * mean for chance, mean in zip(chances, means, strict=True)) / (
+        size.heads * costs[Band.DENSE]
+    )
 
 
 def bucket_chances(buckets: int) -> list[float]:
-    """How often training's timesteps, whose logit is standard normal, fall in each of equal parts of [0, 1]."""
-    ends = torch.special.ndtr(torch.special.logit(torch.linspace(0, 1, buckets + 1, dtype=torch.float64)))
+    """How often training's timesteps, whose logit is standard normal, fall in each of equal parts
+    of [0, 1]."""
+    ends = torch.special.ndtr(
+        torch.special.logit(torch.linspace(0, 1, buckets + 1, dtype=torch.float64))
+    )
     return ends.diff().tolist()
 
 
@@ -249,7 +302,9 @@ def build(variant: Variant, size: Size, seed: int) -> FreqFormerTransformer3DMod
     if variant.mixing is not None:
         for block in model.transformer_blocks:
             width, split = size.heads * size.head_dim, bands(variant.splits[0])
-            block.attn1 = MixedAttention(width, variant.config, split, variant.mixing, routed=variant.learned)
+            block.attn1 = MixedAttention(
+                width, variant.config, split, variant.mixing, routed=variant.learned
+            )
     for layer in model.attentions:
         if getattr(layer, "summary_offsets", None) is not None:
             layer.summary_offsets.data[:, 0] = variant.low_offset  # type: ignore[index]
@@ -278,7 +333,9 @@ def _model(variant: Variant, size: Size) -> FreqFormerTransformer3DModel:
 def _table(variant: Variant, size: Size) -> RoutingTable:
     split = torch.tensor([bands(split) for split in variant.splits])
     table = split[:, None].expand(-1, size.layers, -1).contiguous()
-    return RoutingTable(table, torch.full_like(table, variant.config.mid_tiles or 0), variant.config)
+    return RoutingTable(
+        table, torch.full_like(table, variant.config.mid_tiles or 0), variant.config
+    )
 
 
 def used_parameters(model: nn.Module) -> int:

@@ -1,7 +1,7 @@
 """FreqFormer: frequency-banded attention for long video diffusion transformers (arXiv 2604.22808).
 
-Names are imported when they are first used, so that `freqformer --help` need not wait for torch. The operations need
-torch alone; the model and the pipeline need diffusers.
+Names are imported when they are first used, so that `freqformer --help` need not wait for torch.
+The operations need torch alone; the model and the pipeline need diffusers.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
-        raise AttributeError(f"module 'freqformer' has no attribute {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'freqformer' has no attribute {name!r}; it has {', '.join(__all__)}"
+        )
     value = getattr(import_module(_PLACES[name]), name)
     globals()[name] = value  # the next use of the name does not come here
     return value

@@ -1,7 +1,8 @@
 """What Ctrl-C (SIGINT) and SIGTERM do: end at once, raise, or wait for the step that is being done.
 
-Python raises KeyboardInterrupt wherever the main thread happens to be, and SIGTERM ends a process without a word. Here
-either signal ends a command in the way that its moment allows, and a second one never waits:
+Python raises KeyboardInterrupt wherever the main thread happens to be, and SIGTERM ends a process
+without a word. Here either signal ends a command in the way that its moment allows, and a second
+one never waits:
 
 - `end_at_once` while a command starts and ends, when nothing is being written;
 - `raising` around the body of a command: context managers tidy up;
@@ -23,9 +24,11 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STDERR = 2
-"""File descriptor. A handler may run in the middle of a print to sys.stderr, which can't be entered twice."""
+"""File descriptor. A handler may run in the middle of a print to sys.stderr, which can't be entered
+twice."""
 SHOW_CURSOR = b"\x1b[?25h"
-"""A progress bar hides the cursor, and a process that ends at once does not get to show it again."""
+"""A progress bar hides the cursor, and a process that ends at once does not get to show it
+again."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -85,10 +88,11 @@ def end_at_once() -> None:
 
 @contextmanager
 def raising() -> Iterator[None]:
-    """The first signal raises `Interrupted`, so that what is being written is removed; the second ends at once.
+    """The first signal raises `Interrupted`, so that what is being written is removed; the second
+    ends at once.
 
-    It ends at once, too, where an exception would be lost: during an import, of which some are caught and passed over, and
-    in a destructor.
+    It ends at once, too, where an exception would be lost: during an import, of which some are
+    caught and passed over, and in a destructor.
     """
     seen: list[int] = []
     usual = sys.unraisablehook
@@ -115,9 +119,11 @@ def raising() -> Iterator[None]:
 
 @contextmanager
 def between_steps(doing: str) -> Iterator[StopRequest]:
-    """The first signal is a request that the loop looks at after every step; the second raises `Interrupted`.
+    """The first signal is a request that the loop looks at after every step; the second raises
+    `Interrupted`.
 
-    A handler that the caller has set for a signal stays, and so do all of them outside the main thread.
+    A handler that the caller has set for a signal stays, and so do all of them outside the main
+    thread.
 
     Args:
         doing: what is finished first, to tell at once: a step may take a minute.
@@ -146,13 +152,16 @@ class _Handler:
 
 
 @contextmanager
-def _handling(handle: Callable[[int, FrameType | None], None], *, over_others: bool) -> Iterator[None]:
+def _handling(
+    handle: Callable[[int, FrameType | None], None], *, over_others: bool
+) -> Iterator[None]:
     """Handle both signals until the end of the block.
 
     Args:
         handle: called with the signal's number and the frame that it interrupted.
-        over_others: whether a handler that is neither Python's nor ours is replaced. A command does so: shells start
-            background jobs with SIGINT ignored, and whoever sends it still means it.
+        over_others: whether a handler that is neither Python's nor ours is replaced. A command does
+            so: shells start background jobs with SIGINT ignored, and whoever sends it still means
+            it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -162,7 +171,11 @@ def _handling(handle: Callable[[int, FrameType | None], None], *, over_others: b
     try:
         for number in SIGNALS:
             now = signal.getsignal(number)
-            if over_others or isinstance(now, _Handler) or now in (signal.SIG_DFL, signal.default_int_handler):
+            if (
+                over_others
+                or isinstance(now, _Handler)
+                or now in (signal.SIG_DFL, signal.default_int_handler)
+            ):
                 before[number] = now
                 signal.signal(number, ours)
         yield

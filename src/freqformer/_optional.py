@@ -7,7 +7,16 @@ from contextlib import contextmanager
 
 EXTRAS = {
     "model": {"accelerate", "diffusers", "huggingface_hub"},
-    "train": {"PIL", "accelerate", "av", "diffusers", "huggingface_hub", "matplotlib", "rich", "tensorboard"},
+    "train": {
+        "PIL",
+        "accelerate",
+        "av",
+        "diffusers",
+        "huggingface_hub",
+        "matplotlib",
+        "rich",
+        "tensorboard",
+    },
     "simulate": {"matplotlib", "plotly"},
     "cli": {"rich", "typer"},
 }
@@ -32,4 +41,6 @@ def needs(extra: str) -> Iterator[None]:
         if package not in EXTRAS[extra]:
             raise
         text = f"this part of FreqFormer needs {package}, which is not installed"
-        raise MissingPackageError(f"{text}: pip install 'freqformer[{extra}]'", name=package) from error
+        raise MissingPackageError(
+            f"{text}: pip install 'freqformer[{extra}]'", name=package
+        ) from error

@@ -1,4 +1,5 @@
-"""Checks of single arguments: a ValueError that names the argument, what came, what is allowed and the remedy."""
+"""Checks of single arguments: a ValueError that names the argument, what came, what is allowed and
+the remedy."""
 
 from __future__ import annotations
 
@@ -14,15 +15,20 @@ Kind = TypeVar("Kind")
 def check_whole(name: str, value: Any, least: int, remedy: str = "") -> None:
     """Raise ValueError unless value is an int of at least `least`; True and False are none."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {value!r}; whole numbers from {least} up are allowed{_behind(remedy)}")
+        raise ValueError(
+            f"{name} is {value!r}; whole numbers from {least} up are allowed{_behind(remedy)}"
+        )
 
 
 def check_number(name: str, value: Any, low: float, high: float, remedy: str = "") -> None:
-    """Raise ValueError unless value is an int or float from `low` to `high`; NaN, True and False are none."""
+    """Raise ValueError unless value is an int or float from `low` to `high`; NaN, True and False
+    are none."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     # The comparison is False for NaN, so NaN is refused too.
     if not number or not low <= value <= high:
-        raise ValueError(f"{name} is {value!r}; numbers from {low:g} to {high:g} are allowed{_behind(remedy)}")
+        raise ValueError(
+            f"{name} is {value!r}; numbers from {low:g} to {high:g} are allowed{_behind(remedy)}"
+        )
 
 
 def check_choice(name: str, value: Any, allowed: Sequence[Any], remedy: str = "") -> None:
@@ -35,12 +41,17 @@ def check_choice(name: str, value: Any, allowed: Sequence[Any], remedy: str = ""
 def check_kind(name: str, value: Any, kind: type[Kind], remedy: str) -> None:
     """Raise ValueError unless value is a `kind`, saying how to make one."""
     if not isinstance(value, kind):
-        shown = f"a {type(value).__name__}" if isinstance(value, Tensor | torch.nn.Module) else f"{value!r}"
+        shown = (
+            f"a {type(value).__name__}"
+            if isinstance(value, Tensor | torch.nn.Module)
+            else f"{value!r}"
+        )
         raise ValueError(f"{name} is {shown}; a {kind.__name__} is allowed: {remedy}")
 
 
 def on_host(x: Tensor) -> bool:
-    """Whether values of x can be looked at without waiting for a device and outside of any trace or transform."""
+    """Whether values of x can be looked at without waiting for a device and outside of any trace or
+    transform."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     # Subclasses such as FakeTensor hold no values, and a mapped tensor holds several.

@@ -23,7 +23,8 @@ TokenOrder = Literal["raster", "tile"]
 
 @dataclass(frozen=True)
 class Grid(PlainFields):
-    """The video token grid after patchify: `num_frames` x `height` x `width` tokens, in raster order.
+    """The video token grid after patchify: `num_frames` x `height` x `width` tokens, in raster
+    order.
 
     Raises ValueError when an extent is not a positive integer.
     """
@@ -55,7 +56,9 @@ def check_grid(grid: Any) -> None:
     """Raise ValueError unless grid is a `Grid`, saying how to make one of the numbers that came."""
     if not isinstance(grid, Grid):
         made = (
-            f"Grid{tuple(grid)}" if isinstance(grid, tuple | list) and len(grid) == 3 else "Grid(num_frames, height, width)"
+            f"Grid{tuple(grid)}"
+            if isinstance(grid, tuple | list) and len(grid) == 3
+            else "Grid(num_frames, height, width)"
         )
         raise ValueError(f"grid is {grid!r}; a Grid is allowed: pass {made}")
 
@@ -64,8 +67,9 @@ def check_grid(grid: Any) -> None:
 class TileLayout:
     """How a grid is cut into tiles; made by `tile_layout`.
 
-    Tiles are in raster order of the tile grid, and the tokens of a tile in raster order inside it. Tile order is
-    compact: edge tiles hold fewer tokens and no padding slot exists. `counts` and `offsets` say where a tile begins.
+    Tiles are in raster order of the tile grid, and the tokens of a tile in raster order inside it.
+    Tile order is compact: edge tiles hold fewer tokens and no padding slot exists. `counts` and
+    `offsets` say where a tile begins.
     """
 
     grid: Grid
@@ -101,7 +105,8 @@ class TileLayout:
         return self.num_tiles * self.slots != self.grid.num_tokens
 
     def extents(self, axis: int) -> list[int]:
-        """True extents of the tiles along one axis (0 time, 1 height, 2 width); only the last can be short."""
+        """True extents of the tiles along one axis (0 time, 1 height, 2 width); only the last can
+        be short."""
         total, step = self.grid.shape[axis], self.tile[axis]
         return [min(step, total - start) for start in range(0, total, step)]
 
@@ -111,7 +116,8 @@ class TileLayout:
         return torch.stack([axis.flatten() for axis in axes], -1)
 
     def padded_index(self) -> torch.Tensor:
-        """Tile-order token of every (tile, slot), int64 (num_tiles, slots); empty slots repeat the tile's last token."""
+        """Tile-order token of every (tile, slot), int64 (num_tiles, slots); empty slots repeat the
+        tile's last token."""
         slot = torch.arange(self.slots)
         return self.offsets[:-1, None] + torch.minimum(slot[None], self.counts[:, None] - 1)
 
@@ -119,9 +125,10 @@ class TileLayout:
 def choose_tile(grid: Grid) -> Extents:
     """The box of at most 128 tokens that a grid is cut into.
 
-    Among boxes of aspect at most 4, the least padding; of equals the least aspect, then the least ratio of longest to
-    shortest side, then the first in order of (time, height, width). Where its padding is above 9%, the same among boxes
-    of aspect at most 9. The aspect is the longest side over the shortest of those that the grid is longer than.
+    Among boxes of aspect at most 4, the least padding; of equals the least aspect, then the least
+    ratio of longest to shortest side, then the first in order of (time, height, width). Where its
+    padding is above 9%, the same among boxes of aspect at most 9. The aspect is the longest side
+    over the shortest of those that the grid is longer than.
     """
     candidates = _boxes(grid.shape)
     strict = [box for box in candidates if _aspect(box, grid.shape) <= 4]
@@ -135,7 +142,9 @@ def choose_tile(grid: Grid) -> Extents:
 def _boxes(shape: Extents) -> list[Extents]:
     """Every box of at most 128 tokens inside the grid."""
     boxes: list[Extents] = []
-    for t, h in product(range(1, min(shape[0], TILE_SLOTS) + 1), range(1, min(shape[1], TILE_SLOTS) + 1)):
+    for t, h in product(
+        range(1, min(shape[0], TILE_SLOTS) + 1), range(1, min(shape[1], TILE_SLOTS) + 1)
+    ):
         widest = min(TILE_SLOTS // (t * h), shape[2])
         boxes += [(t, h, w) for w in range(1, widest + 1)]
     return boxes
@@ -144,7 +153,8 @@ def _boxes(shape: Extents) -> list[Extents]:
 def _aspect(box: Extents, shape: Extents) -> float:
     """Longest side over the shortest of those on which the grid is longer than the box.
 
-    A side that spans a short axis (one frame) can't be longer and counts as no flaw; a long one still counts.
+    A side that spans a short axis (one frame) can't be longer and counts as no flaw; a long one
+    still counts.
     """
     cut = [side for side, extent in zip(box, shape, strict=True) if extent > side]
     return max(box) / min(cut) if cut else 1.0
@@ -162,8 +172,8 @@ def tile_layout(grid: Grid, tile: Extents | None = None) -> TileLayout:
 
     Args:
         grid: the token grid.
-        tile: (frames, rows, columns) of a tile to pin it, at most 128 tokens; None chooses by `choose_tile`. A pinned
-            tile is clipped to a smaller grid.
+        tile: (frames, rows, columns) of a tile to pin it, at most 128 tokens; None chooses by
+            `choose_tile`. A pinned tile is clipped to a smaller grid.
 
     Raises:
         ValueError: for a pinned tile that is no box, or holds more than 128 tokens or none.
@@ -180,7 +190,8 @@ def _cached_layout(grid: Grid, tile: Extents | None) -> TileLayout:
     whole = len(tile) == 3 and all(isinstance(side, int) and side >= 1 for side in tile)
     if not whole or math.prod(tile) > TILE_SLOTS:
         raise ValueError(
-            f"tile is {tile}; three whole sides and at most {TILE_SLOTS} tokens in all are allowed, like (4, 4, 8)"
+            f"tile is {tile}; three whole sides and at most {TILE_SLOTS} tokens in all are "
+            "allowed, like (4, 4, 8)"
         )
     clipped = _by_axis(min(side, extent) for side, extent in zip(tile, grid.shape, strict=True))
     tiles = _by_axis(-(-extent // side) for side, extent in zip(clipped, grid.shape, strict=True))

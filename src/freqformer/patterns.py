@@ -1,6 +1,8 @@
-"""Which key tiles a query tile sees: window, axial, radial and top-k; and the cells that summaries stand for.
+"""Which key tiles a query tile sees: window, axial, radial and top-k; and the cells that summaries
+stand for.
 
-A pattern is a list of key tiles per query tile: int64 (query tiles, longest list), ascending, -1 behind the end.
+A pattern is a list of key tiles per query tile: int64 (query tiles, longest list), ascending, -1
+behind the end.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ SCORE_CHUNK = 1 << 24
 
 
 def window_tiles(layout: TileLayout, window: Extents) -> Tensor:
-    """The box of `window` tiles around every tile, moved inwards at the borders so that all lists are equally long.
+    """The box of `window` tiles around every tile, moved inwards at the borders so that all lists
+    are equally long.
 
     An even side has one more tile behind the middle than before it.
     """
@@ -47,7 +50,8 @@ def axial_tiles(layout: TileLayout, window: Extents) -> Tensor:
 
 
 def radial_tiles(layout: TileLayout, radius: int) -> Tensor:
-    """Tiles no farther than `radius` / 2^floor(log2(dt + 1)) in height and in width at time distance dt.
+    """Tiles no farther than `radius` / 2^floor(log2(dt + 1)) in height and in width at time
+    distance dt.
 
     The reach halves as the distance in time doubles.
     """
@@ -68,7 +72,9 @@ def _lists(num_tiles: int, seen: Callable[[Tensor], Tensor]) -> Tensor:
     """Ascending lists padded with -1, from `seen`: query tiles (q,) -> bool (q, key tiles)."""
     # Some queries at once: the full tile-by-tile matrix of a long video would be large.
     chunks = torch.arange(num_tiles).split(max(1, SCORE_CHUNK // (8 * num_tiles)))
-    pairs = torch.cat([seen(queries).nonzero() + queries.new_tensor([int(queries[0]), 0]) for queries in chunks])
+    pairs = torch.cat(
+        [seen(queries).nonzero() + queries.new_tensor([int(queries[0]), 0]) for queries in chunks]
+    )
     query, key = pairs.unbind(-1)
     lengths = query.bincount(minlength=num_tiles)
     place = torch.arange(len(query)) - (lengths.cumsum(0) - lengths)[query]
@@ -79,13 +85,15 @@ def _lists(num_tiles: int, seen: Callable[[Tensor], Tensor]) -> Tensor:
 
 @torch.no_grad()
 def topk_tiles(query_means: Tensor, key_means: Tensor, count: int) -> Tensor:
-    """The `count` best key tiles of every query tile by mean query . mean key, the tile itself always among them.
+    """The `count` best key tiles of every query tile by mean query . mean key, the tile itself
+    always among them.
 
     Args:
         query_means, key_means: (rows, tiles, head_dim), float32 or float64.
         count: tiles to keep, at most the number of tiles.
 
-    Returns: int64 (rows, tiles, count), ascending; the tile itself is among them, and of equal scores the lower tile. No
+    Returns: int64 (rows, tiles, count), ascending; the tile itself is among them, and of equal
+        scores the lower tile. No
         gradient passes the choice.
     """
     rows, tiles, _ = query_means.shape
@@ -110,7 +118,8 @@ def _largest(scores: Tensor, count: int) -> Tensor:
     least, next_value = values[..., count - 1 : count], values[..., count:]
     if bool((least > next_value).all()):
         return places[..., :count].sort(-1).values
-    # Of equal scores topk takes any. What comes of NaN is NaN in any case; like topk this takes it for the largest.
+    # Of equal scores topk takes any. What comes of NaN is NaN in any case; like topk this takes it
+    # for the largest.
     scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     least = scores.topk(count, dim=-1).values[..., -1:]
     above, level = scores > least, scores == least
@@ -135,13 +144,17 @@ class SummaryCells:
 
 
 def summary_cells(layout: TileLayout, most: int) -> SummaryCells:
-    """Cut the tile grid into at most `most` cells: as many as fit, then the box nearest a cube of tokens.
+    """Cut the tile grid into at most `most` cells: as many as fit, then the box nearest a cube of
+    tokens.
 
-    Nearest is the least ratio of longest to shortest side; ties take the first box in order of (time, height, width).
+    Nearest is the least ratio of longest to shortest side; ties take the first box in order of
+    (time, height, width).
     """
     tiles = layout.tiles
     if most == 0:
-        return SummaryCells(torch.zeros(layout.num_tiles, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+        return SummaryCells(
+            torch.zeros(layout.num_tiles, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+        )
     box = _cell_box(tiles, layout.tile, most)
     cells = [-(-total // side) for total, side in zip(tiles, box, strict=True)]
     place = layout.coordinates() // torch.tensor(box)

@@ -1,7 +1,7 @@
 """The attention plan: what is static about one attention call, and what that costs.
 
-A plan is built once per grid and configuration, outside any compiled region. Together with the `Selection` of a call
-it is all that kernels and the cost model know about structure.
+A plan is built once per grid and configuration, outside any compiled region. Together with the
+`Selection` of a call it is all that kernels and the cost model know about structure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from freqformer.tracing import constant_result
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The tiles that MID heads of one call see: int tensor (batch, heads, query tiles, tiles kept), -1 behind the end.
+    """The tiles that MID heads of one call see: int tensor (batch, heads, query tiles, tiles kept),
+    -1 behind the end.
 
     Rows of heads that are not MID are not read.
     """
@@ -39,7 +40,8 @@ class Flops:
     """Floating-point operations of attention, a multiply-add counted as two."""
 
     useful: float
-    """Of tokens that exist. For top-k lists the expectation over tiles, since edge tiles differ in size."""
+    """Of tokens that exist. For top-k lists the expectation over tiles, since edge tiles differ in
+    size."""
     executed: int
     """Of the slots that a kernel computes, each segment's tokens rounded up to blocks of 128."""
 
@@ -48,7 +50,8 @@ class Flops:
 class AttentionPlan:
     """Static structure of one attention call over a grid; made by `build_plan`.
 
-    The keys of a head are numbered in segments [video | low | summaries | text]; `segments` gives their offsets.
+    The keys of a head are numbered in segments [video | low | summaries | text]; `segments` gives
+    their offsets.
     """
 
     layout: TileLayout
@@ -59,14 +62,16 @@ class AttentionPlan:
     learned_summaries: bool
     """Whether the mid and high bands are summarised too, which needs learned parameters."""
     mid_lists: Tensor | None
-    """Key tiles of every query tile for a fixed mid pattern, int64 (tiles, longest), -1 behind the end; None: top-k."""
+    """Key tiles of every query tile for a fixed mid pattern, int64 (tiles, longest), -1 behind the
+    end; None: top-k."""
     high_lists: Tensor
     """Key tiles of every query tile in the window, int64 (tiles, window)."""
     cells: patterns.SummaryCells
     low_weights: Tensor
     """Tokens that every low token stands for, float64 (low tokens,)."""
     key: tuple[int, int, int, int, int]
-    """What compiled graphs hold of the plan: its number in the process, low tokens, tiles, longest MID list and cells."""
+    """What compiled graphs hold of the plan: its number in the process, low tokens, tiles, longest
+    MID list and cells."""
 
     @property
     def num_low_tokens(self) -> int:
@@ -96,9 +101,18 @@ class AttentionPlan:
         return torch.full((tiles,), self.mid_capacity if band == Band.MID else tiles)
 
     def extra_segments(self, band: Band) -> tuple[int, int, int, int, int]:
-        """Keys of a head beside exact video tokens: low tokens, low, mid and high summaries, and text."""
-        low, mid, high = (self.cells.num_cells if self._summarised(band, other) else 0 for other in list(Band)[:3])
-        return (self.num_low_tokens if band == Band.LOW else 0, low, mid, high, self.num_text_tokens)
+        """Keys of a head beside exact video tokens: low tokens, low, mid and high summaries, and
+        text."""
+        low, mid, high = (
+            self.cells.num_cells if self._summarised(band, other) else 0 for other in list(Band)[:3]
+        )
+        return (
+            self.num_low_tokens if band == Band.LOW else 0,
+            low,
+            mid,
+            high,
+            self.num_text_tokens,
+        )
 
     def _summarised(self, band: Band, other: Band) -> bool:
         """Whether a head in `band` sees the summaries of the band `other`."""
@@ -107,11 +121,15 @@ class AttentionPlan:
     def key_blocks(self, band: Band) -> Tensor:
         """Blocks of 128 keys that every query block of a head reads, int64 (query blocks,).
 
-        Query blocks are the tiles, or blocks of low tokens for LOW, and then the blocks of text queries, which see
-        everything. Every segment of keys begins a new block.
+        Query blocks are the tiles, or blocks of low tokens for LOW, and then the blocks of text
+        queries, which see everything. Every segment of keys begins a new block.
         """
         extra = sum(map(_blocks, self.extra_segments(band)))
-        video = torch.full((_blocks(self.num_low_tokens),), extra) if band == Band.LOW else self.lengths(band) + extra
+        video = (
+            torch.full((_blocks(self.num_low_tokens),), extra)
+            if band == Band.LOW
+            else self.lengths(band) + extra
+        )
         text = _blocks(self.num_text_tokens)
         return torch.cat([video, torch.full((text,), self.layout.num_tiles + text)])
 
@@ -122,8 +140,8 @@ class AttentionPlan:
 
         Args:
             allocation: the band of every head.
-            longest: most key blocks of an item; longer lists are split into pieces that differ by one at most. None
-                splits nothing.
+            longest: most key blocks of an item; longer lists are split into pieces that differ by
+                one at most. None splits nothing.
         """
         tasks = []
         for head, band in enumerate(_checked(allocation, self.num_heads)):
@@ -132,14 +150,24 @@ class AttentionPlan:
             block = torch.repeat_interleave(pieces)
             piece = torch.arange(len(block)) - (pieces.cumsum(0) - pieces)[block]
             ends = torch.stack([piece, piece + 1], -1) * lengths[block, None] // pieces[block, None]
-            tasks.append(torch.cat([torch.full_like(block, head)[:, None], block[:, None], ends], -1))
+            tasks.append(
+                torch.cat([torch.full_like(block, head)[:, None], block[:, None], ends], -1)
+            )
         rows = torch.cat(tasks)
         return rows[(rows[:, 3] - rows[:, 2]).argsort(descending=True, stable=True)]
 
     def band_flops(self, band: Band) -> Flops:
         """FLOPs of one head in `band`, text queries included."""
-        n, text, extra = self.layout.grid.num_tokens, self.num_text_tokens, sum(self.extra_segments(band))
-        pairs = float(self.num_low_tokens * extra) if band == Band.LOW else self._video_pairs(band) + n * extra
+        n, text, extra = (
+            self.layout.grid.num_tokens,
+            self.num_text_tokens,
+            sum(self.extra_segments(band)),
+        )
+        pairs = (
+            float(self.num_low_tokens * extra)
+            if band == Band.LOW
+            else self._video_pairs(band) + n * extra
+        )
         pairs += text * (n + text)
         slots = int(self.key_blocks(band).sum()) * TILE_SLOTS**2
         return Flops(4.0 * self.head_dim * pairs, 4 * self.head_dim * slots)
@@ -173,8 +201,11 @@ class AttentionPlan:
         return Flops(sum(cost.useful for cost in costs), sum(cost.executed for cost in costs))
 
     def kv_bytes(self, allocation: Sequence[int], element_size: int = 2) -> int:
-        """Bytes of keys and values that blocks of queries read, without reuse between them; 2 bytes for bfloat16."""
-        blocks = sum(int(self.key_blocks(band).sum()) for band in _checked(allocation, self.num_heads))
+        """Bytes of keys and values that blocks of queries read, without reuse between them; 2 bytes
+        for bfloat16."""
+        blocks = sum(
+            int(self.key_blocks(band).sum()) for band in _checked(allocation, self.num_heads)
+        )
         return 2 * blocks * TILE_SLOTS * self.head_dim * element_size
 
     def density(self, allocation: Sequence[int]) -> float:
@@ -182,12 +213,15 @@ class AttentionPlan:
         return self.flops(allocation).useful / (self.num_heads * self.band_flops(Band.DENSE).useful)
 
     def validate(self, selection: Selection | None = None) -> None:
-        """Raise ValueError where the plan or a selection breaks its rules: range, order, duplicates, own tile, counts.
+        """Raise ValueError where the plan or a selection breaks its rules: range, order,
+        duplicates, own tile, counts.
 
         Every head of the selection is held to them, MID or not.
         """
         n = self.layout.grid.num_tokens
-        if int(self.layout.counts.sum()) != n or (self.cells.num_cells and int(self.cells.counts.sum()) != n):
+        if int(self.layout.counts.sum()) != n or (
+            self.cells.num_cells and int(self.cells.counts.sum()) != n
+        ):
             raise ValueError(f"plan counts other than {n} tokens; build it with build_plan")
         for name, lists in (("mid_lists", self.mid_lists), ("high_lists", self.high_lists)):
             if lists is not None:
@@ -202,25 +236,37 @@ class AttentionPlan:
         fits = tiles.ndim == 4 and tuple(tiles.shape[1:3]) == expected and tiles.shape[3] > 0
         if not (whole and fits and batch in (None, tiles.shape[0])):
             raise ValueError(
-                f"selection.tiles is {tiles.dtype} {tuple(tiles.shape)}; whole numbers ({batch or 'batch'}, {expected[0]}, "
+                f"selection.tiles is {tiles.dtype} {tuple(tiles.shape)}; whole numbers "
+                f"({batch or 'batch'}, {expected[0]}, "
                 f"{expected[1]}, tiles kept) are allowed: select with the plan of this grid"
             )
 
     def _check_lists(self, name: str, lists: Tensor) -> None:
         tiles = self.layout.num_tiles
         if int(lists.max()) >= tiles or int(lists.min()) < -1:
-            raise ValueError(f"{name} names tiles outside 0 to {tiles - 1}; build the plan with build_plan")
+            raise ValueError(
+                f"{name} names tiles outside 0 to {tiles - 1}; build the plan with build_plan"
+            )
         if bool(((lists[..., 1:] >= 0) & (lists[..., :-1] < 0)).any()):
-            raise ValueError(f"{name} has -1 before the end of a list; -1 is allowed behind the last tile alone")
+            raise ValueError(
+                f"{name} has -1 before the end of a list; -1 is allowed behind the last tile alone"
+            )
         ordered = lists.sort(-1).values
         if bool(((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any()):
-            raise ValueError(f"{name} names a tile twice, which would count its keys twice; keep each once")
+            raise ValueError(
+                f"{name} names a tile twice, which would count its keys twice; keep each once"
+            )
         own = torch.arange(tiles, device=lists.device)[:, None]
         if not bool((lists == own).any(-1).all()):
-            raise ValueError(f"{name} leaves a tile out of its own list; every query sees its own tile")
+            raise ValueError(
+                f"{name} leaves a tile out of its own list; every query sees its own tile"
+            )
 
-    def check_selection(self, selection: Selection, batch: int, rows: tuple[Tensor, Tensor]) -> Tensor:
-        """The lists of the given MID rows (batch indices, head indices), validated: int64 (rows, tiles, kept)."""
+    def check_selection(
+        self, selection: Selection, batch: int, rows: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """The lists of the given MID rows (batch indices, head indices), validated: int64 (rows,
+        tiles, kept)."""
         self._check_shape(selection, batch)
         lists = selection.tiles[rows].long()
         self._check_lists("selection.tiles", lists)
@@ -232,7 +278,8 @@ _NUMBERED: WeakValueDictionary[int, AttentionPlan] = WeakValueDictionary()
 
 
 def check_known(plan: AttentionPlan) -> None:
-    """Raise ValueError for a plan that `build_plan` didn't make, which `plan_numbered` would not find."""
+    """Raise ValueError for a plan that `build_plan` didn't make, which `plan_numbered` would not
+    find."""
     if _NUMBERED.get(plan.key[0]) is not plan:
         raise ValueError("plan is a changed copy of another one; make it with build_plan")
 
@@ -245,7 +292,10 @@ def plan_numbered(number: int) -> AttentionPlan:
     """
     plan = _NUMBERED.get(number)
     if plan is None:
-        raise ValueError(f"number is {number}, and that plan is gone; keep a plan as long as the graph compiled with it")
+        raise ValueError(
+            f"number is {number}, and that plan is gone; keep a plan as long as the graph compiled "
+            "with it"
+        )
     return plan
 
 
@@ -254,16 +304,26 @@ def _blocks(tokens: int) -> int:
 
 
 def checked_bands(allocation: Sequence[int], num_heads: int) -> list[int]:
-    """The band of every head as plain numbers; ValueError for other than `num_heads` numbers from 0 to 3."""
+    """The band of every head as plain numbers; ValueError for other than `num_heads` numbers from 0
+    to 3."""
     try:
         given = allocation.tolist() if isinstance(allocation, Tensor) else list(allocation)
-        bands = None if any(isinstance(band, bool) for band in given) else [index(band) for band in given]
+        bands = (
+            None
+            if any(isinstance(band, bool) for band in given)
+            else [index(band) for band in given]
+        )
     except TypeError:  # nothing to go through, or numbers that aren't whole
         bands = None
-    if bands is None or len(bands) != num_heads or not all(0 <= band <= Band.DENSE for band in bands):
+    if (
+        bands is None
+        or len(bands) != num_heads
+        or not all(0 <= band <= Band.DENSE for band in bands)
+    ):
         shown = allocation if bands is None else bands
         raise ValueError(
-            f"allocation is {shown}; {num_heads} bands from 0 to 3 are allowed (LOW, MID, HIGH, DENSE), one per head"
+            f"allocation is {shown}; {num_heads} bands from 0 to 3 are allowed (LOW, MID, HIGH, "
+            "DENSE), one per head"
         )
     return bands
 
@@ -289,7 +349,8 @@ def build_plan(
         config: bands, patterns and summaries.
         num_heads, head_dim: of the attention.
         num_text_tokens: text tokens behind the video tokens.
-        learned_summaries: whether mid and high summaries take part, as they do when parameters are given.
+        learned_summaries: whether mid and high summaries take part, as they do when parameters are
+            given.
 
     Raises:
         ValueError: for a number of heads or tokens, or a head_dim, that is out of range.
@@ -309,7 +370,12 @@ def build_plan(
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what it caches must also serve training
 def _cached_plan(
-    grid: Grid, config: FreqFormerConfig, num_heads: int, head_dim: int, num_text_tokens: int, learned_summaries: bool
+    grid: Grid,
+    config: FreqFormerConfig,
+    num_heads: int,
+    head_dim: int,
+    num_text_tokens: int,
+    learned_summaries: bool,
 ) -> AttentionPlan:
     layout = tile_layout(grid, config.tile)
     fixed = {

@@ -14,16 +14,18 @@ Result = TypeVar("Result")
 
 
 class PlainFields:
-    """Base of frozen dataclasses whose fields are plain values, which a traced call can take apart."""
+    """Base of frozen dataclasses whose fields are plain values, which a traced call can take
+    apart."""
 
 
 def constant_result(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """The function, whose result a compiled graph takes as a constant of its arguments.
 
-    As `torch.compiler.assume_constant_result`, but arguments may be `PlainFields` and whole numbers that differ between
-    calls, each a graph of its own. torch 2.11 can't hand those to such a function: a traced call takes them apart into
-    constants, and they are put together again behind it. Of one function a graph on torch 2.11 can hold one result, if it
-    is a tensor: return a tuple of all that are needed.
+    As `torch.compiler.assume_constant_result`, but arguments may be `PlainFields` and whole numbers
+    that differ between calls, each a graph of its own. torch 2.11 can't hand those to such a
+    function: a traced call takes them apart into constants, and they are put together again behind
+    it. Of one function a graph on torch 2.11 can hold one result, if it is a tensor: return a tuple
+    of all that are needed.
     """
 
     def from_fields(args: tuple, kwargs: tuple) -> Result:
@@ -32,8 +34,8 @@ def constant_result(function: Callable[Parameters, Result]) -> Callable[Paramete
 
     # torch 2.11 tells results in a graph apart by this name.
     from_fields.__code__ = from_fields.__code__.replace(co_name=function.__name__)
-    # What torch.compiler.assume_constant_result does, but that imports torch._dynamo, sympy and Triton first: seconds
-    # that a program which compiles nothing would wait for.
+    # What torch.compiler.assume_constant_result does, but that imports torch._dynamo, sympy and
+    # Triton first: seconds that a program which compiles nothing would wait for.
     from_fields._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     @wraps(function)
@@ -47,7 +49,8 @@ def constant_result(function: Callable[Parameters, Result]) -> Callable[Paramete
 
 
 def _taken_apart(value: Any) -> tuple[type | None, Any]:
-    """The class of a dataclass and its fields in the order in which it takes them, or None and the value."""
+    """The class of a dataclass and its fields in the order in which it takes them, or None and the
+    value."""
     if isinstance(value, PlainFields):
         names = type(value).__match_args__  # type: ignore[attr-defined]
         return type(value), tuple(_constant(getattr(value, name)) for name in names)

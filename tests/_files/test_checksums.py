@@ -7,7 +7,14 @@ import json
 import pytest
 from tests.support.damage import flip_bits
 
-from freqformer._files import MANIFEST_NAME, FileError, check_manifest, check_seal, sealed, write_manifest
+from freqformer._files import (
+    MANIFEST_NAME,
+    FileError,
+    check_manifest,
+    check_seal,
+    sealed,
+    write_manifest,
+)
 
 
 @pytest.fixture
@@ -52,14 +59,22 @@ def test_what_is_missing_or_longer_is_named_with_all_others(folder):
     (folder / "a.json").unlink()
     (folder / "inner" / "b.safetensors").write_bytes(b"")
     with pytest.raises(
-        FileError, match=r"a\.json is missing; .*b\.safetensors has 0 bytes and 100 bytes were written: save it"
+        FileError,
+        match=(
+            r"a\.json is missing; .*b\.safetensors has 0 bytes and 100 bytes were written: "
+            r"save it"
+        ),
     ):
         check(folder)
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", "", "c:\\x", "a//b"])
 def test_names_outside_the_folder_are_refused(folder, name):
-    record = {"format": "freqformer-manifest-1", "kind": "model", "files": {name: {"bytes": 1, "sha256": ""}}}
+    record = {
+        "format": "freqformer-manifest-1",
+        "kind": "model",
+        "files": {name: {"bytes": 1, "sha256": ""}},
+    }
     (folder / MANIFEST_NAME).write_text(json.dumps(sealed(record)))
     with pytest.raises(FileError, match="outside its folder"):
         check(folder)
@@ -70,6 +85,11 @@ def test_a_seal_holds_a_record_together(tmp_path):
     read = json.loads(json.dumps(record))
     check_seal(read, tmp_path, remedy="")
     assert sealed(read) == read
-    for changed in ({**read, "a": [1, 2]}, {**read, "d": 0}, {**read, "seal": ""}, {"a": [1, 2.5], "b": {"c": None}}):
+    for changed in (
+        {**read, "a": [1, 2]},
+        {**read, "d": 0},
+        {**read, "seal": ""},
+        {"a": [1, 2.5], "b": {"c": None}},
+    ):
         with pytest.raises(FileError, match="is damaged"):
             check_seal(changed, tmp_path, remedy="")

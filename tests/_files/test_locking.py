@@ -25,7 +25,9 @@ with locked(pathlib.Path(sys.argv[1])):
 def holder(tmp_path):
     """A process that holds tmp_path / "run", once it does."""
     command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         yield process
@@ -39,7 +41,9 @@ def test_a_second_process_is_told_who_holds_it_until_that_is_dead(tmp_path, hold
         if folder.name == "link":
             folder.symlink_to(tmp_path / "run")
         with (
-            pytest.raises(FileError, match=rf"in use by process {holder.pid} on .* since 2\d+-.*; wait") as caught,
+            pytest.raises(
+                FileError, match=rf"in use by process {holder.pid} on .* since 2\d+-.*; wait"
+            ) as caught,
             locked(folder),
         ):
             pass
@@ -55,7 +59,11 @@ def test_a_second_process_is_told_who_holds_it_until_that_is_dead(tmp_path, hold
 def test_it_is_free_again_behind_the_block(tmp_path):
     for _ in range(2):
         own = rf"in use by process {os.getpid()} "
-        with locked(tmp_path / "run"), pytest.raises(FileError, match=own), locked(tmp_path / "run"):
+        with (
+            locked(tmp_path / "run"),
+            pytest.raises(FileError, match=own),
+            locked(tmp_path / "run"),
+        ):
             pass
         with pytest.raises(ZeroDivisionError), locked(tmp_path / "run"):
             _ = 1 / 0
@@ -84,5 +92,8 @@ def test_links_in_its_place_are_not_followed(tmp_path):
 
 def test_a_place_that_is_no_folder(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(FileError, match=r"can't be written: .*move it"), locked(Path(tmp_path / "file")):
+    with (
+        pytest.raises(FileError, match=r"can't be written: .*move it"),
+        locked(Path(tmp_path / "file")),
+    ):
         pass

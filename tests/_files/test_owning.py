@@ -14,7 +14,9 @@ def write(folder, text: str, command: str = "demo", **options) -> None:
 
 def test_a_file_of_the_users_is_not_overwritten(tmp_path):
     (tmp_path / "index.html").write_text("my page")
-    with pytest.raises(FileError, match=r"holds index\.html, which no freqformer demo wrote, .* move them away"):
+    with pytest.raises(
+        FileError, match=r"holds index\.html, which no freqformer demo wrote, .* move them away"
+    ):
         write(tmp_path, "demo")
     assert (tmp_path / "index.html").read_text() == "my page"
 

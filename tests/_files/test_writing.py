@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 from tests.support.file_limit import file_limit
 
-from freqformer._files import FileError, remove_folder, write_json, write_text, writing, writing_file, writing_folder
+from freqformer._files import (
+    FileError,
+    remove_folder,
+    write_json,
+    write_text,
+    writing,
+    writing_file,
+    writing_folder,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -60,7 +68,8 @@ def test_a_folder_is_absent_or_whole(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", [".tmp-thesis", ".tmp-new-model", ".freqformer-thesis", ".freqformer-abcdefgh", "model.part"]
+    "name",
+    [".tmp-thesis", ".tmp-new-model", ".freqformer-thesis", ".freqformer-abcdefgh", "model.part"],
 )
 def test_what_others_made_beside_the_target_stays(tmp_path, name):
     """F100: whatever it is called, a folder, or a file."""
@@ -71,7 +80,9 @@ def test_what_others_made_beside_the_target_stays(tmp_path, name):
             (home / name).mkdir()
             (home / name / "thesis.txt").write_text("ten years of work")
             (home / name / "lock").touch()
-            (home / name / "mark.json").write_text('{"format": "of another program", "target": "model"}')
+            (home / name / "mark.json").write_text(
+                '{"format": "of another program", "target": "model"}'
+            )
         else:
             (home / name).write_text("ten years of work")
         fill(home / "model", "x")
@@ -98,7 +109,9 @@ def test_two_writers_of_one_folder(tmp_path):
     """F101: the second is told who the first is."""
     with writing_folder(tmp_path / "a", kind="model") as first:
         (first / "weights").write_text("first")
-        with pytest.raises(FileError, match=rf"a is in use by process {os.getpid()} on .* since .*: .*; wait until"):
+        with pytest.raises(
+            FileError, match=rf"a is in use by process {os.getpid()} on .* since .*: .*; wait until"
+        ):
             fill(tmp_path / "a", "second")
         (first / "card").write_text("card")
     assert (tmp_path / "a" / "weights").read_text() == "first"
@@ -112,7 +125,10 @@ def test_a_folder_of_somebody_else_is_refused_and_kept(tmp_path, content):
     (target / content).parent.mkdir(parents=True)
     (target / content).write_text("x")
     for attempt in (lambda: fill(target, "new"), lambda: remove_folder(target, kind="model")):
-        with pytest.raises(FileError, match=rf"photos holds what .* \({content}\) and is kept .*; choose another folder"):
+        with pytest.raises(
+            FileError,
+            match=rf"photos holds what .* \({content}\) and is kept .*; choose another folder",
+        ):
             attempt()
         assert (target / content).read_text() == "x"
     (target / content).unlink()
@@ -167,7 +183,8 @@ def test_a_link_to_the_output_folder(tmp_path, there):
 
 
 def test_links_in_the_place_of_a_file_are_replaced_and_not_followed(tmp_path):
-    """F114: the linked file stays, for the target and for every name that the writer could have used."""
+    """F114: the linked file stays, for the target and for every name that the writer could have
+    used."""
     victim = tmp_path / "victim"
     victim.write_text("precious")
     for name in ("table.json", "table.json.part", "table.json.tmp"):
@@ -200,7 +217,9 @@ def test_where_the_second_rename_fails_the_old_folder_is_put_back(tmp_path, monk
         return real(path, to)
 
     monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(FileError, match=rf"{os.strerror(number)}; .*What was there before is still there"):
+    with pytest.raises(
+        FileError, match=rf"{os.strerror(number)}; .*What was there before is still there"
+    ):
         fill(target, "new")
     assert (target / "weights").read_text() == "old"
     assert names(tmp_path) == ["model"]
@@ -222,7 +241,9 @@ def test_where_nothing_can_be_put_back_the_old_folder_waits(tmp_path, monkeypatc
         return real(path, to)
 
     monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(FileError, match=r"can't be put back: .* It is whole, as (.*/old): move it to .*model") as caught:
+    with pytest.raises(
+        FileError, match=r"can't be put back: .* It is whole, as (.*/old): move it to .*model"
+    ) as caught:
         fill(target, "new")
     monkeypatch.undo()
     where = Path(str(caught.value).split("as ")[-1].split(":")[0])
@@ -305,7 +326,11 @@ def test_files_and_folders_reach_the_disk_before_their_name_does(tmp_path, monke
     events = []
     real_sync, real_rename = writing.sync, Path.rename
     monkeypatch.setattr(writing, "sync", lambda path: (events.append(path.name), real_sync(path)))
-    monkeypatch.setattr(Path, "rename", lambda path, to: (events.append(f"rename to {to.name}"), real_rename(path, to)))
+    monkeypatch.setattr(
+        Path,
+        "rename",
+        lambda path, to: (events.append(f"rename to {to.name}"), real_rename(path, to)),
+    )
     with writing_folder(tmp_path / "run" / "model") as new:
         (new / "a").touch()
         (new / "b").mkdir()
@@ -316,7 +341,10 @@ def test_files_and_folders_reach_the_disk_before_their_name_does(tmp_path, monke
 
 
 def test_what_helps_is_told_by_what_went_wrong(tmp_path):
-    with file_limit(1024), pytest.raises(FileError, match=r"page can't be written: .*too large; raise the limit"):
+    with (
+        file_limit(1024),
+        pytest.raises(FileError, match=r"page can't be written: .*too large; raise the limit"),
+    ):
         write_text(tmp_path / "page", "x" * 4096)
     (tmp_path / "file").touch()
     with pytest.raises(FileError, match=r"can't be written: .*; something else is there: move it"):

@@ -16,7 +16,9 @@ from freqformer.plan import Selection, build_plan
 GRID = Grid(3, 9, 13)
 
 
-def qkv(grid: Grid, heads: int, head_dim: int, seed: int = 0, scale: float = 1.0) -> list[torch.Tensor]:
+def qkv(
+    grid: Grid, heads: int, head_dim: int, seed: int = 0, scale: float = 1.0
+) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shape = (1, grid.num_tokens, heads, head_dim)
     return [scale * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3)]
@@ -54,7 +56,11 @@ def test_bound_holds(shape, seed, scale, features, pattern, summaries):
     )
     parameters = learned(4, 32) if features in ("gains", "strict") else None
     found = error_by_band(
-        *qkv(grid, 4, 32, seed, scale), grid=grid, allocation=[0, 1, 2, 3], config=config, parameters=parameters
+        *qkv(grid, 4, 32, seed, scale),
+        grid=grid,
+        allocation=[0, 1, 2, 3],
+        config=config,
+        parameters=parameters,
     )
     assert bool((found.error_norm <= found.bound * (1 + 1e-9) + 1e-10).all())
     assert float(found.error_norm[:, :, Band.DENSE].max()) <= 1e-12
@@ -63,7 +69,8 @@ def test_bound_holds(shape, seed, scale, features, pattern, summaries):
 
 
 def test_parts_add_up_to_the_output_and_the_error():
-    """A low(V) + A mid(V) + A high(V) is the exact output, and the source errors add up to the error."""
+    """A low(V) + A mid(V) + A high(V) is the exact output, and the source errors add up to the
+    error."""
     config = FreqFormerConfig(tile=(3, 3, 5), mid_tiles=3, window=(1, 2, 2))
     query, key, value = qkv(GRID, 3, 8)
     found = error_by_band(query, key, value, grid=GRID, allocation=[0, 1, 2], config=config)
@@ -71,7 +78,9 @@ def test_parts_add_up_to_the_output_and_the_error():
     parts = [part.unflatten(2, (3, 8)) for part in split_bands(value.flatten(2), GRID, config)]
     exact = [_dense(query, key, part) for part in parts]
     torch.testing.assert_close(sum(exact), _dense(query, key, value), rtol=0, atol=1e-12)
-    torch.testing.assert_close(found.output_energy, torch.stack([x.square().sum((1, 3)) for x in exact], -1))
+    torch.testing.assert_close(
+        found.output_energy, torch.stack([x.square().sum((1, 3)) for x in exact], -1)
+    )
 
     banded = [
         frequency_attention(query, key, part, grid=GRID, allocation=[0, 1, 2], config=config) - out
@@ -80,18 +89,25 @@ def test_parts_add_up_to_the_output_and_the_error():
     whole = frequency_attention(query, key, value, grid=GRID, allocation=[0, 1, 2], config=config)
     error = whole - _dense(query, key, value)
     torch.testing.assert_close(sum(banded), error, rtol=0, atol=1e-12)
-    torch.testing.assert_close(found.error_by_source, torch.stack([x.square().sum((1, 3)) for x in banded], -1))
+    torch.testing.assert_close(
+        found.error_by_source, torch.stack([x.square().sum((1, 3)) for x in banded], -1)
+    )
     torch.testing.assert_close(found.error_norm, error.norm(dim=-1))
 
 
 @pytest.mark.parametrize("band", [Band.MID, Band.HIGH])
 def test_misplaced_mass_is_the_missed_mass_where_keys_are_dropped(band):
-    """Without summaries, MID and HIGH heads drop keys and renormalise: the mass is what they miss, counted by a mask."""
+    """Without summaries, MID and HIGH heads drop keys and renormalise: the mass is what they miss,
+    counted by a mask."""
     config = FreqFormerConfig(tile=(3, 3, 5), mid_tiles=3, window=(1, 2, 2), summary_tokens=0)
     query, key, value = qkv(GRID, 1, 8, scale=1.5)
     layout = tile_layout(GRID, config.tile)
-    chosen = torch.stack([torch.tensor([i, (i + 2) % 9, (i + 5) % 9]).sort().values for i in range(layout.num_tiles)])
-    lists = chosen if band == Band.MID else build_plan(GRID, config, num_heads=1, head_dim=8).high_lists
+    chosen = torch.stack(
+        [torch.tensor([i, (i + 2) % 9, (i + 5) % 9]).sort().values for i in range(layout.num_tiles)]
+    )
+    lists = (
+        chosen if band == Band.MID else build_plan(GRID, config, num_heads=1, head_dim=8).high_lists
+    )
     found = error_by_band(
         query,
         key,
@@ -143,4 +159,6 @@ def test_low_frequency_values_cost_low_heads_nothing():
 def test_wrong_tokens_are_refused():
     query, key, value = qkv(GRID, 1, 8)
     with pytest.raises(ValueError, match="tokens"):
-        error_by_band(query, key, value, grid=Grid(2, 2, 2), allocation=[0], config=FreqFormerConfig())
+        error_by_band(
+            query, key, value, grid=Grid(2, 2, 2), allocation=[0], config=FreqFormerConfig()
+        )

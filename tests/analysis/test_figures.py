@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from freqformer.analysis.figures import allocation_figure, energies_figure, labelled_grid, loss_figure, weights_figure
+from freqformer.analysis.figures import (
+    allocation_figure,
+    energies_figure,
+    labelled_grid,
+    loss_figure,
+    weights_figure,
+)
 from freqformer.analysis.spectra import clip_spectrum
 from freqformer.config import FreqFormerConfig
 from freqformer.media import read_clip
@@ -55,8 +61,11 @@ def test_allocation(tmp_path: Path) -> None:
     allocations[2:] = 2
     allocation_figure(allocations, [1.0, 0.7, 0.4, 0.1], path)
     image = picture(path)
-    # The legend names all three bands; the map itself is blue on the left and vermilion on the right.
-    map_ = image[image.shape[0] // 4 : image.shape[0] // 2, image.shape[1] // 5 : 3 * image.shape[1] // 4]
+    # The legend names all three bands; the map itself is blue on the left and vermilion on the
+    # right.
+    map_ = image[
+        image.shape[0] // 4 : image.shape[0] // 2, image.shape[1] // 5 : 3 * image.shape[1] // 4
+    ]
     blue = (map_ == torch.tensor(BLUE)).all(-1).nonzero()[:, 1]
     vermilion = (map_ == torch.tensor(VERMILION)).all(-1).nonzero()[:, 1]
     assert len(blue) > 500
@@ -76,7 +85,9 @@ def test_weights(tmp_path: Path) -> None:
     weights[2:] = 1.0
     weights_figure(weights, [1.0, 0.7, 0.4, 0.1], path)
     map_ = picture(path).int()
-    map_ = map_[map_.shape[0] // 4 : map_.shape[0] // 2, map_.shape[1] // 5 : 3 * map_.shape[1] // 4]
+    map_ = map_[
+        map_.shape[0] // 4 : map_.shape[0] // 2, map_.shape[1] // 5 : 3 * map_.shape[1] // 4
+    ]
     blue, red = ((map_[..., 2 - other] > 60 + map_[..., other]).nonzero()[:, 1] for other in (0, 2))
     assert len(blue) > 500
     assert len(red) > 500
@@ -86,7 +97,9 @@ def test_weights(tmp_path: Path) -> None:
 
 
 def test_labelled_grid() -> None:
-    clips = torch.arange(4, dtype=torch.uint8)[:, None, None, None, None].expand(-1, 3, 10, 180, 3) * 60
+    clips = (
+        torch.arange(4, dtype=torch.uint8)[:, None, None, None, None].expand(-1, 3, 10, 180, 3) * 60
+    )
     grid = labelled_grid(clips, ["one", "two", "three", "four"])
     assert grid.shape == (3, 40, 360, 3)
     for index, (top, left) in enumerate([(10, 0), (10, 180), (30, 0), (30, 180)]):

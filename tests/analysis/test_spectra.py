@@ -1,4 +1,5 @@
-"""The bands of a clip: they add up, energies are counted once, and each holds what its name says."""
+"""The bands of a clip: they add up, energies are counted once, and each holds what its name
+says."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ CONFIG = FreqFormerConfig()
     patch=st.tuples(st.integers(1, 2), st.integers(1, 4), st.integers(1, 4)),
     seed=st.integers(0, 99),
 )
-def test_bands_and_energies_add_up(grid: tuple[int, int, int], patch: tuple[int, int, int], seed: int) -> None:
+def test_bands_and_energies_add_up(
+    grid: tuple[int, int, int], patch: tuple[int, int, int], seed: int
+) -> None:
     shape = [extent * side for extent, side in zip(grid, patch, strict=True)]
     clip = torch.rand(3, *shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     spectrum = clip_spectrum(clip, CONFIG, patch)

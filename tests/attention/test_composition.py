@@ -16,11 +16,15 @@ from freqformer import FreqFormerConfig, Grid, frequency_attention
 from freqformer.config import Band
 
 GRIDS = (Grid(3, 4, 6), Grid(4, 8, 5), Grid(5, 5, 9))
-SMALL = FreqFormerConfig(tile=(1, 2, 4), compression=4, mid_tiles=2, window=(1, 1, 1), summary_tokens=3)
+SMALL = FreqFormerConfig(
+    tile=(1, 2, 4), compression=4, mid_tiles=2, window=(1, 1, 1), summary_tokens=3
+)
 
 
 def tensors_for(grid: Grid, heads: int = 3, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    return [torch.randn(1, grid.num_tokens, heads, 4, dtype=dtype).requires_grad_() for _ in range(3)]
+    return [
+        torch.randn(1, grid.num_tokens, heads, 4, dtype=dtype).requires_grad_() for _ in range(3)
+    ]
 
 
 @pytest.mark.parametrize("impl", ["eager", "reference"])
@@ -35,7 +39,9 @@ def test_compiled_graphs_hold_the_call_whole(impl: str) -> None:
 @pytest.mark.parametrize("band", list(Band))
 def test_gradients_have_gradients(band: Band) -> None:
     grid = Grid(2, 4, 4)
-    tensors = [x[:, :, :1].detach().requires_grad_() for x in tensors_for(grid, dtype=torch.float64)]
+    tensors = [
+        x[:, :, :1].detach().requires_grad_() for x in tensors_for(grid, dtype=torch.float64)
+    ]
 
     def attend(*given: Tensor) -> Tensor:
         return frequency_attention(*given, grid=grid, allocation=[band], config=SMALL, impl="eager")
@@ -48,7 +54,11 @@ def test_torch_func_takes_gradients_of_the_layer() -> None:
     weights = {name: x.detach() for name, x in layer.named_parameters()}
 
     def loss(given: dict[str, Tensor]) -> Tensor:
-        return torch.func.functional_call(layer, given, (hidden, GRID, TIMESTEP, make_rotary())).square().sum()
+        return (
+            torch.func.functional_call(layer, given, (hidden, GRID, TIMESTEP, make_rotary()))
+            .square()
+            .sum()
+        )
 
     grads = torch.func.grad(loss)(weights)
     loss(dict(layer.named_parameters())).backward()
@@ -56,13 +66,17 @@ def test_torch_func_takes_gradients_of_the_layer() -> None:
         torch.testing.assert_close(grads[name], parameter.grad, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own forward mode
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.script.*:DeprecationWarning"
+)  # torch's own forward mode
 def test_vmap_and_forward_mode_are_refused_with_the_remedy() -> None:
     grid = GRIDS[0]
     tensors = [x.detach() for x in tensors_for(grid)]
 
     def attend(query: Tensor) -> Tensor:
-        return frequency_attention(query, *tensors[1:], grid=grid, allocation=[2] * 3, config=CONFIG, impl="eager")
+        return frequency_attention(
+            query, *tensors[1:], grid=grid, allocation=[2] * 3, config=CONFIG, impl="eager"
+        )
 
     with pytest.raises(ValueError, match="fold the mapped axis into the batch"):
         torch.vmap(attend)(torch.stack([tensors[0]] * 2))
@@ -77,12 +91,26 @@ def test_vmap_and_forward_mode_are_refused_with_the_remedy() -> None:
 
 @pytest.mark.parametrize("routing", ["soft", "timed", "learned", "fixed"])
 def test_every_parameter_gets_a_gradient_in_one_step(routing: Any) -> None:
-    """A process of several that finds a parameter without one waits for it, unless told that some are unused."""
-    for config in (CONFIG, replace(CONFIG, summary_tokens=0), replace(CONFIG, band_features="gains")):
-        for allocation in ([Band.HIGH] * HEADS, [Band.LOW] * HEADS, [0, 1, 2], [Band.DENSE] * HEADS):
+    """A process of several that finds a parameter without one waits for it, unless told that some
+    are unused."""
+    for config in (
+        CONFIG,
+        replace(CONFIG, summary_tokens=0),
+        replace(CONFIG, band_features="gains"),
+    ):
+        for allocation in (
+            [Band.HIGH] * HEADS,
+            [Band.LOW] * HEADS,
+            [0, 1, 2],
+            [Band.DENSE] * HEADS,
+        ):
             if allocation[0] == Band.DENSE and routing != "fixed":
                 continue
-            if allocation[1] == Band.LOW and routing == "learned" and config.band_features == "gains":
+            if (
+                allocation[1] == Band.LOW
+                and routing == "learned"
+                and config.band_features == "gains"
+            ):
                 continue  # which bands a router chooses decides whether gains are used
             layer = make_layer(config, routing=routing, allocation=allocation).train()
             if routing == "learned":

@@ -1,4 +1,5 @@
-"""`frequency_attention` against an oracle, torch's dense attention, finite differences and itself; and what it refuses."""
+"""`frequency_attention` against an oracle, torch's dense attention, finite differences and itself;
+and what it refuses."""
 
 from __future__ import annotations
 
@@ -13,7 +14,14 @@ from tests.support.oracle import attend_oracle
 from torch import Tensor
 from torch.nn import functional as F
 
-from freqformer import AttentionParameters, Band, FreqFormerConfig, Grid, build_plan, frequency_attention
+from freqformer import (
+    AttentionParameters,
+    Band,
+    FreqFormerConfig,
+    Grid,
+    build_plan,
+    frequency_attention,
+)
 from freqformer.config import BandFeatures, LowOutput, MidPattern
 from freqformer.grid import tile_layout
 from freqformer.ops.block_sparse import Impl
@@ -21,7 +29,9 @@ from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import Selection
 
 RAGGED = Grid(3, 5, 7)
-SMALL = FreqFormerConfig(tile=(2, 2, 4), compression=4, mid_tiles=2, window=(2, 3, 1), summary_tokens=4)
+SMALL = FreqFormerConfig(
+    tile=(2, 2, 4), compression=4, mid_tiles=2, window=(2, 3, 1), summary_tokens=4
+)
 ALL_BANDS = ((0, 1, 2, 3),)
 IMPLS: tuple[Impl, ...] = ("eager", "reference")
 
@@ -35,7 +45,9 @@ def _exact(case: Case, inputs: Inputs, selection: Selection | None) -> dict[str,
 
 @pytest.mark.parametrize("seed", range(30))
 def test_reference_is_what_the_design_says(seed: int) -> None:
-    case = random_case(seed, max_tokens=60, dtype=torch.float64, token_order="raster", head_dim=4, outliers=False)
+    case = random_case(
+        seed, max_tokens=60, dtype=torch.float64, token_order="raster", head_dim=4, outliers=False
+    )
     config = replace(case.config, band_features="full", low_output="interpolate")
     learned = tuple(name for name in case.learned if name in ("summaries", "offsets"))
     case = replace(case, config=config, learned=learned)
@@ -47,7 +59,9 @@ def test_reference_is_what_the_design_says(seed: int) -> None:
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("grid", [RAGGED, Grid(7, 11, 13), Grid(1, 9, 17), Grid(1, 1, 3), Grid(4, 8, 16)])
+@pytest.mark.parametrize(
+    "grid", [RAGGED, Grid(7, 11, 13), Grid(1, 9, 17), Grid(1, 1, 3), Grid(4, 8, 16)]
+)
 @pytest.mark.parametrize("band", [Band.DENSE, Band.MID])
 @pytest.mark.parametrize("text", [0, 9])
 def test_identity_is_dense_attention(impl: Impl, grid: Grid, band: Band, text: int) -> None:
@@ -56,10 +70,20 @@ def test_identity_is_dense_attention(impl: Impl, grid: Grid, band: Band, text: i
     value = value.tanh()
     mask = torch.rand(2, text) < 0.5
     out = frequency_attention(
-        query, key, value, grid=grid, allocation=[band] * 2, config=config, num_text_tokens=text, text_mask=mask, impl=impl
+        query,
+        key,
+        value,
+        grid=grid,
+        allocation=[band] * 2,
+        config=config,
+        num_text_tokens=text,
+        text_mask=mask,
+        impl=impl,
     )
     visible = torch.cat([torch.ones(2, grid.num_tokens, dtype=torch.bool), mask], 1)[:, None, None]
-    dense = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)), attn_mask=visible)
+    dense = F.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in (query, key, value)), attn_mask=visible
+    )
     assert (out - dense.transpose(1, 2)).abs().max() <= 1e-6
 
 
@@ -73,7 +97,9 @@ def _sweep(seeds: range) -> None:
         inputs = make_inputs(case)
         selection = select(case, inputs)
         exact = _exact(case, inputs, selection)
-        eager, peer = (run(case, inputs, impl, selection=selection) for impl in ("eager", "reference"))
+        eager, peer = (
+            run(case, inputs, impl, selection=selection) for impl in ("eager", "reference")
+        )
         check_errors(eager, peer, exact, outliers=case.outliers, case=case)
         pool.add(eager, peer, exact)
     pool.check()
@@ -91,12 +117,15 @@ def test_eager_is_as_near_float64_as_the_reference_in_a_long_sweep() -> None:
 def test_eager_is_as_near_float64_at_length() -> None:
     for seed, dtype in enumerate((torch.float32, torch.float16, torch.bfloat16)):
         case = random_case(
-            seed, grid=Grid(7, 11, 13), config=FreqFormerConfig(), allocation=ALL_BANDS, head_dim=64, dtype=dtype,
+            seed, grid=Grid(7, 11, 13), config=FreqFormerConfig(), allocation=ALL_BANDS,
+            head_dim=64, dtype=dtype,
             num_text_tokens=20, mask="random", learned=LEARNED, outliers=False,
         )  # fmt: skip
         inputs = make_inputs(case)
         selection = select(case, inputs)
-        eager, peer = (run(case, inputs, impl, selection=selection) for impl in ("eager", "reference"))
+        eager, peer = (
+            run(case, inputs, impl, selection=selection) for impl in ("eager", "reference")
+        )
         check_errors(eager, peer, _exact(case, inputs, selection), case=case)
 
 
@@ -107,7 +136,10 @@ def test_eager_in_float64(seed: int) -> None:
     selection = select(case, inputs)
     eager, exact = run(case, inputs, "eager", selection=selection), _exact(case, inputs, selection)
     for name, wanted in exact.items():
-        assert (eager[name] - wanted).abs().max() <= 1e-10 * max(1.0, float(wanted.abs().max())), (name, case)
+        assert (eager[name] - wanted).abs().max() <= 1e-10 * max(1.0, float(wanted.abs().max())), (
+            name,
+            case,
+        )
 
 
 PLACES: tuple[tuple[Grid, MidPattern, LowOutput, int, TokenOrder], ...] = (
@@ -128,7 +160,13 @@ FEATURES: tuple[tuple[BandFeatures, tuple[str, ...], int], ...] = (
 GRADCHECK = [
     Case(
         grid=grid,
-        config=replace(SMALL, band_features=features, mid_pattern=pattern, low_output=low_output, summary_tokens=summaries),
+        config=replace(
+            SMALL,
+            band_features=features,
+            mid_pattern=pattern,
+            low_output=low_output,
+            summary_tokens=summaries,
+        ),
         allocation=ALL_BANDS,
         head_dim=4,
         dtype=torch.float64,
@@ -147,14 +185,26 @@ def _gradcheck(case: Case, impl: Impl, *, fast: bool) -> None:
     inputs = make_inputs(case)
     selection = select(case, inputs)
     given = inputs.parameters
-    names = [name for name in ("summary_queries", "summary_offsets", "gains", "query_norm", "key_norm") if given]
+    names = [
+        name
+        for name in ("summary_queries", "summary_offsets", "gains", "query_norm", "key_norm")
+        if given
+    ]
     names = [name for name in names if getattr(given, name) is not None]
-    leaves = [inputs.query, inputs.key, inputs.value, *(getattr(given, name).double() for name in names)]
+    leaves = [
+        inputs.query,
+        inputs.key,
+        inputs.value,
+        *(getattr(given, name).double() for name in names),
+    ]
 
     def call(query: Tensor, key: Tensor, value: Tensor, *learned: Tensor) -> Tensor:
-        parameters = None if given is None else replace(given, **dict(zip(names, learned, strict=True)))
+        parameters = (
+            None if given is None else replace(given, **dict(zip(names, learned, strict=True)))
+        )
         return frequency_attention(
-            query, key, value, grid=case.grid, allocation=case.allocation[0], config=case.config, impl=impl,
+            query, key, value, grid=case.grid, allocation=case.allocation[0], config=case.config,
+            impl=impl,
             num_text_tokens=case.num_text_tokens, text_mask=inputs.text_mask, parameters=parameters,
             selection=selection, token_order=case.token_order,
         )  # fmt: skip
@@ -178,7 +228,13 @@ def test_every_entry_of_the_jacobian(number: int) -> None:
 
 
 def _case(**changes: Any) -> Case:
-    values = {"grid": RAGGED, "config": SMALL, "allocation": ALL_BANDS, "head_dim": 8, "learned": LEARNED}
+    values = {
+        "grid": RAGGED,
+        "config": SMALL,
+        "allocation": ALL_BANDS,
+        "head_dim": 8,
+        "learned": LEARNED,
+    }
     return Case(**{**values, **changes})
 
 
@@ -191,7 +247,9 @@ def test_tile_order_is_raster_order_permuted(impl: Impl) -> None:
     assert raster.parameters is not None
     assert raster.parameters.rotary is not None
     rotary = tuple(table[layout.raster_to_tile] for table in raster.parameters.rotary)
-    moved = {name: getattr(raster, name)[:, order] for name in ("query", "key", "value", "grad_out")}
+    moved = {
+        name: getattr(raster, name)[:, order] for name in ("query", "key", "value", "grad_out")
+    }
     tile = replace(raster, **moved, parameters=replace(raster.parameters, rotary=rotary))
     selection = select(case, raster)
     wanted = run(case, raster, impl, selection=selection)
@@ -202,14 +260,21 @@ def test_tile_order_is_raster_order_permuted(impl: Impl) -> None:
 
 
 def test_allocation_per_sample_is_a_call_per_sample() -> None:
-    case = _case(allocation=((0, 1, 2, 3), (2, 2, 0, 1), (1, 3, 1, 0)), num_text_tokens=2, mask="all")
+    case = _case(
+        allocation=((0, 1, 2, 3), (2, 2, 0, 1), (1, 3, 1, 0)), num_text_tokens=2, mask="all"
+    )
     inputs = make_inputs(case)
     together = run(case, inputs, "eager", gradients=False)["out"]
     for sample, bands in enumerate(case.allocation):
         one = replace(
             inputs,
-            **{name: getattr(inputs, name)[sample : sample + 1] for name in ("query", "key", "value", "text_mask")},
-            parameters=replace(inputs.parameters, summary_offsets=inputs.parameters.summary_offsets[sample]),
+            **{
+                name: getattr(inputs, name)[sample : sample + 1]
+                for name in ("query", "key", "value", "text_mask")
+            },
+            parameters=replace(
+                inputs.parameters, summary_offsets=inputs.parameters.summary_offsets[sample]
+            ),
         )
         alone = run(replace(case, allocation=(bands,)), one, "eager", gradients=False)["out"]
         assert torch.equal(together[sample], alone[0])
@@ -230,15 +295,21 @@ def test_plan_and_band_types_do_not_matter() -> None:
     tensors = (inputs.query, inputs.key, inputs.value)
     wanted = frequency_attention(*tensors, allocation=list(Band), **call)
     for allocation in (torch.arange(4), torch.arange(4, dtype=torch.int32)[None], (0, 1, 2, 3)):
-        assert torch.equal(frequency_attention(*tensors, allocation=allocation, plan=case.plan, **call), wanted)
+        assert torch.equal(
+            frequency_attention(*tensors, allocation=allocation, plan=case.plan, **call), wanted
+        )
 
 
 def test_hidden_text_is_as_if_it_were_not_there() -> None:
     case = _case(num_text_tokens=5, mask="all", dtype=torch.float64)
     inputs, n = make_inputs(case), RAGGED.num_tokens
     out = run(case, inputs, "eager", gradients=False)["out"]
-    video = replace(inputs, **{x: getattr(inputs, x)[:, :n] for x in ("query", "key", "value")}, text_mask=None)
-    without = run(replace(case, num_text_tokens=0, mask="none"), video, "eager", gradients=False)["out"]
+    video = replace(
+        inputs, **{x: getattr(inputs, x)[:, :n] for x in ("query", "key", "value")}, text_mask=None
+    )
+    without = run(replace(case, num_text_tokens=0, mask="none"), video, "eager", gradients=False)[
+        "out"
+    ]
     assert (out[:, :n] - without).abs().max() <= 1e-12
 
 
@@ -271,10 +342,13 @@ def test_a_bad_head_harms_no_other() -> None:
 def _call(**changes: Any) -> Tensor:
     query, key, value = torch.randn(3, 2, 105, 4, 8).unbind(0)
     values = {
-        "query": query, "key": key, "value": value, "grid": RAGGED, "allocation": [0, 1, 2, 3], "config": SMALL,
+        "query": query, "key": key, "value": value, "grid": RAGGED, "allocation": [0, 1, 2, 3],
+        "config": SMALL,
     }  # fmt: skip
     values.update(changes)
-    return frequency_attention(values.pop("query"), values.pop("key"), values.pop("value"), **values)
+    return frequency_attention(
+        values.pop("query"), values.pop("key"), values.pop("value"), **values
+    )
 
 
 def _zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -291,7 +365,10 @@ GAINS, STRICT = (replace(SMALL, band_features=features) for features in ("gains"
         ({"query": _zeros(0, 105, 4, 8)}, "query has shape"),
         ({"key": _zeros(2, 105, 2, 8)}, "key is"),
         ({"value": _zeros(2, 105, 4, 8, dtype=torch.float64)}, "value is"),
-        ({name: _zeros(2, 105, 4, 8, dtype=torch.int64) for name in ("query", "key", "value")}, "query has dtype"),
+        (
+            {name: _zeros(2, 105, 4, 8, dtype=torch.int64) for name in ("query", "key", "value")},
+            "query has dtype",
+        ),
         ({"grid": Grid(3, 5, 8)}, "query has 105 tokens"),
         ({"num_text_tokens": 3}, "query has 105 tokens"),
         ({"num_text_tokens": -1}, "num_text_tokens is -1"),
@@ -306,20 +383,38 @@ GAINS, STRICT = (replace(SMALL, band_features=features) for features in ("gains"
         ({"config": GAINS}, "parameters is None"),
         ({"config": STRICT}, "parameters is None"),
         ({"config": GAINS, "parameters": AttentionParameters()}, r"parameters\.gains is None"),
-        ({"parameters": AttentionParameters(summary_queries=_zeros(4, 8))}, r"parameters\.summary_queries"),
-        ({"parameters": AttentionParameters(summary_offsets=_zeros(2, 3))}, r"parameters\.summary_offsets"),
+        (
+            {"parameters": AttentionParameters(summary_queries=_zeros(4, 8))},
+            r"parameters\.summary_queries",
+        ),
+        (
+            {"parameters": AttentionParameters(summary_offsets=_zeros(2, 3))},
+            r"parameters\.summary_offsets",
+        ),
         ({"parameters": AttentionParameters(gains=_zeros(4, 1))}, r"parameters\.gains"),
-        ({"parameters": AttentionParameters(key_norm=_zeros(8, dtype=torch.int64))}, r"parameters\.key_norm"),
-        ({"parameters": AttentionParameters(rotary=(_zeros(105, 4), _zeros(104, 4)))}, r"parameters\.rotary"),
+        (
+            {"parameters": AttentionParameters(key_norm=_zeros(8, dtype=torch.int64))},
+            r"parameters\.key_norm",
+        ),
+        (
+            {"parameters": AttentionParameters(rotary=(_zeros(105, 4), _zeros(104, 4)))},
+            r"parameters\.rotary",
+        ),
         ({"selection": Selection(torch.zeros(2, 4, 12, 2))}, "whole numbers"),
         ({"selection": Selection(_zeros(2, 4, 12, 2, dtype=torch.int64))}, "twice"),
         (
-            {"config": replace(SMALL, mid_pattern="axial"), "selection": Selection(_zeros(2, 4, 12, 1, dtype=torch.int64))},
+            {
+                "config": replace(SMALL, mid_pattern="axial"),
+                "selection": Selection(_zeros(2, 4, 12, 1, dtype=torch.int64)),
+            },
             "selection is given",
         ),
         ({"token_order": "time"}, "token_order is 'time'"),
         ({"impl": "fast"}, "impl is 'fast'"),
-        ({"plan": build_plan(RAGGED, FreqFormerConfig(), num_heads=4, head_dim=8)}, "plan was built for"),
+        (
+            {"plan": build_plan(RAGGED, FreqFormerConfig(), num_heads=4, head_dim=8)},
+            "plan was built for",
+        ),
     ],
 )
 def test_bad_input_is_named(changes: dict[str, Any], message: str) -> None:
@@ -331,4 +426,6 @@ def test_odd_heads_are_not_rotated() -> None:
     query, key, value = torch.randn(3, 1, 105, 1, 5).unbind(0)
     parameters = AttentionParameters(rotary=(_zeros(105, 2), _zeros(105, 2)))
     with pytest.raises(ValueError, match="make head_dim even"):
-        frequency_attention(query, key, value, grid=RAGGED, allocation=[0], config=SMALL, parameters=parameters)
+        frequency_attention(
+            query, key, value, grid=RAGGED, allocation=[0], config=SMALL, parameters=parameters
+        )

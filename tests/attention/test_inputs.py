@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.layers import CONFIG, GRID, HEADS, TIMESTEP, make_input, make_layer, make_rotary, make_table
+from tests.support.layers import (
+    CONFIG,
+    GRID,
+    HEADS,
+    TIMESTEP,
+    make_input,
+    make_layer,
+    make_rotary,
+    make_table,
+)
 
 from freqformer import frequency_attention
 from freqformer.grid import tile_layout
@@ -18,7 +27,13 @@ TENSORS = [torch.randn(1, GRID.num_tokens, 2, 4) for _ in range(3)]
 
 def attend(**changes: Any) -> torch.Tensor:
     given = {"query": TENSORS[0], "key": TENSORS[1], "value": TENSORS[2]}
-    call: dict[str, Any] = {**given, "grid": GRID, "allocation": [0, 2], "config": CONFIG, **changes}
+    call: dict[str, Any] = {
+        **given,
+        "grid": GRID,
+        "allocation": [0, 2],
+        "config": CONFIG,
+        **changes,
+    }
     return frequency_attention(call.pop("query"), call.pop("key"), call.pop("value"), **call)
 
 
@@ -27,30 +42,60 @@ CALLS: dict[str, tuple[Any, str]] = {
         lambda: attend(grid=(5, 4, 6)),
         r"grid is \(5, 4, 6\); a Grid is allowed: pass Grid\(5, 4, 6\)",
     ),
-    "a list for the layer's grid": (lambda: make_layer()(HIDDEN, [5, 4, 6], TIMESTEP), r"pass Grid\(5, 4, 6\)"),
-    "a triple for a plan's grid": (lambda: build_plan((5, 4, 6), CONFIG, num_heads=1, head_dim=4), "a Grid is allowed"),  # type: ignore[arg-type]
+    "a list for the layer's grid": (
+        lambda: make_layer()(HIDDEN, [5, 4, 6], TIMESTEP),
+        r"pass Grid\(5, 4, 6\)",
+    ),
+    "a triple for a plan's grid": (
+        lambda: build_plan((5, 4, 6), CONFIG, num_heads=1, head_dim=4),
+        "a Grid is allowed",
+    ),  # type: ignore[arg-type]
     "a dict for a config": (lambda: attend(config={"tile": (2, 2, 3)}), "config is .* from_dict"),
-    "a dict for the layer's config": (lambda: make_layer({}), "config is {}; a FreqFormerConfig is allowed"),  # type: ignore[arg-type]
-    "a tensor for a selection": (lambda: attend(selection=torch.zeros(1)), r"selection is a Tensor; .* Selection\(tiles\)"),
-    "a dict for parameters": (lambda: attend(parameters={}), "parameters is {}; a AttentionParameters is allowed"),
+    "a dict for the layer's config": (
+        lambda: make_layer({}),
+        "config is {}; a FreqFormerConfig is allowed",
+    ),  # type: ignore[arg-type]
+    "a tensor for a selection": (
+        lambda: attend(selection=torch.zeros(1)),
+        r"selection is a Tensor; .* Selection\(tiles\)",
+    ),
+    "a dict for parameters": (
+        lambda: attend(parameters={}),
+        "parameters is {}; a AttentionParameters is allowed",
+    ),
     "a list for tensors": (lambda: attend(key=[1.0]), r"key is \[1.0\]; a Tensor is allowed"),
     "a list for a mask": (lambda: attend(text_mask=[True]), "text_mask is .* a Tensor is allowed"),
     "a grid for a plan": (lambda: attend(plan=GRID), "plan is Grid.* build_plan"),
     "swapped axes": (
-        lambda: attend(**{n: x.transpose(1, 2) for n, x in zip(("query", "key", "value"), TENSORS, strict=True)}),
+        lambda: attend(
+            **{
+                n: x.transpose(1, 2)
+                for n, x in zip(("query", "key", "value"), TENSORS, strict=True)
+            }
+        ),
         r"query has 2 tokens and shape \(1, 2, 120, 4\).*axes look swapped.*transpose\(1, 2\)",
     ),
     "swapped axes of a layer": (
         lambda: make_layer()(HIDDEN.transpose(1, 2), GRID, TIMESTEP),
         r"hidden_states has shape .* axes look swapped, transpose\(1, 2\)",
     ),
-    "a number for a timestep": (lambda: make_layer()(HIDDEN, GRID, 0.5), r"timestep is 0.5; .* torch.full\(\(batch,\)"),
+    "a number for a timestep": (
+        lambda: make_layer()(HIDDEN, GRID, 0.5),
+        r"timestep is 0.5; .* torch.full\(\(batch,\)",
+    ),
     "a scheduler's timestep": (
         lambda: make_layer()(HIDDEN, GRID, TIMESTEP * 1000),
-        r"timestep is \[200.0, 900.0\]; numbers from 0 \(clean\) to 1 \(noise\) are allowed: divide .* 1000",
+        r"timestep is \[200.0, 900.0\]; numbers from 0 \(clean\) to 1 \(noise\) are allowed: "
+        r"divide .* 1000",
     ),
-    "NaN for a timestep": (lambda: make_layer()(HIDDEN, GRID, TIMESTEP * torch.nan), r"timestep is \[nan, nan\]"),
-    "a negative timestep of a dense layer": (lambda: make_layer(attention="dense")(HIDDEN, GRID, -TIMESTEP), "timestep is"),
+    "NaN for a timestep": (
+        lambda: make_layer()(HIDDEN, GRID, TIMESTEP * torch.nan),
+        r"timestep is \[nan, nan\]",
+    ),
+    "a negative timestep of a dense layer": (
+        lambda: make_layer(attention="dense")(HIDDEN, GRID, -TIMESTEP),
+        "timestep is",
+    ),
     "an unknown impl of a dense layer": (
         lambda: make_layer(attention="dense")(HIDDEN, GRID, TIMESTEP, impl="nonsense"),  # type: ignore[arg-type]
         "impl is 'nonsense'; choose one of auto, eager, reference, triton",
@@ -60,7 +105,9 @@ CALLS: dict[str, tuple[Any, str]] = {
         "token_order is 'rows'",
     ),
     "rotary tables of other tokens": (
-        lambda: make_layer(attention="dense")(HIDDEN, GRID, TIMESTEP, (torch.ones(1, 4), torch.ones(1, 4))),
+        lambda: make_layer(attention="dense")(
+            HIDDEN, GRID, TIMESTEP, (torch.ones(1, 4), torch.ones(1, 4))
+        ),
         "parameters.rotary is torch.float32",
     ),
     "one rotary table": (
@@ -71,11 +118,23 @@ CALLS: dict[str, tuple[Any, str]] = {
         lambda: make_layer().set_routing_table(CONFIG),
         "table is FreqFormerConfig.* RoutingTable.load",
     ),  # type: ignore[arg-type]
-    "True for heads": (lambda: build_plan(GRID, CONFIG, num_heads=True, head_dim=4), "num_heads is True"),
+    "True for heads": (
+        lambda: build_plan(GRID, CONFIG, num_heads=True, head_dim=4),
+        "num_heads is True",
+    ),
     "True for text": (lambda: attend(num_text_tokens=True), "num_text_tokens is True"),
-    "True for a band": (lambda: make_layer(routing="fixed", allocation=[True, 1, 2]), r"allocation is \[True, 1, 2\]"),
-    "parts of bands": (lambda: make_layer(routing="fixed", allocation=[0.5, 1, 2]), r"allocation is \[0.5, 1, 2\]"),
-    "one number for bands": (lambda: make_layer(routing="fixed", allocation=1), "allocation is 1; 3 bands"),
+    "True for a band": (
+        lambda: make_layer(routing="fixed", allocation=[True, 1, 2]),
+        r"allocation is \[True, 1, 2\]",
+    ),
+    "parts of bands": (
+        lambda: make_layer(routing="fixed", allocation=[0.5, 1, 2]),
+        r"allocation is \[0.5, 1, 2\]",
+    ),
+    "one number for bands": (
+        lambda: make_layer(routing="fixed", allocation=1),
+        "allocation is 1; 3 bands",
+    ),
     "nonsense for dense": (lambda: make_layer().set_dense("yes"), "dense is 'yes'"),  # type: ignore[arg-type]
 }
 
@@ -91,10 +150,14 @@ def test_layer_and_function_take_raster_order_unless_told() -> None:
     layer, rotary = make_layer(routing="fixed"), make_rotary()
     out = layer(HIDDEN, GRID, TIMESTEP, rotary)
     assert torch.equal(out, layer(HIDDEN, GRID, TIMESTEP, rotary, token_order="raster"))
-    assert not torch.allclose(out, layer(HIDDEN, GRID, TIMESTEP, rotary, token_order="tile"), atol=1e-3)
+    assert not torch.allclose(
+        out, layer(HIDDEN, GRID, TIMESTEP, rotary, token_order="tile"), atol=1e-3
+    )
     tensors = [to(HIDDEN).unflatten(2, (HEADS, -1)) for to in (layer.to_q, layer.to_k, layer.to_v)]
     parameters = layer._learned(rotary)
-    attended = frequency_attention(*tensors, grid=GRID, allocation=layer.bands, config=CONFIG, parameters=parameters)
+    attended = frequency_attention(
+        *tensors, grid=GRID, allocation=layer.bands, config=CONFIG, parameters=parameters
+    )
     assert torch.equal(out, layer.to_out(attended.flatten(2)))
 
 
@@ -117,7 +180,11 @@ def test_dense_on_request_is_exact_attention_alone(routing: Any) -> None:
     layer, dense = make_layer(routing=routing, low_beside=True), make_layer(attention="dense")
     assert layer.gates is not None
     torch.nn.init.constant_(layer.gates.bias, 0.3)
-    own = {name: x for name, x in layer.state_dict().items() if name in dense.state_dict() and name != "allocation"}
+    own = {
+        name: x
+        for name, x in layer.state_dict().items()
+        if name in dense.state_dict() and name != "allocation"
+    }
     dense.load_state_dict(own)
     before = layer(HIDDEN, GRID, TIMESTEP)
     layer.set_dense(True)

@@ -1,4 +1,5 @@
-"""The attention layer: one pipeline for fixed, learned and frozen routing, and the dense layer beside it."""
+"""The attention layer: one pipeline for fixed, learned and frozen routing, and the dense layer
+beside it."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def test_all_dense_heads_are_the_dense_layer(rotary):
     dense.load_state_dict(weights_of(banded))
     hidden = make_input()
     expected = dense(hidden, GRID, TIMESTEP, rotary)
-    torch.testing.assert_close(banded(hidden, GRID, TIMESTEP, rotary), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        banded(hidden, GRID, TIMESTEP, rotary), expected, rtol=1e-5, atol=1e-6
+    )
     assert torch.equal(dense.last_allocation, torch.full((2, 3), Band.DENSE.value))
 
 
@@ -44,13 +47,22 @@ def test_a_dense_layer_takes_a_table_and_low_summaries_alone(order):
     config = replace(CONFIG, window=(1, 2, 1), compression=8)  # other bands than the layer's own
     before = dense(hidden, GRID, TIMESTEP, rotary, token_order=order)
     dense.set_routing_table(make_table(torch.full((1, 1, HEADS), Band.DENSE.value)))
-    torch.testing.assert_close(dense(hidden, GRID, TIMESTEP, rotary, token_order=order), before, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        dense(hidden, GRID, TIMESTEP, rotary, token_order=order), before, rtol=1e-5, atol=1e-6
+    )
     dense.set_routing_table(make_table(torch.tensor([[[0, 1, 2]]]), config))
     out = dense(hidden, GRID, TIMESTEP, rotary, token_order=order)
     tensors = (to(hidden).unflatten(2, (HEADS, -1)) for to in (dense.to_q, dense.to_k, dense.to_v))
-    parameters = AttentionParameters(rotary=rotary, query_norm=dense.query_norm, key_norm=dense.key_norm)
+    parameters = AttentionParameters(
+        rotary=rotary, query_norm=dense.query_norm, key_norm=dense.key_norm
+    )
     expected = frequency_attention(
-        *tensors, grid=GRID, allocation=[0, 1, 2], config=config, parameters=parameters, token_order=order
+        *tensors,
+        grid=GRID,
+        allocation=[0, 1, 2],
+        config=config,
+        parameters=parameters,
+        token_order=order,
     )
     assert torch.equal(out, dense.to_out(expected.flatten(2)))
     dense.set_routing_table(None)
@@ -59,7 +71,11 @@ def test_a_dense_layer_takes_a_table_and_low_summaries_alone(order):
 
 def test_the_dense_layer_has_the_same_parameters_but_router_summaries_and_gains():
     names = set(make_layer(replace(CONFIG, band_features="gains")).state_dict())
-    extra = {name for name in names if name.split(".")[0] in ("router", "summary_queries", "summary_offsets", "gains")}
+    extra = {
+        name
+        for name in names
+        if name.split(".")[0] in ("router", "summary_queries", "summary_offsets", "gains")
+    }
     assert set(make_layer(attention="dense").state_dict()) == names - extra
     assert "gains" not in make_layer().state_dict()
 
@@ -68,7 +84,9 @@ def test_the_dense_layer_has_the_same_parameters_but_router_summaries_and_gains(
 def test_raster_and_tile_order_agree(options):
     layer, hidden = make_layer(**options), make_input()
     layout = tile_layout(GRID, CONFIG.tile)
-    tiled = layer(hidden[:, layout.raster_to_tile], GRID, TIMESTEP, make_rotary("tile"), token_order="tile")
+    tiled = layer(
+        hidden[:, layout.raster_to_tile], GRID, TIMESTEP, make_rotary("tile"), token_order="tile"
+    )
     bands = layer.last_allocation
     raster = layer(hidden, GRID, TIMESTEP, make_rotary("raster"), token_order="raster")
     assert torch.equal(layer.last_allocation, bands)
@@ -92,7 +110,11 @@ def test_every_parameter_gets_a_gradient():
         layer = make_layer(replace(CONFIG, band_features=features))
         layer.set_router_training("all")
         layer(make_input(), GRID, TIMESTEP, make_rotary()).square().sum().backward()
-        silent = [name for name, p in layer.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+        silent = [
+            name
+            for name, p in layer.named_parameters()
+            if p.grad is None or not p.grad.abs().max() > 0
+        ]
         assert silent == []
 
 
@@ -119,7 +141,9 @@ def test_the_routers_gradient_is_that_of_mixed_branches():
     (layer(hidden, GRID, TIMESTEP) * weight).sum().backward()
     gradient = layer.router.head_bias.grad.clone()
     logits = layer.last_logits.detach().requires_grad_()
-    mixture = sum(logits.softmax(-1)[:, None, :, band, None] * branch for band, branch in enumerate(branches))
+    mixture = sum(
+        logits.softmax(-1)[:, None, :, band, None] * branch for band, branch in enumerate(branches)
+    )
     (mixture.flatten(2) * weight).sum().backward()
     torch.testing.assert_close(gradient, logits.grad.sum(0), rtol=1e-3, atol=1e-5)
 
@@ -146,7 +170,9 @@ def test_a_table_decides_by_timestep_in_place_of_the_router():
     for sample, bands in enumerate(([0, 1, 2], [2, 3, 1])):
         fixed = make_layer(routing="fixed", allocation=bands)
         fixed.load_state_dict(weights_of(layer, "router"))
-        expected = fixed(hidden[sample : sample + 1], GRID, TIMESTEP[sample : sample + 1], make_rotary())
+        expected = fixed(
+            hidden[sample : sample + 1], GRID, TIMESTEP[sample : sample + 1], make_rotary()
+        )
         torch.testing.assert_close(out[sample : sample + 1], expected, rtol=1e-5, atol=1e-6)
     layer.set_routing_table(None)
     layer(hidden, GRID, TIMESTEP)
@@ -163,7 +189,9 @@ def test_buckets_may_keep_other_numbers_of_tiles():
     for sample, kept in enumerate((1, None, 4, 4)):
         fixed = make_layer(replace(CONFIG, mid_tiles=kept), routing="fixed", allocation=[1, 1, 1])
         fixed.load_state_dict(weights_of(layer, "router"))
-        expected = fixed(hidden[sample : sample + 1], GRID, timestep[sample : sample + 1], make_rotary())
+        expected = fixed(
+            hidden[sample : sample + 1], GRID, timestep[sample : sample + 1], make_rotary()
+        )
         torch.testing.assert_close(out[sample : sample + 1], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -182,7 +210,9 @@ def test_a_table_pins_the_tile_of_a_layer_that_pins_none():
 def test_a_flop_budget_holds_and_waits_while_the_router_learns():
     layer, hidden = make_layer(), make_input()
     costs = torch.tensor(
-        build_plan(GRID, CONFIG, num_heads=HEADS, head_dim=DIM // HEADS, learned_summaries=True).band_costs()
+        build_plan(
+            GRID, CONFIG, num_heads=HEADS, head_dim=DIM // HEADS, learned_summaries=True
+        ).band_costs()
     )
     layer(hidden, GRID, TIMESTEP)
     free = layer.last_allocation
@@ -200,7 +230,9 @@ def test_a_flop_budget_holds_and_waits_while_the_router_learns():
         layer(hidden, GRID, TIMESTEP)
 
 
-@pytest.mark.parametrize("options", [{}, {"attention": "dense"}, {"routing": "soft"}, {"routing": "timed"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"attention": "dense"}, {"routing": "soft"}, {"routing": "timed"}]
+)
 def test_half_precision_is_near_full_precision(options):
     layer, hidden = make_layer(**options), make_input()
     if layer.chooses:
@@ -247,7 +279,8 @@ def test_wrong_options_are_refused(dim, heads, options, message):
 
 
 def test_autocast_reaches_the_operation(monkeypatch):
-    """In bfloat16, though bands and statistics around it are float32: what a GPU's matrix units take."""
+    """In bfloat16, though bands and statistics around it are float32: what a GPU's matrix units
+    take."""
     taken = []
 
     def attend(*tensors, **given):
@@ -322,7 +355,9 @@ def test_a_call_in_inference_mode_leaves_nothing_that_training_stumbles_over():
 
 def test_how_it_is_computed_is_no_part_of_what_bands_mean():
     """`deterministic` changes nothing in this version: no code gives other bits at every run."""
-    layer, other = (make_layer(replace(CONFIG, deterministic=value), routing="fixed") for value in (True, False))
+    layer, other = (
+        make_layer(replace(CONFIG, deterministic=value), routing="fixed") for value in (True, False)
+    )
     table = make_table(torch.tensor([[[0, 1, 2]], [[2, 1, 0]]]))
     outputs = []
     for one in (layer, other):
@@ -334,4 +369,6 @@ def test_how_it_is_computed_is_no_part_of_what_bands_mean():
             out.square().sum().backward()
             assert one.to_q.weight.grad is not None
             outputs.append((out, one.to_q.weight.grad.clone()))
-    assert all(torch.equal(x, y) for pair in outputs[1:] for x, y in zip(pair, outputs[0], strict=True))
+    assert all(
+        torch.equal(x, y) for pair in outputs[1:] for x, y in zip(pair, outputs[0], strict=True)
+    )

@@ -1,4 +1,5 @@
-"""The attention layer with a LOW branch beside every head's own: gates by token, and soft routing."""
+"""The attention layer with a LOW branch beside every head's own: gates by token, and soft
+routing."""
 
 from __future__ import annotations
 
@@ -40,8 +41,13 @@ def test_low_beside_adds_a_gated_branch_to_every_head(order, allocation):
     for plain in (own, low):
         plain.load_state_dict(weights_of(layer), strict=False)
         plain.to_out = torch.nn.Identity()
-        outputs.append(plain(hidden, GRID, TIMESTEP, rotary, token_order=order).unflatten(2, (HEADS, -1)))
-    assert torch.equal(layer(hidden, GRID, TIMESTEP, rotary, token_order=order), layer.to_out(outputs[0].flatten(2)))
+        outputs.append(
+            plain(hidden, GRID, TIMESTEP, rotary, token_order=order).unflatten(2, (HEADS, -1))
+        )
+    assert torch.equal(
+        layer(hidden, GRID, TIMESTEP, rotary, token_order=order),
+        layer.to_out(outputs[0].flatten(2)),
+    )
     with_gates(layer)
     own_gate, low_gate = layer.gates(hidden).split(HEADS, 2)
     expected = (1 + own_gate[..., None]) * outputs[0] + low_gate[..., None] * outputs[1]
@@ -71,7 +77,9 @@ def test_low_beside_costs_a_low_branch_and_counts_in_the_budget():
     budget = float(costs[:3].mean() / costs[Band.DENSE])
     layer.set_flop_budget(budget)
     layer(make_input(), GRID, TIMESTEP)
-    assert bool((costs[layer.last_allocation].mean(-1) / costs[Band.DENSE] <= budget * (1 + 1e-6)).all())
+    assert bool(
+        (costs[layer.last_allocation].mean(-1) / costs[Band.DENSE] <= budget * (1 + 1e-6)).all()
+    )
 
 
 def test_a_table_leaves_low_beside_as_it_is():
@@ -95,7 +103,9 @@ def test_a_new_layer_routes_softly():
     assert layer.last_logits.shape == (2, HEADS, 3)
     layer.set_router_training("off")
     for refused in (lambda: layer.set_router_training("all"), lambda: layer.set_flop_budget(0.5)):
-        with pytest.raises(ValueError, match="no router chooses in the layer; make it with routing='learned'"):
+        with pytest.raises(
+            ValueError, match="no router chooses in the layer; make it with routing='learned'"
+        ):
             refused()
 
 
@@ -116,7 +126,11 @@ def test_timed_routing_is_given_the_timestep_alone():
 @pytest.mark.parametrize("routing", ["soft", "timed"])
 def test_soft_routing_weighs_each_heads_band_and_low_by_sample(routing):
     allocation = [1, 2, 0]
-    layer, hidden, rotary = with_gates(make_layer(routing=routing, allocation=allocation)), make_input(), make_rotary()
+    layer, hidden, rotary = (
+        with_gates(make_layer(routing=routing, allocation=allocation)),
+        make_input(),
+        make_rotary(),
+    )
     outputs = []
     for bands in (allocation, [0, 0, 0]):
         plain = make_layer(routing="fixed", allocation=bands)
@@ -140,7 +154,9 @@ def test_soft_routing_learns_everything(routing):
     for name, parameter in layer.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.isfinite().all()), name
-    assert all(bool(parameter.grad.any()) for parameter in layer.router.parameters() if parameter.ndim > 1)
+    assert all(
+        bool(parameter.grad.any()) for parameter in layer.router.parameters() if parameter.ndim > 1
+    )
 
 
 def test_a_table_moves_bands_under_soft_routing_and_leaves_its_weights():
@@ -160,7 +176,8 @@ def test_a_table_moves_bands_under_soft_routing_and_leaves_its_weights():
 
 @pytest.mark.parametrize("grid", [Grid(5, 4, 6), Grid(3, 9, 7), Grid(1, 8, 8)], ids=str)
 def test_a_budget_holds_with_the_low_branch_counted(grid):
-    """Shares are of dense attention alone, though every head has a LOW branch in addition to its band."""
+    """Shares are of dense attention alone, though every head has a LOW branch in addition to its
+    band."""
     layer = make_layer(low_beside=True)
     plan = build_plan(grid, CONFIG, num_heads=HEADS, head_dim=DIM // HEADS, learned_summaries=True)
     costs = torch.tensor(plan.band_costs())
@@ -169,7 +186,9 @@ def test_a_budget_holds_with_the_low_branch_counted(grid):
         budget = float(spent.min() / costs[Band.DENSE]) * share
         layer.set_flop_budget(budget)
         layer(torch.randn(2, grid.num_tokens, DIM), grid, TIMESTEP)
-        assert bool((spent[layer.last_allocation].mean(-1) / costs[Band.DENSE] <= budget * (1 + 1e-6)).all())
+        assert bool(
+            (spent[layer.last_allocation].mean(-1) / costs[Band.DENSE] <= budget * (1 + 1e-6)).all()
+        )
     for routing in ("soft", "timed"):
         soft = torch.tensor(make_layer(routing=routing, allocation=[2, 2, 2]).band_costs(grid))
         torch.testing.assert_close(soft, torch.cat([spent, costs[3:]]))

@@ -1,4 +1,5 @@
-"""Layers made, moved, saved and loaded in every way that torch has: bands come along, and come out right."""
+"""Layers made, moved, saved and loaded in every way that torch has: bands come along, and come out
+right."""
 
 from __future__ import annotations
 
@@ -9,7 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.layers import CONFIG, GRID, HEADS, TIMESTEP, make_input, make_layer, make_table, weights_of
+from tests.support.layers import (
+    CONFIG,
+    GRID,
+    HEADS,
+    TIMESTEP,
+    make_input,
+    make_layer,
+    make_table,
+    weights_of,
+)
 
 from freqformer import FreqAttention
 from freqformer.config import Band
@@ -83,7 +93,8 @@ def test_weights_of_other_bands_are_refused_by_name():
     soft, other = (make_layer(routing="soft", allocation=bands) for bands in ([2, 2, 2], [1, 2, 2]))
     for strict in (True, False):
         with pytest.raises(
-            ValueError, match=r"allocation \[1, 2, 2\], and this one has \[2, 2, 2\].*leave 'allocation' out"
+            ValueError,
+            match=r"allocation \[1, 2, 2\], and this one has \[2, 2, 2\].*leave 'allocation' out",
         ):
             soft.load_state_dict(other.state_dict(), strict=strict)
     soft.load_state_dict(weights_of(other))
@@ -105,13 +116,17 @@ def test_what_no_head_uses_is_no_parameter_and_older_states_with_it_load():
     layer, summarised = (make_layer(config, routing="soft") for config in (plain, CONFIG))
     assert layer.summary_queries is None
     # Other weights of a seed are the same with and without.
-    assert all(torch.equal(x, summarised.state_dict()[name]) for name, x in layer.state_dict().items())
+    assert all(
+        torch.equal(x, summarised.state_dict()[name]) for name, x in layer.state_dict().items()
+    )
     old = weights_of(summarised)
     layer.load_state_dict(old)
     assert "summary_queries" in old
     with pytest.raises(RuntimeError, match="summary_queries"):
         layer.load_state_dict(summarised.state_dict())
-    dense_heads = make_layer(replace(CONFIG, band_features="gains"), routing="fixed", allocation=[Band.DENSE] * HEADS)
+    dense_heads = make_layer(
+        replace(CONFIG, band_features="gains"), routing="fixed", allocation=[Band.DENSE] * HEADS
+    )
     assert {name.split(".")[0] for name, _ in dense_heads.named_parameters()} == {
         *("to_q", "to_k", "to_v", "to_out", "query_norm", "key_norm")
     }

@@ -37,7 +37,10 @@ def test_sizes_of_a_wrong_kind_are_named(dim: Any, heads: Any) -> None:
 
 
 def test_defaults_say_what_acts() -> None:
-    soft, dense = FreqAttention(DIM, HEADS, CONFIG), FreqAttention(DIM, HEADS, CONFIG, attention="dense")
+    soft, dense = (
+        FreqAttention(DIM, HEADS, CONFIG),
+        FreqAttention(DIM, HEADS, CONFIG, attention="dense"),
+    )
     learned = FreqAttention(DIM, HEADS, CONFIG, routing="learned")
     assert (soft.routing, dense.routing) == ("soft", None)
     assert soft.router is not None

@@ -1,7 +1,8 @@
-"""A training step waits for no device and copies nothing to it, as a CUDA graph needs; told without a GPU.
+"""A training step waits for no device and copies nothing to it, as a CUDA graph needs; told without
+a GPU.
 
-Tensors on the meta device stand for the GPU's: the fused operations know their outputs there, and every operation between
-them passes by.
+Tensors on the meta device stand for the GPU's: the fused operations know their outputs there, and
+every operation between them passes by.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Watch(TorchDispatchMode):
             mixed = mixed | devices | {torch.device(kwargs["device"]).type}
         waits = "meta" in devices and any(name in str(func) for name in WAITS)
         if waits or len(mixed) > 1:
-            where = [frame for frame in traceback.extract_stack() if "/freqformer/" in frame.filename]
+            where = [
+                frame for frame in traceback.extract_stack() if "/freqformer/" in frame.filename
+            ]
             self.found.append(f"{func} at {where[-1] if where else 'the backward pass'}")
         return func(*args, **kwargs)
 
@@ -51,9 +54,13 @@ def watched(monkeypatch: pytest.MonkeyPatch, name: str) -> Watch:
     """The second step of a variant, with what the first one has left in caches."""
     monkeypatch.setattr(torch, "autocast", lambda *given, **named: contextlib.nullcontext())
     # The fused optimizer is torch's own and made to be captured; it knows no meta tensors.
-    monkeypatch.setattr(study, "_adamw", lambda model, rate: torch.optim.SGD(model.parameters(), lr=0.0))
+    monkeypatch.setattr(
+        study, "_adamw", lambda model, rate: torch.optim.SGD(model.parameters(), lr=0.0)
+    )
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self: None)
-    trainer = Trainer(Run(name, VARIANTS[name], 0, 3, Size(batch=2, layers=1)), torch.device("meta"))
+    trainer = Trainer(
+        Run(name, VARIANTS[name], 0, 3, Size(batch=2, layers=1)), torch.device("meta")
+    )
     trainer.advance()
     with Watch() as watch:
         trainer.advance()

@@ -1,4 +1,5 @@
-"""Clips of the quality study: repeatable, in range, held-out parts apart, and an object that really comes back."""
+"""Clips of the quality study: repeatable, in range, held-out parts apart, and an object that really
+comes back."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ def test_clips_have_their_shape_and_range(scenes: data.Scenes) -> None:
 
 
 def test_one_seed_gives_the_same_bits_and_another_other_clips() -> None:
-    first, again, other = (data.draw_scenes(3, seed, CPU, frames=5, side=16).video for seed in (7, 7, 8))
+    first, again, other = (
+        data.draw_scenes(3, seed, CPU, frames=5, side=16).video for seed in (7, 7, 8)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first[0], other[0])
     assert not torch.equal(first[0], first[1])
@@ -33,7 +36,9 @@ def test_one_seed_gives_the_same_bits_and_another_other_clips() -> None:
 def test_held_out_crops_share_no_column_with_training() -> None:
     width = data.photographs(CPU).shape[2]
     for side in (data.SIDE, data.CANVAS):
-        (_, trained), (held, last) = (data.crop_columns(width, side, held_out) for held_out in (False, True))
+        (_, trained), (held, last) = (
+            data.crop_columns(width, side, held_out) for held_out in (False, True)
+        )
         assert trained > 0
         assert trained + side <= held <= last
         assert last + side <= width
@@ -60,7 +65,8 @@ def test_the_object_hides_for_long_and_comes_back_far_away(scenes: data.Scenes) 
 
 
 def test_the_object_comes_back_with_its_texture(scenes: data.Scenes) -> None:
-    """Its first and its last appearance agree pixel by pixel about its centre, and no clip's agrees with another's."""
+    """Its first and its last appearance agree pixel by pixel about its centre, and no clip's agrees
+    with another's."""
     first, last = (_around(scenes, frame) for frame in (0, 15))
     same = (first - last).square().mean((1, 2))
     others = (first - last.roll(1, 0)).square().mean((1, 2))
@@ -68,7 +74,8 @@ def test_the_object_comes_back_with_its_texture(scenes: data.Scenes) -> None:
 
 
 def test_nothing_of_it_is_seen_while_it_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an object of another texture, the frames in which it is hidden stay the same and the others do not."""
+    """With an object of another texture, the frames in which it is hidden stay the same and the
+    others do not."""
     plain = data.draw_scenes(12, 5, CPU)
     over, calls = data._over, []
 
@@ -88,4 +95,6 @@ def _around(scenes: data.Scenes, frame: int) -> torch.Tensor:
     steps = torch.arange(-2, 3) * 1.5
     points = torch.cartesian_prod(steps, steps) + scenes.place[:, frame, None]
     grid = points[:, None] / 32 - 1
-    return torch.nn.functional.grid_sample(scenes.video[:, :, frame], grid, align_corners=False)[:, :, 0]
+    return torch.nn.functional.grid_sample(scenes.video[:, :, frame], grid, align_corners=False)[
+        :, :, 0
+    ]

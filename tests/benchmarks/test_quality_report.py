@@ -12,13 +12,23 @@ import pytest
 import torch
 from benchmarks.quality import report
 from benchmarks.quality.figures import draw_figures
-from benchmarks.quality.report import Mean, best_fixed, by_variant, mean, paired, rebuilt, results_text, write_report
+from benchmarks.quality.report import (
+    Mean,
+    best_fixed,
+    by_variant,
+    mean,
+    paired,
+    rebuilt,
+    results_text,
+    write_report,
+)
 
 LEVELS = ("0.1", "0.3", "0.5", "0.7", "0.9")
 
 
 def made(variant: str, seed: int, loss: float, steps: int = 700) -> dict[str, Any]:
-    """A result whose loss is `loss` at the middle noise level, and 0.1 more and less at the ends."""
+    """A result whose loss is `loss` at the middle noise level, and 0.1 more and less at the
+    ends."""
     result: dict[str, Any] = {
         "variant": variant,
         "seed": seed,
@@ -38,20 +48,32 @@ def made(variant: str, seed: int, loss: float, steps: int = 700) -> dict[str, An
         moved = [[[1.0, 0, 0, 0], [0, 1.0, 0, 0], [1.0, 0, 0, 0]], still[1]]
         result["allocation"] = [still] * 4 + [moved]
         result["tables"] = {
-            name: {"losses": {level: value + extra for level, value in result["losses"].items()}, "density": 0.14}
+            name: {
+                "losses": {level: value + extra for level, value in result["losses"].items()},
+                "density": 0.14,
+            }
             for name, extra in (("by_level", 0.001), ("averaged", 0.02))
         }
     if variant == "beside_both":
         # Two layers of two heads: LOW gains weight with noise, the own branch keeps its.
-        result["gates"] = [[[[0.5, 0.5], [place - 0.5, place + 0.5]]] * 2 for place in range(len(LEVELS))]
+        result["gates"] = [
+            [[[0.5, 0.5], [place - 0.5, place + 0.5]]] * 2 for place in range(len(LEVELS))
+        ]
         result["tables"] = {name: {"losses": result["losses"]} for name in ("by_level", "averaged")}
     return result
 
 
 @pytest.fixture
 def results() -> list[dict[str, Any]]:
-    losses = {"dense": (0.1, 0.1), "window": (0.34, 0.36), "freq_full": (0.33, 0.34), "router": (0.31, 0.33)}
-    found = [made(name, seed, loss) for name, pair in losses.items() for seed, loss in enumerate(pair)]
+    losses = {
+        "dense": (0.1, 0.1),
+        "window": (0.34, 0.36),
+        "freq_full": (0.33, 0.34),
+        "router": (0.31, 0.33),
+    }
+    found = [
+        made(name, seed, loss) for name, pair in losses.items() for seed, loss in enumerate(pair)
+    ]
     return [*found, made("vsa", 0, 0.2), made("window", 0, 0.30, steps=2800)]
 
 
@@ -78,22 +100,33 @@ def test_what_is_written_by_hand_of_700_steps_is_what_the_results_give() -> None
     assert weighed is not None
     assert f"less that of `window_few` is {weighed.text(4, sign=True)} over both" in text
     fewer = [
-        1 - groups[name][0]["density"] / groups["gated_plain"][0]["density"] for name in ("router_beside", "router_mixed")
+        1 - groups[name][0]["density"] / groups["gated_plain"][0]["density"]
+        for name in ("router_beside", "router_mixed")
     ]
     assert f"as good with {fewer[0]:.0%} and {fewer[1]:.0%} fewer FLOPs" in text
     fewer = 1 - groups["router_window"][0]["density"] / groups["window"][0]["density"]
     assert f"for {fewer:.0%} fewer FLOPs" in text
     dense, window = (groups[name][0]["losses"] for name in ("dense", "window"))
     assert all(dense[level] > window[level] for level in LEVELS[:-1])
-    assert sorted(first, key=lambda name: groups[name][0]["losses"]["0.9"])[:2] == ["beside_routed", "dense"]
+    assert sorted(first, key=lambda name: groups[name][0]["losses"]["0.9"])[:2] == [
+        "beside_routed",
+        "dense",
+    ]
     for name in ("router_beside", "router_mixed", "gated_fine"):
         assert abs(first[name] - first["gated_plain"]) < 0.0005
     assert abs(first["beside_routed"] - first["beside_both"]) < 0.0005
-    assert first["radial"] < first["window"] < min(first[name] for name in ("topk_summaries", "vsa", "axial"))
+    assert (
+        first["radial"]
+        < first["window"]
+        < min(first[name] for name in ("topk_summaries", "vsa", "axial"))
+    )
     quiet, loud = (first[name] - first["window"] for name in ("window_quiet", "window_summaries"))
     assert f"`window_quiet` is {-quiet:.4f} better than `window`" in text
     assert f"the same but for that start, is {loud - quiet:.4f} worse than it" in text
-    assert all(groups[name][0]["losses"]["0.9"] < window["0.9"] for name in ("window_quiet", "window_summaries"))
+    assert all(
+        groups[name][0]["losses"]["0.9"] < window["0.9"]
+        for name in ("window_quiet", "window_summaries")
+    )
     for name, written in (
         ("freq_full", "beside 2/2/2 heads with full features ({})"),
         ("freq_gains", "learned gains are better ({})"),
@@ -117,30 +150,52 @@ def test_what_is_written_by_hand_of_2800_steps_is_what_the_results_give() -> Non
     assert best_fixed(groups) == "gated_plain"
     gain = paired(soft, best)
     assert gain is not None
-    losses = {name: mean([report.overall(run["losses"]) for run in groups[name].values()]) for name in groups}
+    losses = {
+        name: mean([report.overall(run["losses"]) for run in groups[name].values()])
+        for name in groups
+    }
     ratio = losses["beside_both"].value / losses["gated_plain"].value
     assert f"`gated_plain`, is {gain.text(4, sign=True)}, {ratio:.3f} times its loss" in text
     pairs = sorted(soft.keys() & best.keys())
     assert (
-        f"That is {-gain.value / gain.error:.1f} standard errors of {('three', 'four', 'five')[len(pairs) - 3]} pairs"
-        in text
+        f"That is {-gain.value / gain.error:.1f} standard errors of "
+        f"{('three', 'four', 'five')[len(pairs) - 3]} pairs" in text
     )
-    assert all(report.overall(soft[seed]["losses"]) < report.overall(best[seed]["losses"]) for seed in pairs)
+    assert all(
+        report.overall(soft[seed]["losses"]) < report.overall(best[seed]["losses"])
+        for seed in pairs
+    )
     for level in LEVELS:
-        assert mean([soft[seed]["losses"][level] - best[seed]["losses"][level] for seed in pairs]).value < 0
+        assert (
+            mean(
+                [soft[seed]["losses"][level] - best[seed]["losses"][level] for seed in pairs]
+            ).value
+            < 0
+        )
     timed, beyond = (paired(groups["beside_timed"], other) for other in (best, soft))
     assert timed is not None
     assert beyond is not None
-    assert f"{timed.text(4, sign=True)}, and less that of `beside_both` {beyond.text(4, sign=True)}" in text
+    assert (
+        f"{timed.text(4, sign=True)}, and less that of `beside_both` {beyond.text(4, sign=True)}"
+        in text
+    )
     routed = paired(groups["beside_routed"], best)
     assert routed is not None
     assert f"than gates by token alone: {routed.text(4, sign=True)} from `gated_plain`" in text
-    assert f"trained for 2,800 steps with three to {('four', 'five')[max(map(len, groups.values())) - 4]} seeds" in text
+    assert (
+        "trained for 2,800 steps with three to "
+        f"{('four', 'five')[max(map(len, groups.values())) - 4]} seeds" in text
+    )
     weights = [report.mean_weights(run) for run in soft.values()]
     low = [mean([levels[level][1] for levels in weights]).value for level in (0, -1)]
-    assert f"adds {low[0]:+.2f} to the weight of LOW at t = 0.1 and {low[1]:+.2f} at t = 0.9" in text
+    assert (
+        f"adds {low[0]:+.2f} to the weight of LOW at t = 0.1 and {low[1]:+.2f} at t = 0.9" in text
+    )
     held = [
-        [report.overall(run["tables"][table]["losses"]) - report.overall(run["losses"]) for run in soft.values()]
+        [
+            report.overall(run["tables"][table]["losses"]) - report.overall(run["losses"])
+            for run in soft.values()
+        ]
         for table in ("by_level", "averaged")
     ]
     assert max(map(abs, held[0])) < 0.00005
@@ -153,10 +208,20 @@ def test_what_is_written_by_hand_of_longer_clips_and_of_cost_is_what_the_results
     text = " ".join(report.PAGE.read_text().split())
     runs = [result for result in report.read_results() if report.tokens_of(result) == 65_536]
     losses = {(run["variant"], run["seed"]): f"{report.overall(run['losses']):.4f}" for run in runs}
-    assert f"After {runs[0]['steps']} steps `dense` is at {losses['dense', 0]}, the window at {losses['window', 0]}" in text
-    plain, timed, other = (losses[key] for key in (("gated_plain", 0), ("beside_timed", 0), ("beside_timed", 1)))
-    assert f"at {plain} (`gated_plain`) and {timed} (`beside_timed`) with the same seed; {other} with another" in text
-    dense, one = (next(run for run in runs if run["variant"] == name) for name in ("dense", "beside_timed"))
+    assert (
+        f"After {runs[0]['steps']} steps `dense` is at {losses['dense', 0]}, the window at "
+        f"{losses['window', 0]}" in text
+    )
+    plain, timed, other = (
+        losses[key] for key in (("gated_plain", 0), ("beside_timed", 0), ("beside_timed", 1))
+    )
+    assert (
+        f"at {plain} (`gated_plain`) and {timed} (`beside_timed`) with the same seed; {other} with "
+        "another" in text
+    )
+    dense, one = (
+        next(run for run in runs if run["variant"] == name) for name in ("dense", "beside_timed")
+    )
     fast, slow = one["step_ms"], dense["step_ms"]
     times = f"{fast:.0f} ms where dense takes {slow:.0f}, {slow / fast:.1f} times less"
     assert f"A step takes {times}, in the same {one['peak_gib']:.1f} GiB" in text
@@ -165,8 +230,14 @@ def test_what_is_written_by_hand_of_longer_clips_and_of_cost_is_what_the_results
     timed, layer = case["weighing"]["timed"], case["weighing"]["timed"]["layer_in_graph_ms"]
     statistics = dict(case["launches"])["sum_tiles"]
     added = 1e3 * timed["added_to_layer_ms"]
-    assert f'({layer:.2f} ms with its projections, H100), `routing="timed"` adds {added:.0f} µs' in text
-    assert f"{timed['added_share_of_layer']:.2%}; the launch that takes statistics is {statistics:.0f} µs more" in text
+    assert (
+        f'({layer:.2f} ms with its projections, H100), `routing="timed"` adds {added:.0f} µs'
+        in text
+    )
+    assert (
+        f"{timed['added_share_of_layer']:.2%}; the launch that takes statistics is "
+        f"{statistics:.0f} µs more" in text
+    )
     assert f"which makes soft routing {(added + statistics) / 1e3 / layer:.1%}" in text
     alone = case["layer_in_graph_ms"]
     parts = [f"{more / 1e3 / alone:.1%}" for more in (added, added + statistics)]
@@ -179,7 +250,9 @@ def test_tables_say_have_standard_errors() -> None:
     assert mean([0.2, 0.4]).text(3, sign=True) == "+0.300 ± 0.100"
 
 
-def test_the_best_fixed_variant_has_equal_flops_all_seeds_and_no_router(results: list[dict[str, Any]]) -> None:
+def test_the_best_fixed_variant_has_equal_flops_all_seeds_and_no_router(
+    results: list[dict[str, Any]],
+) -> None:
     groups = by_variant(results, 700)
     assert list(groups) == ["dense", "vsa", "router", "freq_full", "window"]
     # vsa is lower, but has one seed; dense takes more FLOPs; the router is no fixed variant.
@@ -202,16 +275,21 @@ def test_tables_say_what_the_results_hold(results: list[dict[str, Any]]) -> None
     assert "| 0.3200 ± 0.0100 | -0.0150 ± 0.0050 | 0.4200 ± 0.0100 |" in router
     assert router.endswith("| 0.140 | 10,000,000 | 40.0 | – |")
     (tables,) = [line for line in text.splitlines() if line.startswith("| `router` | 0.3200")]
-    assert tables.endswith("| +0.0010 ± 0.0000 | +0.0200 ± 0.0000 | 2.0/2.0/2.0 | 3.0/2.0/1.0 | 17% |")
+    assert tables.endswith(
+        "| +0.0010 ± 0.0000 | +0.0200 ± 0.0000 | 2.0/2.0/2.0 | 3.0/2.0/1.0 | 17% |"
+    )
     assert "best fixed variant is `freq_full`" in text
     assert "- a GPU, torch 2.11, Triton 3.6, commit 012345678" in text
 
 
-def test_soft_routing_has_a_table_and_a_figure(results: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_soft_routing_has_a_table_and_a_figure(
+    results: list[dict[str, Any]], tmp_path: Path
+) -> None:
     assert "| soft routing |" not in results_text(results)
     soft = [*results, made("beside_both", 0, 0.3)]
     assert (
-        "| `beside_both` | 0.3000 | +0.0000 | +0.0000 | +0.00 | +4.00 | +0.50 | +0.50 |" in results_text(soft).splitlines()
+        "| `beside_both` | 0.3000 | +0.0000 | +0.0000 | +0.00 | +4.00 | +0.50 | +0.50 |"
+        in results_text(soft).splitlines()
     )
     seven = [result for result in soft if result["steps"] == 700]
     assert [path.name for path in draw_figures(seven, tmp_path)][-1] == "quality-weights.png"
@@ -220,7 +298,9 @@ def test_soft_routing_has_a_table_and_a_figure(results: list[dict[str, Any]], tm
 
 def test_a_step_of_another_card_says_so(results: list[dict[str, Any]]) -> None:
     other = made("vsa", 1, 0.2) | {"variant": "radial", "compiled": True}
-    text = results_text([*results, other | {"machine": {**other["machine"], "gpu": "NVIDIA H100 80GB HBM3"}}])
+    text = results_text(
+        [*results, other | {"machine": {**other["machine"], "gpu": "NVIDIA H100 80GB HBM3"}}]
+    )
     assert "Steps are timed on: a GPU, unless" in text
     (line,) = [line for line in text.splitlines() if line.startswith("| `radial` | 1 ")]
     assert line.endswith("| 41.0 (H100, compiled) | – |")
@@ -261,7 +341,9 @@ def test_the_report_writes_page_and_figures(tmp_path: Path, results: list[dict[s
     assert figures == {"quality-noise.png", "quality-flops.png", "quality-time.png"}
     seven = [result for result in results if result["steps"] == 700]
     paths = draw_figures(seven, tmp_path / "figures")
-    assert [path.name for path in paths] == [f"quality-{n}.png" for n in ("noise", "flops", "time", "allocation")]
+    assert [path.name for path in paths] == [
+        f"quality-{n}.png" for n in ("noise", "flops", "time", "allocation")
+    ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
 

@@ -1,4 +1,5 @@
-"""Runs of the quality study at a tiny size on the CPU: every variant trains, seeds pair, runs resume."""
+"""Runs of the quality study at a tiny size on the CPU: every variant trains, seeds pair, runs
+resume."""
 
 from __future__ import annotations
 
@@ -40,9 +41,15 @@ def test_every_variant_gives_gradients_to_all_that_it_uses(name: str) -> None:
     model(clip, torch.tensor([100.0, 900.0]), return_dict=False)[0].square().mean().backward()
     given = {n: p.grad for n, p in model.named_parameters()}
     assert all(grad is None or bool(grad.isfinite().all()) for grad in given.values())
-    unused = {n.rsplit(".", 1)[-1] for n, grad in given.items() if grad is None or not bool(grad.any())}
+    unused = {
+        n.rsplit(".", 1)[-1] for n, grad in given.items() if grad is None or not bool(grad.any())
+    }
     # Without summaries nothing pools, and all of the bands are full.
-    assert unused <= ({"summary_queries", "summary_offsets"} if not VARIANTS[name].config.summary_tokens else set())
+    assert unused <= (
+        {"summary_queries", "summary_offsets"}
+        if not VARIANTS[name].config.summary_tokens
+        else set()
+    )
 
 
 def test_parameters_are_equal_but_for_routers_and_gates() -> None:
@@ -54,7 +61,9 @@ def test_parameters_are_equal_but_for_routers_and_gates() -> None:
 
 
 def test_used_parameters_are_those_with_a_gradient() -> None:
-    model = torch.nn.ModuleList([torch.nn.Linear(2, 3), torch.nn.Linear(4, 5), torch.nn.Linear(6, 7)])
+    model = torch.nn.ModuleList(
+        [torch.nn.Linear(2, 3), torch.nn.Linear(4, 5), torch.nn.Linear(6, 7)]
+    )
     (model[0](torch.ones(1, 2)).sum() + 0 * model[1](torch.ones(1, 4)).sum()).backward()
     assert used_parameters(model) == 2 * 3 + 3
 
@@ -81,19 +90,26 @@ def test_gates_by_a_routing_network_are_told_and_held_for_tables() -> None:
     gates = torch.tensor(told["gates"])
     assert gates.shape == (5, 2, 2, 6)
     assert (gates[0] - gates[-1]).abs().max() > 1e-2
-    # Bands and mean gates of each level are nearly what the networks say; one mean for all levels is another model.
-    losses = {name: torch.tensor(list(table["losses"].values())) for name, table in told["tables"].items()}
+    # Bands and mean gates of each level are nearly what the networks say; one mean for all levels
+    # is another model.
+    losses = {
+        name: torch.tensor(list(table["losses"].values())) for name, table in told["tables"].items()
+    }
     live = torch.tensor(list(told["losses"].values()))
     assert (losses["by_level"] - live).abs().max() < 0.5 * (losses["averaged"] - live).abs().max()
     assert validate(model, VARIANTS["beside_both"], TINY, CPU) == told  # nothing stays held
 
 
 def test_without_a_routing_network_there_are_no_tables() -> None:
-    told = validate(build(VARIANTS["gated_plain"], TINY, 3).eval(), VARIANTS["gated_plain"], TINY, CPU)
+    told = validate(
+        build(VARIANTS["gated_plain"], TINY, 3).eval(), VARIANTS["gated_plain"], TINY, CPU
+    )
     assert told.keys() == {"losses"}
 
 
-def test_training_lowers_the_loss_and_the_schedule_ends_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_lowers_the_loss_and_the_schedule_ends_at_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(quality_study, "OPTIMIZER", replace(OPTIMIZER, warmup_steps=4))
     steps, size = 24, replace(TINY, layers=1)
     trainer = Trainer(Run("window", VARIANTS["window"], 0, steps, size), CPU)
@@ -112,7 +128,9 @@ def test_variants_see_the_same_clips_noise_and_timesteps(monkeypatch: pytest.Mon
     advance = Trainer.advance
 
     def watched(self: Trainer) -> None:
-        seen.setdefault(self.run.name, []).extend(x.clone() for x in (self.clip, self.noise, self.timesteps))
+        seen.setdefault(self.run.name, []).extend(
+            x.clone() for x in (self.clip, self.noise, self.timesteps)
+        )
         advance(self)
 
     monkeypatch.setattr(Trainer, "advance", watched)
@@ -125,7 +143,9 @@ def test_variants_see_the_same_clips_noise_and_timesteps(monkeypatch: pytest.Mon
 
 def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "draw_scenes", lambda *given, **named: _nan_scenes())
-    with pytest.raises(RuntimeError, match="loss of window, seed 0, is not finite from step 1 of 2 on"):
+    with pytest.raises(
+        RuntimeError, match="loss of window, seed 0, is not finite from step 1 of 2 on"
+    ):
         execute(Run("window", VARIANTS["window"], 0, 2, TINY), CPU, graph=False)
 
 
@@ -137,28 +157,55 @@ def _nan_scenes() -> data.Scenes:
 def test_the_command_line_writes_results_and_skips_what_is_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["--variants", "window", "--steps", "2", "--device", "cpu", "--commit", "abc", "--output", str(tmp_path)]
+    command = [
+        "--variants",
+        "window",
+        "--steps",
+        "2",
+        "--device",
+        "cpu",
+        "--commit",
+        "abc",
+        "--output",
+        str(tmp_path),
+    ]
     assert main(command, TINY) == 0
     (path,) = tmp_path.glob("*.json")
     assert path.name == "window-2-0.json"
     result = json.loads(path.read_text())
     assert result["variant"] == "window"
     assert result["machine"]["commit"] == "abc"
-    assert result["machine"]["command"].endswith("python -m benchmarks.quality --variants window --seeds 0 --steps 2")
+    assert result["machine"]["command"].endswith(
+        "python -m benchmarks.quality --variants window --seeds 0 --steps 2"
+    )
     before = path.stat().st_mtime_ns
     assert main(command, TINY) == 0
     assert path.stat().st_mtime_ns == before
     assert "window-2-0.json is there already" in capsys.readouterr().out
 
 
-def test_a_compiled_run_trains_compiled_blocks_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_run_trains_compiled_blocks_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = []
 
-    def compile_blocks(_: Any, **options: Any) -> None:  # a compiler can't trace the type checks of tests
+    def compile_blocks(
+        _: Any, **options: Any
+    ) -> None:  # a compiler can't trace the type checks of tests
         given.append(options)
 
     monkeypatch.setattr(FreqFormerTransformer3DModel, "compile_repeated_blocks", compile_blocks)
-    command = ["--variants", "window", "--steps", "2", "--device", "cpu", "--output", str(tmp_path), "--compile"]
+    command = [
+        "--variants",
+        "window",
+        "--steps",
+        "2",
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path),
+        "--compile",
+    ]
     assert main(command, TINY) == 0
     assert given == [{"fullgraph": True, "dynamic": False}]
     result = json.loads((tmp_path / "window-2-0.json").read_text())
@@ -175,7 +222,9 @@ def test_runs_on_longer_clips_have_files_of_their_own(tmp_path: Path) -> None:
     assert run.size.grid.num_tokens == 65_536
 
 
-def test_a_failed_run_does_not_stop_the_others_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_run_does_not_stop_the_others_and_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fake(run: Run) -> dict[str, Any]:
         if run.name == "window":
             raise RuntimeError("out of memory")
@@ -195,7 +244,9 @@ def test_a_result_in_another_folder_counts_as_done(tmp_path: Path) -> None:
     assert [path.name for path in output.glob("*.json")] == ["router-10-0.json"]
 
 
-def test_processes_with_one_output_folder_share_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_processes_with_one_output_folder_share_the_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = [Run(name, VARIANTS[name], 0, 10, TINY) for name in ("window", "router")]
     done: list[str] = []
 
@@ -215,8 +266,14 @@ def test_processes_with_one_output_folder_share_the_runs(tmp_path: Path, capsys:
     assert "router-10-0.json is there already" in said
 
 
-def test_no_run_begins_that_would_end_too_late(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = [Run(name, VARIANTS[name], seed, 10, TINY) for seed in (0, 1) for name in ("window", "router")]
+def test_no_run_begins_that_would_end_too_late(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [
+        Run(name, VARIANTS[name], seed, 10, TINY)
+        for seed in (0, 1)
+        for name in ("window", "router")
+    ]
     assert study(runs, _result, [tmp_path], {}, minutes=1.0) == 0
     # The first takes 100 s as far as it says; after it, none is predicted to fit into a minute.
     assert [path.name for path in tmp_path.glob("*.json")] == ["window-10-0.json"]
@@ -226,7 +283,9 @@ def test_no_run_begins_that_would_end_too_late(tmp_path: Path, capsys: pytest.Ca
 def test_the_predicted_time_is_the_own_variants_and_grows_with_steps() -> None:
     results = [_result(Run("window", VARIANTS["window"], 0, 10, TINY)) | {"seconds": 20.0}]
     results += [_result(Run("dense", VARIANTS["dense"], 0, 10, TINY))]
-    assert predicted_seconds(Run("window", VARIANTS["window"], 1, 1010, TINY), results) == pytest.approx(20 + 5)
+    assert predicted_seconds(
+        Run("window", VARIANTS["window"], 1, 1010, TINY), results
+    ) == pytest.approx(20 + 5)
     assert predicted_seconds(Run("vsa", VARIANTS["vsa"], 0, 10, TINY), results) == 100
     assert predicted_seconds(Run("vsa", VARIANTS["vsa"], 0, 10, TINY), []) == 0
     # A run of as many steps knows best: it may have been compiled.
@@ -236,5 +295,10 @@ def test_the_predicted_time_is_the_own_variants_and_grows_with_steps() -> None:
 
 def _result(run: Run) -> dict[str, Any]:
     losses = {"0.1": 0.5, "0.9": 0.3}
-    own = {"variant": run.name, "seed": run.seed, "steps": run.steps, "tokens": run.size.grid.num_tokens}
+    own = {
+        "variant": run.name,
+        "seed": run.seed,
+        "steps": run.steps,
+        "tokens": run.size.grid.num_tokens,
+    }
     return own | {"losses": losses, "step_ms": 5.0, "seconds": 100.0}

@@ -65,7 +65,10 @@ def test_the_prior_is_that_of_an_untrained_router() -> None:
 
 
 def test_variants_start_alike_where_they_can_and_seeds_differ() -> None:
-    dense, router, vsa = (dict(build(VARIANTS[name], TINY, 1).named_parameters()) for name in ("dense", "router", "vsa"))
+    dense, router, vsa = (
+        dict(build(VARIANTS[name], TINY, 1).named_parameters())
+        for name in ("dense", "router", "vsa")
+    )
     for name, parameter in dense.items():
         assert torch.equal(parameter, router[name])
         assert torch.equal(parameter, vsa[name])
@@ -89,12 +92,16 @@ def test_a_gated_head_starts_as_its_own_branch_and_can_turn_to_low() -> None:
 
 
 def test_the_default_is_the_variant_that_won() -> None:
-    model = FreqFormerTransformer3DModel(patch_size=TINY.patch, num_layers=TINY.layers, num_heads=6, head_dim=TINY.head_dim)
+    model = FreqFormerTransformer3DModel(
+        patch_size=TINY.patch, num_layers=TINY.layers, num_heads=6, head_dim=TINY.head_dim
+    )
     won = build(VARIANTS["beside_both"], TINY, 0)
     for layer, other in zip(model.attentions, won.attentions, strict=True):
         assert layer.routing == other.routing == "soft"
         assert torch.equal(layer.allocation, other.allocation)
-        assert {name: p.shape for name, p in layer.named_parameters()} == {n: p.shape for n, p in other.named_parameters()}
+        assert {name: p.shape for name, p in layer.named_parameters()} == {
+            n: p.shape for n, p in other.named_parameters()
+        }
         assert layer.config.summary_tokens == other.config.summary_tokens == 0
 
 
@@ -103,13 +110,21 @@ def test_the_default_is_the_variant_that_won() -> None:
 def test_gates_by_a_network_can_turn_to_low_and_be_held(gates: str, statistics: bool) -> None:
     config = replace(CUBES, mid_tiles=2, summary_tokens=0)
     torch.manual_seed(0)
-    mixed = MixedAttention(32, config, [1, 2], Mixing(low_beside=True, gates=gates, statistics=statistics))
+    mixed = MixedAttention(
+        32, config, [1, 2], Mixing(low_beside=True, gates=gates, statistics=statistics)
+    )
     low = FreqAttention(32, 2, config, allocation=[Band.LOW] * 2, routing="fixed")
     low.load_state_dict(weights_of(mixed), strict=False)
-    x, grid, timestep = torch.randn(2, TINY.grid.num_tokens, 32), TINY.grid, torch.tensor([0.2, 0.8])
+    x, grid, timestep = (
+        torch.randn(2, TINY.grid.num_tokens, 32),
+        TINY.grid,
+        torch.tensor([0.2, 0.8]),
+    )
     live = mixed(x, grid, timestep)
     expected = low(x, grid, timestep)
-    mixed.held_logits = torch.tensor([[1.0, -1.0, 5.0], [1.0, 5.0, -1.0]])  # the own bands are MID and HIGH
+    mixed.held_logits = torch.tensor(
+        [[1.0, -1.0, 5.0], [1.0, 5.0, -1.0]]
+    )  # the own bands are MID and HIGH
     assert mixed.gates_of(mixed.held_logits[None]).tolist() == [[[-1, -1], [1, 1]]]
     torch.testing.assert_close(mixed(x, grid, timestep), expected)
     mixed.held_logits = None
@@ -125,7 +140,9 @@ def test_weights_by_the_timestep_alone_or_by_statistics_too(variant: str) -> Non
     timestep = torch.tensor([200.0, 800.0])
     logits = []
     for seed in (1, 2):
-        timed(torch.randn(2, 3, *TINY.video, generator=torch.Generator().manual_seed(seed)), timestep)
+        timed(
+            torch.randn(2, 3, *TINY.video, generator=torch.Generator().manual_seed(seed)), timestep
+        )
         logits.append(torch.stack([x for x in timed.routing_logits if x is not None]))
     assert torch.equal(*logits) == (variant == "beside_timed")
     assert (logits[0][:, 0] - logits[0][:, 1]).abs().max() > 1e-3
@@ -139,7 +156,9 @@ def test_a_router_chooses_own_bands_beside_low() -> None:
             torch.nn.init.normal_(parameter, std=0.1)
     video = torch.randn(2, 3, *TINY.video)
     model(video, torch.tensor([100.0, 900.0])).sample.square().mean().backward()
-    names = [name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())]
+    names = [
+        name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())
+    ]
     assert any("router" in name for name in names)
     assert any("attn1.gates" in name for name in names)
 
@@ -148,7 +167,11 @@ def test_weighed_summaries_start_quiet_without_noise_and_loud_with_it() -> None:
     config = replace(CUBES, window=(1, 1, 1), summary_tokens=8)
     torch.manual_seed(0)
     weighed = MixedAttention(32, config, [2, 2], Mixing(gates="token", weighed=True))
-    x, grid, timestep = torch.randn(3, TINY.grid.num_tokens, 32), TINY.grid, torch.tensor([0.0, 0.5, 1.0])
+    x, grid, timestep = (
+        torch.randn(3, TINY.grid.num_tokens, 32),
+        TINY.grid,
+        torch.tensor([0.0, 0.5, 1.0]),
+    )
     assert weighed.weigher is not None
     torch.nn.init.zeros_(weighed.weigher.layers[-1].weight)
     torch.nn.init.constant_(weighed.summary_offsets, -2.0)
@@ -157,9 +180,13 @@ def test_weighed_summaries_start_quiet_without_noise_and_loud_with_it() -> None:
         plain = FreqAttention(32, 2, config, allocation=[2, 2], routing="fixed")
         plain.load_state_dict(weights_of(weighed), strict=False)
         plain.summary_offsets.data[:, 0] = low
-        torch.testing.assert_close(out[sample : sample + 1], plain(x[sample : sample + 1], grid, timestep[:1]))
+        torch.testing.assert_close(
+            out[sample : sample + 1], plain(x[sample : sample + 1], grid, timestep[:1])
+        )
     out.square().sum().backward()
-    assert all(p.grad is not None and bool(p.grad.any()) for p in weighed.weigher.layers[-1].parameters())
+    assert all(
+        p.grad is not None and bool(p.grad.any()) for p in weighed.weigher.layers[-1].parameters()
+    )
 
 
 def test_a_gated_head_costs_both_branches() -> None:

@@ -11,7 +11,15 @@ import torch
 from benchmarks.quality.variants import Size
 from benchmarks.record import RESULTS
 from benchmarks.training_free import BUDGETS, CUBES, Amount, single_patterns
-from benchmarks.training_free_report import CALIBRATED, NOTHING, PAGE, draw_figures, read_results, rebuilt, results_text
+from benchmarks.training_free_report import (
+    CALIBRATED,
+    NOTHING,
+    PAGE,
+    draw_figures,
+    read_results,
+    rebuilt,
+    results_text,
+)
 from benchmarks.video_metrics import psnr, ssim
 
 from benchmarks import training_free
@@ -31,7 +39,9 @@ TINY = Amount(
 
 
 def test_the_whole_comparison_runs(tmp_path, capsys):
-    results, calibration = training_free.run(tmp_path / "dense", TINY, torch.device("cpu"), torch.float32)
+    results, calibration = training_free.run(
+        tmp_path / "dense", TINY, torch.device("cpu"), torch.float32
+    )
     assert results["dense_table"]["mean_velocity_error"] < 1e-4
     assert results["dense_table"]["psnr"] > 60
     assert list(results["budgets"]) == [str(budget) for budget in BUDGETS]
@@ -40,16 +50,23 @@ def test_the_whole_comparison_runs(tmp_path, capsys):
         for name in ("calibrated", "tolerance"):
             assert 0 < rows[name]["density"] <= budget
             assert sum(rows[name]["heads"].values()) == pytest.approx(1)
-        assert all(len(row["velocity_error"]) == 10 and row["mean_velocity_error"] > 0 for row in rows.values())
+        assert all(
+            len(row["velocity_error"]) == 10 and row["mean_velocity_error"] > 0
+            for row in rows.values()
+        )
     # What the page is made of can be written and read.
     read = json.loads(json.dumps(results))
     write_table(calibration, calibration.tolerance_for(0.1), tmp_path / "table")
-    text = results_text(read | {"machine": {"gpu": "a GPU", "torch": "2", "triton": "3", "commit": "0123456789"}})
+    text = results_text(
+        read | {"machine": {"gpu": "a GPU", "torch": "2", "triton": "3", "commit": "0123456789"}}
+    )
     for name, row in read["budgets"]["0.1"].items():
         assert f"| `{name}` | {100 * row['density']:.1f}%" in text
     draw_figures(read, read_calibration(tmp_path / "table"), tmp_path / "figures")
     names = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert names == {f"calibration-{name}.png" for name in ("velocity", "errors", "allocation", "cost")}
+    assert names == {
+        f"calibration-{name}.png" for name in ("velocity", "errors", "allocation", "cost")
+    }
     assert "10% of dense attention's FLOPs" in capsys.readouterr().out
 
 
@@ -57,7 +74,8 @@ def test_patterns_are_at_the_budget():
     budget = BUDGETS[0]
     methods = single_patterns(budget, Grid(16, 32, 32), (6, 6, 64))
     for name, method in methods.items():
-        # The radius of the radial pattern is a whole number of tiles, so its FLOPs come in large steps.
+        # The radius of the radial pattern is a whole number of tiles, so its FLOPs come in large
+        # steps.
         assert method.density == pytest.approx(budget, rel=0.5 if name == "radial" else 0.11)
         assert (method.table.config.summary_tokens > 0) == name.endswith("summaries")
         band = Band.HIGH if name.startswith("window") else Band.MID
@@ -70,7 +88,9 @@ def test_patterns_are_at_the_budget():
 def test_psnr():
     reference = torch.rand(2, 3, 3, 16, 16)
     moved = reference + torch.tensor([0.1, 0.01]).view(2, 1, 1, 1, 1)
-    torch.testing.assert_close(psnr(moved, reference), torch.tensor([20.0, 40.0]), check_dtype=False, rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        psnr(moved, reference), torch.tensor([20.0, 40.0]), check_dtype=False, rtol=1e-4, atol=0
+    )
 
 
 def test_ssim_is_that_of_the_definition():
@@ -107,9 +127,16 @@ def test_what_is_written_by_hand_is_what_the_results_give():
         assert rows["tolerance"]["psnr"] > single + 5
         assert rows["tolerance"]["psnr"] < 30
     rows = results["budgets"]["0.1"]
-    error, decibels = ({name: row[key] for name, row in rows.items()} for key in ("mean_velocity_error", "psnr"))
-    first, second, third = (f"{error[name]:.4f}" for name in ("calibrated", "topk_summaries", "tolerance"))
-    assert f"`calibrated` has a velocity error of {first} and `topk_summaries` of {second}, `tolerance` {third}" in text
+    error, decibels = (
+        {name: row[key] for name, row in rows.items()} for key in ("mean_velocity_error", "psnr")
+    )
+    first, second, third = (
+        f"{error[name]:.4f}" for name in ("calibrated", "topk_summaries", "tolerance")
+    )
+    assert (
+        f"`calibrated` has a velocity error of {first} and `topk_summaries` of {second}, "
+        f"`tolerance` {third}" in text
+    )
     calibration = read_calibration(RESULTS / "training_free_table")
     squares, within = (
         calibration.choose_within(0.1).errors,
@@ -117,7 +144,9 @@ def test_what_is_written_by_hand_is_what_the_results_give():
     )
     beyond = float((squares > within).double().mean())
     assert (
-        f"errs by more than {within:.2f}; with `calibrated` {beyond:.0%} of the heads do, by up to {squares.max():.2f}"
-        in text
+        f"errs by more than {within:.2f}; with `calibrated` {beyond:.0%} of the heads do, by up to "
+        f"{squares.max():.2f}" in text
     )
-    assert f"whose videos are {decibels['tolerance'] - decibels['calibrated']:.1f} dB nearer" in text
+    assert (
+        f"whose videos are {decibels['tolerance'] - decibels['calibrated']:.1f} dB nearer" in text
+    )

@@ -9,15 +9,24 @@ from freqformer import FreqFormerConfig, FreqFormerTransformer3DModel
 from freqformer.calibration import Calibration, Candidates
 from freqformer.grid import Grid
 
-CONFIG = FreqFormerConfig(tile=(2, 2, 3), compression=16, window=(1, 1, 1), mid_tiles=2, summary_tokens=6)
+CONFIG = FreqFormerConfig(
+    tile=(2, 2, 3), compression=16, window=(1, 1, 1), mid_tiles=2, summary_tokens=6
+)
 CANDIDATES = Candidates(CONFIG, (1, 2, 4), ((1, 1, 1), (1, 2, 2)))
 
 
 @pytest.fixture
 def dense_model() -> FreqFormerTransformer3DModel:
-    """Two layers of three heads for clips (2, 5, 8, 12), whose heads differ in how sharply they attend."""
+    """Two layers of three heads for clips (2, 5, 8, 12), whose heads differ in how sharply they
+    attend."""
     torch.manual_seed(0)
-    sizes = {"in_channels": 2, "patch_size": (1, 2, 2), "num_layers": 2, "num_heads": 3, "head_dim": 8}
+    sizes = {
+        "in_channels": 2,
+        "patch_size": (1, 2, 2),
+        "num_layers": 2,
+        "num_heads": 3,
+        "head_dim": 8,
+    }
     model = FreqFormerTransformer3DModel(**sizes, attention="dense", frequency=CONFIG.to_dict())
     with torch.no_grad():
         for parameter in model.parameters():
@@ -33,7 +42,8 @@ def clips() -> list[torch.Tensor]:
 
 @pytest.fixture
 def made_up() -> Calibration:
-    """Errors of 3 buckets, 4 layers and 5 heads that fall with the cost, roughly as measured ones do."""
+    """Errors of 3 buckets, 4 layers and 5 heads that fall with the cost, roughly as measured ones
+    do."""
     grid = Grid(5, 4, 6)
     costs = torch.tensor(CANDIDATES.costs(grid, num_heads=5, head_dim=8), dtype=torch.float64)
     generator = torch.Generator().manual_seed(2)

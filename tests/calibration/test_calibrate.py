@@ -67,7 +67,9 @@ def test_every_batch_meets_every_share_of_the_noise_levels(dense_model, clips):
 
 
 def test_same_seed_same_bits(dense_model, clips):
-    errors = [calibrate(dense_model, clips, 0.25, **OPTIONS, seed=seed)[1].errors for seed in (1, 1, 2)]
+    errors = [
+        calibrate(dense_model, clips, 0.25, **OPTIONS, seed=seed)[1].errors for seed in (1, 1, 2)
+    ]
     assert torch.equal(errors[0], errors[1])
     assert not torch.equal(errors[0], errors[2])
 
@@ -82,7 +84,9 @@ def interrupted(clips, after: int):
 
 
 @pytest.mark.parametrize("after", [1, 2])
-def test_an_interrupted_run_goes_on_to_the_same_bits(dense_model, clips, tmp_path, after, monkeypatch):
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    dense_model, clips, tmp_path, after, monkeypatch
+):
     table, calibration = calibrate(dense_model, clips, 0.25, **OPTIONS)
     dense_model.train()
     with pytest.raises(Stop):
@@ -113,15 +117,23 @@ def batches():
     os.kill(os.getpid(), signal.SIGKILL)
 
 model = FreqFormerTransformer3DModel.from_pretrained(sys.argv[1])
-calibrate(model, batches(), 0.25, candidates=conftest.CANDIDATES, num_buckets=3, progress=False, state=sys.argv[3])
+calibrate(model, batches(), 0.25, candidates=conftest.CANDIDATES, num_buckets=3, progress=False,
+state=sys.argv[3])
 """
 
 
 def test_a_killed_process_leaves_a_state_to_go_on_from(dense_model, clips, tmp_path):
     dense_model.save_pretrained(tmp_path / "model")
     save_file({str(index): clip for index, clip in enumerate(clips)}, tmp_path / "clips")
-    command = [sys.executable, "-c", KILLED, *(str(tmp_path / name) for name in ("model", "clips", "state"))]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300)
+    command = [
+        sys.executable,
+        "-c",
+        KILLED,
+        *(str(tmp_path / name) for name in ("model", "clips", "state")),
+    ]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     model = FreqFormerTransformer3DModel.from_pretrained(tmp_path / "model")
     passes = []
@@ -139,7 +151,9 @@ def test_a_state_that_another_process_writes_is_refused(dense_model, clips, tmp_
         calibrate(dense_model, clips[:1], 0.25, **OPTIONS, state=tmp_path)
 
 
-@pytest.mark.parametrize("state", [{}, {"made_with": 3, "batches": []}, {"made_with": {}, "batches": []}])
+@pytest.mark.parametrize(
+    "state", [{}, {"made_with": 3, "batches": []}, {"made_with": {}, "batches": []}]
+)
 def test_a_checkpoint_of_something_else_is_refused(dense_model, clips, tmp_path, state):
     save_checkpoint(tmp_path, 1, {"energies": {"error": torch.zeros(1)}}, state)
     with pytest.raises(ValueError, match="holds no state of a calibration"):
@@ -164,7 +178,12 @@ def test_a_state_of_something_else_is_refused(dense_model, clips, tmp_path):
         (other, clips, {}, "another weights"),
         (dense_model, clips, {"seed": 1}, "another seed"),
         (dense_model, clips, {"num_buckets": 2}, "another num_buckets"),
-        (dense_model, clips, {"candidates": Candidates.usual(CANDIDATES.config)}, "another band_config and candidates"),
+        (
+            dense_model,
+            clips,
+            {"candidates": Candidates.usual(CANDIDATES.config)},
+            "another band_config and candidates",
+        ),
         (dense_model, clips[1:], {}, "other batches from number 0"),
     ]
     for model, batches, options, message in cases:
@@ -175,8 +194,17 @@ def test_a_state_of_something_else_is_refused(dense_model, clips, tmp_path):
 
 def test_text_reaches_the_model(clips):
     torch.manual_seed(0)
-    sizes = {"in_channels": 2, "patch_size": (1, 2, 2), "num_layers": 1, "num_heads": 3, "head_dim": 8, "text_dim": 10}
-    model = FreqFormerTransformer3DModel(**sizes, attention="dense", frequency=CANDIDATES.config.to_dict())
+    sizes = {
+        "in_channels": 2,
+        "patch_size": (1, 2, 2),
+        "num_layers": 1,
+        "num_heads": 3,
+        "head_dim": 8,
+        "text_dim": 10,
+    }
+    model = FreqFormerTransformer3DModel(
+        **sizes, attention="dense", frequency=CANDIDATES.config.to_dict()
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -214,18 +242,30 @@ def test_only_dense_models_are_calibrated(dense_model, clips):
     dense_model.set_routing_table(table)
     with pytest.raises(ValueError, match="model has a routing table in layer 0"):
         calibrate(dense_model, clips, 0.25, **OPTIONS)
-    banded = FreqFormerTransformer3DModel(in_channels=2, patch_size=(1, 2, 2), num_layers=1, num_heads=3, head_dim=8)
+    banded = FreqFormerTransformer3DModel(
+        in_channels=2, patch_size=(1, 2, 2), num_layers=1, num_heads=3, head_dim=8
+    )
     with pytest.raises(ValueError, match="model has attention='frequency' in layer 0"):
         calibrate(banded, clips, 0.25, **OPTIONS)
 
 
 def test_banded_layers_with_dense_heads_become_dense_ones_as_documented(clips):
-    sizes = {"in_channels": 2, "patch_size": (1, 2, 2), "num_layers": 1, "num_heads": 3, "head_dim": 8}
+    sizes = {
+        "in_channels": 2,
+        "patch_size": (1, 2, 2),
+        "num_layers": 1,
+        "num_heads": 3,
+        "head_dim": 8,
+    }
     banded = FreqFormerTransformer3DModel(**sizes, routing="fixed", allocation=[3, 3, 3])
     with torch.no_grad():
         for parameter in banded.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     dense = FreqFormerTransformer3DModel.from_config(banded.config, attention="dense")
-    dense.load_state_dict({name: x for name, x in banded.state_dict().items() if "summary" not in name})
-    torch.testing.assert_close(velocity(dense, clips), velocity(banded, clips), rtol=1e-4, atol=1e-5)
+    dense.load_state_dict(
+        {name: x for name, x in banded.state_dict().items() if "summary" not in name}
+    )
+    torch.testing.assert_close(
+        velocity(dense, clips), velocity(banded, clips), rtol=1e-4, atol=1e-5
+    )
     assert calibrate(dense, clips[:1], 0.25, **OPTIONS)[0].shape == (3, 1, 3)

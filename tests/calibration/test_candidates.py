@@ -15,7 +15,11 @@ from freqformer.plan import build_plan
 
 def test_operators_and_names_are_in_one_order():
     assert CANDIDATES.names == ("low", "mid-1", "mid-2", "mid-4", "high-1x1x1", "high-1x2x2")
-    assert [band for band, _ in CANDIDATES.operators] == [Band.LOW, *[Band.MID] * 3, *[Band.HIGH] * 2]
+    assert [band for band, _ in CANDIDATES.operators] == [
+        Band.LOW,
+        *[Band.MID] * 3,
+        *[Band.HIGH] * 2,
+    ]
     assert [config.mid_tiles for _, config in CANDIDATES.operators[1:4]] == [1, 2, 4]
     assert [config.window for _, config in CANDIDATES.operators[4:]] == [(1, 1, 1), (1, 2, 2)]
     low, mid, high = CANDIDATES.columns(2, 1)
@@ -33,7 +37,11 @@ def test_costs_are_the_plans():
 def test_usual_candidates_follow_the_config():
     usual = Candidates.usual(FreqFormerConfig(window=(3, 3, 1)))
     assert usual.names == ("low", "mid-8", "mid-16", "mid-32", "high-3x3x1", "high-5x5x3")
-    assert Candidates.usual(replace(CONFIG, mid_pattern="radial")).names == ("low", "mid-2", "high-1x1x1")
+    assert Candidates.usual(replace(CONFIG, mid_pattern="radial")).names == (
+        "low",
+        "mid-2",
+        "high-1x1x1",
+    )
     assert Candidates.usual(FreqFormerConfig()).pinned(Grid(8, 16, 16)).config.tile is not None
 
 

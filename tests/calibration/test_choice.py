@@ -1,4 +1,5 @@
-"""From errors to tables: cheapest within tolerance, dense where nothing fits, monotone, exact by brute force."""
+"""From errors to tables: cheapest within tolerance, dense where nothing fits, monotone, exact by
+brute force."""
 
 from __future__ import annotations
 
@@ -17,7 +18,10 @@ TOLERANCES = (0.05, 0.2, 0.3, 0.5, 0.8, 2.0)
 def cheapest(calibration: Calibration, tolerance: float) -> float:
     """The least cost of all tables relative to dense, by trying every window and tile count."""
     shares = calibration.costs / calibration.costs[-1]
-    allowed = torch.cat([calibration.errors, torch.zeros_like(calibration.errors[..., :1])], -1) <= tolerance
+    allowed = (
+        torch.cat([calibration.errors, torch.zeros_like(calibration.errors[..., :1])], -1)
+        <= tolerance
+    )
     buckets, layers, heads, _ = allowed.shape
     windows = range(len(calibration.candidates.windows))
     totals = []
@@ -28,7 +32,10 @@ def cheapest(calibration: Calibration, tolerance: float) -> float:
             for mid in range(len(calibration.candidates.mid_tiles)):
                 places = [*calibration.candidates.columns(mid, window), -1]
                 sums.append(
-                    sum(min(float(shares[i]) for i in places if allowed[bucket, layer, head, i]) for head in range(heads))
+                    sum(
+                        min(float(shares[i]) for i in places if allowed[bucket, layer, head, i])
+                        for head in range(heads)
+                    )
                 )
             total += min(sums)
         totals.append(total / (buckets * layers * heads))
@@ -92,7 +99,9 @@ def test_no_choice_as_cheap_as_that_within_a_budget_errs_less(made_up, budget):
     choice = small.choose_within(budget)
     assert choice.cost <= budget
     best = float(choice.errors.square().sum())
-    errors = torch.cat([small.errors, torch.zeros_like(small.errors[..., :1])], -1)[0].square().tolist()
+    errors = (
+        torch.cat([small.errors, torch.zeros_like(small.errors[..., :1])], -1)[0].square().tolist()
+    )
     shares = (small.costs / small.costs[-1]).tolist()
     counts, windows = range(len(small.candidates.mid_tiles)), range(len(small.candidates.windows))
     tried = 0
@@ -100,7 +109,11 @@ def test_no_choice_as_cheap_as_that_within_a_budget_errs_less(made_up, budget):
         options = [[*small.candidates.columns(mid, window), len(shares) - 1] for mid in mids]
         for picked in product(*(product(places, repeat=2) for places in options)):
             cost = sum(shares[i] for row in picked for i in row) / 4
-            error = sum(errors[layer][head][i] for layer, row in enumerate(picked) for head, i in enumerate(row))
+            error = sum(
+                errors[layer][head][i]
+                for layer, row in enumerate(picked)
+                for head, i in enumerate(row)
+            )
             assert cost > choice.cost + 1e-12 or error >= best - 1e-12
             tried += 1
     assert tried == 2 * 3**2 * 4**4

@@ -22,10 +22,12 @@ CANDIDATES_PINNED = CANDIDATES.pinned(GRID)
 
 
 def layer_inputs(model, video, timestep) -> list[Inputs]:
-    """Queries, keys and values of every layer, normalised and rotated, in raster order and float64."""
+    """Queries, keys and values of every layer, normalised and rotated, in raster order and
+    float64."""
     seen = []
     handles = [
-        layer.register_forward_pre_hook(lambda layer, given: seen.append((layer, given[0]))) for layer in model.attentions
+        layer.register_forward_pre_hook(lambda layer, given: seen.append((layer, given[0])))
+        for layer in model.attentions
     ]
     with torch.no_grad():
         model(video, timestep)
@@ -35,7 +37,8 @@ def layer_inputs(model, video, timestep) -> list[Inputs]:
     inputs = []
     for layer, hidden in seen:
         query, key, value = (
-            to(hidden).detach().double().unflatten(2, (3, 8)) for to in (layer.to_q, layer.to_k, layer.to_v)
+            to(hidden).detach().double().unflatten(2, (3, 8))
+            for to in (layer.to_q, layer.to_k, layer.to_v)
         )
         query, key = (
             rotate(rms_norm(x, norm.detach(), NORM_EPS).transpose(1, 2), rotary).transpose(1, 2)
@@ -51,7 +54,8 @@ def oracle_output(band: Band, config, inputs: Inputs) -> torch.Tensor:
     lists = None
     if band == Band.MID:
         tiled = (
-            reorder(x.transpose(1, 2).flatten(0, 1), case.plan.layout, "raster", "tile") for x in (inputs.query, inputs.key)
+            reorder(x.transpose(1, 2).flatten(0, 1), case.plan.layout, "raster", "tile")
+            for x in (inputs.query, inputs.key)
         )
         lists = topk_tiles(*(tile_means(x, case.plan) for x in tiled), config.mid_tiles)[None]
     return attend_oracle(case, inputs, lists)
@@ -63,7 +67,9 @@ def test_energies_are_those_of_the_design(dense_model, clips):
         dense_model(video, timestep)
     for layer, inputs in enumerate(layer_inputs(dense_model, video, timestep)):
         dense = oracle_output(Band.DENSE, CANDIDATES_PINNED.config, inputs)
-        torch.testing.assert_close(energies.output[layer], dense.square().sum((0, 1, 3)), rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            energies.output[layer], dense.square().sum((0, 1, 3)), rtol=1e-5, atol=0
+        )
         for place, (band, config) in enumerate(CANDIDATES_PINNED.operators):
             error = (oracle_output(band, config, inputs) - dense).square().sum((0, 1, 3))
             torch.testing.assert_close(energies.error[layer, :, place], error, rtol=1e-4, atol=0)
@@ -85,7 +91,10 @@ def test_sums_grow_with_every_pass_and_leave_the_model_alone(dense_model, clips)
 
 def test_hooks_are_gone_after_an_error(dense_model, clips):
     def hooked() -> int:
-        return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in dense_model.modules())
+        return sum(
+            len(module._forward_hooks) + len(module._forward_pre_hooks)
+            for module in dense_model.modules()
+        )
 
     def fail() -> None:
         with measured(dense_model.attentions, CANDIDATES_PINNED):

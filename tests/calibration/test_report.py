@@ -89,7 +89,11 @@ def test_a_damaged_report_is_refused(made_up, tmp_path, damage, seal):
     path = tmp_path / RECORD_NAME
     if not seal:
         # As earlier versions wrote it, without a checksum.
-        record = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("seal", "origin")}
+        record = {
+            name: value
+            for name, value in json.loads(path.read_text()).items()
+            if name not in ("seal", "origin")
+        }
         path.write_text(json.dumps(record))
         assert torch.equal(read_calibration(tmp_path).errors, made_up.errors)
     text = path.read_text()

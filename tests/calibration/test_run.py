@@ -17,7 +17,9 @@ OPTIONS = {"candidates": CANDIDATES, "num_buckets": 2, "progress": False}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_keeps_the_batch_that_is_being_measured(dense_model, clips, number, tmp_path, monkeypatch):
+def test_a_signal_keeps_the_batch_that_is_being_measured(
+    dense_model, clips, number, tmp_path, monkeypatch
+):
     forward = _Run._forward
 
     def interrupted(self: _Run, *given):
@@ -26,7 +28,9 @@ def test_a_signal_keeps_the_batch_that_is_being_measured(dense_model, clips, num
         return forward(self, *given)
 
     monkeypatch.setattr(_Run, "_forward", interrupted)
-    with pytest.raises(Interrupted, match=r"after batch 2, which .*state keeps: the same command goes on") as raised:
+    with pytest.raises(
+        Interrupted, match=r"after batch 2, which .*state keeps: the same command goes on"
+    ) as raised:
         calibrate(dense_model, clips, 0.25, **OPTIONS, state=tmp_path / "state")
     assert raised.value.signal == number
     monkeypatch.undo()
@@ -45,5 +49,7 @@ def test_without_a_state_a_signal_need_not_wait(dense_model, clips, monkeypatch)
 
 
 def test_models_of_other_libraries_are_refused(clips):
-    with pytest.raises(ValueError, match=r"model is a torch.nn.*Linear; a FreqFormerTransformer3DModel is allowed"):
+    with pytest.raises(
+        ValueError, match=r"model is a torch.nn.*Linear; a FreqFormerTransformer3DModel is allowed"
+    ):
         calibrate(torch.nn.Linear(2, 2), clips, 0.25, **OPTIONS)

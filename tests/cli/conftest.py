@@ -15,7 +15,9 @@ from freqformer.media import write_video
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("videos") / "clip.mp4"
     noise = torch.rand(12, 5, 5, 3, generator=torch.Generator().manual_seed(0))
-    smooth = torch.nn.functional.interpolate(noise.permute(0, 3, 1, 2), (48, 48), mode="bicubic").permute(0, 2, 3, 1)
+    smooth = torch.nn.functional.interpolate(
+        noise.permute(0, 3, 1, 2), (48, 48), mode="bicubic"
+    ).permute(0, 2, 3, 1)
     write_video((smooth.clamp(0, 1) * 255).to(torch.uint8), path, 10)
     return path
 

@@ -1,4 +1,5 @@
-"""`freqformer calibrate` on a model that was trained for seconds, and videos sampled with its table."""
+"""`freqformer calibrate` on a model that was trained for seconds, and videos sampled with its
+table."""
 
 from __future__ import annotations
 
@@ -77,7 +78,10 @@ def test_errors_are_one_line(trained: Path, tmp_path: Path) -> None:
     out = ("-o", tmp_path / "out")
     cases = [
         ((trained, *out, "--tolerance", 0), "tolerance is 0"),
-        ((trained, *out, "--tolerance", 0.2, "--flops", 0.1), "tolerance is 0.2 and budget 0.1; one of them"),
+        (
+            (trained, *out, "--tolerance", 0.2, "--flops", 0.1),
+            "tolerance is 0.2 and budget 0.1; one of them",
+        ),
         ((trained, *out, "--mid-tiles", "8;16"), "--mid-tiles is '8;16'"),
         ((trained, *out, "--mid-tiles", ""), "--mid-tiles is ''"),
         ((trained, *out, "--mid-tiles", "16,8"), "rising"),
@@ -88,7 +92,9 @@ def test_errors_are_one_line(trained: Path, tmp_path: Path) -> None:
     ]
     for arguments, message in cases:
         refused("calibrate", *arguments, message=message)
-    output = run("sample", trained, "-o", tmp_path / "x.mp4", "--routing-table", tmp_path, code=USER_ERROR)
+    output = run(
+        "sample", trained, "-o", tmp_path / "x.mp4", "--routing-table", tmp_path, code=USER_ERROR
+    )
     assert "routing_table.json can't be read" in output
 
 

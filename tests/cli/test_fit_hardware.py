@@ -15,16 +15,27 @@ from freqformer.buffers import workspace_bytes
 from freqformer.routing import even_allocation
 from freqformer.simulate.calibration import load_calibration
 from freqformer.simulate.counts import dense_counts, layer_counts
-from freqformer.simulate.gradients import dense_gradient_time, gradient_counts, gradient_times, training_bytes
+from freqformer.simulate.gradients import (
+    dense_gradient_time,
+    gradient_counts,
+    gradient_times,
+    training_bytes,
+)
 from freqformer.simulate.hardware import load_hardware
 from freqformer.simulate.results import read_peaks
 from freqformer.simulate.roofline import Machine
 
 
 def made_up_layer_results() -> dict:
-    """A layer.json whose times are what a machine with other fractions would give; one router is that of long ago."""
+    """A layer.json whose times are what a machine with other fractions would give; one router is
+    that of long ago."""
     hardware = load_hardware("h200")
-    changes = {"dense_rate": 0.58, "attention_rate": 0.47, "attention_item_blocks": 3.0, "prologue_bandwidth": 0.4}
+    changes = {
+        "dense_rate": 0.58,
+        "attention_rate": 0.47,
+        "attention_item_blocks": 3.0,
+        "prologue_bandwidth": 0.4,
+    }
     changes |= {"router_rate": 0.1, "router_s": 2e-5}
     machine = Machine(hardware, replace(load_calibration(hardware), **changes))
     config = FreqFormerConfig(mid_tiles=32)
@@ -58,7 +69,8 @@ def made_up_layer_results() -> dict:
 
     wan = Grid(21, 45, 80)
     points = [
-        record(Grid(frames, 64, 64), 8) | {"dense_ms": dense_ms(Grid(frames, 64, 64), 8), "dense_measured": frames < 32}
+        record(Grid(frames, 64, 64), 8)
+        | {"dense_ms": dense_ms(Grid(frames, 64, 64), 8), "dense_measured": frames < 32}
         for frames in (8, 16, 32)
     ]
     points[0]["live_router"] = {"ms": 30.0, "num_launches": 104}
@@ -86,16 +98,25 @@ def test_calibrate_fits_benchmark_results(tmp_path):
     assert fitted.router_s == pytest.approx(2e-5, rel=0.01)
     assert fitted.fit["held_out"]["worst"] < 0.01
     assert "NVIDIA H200, commit 0123456789ab" in fitted.sources["attention_rate"]
-    assert run("simulate", "--tokens", 65536, "--set", f"calibration={out}").count("held out: 7 measurements") == 1
+    assert (
+        run("simulate", "--tokens", 65536, "--set", f"calibration={out}").count(
+            "held out: 7 measurements"
+        )
+        == 1
+    )
     for _, measured, predicted in read_peaks([path]):
         assert predicted == measured
 
 
 def test_calibrate_reads_the_kernel_benchmark(tmp_path):
-    """kernel.json of two head sizes: the launch's rate, what an item costs, and what small heads cost, are found."""
+    """kernel.json of two head sizes: the launch's rate, what an item costs, and what small heads
+    cost, are found."""
     hardware = load_hardware("h200")
     start = load_calibration(hardware)
-    truth = Machine(hardware, replace(start, attention_rate=0.5, attention_item_blocks=4.0, softmax_channels=80.0))
+    truth = Machine(
+        hardware,
+        replace(start, attention_rate=0.5, attention_item_blocks=4.0, softmax_channels=80.0),
+    )
     paths = []
     for head_dim in (64, 128):
         launch = {}
@@ -108,7 +129,9 @@ def test_calibrate_reads_the_kernel_benchmark(tmp_path):
         shape = {"tokens": 65_536, "heads": 8, "head_dim": head_dim}
         paths.append(tmp_path / f"kernel-{head_dim}.json")
         machine = {"gpu": "NVIDIA H200", "commit": "0"}
-        paths[-1].write_text(json.dumps({"machine": machine, **shape, "dense": dense, "launch": launch}))
+        paths[-1].write_text(
+            json.dumps({"machine": machine, **shape, "dense": dense, "launch": launch})
+        )
     out = tmp_path / "h200.json"
     assert "fitted: 8 measurements" in run("calibrate-hardware", *paths, "--output", out)
     fitted = load_calibration(out)
@@ -119,7 +142,8 @@ def test_calibrate_reads_the_kernel_benchmark(tmp_path):
 
 
 def test_calibrate_reads_the_backward_benchmark(tmp_path):
-    """backward.json: the rates of both backwards are found from launches alone, layers and their parts."""
+    """backward.json: the rates of both backwards are found from launches alone, layers and their
+    parts."""
     hardware = load_hardware("h200")
     start = load_calibration(hardware)
     changes = {
@@ -130,7 +154,11 @@ def test_calibrate_reads_the_backward_benchmark(tmp_path):
         "merge_gradient_bandwidth": 0.4,
     }
     truth = Machine(hardware, replace(start, **changes))
-    kernels = {"attention": "query_grads_kernel", "gather": "gather_grads_kernel", "prologue": "tile_grads"}
+    kernels = {
+        "attention": "query_grads_kernel",
+        "gather": "gather_grads_kernel",
+        "prologue": "tile_grads",
+    }
     kernels |= {"summaries": "pool_slopes", "merge": "collapse_low"}
 
     def layer(grid: Grid, learned: bool) -> dict:
@@ -139,18 +167,33 @@ def test_calibrate_reads_the_backward_benchmark(tmp_path):
         allocation = even_allocation(8)
         counts = layer_counts(plan, allocation)
         times = gradient_times(truth, plan, allocation, gradient_counts(plan, allocation, counts))
-        both = sum(t.seconds for t in (*times.values(), *truth.layer(plan, allocation, counts).values()))
-        launches = [[kernels[name], 1e6 * time.seconds] for name, time in times.items() if name in kernels]
+        both = sum(
+            t.seconds for t in (*times.values(), *truth.layer(plan, allocation, counts).values())
+        )
+        launches = [
+            [kernels[name], 1e6 * time.seconds] for name, time in times.items() if name in kernels
+        ]
         peak = training_bytes(plan, 2)
         shape = {"grid": list(grid.shape), "tokens": grid.num_tokens, "heads": 8}
-        return shape | {"forward_and_backward_ms": 1e3 * both, "launches": launches, "peak_bytes": peak}
+        return shape | {
+            "forward_and_backward_ms": 1e3 * both,
+            "launches": launches,
+            "peak_bytes": peak,
+        }
 
     launches = {}
     for density, kept in (("0.1", 51), ("0.05", 26)):
-        plan = build_plan(Grid(16, 64, 64), FreqFormerConfig(mid_tiles=kept, summary_tokens=0), num_heads=8, head_dim=128)
+        plan = build_plan(
+            Grid(16, 64, 64),
+            FreqFormerConfig(mid_tiles=kept, summary_tokens=0),
+            num_heads=8,
+            head_dim=128,
+        )
         gradients = gradient_counts(plan, [1] * 8, layer_counts(plan, [1] * 8))
         times = gradient_times(truth, plan, [1] * 8, gradients)
-        launches[density] = {"launches": {"ms": 1e3 * (times["gather"].seconds + times["attention"].seconds)}}
+        launches[density] = {
+            "launches": {"ms": 1e3 * (times["gather"].seconds + times["attention"].seconds)}
+        }
     dense = dense_counts(65_536, 8, 128)
     values = {
         "machine": {"gpu": "NVIDIA H200", "commit": "0"},
@@ -162,11 +205,14 @@ def test_calibrate_reads_the_backward_benchmark(tmp_path):
             "learned": layer(Grid(16, 64, 64), True),
             "long": layer(Grid(32, 64, 64), False),
         },
-        "dense_ms": 1e3 * (truth.dense(dense, 128).seconds + dense_gradient_time(truth, dense, 128).seconds),
+        "dense_ms": 1e3
+        * (truth.dense(dense, 128).seconds + dense_gradient_time(truth, dense, 128).seconds),
     }
     path, out = tmp_path / "backward.json", tmp_path / "h200.json"
     path.write_text(json.dumps(values))
-    assert "held out: 4 measurements" in run("calibrate-hardware", path, "--hold-out", 131_072, "--output", out)
+    assert "held out: 4 measurements" in run(
+        "calibrate-hardware", path, "--hold-out", 131_072, "--output", out
+    )
     fitted = load_calibration(out)
     for name, value in changes.items():
         assert getattr(fitted, name) == pytest.approx(value, rel=0.02), name
@@ -183,7 +229,10 @@ def test_calibrate_reads_the_eager_benchmark(tmp_path):
     path.write_text(json.dumps({"machine": {"cpu": "some", "commit": "0"}, "speed": speed}))
     shown = run("calibrate-hardware", path, "--hardware", "cpu", "--output", out)
     assert "fitted: 4 measurements, median error 0.0%, worst 0.0%" in shown
-    assert invoke("calibrate-hardware", path, "--hardware", "cpu", "--output", "-").stdout == out.read_text()
+    assert (
+        invoke("calibrate-hardware", path, "--hardware", "cpu", "--output", "-").stdout
+        == out.read_text()
+    )
     start, fitted = load_calibration("cpu"), load_calibration(out)
     assert fitted.dense_rate != start.dense_rate
     assert fitted.linear_rate == start.linear_rate
@@ -218,7 +267,9 @@ def test_results_that_do_not_fit_are_refused(tmp_path):
         ("grid", [0, 1, 1], "num_frames is 0"),
     ],
 )
-def test_results_that_no_benchmark_writes_are_refused_by_name(place: str, value: Any, message: str, tmp_path: Path) -> None:
+def test_results_that_no_benchmark_writes_are_refused_by_name(
+    place: str, value: Any, message: str, tmp_path: Path
+) -> None:
     """Found by fuzzing: lists of 10**9 heads, and errors of other types."""
     values = made_up_layer_results()
     values["layers"] = {}

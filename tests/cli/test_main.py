@@ -28,7 +28,9 @@ def test_version() -> None:
 
 
 def test_the_package_is_a_command_too() -> None:
-    done = subprocess.run([sys.executable, "-m", "freqformer", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "freqformer", "--help"], capture_output=True, text=True, check=True
+    )
     assert "Usage: freqformer " in done.stdout
 
 
@@ -68,9 +70,13 @@ main()
 """
 
 
-@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")]
+)
 @pytest.mark.parametrize("module", ["rich", "freqformer.simulate.scenarios"])
-def test_a_signal_while_a_command_is_imported_ends_it_without_a_traceback(module: str, number: int, name: str) -> None:
+def test_a_signal_while_a_command_is_imported_ends_it_without_a_traceback(
+    module: str, number: int, name: str
+) -> None:
     """Before the command is known, and in its body."""
     command = [sys.executable, "-c", SIGNALLED_IMPORT, module, str(int(number))]
     ran = subprocess.run(command, capture_output=True, text=True)
@@ -101,16 +107,32 @@ finally:
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["simulate", "--help"], ["train", "--wrong"]])
-def test_help_and_wrong_usage_load_neither_torch_nor_what_commands_need(arguments: list[str]) -> None:
-    ran = subprocess.run([sys.executable, "-c", IN_A_PROCESS, *arguments], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["simulate", "--help"], ["train", "--wrong"]]
+)
+def test_help_and_wrong_usage_load_neither_torch_nor_what_commands_need(
+    arguments: list[str],
+) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", IN_A_PROCESS, *arguments], capture_output=True, text=True
+    )
     loaded = set(ran.stdout.rpartition("LOADED")[2].split())
     assert "freqformer.cli.simulate" in loaded, ran.stderr
-    assert not loaded & {"torch", "numpy", "diffusers", "accelerate", "av", "PIL", "matplotlib", "plotly"}
+    assert not loaded & {
+        "torch",
+        "numpy",
+        "diffusers",
+        "accelerate",
+        "av",
+        "PIL",
+        "matplotlib",
+        "plotly",
+    }
 
 
 def test_threads_of_a_command_wait_without_spinning(tmp_path: Path) -> None:
-    """OpenMP reports what it read when torch loaded it; without the setting it says nothing of the kind."""
+    """OpenMP reports what it read when torch loaded it; without the setting it says nothing of the
+    kind."""
     if not (sys.platform == "linux" and torch.backends.openmp.is_available()):
         pytest.skip("only the OpenMP of Linux builds reports what it read")
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}

@@ -25,7 +25,9 @@ from freqformer.cli.outputs import check_file, check_folder
 def test_a_file_where_a_folder_should_be_is_found_first(command: list, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
     below = tmp_path / "file" / "below" / "x.mp4"
-    refused(*command, "-o", below, message=f"but {tmp_path / 'file'} is a file; choose another folder")
+    refused(
+        *command, "-o", below, message=f"but {tmp_path / 'file'} is a file; choose another folder"
+    )
     if command[0] != "sample":
         refused(*command, "-o", tmp_path / "file", message="file, which is a file; name a folder")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -19,7 +19,12 @@ def test_sample_takes_the_trained_size(trained: Path, tmp_path: Path) -> None:
     info = probe_video(tmp_path / "new.mp4")
     assert (info.num_frames, info.height, info.width) == (4, 32, 32)
     assert info.fps == pytest.approx(10)
-    assert read_clip(tmp_path / "new.mp4", start=0, num_frames=4, fps=10, height=32, width=32).float().std() > 1
+    assert (
+        read_clip(tmp_path / "new.mp4", start=0, num_frames=4, fps=10, height=32, width=32)
+        .float()
+        .std()
+        > 1
+    )
     assert probe_video(tmp_path / "new.png").width > 64
 
 
@@ -27,19 +32,41 @@ def test_sample_at_another_size_by_seed(trained: Path, tmp_path: Path) -> None:
     videos = []
     for index, seed in enumerate((1, 1, 2)):
         target = tmp_path / f"{index}.mp4"
-        run("sample", trained / "pipeline", "-o", target, "--size", 2, 24, 16, "--fps", 5, "--steps", 2, "--seed", seed)
+        run(
+            "sample",
+            trained / "pipeline",
+            "-o",
+            target,
+            "--size",
+            2,
+            24,
+            16,
+            "--fps",
+            5,
+            "--steps",
+            2,
+            "--seed",
+            seed,
+        )
         videos.append(read_clip(target, start=0, num_frames=2, fps=5, height=24, width=16))
-    # The contact sheet is lossless. Of the same frames x264 made another file in up to 8 of 60 runs on a loaded machine.
+    # The contact sheet is lossless. Of the same frames x264 made another file in up to 8 of 60 runs
+    # on a loaded machine.
     sheets = [(tmp_path / f"{index}.png").read_bytes() for index in range(3)]
     assert sheets[0] == sheets[1] != sheets[2]
     same, other = ((videos[0].float() - video.float()).abs().mean() for video in videos[1:])
     assert same < 2.5 < 5 < other
     run("sample", trained, "-o", tmp_path / "two.mp4", "--steps", 1, "--count", 2)
-    assert sorted(path.name for path in tmp_path.glob("two*")) == ["two-0.mp4", "two-0.png", "two-1.mp4", "two-1.png"]
+    assert sorted(path.name for path in tmp_path.glob("two*")) == [
+        "two-0.mp4",
+        "two-0.png",
+        "two-1.mp4",
+        "two-1.png",
+    ]
 
 
 def test_sample_at_four_times_the_length_by_bands_and_dense(trained: Path, tmp_path: Path) -> None:
-    # Wide open gates, which a short training leaves nearly closed: attention shows in what the model makes.
+    # Wide open gates, which a short training leaves nearly closed: attention shows in what the
+    # model makes.
     pipeline = FreqFormerPipeline.from_pretrained(str(trained / "pipeline"))
     for layer in (pipeline.transformer.time_modulation.linear, pipeline.transformer.proj_out):
         layer.weight.data.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
@@ -47,7 +74,9 @@ def test_sample_at_four_times_the_length_by_bands_and_dense(trained: Path, tmp_p
     size = ["--size", 16, 16, 16, "--steps", 2, "--seed", 3]
     sheets = []
     for name, options in (("bands", []), ("dense", ["--dense"]), ("again", ["--dense"])):
-        assert "16 x 16 x 16" in run("sample", tmp_path / "opened", "-o", tmp_path / f"{name}.mp4", *size, *options)
+        assert "16 x 16 x 16" in run(
+            "sample", tmp_path / "opened", "-o", tmp_path / f"{name}.mp4", *size, *options
+        )
         assert probe_video(tmp_path / f"{name}.mp4").num_frames == 16
         sheets.append((tmp_path / f"{name}.png").read_bytes())
     assert sheets[0] != sheets[1] == sheets[2]
@@ -88,7 +117,10 @@ def test_what_can_not_be_written_is_refused_before_a_model_is_loaded(
         (["-o", tmp_path / "x.gif"], "does not end in .mp4"),
         (["-o", tmp_path / "folder.mp4"], "folder.mp4, which is a folder"),
         (["-o", tmp_path / "file" / "below" / "x.mp4"], "file is a file"),
-        *((["-o", right, "--fps", fps], f"--fps is {fps}; 0.01 to 1000") for fps in (0, -1, 1e-3, 2000, "nan", "inf")),
+        *(
+            (["-o", right, "--fps", fps], f"--fps is {fps}; 0.01 to 1000")
+            for fps in (0, -1, 1e-3, 2000, "nan", "inf")
+        ),
         (["-o", right, "--size", 4, 0, 16], "--size is 4 0 16; FRAMES HEIGHT WIDTH from 1 up"),
         (["-o", right, "--size", 4, -16, 16], "--size is 4 -16 16"),
         (["-o", right, "--size", 1, 16, 16400], "16 x 16400 pixels; sides up to 16,384"),
@@ -98,7 +130,9 @@ def test_what_can_not_be_written_is_refused_before_a_model_is_loaded(
     for arguments, message in cases:
         refused("sample", trained, *arguments, message=message)
     for seed in (2**70, 2**63, -1):
-        assert "Invalid value for '--seed'" in run("sample", trained, "-o", right, "--seed", seed, code=USER_ERROR)
+        assert "Invalid value for '--seed'" in run(
+            "sample", trained, "-o", right, "--seed", seed, code=USER_ERROR
+        )
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".mp4"] == ["folder.mp4"]
 
 

@@ -16,9 +16,35 @@ from freqformer.routing import RoutingTable
 def test_simulate_writes_what_is_asked(tmp_path):
     paths = [tmp_path / name for name in ("out.json", "out.csv", "report.html")]
     shown = run(
-        *("simulate", "--model", "wan2.1-1.3b", "--hardware", "h200", "--tokens", "16384,2s@480p/24"),
-        *("--set", "mid_tiles=8", "--set", "window=1,3,3", "--set", "split=1,1,4", "--set", "routing=fixed"),
-        *("--json", paths[0], "--csv", paths[1], "--html", paths[2], "--figures", tmp_path / "figures"),
+        *(
+            "simulate",
+            "--model",
+            "wan2.1-1.3b",
+            "--hardware",
+            "h200",
+            "--tokens",
+            "16384,2s@480p/24",
+        ),
+        *(
+            "--set",
+            "mid_tiles=8",
+            "--set",
+            "window=1,3,3",
+            "--set",
+            "split=1,1,4",
+            "--set",
+            "routing=fixed",
+        ),
+        *(
+            "--json",
+            paths[0],
+            "--csv",
+            paths[1],
+            "--html",
+            paths[2],
+            "--figures",
+            tmp_path / "figures",
+        ),
     )
     assert "Wan2.1 T2V 1.3B on NVIDIA H200 SXM" in shown
     assert all(path.stat().st_size > 500 for path in paths)
@@ -39,7 +65,9 @@ def test_documents_go_to_stdout(tmp_path):
     assert "preset default" in piped.stderr
     assert invoke(*case, "--csv", "-").stdout == (tmp_path / "out.csv").read_text()
     assert invoke(*case, "--html", "-").stdout.startswith("<!doctype html>")
-    refused(*case, "--html", "-", "--json", "-", message="--json and --html are both -; one of them")
+    refused(
+        *case, "--html", "-", "--json", "-", message="--json and --html are both -; one of them"
+    )
     refused(*case, "--figures", "-", message="--figures is -; a folder is allowed")
 
 
@@ -52,7 +80,17 @@ def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path):
         (tmp_path / name).symlink_to(kept)
         (tmp_path / (name + ".part")).symlink_to(kept)
     run(
-        *("simulate", "--model", "freqformer", "--hardware", "cpu", "--tokens", 4096, "--json", tmp_path / "out.json"),
+        *(
+            "simulate",
+            "--model",
+            "freqformer",
+            "--hardware",
+            "cpu",
+            "--tokens",
+            4096,
+            "--json",
+            tmp_path / "out.json",
+        ),
         *("--csv", tmp_path / "out.csv", "--html", tmp_path / "report.html"),
     )
     assert kept.read_text() == "mine"
@@ -82,16 +120,39 @@ def test_a_table_goes_into_documents(tmp_path):
 
 
 def test_presets_and_settings_are_told(tmp_path):
-    case = ("simulate", "--model", "freqformer", "--hardware", "cpu", "--tokens", 4096, "--csv", "-")
+    case = (
+        "simulate",
+        "--model",
+        "freqformer",
+        "--hardware",
+        "cpu",
+        "--tokens",
+        4096,
+        "--csv",
+        "-",
+    )
     assert "preset default: forward" in invoke(*case).stderr
     changed = " ".join(invoke(*case, "--preset", "paper", "--set", "mid_tiles=8").stderr.split())
     assert "preset paper with other mid_tiles: forward" in changed
     assert "split: 2 LOW, 2 MID, 2 HIGH of 6 heads at first" in changed
     assert "learned summaries: mid and high ones" in changed
     dense = list(csv.DictReader(invoke(*case, "--preset", "dense").stdout.splitlines()))
-    assert [(row["preset"], row["density"], row["speedup"]) for row in dense] == [("dense", "1.0", "1.0")]
-    for setting, name in (("mid_tiles=8", "mid_tiles"), ("split=1,1,1", "split"), ("routing=soft", "routing")):
-        refused(*case, "--preset", "dense", "--set", setting, message=f"{name} is set, and dense attention has no bands")
+    assert [(row["preset"], row["density"], row["speedup"]) for row in dense] == [
+        ("dense", "1.0", "1.0")
+    ]
+    for setting, name in (
+        ("mid_tiles=8", "mid_tiles"),
+        ("split=1,1,1", "split"),
+        ("routing=soft", "routing"),
+    ):
+        refused(
+            *case,
+            "--preset",
+            "dense",
+            "--set",
+            setting,
+            message=f"{name} is set, and dense attention has no bands",
+        )
 
 
 def test_a_borrowed_calibration_claims_no_errors():
@@ -100,11 +161,24 @@ def test_a_borrowed_calibration_claims_no_errors():
     assert "Times against committed measurements" not in shown
     assert "held out: " in run("simulate", "--tokens", 16_384)
     named = run("simulate", "--hardware", "h200", "--tokens", 16_384, "--set", "calibration=cpu")
-    assert "Nothing was measured on NVIDIA H200 SXM: the fractions that kernels achieve are those of cpu" in named
+    assert (
+        "Nothing was measured on NVIDIA H200 SXM: the fractions that kernels achieve are those of "
+        "cpu" in named
+    )
 
 
 def test_a_machine_without_links_has_no_scale_out(tmp_path):
-    run("simulate", "--model", "freqformer", "--hardware", "cpu", "--tokens", 4096, "--json", tmp_path / "out.json")
+    run(
+        "simulate",
+        "--model",
+        "freqformer",
+        "--hardware",
+        "cpu",
+        "--tokens",
+        4096,
+        "--json",
+        tmp_path / "out.json",
+    )
     assert json.loads((tmp_path / "out.json").read_text())["scale_out"] == []
 
 

@@ -21,16 +21,39 @@ def test_train_writes_its_config_and_a_model(trained: Path) -> None:
 
 
 def test_train_from_a_config_with_changes(trained: Path, tmp_path: Path) -> None:
-    run("train", "synthetic", "-o", tmp_path / "next", "--config", trained / "train.json", "--set", "run.max_steps=1")
+    run(
+        "train",
+        "synthetic",
+        "-o",
+        tmp_path / "next",
+        "--config",
+        trained / "train.json",
+        "--set",
+        "run.max_steps=1",
+    )
     config = json.loads((tmp_path / "next" / "train.json").read_text())
     assert config["run"]["max_steps"] == 1
     assert config["data"]["path"] is None
     assert config["model"]["num_heads"] == 3
 
 
-def test_train_from_the_shipped_models_config(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_from_the_shipped_models_config(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    run("train", video, "-o", "own", "--config", "shipped", "--steps", 1, *TINY, "--set", "run.compile=false")
+    run(
+        "train",
+        video,
+        "-o",
+        "own",
+        "--config",
+        "shipped",
+        "--steps",
+        1,
+        *TINY,
+        "--set",
+        "run.compile=false",
+    )
     config = json.loads((tmp_path / "own" / "train.json").read_text())
     assert config["model"]["absolute_positions"] == "space"
     assert config["run"]["part_seconds"] is None
@@ -51,25 +74,48 @@ def test_errors_are_one_line(video: Path, tmp_path: Path) -> None:
         (["train", tmp_path / "empty", *out], "empty holds no video"),
         (["train", tmp_path / "text.mp4", *out], "can't be read"),
         (["train", video, *out, "--set", "data.heigth=3"], "unknown fields ['heigth']"),
-        (["train", video, *out, "--set", "height=3"], "--set is 'height=3'; section.field=value is allowed"),
+        (
+            ["train", video, *out, "--set", "height=3"],
+            "--set is 'height=3'; section.field=value is allowed",
+        ),
         (["train", video, *out, "--set", "run.batch_size=0"], "batch_size is 0"),
         (["train", video, *out, "--set", "optimizer.learning_rate=NaN"], "learning_rate is nan"),
         (["train", video, *out, "--config", tmp_path / "no.json"], "no.json"),
         (["train", video, *out, "--config", tmp_path / "list.json"], "holds list"),
         (["train", video, *out, "--config", tmp_path / "broken.json"], "can't be read ("),
-        (["train", *out, "--config", tmp_path / "text.json"], "data is 'videos/'; an object with fields of ['path'"),
-        (["train", video, *out, "--config", tmp_path / "text.json"], "data is 'videos/'; an object with fields"),
-        (["train", *out, "--config", tmp_path / "text.json", "--set", "data.fps=9"], "data holds 'videos/'"),
+        (
+            ["train", *out, "--config", tmp_path / "text.json"],
+            "data is 'videos/'; an object with fields of ['path'",
+        ),
+        (
+            ["train", video, *out, "--config", tmp_path / "text.json"],
+            "data is 'videos/'; an object with fields",
+        ),
+        (
+            ["train", *out, "--config", tmp_path / "text.json", "--set", "data.fps=9"],
+            "data holds 'videos/'",
+        ),
         (["train", video, *out, "--config", tmp_path / "deep.json"], "deep.json"),
-        (["train", video, *out, "--set", "model.text_dim=32"], "model has text_dim=32; None is allowed"),
-        (["train", video, *out, "--init-from", tmp_path / "empty"], "empty', which holds no pipeline"),
-        (["train", video, *out, *TINY, "--steps", 1, "--set", "data.height=15"], "multiples of patch_size"),
+        (
+            ["train", video, *out, "--set", "model.text_dim=32"],
+            "model has text_dim=32; None is allowed",
+        ),
+        (
+            ["train", video, *out, "--init-from", tmp_path / "empty"],
+            "empty', which holds no pipeline",
+        ),
+        (
+            ["train", video, *out, *TINY, "--steps", 1, "--set", "data.height=15"],
+            "multiples of patch_size",
+        ),
     ]
     for arguments, message in cases:
         refused(*arguments, message=message)
 
 
-def test_train_begins_with_the_weights_of_a_model(trained: Path, video: Path, tmp_path: Path) -> None:
+def test_train_begins_with_the_weights_of_a_model(
+    trained: Path, video: Path, tmp_path: Path
+) -> None:
     pairs = list(zip(TINY[::2], TINY[1::2], strict=True))
     settings = [part for pair in pairs if not pair[1].startswith("model.") for part in pair]
     run("train", video, "-o", tmp_path / "next", "--init-from", trained, "--steps", 1, *settings)
@@ -82,12 +128,19 @@ def test_a_learning_rate_changes_on_purpose(video: Path, tmp_path: Path) -> None
     command = ["train", video, "-o", tmp_path / "run", *TINY]
     run(*command, "--steps", 1)
     slower = [*command, "--steps", 2, "--set", "optimizer.learning_rate=1e-4"]
-    refused(*slower, message="learning_rate was 0.001 and is 0.0001; resume with the same, or go on with the change")
+    refused(
+        *slower,
+        message=(
+            "learning_rate was 0.001 and is 0.0001; resume with the same, or go on with the change"
+        ),
+    )
     output = run(*slower, "--accept-changes")
     assert "trained model" in output
 
 
-def test_an_interrupted_run_says_how_to_go_on(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_says_how_to_go_on(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     advance = TrainingRun.advance
 
     def interrupted(self: TrainingRun, loader: object) -> object:

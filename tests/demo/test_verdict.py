@@ -7,7 +7,9 @@ import torch
 
 from freqformer.demo.verdict import MOST_DECIBELS, Verdict, similarity
 
-CLIP = torch.randint(0, 256, (4, 8, 8, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+CLIP = torch.randint(0, 256, (4, 8, 8, 3), generator=torch.Generator().manual_seed(0)).to(
+    torch.uint8
+)
 
 
 def verdict(video: torch.Tensor, steps: int = 10) -> Verdict:
@@ -23,7 +25,8 @@ def test_similarity_is_the_peak_signal_to_noise_ratio():
 
 
 @pytest.mark.parametrize(
-    ("share", "judgement"), [(1.0, "gives the clip back"), (0.5, "can be recognised"), (0.0, "This is not the clip")]
+    ("share", "judgement"),
+    [(1.0, "gives the clip back"), (0.5, "can be recognised"), (0.0, "This is not the clip")],
 )
 def test_judgement_follows_what_is_right_of_the_clip(share, judgement):
     """A mixture of the clip and its mean colour."""
@@ -38,12 +41,15 @@ def test_judgement_follows_what_is_right_of_the_clip(share, judgement):
 def test_noise_is_not_the_clip_and_a_clip_of_one_colour_is_judged_too():
     assert "not the clip" in verdict(CLIP.flip(0, 1, 2)).judgement
     black = torch.zeros_like(CLIP)
-    assert Verdict.of(black, black, steps=1, planned_steps=1, seconds=1.0).one_colour == MOST_DECIBELS
+    assert (
+        Verdict.of(black, black, steps=1, planned_steps=1, seconds=1.0).one_colour == MOST_DECIBELS
+    )
 
 
 def test_a_machine_that_is_too_slow_is_told_what_it_needs():
     slow = verdict(CLIP, steps=2)
     assert slow.shortfall == (
-        "This machine was too slow: it did 2 of 10 training steps in 30 s. With --train-seconds 180 it would do them all."
+        "This machine was too slow: it did 2 of 10 training steps in 30 s. With --train-seconds "
+        "180 it would do them all."
     )
     assert slow.lines()[1] == slow.shortfall

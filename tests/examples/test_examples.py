@@ -42,21 +42,25 @@ def test_train_on_one_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_simulate_your_card() -> None:
     results = main_of("simulate_your_card")()
-    assert [result.scenario.machine.hardware.title for result in results] == ["A card of 300 TFLOP/s and 24 GB"] * 3
+    assert [result.scenario.machine.hardware.title for result in results] == [
+        "A card of 300 TFLOP/s and 24 GB"
+    ] * 3
     speedups = [result.step.speedup for result in results]
     assert 1 < speedups[0] < speedups[1] < speedups[2]
 
 
 def test_what_the_router_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    target = main_of("what_the_router_does")(["--output", str(tmp_path / "router.png"), "--steps", "2"])
+    target = main_of("what_the_router_does")(
+        ["--output", str(tmp_path / "router.png"), "--steps", "2"]
+    )
     assert probe_video(target).width > 300
     assert "first step, noise level 1.00" in capsys.readouterr().out
 
 
 def test_every_example_is_tested_and_listed() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert names == {name.removeprefix("test_") for name in globals() if name.startswith("test_")} - {
-        "every_example_is_tested_and_listed"
-    }
+    assert names == {
+        name.removeprefix("test_") for name in globals() if name.startswith("test_")
+    } - {"every_example_is_tested_and_listed"}
     listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     assert all(f"python examples/{name}.py" in listed for name in names)

@@ -1,4 +1,5 @@
-"""One input given to one piece of the package, within bounds of time and memory, and what became of it."""
+"""One input given to one piece of the package, within bounds of time and memory, and what became of
+it."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ SECONDS = 10.0
 MEMORY = 2 << 30
 """Bytes that the process may grow by."""
 ADDRESSES = 3 << 30
-"""Bytes of address space above what the process has, past which the system refuses: threads reserve some unused."""
+"""Bytes of address space above what the process has, past which the system refuses: threads reserve
+some unused."""
 
 ACCEPTED = "accepted"
 REFUSED = "refused"
@@ -44,7 +46,9 @@ class _TooSlowError(BaseException):
     """Not an Exception, so that no code under test takes it for one of its own."""
 
 
-def attempt(feed: Callable[[Any], None], given: Any, *, seconds: float = SECONDS, memory: int = MEMORY) -> Outcome:
+def attempt(
+    feed: Callable[[Any], None], given: Any, *, seconds: float = SECONDS, memory: int = MEMORY
+) -> Outcome:
     """Feed an input.
 
     Args:
@@ -81,7 +85,8 @@ def peak_memory() -> int:
 
 
 def limit_memory() -> None:
-    """Have the system refuse this process much more memory than it has now: Linux alone tells how much that is."""
+    """Have the system refuse this process much more memory than it has now: Linux alone tells how
+    much that is."""
     status = Path("/proc/self/statm")
     if resource is not None and status.is_file():
         pages, *_ = status.read_text().split()

@@ -1,4 +1,5 @@
-"""A process that fuzzes one target: what it has done is in its state file at any moment, so that it may die of an input."""
+"""A process that fuzzes one target: what it has done is in its state file at any moment, so that it
+may die of an input."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from tests.fuzz.attempt import FAILURES, Outcome, attempt, limit_memory
 from tests.fuzz.targets import TARGETS, Target, generator
 
 HANG = 60.0
-"""Seconds after which a process that waits, and so takes no processor time, is ended with a trace of where."""
+"""Seconds after which a process that waits, and so takes no processor time, is ended with a trace
+of where."""
 
 STDERR = 2
 """Where traces go, which `quiet` silences for Python alone."""
@@ -31,8 +33,10 @@ def fuzz(target: Target, name: str, order: dict[str, Any], state: Path) -> None:
 
     Args:
         target: of this name.
-        order: `first`, the number of the first input; `inputs`, how many at most; `seconds`, how long.
-        state: written before every input (its number, as `running`) and in the end (`running` is null).
+        order: `first`, the number of the first input; `inputs`, how many at most; `seconds`, how
+            long.
+        state: written before every input (its number, as `running`) and in the end (`running` is
+            null).
     """
     counts: Counter[str] = Counter()
     end = time.monotonic() + order["seconds"]
@@ -54,7 +58,13 @@ def fuzz(target: Target, name: str, order: dict[str, Any], state: Path) -> None:
 def keep(folder: Path, name: str, number: int, given: Any, outcome: Outcome) -> Path:
     """Write a failing input, whole, with what became of it."""
     path = folder / f"{name}-{number}.json"
-    record = {"target": name, "number": number, "kind": outcome.kind, "text": outcome.text, "input": given}
+    record = {
+        "target": name,
+        "number": number,
+        "kind": outcome.kind,
+        "text": outcome.text,
+        "input": given,
+    }
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return path
 

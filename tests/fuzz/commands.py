@@ -1,4 +1,5 @@
-"""Fuzzed command lines: what is typed wrongly ends in one line and status 2, never in a traceback."""
+"""Fuzzed command lines: what is typed wrongly ends in one line and status 2, never in a
+traceback."""
 
 from __future__ import annotations
 
@@ -43,9 +44,22 @@ class Commands:
         self.run = made_run(folder)
         encode(folder / "clip.mp4", gradient(6, 32, 48))
         (folder / EMPTY).touch()
-        self.inputs = ["../run", "../run/pipeline", "../run/train.json", "../clip.mp4", f"../{EMPTY}", "..", "shipped"]
+        self.inputs = [
+            "../run",
+            "../run/pipeline",
+            "../run/train.json",
+            "../clip.mp4",
+            f"../{EMPTY}",
+            "..",
+            "shipped",
+        ]
         self.options = {
-            name: [option for parameter in command.params for option in parameter.opts if option.startswith("-")]
+            name: [
+                option
+                for parameter in command.params
+                for option in parameter.opts
+                if option.startswith("-")
+            ]
             for name, command in get_command(app).commands.items()  # type: ignore[attr-defined]
         }
         self.train_fields = [
@@ -57,15 +71,23 @@ class Commands:
 
     def make(self, draw: random.Random) -> list[str]:
         name = draw.choice(list(self.options))
-        arguments = [] if draw.random() < 0.9 else [draw.choice(("--verbose", "--version", "--fly", "-h", ""))]
+        arguments = (
+            []
+            if draw.random() < 0.9
+            else [draw.choice(("--verbose", "--version", "--fly", "-h", ""))]
+        )
         arguments.append(name if draw.random() < 0.98 else text(draw))
         for _ in range(draw.choice((0, 1, 1, 1, 2))):
             arguments.append(draw.choice(self.inputs) if draw.random() < 0.9 else text(draw))
         if "--output" in self.options[name] and draw.random() < 0.8:
-            arguments += ["--output", draw.choice(("new", "new.mp4", "new.json", "../clip.mp4", "../run", "no/way/new"))]
+            arguments += [
+                "--output",
+                draw.choice(("new", "new.mp4", "new.json", "../clip.mp4", "../run", "no/way/new")),
+            ]
         for _ in range(draw.choice((0, 1, 1, 2, 3))):
             arguments += self._option(name, draw)
-        # The system's arguments end at a NUL, and a user's paths are a user's: nothing is written beyond the folder.
+        # The system's arguments end at a NUL, and a user's paths are a user's: nothing is written
+        # beyond the folder.
         return [argument.replace("\0", "0") for argument in arguments]
 
     def _option(self, name: str, draw: random.Random) -> list[str]:
@@ -76,13 +98,18 @@ class Commands:
         if draw.random() < 0.1:
             return [option]
         if draw.random() < 0.4:
-            return [option, draw.choice(("0", "1", "2", "-1", "1e9", "nan", "inf", str(2**63), "9" * 5000))]
+            return [
+                option,
+                draw.choice(("0", "1", "2", "-1", "1e9", "nan", "inf", str(2**63), "9" * 5000)),
+            ]
         return [option, draw.choice(self.inputs) if draw.random() < 0.4 else text(draw)]
 
     def feed(self, given: list[str]) -> None:
         self.folder.mkdir(exist_ok=True)
         os.chdir(self.folder)
-        with mock.patch.multiple(FreqFormerPipeline, __call__=_bounded(FreqFormerPipeline.__call__)):
+        with mock.patch.multiple(
+            FreqFormerPipeline, __call__=_bounded(FreqFormerPipeline.__call__)
+        ):
             patches = [mock.patch(place, stand_in or _refuse) for place, stand_in in LONG.items()]
             for patch in patches:
                 patch.start()
@@ -92,7 +119,9 @@ class Commands:
                 for patch in patches:
                     patch.stop()
         if result.exit_code not in (0, USER_ERROR) or "Traceback" in result.output:
-            raise AssertionError(f"status {result.exit_code}: {result.output}") from result.exception
+            raise AssertionError(
+                f"status {result.exit_code}: {result.output}"
+            ) from result.exception
         if result.exit_code:
             raise ValueError(result.output)
 

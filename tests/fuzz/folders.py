@@ -40,7 +40,14 @@ class Folders:
         disarm: leaves no checksum in a copy that does not fit, or none at all.
     """
 
-    def __init__(self, folder: Path, whole: Path, load: Callable[[Path], None], *, disarm: Callable[[Path], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        whole: Path,
+        load: Callable[[Path], None],
+        *,
+        disarm: Callable[[Path], None],
+    ) -> None:
         self.folder = folder
         self.whole = whole
         self.load = load
@@ -64,7 +71,9 @@ class Folders:
 def tables(folder: Path) -> Folders:
     """Routing tables, loaded."""
     bands = torch.randint(0, 4, (4, 2, 3), generator=torch.Generator().manual_seed(0))
-    table = RoutingTable(bands, torch.full_like(bands, 5), FreqFormerConfig(tile=(2, 3, 4), mid_tiles=5))
+    table = RoutingTable(
+        bands, torch.full_like(bands, 5), FreqFormerConfig(tile=(2, 3, 4), mid_tiles=5)
+    )
     table.save(folder / "table")
 
     def load(copy: Path) -> None:
@@ -102,7 +111,9 @@ def runs(folder: Path) -> Folders:
 
     def load(copy: Path) -> None:
         shutil.rmtree(folder / "exported", ignore_errors=True)
-        with mock.patch.multiple(export, SAMPLES=1, INFERENCE_STEPS=1, fresh_loss=partial(export.fresh_loss, clips=2)):
+        with mock.patch.multiple(
+            export, SAMPLES=1, INFERENCE_STEPS=1, fresh_loss=partial(export.fresh_loss, clips=2)
+        ):
             export.export_model(copy, folder / "exported")
 
     return Folders(folder, run, load, disarm=_remove_manifests)
@@ -122,7 +133,8 @@ def _remove_manifests(folder: Path) -> None:
 
 
 def _renew_checksums(folder: Path) -> None:
-    """What an attacker would write, or an older version: no seal, and the checksum of the tensors that are there."""
+    """What an attacker would write, or an older version: no seal, and the checksum of the tensors
+    that are there."""
     record, tensors = folder / RECORD_NAME, folder / TENSORS_NAME
     try:
         values = json.loads(record.read_bytes())

@@ -54,7 +54,9 @@ def _change(content: bytearray, draw: random.Random, others: list[bytes]) -> Non
     size = len(content)
     place = draw.randrange(min(size, HEAD) if size and draw.random() < 0.4 else size + 1)
     length = draw.choice((1, 2, 4, 8, 64, 1024))
-    kind = draw.choice(("flip", "flip", "flip", "fill", "cut", "leave out", "repeat", "put in", "other"))
+    kind = draw.choice(
+        ("flip", "flip", "flip", "fill", "cut", "leave out", "repeat", "put in", "other")
+    )
     if kind == "flip" and place < size:
         content[place] ^= 1 << draw.randrange(8)
     elif kind == "fill":

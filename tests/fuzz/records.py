@@ -36,9 +36,48 @@ LOADERS: dict[ProfileKind, Callable[[Path], Any]] = {
 }
 SETTINGS = (*CONFIG_SETTINGS, *OTHER_SETTINGS)
 WORDS = (
-    *("topk", "radial", "axial", "interpolate", "synthesis", "gains", "strict", "fixed", "learned", "soft", "timed"),
-    *("1,2", "1,3,3", "0,0,0", "4,4,8", "1,1,1", "1000000000,1,1", "1e999", "NaN", "9" * 900, "[" * 900, "[1", "\udcff"),
-    *("64K", "1M", "5s", "5s@720p", "60s@1080p/24", "-1s", "1e6", "0.5", "s@/", "5s@720p/0", "h100", "..", "own.json"),
+    *(
+        "topk",
+        "radial",
+        "axial",
+        "interpolate",
+        "synthesis",
+        "gains",
+        "strict",
+        "fixed",
+        "learned",
+        "soft",
+        "timed",
+    ),
+    *(
+        "1,2",
+        "1,3,3",
+        "0,0,0",
+        "4,4,8",
+        "1,1,1",
+        "1000000000,1,1",
+        "1e999",
+        "NaN",
+        "9" * 900,
+        "[" * 900,
+        "[1",
+        "\udcff",
+    ),
+    *(
+        "64K",
+        "1M",
+        "5s",
+        "5s@720p",
+        "60s@1080p/24",
+        "-1s",
+        "1e6",
+        "0.5",
+        "s@/",
+        "5s@720p/0",
+        "h100",
+        "..",
+        "own.json",
+    ),
 )
 """Texts that mean something somewhere, and some that nearly do."""
 
@@ -58,7 +97,9 @@ def changed(record: Any, draw: random.Random) -> Any:
     changed_record = copy.deepcopy(record)
     for _ in range(draw.choice((1, 1, 2, 3))):
         if isinstance(changed_record, dict) and draw.random() < 0.1:
-            changed_record[draw.choice(("", "x", "tile ", "🙂"))] = copy.deepcopy(draw.choice(VALUES))
+            changed_record[draw.choice(("", "x", "tile ", "🙂"))] = copy.deepcopy(
+                draw.choice(VALUES)
+            )
         change_json(changed_record, draw)
     return changed_record
 
@@ -66,7 +107,9 @@ def changed(record: Any, draw: random.Random) -> Any:
 class Configs:
     """A configuration by `from_dict`: one that is taken comes back from JSON as it was."""
 
-    def __init__(self, kind: type[FreqFormerConfig] | type[TrainConfig], whole: dict[str, Any]) -> None:
+    def __init__(
+        self, kind: type[FreqFormerConfig] | type[TrainConfig], whole: dict[str, Any]
+    ) -> None:
         self.kind = kind
         self.whole = json.loads(json.dumps(whole))
 
@@ -79,10 +122,16 @@ class Configs:
 
 
 class Simulations:
-    """Requests to the simulator: preset, lengths and settings, as typed; those that are taken are simulated."""
+    """Requests to the simulator: preset, lengths and settings, as typed; those that are taken are
+    simulated."""
 
     def make(self, draw: random.Random) -> dict[str, Any]:
-        request = {"model": "freqformer", "hardware": "h200", "lengths": "4096", "preset": draw.choice(list(PRESETS))}
+        request = {
+            "model": "freqformer",
+            "hardware": "h200",
+            "lengths": "4096",
+            "preset": draw.choice(list(PRESETS)),
+        }
         if draw.random() < 0.3:
             request[draw.choice(list(request))] = text(draw)
         settings = [f"{draw.choice(SETTINGS)}={text(draw)}" for _ in range(draw.randrange(4))]
@@ -135,5 +184,9 @@ def file_text(whole: Any, draw: random.Random) -> str:
     written = json.dumps(changed(whole, draw))
     if draw.random() < 0.1:
         place = draw.randrange(len(written) + 1)
-        return written[:place] + draw.choice(("", "{", "[" * 100_000, '"', "\0", "9" * 5000)) + written[place + 1 :]
+        return (
+            written[:place]
+            + draw.choice(("", "{", "[" * 100_000, '"', "\0", "9" * 5000))
+            + written[place + 1 :]
+        )
     return written

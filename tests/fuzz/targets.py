@@ -19,7 +19,8 @@ class Target(Protocol):
         ...
 
     def feed(self, given: Input) -> None:
-        """Give it to the package, which raises ValueError or OSError to refuse it, and nothing else."""
+        """Give it to the package, which raises ValueError or OSError to refuse it, and nothing
+        else."""
         ...
 
 
@@ -36,7 +37,9 @@ def _train_config(folder: Path) -> Target:
 
     from freqformer.training.config import TrainConfig
 
-    return Configs(TrainConfig, TrainConfig("out", model={"num_layers": 2, "patch_size": [1, 4, 4]}).to_dict())
+    return Configs(
+        TrainConfig, TrainConfig("out", model={"num_layers": 2, "patch_size": [1, 4, 4]}).to_dict()
+    )
 
 
 def _simulation(folder: Path) -> Target:
@@ -106,7 +109,8 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "media": _media,
     "command": _command,
 }
-"""Each makes its target, with what it needs on disk, in an empty folder; imports are a target's own."""
+"""Each makes its target, with what it needs on disk, in an empty folder; imports are a target's
+own."""
 
 
 def generator(name: str, number: int) -> random.Random:

@@ -1,4 +1,5 @@
-"""The fuzzer: what once failed is refused, a little of every target, and failures that it must see. All: `make fuzz`."""
+"""The fuzzer: what once failed is refused, a little of every target, and failures that it must see.
+All: `make fuzz`."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def target(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Target:
+def target(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Target:
     """The target of the name that a test is given."""
     monkeypatch.chdir(tmp_path)  # command lines change the working directory
     if request.param in ("checkpoint", "pipeline", "run", "command"):
@@ -53,7 +56,9 @@ def target(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     return TARGETS[request.param](tmp_path)
 
 
-@pytest.mark.parametrize(("target", "name"), [(name, name) for name in TARGETS], indirect=["target"])
+@pytest.mark.parametrize(
+    ("target", "name"), [(name, name) for name in TARGETS], indirect=["target"]
+)
 def test_a_little_of_every_target(target: Target, name: str) -> None:
     counts: Counter[str] = Counter()
     with quiet():
@@ -61,12 +66,16 @@ def test_a_little_of_every_target(target: Target, name: str) -> None:
             given = target.make(generator(name, number))
             assert json.loads(json.dumps(given)) == given or "NaN" in json.dumps(given)
             outcome = attempt(target.feed, given)
-            assert outcome.kind not in FAILURES, f"input {number} of {name}, {given}: {outcome.text}"
+            assert outcome.kind not in FAILURES, (
+                f"input {number} of {name}, {given}: {outcome.text}"
+            )
             counts[outcome.kind] += 1
     assert counts[REFUSED] > 0
 
 
-@pytest.mark.parametrize(("target", "found"), [(found["target"], found) for found in CORPUS], indirect=["target"])
+@pytest.mark.parametrize(
+    ("target", "found"), [(found["target"], found) for found in CORPUS], indirect=["target"]
+)
 def test_what_once_failed_is_refused(target: Target, found: dict[str, Any]) -> None:
     assert attempt(target.feed, found["input"]).kind == REFUSED
 
@@ -133,7 +142,9 @@ def test_failing_inputs_are_kept_and_the_same_again(tmp_path: Path) -> None:
         assert path.read_text() == (tmp_path / "second" / path.name).read_text()
 
 
-def test_a_process_that_dies_of_an_input_is_followed_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_dies_of_an_input_is_followed_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     orders: list[dict[str, Any]] = []
 
     def run(order: dict[str, Any]) -> tuple[int, str]:
@@ -153,7 +164,11 @@ def test_a_process_that_dies_of_an_input_is_followed_by_another(tmp_path: Path, 
 
 @pytest.mark.parametrize(("failed", "status"), [(0, 0), (1, 1)])
 def test_the_exit_status_tells_of_failures(
-    failed: int, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    failed: int,
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(command, "fuzz_target", lambda *_: Counter({ACCEPTED: 1500, SLOW: failed}))
     given = ["--targets", "table", "media", "--failures", str(tmp_path / "kept")]
@@ -166,11 +181,23 @@ def test_the_exit_status_tells_of_failures(
 
 @pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
-    typed = [sys.executable, "-m", "tests.fuzz", "--inputs", "5", "--targets", "freqformer_config", "table"]
+    typed = [
+        sys.executable,
+        "-m",
+        "tests.fuzz",
+        "--inputs",
+        "5",
+        "--targets",
+        "freqformer_config",
+        "table",
+    ]
     output = tmp_path / "results.json"
     subprocess.run([*typed, "--output", output], cwd=Path(__file__).parents[2], check=True)
     record = json.loads(output.read_text())
-    assert {name: found["inputs"] for name, found in record["targets"].items()} == {"freqformer_config": 5, "table": 5}
+    assert {name: found["inputs"] for name, found in record["targets"].items()} == {
+        "freqformer_config": 5,
+        "table": 5,
+    }
 
 
 def test_the_committed_results_are_of_these_targets() -> None:

@@ -1,4 +1,5 @@
-"""Every kernel of the pipeline, forward and backward, on six small calls, and layers with a router: for compute-sanitizer.
+"""Every kernel of the pipeline, forward and backward, on six small calls, and layers with a router:
+for compute-sanitizer.
 
 On a machine with a CUDA GPU and the CUDA toolkit, from the top folder of the project:
 
@@ -6,7 +7,8 @@ On a machine with a CUDA GPU and the CUDA toolkit, from the top folder of the pr
     compute-sanitizer --tool memcheck --error-exitcode 1 python -m tests.gpu.sanitize
     compute-sanitizer --tool racecheck --error-exitcode 1 python -m tests.gpu.sanitize
 
-Without its cache torch asks the driver for every tensor, so that a read behind its end is one that the tool sees.
+Without its cache torch asks the driver for every tensor, so that a read behind its end is one that
+the tool sees.
 """
 
 from __future__ import annotations
@@ -34,20 +36,34 @@ BANDS = ((0, 1, 2, 3),)
 
 @dataclass(frozen=True)
 class Checked:
-    """A call, and whether blocks are read by pointers where the GPU could read them by descriptors."""
+    """A call, and whether blocks are read by pointers where the GPU could read them by
+    descriptors."""
 
     case: Case
     by_pointer: bool = False
 
 
-ALL = Case(RAGGED, CONFIG, BANDS, 64, torch.bfloat16, num_text_tokens=37, mask="random", learned=LEARNED)
+ALL = Case(
+    RAGGED, CONFIG, BANDS, 64, torch.bfloat16, num_text_tokens=37, mask="random", learned=LEARNED
+)
 CASES = {
     "everything learned, text": Checked(ALL),
     "by pointers": Checked(ALL, by_pointer=True),
-    "full tiles, head_dim 128": Checked(Case(FULL, CONFIG, BANDS, 128, torch.float16, learned=LEARNED)),
-    "float32, gains": Checked(Case(RAGGED, replace(CONFIG, band_features="gains"), BANDS, 64, learned=("norm",))),
+    "full tiles, head_dim 128": Checked(
+        Case(FULL, CONFIG, BANDS, 128, torch.float16, learned=LEARNED)
+    ),
+    "float32, gains": Checked(
+        Case(RAGGED, replace(CONFIG, band_features="gains"), BANDS, 64, learned=("norm",))
+    ),
     "strict, by sample": Checked(
-        Case(RAGGED, replace(CONFIG, band_features="strict"), ((0, 1), (2, 1)), 64, torch.bfloat16, learned=("rotary",))
+        Case(
+            RAGGED,
+            replace(CONFIG, band_features="strict"),
+            ((0, 1), (2, 1)),
+            64,
+            torch.bfloat16,
+            learned=("rotary",),
+        )
     ),
     "values, axial, synthesis, tile order": Checked(
         Case(
@@ -72,7 +88,11 @@ def check(checked: Checked, device: str) -> None:
         mock.patch.object(triton_backward, "PART_TILES", 2),
     )
     # A GPU before Hopper reads by pointers.
-    pointers = mock.patch.object(triton, "_capability", return_value=8) if checked.by_pointer else nullcontext()
+    pointers = (
+        mock.patch.object(triton, "_capability", return_value=8)
+        if checked.by_pointer
+        else nullcontext()
+    )
     with forward, backward, pointers:
         for gradients in (False, True):
             for name, result in run(checked.case, inputs, "triton", gradients=gradients).items():
@@ -80,7 +100,8 @@ def check(checked: Checked, device: str) -> None:
 
 
 def check_router(routing: Routing, device: str) -> None:
-    """Run a layer with a router, without gradients and with them; AssertionError where a number is not finite."""
+    """Run a layer with a router, without gradients and with them; AssertionError where a number is
+    not finite."""
     layer = FreqAttention(3 * 64, 3, CONFIG, routing=routing).to(device, torch.bfloat16)
     layer.set_impl("triton")
     hidden = torch.randn(2, RAGGED.num_tokens, layer.dim, device=device, dtype=torch.bfloat16)

@@ -34,18 +34,27 @@ LEARNED = ("summaries", "offsets", "rotary", "norm")
 
 
 def make_case(**changes: Any) -> Case:
-    told: dict[str, Any] = {"grid": GRID, "config": CONFIG, "allocation": ((0, 1, 2, 3),), "head_dim": 128}
+    told: dict[str, Any] = {
+        "grid": GRID,
+        "config": CONFIG,
+        "allocation": ((0, 1, 2, 3),),
+        "head_dim": 128,
+    }
     return Case(**told | {"dtype": torch.bfloat16, "learned": LEARNED} | changes)
 
 
 CASES = {
     "learned": make_case(),
     "text, head_dim 64": make_case(head_dim=64, num_text_tokens=77, mask="random"),
-    "float32, outliers": make_case(grid=Grid(8, 16, 16), dtype=torch.float32, outliers=True, learned=()),
+    "float32, outliers": make_case(
+        grid=Grid(8, 16, 16), dtype=torch.float32, outliers=True, learned=()
+    ),
     "full tiles, outliers": make_case(grid=Grid(8, 16, 32), outliers=True, dtype=torch.float16),
     "gains, text": make_case(config=replace(CONFIG, band_features="gains"), num_text_tokens=5),
     "strict": make_case(config=replace(CONFIG, band_features="strict"), dtype=torch.float16),
-    "values": make_case(config=replace(CONFIG, band_features="values"), num_text_tokens=5, learned=("norm",)),
+    "values": make_case(
+        config=replace(CONFIG, band_features="values"), num_text_tokens=5, learned=("norm",)
+    ),
     "synthesis, axial, tile order": make_case(
         config=replace(CONFIG, mid_pattern="axial", low_output="synthesis"), token_order="tile"
     ),
@@ -61,7 +70,8 @@ def test_as_near_float64_as_the_peer(name: str) -> None:
 
 @pytest.mark.parametrize("form", range(26))
 def test_random_launches(form: int) -> None:
-    """2,080 random calls of the attention launches, 80 of each form, which share compiled kernels."""
+    """2,080 random calls of the attention launches, 80 of each form, which share compiled
+    kernels."""
     pool = Pool()
     for seed in range(form * 80, form * 80 + 80):
         case, told = random_launch(seed, form=form, grids=LARGE, head_dims=(64, 128), device="cuda")
@@ -75,7 +85,10 @@ def test_random_calls(part: int) -> None:
     for seed in range(part * 5, part * 5 + 5):
         rng = random.Random(seed)
         case = random_case(
-            seed, max_tokens=3000, head_dim=rng.choice((64, 128)), dtype=rng.choice((torch.float16, torch.bfloat16))
+            seed,
+            max_tokens=3000,
+            head_dim=rng.choice((64, 128)),
+            dtype=rng.choice((torch.float16, torch.bfloat16)),
         )
         check_call(case, make_inputs(case, "cuda"), gradients=True)
 

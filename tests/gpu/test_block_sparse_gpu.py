@@ -48,15 +48,26 @@ def test_nothing_beside_the_outputs_is_written(monkeypatch: pytest.MonkeyPatch) 
         made.append((memory, size))
         return memory[4096 : 4096 + size].view(shape)
 
-    def outputs(query: torch.Tensor, low_bias: torch.Tensor, heads: int, backward: int) -> tuple[torch.Tensor, ...]:
+    def outputs(
+        query: torch.Tensor, low_bias: torch.Tensor, heads: int, backward: int
+    ) -> tuple[torch.Tensor, ...]:
         rows, tokens, width = query.shape
-        shapes = ((rows // heads, tokens, heads, width), (rows, len(low_bias), width), (rows, tokens))
-        written = (guarded(query, *shape, dtype=None if len(shape) > 2 else torch.float32) for shape in shapes)
+        shapes = (
+            (rows // heads, tokens, heads, width),
+            (rows, len(low_bias), width),
+            (rows, tokens),
+        )
+        written = (
+            guarded(query, *shape, dtype=None if len(shape) > 2 else torch.float32)
+            for shape in shapes
+        )
         return (*written, query.new_empty(backward))
 
     monkeypatch.setattr(launch, "_outputs", outputs)
     for seed in range(2000, 2040):
-        case, told = random_case(seed, form=seed % 3, grids=LARGE, head_dims=(64, 128), device="cuda")
+        case, told = random_case(
+            seed, form=seed % 3, grids=LARGE, head_dims=(64, 128), device="cuda"
+        )
         check_case(case, launch.attend(**case.arguments), told)
     assert len(made) == 120
     for memory, size in made:
@@ -65,7 +76,9 @@ def test_nothing_beside_the_outputs_is_written(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("by_pointer", [False, True])
-def test_more_elements_than_32_bits_count(by_pointer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_elements_than_32_bits_count(
+    by_pointer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if torch.cuda.mem_get_info()[0] < 40 * 2**30:
         pytest.skip("needs 40 GiB of GPU memory")
     if by_pointer:
@@ -76,7 +89,9 @@ def test_more_elements_than_32_bits_count(by_pointer: bool, monkeypatch: pytest.
     tables = launch_tables(plan, torch.device("cuda"))
     shapes = ((heads, grid.num_tokens, head_dim), *[(heads, tables.keys.rows, head_dim)] * 2)
     assert heads * grid.num_tokens * head_dim > 2**31
-    query, key, value = (torch.empty(shape, dtype=torch.bfloat16, device="cuda").normal_() for shape in shapes)
+    query, key, value = (
+        torch.empty(shape, dtype=torch.bfloat16, device="cuda").normal_() for shape in shapes
+    )
     bands = torch.full((heads,), Band.HIGH, dtype=torch.int32, device="cuda")
     out, _, lse = launch.attend(
         launch.AttentionBuffers(query, key, value),
@@ -90,12 +105,20 @@ def test_more_elements_than_32_bits_count(by_pointer: bool, monkeypatch: pytest.
     # The last tile of the last head lies behind element 2**31 of every tensor.
     last, start = heads - 1, tables.keys.low_summaries
     tiles = plan.high_lists[-1].tolist()
-    keys = [row for tile in tiles for row in range(int(plan.layout.offsets[tile]), int(plan.layout.offsets[tile + 1]))]
+    keys = [
+        row
+        for tile in tiles
+        for row in range(int(plan.layout.offsets[tile]), int(plan.layout.offsets[tile + 1]))
+    ]
     keys = torch.tensor(keys + list(range(start, start + plan.cells.num_cells)), device="cuda")
     assert tables.high_bias is not None
-    bias = torch.cat([torch.zeros(len(keys) - plan.cells.num_cells, device="cuda"), tables.high_bias[-1]]).double()
+    bias = torch.cat(
+        [torch.zeros(len(keys) - plan.cells.num_cells, device="cuda"), tables.high_bias[-1]]
+    ).double()
     logits = query[last, -128:].double() @ key[last, keys].double().T * head_dim**-0.5 + bias
-    torch.testing.assert_close(lse[last, -128:].double(), logits.logsumexp(-1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        lse[last, -128:].double(), logits.logsumexp(-1), rtol=1e-5, atol=1e-5
+    )
     wanted = logits.softmax(-1) @ value[last, keys].double()
     assert float((out[0, -128:, last].double() - wanted).norm() / wanted.norm()) < 4e-3
 

@@ -7,7 +7,10 @@ import torch
 from tests.support.cases import make_inputs, random_case, run, select
 from tests.support.numerics import Pool, check_errors
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
 
 
 def test_eager_on_a_gpu_is_as_near_float64_as_the_reference() -> None:
@@ -17,7 +20,9 @@ def test_eager_on_a_gpu_is_as_near_float64_as_the_reference() -> None:
         inputs = make_inputs(case, "cuda")
         selection = select(case, inputs)
         exact = run(case, inputs.double(), "reference", selection=selection)
-        eager, peer = (run(case, inputs, impl, selection=selection) for impl in ("eager", "reference"))
+        eager, peer = (
+            run(case, inputs, impl, selection=selection) for impl in ("eager", "reference")
+        )
         check_errors(eager, peer, exact, outliers=case.outliers, case=case)
         pool.add(eager, peer, exact)
     pool.check()

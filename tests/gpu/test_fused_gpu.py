@@ -1,4 +1,5 @@
-"""impl="triton" from end to end on a GPU: numerics, launches, memory, no wait for the device, CUDA graphs."""
+"""impl="triton" from end to end on a GPU: numerics, launches, memory, no wait for the device, CUDA
+graphs."""
 
 from __future__ import annotations
 
@@ -34,22 +35,41 @@ LEARNED = ("summaries", "offsets", "rotary", "norm")
 
 
 def make_case(**changes: Any) -> Case:
-    told: dict[str, Any] = {"grid": GRID, "config": CONFIG, "allocation": EVERY_BAND, "head_dim": 128}
+    told: dict[str, Any] = {
+        "grid": GRID,
+        "config": CONFIG,
+        "allocation": EVERY_BAND,
+        "head_dim": 128,
+    }
     return Case(**told | {"dtype": torch.bfloat16} | changes)
 
 
 CASES = {
     "plain": make_case(),
     "learned": make_case(learned=LEARNED),
-    "learned, head_dim 64, text": make_case(learned=LEARNED, head_dim=64, num_text_tokens=77, mask="random"),
-    "full tiles, outliers": make_case(grid=Grid(8, 16, 32), learned=LEARNED, outliers=True, dtype=torch.float16),
+    "learned, head_dim 64, text": make_case(
+        learned=LEARNED, head_dim=64, num_text_tokens=77, mask="random"
+    ),
+    "full tiles, outliers": make_case(
+        grid=Grid(8, 16, 32), learned=LEARNED, outliers=True, dtype=torch.float16
+    ),
     "float32": make_case(learned=LEARNED, dtype=torch.float32),
     "values": make_case(config=replace(CONFIG, band_features="values"), num_text_tokens=5),
-    "gains": make_case(config=replace(CONFIG, band_features="gains"), learned=LEARNED, num_text_tokens=5),
-    "gains in float32": make_case(config=replace(CONFIG, band_features="gains"), learned=LEARNED, dtype=torch.float32),
-    "strict": make_case(config=replace(CONFIG, band_features="strict"), learned=("summaries",), dtype=torch.float16),
-    "axial": make_case(config=replace(CONFIG, mid_pattern="axial", low_output="synthesis"), token_order="tile"),
-    "little compression": make_case(config=replace(CONFIG, compression=2), allocation=((0, 0),), head_dim=64),
+    "gains": make_case(
+        config=replace(CONFIG, band_features="gains"), learned=LEARNED, num_text_tokens=5
+    ),
+    "gains in float32": make_case(
+        config=replace(CONFIG, band_features="gains"), learned=LEARNED, dtype=torch.float32
+    ),
+    "strict": make_case(
+        config=replace(CONFIG, band_features="strict"), learned=("summaries",), dtype=torch.float16
+    ),
+    "axial": make_case(
+        config=replace(CONFIG, mid_pattern="axial", low_output="synthesis"), token_order="tile"
+    ),
+    "little compression": make_case(
+        config=replace(CONFIG, compression=2), allocation=((0, 0),), head_dim=64
+    ),
     "by sample": make_case(allocation=((0, 1, 2), (2, 0, 3)), learned=("rotary",), head_dim=64),
 }
 
@@ -60,7 +80,9 @@ def test_as_near_float64_as_the_peer(name: str) -> None:
         check_call(CASES[name], make_inputs(CASES[name], "cuda"))
 
 
-def call_of(case: Case, allocation: Tensor | list[int], selection: Selection | None = None) -> Callable[[], Tensor]:
+def call_of(
+    case: Case, allocation: Tensor | list[int], selection: Selection | None = None
+) -> Callable[[], Tensor]:
     inputs = make_inputs(case, "cuda")
 
     def call() -> Tensor:
@@ -100,7 +122,9 @@ def test_nothing_waits_for_the_device(where: str) -> None:
 
 def test_the_host_and_the_device_know_the_same_allocation() -> None:
     case = CASES["learned"]
-    assert torch.equal(call_of(case, [0, 1, 2, 3])(), call_of(case, torch.tensor([0, 1, 2, 3], device="cuda"))())
+    assert torch.equal(
+        call_of(case, [0, 1, 2, 3])(), call_of(case, torch.tensor([0, 1, 2, 3], device="cuda"))()
+    )
 
 
 def test_a_cuda_graph_replays_the_call() -> None:
@@ -133,7 +157,9 @@ def test_at_most_six_launches() -> None:
         with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as recorded:
             call()
             torch.cuda.synchronize()
-        names = [event.name for event in recorded.events() or () if event.device_type.name == "CUDA"]
+        names = [
+            event.name for event in recorded.events() or () if event.device_type.name == "CUDA"
+        ]
         assert 5 <= len(names) <= 6, names
 
 
@@ -161,7 +187,9 @@ def test_the_same_bits_at_every_run() -> None:
 
 
 def test_it_chooses_the_tiles_that_float64_chooses() -> None:
-    case = make_case(grid=Grid(8, 32, 64), allocation=((1, 1),), learned=("rotary", "norm"), dtype=torch.float32)
+    case = make_case(
+        grid=Grid(8, 32, 64), allocation=((1, 1),), learned=("rotary", "norm"), dtype=torch.float32
+    )
     inputs = make_inputs(case, "cuda")
     chosen, given = call_of(case, [1, 1])(), call_of(case, [1, 1], select(case, inputs))()
     # A choice between scores that differ by a rounding may fall either way: few tiles, if any.

@@ -1,4 +1,5 @@
-"""The whole model on a GPU: one CUDA graph holds a step with frozen routing; training in bfloat16, compiled and not."""
+"""The whole model on a GPU: one CUDA graph holds a step with frozen routing; training in bfloat16,
+compiled and not."""
 
 from __future__ import annotations
 
@@ -14,16 +15,28 @@ from freqformer import FreqFormerTransformer3DModel
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.routing import RoutingTable
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
 VIDEO = (2, 3, 9, 44, 60)
 """9 x 11 x 15 tokens: ragged on every axis."""
 
 
-def make_model(text_dim: int | None = None, mid_pattern: str = "topk", **options) -> FreqFormerTransformer3DModel:
+def make_model(
+    text_dim: int | None = None, mid_pattern: str = "topk", **options
+) -> FreqFormerTransformer3DModel:
     """Two layers in bfloat16 with a table whose bands differ between layers and timesteps."""
     torch.manual_seed(0)
-    frequency = FreqFormerConfig(mid_tiles=4, summary_tokens=9, tile=(4, 4, 8), mid_pattern=mid_pattern)  # type: ignore[arg-type]
-    options = {"routing": "learned", "text_dim": text_dim, "frequency": frequency.to_dict(), **options}
+    frequency = FreqFormerConfig(
+        mid_tiles=4, summary_tokens=9, tile=(4, 4, 8), mid_pattern=mid_pattern
+    )  # type: ignore[arg-type]
+    options = {
+        "routing": "learned",
+        "text_dim": text_dim,
+        "frequency": frequency.to_dict(),
+        **options,
+    }
     model = FreqFormerTransformer3DModel(num_layers=2, num_heads=4, **options)
     for parameter in model.parameters():  # what starts at zero would hide the attention
         parameter.data += 0.05 * torch.randn_like(parameter)
@@ -33,7 +46,9 @@ def make_model(text_dim: int | None = None, mid_pattern: str = "topk", **options
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("text_dim", "routing"), [(None, "learned"), (32, "learned"), (None, "soft"), (None, "timed")])
+@pytest.mark.parametrize(
+    ("text_dim", "routing"), [(None, "learned"), (32, "learned"), (None, "soft"), (None, "timed")]
+)
 def test_a_cuda_graph_holds_a_step_with_frozen_bands(text_dim: int | None, routing: str) -> None:
     model = make_model(text_dim, routing=routing)
     draw = torch.Generator("cuda").manual_seed(1)
@@ -69,7 +84,10 @@ def test_it_runs_the_fused_plan_and_agrees_with_eager(routing: str) -> None:
     # A choice of tiles may fall otherwise by a rounding.
     model = make_model(mid_pattern="axial", routing=routing).float()
     draw = torch.Generator("cuda").manual_seed(2)
-    video, timestep = torch.randn(VIDEO, generator=draw, device="cuda"), torch.tensor([100.0, 900.0], device="cuda")
+    video, timestep = (
+        torch.randn(VIDEO, generator=draw, device="cuda"),
+        torch.tensor([100.0, 900.0], device="cuda"),
+    )
     fused = model(video, timestep).sample
     model.set_impl("eager")
     eager = model(video, timestep).sample
@@ -78,15 +96,24 @@ def test_it_runs_the_fused_plan_and_agrees_with_eager(routing: str) -> None:
 
 
 @pytest.mark.filterwarnings("default")  # of the compiler's own code
-@pytest.mark.parametrize(("routing", "low_beside"), [("learned", False), ("learned", True), ("soft", True)])
-def test_training_in_bfloat16_with_checkpointed_and_compiled_blocks(routing: str, low_beside: bool) -> None:
-    """Routers learn too. The loss and every gradient are finite, and compiled blocks are compiled once for three steps."""
+@pytest.mark.parametrize(
+    ("routing", "low_beside"), [("learned", False), ("learned", True), ("soft", True)]
+)
+def test_training_in_bfloat16_with_checkpointed_and_compiled_blocks(
+    routing: str, low_beside: bool
+) -> None:
+    """Routers learn too. The loss and every gradient are finite, and compiled blocks are compiled
+    once for three steps."""
     video = torch.randn(VIDEO, generator=torch.Generator("cuda").manual_seed(3), device="cuda")
     losses = []
     for compiled in (False, True):
         torch.manual_seed(0)
         frequency = FreqFormerConfig(mid_tiles=4, summary_tokens=9, tile=(4, 4, 8)).to_dict()
-        options: dict[str, Any] = {"frequency": frequency, "routing": routing, "low_beside": low_beside}
+        options: dict[str, Any] = {
+            "frequency": frequency,
+            "routing": routing,
+            "low_beside": low_beside,
+        }
         model = FreqFormerTransformer3DModel(num_layers=2, num_heads=4, **options)
         model.to("cuda").train()
         model.set_impl("triton")  # an error where it can't run
@@ -104,7 +131,9 @@ def test_training_in_bfloat16_with_checkpointed_and_compiled_blocks(routing: str
             loss = (sample.float() - video).square().mean()
             loss.backward()
             graphs.append(counter.frame_count)
-            assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+            assert all(
+                p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters()
+            )
             optimizer.step()
             optimizer.zero_grad()
             losses.append(float(loss.detach()))

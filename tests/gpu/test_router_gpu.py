@@ -16,29 +16,46 @@ from tests.support.numerics import nan_filled_allocations
 
 from freqformer.ops.routing import reference, triton
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
 HALF, SINGLE, BRAIN = torch.float16, torch.float32, torch.bfloat16
 
 
-@pytest.mark.parametrize("dtypes", [(BRAIN, BRAIN), (HALF, HALF), (SINGLE, SINGLE), (BRAIN, SINGLE)], ids=str)
-@pytest.mark.parametrize(("grid", "tile"), [(Grid(9, 17, 25), None), (Grid(16, 32, 32), None), (Grid(5, 7, 9), (2, 2, 4))])
+@pytest.mark.parametrize(
+    "dtypes", [(BRAIN, BRAIN), (HALF, HALF), (SINGLE, SINGLE), (BRAIN, SINGLE)], ids=str
+)
+@pytest.mark.parametrize(
+    ("grid", "tile"),
+    [(Grid(9, 17, 25), None), (Grid(16, 32, 32), None), (Grid(5, 7, 9), (2, 2, 4))],
+)
 @pytest.mark.parametrize(("heads", "head_dim"), [(3, 128), (5, 64), (2, 16), (2, 256)])
 def test_logits_are_the_references(grid, tile, dtypes, heads, head_dim) -> None:
     draw = torch.Generator("cuda").manual_seed(0)
     tokens = (2, grid.num_tokens)
     query, key = (
-        torch.randn(*tokens, heads, head_dim, device="cuda", generator=draw).to(dtypes[0]).cumsum(1) for _ in range(2)
+        torch.randn(*tokens, heads, head_dim, device="cuda", generator=draw).to(dtypes[0]).cumsum(1)
+        for _ in range(2)
     )
     hidden = torch.randn(*tokens, heads * head_dim, device="cuda", generator=draw) + 3
     hidden[..., ::7] *= 30
     norms = tuple(torch.rand(head_dim, device="cuda", generator=draw) + 0.5 for _ in range(2))
-    inputs = ((query, key, hidden.to(dtypes[1])), norms, 1e-6, grid, FreqFormerConfig(tile=tile), "raster")
+    inputs = (
+        (query, key, hidden.to(dtypes[1])),
+        norms,
+        1e-6,
+        grid,
+        FreqFormerConfig(tile=tile),
+        "raster",
+    )
     network, timestep = RoutingNetwork(heads).cuda(), torch.tensor([0.1, 0.8], device="cuda")
     expected = reference.statistics(*inputs)
     with nan_filled_allocations():
         statistics = triton.statistics(*inputs)
         logits, bands = triton.score(network, timestep, inputs)
-    # A sum in another order may round a normalised query to its neighbour, which is a change of 2^-8 of one number.
+    # A sum in another order may round a normalised query to its neighbour, which is a change of
+    # 2^-8 of one number.
     torch.testing.assert_close(statistics, expected, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(logits, network(statistics, timestep), rtol=1e-4, atol=1e-4)
     assert torch.equal(bands, logits.argmax(-1))
@@ -48,7 +65,10 @@ def test_logits_are_the_references(grid, tile, dtypes, heads, head_dim) -> None:
 
 @pytest.mark.parametrize("heads", [1, 5, 24])
 def test_weights_by_the_timestep_alone_are_the_networks(heads) -> None:
-    network, timestep = RoutingNetwork(heads, prior="none", statistics=False).cuda(), torch.rand(3, device="cuda")
+    network, timestep = (
+        RoutingNetwork(heads, prior="none", statistics=False).cuda(),
+        torch.rand(3, device="cuda"),
+    )
     with nan_filled_allocations(), torch.no_grad():
         logits, _ = triton.score(network, timestep, None)
         torch.testing.assert_close(logits, network(None, timestep), rtol=1e-4, atol=1e-4)
@@ -57,7 +77,9 @@ def test_weights_by_the_timestep_alone_are_the_networks(heads) -> None:
 
 def make_layer() -> tuple[FreqAttention, Grid]:
     config = FreqFormerConfig(mid_tiles=4, summary_tokens=9)
-    return FreqAttention(4 * 64, 4, config, routing="learned").to("cuda", torch.bfloat16), Grid(9, 17, 25)
+    return FreqAttention(4 * 64, 4, config, routing="learned").to("cuda", torch.bfloat16), Grid(
+        9, 17, 25
+    )
 
 
 @torch.no_grad()

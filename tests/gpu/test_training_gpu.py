@@ -14,7 +14,10 @@ from freqformer.training.loader import DrawingLoader
 from freqformer.training.loop import train
 from freqformer.training.photographs import PhotographClips
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
 PHOTOGRAPHS = Path(__file__).parents[2] / "benchmarks" / "quality" / "photographs"
 SIZE = {"num_frames": 8, "height": 32, "width": 48}
 
@@ -37,7 +40,13 @@ def test_a_run_in_two_parts_is_a_run_in_one(tmp_path: Path) -> None:
                 output=str(tmp_path / name),
                 model={"patch_size": [2, 4, 4], "num_layers": 2, "num_heads": 2, "head_dim": 32},
                 data=DataConfig(photographs=str(PHOTOGRAPHS), fps=8, **SIZE),
-                run=RunConfig(max_steps=4, part_seconds=seconds, batch_size=4, precision="bf16", progress=False),
+                run=RunConfig(
+                    max_steps=4,
+                    part_seconds=seconds,
+                    batch_size=4,
+                    precision="bf16",
+                    progress=False,
+                ),
             )
             train(config, on_step=lambda report, name=name: losses[name].append(report.loss))
     assert len(losses["whole"]) == 4

@@ -1,4 +1,5 @@
-"""Frequency attention in small random CogVideoX models: exact where it should be, and taken back without a trace."""
+"""Frequency attention in small random CogVideoX models: exact where it should be, and taken back
+without a trace."""
 
 from __future__ import annotations
 
@@ -46,17 +47,26 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 
 def call(
-    model: Any, timestep: Sequence[float] = (500.0,), size: tuple[int, int, int] = SIZE, **changed: Any
+    model: Any,
+    timestep: Sequence[float] = (500.0,),
+    size: tuple[int, int, int] = SIZE,
+    **changed: Any,
 ) -> torch.Tensor:
     draw = torch.Generator().manual_seed(1)
     frames, height, width = size
-    latents = torch.randn(1, frames * (model.config.patch_size_t or 1), 4, 2 * height, 2 * width, generator=draw)
+    latents = torch.randn(
+        1, frames * (model.config.patch_size_t or 1), 4, 2 * height, 2 * width, generator=draw
+    )
     rotary = None
     if model.config.use_rotary_positional_embeddings:
-        rotary = get_3d_rotary_pos_embed(HEAD_DIM, ((0, 0), (height, width)), (height, width), frames)
+        rotary = get_3d_rotary_pos_embed(
+            HEAD_DIM, ((0, 0), (height, width)), (height, width), frames
+        )
     arguments = {
         "hidden_states": latents.expand(len(timestep), -1, -1, -1, -1),
-        "encoder_hidden_states": torch.randn(1, 7, 16, generator=draw).expand(len(timestep), -1, -1),
+        "encoder_hidden_states": torch.randn(1, 7, 16, generator=draw).expand(
+            len(timestep), -1, -1
+        ),
         "timestep": torch.tensor(timestep),
         "image_rotary_emb": rotary,
     }
@@ -81,10 +91,15 @@ def test_fused_projections_are_refused_before_and_after() -> None:
     model = make("1.0, 2B")
     with enable_frequency_attention(model, uniform(model, [LOW, HIGH])):
         model.fuse_qkv_projections()
-        with pytest.raises(ValueError, match="was given a FusedCogVideoXAttnProcessor2_0 after frequency attention"):
+        with pytest.raises(
+            ValueError, match="was given a FusedCogVideoXAttnProcessor2_0 after frequency attention"
+        ):
             call(model)
         model.unfuse_qkv_projections()
         call(model)
     model.fuse_qkv_projections()
-    with pytest.raises(ValueError, match="has a FusedCogVideoXAttnProcessor2_0; CogVideoXAttnProcessor2_0 is allowed"):
+    with pytest.raises(
+        ValueError,
+        match="has a FusedCogVideoXAttnProcessor2_0; CogVideoXAttnProcessor2_0 is allowed",
+    ):
         enable_frequency_attention(model, uniform(model, [LOW, HIGH]))

@@ -1,4 +1,5 @@
-"""docs/diffusers.md: its table of bands is a gain by our own simulator, and its shares are the sampler's."""
+"""docs/diffusers.md: its table of bands is a gain by our own simulator, and its shares are the
+sampler's."""
 
 from __future__ import annotations
 
@@ -25,11 +26,16 @@ MODELS = ("wan2.1-1.3b", "wan2.1-14b")
 
 
 def documented_table(model: ModelShape, monkeypatch: pytest.MonkeyPatch) -> RoutingTable:
-    """The page's table for a model of the simulator, made by the page's code, with no pretrained model."""
+    """The page's table for a model of the simulator, made by the page's code, with no pretrained
+    model."""
     config = SimpleNamespace(num_attention_heads=model.heads)
-    pipe = SimpleNamespace(transformer=SimpleNamespace(blocks=[None] * model.num_layers, config=config))
+    pipe = SimpleNamespace(
+        transformer=SimpleNamespace(blocks=[None] * model.num_layers, config=config)
+    )
     pipe.to = lambda _device: pipe
-    monkeypatch.setattr(diffusers, "WanPipeline", SimpleNamespace(from_pretrained=lambda *_, **__: pipe))
+    monkeypatch.setattr(
+        diffusers, "WanPipeline", SimpleNamespace(from_pretrained=lambda *_, **__: pipe)
+    )
     names: dict[str, Any] = {}
     code = PAGE.split("```python\n")[1].split("\nwith ")[0]
     exec(compile(code, "docs/diffusers.md", "exec"), names)
@@ -48,7 +54,9 @@ def banded_step(name: str, table: RoutingTable) -> Level:
     case = scenario(name, "h200", "5s", config=table.config)
     banded = table.bands[:1, -1:].expand(1, case.model.num_layers, -1).contiguous()
     own = RoutingTable(banded, torch.full_like(banded, int(table.mid_tiles.max())), table.config)
-    return simulate(replace(case, routing=Routing(kind="fixed", table=own), learned_summaries=False)).step
+    return simulate(
+        replace(case, routing=Routing(kind="fixed", table=own), learned_summaries=False)
+    ).step
 
 
 def gain(step: Level, table: RoutingTable, levels: Sequence[float]) -> float:
@@ -81,6 +89,10 @@ def test_the_shares_of_dense_steps_are_those_of_the_sampler() -> None:
         bands[-1] = Band.DENSE
         config = scenario(MODELS[0], "h200", "5s").config
         table = RoutingTable(bands, torch.zeros_like(bands), replace(config, tile=(4, 4, 8)))
-        shares = [dense_share(timesteps(replace(model, shift=shift)), table) for shift in (1.0, *SHIFTS)]
+        shares = [
+            dense_share(timesteps(replace(model, shift=shift)), table) for shift in (1.0, *SHIFTS)
+        ]
         row = PAGE.split(f"| {first}, the last of ")[1].split("\n")[0].split("|")[1:-1]
-        assert [float(cell.strip(" %")) for cell in row] == pytest.approx([100 * share for share in shares], abs=0.6)
+        assert [float(cell.strip(" %")) for cell in row] == pytest.approx(
+            [100 * share for share in shares], abs=0.6
+        )

@@ -1,4 +1,5 @@
-"""Frequency attention in a small random LTX-Video model: exact where it should be, and taken back without a trace."""
+"""Frequency attention in a small random LTX-Video model: exact where it should be, and taken back
+without a trace."""
 
 from __future__ import annotations
 
@@ -51,8 +52,12 @@ def call(
     draw = torch.Generator().manual_seed(1)
     frames, height, width = size
     arguments = {
-        "hidden_states": torch.randn(1, frames * height * width, 4, generator=draw).expand(len(timestep), -1, -1),
-        "encoder_hidden_states": torch.randn(1, 7, 16, generator=draw).expand(len(timestep), -1, -1),
+        "hidden_states": torch.randn(1, frames * height * width, 4, generator=draw).expand(
+            len(timestep), -1, -1
+        ),
+        "encoder_hidden_states": torch.randn(1, 7, 16, generator=draw).expand(
+            len(timestep), -1, -1
+        ),
         "timestep": torch.as_tensor(timestep),
         "encoder_attention_mask": torch.ones(len(timestep), 7),
         "num_frames": frames,
@@ -79,15 +84,22 @@ def test_timesteps_by_token_count_as_the_largest(model: Any) -> None:
 
 def test_arguments_by_place_are_read_as_those_by_name(model: Any) -> None:
     draw = torch.Generator().manual_seed(1)
-    video, text = torch.randn(1, NUM_TOKENS, 4, generator=draw), torch.randn(1, 7, 16, generator=draw)
+    video, text = (
+        torch.randn(1, NUM_TOKENS, 4, generator=draw),
+        torch.randn(1, 7, 16, generator=draw),
+    )
     with enable_frequency_attention(model, uniform(model, [LOW, HIGH])):
-        assert torch.equal(model(video, text, torch.tensor([500.0]), torch.ones(1, 7), *SIZE).sample, call(model))
+        assert torch.equal(
+            model(video, text, torch.tensor([500.0]), torch.ones(1, 7), *SIZE).sample, call(model)
+        )
 
 
 def test_calls_without_a_grid_of_all_tokens_are_refused(model: Any) -> None:
     coordinates = torch.zeros(1, 3, NUM_TOKENS)
     with enable_frequency_attention(model, uniform(model, [LOW, HIGH])):
-        with pytest.raises(ValueError, match=r"num_frames, height, width of the transformer's call is None"):
+        with pytest.raises(
+            ValueError, match=r"num_frames, height, width of the transformer's call is None"
+        ):
             call(model, num_frames=None, height=None, width=None, video_coords=coordinates)
         with pytest.raises(ValueError, match=f"query has {NUM_TOKENS} tokens"):
             call(model, num_frames=SIZE[0] - 1, video_coords=coordinates)
@@ -96,7 +108,9 @@ def test_calls_without_a_grid_of_all_tokens_are_refused(model: Any) -> None:
 def test_fused_projections_are_refused_at_the_call(model: Any) -> None:
     model.fuse_qkv_projections()
     with enable_frequency_attention(model, uniform(model, [LOW, HIGH])):
-        with pytest.raises(ValueError, match="given fused projections, and none is allowed: call unfuse"):
+        with pytest.raises(
+            ValueError, match="given fused projections, and none is allowed: call unfuse"
+        ):
             call(model)
         model.unfuse_qkv_projections()
         call(model)

@@ -1,4 +1,5 @@
-"""Frequency attention in a small random Wan model: exact where it should be, and taken back without a trace."""
+"""Frequency attention in a small random Wan model: exact where it should be, and taken back without
+a trace."""
 
 from __future__ import annotations
 
@@ -48,13 +49,19 @@ def model() -> Any:
 
 
 def call(
-    model: Any, timestep: Sequence[float] | torch.Tensor = (500.0,), size: tuple[int, int, int] = SIZE
+    model: Any,
+    timestep: Sequence[float] | torch.Tensor = (500.0,),
+    size: tuple[int, int, int] = SIZE,
 ) -> torch.Tensor:
     draw = torch.Generator().manual_seed(1)
     frames, height, width = size
-    video = torch.randn(1, 4, frames, 2 * height, 2 * width, generator=draw).expand(len(timestep), -1, -1, -1, -1)
+    video = torch.randn(1, 4, frames, 2 * height, 2 * width, generator=draw).expand(
+        len(timestep), -1, -1, -1, -1
+    )
     text = torch.randn(1, 7, 16, generator=draw).expand(len(timestep), -1, -1)
-    return model(hidden_states=video, timestep=torch.as_tensor(timestep), encoder_hidden_states=text).sample
+    return model(
+        hidden_states=video, timestep=torch.as_tensor(timestep), encoder_hidden_states=text
+    ).sample
 
 
 @every_check
@@ -85,12 +92,27 @@ def test_what_is_no_transformer_is_refused_with_the_remedy(model: Any) -> None:
     table = uniform(model, [LOW, HIGH])
     cases: tuple[tuple[Any, str], ...] = (
         (torch.nn.Linear(1, 1), r"transformer is a Linear; WanTransformer3DModel, .* are allowed"),
-        (TwoExperts(model), r"is a TwoExperts, a pipeline; .* pass its transformer, pipeline\.transformer$"),
-        (TwoExperts(model, model), r"call it for each of pipeline\.transformer and pipeline\.transformer_2$"),
+        (
+            TwoExperts(model),
+            r"is a TwoExperts, a pipeline; .* pass its transformer, pipeline\.transformer$",
+        ),
+        (
+            TwoExperts(model, model),
+            r"call it for each of pipeline\.transformer and pipeline\.transformer_2$",
+        ),
         (TwoExperts(torch.nn.Linear(1, 1)), r"a pipeline; .* it holds none of them"),
-        (torch.nn.DataParallel(model), r"is a DataParallel, a parallel wrapper; .* pass its \.module"),
-        (torch.compile(model, backend="eager"), r"is a OptimizedModule, a compiled module; .* pass its \._orig_mod"),
-        (object.__new__(FreqFormerTransformer3DModel), r"own model takes a table by set_routing_table"),
+        (
+            torch.nn.DataParallel(model),
+            r"is a DataParallel, a parallel wrapper; .* pass its \.module",
+        ),
+        (
+            torch.compile(model, backend="eager"),
+            r"is a OptimizedModule, a compiled module; .* pass its \._orig_mod",
+        ),
+        (
+            object.__new__(FreqFormerTransformer3DModel),
+            r"own model takes a table by set_routing_table",
+        ),
         (None, r"transformer is a NoneType"),
     )
     for wrong, message in cases:
@@ -114,7 +136,9 @@ def test_wrong_options_are_refused_before_anything_changes(model: Any) -> None:
     assert not model._forward_pre_hooks
 
 
-def test_one_timestep_serves_all_samples_and_what_is_missing_is_the_models_to_say(model: Any) -> None:
+def test_one_timestep_serves_all_samples_and_what_is_missing_is_the_models_to_say(
+    model: Any,
+) -> None:
     with enable_frequency_attention(model, uniform(model, [LOW, HIGH])):
         after = call(model, (500.0, 500.0))
         video = torch.randn(2, 4, *(SIZE[0], 2 * SIZE[1], 2 * SIZE[2]))
@@ -128,12 +152,16 @@ def test_one_timestep_serves_all_samples_and_what_is_missing_is_the_models_to_sa
 def test_several_gpus_are_refused_at_the_call(model: Any) -> None:
     with enable_frequency_attention(model, uniform(model, [LOW, HIGH])):
         model._parallel_config = object()
-        with pytest.raises(ValueError, match="parallel configuration, and frequency attention allows none"):
+        with pytest.raises(
+            ValueError, match="parallel configuration, and frequency attention allows none"
+        ):
             call(model)
 
 
 def test_fused_projections_are_refused_at_the_call(model: Any) -> None:
     with enable_frequency_attention(model, uniform(model, [LOW, HIGH])):
         model.blocks[0].attn1.fused_projections = True
-        with pytest.raises(ValueError, match="given fused projections, and none is allowed: call unfuse"):
+        with pytest.raises(
+            ValueError, match="given fused projections, and none is allowed: call unfuse"
+        ):
             call(model)

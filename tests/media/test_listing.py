@@ -14,7 +14,9 @@ def test_listing(tmp_path: Path) -> None:
     for name in ("b.mp4", "a.MKV", "deep/er/c.webm", "notes.txt", ".hidden.mp4", ".cache/d.mp4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert list_videos(tmp_path) == [tmp_path / name for name in ("a.MKV", "b.mp4", "deep/er/c.webm")]
+    assert list_videos(tmp_path) == [
+        tmp_path / name for name in ("a.MKV", "b.mp4", "deep/er/c.webm")
+    ]
     assert list_videos(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
     with pytest.raises(VideoError, match="does not exist"):
         list_videos(tmp_path / "nothing")
@@ -38,7 +40,9 @@ def test_links_to_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
     assert list_videos(videos) == [videos / name for name in ("b.mp4", "c.mp4", "linked/a.mp4")]
 
 
-def test_a_folder_that_can_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+def test_a_folder_that_can_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
     (tmp_path / "a.mp4").touch()
     (tmp_path / "closed").mkdir()
     real = os.scandir

@@ -40,7 +40,9 @@ def test_files_that_are_no_video(tmp_path: Path) -> None:
     (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(100_000))
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=44100, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+        )
         frame.sample_rate = 44100
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -71,7 +73,9 @@ def test_video_without_frames(tmp_path: Path) -> None:
     "name",
     ["2024-01-01T12:30:00.mp4", "http:x.mp4", "concat:a.mp4", "pipe:0.mp4", "%03d.mp4", "-x.mp4"],
 )
-def test_relative_names_that_look_like_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_relative_names_that_look_like_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """F85: FFmpeg takes what stands before a colon for a protocol."""
     monkeypatch.chdir(tmp_path)
     write_video(gradient(3, 16, 16), name, 8)
@@ -88,7 +92,9 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
 
 def test_a_playlist_that_poses_as_a_video_reaches_no_network(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
-    path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n")
+    path.write_text(
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n"
+    )
     with pytest.raises(VideoError, match=r"clip\.mp4"):
         probe_video(path)
 
@@ -130,7 +136,9 @@ def test_a_cover_is_no_video(tmp_path: Path, first: str) -> None:
         for kind, count, grey in (("cover", 1, 250), ("video", 10, 50)):
             for _ in range(count):
                 picture = np.full((48, 64, 3), grey, np.uint8)
-                container.mux(streams[kind].encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                container.mux(
+                    streams[kind].encode(av.VideoFrame.from_ndarray(picture, format="rgb24"))
+                )
             container.mux(streams[kind].encode())
     assert probe_video(path).num_frames == 10
     assert read_clip(path, start=0, num_frames=1, fps=1, height=8, width=8).max() < 60
@@ -156,7 +164,9 @@ def test_damage_ends_in_typed_errors_alone(tmp_path: Path, ending: str) -> None:
     outcomes = set()
     for _ in range(25):
         data = bytearray(whole)
-        for place in random.integers(0, min(len(data), random.choice([60, len(data)])), random.integers(1, 9)):
+        for place in random.integers(
+            0, min(len(data), random.choice([60, len(data)])), random.integers(1, 9)
+        ):
             data[place] = random.integers(256)
         path.write_bytes(data[: random.integers(1, len(data))] if random.random() < 0.3 else data)
         outcomes.add(outcome(path))

@@ -87,7 +87,9 @@ MATRICES = {
 
 @pytest.mark.parametrize(("matrix", "expected"), MATRICES.values(), ids=MATRICES)
 @pytest.mark.parametrize("ending", ["mp4", "mkv"])
-def test_all_eight_display_matrices(tmp_path: Path, ending: str, matrix: tuple[int, ...], expected: str) -> None:
+def test_all_eight_display_matrices(
+    tmp_path: Path, ending: str, matrix: tuple[int, ...], expected: str
+) -> None:
     """F84."""
     a, b, c, d = matrix
     full = [a, b, 0, c, d, 0, 0, 0, W]

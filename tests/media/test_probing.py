@@ -46,7 +46,9 @@ def test_sound_counts_for_nothing(tmp_path: Path, ending: str, delay: float) -> 
 
 
 @pytest.mark.parametrize("ending", FORMATS)
-def test_the_end_of_a_large_file_is_looked_at_alone(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_a_large_file_is_looked_at_alone(
+    tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = encode(tmp_path / f"clip.{ending}", numbered(20), codec=FORMATS[ending], gop=5)
     whole = probe_video(path)
     assert whole.duration == pytest.approx(2.0)
@@ -79,7 +81,9 @@ def test_time_stamps_that_can_not_be_true_are_refused(tmp_path: Path) -> None:
         probe_video(path)
 
 
-def test_of_a_million_frames_the_first_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+def test_of_a_million_frames_the_first_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
     monkeypatch.setattr(probing, "SCAN_PACKETS", 15)
     path = encode(tmp_path / "clip.mp4", numbered(20, 16, 16), codec="mjpeg")
     with caplog.at_level(logging.WARNING):
@@ -88,7 +92,9 @@ def test_of_a_million_frames_the_first_are_used(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg2video"])
-def test_a_start_that_can_not_be_decoded_is_left_out_and_said(tmp_path: Path, codec: str, caplog) -> None:
+def test_a_start_that_can_not_be_decoded_is_left_out_and_said(
+    tmp_path: Path, codec: str, caplog
+) -> None:
     """F81: a stream that was cut in the middle begins at its first key frame."""
     path = encode(tmp_path / "clip.ts", numbered(20, 64, 96), codec=codec, gop=5, rate=25, drop=2)
     with caplog.at_level(logging.WARNING):
@@ -125,7 +131,9 @@ def test_hdr_and_interlacing_are_said_once(tmp_path: Path, caplog) -> None:
     """F87."""
     pq = encode(tmp_path / "pq.mkv", numbered(3), colour_transfer=16)
     hlg = encode(tmp_path / "hlg.mkv", numbered(3), colour_transfer=18)
-    combed = encode(tmp_path / "combed.mkv", numbered(3), codec="mpeg2video", flags="+ilme+ildct", rate=25)
+    combed = encode(
+        tmp_path / "combed.mkv", numbered(3), codec="mpeg2video", flags="+ilme+ildct", rate=25
+    )
     with caplog.at_level(logging.WARNING):
         for path in (pq, hlg, combed, pq, hlg, combed, encode(tmp_path / "plain.mkv", numbered(3))):
             probe_video(path)
@@ -166,6 +174,8 @@ def test_a_claimed_size_beyond_memory_is_refused(tmp_path: Path) -> None:
 def test_strips_that_would_take_the_memory_are_refused(tmp_path: Path) -> None:
     """F104: pixels said to be 10**6 times as wide as high."""
     path = tmp_path / "wide.y4m"
-    path.write_bytes(b"YUV4MPEG2 W16 H16 F25:1 Ip A10000000:1 C420jpeg\n" + (b"FRAME\n" + bytes(384)) * 3)
+    path.write_bytes(
+        b"YUV4MPEG2 W16 H16 F25:1 Ip A10000000:1 C420jpeg\n" + (b"FRAME\n" + bytes(384)) * 3
+    )
     with pytest.raises(VideoError, match=r"wide\.y4m.*up to \d+ pixels are allowed"):
         read_clip(path, start=0, num_frames=1, fps=1, height=64, width=64)

@@ -27,9 +27,14 @@ from freqformer.media import VideoError, contact_sheet, probe_video, read_clip, 
         (1.99, 1000, [19, 19, 19, 19]),
     ],
 )
-def test_frames_nearest_in_time(tmp_path: Path, start: float, fps: float, expected: list[int]) -> None:
+def test_frames_nearest_in_time(
+    tmp_path: Path, start: float, fps: float, expected: list[int]
+) -> None:
     path = encode(tmp_path / "clip.mp4", numbered(20))
-    assert numbers(read_clip(path, start=start, num_frames=4, fps=fps, height=32, width=48)) == expected
+    assert (
+        numbers(read_clip(path, start=start, num_frames=4, fps=fps, height=32, width=48))
+        == expected
+    )
 
 
 def test_variable_frame_rate(tmp_path: Path) -> None:
@@ -52,7 +57,9 @@ def test_first_time_stamp_is_the_start(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("name", "options"), [("clip.h264", {"format": "h264"}), ("clip.avi", {"codec": "mpeg4"})])
+@pytest.mark.parametrize(
+    ("name", "options"), [("clip.h264", {"format": "h264"}), ("clip.avi", {"codec": "mpeg4"})]
+)
 @pytest.mark.parametrize("start", [0.0, 0.24])
 def test_other_formats(tmp_path: Path, name: str, options: dict, start: float) -> None:
     path = encode(tmp_path / name, numbered(10), rate=25, **options)
@@ -139,7 +146,11 @@ def test_a_clip_over_damage_is_refused_and_others_are_not(tmp_path: Path) -> Non
     frames = torch.randint(0, 256, (40, 64, 96, 3), dtype=torch.uint8)
     path = encode(tmp_path / "clip.mp4", frames, gop=5)
     with av.open(str(path)) as container:
-        packets = [(packet.pos, packet.size, packet.pts) for packet in container.demux(video=0) if packet.size]
+        packets = [
+            (packet.pos, packet.size, packet.pts)
+            for packet in container.demux(video=0)
+            if packet.size
+        ]
     data = bytearray(path.read_bytes())
     for place, size, _ in packets[11:20]:
         assert place is not None
@@ -166,8 +177,12 @@ def test_sizes_beyond_what_memory_holds_are_refused(tmp_path: Path, sizes: dict[
     """F104."""
     path = encode(tmp_path / "clip.mp4", numbered(4))
     ((name, value),) = sizes.items()
-    with pytest.raises(ValueError, match=rf"{name} is {value}; whole numbers from 1 to \d+ are allowed"):
-        read_clip(path, **{"start": 0.0, "num_frames": 2, "fps": 10.0, "height": 8, "width": 8, **sizes})
+    with pytest.raises(
+        ValueError, match=rf"{name} is {value}; whole numbers from 1 to \d+ are allowed"
+    ):
+        read_clip(
+            path, **{"start": 0.0, "num_frames": 2, "fps": 10.0, "height": 8, "width": 8, **sizes}
+        )
 
 
 def test_times_beyond_any_file_are_refused(tmp_path: Path) -> None:

@@ -47,7 +47,9 @@ def test_time_stamps_that_start_again_are_counted_on(tmp_path: Path, ending: str
     assert numbers(clip) == list(range(13, 21))
 
 
-@pytest.mark.parametrize(("ending", "codec"), [("ts", "libx264"), ("mkv", "libx264"), ("mkv", "mpeg4")])
+@pytest.mark.parametrize(
+    ("ending", "codec"), [("ts", "libx264"), ("mkv", "libx264"), ("mkv", "mpeg4")]
+)
 def test_time_stamps_before_0_and_missing_ones(tmp_path: Path, ending: str, codec: str) -> None:
     """F86: MKV reads H.264's negative time stamps as missing."""
     path = encode(tmp_path / f"clip.{ending}", numbered(12), codec=codec, gop=5, begin=-4)
@@ -108,7 +110,9 @@ def test_going_to_a_time_shows_what_decoding_up_to_it_does(
     )
     info = probe_video(path)
     whole = decode_video(info, height=16, width=24)
-    assert numbers(torch.stack([frame.picture for frame in whole.frames])) == pytest.approx(range(24), abs=1)
+    assert numbers(torch.stack([frame.picture for frame in whole.frames])) == pytest.approx(
+        range(24), abs=1
+    )
     for i in range(11):
         place = {"start": i * info.duration / 12, "num_frames": 2, "fps": 30}
         assert torch.equal(whole.clip(**place), read_clip(info, **place, height=16, width=24))

@@ -29,7 +29,9 @@ def test_written_video_plays(tmp_path: Path, count: int, height: int, width: int
     assert info.fps == pytest.approx(12)
     assert info.duration == pytest.approx(count / 12, rel=0.01)
     back = read_clip(path, start=0, num_frames=count, fps=12, height=info.height, width=info.width)
-    if height > 2:  # Two pixels share their colour, so a tiny picture of many colours can't be near.
+    if (
+        height > 2
+    ):  # Two pixels share their colour, so a tiny picture of many colours can't be near.
         assert (back[:, :height, :width].int() - frames.int()).abs().float().mean() < 5
     if count > 1 and height > 2:
         assert back.float().std() > 30
@@ -50,7 +52,9 @@ def test_written_video_is_what_players_expect(tmp_path: Path) -> None:
 
 
 def test_saturated_colours_survive(tmp_path: Path) -> None:
-    colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 255, 255], [0, 0, 0]])
+    colours = torch.tensor(
+        [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 255, 255], [0, 0, 0]]
+    )
     frames = colours.to(torch.uint8)[:, None, None].expand(-1, 32, 32, 3).contiguous()
     write_video(frames, tmp_path / "clip.mp4", 10)
     back = read_clip(tmp_path / "clip.mp4", start=0, num_frames=6, fps=10, height=32, width=32)
@@ -95,7 +99,9 @@ def test_contact_sheet_chooses_columns(tmp_path: Path) -> None:
     assert (info.height, info.width) == (46, 46)
 
 
-@pytest.mark.parametrize("fps", [0, -1, 4e-4, 1e-3 - 1e-9, 1001, 1e5, float("nan"), float("inf"), "8", True, None])
+@pytest.mark.parametrize(
+    "fps", [0, -1, 4e-4, 1e-3 - 1e-9, 1001, 1e5, float("nan"), float("inf"), "8", True, None]
+)
 def test_rates_that_no_player_shows_are_refused(tmp_path: Path, fps: object) -> None:
     """F45, F118."""
     with pytest.raises(ValueError, match=r"fps is .*; numbers from 0\.001 to 1000 are allowed"):

@@ -32,7 +32,9 @@ def test_scores_depend_on_the_distance_alone(head_dim):
         ends = [slice(0, extent - s) for s, extent in zip(step, grid.shape, strict=True)]
         starts = [slice(s, None) for s in step]
         scores = (rotated[0][tuple(ends)] * rotated[1][tuple(starts)]).sum(-1)
-        torch.testing.assert_close(scores, scores.flatten()[0].expand_as(scores), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            scores, scores.flatten()[0].expand_as(scores), rtol=1e-6, atol=1e-6
+        )
         assert abs(scores.flatten()[0] - (query * key).sum()) > 1e-3  # every axis turns something
 
 
@@ -68,7 +70,8 @@ def test_places_are_relative_to_the_video():
     # The middle of every small token is the middle of the three larger ones there.
     torch.testing.assert_close(waves[1][1::3, 1::3, 1::3], waves[0])
     assert torch.equal(
-        place_waves(small, (2, 2, 3), 24, CPU), waves[0].flatten(0, 2)[tile_layout(small, (2, 2, 3)).raster_to_tile]
+        place_waves(small, (2, 2, 3), 24, CPU),
+        waves[0].flatten(0, 2)[tile_layout(small, (2, 2, 3)).raster_to_tile],
     )
 
 

@@ -8,7 +8,9 @@ import shutil
 
 import pytest
 import torch
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
 from tests.support.damage import flip_bits
 from torch import nn
 
@@ -24,7 +26,9 @@ CONFIG = "transformer/config.json"
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
-    model = FreqFormerTransformer3DModel(patch_size=(1, 2, 2), num_layers=1, num_heads=3, head_dim=8)
+    model = FreqFormerTransformer3DModel(
+        patch_size=(1, 2, 2), num_layers=1, num_heads=3, head_dim=8
+    )
     FreqFormerPipeline(model, FlowMatchEulerDiscreteScheduler()).save_pretrained(folder)
     return folder
 
@@ -38,8 +42,14 @@ def change(folder, name, old, new):
 
 DAMAGE = {
     "folder gone": (shutil.rmtree, "neither a valid local path"),
-    "no index": (lambda folder: (folder / "model_index.json").unlink(), r"index\.json can't be read"),
-    "index cut short": (lambda folder: (folder / "model_index.json").write_text("{"), r"json can't be read"),
+    "no index": (
+        lambda folder: (folder / "model_index.json").unlink(),
+        r"index\.json can't be read",
+    ),
+    "index cut short": (
+        lambda folder: (folder / "model_index.json").write_text("{"),
+        r"json can't be read",
+    ),
     "no config": (lambda folder: (folder / CONFIG).unlink(), r"config\.json can't be read"),
     "config cut short": (lambda folder: (folder / CONFIG).write_text("{"), r"json can't be read"),
     "config out of range": (
@@ -64,7 +74,9 @@ DAMAGE = {
         "can't be loaded",
     ),
     "pickled weights": (
-        lambda folder: (folder / WEIGHTS).rename(folder / "transformer/diffusion_pytorch_model.bin"),
+        lambda folder: (folder / WEIGHTS).rename(
+            folder / "transformer/diffusion_pytorch_model.bin"
+        ),
         r"no file named diffusion_pytorch_model\.safetensors",
     ),
 }
@@ -120,7 +132,9 @@ def test_a_part_can_be_saved_again_and_another_file_changed_on_purpose(saved, tm
     model.save_pretrained(folder / "transformer")
     assert bool((FreqFormerPipeline.from_pretrained(folder).transformer.proj_in.bias == 1).all())
     change(folder, "scheduler/scheduler_config.json", '"shift": 1.0', '"shift": 3.0')
-    with pytest.raises(ValueError, match=rf"scheduler_config\.json is damaged.*or remove {MANIFEST_NAME} if"):
+    with pytest.raises(
+        ValueError, match=rf"scheduler_config\.json is damaged.*or remove {MANIFEST_NAME} if"
+    ):
         FreqFormerPipeline.from_pretrained(folder)
     (folder / MANIFEST_NAME).unlink()
     assert FreqFormerPipeline.from_pretrained(folder).scheduler.config["shift"] == 3
@@ -132,27 +146,39 @@ def test_nothing_else_in_a_folder_is_listed(tmp_path):
     (tmp_path / "videos" / "a.safetensors").touch()
     (tmp_path / "b.mp4").touch()
     (tmp_path / "README.md").touch()
-    FreqFormerTransformer3DModel(patch_size=(1, 2, 2), num_layers=1, num_heads=3, head_dim=8).save_pretrained(tmp_path)
+    FreqFormerTransformer3DModel(
+        patch_size=(1, 2, 2), num_layers=1, num_heads=3, head_dim=8
+    ).save_pretrained(tmp_path)
     listed = json.loads((tmp_path / MANIFEST_NAME).read_text())["files"]
     assert set(listed) == {"config.json", "diffusion_pytorch_model.safetensors"}
     FreqFormerTransformer3DModel.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["model_index.json", "scheduler/scheduler_config.json", CONFIG])
-@pytest.mark.parametrize("text", ["[" * 10**5, '{"num_layers": 1e400}', '{"num_layers": 1' + "0" * 40 + "}", "[]", "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 10**5, '{"num_layers": 1e400}', '{"num_layers": 1' + "0" * 40 + "}", "[]", "\x00"],
+)
 def test_configs_out_of_bounds_are_named(saved, tmp_path, name, text):
     """F117, F122."""
     folder = tmp_path / "copy"
     shutil.copytree(saved, folder, ignore=shutil.ignore_patterns(MANIFEST_NAME))
     (folder / name).write_text(text)
-    with pytest.raises(ValueError, match=rf"{re.escape(name)} .*give a folder that save_pretrained wrote"):
+    with pytest.raises(
+        ValueError, match=rf"{re.escape(name)} .*give a folder that save_pretrained wrote"
+    ):
         FreqFormerPipeline.from_pretrained(folder)
 
 
 def test_the_shipped_model_is_what_its_manifest_says():
-    """Who changes a file of it writes its manifest again: freqformer._files.write_manifest(SHIPPED_MODEL, "export")."""
+    """Who changes a file of it writes its manifest again:
+    freqformer._files.write_manifest(SHIPPED_MODEL, "export")."""
     assert check_manifest(SHIPPED_MODEL, remedy="write the manifest again")
-    files = {path.relative_to(SHIPPED_MODEL).as_posix() for path in SHIPPED_MODEL.rglob("*") if path.is_file()}
+    files = {
+        path.relative_to(SHIPPED_MODEL).as_posix()
+        for path in SHIPPED_MODEL.rglob("*")
+        if path.is_file()
+    }
     listed = json.loads((SHIPPED_MODEL / MANIFEST_NAME).read_text())["files"]
     inner = json.loads((SHIPPED_MODEL / "transformer" / MANIFEST_NAME).read_text())["files"]
     manifests = {MANIFEST_NAME, f"transformer/{MANIFEST_NAME}"}
@@ -160,7 +186,9 @@ def test_the_shipped_model_is_what_its_manifest_says():
 
 
 def test_loading_reports_as_diffusers_does(saved):
-    model, info = FreqFormerTransformer3DModel.from_pretrained(saved, subfolder="transformer", output_loading_info=True)
+    model, info = FreqFormerTransformer3DModel.from_pretrained(
+        saved, subfolder="transformer", output_loading_info=True
+    )
     assert isinstance(model, FreqFormerTransformer3DModel)
     assert info["missing_keys"] == []
 

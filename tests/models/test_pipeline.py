@@ -16,7 +16,9 @@ from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
 from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
 
 from freqformer import FreqFormerPipeline, FreqFormerTransformer3DModel
 from freqformer.models.latents import compression_ratios, decode, latent_size
@@ -27,7 +29,13 @@ VIDEO = {"num_frames": 5, "height": 8, "width": 12, "num_inference_steps": 3}
 
 def make_pipeline(vae=None, shift: float = 2.0, **options) -> FreqFormerPipeline:
     torch.manual_seed(0)
-    size = {"in_channels": 3, "patch_size": (1, 2, 2), "num_layers": 1, "num_heads": 3, "head_dim": 8}
+    size = {
+        "in_channels": 3,
+        "patch_size": (1, 2, 2),
+        "num_layers": 1,
+        "num_heads": 3,
+        "head_dim": 8,
+    }
     model = FreqFormerTransformer3DModel(**{**size, "frequency": FREQUENCY, **options})
     with torch.no_grad():
         for parameter in model.parameters():
@@ -45,8 +53,13 @@ def make_vae(name: str):
     """A tiny VAE with random weights."""
     torch.manual_seed(0)
     if name == "wan":
-        statistics = {"latents_mean": [0.1 * k for k in range(4)], "latents_std": [1 + 0.5 * k for k in range(4)]}
-        return AutoencoderKLWan(base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **statistics)
+        statistics = {
+            "latents_mean": [0.1 * k for k in range(4)],
+            "latents_std": [1 + 0.5 * k for k in range(4)],
+        }
+        return AutoencoderKLWan(
+            base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **statistics
+        )
     if name == "ltx":
         vae = AutoencoderKLLTXVideo(
             latent_channels=4,
@@ -66,7 +79,10 @@ def make_vae(name: str):
     if name == "hunyuan":
         blocks = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
         return AutoencoderKLHunyuanVideo(latent_channels=4, **blocks)
-    kinds = {"down_block_types": ("CogVideoXDownBlock3D",) * 4, "up_block_types": ("CogVideoXUpBlock3D",) * 4}
+    kinds = {
+        "down_block_types": ("CogVideoXDownBlock3D",) * 4,
+        "up_block_types": ("CogVideoXUpBlock3D",) * 4,
+    }
     blocks = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
     return AutoencoderKLCogVideoX(latent_channels=4, **kinds, **blocks)
 
@@ -83,7 +99,9 @@ def expected_latents(name: str, vae, latents: torch.Tensor) -> torch.Tensor:
     if name == "wan":
         return latents / (1 / column(vae.config.latents_std)) + column(vae.config.latents_mean)
     if name == "ltx":
-        return latents * column(vae.latents_std) / vae.config.scaling_factor + column(vae.latents_mean)
+        return latents * column(vae.latents_std) / vae.config.scaling_factor + column(
+            vae.latents_mean
+        )
     return latents / vae.config.scaling_factor
 
 
@@ -94,7 +112,9 @@ def test_one_seed_gives_one_video():
     assert first.dtype == torch.uint8
     assert first.float().std() > 10
     assert torch.equal(pipeline(**VIDEO, generator=seeded(), output_type="uint8").frames, first)
-    assert not torch.equal(pipeline(**VIDEO, generator=seeded(1), output_type="uint8").frames, first)
+    assert not torch.equal(
+        pipeline(**VIDEO, generator=seeded(1), output_type="uint8").frames, first
+    )
 
 
 def test_saving_and_loading_keeps_the_video_bit_for_bit(tmp_path):
@@ -103,7 +123,9 @@ def test_saving_and_loading_keeps_the_video_bit_for_bit(tmp_path):
     loaded = FreqFormerPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
     assert loaded.vae is None
-    frames = [p(**VIDEO, generator=seeded(), output_type="latent").frames for p in (pipeline, loaded)]
+    frames = [
+        p(**VIDEO, generator=seeded(), output_type="latent").frames for p in (pipeline, loaded)
+    ]
     assert torch.equal(*frames)
     assert not list(tmp_path.rglob("*.bin"))
 
@@ -125,7 +147,8 @@ def test_it_integrates_the_velocity_with_eulers_steps():
 def test_every_output_type_is_the_same_video():
     pipeline = make_pipeline()
     latent, pt, array, images, whole = (
-        pipeline(**VIDEO, generator=seeded(), output_type=kind).frames for kind in ("latent", "pt", "np", "pil", "uint8")
+        pipeline(**VIDEO, generator=seeded(), output_type=kind).frames
+        for kind in ("latent", "pt", "np", "pil", "uint8")
     )
     unit = (latent / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(pt, unit.transpose(1, 2))
@@ -137,7 +160,9 @@ def test_every_output_type_is_the_same_video():
 
 def test_a_batch_has_one_seed_per_sample():
     pipeline = make_pipeline()
-    both = pipeline(**VIDEO, batch_size=2, generator=[seeded(), seeded(5)], output_type="latent").frames
+    both = pipeline(
+        **VIDEO, batch_size=2, generator=[seeded(), seeded(5)], output_type="latent"
+    ).frames
     alone = pipeline(**VIDEO, generator=seeded(5), output_type="latent").frames
     torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-4)
 
@@ -148,7 +173,10 @@ def test_text_reaches_the_model():
     first = pipeline(**VIDEO, generator=seeded(), text=(text, mask), output_type="latent").frames
     other = text.clone()
     other[:, 2:] += 9
-    assert torch.equal(pipeline(**VIDEO, generator=seeded(), text=(other, mask), output_type="latent").frames, first)
+    assert torch.equal(
+        pipeline(**VIDEO, generator=seeded(), text=(other, mask), output_type="latent").frames,
+        first,
+    )
     changed = pipeline(**VIDEO, generator=seeded(), text=(other, None), output_type="latent").frames
     assert (changed - first).abs().max() > 1e-3
     with pytest.raises(ValueError, match="encoder_hidden_states is None"):
@@ -171,13 +199,20 @@ def test_latents_are_decoded_as_the_vaes_own_pipeline_does(name, monkeypatch):
     time, space = VAES[name]
     assert compression_ratios(vae) == (time, space)
     pipeline = make_pipeline(vae, in_channels=4, patch_size=(1, 1, 1))
-    size = {"num_frames": 2 * time + 1, "height": 2 * space, "width": 3 * space, "num_inference_steps": 1}
+    size = {
+        "num_frames": 2 * time + 1,
+        "height": 2 * space,
+        "width": 3 * space,
+        "num_inference_steps": 1,
+    }
     latents = pipeline(**size, generator=seeded(), output_type="latent").frames
     assert latents.shape == (1, 4, 3, 2, 3)
     frames = pipeline(**size, generator=seeded(), output_type="pt").frames
     assert frames.shape == (1, size["num_frames"], 3, size["height"], size["width"])
     with torch.no_grad():
-        torch.testing.assert_close(frames, (decode(latents, vae) / 2 + 0.5).clamp(0, 1).transpose(1, 2))
+        torch.testing.assert_close(
+            frames, (decode(latents, vae) / 2 + 0.5).clamp(0, 1).transpose(1, 2)
+        )
     seen = {}
     monkeypatch.setattr(vae, "decode", lambda z, **options: seen.update(options, z=z) or (z,))
     decode(latents, vae)
@@ -190,15 +225,28 @@ def test_a_pipeline_with_a_vae_is_saved_whole(tmp_path):
     pipeline.save_pretrained(tmp_path)
     loaded = FreqFormerPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
-    size = {"num_frames": 5, "height": 8, "width": 8, "num_inference_steps": 1, "output_type": "uint8"}
-    assert torch.equal(loaded(**size, generator=seeded()).frames, pipeline(**size, generator=seeded()).frames)
+    size = {
+        "num_frames": 5,
+        "height": 8,
+        "width": 8,
+        "num_inference_steps": 1,
+        "output_type": "uint8",
+    }
+    assert torch.equal(
+        loaded(**size, generator=seeded()).frames, pipeline(**size, generator=seeded()).frames
+    )
 
 
 def test_files_are_written(tmp_path):
     pipeline = make_pipeline()
     output = pipeline(**VIDEO, batch_size=2, generator=seeded(), output_type="uint8")
     output.save(tmp_path / "clip.mp4", fps=4)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["clip-0.mp4", "clip-0.png", "clip-1.mp4", "clip-1.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "clip-0.mp4",
+        "clip-0.png",
+        "clip-1.mp4",
+        "clip-1.png",
+    ]
     with av.open(tmp_path / "clip-1.mp4") as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert np.stack(frames).shape == (5, 8, 12, 3)
@@ -223,7 +271,10 @@ def test_the_progress_bar_counts_the_steps(capsys):
         ({"width": None}, "width is None; an integer"),
         ({"num_inference_steps": 2.5}, r"num_inference_steps is 2\.5"),
         ({"batch_size": True}, "batch_size is True"),
-        ({"generator": 2**70}, r"generator is 1180591620717411303424; .* torch\.Generator\(\)\.manual_seed\(seed\)"),
+        (
+            {"generator": 2**70},
+            r"generator is 1180591620717411303424; .* torch\.Generator\(\)\.manual_seed\(seed\)",
+        ),
         ({"generator": [7]}, r"generator is \[7\]; a torch\.Generator, a list"),
         ({"text": torch.zeros(1, 2, 3)}, r"text is a Tensor; \(embeddings, mask\) is allowed"),
         ({"text": ("a cat", None)}, "text is a tuple"),
@@ -267,7 +318,13 @@ def test_copies_pickles_and_folders_of_a_pipeline_repeat_its_video(tmp_path):
 def test_latents_are_decoded_by_an_offloaded_vae(buffers):
     vae = make_vae("ltx")
     pipeline = make_pipeline(vae, in_channels=4, patch_size=(1, 1, 1))
-    size = {"num_frames": 5, "height": 8, "width": 8, "num_inference_steps": 1, "output_type": "uint8"}
+    size = {
+        "num_frames": 5,
+        "height": 8,
+        "width": 8,
+        "num_inference_steps": 1,
+        "output_type": "uint8",
+    }
     wanted = pipeline(**size, generator=seeded()).frames
     cpu_offload(vae, execution_device=torch.device("cpu"), offload_buffers=buffers)
     assert torch.equal(pipeline(**size, generator=seeded()).frames, wanted)

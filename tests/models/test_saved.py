@@ -1,4 +1,5 @@
-"""Folders that say they are pipelines: no code of theirs runs, and no size is made that the weights don't have."""
+"""Folders that say they are pipelines: no code of theirs runs, and no size is made that the weights
+don't have."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
 from safetensors.torch import load_file, save_file
 from tests.support.damaged_folders import damage
 
@@ -22,7 +25,9 @@ INDEX, CONFIG = "model_index.json", "transformer/config.json"
 
 
 def make_saved(folder: Path, vae: Any = None) -> Path:
-    model = FreqFormerTransformer3DModel(patch_size=(1, 2, 2), num_layers=1, num_heads=3, head_dim=8)
+    model = FreqFormerTransformer3DModel(
+        patch_size=(1, 2, 2), num_layers=1, num_heads=3, head_dim=8
+    )
     FreqFormerPipeline(model, FlowMatchEulerDiscreteScheduler(), vae).save_pretrained(folder)
     for manifest in folder.rglob(MANIFEST_NAME):
         manifest.unlink()  # an attacker writes his own
@@ -77,8 +82,14 @@ def name_a_vae_elsewhere(folder: Path) -> None:
 
 
 ATTACKS: dict[Callable[[Path], None], str] = {
-    name_a_pipeline_class: r"model_index\.json: _class_name is \['trap', 'Trap'\]; FreqFormerPipeline is allowed",
-    name_a_file_of_the_component: r"model_index\.json: transformer is \['trap', 'Trap'\]; .* is allowed",
+    name_a_pipeline_class: (
+        r"model_index\.json: _class_name is \['trap', 'Trap'\]; "
+        r"FreqFormerPipeline is allowed"
+    ),
+    name_a_file_of_the_component: (
+        r"model_index\.json: transformer is \['trap', 'Trap'\]; .* is "
+        r"allowed"
+    ),
     name_a_module_on_the_path: r"model_index\.json: scheduler is \['trap', 'Trap'\]",
     add_a_component: r"safety_checker is \['trap', 'Trap'\]; no such component is allowed",
     hide_a_file_named_none: r"None\.py",
@@ -97,7 +108,9 @@ def test_no_code_of_a_folder_runs(attack, folder: Path, monkeypatch: pytest.Monk
     assert not list(folder.rglob("*.ran"))
 
 
-def test_our_own_check_comes_before_diffusers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_check_comes_before_diffusers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So that no version of diffusers is asked about a folder that names foreign classes."""
     asked = []
     base = FreqFormerPipeline.__mro__[1]
@@ -111,7 +124,9 @@ def test_our_own_check_comes_before_diffusers(folder: Path, monkeypatch: pytest.
     assert asked == []
 
 
-@pytest.mark.parametrize("options", [{"trust_remote_code": True}, {"custom_pipeline": "x"}, {"use_safetensors": False}])
+@pytest.mark.parametrize(
+    "options", [{"trust_remote_code": True}, {"custom_pipeline": "x"}, {"use_safetensors": False}]
+)
 def test_arguments_that_would_run_code_are_refused(options: dict[str, Any], folder: Path) -> None:
     (name,) = options
     with pytest.raises(ValueError, match=f"{name} is .* allowed"):
@@ -119,7 +134,9 @@ def test_arguments_that_would_run_code_are_refused(options: dict[str, Any], fold
 
 
 def test_parts_that_the_caller_made_may_be_missing_in_the_folder(folder: Path) -> None:
-    model = FreqFormerTransformer3DModel(patch_size=(1, 2, 2), num_layers=2, num_heads=3, head_dim=8)
+    model = FreqFormerTransformer3DModel(
+        patch_size=(1, 2, 2), num_layers=2, num_heads=3, head_dim=8
+    )
     index = json.loads((folder / INDEX).read_text())
     del index["transformer"]
     (folder / INDEX).write_text(json.dumps(index))
@@ -131,7 +148,10 @@ def test_parts_that_the_caller_made_may_be_missing_in_the_folder(folder: Path) -
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_layers": 10**9}, "num_layers is 1000000000, and the folder holds weights of another model with 1"),
+        (
+            {"num_layers": 10**9},
+            "num_layers is 1000000000, and the folder holds weights of another model with 1",
+        ),
         ({"num_heads": 10**9}, r"num_heads \* head_dim is 8000000000, .* with 24"),
         ({"head_dim": 10**9}, r"num_heads \* head_dim is 3000000000"),
         ({"in_channels": 10**9}, r"in_channels \* patch_size is 4000000000, .* with 12"),
@@ -151,7 +171,9 @@ def test_sizes_are_those_of_the_weights(fields: dict[str, Any], message: str, fo
 
 def make_vae() -> Any:
     statistics = {"latents_mean": [0.1] * 3, "latents_std": [1.0, 2.0, 1.0]}
-    return AutoencoderKLWan(base_dim=3, z_dim=3, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **statistics)
+    return AutoencoderKLWan(
+        base_dim=3, z_dim=3, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **statistics
+    )
 
 
 def test_a_vae_without_all_of_its_weights_is_refused(tmp_path: Path) -> None:
@@ -160,7 +182,9 @@ def test_a_vae_without_all_of_its_weights_is_refused(tmp_path: Path) -> None:
     tensors = load_file(weights)
     tensors["decoder.conv_in.bia"] = tensors.pop("decoder.conv_in.bias")
     save_file(tensors, weights)
-    with pytest.raises(ValueError, match=r"1 are missing \['decoder\.conv_in\.bias'\] and 1 unknown"):
+    with pytest.raises(
+        ValueError, match=r"1 are missing \['decoder\.conv_in\.bias'\] and 1 unknown"
+    ):
         FreqFormerPipeline.from_pretrained(tmp_path)
 
 
@@ -168,13 +192,17 @@ def test_what_a_vae_cannot_decode_is_said(tmp_path: Path) -> None:
     make_saved(tmp_path, make_vae())
     pipeline = FreqFormerPipeline.from_pretrained(tmp_path)
     pipeline.vae.register_to_config(patch_size=-1)
-    with pytest.raises(ValueError, match=r"vae, a AutoencoderKLWan, can't decode latents of shape \(1, 3, 2, 2, 2\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"vae, a AutoencoderKLWan, can't decode latents of shape \(1, 3, 2, 2, 2\)",
+    ):
         pipeline(5, 16, 16, num_inference_steps=1)
 
 
 @pytest.mark.parametrize("with_vae", [False, True])
 def test_damaged_folders_give_typed_errors_that_name_them(with_vae: bool, tmp_path: Path) -> None:
-    """A part of the fuzzing: what once failed was among the kinds of damage that `damage` draws from."""
+    """A part of the fuzzing: what once failed was among the kinds of damage that `damage` draws
+    from."""
     whole = make_saved(tmp_path / "whole", make_vae() if with_vae else None)
     messages = []
     for seed in range(60 if not with_vae else 20):
@@ -195,14 +223,30 @@ def test_sizes_of_a_vae_are_bounded(tmp_path: Path) -> None:
     path = tmp_path / "vae" / "config.json"
     whole = path.read_text()
     for field, value, message in (
-        ("num_res_blocks", 10**6, r"vae/config\.json: num_res_blocks holds 1000000; \d+ at most is allowed"),
-        ("scale_factor_temporal", 0, "vae has temporal_compression_ratio=0; integers from 1 to 1024"),
+        (
+            "num_res_blocks",
+            10**6,
+            r"vae/config\.json: num_res_blocks holds 1000000; \d+ at most is allowed",
+        ),
+        (
+            "scale_factor_temporal",
+            0,
+            "vae has temporal_compression_ratio=0; integers from 1 to 1024",
+        ),
         ("scale_factor_spatial", 2.5, r"spatial_compression_ratio=2\.5"),
         ("z_dim", 2, "vae"),
-        ("latents_mean", [0.0, 1.0], r"vae has latents_mean=\[0\.0, 1\.0\] of 2; 3 numbers are allowed"),
+        (
+            "latents_mean",
+            [0.0, 1.0],
+            r"vae has latents_mean=\[0\.0, 1\.0\] of 2; 3 numbers are allowed",
+        ),
         ("latents_std", [1.0, 0.0, 1.0], "vae has latents_std"),
         ("base_dim", 10**12, r"base_dim holds 1000000000000; 1048576 at most"),
-        ("latents_mean", [float("nan")], r"vae/config\.json can't be read \(a number that is not finite\)"),
+        (
+            "latents_mean",
+            [float("nan")],
+            r"vae/config\.json can't be read \(a number that is not finite\)",
+        ),
     ):
         edit(path, **{field: value})
         with pytest.raises(ValueError, match=message):

@@ -49,7 +49,10 @@ def test_layouts_and_timesteps_name_their_remedy():
         (lambda: model(video[0], TIMESTEP), r"unsqueeze\(0\)"),
         (lambda: model(video[:, :1], TIMESTEP), "in_channels is 2"),
         (lambda: model(video, 500.0), r"timestep is 500.0; .* torch.full"),
-        (lambda: model(video, TIMESTEP * 2), r"timestep is \[400.0, 1800.0\]; numbers from 0 \(clean\) to 1000"),
+        (
+            lambda: model(video, TIMESTEP * 2),
+            r"timestep is \[400.0, 1800.0\]; numbers from 0 \(clean\) to 1000",
+        ),
         (lambda: model(video, -TIMESTEP), "timestep is"),
         (lambda: model.set_routing_table(model.band_config), "table is FreqFormerConfig"),
     ):
@@ -61,10 +64,14 @@ def test_dense_on_request_is_the_dense_model():
     model, dense = make_model(routing="soft"), make_model(attention="dense")
     for layer in model.attentions:
         torch.nn.init.constant_(layer.gates.bias, 0.3)
-    dense.load_state_dict({name: x for name, x in weights_of(model).items() if name in dense.state_dict()})
+    dense.load_state_dict(
+        {name: x for name, x in weights_of(model).items() if name in dense.state_dict()}
+    )
     with torch.no_grad():
         before = model(make_video(), TIMESTEP).sample
         model.set_dense(True)
-        assert torch.equal(model(make_video(), TIMESTEP).sample, dense(make_video(), TIMESTEP).sample)
+        assert torch.equal(
+            model(make_video(), TIMESTEP).sample, dense(make_video(), TIMESTEP).sample
+        )
         model.set_dense(False)
         assert torch.equal(model(make_video(), TIMESTEP).sample, before)

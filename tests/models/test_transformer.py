@@ -28,7 +28,11 @@ def test_any_size_that_the_patch_divides(attention, shape):
     model(video, TIMESTEP).sample.square().mean().backward()
     assert model(video, TIMESTEP).sample.shape == video.shape
     assert model(video, TIMESTEP, return_dict=False)[0].shape == video.shape
-    assert all(parameter.grad is not None for name, parameter in model.named_parameters() if "router" not in name)
+    assert all(
+        parameter.grad is not None
+        for name, parameter in model.named_parameters()
+        if "router" not in name
+    )
 
 
 def test_a_new_model_predicts_zero_and_its_blocks_change_nothing():
@@ -49,7 +53,9 @@ def test_all_dense_heads_are_the_dense_model():
     assert all("summary" in name for name in unexpected)
     with torch.no_grad():
         expected = dense(make_video(), TIMESTEP).sample
-        torch.testing.assert_close(banded(make_video(), TIMESTEP).sample, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            banded(make_video(), TIMESTEP).sample, expected, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_the_dense_model_has_the_same_parameters_but_router_and_summaries():
@@ -60,7 +66,8 @@ def test_the_dense_model_has_the_same_parameters_but_router_and_summaries():
 
 
 def test_an_axis_of_the_video_is_not_mistaken_for_another():
-    """Output patches are where input patches were: only one token's input moves, and its own output moves most."""
+    """Output patches are where input patches were: only one token's input moves, and its own output
+    moves most."""
     model = make_model()
     video, changed = make_video(), make_video()
     changed[:, :, 3, 2:4, 8:10] += 5
@@ -77,7 +84,11 @@ def test_checkpointing_changes_no_bit(mode):
     results = []
     for checkpointing in (False, True):
         model.zero_grad()
-        (model.enable_gradient_checkpointing if checkpointing else model.disable_gradient_checkpointing)()
+        (
+            model.enable_gradient_checkpointing
+            if checkpointing
+            else model.disable_gradient_checkpointing
+        )()
         torch.manual_seed(3)
         sample = model(video, TIMESTEP, *make_text()).sample
         costs = model.routing_costs(model.grid_for(video.shape))
@@ -87,7 +98,9 @@ def test_checkpointing_changes_no_bit(mode):
         results.append((sample, loss, torch.rand(1), copy.deepcopy(gradients)))
     for plain, checkpointed in zip(results[0][:3], results[1][:3], strict=True):
         assert torch.equal(plain, checkpointed)
-    assert all(torch.equal(gradient, results[1][3][name]) for name, gradient in results[0][3].items())
+    assert all(
+        torch.equal(gradient, results[1][3][name]) for name, gradient in results[0][3].items()
+    )
 
 
 def test_routing_is_reported_per_layer():
@@ -95,7 +108,10 @@ def test_routing_is_reported_per_layer():
     assert model.routing_logits == model.allocations == [None, None]
     model(make_video(), TIMESTEP)
     assert [logits.shape for logits in model.routing_logits] == [(2, 3, 3)] * 2
-    assert [torch.equal(bands, logits.argmax(-1)) for bands, logits in _routing(model)] == [True, True]
+    assert [torch.equal(bands, logits.argmax(-1)) for bands, logits in _routing(model)] == [
+        True,
+        True,
+    ]
     fixed = make_model(routing="fixed", allocation=[[0, 1, 2], [3, 2, 1]])
     fixed(make_video(), TIMESTEP)
     assert fixed.routing_logits == [None, None]
@@ -142,7 +158,9 @@ def test_a_dense_model_takes_a_table_and_goes_back():
     with torch.no_grad():
         expected = model(video, TIMESTEP).sample
         for bands, same in ((dense, True), (torch.tensor([[[0, 1, 2], [2, 1, 3]]]), False)):
-            model.set_routing_table(RoutingTable(bands, torch.full_like(bands, 2), model.band_config))
+            model.set_routing_table(
+                RoutingTable(bands, torch.full_like(bands, 2), model.band_config)
+            )
             sample = model(video, TIMESTEP).sample
             assert torch.allclose(sample, expected, rtol=1e-4, atol=1e-5) == same
             assert torch.equal(torch.stack(model.allocations, 1), bands.expand(2, -1, -1))
@@ -230,7 +248,10 @@ def test_saving_keeps_every_bit(options, tmp_path):
     loaded = FreqFormerTransformer3DModel.from_pretrained(tmp_path)
     text = make_text() if options.get("text_dim") else ()
     with torch.no_grad():
-        assert torch.equal(loaded(make_video(), TIMESTEP, *text).sample, model(make_video(), TIMESTEP, *text).sample)
+        assert torch.equal(
+            loaded(make_video(), TIMESTEP, *text).sample,
+            model(make_video(), TIMESTEP, *text).sample,
+        )
     assert loaded.band_config == model.band_config
 
 
@@ -267,7 +288,10 @@ def test_wrong_inputs_are_refused():
     model, reader = make_model(), make_model(text_dim=10)
     video, (text, mask) = make_video(), make_text()
     for call, message in (
-        (lambda: model(video[:, :, :, 1:], TIMESTEP), r"is \(5, 7, 12\); multiples of patch_size \(1, 2, 2\)"),
+        (
+            lambda: model(video[:, :, :, 1:], TIMESTEP),
+            r"is \(5, 7, 12\); multiples of patch_size \(1, 2, 2\)",
+        ),
         (lambda: model(video[:, :, :0], TIMESTEP), "multiples of patch_size"),
         (lambda: model(video[0], TIMESTEP), "hidden_states has shape"),
         (lambda: model(video[:, :1], TIMESTEP), "hidden_states has shape"),
@@ -280,7 +304,10 @@ def test_wrong_inputs_are_refused():
         (lambda: reader(video, TIMESTEP, text[:1]), "encoder_hidden_states has shape"),
         (lambda: reader(video, TIMESTEP, text[..., 1:]), "encoder_hidden_states has shape"),
         (lambda: reader(video, TIMESTEP, text, mask[:, 1:]), "encoder_attention_mask is"),
-        (lambda: reader(video, TIMESTEP, text, mask.float()), "encoder_attention_mask is torch.float32"),
+        (
+            lambda: reader(video, TIMESTEP, text, mask.float()),
+            "encoder_attention_mask is torch.float32",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -295,7 +322,8 @@ def test_a_size_has_one_grid_object():
 
 @pytest.mark.parametrize("attention", ["frequency", "dense"])
 def test_training_fits_one_clip(attention):
-    """The whole model learns: the velocity of a fixed noisy clip, to a small part of where it started."""
+    """The whole model learns: the velocity of a fixed noisy clip, to a small part of where it
+    started."""
     torch.manual_seed(0)
     model = FreqFormerTransformer3DModel(**settings_of(attention), attention=attention)
     model.set_router_training("sampled" if attention == "frequency" else "off")

@@ -15,11 +15,15 @@ from tests.support.models import FREQUENCY, SIZE, TIMESTEP, make_model, make_vid
 from freqformer import FreqFormerTransformer3DModel
 
 
-@pytest.mark.parametrize("options", [{"routing": "soft"}, {"routing": "learned"}, {"attention": "dense"}])
+@pytest.mark.parametrize(
+    "options", [{"routing": "soft"}, {"routing": "learned"}, {"attention": "dense"}]
+)
 def test_saved_settings_say_what_ran_and_load_again(options, tmp_path):
     model = make_model(**options)
     chosen = model.config["routing"], model.config["prior"]
-    assert chosen == {"soft": ("soft", None), "learned": ("learned", "paper")}.get(options.get("routing"), (None, None))
+    assert chosen == {"soft": ("soft", None), "learned": ("learned", "paper")}.get(
+        options.get("routing"), (None, None)
+    )
     model.save_pretrained(tmp_path)
     loaded = FreqFormerTransformer3DModel.from_pretrained(tmp_path)
     assert (loaded.config["routing"], loaded.config["prior"]) == chosen
@@ -42,7 +46,9 @@ def test_a_file_of_an_older_version_loads(tmp_path, caplog):
         loaded = FreqFormerTransformer3DModel.from_pretrained(tmp_path)
     assert caplog.records == []
     with torch.no_grad():
-        assert torch.equal(loaded(make_video(), TIMESTEP).sample, model(make_video(), TIMESTEP).sample)
+        assert torch.equal(
+            loaded(make_video(), TIMESTEP).sample, model(make_video(), TIMESTEP).sample
+        )
     meta = FreqFormerTransformer3DModel.from_config(model.config)
     assert meta.load_state_dict(old).missing_keys == []
 
@@ -52,9 +58,13 @@ def test_a_file_is_placed_by_a_device_map(place, tmp_path):
     pytest.importorskip("accelerate")
     model = make_model(routing="soft", allocation=[1, 2, 2])
     model.save_pretrained(tmp_path)
-    loaded = FreqFormerTransformer3DModel.from_pretrained(tmp_path, device_map=place, low_cpu_mem_usage=True)
+    loaded = FreqFormerTransformer3DModel.from_pretrained(
+        tmp_path, device_map=place, low_cpu_mem_usage=True
+    )
     with torch.no_grad():
-        assert torch.equal(loaded(make_video(), TIMESTEP).sample, model(make_video(), TIMESTEP).sample)
+        assert torch.equal(
+            loaded(make_video(), TIMESTEP).sample, model(make_video(), TIMESTEP).sample
+        )
     assert [layer.allocation.tolist() for layer in loaded.attentions] == [[1, 2, 2]] * 2
 
 
@@ -69,7 +79,9 @@ def test_a_file_of_other_bands_is_refused(tmp_path):
         FreqFormerTransformer3DModel.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("options", [{"routing": "soft"}, {"routing": "fixed"}, {"attention": "dense"}])
+@pytest.mark.parametrize(
+    "options", [{"routing": "soft"}, {"routing": "fixed"}, {"attention": "dense"}]
+)
 def test_models_from_the_meta_device_and_pickles_are_the_model(options):
     model = make_model(**options)
     settings = settings_of(options.get("attention")) | options
@@ -103,7 +115,9 @@ def test_a_model_runs_with_weights_stored_in_eight_bits():
     assert bool(sample.isfinite().all())
 
 
-@pytest.mark.parametrize("options", [{}, {"routing": "timed"}, {"routing": "fixed"}, {"attention": "dense"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"routing": "timed"}, {"routing": "fixed"}, {"attention": "dense"}]
+)
 def test_every_parameter_of_a_default_model_gets_a_gradient(options):
     sizes = {name: value for name, value in SIZE.items() if name != "in_channels"}
     model = FreqFormerTransformer3DModel(**sizes, **options)

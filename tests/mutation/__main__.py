@@ -1,10 +1,11 @@
-"""Mutation check: every fault of `faults.py` in a copy of the package, and which test notices. `make mutations` runs it.
+"""Mutation check: every fault of `faults.py` in a copy of the package, and which test notices.
+`make mutations` runs it.
 
     python -m tests.mutation [--again] [--commit NAME] [--output FILE]
 
-The tests are those of `make test`, in Triton's interpreter, and stop at the first failure; the test that failed must pass
-on an unchanged copy. Results are written after every fault, with the commit that they are of; without --again a run leaves
-out those that were caught before.
+The tests are those of `make test`, in Triton's interpreter, and stop at the first failure; the test
+that failed must pass on an unchanged copy. Results are written after every fault, with the commit
+that they are of; without --again a run leaves out those that were caught before.
 """
 
 from __future__ import annotations
@@ -30,7 +31,12 @@ TIMEOUT = 1800
 
 def run_tests(package: Path, tests: str) -> subprocess.CompletedProcess[str]:
     """The tests against the package in a folder, up to the first failure."""
-    environment = {**os.environ, "PYTHONPATH": str(package), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(package),
+        "TRITON_INTERPRET": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     options = ["-x", "-v", "--tb=no", "-p", "no:cacheprovider"]
     return subprocess.run(
         [sys.executable, "-m", "pytest", *options, tests],
@@ -43,7 +49,8 @@ def run_tests(package: Path, tests: str) -> subprocess.CompletedProcess[str]:
 
 
 def check(fault: Fault, clean: Path) -> dict[str, Any]:
-    """What the tests say of a fault; `clean` is the unchanged package. SystemExit where they don't run as they should."""
+    """What the tests say of a fault; `clean` is the unchanged package. SystemExit where they don't
+    run as they should."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder)
@@ -53,10 +60,13 @@ def check(fault: Fault, clean: Path) -> dict[str, Any]:
     failed = re.search(r"^FAILED (\S+?::.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
     if done.returncode < 0:
         # A read out of range may end the process: the test that ran then has noticed it.
-        *_, failed = re.finditer(r"^(\S+?::.+?)(?: (?:PASSED|SKIPPED).*)?$", done.stdout, re.MULTILINE)
+        *_, failed = re.finditer(
+            r"^(\S+?::.+?)(?: (?:PASSED|SKIPPED).*)?$", done.stdout, re.MULTILINE
+        )
     elif done.returncode > 1 or (done.returncode == 1) != (failed is not None):
         raise SystemExit(
-            f"fault {fault.name!r}: pytest ended with {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+            f"fault {fault.name!r}: pytest ended with "
+            f"{done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
         )
     test = None
     if failed is not None:
@@ -78,9 +88,14 @@ def check_import(package: Path) -> None:
     """SystemExit unless tests import the copy."""
     command = [sys.executable, "-c", "import freqformer; print(freqformer.__file__)"]
     environment = {**os.environ, "PYTHONPATH": str(package)}
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    found = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    ).stdout
     if not found.startswith(str(package)):
-        raise SystemExit(f"tests import {found.strip()} and not the copy in {package}: remove what comes before PYTHONPATH")
+        raise SystemExit(
+            f"tests import {found.strip()} and not the copy in {package}: remove what comes before "
+            "PYTHONPATH"
+        )
 
 
 def read(path: Path) -> dict[Fault, dict[str, Any]]:
@@ -88,7 +103,9 @@ def read(path: Path) -> dict[Fault, dict[str, Any]]:
     if not path.is_file():
         return {}
     before = json.loads(path.read_text(encoding="utf-8"))["faults"]
-    caught = {(found["name"], found["old"], found["new"]): found for found in before if found["caught_by"]}
+    caught = {
+        (found["name"], found["old"], found["new"]): found for found in before if found["caught_by"]
+    }
     keys = {fault: (fault.name, fault.old, fault.new) for fault in FAULTS}
     return {fault: caught[key] for fault, key in keys.items() if key in caught}
 
@@ -108,10 +125,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, default=RESULTS, help="file of the results")
     parser.add_argument("--commit", help="of this code, where there is no git")
-    parser.add_argument("--again", action="store_true", help="run faults that were caught before too")
+    parser.add_argument(
+        "--again", action="store_true", help="run faults that were caught before too"
+    )
     arguments = parser.parse_args()
     git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    commit = arguments.commit or subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    commit = (
+        arguments.commit
+        or subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    )
     for fault in FAULTS:
         faulty(fault)
     done = {} if arguments.again else read(arguments.output)
@@ -123,7 +145,10 @@ def main() -> None:
             if fault not in done:
                 done[fault] = {**check(fault, clean), "commit": commit}
                 write(arguments.output, done)
-            print(f"{number}/{len(FAULTS)} {fault.name}: {done[fault]['caught_by'] or 'NOT CAUGHT'}", flush=True)
+            print(
+                f"{number}/{len(FAULTS)} {fault.name}: {done[fault]['caught_by'] or 'NOT CAUGHT'}",
+                flush=True,
+            )
     caught = write(arguments.output, done)
     print(f"{caught} of {len(FAULTS)} faults caught")
     if caught < len(FAULTS):

@@ -1,7 +1,8 @@
 """Faults that the tests must catch: one small change each to the GPU kernels or their host side.
 
-They are of the kinds that such code really has: bounds and lengths off by one, strides, samples and heads mixed up, terms
-of a gradient left out, padding and masks forgotten, rounding that is thrown away. `tests.mutation` applies them.
+They are of the kinds that such code really has: bounds and lengths off by one, strides, samples and
+heads mixed up, terms of a gradient left out, padding and masks forgotten, rounding that is thrown
+away. `tests.mutation` applies them.
 """
 
 from __future__ import annotations
@@ -50,14 +51,42 @@ ROUTER = "routing/triton_kernel.py"
 SUM = "gates/triton_kernel.py"
 FAULTS = (
     # attention, forward
-    Fault("a query sees one token behind a ragged tile", KERNEL, "| (column < left)", "| (column <= left)", BLOCK),
-    Fault("masked text is seen", KERNEL, "seen &= visible != 0", "seen &= visible >= 0", BLOCK),
-    Fault("the first sample's text mask for all", KERNEL, "+= row // heads * num_text", "+= row // rows * num_text", BLOCK),
-    Fault("log-sum-exp without the bias of full tiles", KERNEL, "(top + common +", "(top +", BLOCK),
-    Fault("every tile has the first one's tokens", KERNEL, "tl.load(tile_counts + tile)", "tl.load(tile_counts)", BLOCK),
-    Fault("lists of MID heads end one tile early", KERNEL, "(mid_lengths + entry)", "(mid_lengths + entry) - 1", BLOCK),
     Fault(
-        "low summaries take another head's offset", KERNEL, "summary_offsets + row * 3)", "summary_offsets + row)", BLOCK
+        "a query sees one token behind a ragged tile",
+        KERNEL,
+        "| (column < left)",
+        "| (column <= left)",
+        BLOCK,
+    ),
+    Fault("masked text is seen", KERNEL, "seen &= visible != 0", "seen &= visible >= 0", BLOCK),
+    Fault(
+        "the first sample's text mask for all",
+        KERNEL,
+        "+= row // heads * num_text",
+        "+= row // rows * num_text",
+        BLOCK,
+    ),
+    Fault("log-sum-exp without the bias of full tiles", KERNEL, "(top + common +", "(top +", BLOCK),
+    Fault(
+        "every tile has the first one's tokens",
+        KERNEL,
+        "tl.load(tile_counts + tile)",
+        "tl.load(tile_counts)",
+        BLOCK,
+    ),
+    Fault(
+        "lists of MID heads end one tile early",
+        KERNEL,
+        "(mid_lengths + entry)",
+        "(mid_lengths + entry) - 1",
+        BLOCK,
+    ),
+    Fault(
+        "low summaries take another head's offset",
+        KERNEL,
+        "summary_offsets + row * 3)",
+        "summary_offsets + row)",
+        BLOCK,
     ),
     Fault(
         "outputs of the second sample land in the first",
@@ -66,10 +95,20 @@ FAULTS = (
         "to(tl.int64) * query_rows + head, heads",
         BLOCK,
     ),
-    Fault("parts of text queries weighed to base 2", KERNEL, "weight = tl.exp(tl.load", "weight = tl.exp2(tl.load", BLOCK),
+    Fault(
+        "parts of text queries weighed to base 2",
+        KERNEL,
+        "weight = tl.exp(tl.load",
+        "weight = tl.exp2(tl.load",
+        BLOCK,
+    ),
     # attention, backward
-    Fault("slopes of keys without rowsum(out x grad)", KEYS, " - delta[None, :])", ")", BLOCK_BACKWARD),
-    Fault("slopes of queries without the keys' bias", QUERIES, " + bias[None, :]", "", BLOCK_BACKWARD),
+    Fault(
+        "slopes of keys without rowsum(out x grad)", KEYS, " - delta[None, :])", ")", BLOCK_BACKWARD
+    ),
+    Fault(
+        "slopes of queries without the keys' bias", QUERIES, " + bias[None, :]", "", BLOCK_BACKWARD
+    ),
     Fault(
         "queries behind a tile's end count for its keys",
         KEYS,
@@ -98,7 +137,13 @@ FAULTS = (
         "tl.load(high_starts + tile + 1) - begin - 1)",
         BLOCK_BACKWARD,
     ),
-    Fault("transposed lists name wrong queries", "block_sparse/transposed.py", "entry // longest", "entry", BLOCK_BACKWARD),
+    Fault(
+        "transposed lists name wrong queries",
+        "block_sparse/transposed.py",
+        "entry // longest",
+        "entry",
+        BLOCK_BACKWARD,
+    ),
     Fault(
         "LOW heads give mid summaries no gradient",
         EXTRAS,
@@ -121,7 +166,13 @@ FAULTS = (
         "tl.join(even * cos + odd * sin, odd * cos - even * sin)",
         PROLOGUE,
     ),
-    Fault("zero rows begin one row late", "prologue/tables.py", "[start + length for", "[start + length + 1 for", PROLOGUE),
+    Fault(
+        "zero rows begin one row late",
+        "prologue/tables.py",
+        "[start + length for",
+        "[start + length + 1 for",
+        PROLOGUE,
+    ),
     Fault(
         "means of cells over the first cell's tokens",
         "prologue/triton_finish.py",
@@ -129,7 +180,13 @@ FAULTS = (
         "tl.load(cell_counts)",
         PROLOGUE,
     ),
-    Fault("gradients aren't turned back", TOKEN_GRADS, "(turn[0], -turn[1])", "(turn[0], turn[1])", FUSED_BACKWARD),
+    Fault(
+        "gradients aren't turned back",
+        TOKEN_GRADS,
+        "(turn[0], -turn[1])",
+        "(turn[0], turn[1])",
+        FUSED_BACKWARD,
+    ),
     Fault(
         "the norm's gradient without its second term",
         TOKEN_GRADS,
@@ -219,10 +276,26 @@ FAULTS = (
     ),
     # router
     Fault(
-        "a head scores as its neighbour", ROUTER, "own[0] + head * EMBED", "own[0] + (head + 1) % heads * EMBED", ROUTING
+        "a head scores as its neighbour",
+        ROUTER,
+        "own[0] + head * EMBED",
+        "own[0] + (head + 1) % heads * EMBED",
+        ROUTING,
     ),
-    Fault("the prior turns with the noise level", ROUTER, "(2 * t - 1) * lean", "(1 - 2 * t) * lean", ROUTING),
-    Fault("keys' energies land on queries'", ROUTER, "* VALUES + 3 * number)", "* VALUES + 0 * number)", ROUTING),
+    Fault(
+        "the prior turns with the noise level",
+        ROUTER,
+        "(2 * t - 1) * lean",
+        "(1 - 2 * t) * lean",
+        ROUTING,
+    ),
+    Fault(
+        "keys' energies land on queries'",
+        ROUTER,
+        "* VALUES + 3 * number)",
+        "* VALUES + 0 * number)",
+        ROUTING,
+    ),
     Fault(
         "the timestep's weights eight columns off without statistics",
         ROUTER,
@@ -231,12 +304,42 @@ FAULTS = (
         ROUTING,
     ),
     # gated sum
-    Fault("LOW takes the own branch's gate", SUM, "low_place = own_place + heads", "low_place = own_place", GATES),
-    Fault("the first sample's weights for all", SUM, "weights + sample * 2 * heads", "weights + 0 * sample", GATES),
-    Fault("the own branch's gradient from its gate alone", SUM, "grad + own_gate[:, None]", "own_gate[:, None]", GATES),
+    Fault(
+        "LOW takes the own branch's gate",
+        SUM,
+        "low_place = own_place + heads",
+        "low_place = own_place",
+        GATES,
+    ),
+    Fault(
+        "the first sample's weights for all",
+        SUM,
+        "weights + sample * 2 * heads",
+        "weights + 0 * sample",
+        GATES,
+    ),
+    Fault(
+        "the own branch's gradient from its gate alone",
+        SUM,
+        "grad + own_gate[:, None]",
+        "own_gate[:, None]",
+        GATES,
+    ),
     # what blocks read behind a row's end
-    Fault("no zeros behind the gradients of low queries", QUERIES, " | (low & (place < PAD))", "", FUSED_BACKWARD),
-    Fault("no zeros behind low queries", FINISH, "tl.minimum(video, PAD)", "tl.minimum(num_low, PAD)", FUSED_BACKWARD),
+    Fault(
+        "no zeros behind the gradients of low queries",
+        QUERIES,
+        " | (low & (place < PAD))",
+        "",
+        FUSED_BACKWARD,
+    ),
+    Fault(
+        "no zeros behind low queries",
+        FINISH,
+        "tl.minimum(video, PAD)",
+        "tl.minimum(num_low, PAD)",
+        FUSED_BACKWARD,
+    ),
 )
 
 
@@ -244,12 +347,14 @@ def faulty(fault: Fault) -> str:
     """The file's text with the fault in it.
 
     Raises:
-        ValueError: where the old text doesn't occur exactly once: the source has changed, and the fault must follow.
+        ValueError: where the old text doesn't occur exactly once: the source has changed, and the
+            fault must follow.
     """
     text = (ROOT / fault.path).read_text(encoding="utf-8")
     if text.count(fault.old) != 1 or fault.old == fault.new:
         raise ValueError(
-            f"fault {fault.name!r}: {fault.old!r} occurs {text.count(fault.old)} times in {fault.path}; once is allowed: "
+            f"fault {fault.name!r}: {fault.old!r} occurs {text.count(fault.old)} times in "
+            f"{fault.path}; once is allowed: "
             "write it anew for the source as it is"
         )
     return text.replace(fault.old, fault.new)

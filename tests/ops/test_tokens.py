@@ -28,7 +28,9 @@ def test_reorder_gradient() -> None:
 def test_rotation_turns_neighbouring_pairs() -> None:
     angle = torch.rand(105, 4, dtype=torch.float64) * 6
     x = torch.randn(2, 105, 8, dtype=torch.float64)
-    turned = torch.view_as_complex(x.unflatten(-1, (4, 2))) * torch.polar(torch.ones_like(angle), angle)
+    turned = torch.view_as_complex(x.unflatten(-1, (4, 2))) * torch.polar(
+        torch.ones_like(angle), angle
+    )
     got = rotate(x, (angle.cos(), angle.sin()))
     assert (got - torch.view_as_real(turned).flatten(-2)).abs().max() <= 1e-15
     assert (rotate(got, (angle.cos(), -angle.sin())) - x).abs().max() <= 1e-14
@@ -42,5 +44,7 @@ def test_rms_norm(dtype: torch.dtype) -> None:
     got = rms_norm(x, weight, 1e-6)
     assert got.dtype == dtype
     # Computed in float32 at least, then rounded to the dtype.
-    assert (got.double() - wanted).abs().max() <= 0.5 * torch.finfo(dtype).eps * wanted.abs().max() + 1e-6
+    assert (got.double() - wanted).abs().max() <= 0.5 * torch.finfo(
+        dtype
+    ).eps * wanted.abs().max() + 1e-6
     assert rms_norm(x, None, 1e-6) is x

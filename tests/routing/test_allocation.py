@@ -41,7 +41,9 @@ def test_without_a_budget_the_largest_logit_wins():
 def test_the_best_allocation_within_a_budget_is_found(heads, seed, costs, share):
     costs = (*costs, 10.0)
     budget = min(costs) / 10 + share * (max(costs[:3]) - min(costs)) / 10
-    logits = torch.randn(2, heads, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    logits = torch.randn(
+        2, heads, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     bands = allocate(logits, costs=costs, budget=budget)
     for sample in range(2):
         spent = sum(costs[band] for band in bands[sample].tolist())
@@ -57,7 +59,9 @@ def test_a_wide_budget_changes_nothing_and_the_smallest_leaves_one_choice():
 
 
 def test_the_plan_holds_what_the_budget_promised():
-    plan = build_plan(Grid(8, 16, 16), FreqFormerConfig(window=(1, 3, 3), mid_tiles=4), num_heads=6, head_dim=32)
+    plan = build_plan(
+        Grid(8, 16, 16), FreqFormerConfig(window=(1, 3, 3), mid_tiles=4), num_heads=6, head_dim=32
+    )
     logits = torch.randn(20, 6, 3)
     for budget in (0.15, 0.3, 0.5):
         for bands in allocate(logits, costs=plan.band_costs(), budget=budget):

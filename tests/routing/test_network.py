@@ -41,13 +41,19 @@ def test_it_learns_a_choice_that_depends_on_one_input_alone(cause):
     def draw() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         statistics = torch.randn(64, 3, NUM_STATISTICS, generator=generator) * 2
         timestep = torch.rand(64, generator=generator)
-        best = (timestep * 3).long()[:, None].expand(-1, 3) if cause == "timestep" else statistics[..., :3].argmax(-1)
+        best = (
+            (timestep * 3).long()[:, None].expand(-1, 3)
+            if cause == "timestep"
+            else statistics[..., :3].argmax(-1)
+        )
         return statistics, timestep, best
 
     optimizer = torch.optim.Adam(router.parameters(), 1e-2)
     for _ in range(200):
         statistics, timestep, best = draw()
-        loss = torch.nn.functional.cross_entropy(router(statistics, timestep).flatten(0, 1), best.flatten())
+        loss = torch.nn.functional.cross_entropy(
+            router(statistics, timestep).flatten(0, 1), best.flatten()
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -63,7 +69,9 @@ def test_heads_with_the_same_statistics_differ():
 def test_the_prior_favours_low_at_high_noise_and_high_at_low_noise():
     statistics = torch.randn(2, 3, NUM_STATISTICS)
     noise_level = torch.tensor([1.0, 0.0])
-    lean = make_router(prior="paper")(statistics, noise_level) - make_router(prior="none")(statistics, noise_level)
+    lean = make_router(prior="paper")(statistics, noise_level) - make_router(prior="none")(
+        statistics, noise_level
+    )
     expected = torch.tensor([[0.75, 0.0, -0.75], [-0.75, 0.0, 0.75]])[:, None].expand(-1, 3, -1)
     torch.testing.assert_close(lean, expected, rtol=0, atol=1e-6)
 
@@ -75,7 +83,12 @@ def test_initial_bands_lead_at_middle_noise():
 
 
 def test_even_allocation_gives_left_over_heads_to_high_then_low():
-    assert [even_allocation(heads) for heads in (1, 2, 4, 8)] == [[2], [0, 2], [0, 1, 2, 2], [0, 0, 0, 1, 1, 2, 2, 2]]
+    assert [even_allocation(heads) for heads in (1, 2, 4, 8)] == [
+        [2],
+        [0, 2],
+        [0, 1, 2, 2],
+        [0, 0, 0, 1, 1, 2, 2, 2],
+    ]
 
 
 def test_the_router_is_small_and_never_runs_in_half_precision_under_autocast():
@@ -87,7 +100,9 @@ def test_the_router_is_small_and_never_runs_in_half_precision_under_autocast():
     assert torch.equal(mixed, router(statistics, timestep))
     torch.testing.assert_close(router.bfloat16()(statistics, timestep), mixed, rtol=0.1, atol=0.05)
     assert router(statistics, timestep).dtype == torch.float32
-    assert make_router().double()(statistics[:, :3].double(), timestep.double()).dtype == torch.float64
+    assert (
+        make_router().double()(statistics[:, :3].double(), timestep.double()).dtype == torch.float64
+    )
 
 
 def test_sinusoids_are_of_geometric_frequencies():
@@ -108,7 +123,9 @@ def test_without_statistics_the_timestep_and_the_head_alone_decide():
     shared = router.layers[0].weight.shape[1]
     given.load_state_dict(router.state_dict() | {"layers.0.weight": given.layers[0].weight})
     given.layers[0].weight.data[:, -shared:] = router.layers[0].weight
-    torch.testing.assert_close(given(torch.zeros(2, 3, NUM_STATISTICS), torch.tensor([0.1, 0.9])), logits)
+    torch.testing.assert_close(
+        given(torch.zeros(2, 3, NUM_STATISTICS), torch.tensor([0.1, 0.9])), logits
+    )
 
 
 def test_what_does_not_fit_is_refused():
@@ -124,9 +141,13 @@ def test_what_does_not_fit_is_refused():
     ):
         with pytest.raises(ValueError, match="statistics has shape"):
             router(statistics, timestep)
-    with pytest.raises(ValueError, match=r"statistics has shape None .*use routing_statistics on this layer"):
+    with pytest.raises(
+        ValueError, match=r"statistics has shape None .*use routing_statistics on this layer"
+    ):
         router(None, torch.zeros(2))
-    with pytest.raises(ValueError, match=r"None and \(batch,\) are allowed: it was made with statistics=False"):
+    with pytest.raises(
+        ValueError, match=r"None and \(batch,\) are allowed: it was made with statistics=False"
+    ):
         make_router(statistics=False)(torch.zeros(2, 3, NUM_STATISTICS), torch.zeros(2))
     with pytest.raises(ValueError, match="timestep"):
         make_router(statistics=False)(None, torch.zeros(2, 1))

@@ -35,7 +35,9 @@ def test_another_model_of_the_same_shape_refuses_it(tmp_path, layers):
     make_table(model).save(tmp_path)
     table = RoutingTable.load(tmp_path)
     model.set_routing_table(table)
-    with pytest.raises(ValueError, match=r"made from another model: its weights agree by -?0\.\d\d .*origin=None"):
+    with pytest.raises(
+        ValueError, match=r"made from another model: its weights agree by -?0\.\d\d .*origin=None"
+    ):
         other.set_routing_table(table)
     assert other.attentions[0].table_bands is None
     other.set_routing_table(replace(table, origin=None))
@@ -45,7 +47,9 @@ def test_the_same_model_takes_it_in_every_dress(tmp_path):
     model = make_model(0)
     table = make_table(model)
     model.save_pretrained(tmp_path)
-    FreqFormerTransformer3DModel.from_pretrained(tmp_path, dtype=torch.bfloat16).set_routing_table(table)
+    FreqFormerTransformer3DModel.from_pretrained(tmp_path, dtype=torch.bfloat16).set_routing_table(
+        table
+    )
     tuned = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in tuned.parameters():

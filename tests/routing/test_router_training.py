@@ -16,12 +16,20 @@ BATCH, HEADS, TOKENS, CHANNELS = 2, 5, 6, 4
 
 
 def make_branches() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Outputs of all bands (3, B, N, H, D), logits, their choice, and a loss weight (B, N, H, D), in float64."""
+    """Outputs of all bands (3, B, N, H, D), logits, their choice, and a loss weight (B, N, H, D),
+    in float64."""
     generator = torch.Generator().manual_seed(1)
     shape = (BATCH, TOKENS, HEADS, CHANNELS)
     branches = torch.randn(3, *shape, generator=generator, dtype=torch.float64)
-    logits = torch.randn(BATCH, HEADS, 3, generator=generator, dtype=torch.float64, requires_grad=True)
-    return branches, logits, logits.detach().argmax(-1), torch.randn(shape, generator=generator, dtype=torch.float64)
+    logits = torch.randn(
+        BATCH, HEADS, 3, generator=generator, dtype=torch.float64, requires_grad=True
+    )
+    return (
+        branches,
+        logits,
+        logits.detach().argmax(-1),
+        torch.randn(shape, generator=generator, dtype=torch.float64),
+    )
 
 
 def pick(branches: torch.Tensor, bands: torch.Tensor) -> torch.Tensor:
@@ -30,7 +38,9 @@ def pick(branches: torch.Tensor, bands: torch.Tensor) -> torch.Tensor:
     return branches.gather(0, index)[0]
 
 
-def mixture_gradient(branches: torch.Tensor, logits: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def mixture_gradient(
+    branches: torch.Tensor, logits: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
     chance = logits.softmax(-1).permute(2, 0, 1)[:, :, None, :, None]
     return torch.autograd.grad(((chance * branches).sum(0) * weight).sum(), logits)[0]
 
@@ -47,21 +57,27 @@ def test_the_value_is_the_chosen_branch_and_its_gradient_is_whole():
 def test_with_all_branches_the_gradient_is_that_of_the_mixture():
     branches, logits, chosen, weight = make_branches()
     bands = other_bands(chosen, "all")
-    mixed = straight_through(pick(branches, chosen), [pick(branches, band) for band in bands], bands, logits)
+    mixed = straight_through(
+        pick(branches, chosen), [pick(branches, band) for band in bands], bands, logits
+    )
     gradient = torch.autograd.grad((mixed * weight).sum(), logits)[0]
-    torch.testing.assert_close(gradient, mixture_gradient(branches, logits, weight), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        gradient, mixture_gradient(branches, logits, weight), rtol=1e-10, atol=1e-12
+    )
 
 
 def test_with_one_sampled_branch_it_is_so_on_average():
     branches, logits, chosen, weight = make_branches()
     gradients = []
-    # Heads are drawn independently and the gradient of a head sees its own draw only: both draws of all heads at once
-    # are the whole average.
+    # Heads are drawn independently and the gradient of a head sees its own draw only: both draws of
+    # all heads at once are the whole average.
     for band in other_bands(chosen, "all"):
         mixed = straight_through(pick(branches, chosen), [pick(branches, band)], band[None], logits)
         gradients.append(torch.autograd.grad((mixed * weight).sum(), logits)[0])
     mean = torch.stack(gradients).mean(0)
-    torch.testing.assert_close(mean, mixture_gradient(branches, logits, weight), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        mean, mixture_gradient(branches, logits, weight), rtol=1e-10, atol=1e-12
+    )
     assert (gradients[0] - gradients[1]).abs().max() > 1e-3
 
 
@@ -69,7 +85,10 @@ def test_other_bands_leave_the_chosen_one_out_and_are_drawn_evenly():
     chosen = torch.randint(0, 3, (50, 40))
     both = other_bands(chosen, "all")
     assert both.shape == (2, 50, 40)
-    assert torch.equal(torch.cat([chosen[None], both]).sort(0).values, torch.arange(3)[:, None, None].expand(3, 50, 40))
+    assert torch.equal(
+        torch.cat([chosen[None], both]).sort(0).values,
+        torch.arange(3)[:, None, None].expand(3, 50, 40),
+    )
     sampled = other_bands(chosen, "sampled", torch.Generator().manual_seed(0))
     assert sampled.shape == (1, 50, 40)
     assert (sampled[0] != chosen).all()
@@ -94,7 +113,11 @@ def test_what_does_not_fit_is_refused():
 
 def test_routing_loss_is_the_excess_cost_less_the_entropy():
     costs = (1.0, 4.0, 2.0, 10.0)
-    logits = [torch.tensor([[[0.0, math.log(2), 0.0]]]), None, torch.tensor([[[0.0, 0.0, math.log(6)]]])]
+    logits = [
+        torch.tensor([[[0.0, math.log(2), 0.0]]]),
+        None,
+        torch.tensor([[[0.0, 0.0, math.log(6)]]]),
+    ]
     chances = [(0.25, 0.5, 0.25), (0.125, 0.125, 0.75)]
     cost = sum(p * c / 10 for chance in chances for p, c in zip(chance, costs, strict=False)) / 2
     entropy = -sum(p * math.log(p) for chance in chances for p in chance) / 2 / math.log(3)
@@ -112,12 +135,17 @@ def test_routing_loss_pulls_towards_cheap_bands():
     assert (logits.grad[..., 1] > 0).all()
 
 
-@pytest.mark.parametrize(("mode", "steps"), [("all", 90), pytest.param("sampled", 170, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("mode", "steps"), [("all", 90), pytest.param("sampled", 170, marks=pytest.mark.slow)]
+)
 def test_training_finds_the_planted_band_of_every_head(mode, steps):
-    """Targets are the layer's own output under hidden bands, which differ by head and by half of the noise levels."""
+    """Targets are the layer's own output under hidden bands, which differ by head and by half of
+    the noise levels."""
     torch.manual_seed(0)
     grid, heads = Grid(4, 6, 6), 20
-    config = FreqFormerConfig(tile=(2, 2, 2), compression=8, window=(1, 1, 1), mid_tiles=3, summary_tokens=0)
+    config = FreqFormerConfig(
+        tile=(2, 2, 2), compression=8, window=(1, 1, 1), mid_tiles=3, summary_tokens=0
+    )
     planted = torch.randint(0, 3, (2, 1, heads))
     table = RoutingTable(planted, torch.full_like(planted, 3), config)
     layer = FreqAttention(heads * 4, heads, config, routing="learned")
@@ -128,7 +156,10 @@ def test_training_finds_the_planted_band_of_every_head(mode, steps):
     optimizer = torch.optim.Adam(layer.router.parameters(), 0.015)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
     for _ in range(steps):
-        hidden, timestep = torch.randn(2, grid.num_tokens, heads * 4), torch.rand(2) * 0.4 + torch.tensor([0.0, 0.6])
+        hidden, timestep = (
+            torch.randn(2, grid.num_tokens, heads * 4),
+            torch.rand(2) * 0.4 + torch.tensor([0.0, 0.6]),
+        )
         with torch.no_grad():
             layer.set_routing_table(table)
             target = layer(hidden, grid, timestep)

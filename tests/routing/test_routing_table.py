@@ -22,7 +22,9 @@ CONFIG = FreqFormerConfig(tile=(2, 3, 4), mid_tiles=5)
 
 
 def make_table(buckets: int = 4, layers: int = 2, heads: int = 3) -> RoutingTable:
-    bands = torch.randint(0, 4, (buckets, layers, heads), generator=torch.Generator().manual_seed(0))
+    bands = torch.randint(
+        0, 4, (buckets, layers, heads), generator=torch.Generator().manual_seed(0)
+    )
     return RoutingTable(bands, torch.full_like(bands, 5), CONFIG)
 
 
@@ -31,7 +33,9 @@ def test_shares_of_the_heads_add_up_to_all():
     assert list(table.shares) == ["low", "mid", "high", "dense"]
     assert sum(table.shares.values()) == pytest.approx(1)
     for band in Band:
-        assert table.shares[band.name.lower()] == pytest.approx(float((table.bands == band).double().mean()))
+        assert table.shares[band.name.lower()] == pytest.approx(
+            float((table.bands == band).double().mean())
+        )
 
 
 def test_buckets_are_equal_shares_of_the_noise_levels():
@@ -61,7 +65,9 @@ def test_of_frozen_allocations_the_most_frequent_counts():
 def test_a_bucket_without_samples_takes_the_nearest():
     observed = torch.tensor([[[0]], [[2]]])
     table = RoutingTable.freeze(torch.tensor([0.15, 0.95]), observed, CONFIG, num_buckets=10)
-    assert table.bands.flatten().tolist() == [0] * 6 + [2] * 4  # bucket 5 is as far from both; the lower one counts
+    assert (
+        table.bands.flatten().tolist() == [0] * 6 + [2] * 4
+    )  # bucket 5 is as far from both; the lower one counts
 
 
 def test_a_budget_holds_in_every_bucket_and_layer():
@@ -110,32 +116,75 @@ def swap_tensors(folder, **tensors):
 BAD_FILES = {
     "no record": (lambda folder: (folder / RECORD_NAME).unlink(), "can't be read"),
     "no tensors": (lambda folder: (folder / TENSORS_NAME).unlink(), "can't be read"),
-    "record cut short": (lambda folder: damage(folder, RECORD_NAME, lambda b: b[:40]), "can't be read"),
-    "record of other bytes": (lambda folder: damage(folder, RECORD_NAME, lambda b: b"\xff\xfe"), "can't be read"),
-    "record is a list": (lambda folder: damage(folder, RECORD_NAME, lambda b: b"[1]"), "holds list; an object is allowed"),
-    "record nested deep": (lambda folder: damage(folder, RECORD_NAME, lambda b: b"[" * 10**5), "nested more than"),
-    "absurd numbers": (lambda folder: rewrite(folder, config={"radial_radius": 10**30}), "an integer beyond 64 bits"),
-    "seal renamed": (lambda folder: damage(folder, RECORD_NAME, lambda b: b.replace(b'"seal"', b'"sead"')), "unknown"),
-    "origin of another kind": (lambda folder: rewrite(folder, origin=[[1, 2]]), "origin holds something else"),
-    "record of another format": (lambda folder: rewrite(folder, format="x"), "no routing table of format"),
-    "record lacks a field": (lambda folder: damage(folder, RECORD_NAME, lambda b: b.replace(b"sha256", b"sha")), "lacks"),
+    "record cut short": (
+        lambda folder: damage(folder, RECORD_NAME, lambda b: b[:40]),
+        "can't be read",
+    ),
+    "record of other bytes": (
+        lambda folder: damage(folder, RECORD_NAME, lambda b: b"\xff\xfe"),
+        "can't be read",
+    ),
+    "record is a list": (
+        lambda folder: damage(folder, RECORD_NAME, lambda b: b"[1]"),
+        "holds list; an object is allowed",
+    ),
+    "record nested deep": (
+        lambda folder: damage(folder, RECORD_NAME, lambda b: b"[" * 10**5),
+        "nested more than",
+    ),
+    "absurd numbers": (
+        lambda folder: rewrite(folder, config={"radial_radius": 10**30}),
+        "an integer beyond 64 bits",
+    ),
+    "seal renamed": (
+        lambda folder: damage(folder, RECORD_NAME, lambda b: b.replace(b'"seal"', b'"sead"')),
+        "unknown",
+    ),
+    "origin of another kind": (
+        lambda folder: rewrite(folder, origin=[[1, 2]]),
+        "origin holds something else",
+    ),
+    "record of another format": (
+        lambda folder: rewrite(folder, format="x"),
+        "no routing table of format",
+    ),
+    "record lacks a field": (
+        lambda folder: damage(folder, RECORD_NAME, lambda b: b.replace(b"sha256", b"sha")),
+        "lacks",
+    ),
     "unknown config field": (lambda folder: rewrite(folder, config={"tiles": 3}), "unknown fields"),
     "config is no record": (lambda folder: rewrite(folder, config=3), "no valid routing table"),
-    "config out of range": (lambda folder: rewrite(folder, config={"compression": 1e9}), "compression"),
+    "config out of range": (
+        lambda folder: rewrite(folder, config={"compression": 1e9}),
+        "compression",
+    ),
     "no pinned tile": (lambda folder: rewrite(folder, config={}), "config.tile is None"),
-    "tensors cut short": (lambda folder: damage(folder, TENSORS_NAME, lambda b: b[:-8]), "is not the file"),
+    "tensors cut short": (
+        lambda folder: damage(folder, TENSORS_NAME, lambda b: b[:-8]),
+        "is not the file",
+    ),
     "tensors with one bit flipped": (
         lambda folder: damage(folder, TENSORS_NAME, lambda b: b[:-1] + bytes([b[-1] ^ 1])),
         "is not the file",
     ),
-    "tensors of another kind": (lambda folder: swap_content(folder, b"junk"), "no valid routing table"),
-    "a tensor missing": (lambda folder: swap_tensors(folder, bands=torch.zeros(1, 1, 1).long()), "mid_tiles"),
+    "tensors of another kind": (
+        lambda folder: swap_content(folder, b"junk"),
+        "no valid routing table",
+    ),
+    "a tensor missing": (
+        lambda folder: swap_tensors(folder, bands=torch.zeros(1, 1, 1).long()),
+        "mid_tiles",
+    ),
     "bands out of range": (
-        lambda folder: swap_tensors(folder, bands=torch.full((1, 1, 1), 4), mid_tiles=torch.zeros(1, 1, 1).long()),
+        lambda folder: swap_tensors(
+            folder, bands=torch.full((1, 1, 1), 4), mid_tiles=torch.zeros(1, 1, 1).long()
+        ),
         "bands is",
     ),
     "floating bands": (
-        lambda folder: swap_tensors(folder, bands=torch.zeros(1, 1, 1), mid_tiles=torch.zeros(1, 1, 1).long()),
+        lambda folder: swap_tensors(
+            folder, bands=torch.zeros(1, 1, 1), mid_tiles=torch.zeros(1, 1, 1).long()
+        ),
         "bands is",
     ),
 }
@@ -164,7 +213,11 @@ def test_tables_of_earlier_versions_load(tmp_path):
     table = make_table()
     table.save(tmp_path)
     path = tmp_path / RECORD_NAME
-    record = {name: value for name, value in json.loads(path.read_text()).items() if name in ("format", "sha256", "config")}
+    record = {
+        name: value
+        for name, value in json.loads(path.read_text()).items()
+        if name in ("format", "sha256", "config")
+    }
     path.write_text(json.dumps(record, indent=2))
     loaded = RoutingTable.load(tmp_path)
     assert torch.equal(loaded.bands, table.bands)
@@ -212,7 +265,9 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="num_buckets is 0"):
         RoutingTable.freeze(timestep, logits, CONFIG, num_buckets=0)
     with pytest.raises(ValueError, match="budget is"):
-        RoutingTable.freeze(timestep, logits.argmax(-1), CONFIG, costs=(1.0, 1.0, 1.0, 2.0), budget=0.5)
+        RoutingTable.freeze(
+            timestep, logits.argmax(-1), CONFIG, costs=(1.0, 1.0, 1.0, 2.0), budget=0.5
+        )
 
 
 def test_a_layer_gets_its_own_bands_and_list_lengths():

@@ -1,4 +1,5 @@
-"""What a router is given: band energies and roughness over a sample of tiles, on any grid and in either order."""
+"""What a router is given: band energies and roughness over a sample of tiles, on any grid and in
+either order."""
 
 from __future__ import annotations
 
@@ -17,7 +18,14 @@ from freqformer.routing import routing_statistics
 from freqformer.routing.statistics import STATISTIC_TILES, tile_sample
 
 CONFIG = FreqFormerConfig(tile=(2, 3, 4), compression=16)
-GRIDS = [Grid(5, 7, 6), Grid(1, 6, 8), Grid(4, 1, 9), Grid(1, 1, 1), Grid(7, 11, 13), Grid(4, 24, 29)]
+GRIDS = [
+    Grid(5, 7, 6),
+    Grid(1, 6, 8),
+    Grid(4, 1, 9),
+    Grid(1, 1, 1),
+    Grid(7, 11, 13),
+    Grid(4, 24, 29),
+]
 """Less and more tiles than the sample, ragged on every axis but for one."""
 
 
@@ -33,7 +41,9 @@ def sampled_boxes(layout: TileLayout, config: FreqFormerConfig) -> list[tuple[sl
     return boxes
 
 
-def expected_statistics(query: Tensor, key: Tensor, hidden: Tensor, grid: Grid, config: FreqFormerConfig) -> Tensor:
+def expected_statistics(
+    query: Tensor, key: Tensor, hidden: Tensor, grid: Grid, config: FreqFormerConfig
+) -> Tensor:
     """By `split_bands` and differences of neighbours, tile by tile, float64."""
     boxes = sampled_boxes(tile_layout(grid, config.tile), config)
     columns = []
@@ -84,7 +94,9 @@ def test_the_sample_is_of_whole_different_tiles(grid):
     assert torch.equal(layout.offsets[chosen + 1], last + 1)
     assert (chosen.diff() > 0).all()
     assert len(chosen) == min(layout.num_tiles, STATISTIC_TILES)
-    assert torch.equal(sample.raster[sample.raster >= 0], layout.raster_to_tile[sample.tile[sample.tile >= 0]])
+    assert torch.equal(
+        sample.raster[sample.raster >= 0], layout.raster_to_tile[sample.tile[sample.tile >= 0]]
+    )
 
 
 def test_the_sample_reaches_every_part_of_a_video():
@@ -104,21 +116,32 @@ def test_tile_order_and_the_batch_change_nothing():
     index = tile_layout(grid, CONFIG.tile).raster_to_tile
     features = make_features(grid)
     statistics = routing_statistics(*features, grid, CONFIG)
-    assert torch.equal(routing_statistics(*(x[:, index] for x in features), grid, CONFIG, "tile"), statistics)
+    assert torch.equal(
+        routing_statistics(*(x[:, index] for x in features), grid, CONFIG, "tile"), statistics
+    )
     alone = routing_statistics(*(x[1:] for x in features), grid, CONFIG)
     torch.testing.assert_close(alone, statistics[1:], rtol=1e-6, atol=1e-6)
 
 
 def test_white_noise_has_roughness_two_and_a_still_none_in_time():
     grid = Grid(8, 16, 16)
-    query, key, hidden = torch.randn(1, 2048, 1, 4), torch.randn(1, 2048, 1, 4), torch.randn(1, 2048, 16)
+    query, key, hidden = (
+        torch.randn(1, 2048, 1, 4),
+        torch.randn(1, 2048, 1, 4),
+        torch.randn(1, 2048, 16),
+    )
     rough = routing_statistics(query, key, hidden * 3 + 100, grid, CONFIG)[0, 0, 6:]
     torch.testing.assert_close(rough, torch.full((2,), 2.0), rtol=0.05, atol=0)
     still = hidden[:, :256].repeat(1, 8, 1)
     rough = routing_statistics(query, key, still, grid, CONFIG)[0, 0, 6:]
     assert rough[0].abs() < 1e-6
     assert rough[1] > 0.5
-    assert routing_statistics(query, key, torch.full_like(hidden, 100), grid, CONFIG)[..., 6:].abs().max() < 1e-3
+    assert (
+        routing_statistics(query, key, torch.full_like(hidden, 100), grid, CONFIG)[..., 6:]
+        .abs()
+        .max()
+        < 1e-3
+    )
 
 
 def test_no_gradient_flows_into_the_features():
@@ -133,10 +156,14 @@ def test_statistics_of_half_precision_are_near_those_of_the_rounded_values(dtype
     features = [x.to(dtype) for x in make_features(grid)]
     half = routing_statistics(*features, grid, CONFIG)
     assert half.dtype == torch.float32
-    torch.testing.assert_close(half, routing_statistics(*(x.float() for x in features), grid, CONFIG), rtol=0, atol=5e-3)
+    torch.testing.assert_close(
+        half, routing_statistics(*(x.float() for x in features), grid, CONFIG), rtol=0, atol=5e-3
+    )
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-11), (torch.float16, 1e-6), (torch.bfloat16, 2.3e-5)])
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.float32, 1e-11), (torch.float16, 1e-6), (torch.bfloat16, 2.3e-5)]
+)
 @pytest.mark.parametrize("grid", [Grid(5, 5, 5), Grid(1, 1, 114)])
 def test_little_of_a_constant_leaks_out_of_the_low_band(grid, dtype, most):
     # Of all tiles the second leaks most; on some sides the rounded rows still add up to zero.
@@ -161,13 +188,17 @@ def test_tokens_of_another_grid_are_refused():
 
 @pytest.mark.parametrize("tile", [(1, 4, 4), (1, 8, 16), (1, 5, 7), (8, 1, 1)])
 def test_differences_are_read_across_tiles_that_have_no_neighbours_inside(tile):
-    """Roughness of axes along which a tile is one token wide: of noise 2, of what doesn't change along them 0."""
+    """Roughness of axes along which a tile is one token wide: of noise 2, of what doesn't change
+    along them 0."""
     grid, config = Grid(9, 15, 16), FreqFormerConfig(tile=tile)
     noise = torch.randn(1, *grid.shape, 64)
     kept = (1,) if tile[0] == 1 else (2, 3)
     still = noise.mean(kept, keepdim=True).expand_as(noise)
     query, key = torch.randn(2, 1, grid.num_tokens, 1, 4)
-    rough = [routing_statistics(query, key, x.flatten(1, 3), grid, config)[0, 0, 6:] for x in (noise, still)]
+    rough = [
+        routing_statistics(query, key, x.flatten(1, 3), grid, config)[0, 0, 6:]
+        for x in (noise, still)
+    ]
     torch.testing.assert_close(rough[0], torch.full((2,), 2.0), rtol=0.1, atol=0)
     changed = 0 if tile[0] == 1 else 1
     assert rough[1][changed].abs() < 1e-5
@@ -175,7 +206,11 @@ def test_differences_are_read_across_tiles_that_have_no_neighbours_inside(tile):
     # Energies are of the tiles alone, and of as many as ever.
     sample = tile_sample(grid, config)
     alone = sample.weights[sample.kind, :3].abs().sum((1, 2)) > 0
-    assert int(alone.sum()) == min(tile_layout(grid, tile).num_tiles, STATISTIC_TILES) == len(alone) // 2
+    assert (
+        int(alone.sum())
+        == min(tile_layout(grid, tile).num_tiles, STATISTIC_TILES)
+        == len(alone) // 2
+    )
     assert torch.equal(sample.raster >= 0, sample.tile >= 0)
 
 

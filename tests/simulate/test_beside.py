@@ -1,4 +1,5 @@
-"""A LOW branch beside every head's own: its counts against those of LOW heads, of PyTorch's linear layer and of tensors."""
+"""A LOW branch beside every head's own: its counts against those of LOW heads, of PyTorch's linear
+layer and of tensors."""
 
 from __future__ import annotations
 
@@ -36,7 +37,10 @@ CALLS = ("prologue", "summaries", "attention", "merge")
 
 def cases() -> list[tuple]:
     """Random plans, some with text, some with learned summaries, and an allocation each."""
-    return [scenario(seed, random.Random(seed).choice(["topk", "axial", "radial"])) for seed in range(40)]
+    return [
+        scenario(seed, random.Random(seed).choice(["topk", "axial", "radial"]))
+        for seed in range(40)
+    ]
 
 
 def summed(stages: dict[str, StageCounts], field: str) -> float:
@@ -44,8 +48,9 @@ def summed(stages: dict[str, StageCounts], field: str) -> float:
 
 
 def linear_and_sum(tokens: int, heads: int, head_dim: int) -> dict[str, float]:
-    """FLOPs and bytes of the gates' linear layer and the gated sum, forward, and the layer's FLOPs with its backward: of
-    PyTorch's own operations on bfloat16 tensors, of which every input and output counts once."""
+    """FLOPs and bytes of the gates' linear layer and the gated sum, forward, and the layer's FLOPs
+    with its backward: of PyTorch's own operations on bfloat16 tensors, of which every input and
+    output counts once."""
     width = heads * head_dim
     hidden = torch.randn(1, tokens, width, dtype=torch.bfloat16, requires_grad=True)
     linear = nn.Linear(width, 2 * heads, dtype=torch.bfloat16)
@@ -72,10 +77,18 @@ def test_it_costs_a_layer_of_low_heads_a_linear_layer_and_a_sum():
         for field in ("flops", "read_bytes", "write_bytes"):
             expected = summed(without.stages, field) + summed(low.stages, field) + rest[field]
             assert summed(found.stages, field) == pytest.approx(expected, rel=1e-12), field
-        assert summed(found.stages, "launches") == summed(without.stages, "launches") + summed(low.stages, "launches") + 2
+        assert (
+            summed(found.stages, "launches")
+            == summed(without.stages, "launches") + summed(low.stages, "launches") + 2
+        )
         assert found.flops == pytest.approx(without.flops + low.flops + rest["flops"], rel=1e-12)
-        assert found.attention.useful == plan.flops(allocation).useful + plan.flops([0] * heads).useful
-        assert found.attention.executed == plan.flops(allocation).executed + plan.flops([0] * heads).executed
+        assert (
+            found.attention.useful == plan.flops(allocation).useful + plan.flops([0] * heads).useful
+        )
+        assert (
+            found.attention.executed
+            == plan.flops(allocation).executed + plan.flops([0] * heads).executed
+        )
         assert found.kv_bytes == plan.kv_bytes(allocation) + plan.kv_bytes([0] * heads)
         assert found.summary_bytes == without.summary_bytes + low.summary_bytes
         assert found.band_flops == without.band_flops
@@ -83,7 +96,9 @@ def test_it_costs_a_layer_of_low_heads_a_linear_layer_and_a_sum():
 
 def test_stages_are_those_of_low_heads():
     for plan, allocation in cases():
-        own, beside = split_stages(with_low_beside(layer_counts(plan, allocation), plan, len(allocation)).stages)
+        own, beside = split_stages(
+            with_low_beside(layer_counts(plan, allocation), plan, len(allocation)).stages
+        )
         low = layer_counts(plan, [0] * len(allocation)).stages
         assert own == layer_counts(plan, allocation).stages
         assert {name: beside[name] for name in CALLS} == {name: low[name] for name in CALLS}
@@ -95,29 +110,41 @@ def test_stages_are_those_of_low_heads():
 def test_backward_is_that_of_both_calls_the_linear_layer_and_the_sum():
     for plan, allocation in cases():
         heads, tokens = len(allocation), plan.layout.grid.num_tokens + plan.num_text_tokens
-        counts = {name: layer_counts(plan, bands) for name, bands in (("own", allocation), ("low", [0] * heads))}
+        counts = {
+            name: layer_counts(plan, bands)
+            for name, bands in (("own", allocation), ("low", [0] * heads))
+        }
         found = with_low_beside(counts["own"], plan, heads)
         own, beside = split_stages(gradient_counts(plan, allocation, found))
         low = gradient_counts(plan, [0] * heads, counts["low"])
         assert own == gradient_counts(plan, allocation, counts["own"])
         assert {name: beside[name] for name in low} == low
         assert set(beside) - set(low) == {"gates", "sum", "added gradients"}
-        assert beside["gates"].flops == linear_and_sum(tokens, heads, HEAD_DIM)["linear_backward_flops"]
-        assert found.backward_flops == pytest.approx(summed(own, "flops") + summed(beside, "flops"), rel=1e-12)
+        assert (
+            beside["gates"].flops
+            == linear_and_sum(tokens, heads, HEAD_DIM)["linear_backward_flops"]
+        )
+        assert found.backward_flops == pytest.approx(
+            summed(own, "flops") + summed(beside, "flops"), rel=1e-12
+        )
         both = counts["own"].backward_flops + counts["low"].backward_flops
         assert found.backward_flops == pytest.approx(
-            both + sum(beside[name].flops for name in ("gates", "sum", "added gradients")), rel=1e-12
+            both + sum(beside[name].flops for name in ("gates", "sum", "added gradients")),
+            rel=1e-12,
         )
 
 
 def test_gradients_are_bytes_of_real_tensors():
-    """What PyTorch's backward needs and gives for sum and linear layer; and gradients that are added up."""
+    """What PyTorch's backward needs and gives for sum and linear layer; and gradients that are
+    added up."""
     tokens, heads, head_dim = 270, 3, 16
     plan = build_plan(Grid(3, 9, 10), FreqFormerConfig(), num_heads=heads, head_dim=head_dim)
     found = with_low_beside(layer_counts(plan, [0, 1, 2]), plan, heads)
     _, gradients = split_stages(gradient_counts(plan, [0, 1, 2], found))
     shape = (1, tokens, heads, head_dim)
-    own, low, slope = (torch.randn(shape, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    own, low, slope = (
+        torch.randn(shape, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
+    )
     gates = torch.randn(1, tokens, 2, heads, dtype=torch.bfloat16, requires_grad=True)
     made = torch.autograd.grad(gated_sum(own, low, gates), (own, low, gates), slope)
     assert gradients["sum"].read_bytes == sum(x.nbytes for x in (slope, own, low, gates))
@@ -129,7 +156,10 @@ def test_gradients_are_bytes_of_real_tensors():
     asked = (hidden, linear.weight, linear.bias)
     out = linear(hidden)
     made = torch.autograd.grad(out, asked, torch.ones_like(out))
-    assert gradients["gates"].read_bytes == out.nbytes + hidden.nbytes + linear.weight.nbytes + linear.bias.nbytes
+    assert (
+        gradients["gates"].read_bytes
+        == out.nbytes + hidden.nbytes + linear.weight.nbytes + linear.bias.nbytes
+    )
     assert gradients["gates"].write_bytes == sum(x.nbytes for x in made)
     # Queries, keys, values and the layer's input: two gradients of each are read, one is written.
     added = gradients["added gradients"]
@@ -145,7 +175,9 @@ def machine() -> Machine:
 
 @pytest.mark.parametrize("learned", [False, True])
 def test_times_are_those_of_low_heads_and_of_two_simple_operations(machine, learned):
-    plan = build_plan(Grid(16, 64, 64), FreqFormerConfig(), num_heads=6, head_dim=128, learned_summaries=learned)
+    plan = build_plan(
+        Grid(16, 64, 64), FreqFormerConfig(), num_heads=6, head_dim=128, learned_summaries=learned
+    )
     allocation, lows = [0, 1, 2] * 2, [0] * 6
     without, low = layer_counts(plan, allocation), layer_counts(plan, lows)
     counts = with_low_beside(without, plan, 6)
@@ -163,40 +195,52 @@ def test_times_are_those_of_low_heads_and_of_two_simple_operations(machine, lear
     times = gradient_times(machine, plan, allocation, gradients)
     assert list(times) == list(gradients)
     own, beside = split_stages(times)
-    assert own == gradient_times(machine, plan, allocation, gradient_counts(plan, allocation, without))
+    assert own == gradient_times(
+        machine, plan, allocation, gradient_counts(plan, allocation, without)
+    )
     alone = gradient_times(machine, plan, lows, gradient_counts(plan, lows, low))
     assert {name: beside[name] for name in alone} == alone
     counted = split_stages(gradients)[1]
     assert beside["gates"] == machine.linear(counted["gates"].flops, counted["gates"].bytes, 3)
     for name in ("sum", "added gradients"):
         launches = counted[name].launches
-        assert beside[name].seconds == machine.elementwise(counted[name].bytes, launches).seconds, name
+        assert beside[name].seconds == machine.elementwise(counted[name].bytes, launches).seconds, (
+            name
+        )
 
 
 def test_parts_of_the_queries_share_the_branch(machine):
     plan = build_plan(Grid(16, 64, 64), FreqFormerConfig(), num_heads=2, head_dim=128)
     counts = with_low_beside(layer_counts(plan, [1, 2]), plan, 2)
-    whole, shared = (split_stages(machine.layer(plan, [1, 2], counts, parts=parts))[1] for parts in (1, 4))
+    whole, shared = (
+        split_stages(machine.layer(plan, [1, 2], counts, parts=parts))[1] for parts in (1, 4)
+    )
     for name in ("prologue", "merge", "gates", "sum"):
         assert shared[name].memory_s == pytest.approx(whole[name].memory_s / 4), name
 
 
 def test_some_heads_of_a_layer_add_up_to_it():
-    """Gates of the heads of one machine read their share of the input; the biases and weights are their own."""
+    """Gates of the heads of one machine read their share of the input; the biases and weights are
+    their own."""
     plan = build_plan(Grid(3, 9, 10), FreqFormerConfig(), num_heads=4, head_dim=HEAD_DIM)
     some, rest, whole = (
-        split_stages(with_low_beside(layer_counts(plan, [0] * heads), plan, heads).stages)[1] for heads in (1, 3, 4)
+        split_stages(with_low_beside(layer_counts(plan, [0] * heads), plan, heads).stages)[1]
+        for heads in (1, 3, 4)
     )
     for name in ("gates", "sum"):
         for field in ("flops", "executed", "read_bytes", "write_bytes"):
-            assert getattr(some[name], field) + getattr(rest[name], field) == getattr(whole[name], field), (name, field)
+            assert getattr(some[name], field) + getattr(rest[name], field) == getattr(
+                whole[name], field
+            ), (name, field)
 
 
 def test_wrong_use_is_refused():
     plan, allocation = scenario(0)
     counts = layer_counts(plan, allocation)
     for heads in (0, -1, plan.num_heads + 1):
-        with pytest.raises(ValueError, match=f"heads is {heads}; 1 to {plan.num_heads} are allowed"):
+        with pytest.raises(
+            ValueError, match=f"heads is {heads}; 1 to {plan.num_heads} are allowed"
+        ):
             with_low_beside(counts, plan, heads)
     once = with_low_beside(counts, plan, len(allocation))
     with pytest.raises(ValueError, match="add the branch once"):
@@ -211,22 +255,37 @@ def pair():
 
 
 def test_it_is_off_unless_asked_for():
-    """Counts and memory of a layer as they were before there was the option; no calibration has a part in them."""
-    config = FreqFormerConfig(tile=(4, 4, 8), compression=32, mid_tiles=32, window=(3, 3, 3), summary_tokens=256)
-    found = simulate(named("wan2.1-1.3b", "h200", 65_536, config=config, routing=Routing(kind="fixed")))
+    """Counts and memory of a layer as they were before there was the option; no calibration has a
+    part in them."""
+    config = FreqFormerConfig(
+        tile=(4, 4, 8), compression=32, mid_tiles=32, window=(3, 3, 3), summary_tokens=256
+    )
+    found = simulate(
+        named("wan2.1-1.3b", "h200", 65_536, config=config, routing=Routing(kind="fixed"))
+    )
     counts = found.counts
     assert found.scenario.has_low_branch is False
     assert list(found.stages) == ["prologue", "summaries", "selection", "attention", "merge"]
     assert (counts.flops, counts.backward_flops) == (1035553783674.7968, 2561408425650.9917)
-    assert (counts.bytes, counts.kv_bytes, counts.summary_bytes) == (2094641920, 10945036288, 2838528)
+    assert (counts.bytes, counts.kv_bytes, counts.summary_bytes) == (
+        2094641920,
+        10945036288,
+        2838528,
+    )
     assert found.density == 0.03857744847013934
-    assert [getattr(found, level).peak_memory_bytes for level in LEVELS[:3]] == [1492786560, 3315604224, 4733335040]
+    assert [getattr(found, level).peak_memory_bytes for level in LEVELS[:3]] == [
+        1492786560,
+        3315604224,
+        4733335040,
+    ]
     assert not any("beside" in name for level in LEVELS for name in getattr(found, level).parts)
 
 
 def test_levels_hold_what_it_adds(pair):
     without, beside = pair
-    added = {name: time.seconds for name, time in beside.stages.items() if name not in without.stages}
+    added = {
+        name: time.seconds for name, time in beside.stages.items() if name not in without.stages
+    }
     model = without.scenario.model
     calls = model.num_layers * model.guidance_passes
     assert len(added) == 6
@@ -236,9 +295,15 @@ def test_levels_hold_what_it_adds(pair):
     assert beside.generation.seconds == pytest.approx(
         without.generation.seconds + model.steps * calls * sum(added.values())
     )
-    backward = [seconds for name, seconds in beside.training.parts.items() if name.startswith("backward, low beside, ")]
+    backward = [
+        seconds
+        for name, seconds in beside.training.parts.items()
+        if name.startswith("backward, low beside, ")
+    ]
     assert len(backward) == 10
-    assert beside.training.seconds == pytest.approx(without.training.seconds + sum(added.values()) + sum(backward))
+    assert beside.training.seconds == pytest.approx(
+        without.training.seconds + sum(added.values()) + sum(backward)
+    )
     for level in LEVELS:
         one, other = getattr(without, level), getattr(beside, level)
         assert other.dense_seconds == one.dense_seconds
@@ -247,7 +312,8 @@ def test_levels_hold_what_it_adds(pair):
 
 
 def test_memory_is_that_of_waiting_tensors(pair):
-    """While the second call runs, the first output and the gates wait; in training three more tensors and their kind."""
+    """While the second call runs, the first output and the gates wait; in training three more
+    tensors and their kind."""
     without, beside = pair
     tokens, heads, head_dim, size = without.scenario.tokens, 12, 128, 2
     tensor, gates = tokens * heads * head_dim * size, tokens * 2 * heads * size
@@ -275,14 +341,16 @@ def test_elements_of_four_bytes_are_counted_as_such():
 
 
 def test_density_counts_both_calls(pair):
-    """As `FreqAttention.band_costs` does: what one head takes as LOW comes on top of every head's band."""
+    """As `FreqAttention.band_costs` does: what one head takes as LOW comes on top of every head's
+    band."""
     without, beside = pair
     low = beside.plan.band_costs()[0] * 12 / beside.dense_counts.flops
     assert beside.density == pytest.approx(without.density + low, rel=1e-12)
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"learned_summaries": False}, {"routing": Routing(kind="learned", split=(1, 0, 0))}]
+    "changes",
+    [{}, {"learned_summaries": False}, {"routing": Routing(kind="learned", split=(1, 0, 0))}],
 )
 @pytest.mark.parametrize("model", ["freqformer", "hunyuanvideo"])
 def test_more_tokens_and_the_branch_cost_more(model, changes):
@@ -294,19 +362,29 @@ def test_more_tokens_and_the_branch_cost_more(model, changes):
         for counts in ("flops", "backward_flops", "bytes", "kv_bytes", "workspace_bytes"):
             assert getattr(beside.counts, counts) > getattr(without.counts, counts), counts
         assert beside.traffic_bytes > without.traffic_bytes
-        # Prologue, summaries, attention and merge, and text queries' one more; the gates and the sum.
-        launches = summed(beside.counts.stages, "launches") - summed(without.counts.stages, "launches")
+        # Prologue, summaries, attention and merge, and text queries' one more; the gates and the
+        # sum.
+        launches = summed(beside.counts.stages, "launches") - summed(
+            without.counts.stages, "launches"
+        )
         assert launches == 4 + bool(case.model.joint_text_tokens) + 2
         flops = beside.counts.flops - without.counts.flops
         rows.append(
-            (flops, beside.layer.seconds - without.layer.seconds, beside.training.seconds - without.training.seconds)
+            (
+                flops,
+                beside.layer.seconds - without.layer.seconds,
+                beside.training.seconds - without.training.seconds,
+            )
         )
     assert all(more > less for less, more in zip(*rows, strict=True))
 
 
 def test_low_heads_alone_run_twice():
     """With every head LOW the second call is the first one again."""
-    case = replace(named("wan2.1-1.3b", "h200", 16_384, routing=Routing(kind="fixed", split=(1, 0, 0))), low_beside=True)
+    case = replace(
+        named("wan2.1-1.3b", "h200", 16_384, routing=Routing(kind="fixed", split=(1, 0, 0))),
+        low_beside=True,
+    )
     found = simulate(case)
     own, beside = split_stages(found.stages)
     assert {name: beside[name] for name in CALLS} == {name: own[name] for name in CALLS}
@@ -324,19 +402,37 @@ def test_scale_out_runs_the_same_layer(pair):
         if row.ulysses > 1 and row.ulysses == other.ulysses:
             # Two gates to four tensors of 128 channels, for every token and head.
             assert row.all_to_all_bytes == pytest.approx(other.all_to_all_bytes * (1 + 2 / 512))
-    assert any(row.ulysses > 1 and row.ulysses == other.ulysses for row, other in zip(rows, plain, strict=True))
+    assert any(
+        row.ulysses > 1 and row.ulysses == other.ulysses
+        for row, other in zip(rows, plain, strict=True)
+    )
 
 
 def test_scale_out_gathers_low_tokens_of_the_second_call():
-    """One head on four GPUs of a node, that share its queries: every GPU gets the low tokens of the other three."""
-    case = named("freqformer", "h200", 65_536, head_dim=384, routing=Routing(kind="fixed", split=(0, 0, 1)))
-    without, beside = (simulate(replace(case, low_beside=low_beside)) for low_beside in (False, True))
+    """One head on four GPUs of a node, that share its queries: every GPU gets the low tokens of the
+    other three."""
+    case = named(
+        "freqformer", "h200", 65_536, head_dim=384, routing=Routing(kind="fixed", split=(0, 0, 1))
+    )
+    without, beside = (
+        simulate(replace(case, low_beside=low_beside)) for low_beside in (False, True)
+    )
     rows = [scale_out(result, [4])[0] for result in (without, beside)]
     assert [(row.ulysses, row.query_split, row.all_to_all_bytes) for row in rows] == [(1, 4, 0)] * 2
     machine, model = case.machine, case.model
     assert machine.hardware.interconnect is not None
     rate = machine.hardware.interconnect.node_bandwidth * machine.calibration.link_bandwidth
-    seconds = model.num_layers * model.guidance_passes * beside.plan.num_low_tokens * 3 / 4 * 2 * 384 * 2 / rate
+    seconds = (
+        model.num_layers
+        * model.guidance_passes
+        * beside.plan.num_low_tokens
+        * 3
+        / 4
+        * 2
+        * 384
+        * 2
+        / rate
+    )
     assert rows[1].communication_seconds - rows[0].communication_seconds == pytest.approx(seconds)
 
 
@@ -358,11 +454,17 @@ def test_charts_and_report_show_it_as_one_part(pair):
 def test_the_command_line_writes_what_python_finds(pair, tmp_path):
     """JSON and CSV of `--set low_beside=true`, read back; `false` and nothing are the same."""
     paths = {}
-    for name, settings in (("with", ["low_beside=true"]), ("without", ["low_beside=false"]), ("default", [])):
+    for name, settings in (
+        ("with", ["low_beside=true"]),
+        ("without", ["low_beside=false"]),
+        ("default", []),
+    ):
         paths[name] = (tmp_path / f"{name}.json", tmp_path / f"{name}.csv")
         arguments = ["simulate", "--model", "wan2.1-1.3b", "--tokens", "65536", "--preset", "paper"]
         arguments += [part for setting in settings for part in ("--set", setting)]
-        found = CliRunner().invoke(app, [*arguments, "--json", str(paths[name][0]), "--csv", str(paths[name][1])])
+        found = CliRunner().invoke(
+            app, [*arguments, "--json", str(paths[name][0]), "--csv", str(paths[name][1])]
+        )
         assert found.exit_code == 0, found.output
         shown = " ".join(found.output.split())
         assert ("low branch: gated, beside every head's own band" in shown) == (name == "with")
@@ -375,7 +477,9 @@ def test_the_command_line_writes_what_python_finds(pair, tmp_path):
         assert record["freqformer"]["attention_flops"] == result.counts.attention.useful
         assert list(record["freqformer"]["stages"]) == list(result.counts.stages)
         gradients = record["training"]["gradients"]
-        assert sum(stage["flops"] for stage in gradients.values()) == pytest.approx(record["freqformer"]["backward_flops"])
+        assert sum(stage["flops"] for stage in gradients.values()) == pytest.approx(
+            record["freqformer"]["backward_flops"]
+        )
         row = next(csv.DictReader(paths[name][1].read_text().splitlines()))
         assert float(row["time_s"]) == result.layer.seconds
         assert float(row["density"]) == result.density

@@ -31,7 +31,10 @@ TRUTH = {
 }
 FRAMES = (8, 16, 32, 64)
 ROOT = Path(__file__).parents[2]
-RESULTS = [ROOT / "benchmarks" / "results" / name for name in ("kernel.json", "layer.json", "backward.json")]
+RESULTS = [
+    ROOT / "benchmarks" / "results" / name
+    for name in ("kernel.json", "layer.json", "backward.json")
+]
 
 
 def machine() -> Machine:
@@ -57,12 +60,21 @@ def made_up(noise: float = 0.0) -> list[Measurement]:
                 ("merge", ("merge_bandwidth",)),
             ):
 
-                def predict(at: Machine, plan=plan, counts=counts, stage=stage, allocation=allocation) -> float:
+                def predict(
+                    at: Machine, plan=plan, counts=counts, stage=stage, allocation=allocation
+                ) -> float:
                     return at.layer(plan, allocation, counts)[stage].seconds
 
                 rows.append((f"{stage} {kept}", grid.num_tokens, predict, informs))
         dense = dense_counts(grid.num_tokens, 12, 128)
-        rows.append(("dense", grid.num_tokens, lambda at, dense=dense: at.dense(dense, 128).seconds, ("dense_rate",)))
+        rows.append(
+            (
+                "dense",
+                grid.num_tokens,
+                lambda at, dense=dense: at.dense(dense, 128).seconds,
+                ("dense_rate",),
+            )
+        )
     factors = 1 + noise * (2 * torch.rand(len(rows), generator=generator, dtype=torch.float64) - 1)
     return [
         Measurement(name, tokens, predict(truth) * factor, predict, informs, "made-up.json")
@@ -94,11 +106,15 @@ def test_errors_of_fit_and_hold_out_are_apart():
     assert summary["hold_out_tokens"] == held
     assert summary["held_out"]["count"] == len(outside)
     assert 0 < summary["held_out"]["median"] <= summary["held_out"]["worst"] < 0.12
-    assert summary["held_out"]["worst"] == pytest.approx(max(row.error for row in outside), rel=1e-3)
+    assert summary["held_out"]["worst"] == pytest.approx(
+        max(row.error for row in outside), rel=1e-3
+    )
 
     # Held-out measurements have no say: changing them changes no value.
     changed = [
-        replace(measurement, seconds=3 * measurement.seconds) if measurement.tokens in held else measurement
+        replace(measurement, seconds=3 * measurement.seconds)
+        if measurement.tokens in held
+        else measurement
         for measurement in measurements
     ]
     again = fit_calibration(changed, machine(), hold_out=held)
@@ -108,9 +124,12 @@ def test_errors_of_fit_and_hold_out_are_apart():
 
 
 def test_a_fit_stays_within_what_a_calibration_allows():
-    """Measurements that nothing could take so little time for: the fraction ends at the largest that is allowed."""
+    """Measurements that nothing could take so little time for: the fraction ends at the largest
+    that is allowed."""
     fast = [
-        replace(measurement, seconds=measurement.seconds / 100) if "dense_rate" in measurement.informs else measurement
+        replace(measurement, seconds=measurement.seconds / 100)
+        if "dense_rate" in measurement.informs
+        else measurement
         for measurement in made_up()
     ]
     assert fit_calibration(fast, machine(), hold_out=[]).calibration.dense_rate == 2
@@ -125,7 +144,8 @@ def test_nothing_to_fit_is_refused():
 
 
 def test_the_shipped_calibration_predicts_the_committed_measurements():
-    """H200: median error at most 10% and worst 25% on token counts that the fit did not see; peak memory within 10%."""
+    """H200: median error at most 10% and worst 25% on token counts that the fit did not see; peak
+    memory within 10%."""
     here = machine()
     held = here.calibration.fit["hold_out_tokens"]
     rows = [one for one in read_results(RESULTS, here.hardware) if one.tokens in held]
@@ -141,9 +161,14 @@ def test_the_shipped_calibration_predicts_the_committed_measurements():
 
 
 def test_the_documented_commands_fit_what_is_committed(tmp_path, monkeypatch):
-    """As the docs have them, from the repository's root: the hold-out keeps its limits whatever was measured last."""
+    """As the docs have them, from the repository's root: the hold-out keeps its limits whatever was
+    measured last."""
     text = (ROOT / "docs" / "complexity.md").read_text().replace("\\\n", " ")
-    commands = [shlex.split(line) for line in text.splitlines() if line.startswith("freqformer calibrate-hardware")]
+    commands = [
+        shlex.split(line)
+        for line in text.splitlines()
+        if line.startswith("freqformer calibrate-hardware")
+    ]
     assert [command[command.index("--output") + 1] for command in commands] == [
         f"src/freqformer/simulate/data/calibration/{name}.json" for name in ("h200", "cpu")
     ]

@@ -1,4 +1,5 @@
-"""Exact counts against brute force: masks, tensors that the operation really makes, and PyTorch's FLOP counter."""
+"""Exact counts against brute force: masks, tensors that the operation really makes, and PyTorch's
+FLOP counter."""
 
 from __future__ import annotations
 
@@ -56,7 +57,9 @@ def seen_tiles(plan: AttentionPlan, band: Band, query: int) -> list[int]:
     t, h, w = places[query]
 
     def inside(place: list[int], window: tuple[int, int, int]) -> bool:
-        for own, other, total, width in zip(places[query], place, layout.tiles, window, strict=True):
+        for own, other, total, width in zip(
+            places[query], place, layout.tiles, window, strict=True
+        ):
             start = min(max(own - (width - 1) // 2, 0), max(0, total - width))
             if not start <= other < start + min(width, total):
                 return False
@@ -103,7 +106,8 @@ def brute_force(plan: AttentionPlan, allocation: list[int]) -> tuple[int, int, i
 
 @pytest.mark.parametrize("start", range(0, 200, 50))
 def test_flops_and_bytes_equal_brute_force(start):
-    """200 random scenarios with fixed patterns: useful and executed FLOPs and KV bytes, no difference."""
+    """200 random scenarios with fixed patterns: useful and executed FLOPs and KV bytes, no
+    difference."""
     for seed in range(start, start + 50):
         plan, allocation = scenario(seed)
         counts = layer_counts(plan, allocation)
@@ -116,14 +120,21 @@ def test_flops_and_bytes_equal_brute_force(start):
 
 
 def token_mask(plan: AttentionPlan, band: Band) -> torch.Tensor:
-    """Which video tokens every video token sees, (N, N): straight from coordinates, without the plan's tiles and lists."""
+    """Which video tokens every video token sees, (N, N): straight from coordinates, without the
+    plan's tiles and lists."""
     grid, tile, config = plan.layout.grid, plan.layout.tile, plan.config
-    place = torch.cartesian_prod(*(torch.arange(extent) // side for extent, side in zip(grid.shape, tile, strict=True)))
-    tiles = torch.tensor([-(-extent // side) for extent, side in zip(grid.shape, tile, strict=True)])
+    place = torch.cartesian_prod(
+        *(torch.arange(extent) // side for extent, side in zip(grid.shape, tile, strict=True))
+    )
+    tiles = torch.tensor(
+        [-(-extent // side) for extent, side in zip(grid.shape, tile, strict=True)]
+    )
 
     def inside(window: tuple[int, int, int]) -> torch.Tensor:
         width = torch.tensor(window)
-        start = (place - (width - 1) // 2).clamp_min(0).minimum((tiles - width).clamp_min(0))[:, None]
+        start = (
+            (place - (width - 1) // 2).clamp_min(0).minimum((tiles - width).clamp_min(0))[:, None]
+        )
         return ((place >= start) & (place < start + width)).all(-1)
 
     if band == Band.DENSE:
@@ -144,7 +155,11 @@ def check_masks(seed: int) -> None:
     video = plan.layout.grid.num_tokens
     for band in map(Band, allocation):
         extra = sum(plan.extra_segments(band))
-        pairs += plan.num_low_tokens * extra if band == Band.LOW else int(token_mask(plan, band).sum()) + video * extra
+        pairs += (
+            plan.num_low_tokens * extra
+            if band == Band.LOW
+            else int(token_mask(plan, band).sum()) + video * extra
+        )
         pairs += text * (video + text)
     assert layer_counts(plan, allocation).stages["attention"].flops == 4 * HEAD_DIM * pairs, seed
 
@@ -161,7 +176,8 @@ def test_flops_equal_masks_of_tokens_200_times():
 
 
 def test_prologue_and_merge_bytes_are_those_of_real_tensors():
-    """What the reference prologue makes, tensor by tensor, is what the counts say is written; so is what merge reads."""
+    """What the reference prologue makes, tensor by tensor, is what the counts say is written; so is
+    what merge reads."""
     for seed in range(40):
         plan, allocation = scenario(seed, random.Random(seed).choice(["topk", "axial"]))
         if plan.num_text_tokens or plan.learned_summaries:
@@ -173,7 +189,14 @@ def test_prologue_and_merge_bytes_are_those_of_real_tensors():
                 written += 3 * rows.nbytes
                 continue
             made = prepare(
-                rows, rows, rows, band=band, plan=plan, rows=torch.arange(heads), parameters=None, token_order="raster"
+                rows,
+                rows,
+                rows,
+                band=band,
+                plan=plan,
+                rows=torch.arange(heads),
+                parameters=None,
+                token_order="raster",
             )
             tensors = [made.query, made.key, made.value, made.extra_key, made.extra_value]
             written += sum(x.nbytes for x in tensors if x is not None)
@@ -183,9 +206,14 @@ def test_prologue_and_merge_bytes_are_those_of_real_tensors():
         counts = layer_counts(plan, allocation, element_size=4)
         assert counts.stages["selection"].read_bytes == selection, seed
         assert counts.stages["merge"].read_bytes == low_out, seed
-        # The fused prologue keeps sums over tiles of three tensors, where the reference makes means of two.
+        # The fused prologue keeps sums over tiles of three tensors, where the reference makes means
+        # of two.
         summed = sum(band in (1, 2) for band in allocation)
-        sums = 3 * 4 * summed * plan.layout.num_tiles * HEAD_DIM if selection or plan.cells.num_cells else 0
+        sums = (
+            3 * 4 * summed * plan.layout.num_tiles * HEAD_DIM
+            if selection or plan.cells.num_cells
+            else 0
+        )
         made = counts.stages["prologue"].write_bytes + counts.stages["summaries"].write_bytes - sums
         assert made == written, seed
         assert counts.stages["summaries"].write_bytes == counts.summary_bytes, seed
@@ -207,7 +235,8 @@ def test_topk_expectation_is_that_of_drawn_selections():
 
 
 def test_dense_and_low_equal_pytorchs_counter():
-    """The math path's matrix products, forward and backward (which scores are recomputed in, twice more)."""
+    """The math path's matrix products, forward and backward (which scores are recomputed in, twice
+    more)."""
     tensors = [torch.randn(1, 2, 270, HEAD_DIM) for _ in range(3)]
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         scaled_dot_product_attention(*tensors)
@@ -226,8 +255,13 @@ def test_dense_and_low_equal_pytorchs_counter():
     low = torch.randn(1, plan.num_low_tokens, HEAD_DIM)
     with FlopCounterMode(display=False) as counter:
         attend_dense(low, low, low, None)
-    no_summaries = build_plan(Grid(3, 9, 10), FreqFormerConfig(summary_tokens=0), num_heads=1, head_dim=HEAD_DIM)
-    assert counter.get_total_flops() == layer_counts(no_summaries, [Band.LOW]).stages["attention"].flops
+    no_summaries = build_plan(
+        Grid(3, 9, 10), FreqFormerConfig(summary_tokens=0), num_heads=1, head_dim=HEAD_DIM
+    )
+    assert (
+        counter.get_total_flops()
+        == layer_counts(no_summaries, [Band.LOW]).stages["attention"].flops
+    )
 
 
 @pytest.mark.parametrize(
@@ -262,21 +296,27 @@ def test_transforms_cost_what_pytorch_counts(grid, tile):
 
 
 def test_interpolation_takes_two_products_an_output_at_most():
-    """Counted on the matrices: products that are not zero, and fewer only at a grid's ends, which have one neighbour."""
+    """Counted on the matrices: products that are not zero, and fewer only at a grid's ends, which
+    have one neighbour."""
     grid, config = Grid(9, 21, 26), FreqFormerConfig(tile=(2, 4, 4), compression=16)
     plan = build_plan(grid, config, num_heads=1, head_dim=HEAD_DIM)
     matrices = [interpolation_matrix(plan.layout, config, axis) for axis in range(3)]
     _, low_rows, low_columns = low_grid(plan.layout, config)
     frames, rows, columns = grid.shape
     others = (low_rows * low_columns, frames * low_columns, frames * rows)
-    taken = sum(int((matrix != 0).sum()) * other for matrix, other in zip(matrices, others, strict=True))
+    taken = sum(
+        int((matrix != 0).sum()) * other for matrix, other in zip(matrices, others, strict=True)
+    )
     assert [matrix.shape[0] for matrix in matrices] == [frames, rows, columns]
     assert 0.75 < 2 * HEAD_DIM * taken / layer_counts(plan, [Band.LOW]).stages["merge"].flops <= 1
 
 
 def test_router_counts_only_where_it_runs():
     plan, allocation = scenario(1)
-    frozen, live = layer_counts(plan, allocation), layer_counts(plan, allocation, router="statistics")
+    frozen, live = (
+        layer_counts(plan, allocation),
+        layer_counts(plan, allocation, router="statistics"),
+    )
     assert "router" not in frozen.stages
     assert live.flops - frozen.flops == live.stages["router"].flops > 0
 
@@ -296,7 +336,8 @@ def test_router_costs_what_pytorch_counts():
         flops.append(router.flops - norms_and_squares)
         assert router.executed == 6 * 32 * 128**2 * heads * head_dim
         assert router.launches == 2
-    # The difference leaves out the sums over coefficients, and the network, which don't grow with the head.
+    # The difference leaves out the sums over coefficients, and the network, which don't grow with
+    # the head.
     assert counted[1] - counted[0] == flops[1] - flops[0]
     with FlopCounterMode(display=False) as counter:
         RoutingNetwork(heads)(torch.randn(1, heads, 8), torch.rand(1))
@@ -306,7 +347,11 @@ def test_router_costs_what_pytorch_counts():
 def test_router_does_not_grow_with_the_video():
     config = FreqFormerConfig(tile=(2, 8, 8))
     counts = [
-        layer_counts(build_plan(Grid(frames, 64, 64), config, num_heads=4, head_dim=64), [0, 1, 2, 2], router="statistics")
+        layer_counts(
+            build_plan(Grid(frames, 64, 64), config, num_heads=4, head_dim=64),
+            [0, 1, 2, 2],
+            router="statistics",
+        )
         for frames in (16, 256)
     ]
     assert counts[0].stages["router"] == counts[1].stages["router"]
@@ -317,7 +362,10 @@ def test_summaries_are_counted_for_the_bands_a_head_is_not_in():
     for learned, seen in ((False, {0: 0, 1: 1, 2: 1, 3: 0}), (True, {0: 2, 1: 2, 2: 2, 3: 0})):
         plan = build_plan(grid, config, num_heads=1, head_dim=HEAD_DIM, learned_summaries=learned)
         for band, times in seen.items():
-            assert layer_counts(plan, [band]).summary_bytes == times * plan.cells.num_cells * 2 * HEAD_DIM * 2
+            assert (
+                layer_counts(plan, [band]).summary_bytes
+                == times * plan.cells.num_cells * 2 * HEAD_DIM * 2
+            )
 
 
 def test_wrong_allocation_is_refused():

@@ -15,7 +15,12 @@ from freqformer import Band, FreqFormerConfig, Grid, build_plan, frequency_atten
 from freqformer.ops.prologue import prepare
 from freqformer.simulate.calibration import load_calibration
 from freqformer.simulate.counts import attention_tensors, dense_counts, layer_counts
-from freqformer.simulate.gradients import dense_gradient_time, gradient_counts, gradient_times, training_bytes
+from freqformer.simulate.gradients import (
+    dense_gradient_time,
+    gradient_counts,
+    gradient_times,
+    training_bytes,
+)
 from freqformer.simulate.hardware import load_hardware
 from freqformer.simulate.roofline import Machine
 
@@ -29,17 +34,27 @@ def machine() -> Machine:
 @pytest.mark.parametrize("pattern", ["topk", "axial"])
 @pytest.mark.parametrize("band", [Band.MID, Band.HIGH, Band.DENSE])
 def test_attention_equals_pytorchs_counter(band, pattern):
-    """Matrix products that the eager path executes over full tiles, forward and backward, are the useful FLOPs."""
+    """Matrix products that the eager path executes over full tiles, forward and backward, are the
+    useful FLOPs."""
     grid = Grid(8, 8, 16)
-    config = FreqFormerConfig(tile=(4, 4, 8), mid_pattern=pattern, mid_tiles=3, window=(1, 2, 1), summary_tokens=0)
+    config = FreqFormerConfig(
+        tile=(4, 4, 8), mid_pattern=pattern, mid_tiles=3, window=(1, 2, 1), summary_tokens=0
+    )
     plan = build_plan(grid, config, num_heads=2, head_dim=HEAD_DIM)
-    query, key, value = (torch.randn(1, grid.num_tokens, 2, HEAD_DIM, requires_grad=True) for _ in range(3))
+    query, key, value = (
+        torch.randn(1, grid.num_tokens, 2, HEAD_DIM, requires_grad=True) for _ in range(3)
+    )
     allocation = [int(band)] * 2
     counts = layer_counts(plan, allocation)
     with FlopCounterMode(display=False) as counter:
-        out = frequency_attention(query, key, value, grid=grid, allocation=allocation, config=config, impl="eager")
+        out = frequency_attention(
+            query, key, value, grid=grid, allocation=allocation, config=config, impl="eager"
+        )
     # The choice of tiles is a matrix product of tile means.
-    assert counter.get_total_flops() == counts.stages["attention"].flops + counts.stages["selection"].flops
+    assert (
+        counter.get_total_flops()
+        == counts.stages["attention"].flops + counts.stages["selection"].flops
+    )
     with FlopCounterMode(display=False) as counter:
         out.sum().backward()
     assert counter.get_total_flops() == gradient_counts(plan, allocation, counts)["attention"].flops
@@ -50,7 +65,9 @@ def test_stages_add_up_to_the_backward():
         plan, allocation = scenario(seed, random.Random(seed).choice(["topk", "axial", "radial"]))
         counts = layer_counts(plan, allocation)
         gradients = gradient_counts(plan, allocation, counts)
-        assert sum(stage.flops for stage in gradients.values()) == pytest.approx(counts.backward_flops), seed
+        assert sum(stage.flops for stage in gradients.values()) == pytest.approx(
+            counts.backward_flops
+        ), seed
         assert gradients["attention"].executed == 3.5 * counts.stages["attention"].executed
         # What the forward's merge reads and writes, its transpose writes and reads.
         assert gradients["merge"].read_bytes == counts.stages["merge"].write_bytes
@@ -71,7 +88,14 @@ def test_attention_writes_a_gradient_for_every_query_key_and_value():
                 queries, keys = queries + rows[..., 0].numel(), keys + rows[..., 0].numel()
                 continue
             made = prepare(
-                rows, rows, rows, band=band, plan=plan, rows=torch.arange(count), parameters=None, token_order="raster"
+                rows,
+                rows,
+                rows,
+                band=band,
+                plan=plan,
+                rows=torch.arange(count),
+                parameters=None,
+                token_order="raster",
             )
             queries += made.query[..., 0].numel()
             keys += sum(x[..., 0].numel() for x in (made.key, made.extra_key) if x is not None)
@@ -81,7 +105,9 @@ def test_attention_writes_a_gradient_for_every_query_key_and_value():
 
 
 def test_halving_a_rate_doubles_its_time(machine):
-    plan = build_plan(Grid(16, 64, 64), FreqFormerConfig(), num_heads=6, head_dim=128, learned_summaries=True)
+    plan = build_plan(
+        Grid(16, 64, 64), FreqFormerConfig(), num_heads=6, head_dim=128, learned_summaries=True
+    )
     allocation = [0, 1, 2] * 2
     gradients = gradient_counts(plan, allocation, layer_counts(plan, allocation))
     before = gradient_times(machine, plan, allocation, gradients)
@@ -102,14 +128,19 @@ def test_dense_backward_is_two_and_a_half_forwards_at_the_same_rate(machine):
     same = replace(machine.calibration, dense_gradient_rate=machine.calibration.dense_rate)
     counts = dense_counts(65_536, 8, 128)
     machine = replace(machine, calibration=same)
-    assert dense_gradient_time(machine, counts, 128).compute_s == pytest.approx(2.5 * machine.dense(counts, 128).compute_s)
+    assert dense_gradient_time(machine, counts, 128).compute_s == pytest.approx(
+        2.5 * machine.dense(counts, 128).compute_s
+    )
 
 
 def test_training_holds_more_than_the_gradients():
-    """At least the output and what it rests on, the buffers and all gradients; learned summaries hold more."""
+    """At least the output and what it rests on, the buffers and all gradients; learned summaries
+    hold more."""
     sizes = []
     for learned in (False, True):
-        plan = build_plan(Grid(4, 16, 16), FreqFormerConfig(), num_heads=3, head_dim=64, learned_summaries=learned)
+        plan = build_plan(
+            Grid(4, 16, 16), FreqFormerConfig(), num_heads=3, head_dim=64, learned_summaries=learned
+        )
         tensor = 1024 * 3 * 64 * 2
         sizes.append(training_bytes(plan, 2))
         assert sizes[-1] > 11 * tensor

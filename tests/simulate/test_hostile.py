@@ -1,4 +1,5 @@
-"""Inputs that nobody should give and somebody will: each ends in a result or in a ValueError that names it."""
+"""Inputs that nobody should give and somebody will: each ends in a result or in a ValueError that
+names it."""
 
 from __future__ import annotations
 
@@ -115,12 +116,16 @@ def test_profiles_with_wrong_fields_are_refused_by_name(
         LOADERS[kind](changed(kind, name, values, tmp_path))
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, '{"heads": ' + "9" * 5000 + "}", '{"heads": 1e999}'])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, '{"heads": ' + "9" * 5000 + "}", '{"heads": 1e999}']
+)
 def test_files_that_json_readers_stumble_over(text: str, tmp_path: Path) -> None:
     path = tmp_path / "own.json"
     path.write_text(text)
     for load in LOADERS.values():
-        with pytest.raises(ProfileError, match=r"own.json can't be read .*; give a readable JSON file"):
+        with pytest.raises(
+            ProfileError, match=r"own.json can't be read .*; give a readable JSON file"
+        ):
             load(path)
 
 
@@ -129,7 +134,9 @@ def test_numbers_beyond_floats_are_refused() -> None:
     values = read_profile("hardware", "h200")[1]
     from freqformer.simulate.hardware import Hardware
 
-    with pytest.raises(ProfileError, match="matrix_flops is an integer of 1,329 bits; numbers from 1e"):
+    with pytest.raises(
+        ProfileError, match="matrix_flops is an integer of 1,329 bits; numbers from 1e"
+    ):
         Hardware(**values | {"name": "own", "interconnect": None, "matrix_flops": 10**400})
 
 
@@ -155,7 +162,9 @@ def test_a_reach_of_any_size_sees_every_tile() -> None:
         ("1M", ["tile=1,1,1", "window=9,9,9"], "larger tiles"),
     ],
 )
-def test_lists_that_no_memory_holds_are_refused(tokens: str, settings: list[str], text: str) -> None:
+def test_lists_that_no_memory_holds_are_refused(
+    tokens: str, settings: list[str], text: str
+) -> None:
     (case,) = scenarios(Request("wan2.1-14b", "h200", tokens, "paper", settings))
     with pytest.raises(ProfileError, match=text):
         simulate(case)
@@ -165,7 +174,10 @@ def test_settings_of_any_text() -> None:
     rng = random.Random(0)
     errors = []
     for _ in range(400):
-        chosen = [f"{rng.choice(CONFIG_SETTINGS + OTHER_SETTINGS)}={rng.choice(TEXTS)}" for _ in range(rng.randint(1, 2))]
+        chosen = [
+            f"{rng.choice(CONFIG_SETTINGS + OTHER_SETTINGS)}={rng.choice(TEXTS)}"
+            for _ in range(rng.randint(1, 2))
+        ]
         preset = rng.choice(["default", "paper", "dense"])
         try:
             scenarios(Request("freqformer", "h200", "4096", preset, chosen))

@@ -14,7 +14,10 @@ def test_the_measured_profile_loads_and_simulates(tmp_path, monkeypatch):
     assert machine.element_size == 4
     assert machine.interconnect is None
     assert machine.memory_bytes > 1e9
-    assert all(machine.sources[name] for name in ("matrix_flops", "vector_flops", "memory_bandwidth", "launch_s"))
+    assert all(
+        machine.sources[name]
+        for name in ("matrix_flops", "vector_flops", "memory_bandwidth", "launch_s")
+    )
     found = simulate(scenario("freqformer", path, 4096))
     assert found.scenario.machine.calibration.transferred
     assert found.layer.seconds > 0

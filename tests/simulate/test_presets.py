@@ -1,4 +1,5 @@
-"""Presets: what the library does by default, the source's method and dense attention; and what reports say of them."""
+"""Presets: what the library does by default, the source's method and dense attention; and what
+reports say of them."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def found() -> dict[str, Result]:
 
 @pytest.fixture(scope="module")
 def table() -> RoutingTable:
-    """Two noise levels: every head LOW at little noise, a MID or a HIGH or a DENSE one in turn at much."""
+    """Two noise levels: every head LOW at little noise, a MID or a HIGH or a DENSE one in turn at
+    much."""
     bands = torch.zeros(2, 30, 12, dtype=torch.int64)
     bands[1] = torch.tensor([Band.MID, Band.HIGH, Band.DENSE]).repeat(4)
     return RoutingTable(bands, torch.full_like(bands, 8), FreqFormerConfig(tile=(4, 4, 8)))
@@ -71,7 +73,8 @@ def test_the_default_is_the_librarys(found):
 
 
 def test_a_generation_of_the_default_is_its_steps(found):
-    """No step has other heads: without a name, flags that describe the default kept the paper's schedule."""
+    """No step has other heads: without a name, flags that describe the default kept the paper's
+    schedule."""
     result = found["default"]
     assert result.generation.seconds == pytest.approx(50 * result.step.seconds)
     described = scenario(
@@ -99,19 +102,24 @@ def test_dense_attention(found):
     dense = found["dense"]
     for level in ("layer", "training", "step", "generation"):
         one = getattr(dense, level)
-        assert one.seconds == one.dense_seconds == getattr(found["paper"], level).dense_seconds, level
+        assert one.seconds == one.dense_seconds == getattr(found["paper"], level).dense_seconds, (
+            level
+        )
         assert one.peak_memory_bytes == one.dense_peak_memory_bytes, level
         assert one.speedup == 1
     assert dense.density == 1
     assert dense.counts == dense.dense_counts
     assert sum(stage.flops for stage in dense.gradients.values()) == dense.counts.backward_flops
-    assert [row.seconds for row in scale_out(dense)] == [row.dense_seconds for row in scale_out(dense)]
+    assert [row.seconds for row in scale_out(dense)] == [
+        row.dense_seconds for row in scale_out(dense)
+    ]
     assert {variant.knob for variant in sensitivity(dense.scenario)} == {"head_dim"}
     assert "time" in {chart.key for chart in all_charts([dense], [], [])}
 
 
 def test_costs_are_relative_to_dense_attention_alone(found):
-    """A LOW branch joins the numerator and never the denominator: attention's FLOPs over 4 N^2 D a head."""
+    """A LOW branch joins the numerator and never the denominator: attention's FLOPs over 4 N^2 D a
+    head."""
     model = load_model("wan2.1-1.3b")
     for name in ("default", "paper"):
         result = found[name]
@@ -149,7 +157,9 @@ def test_a_layer_runs_its_router_beside_a_table_likewise(table):
 
     grid = Grid(4, 4, 8)
     for kind in get_args(Kind):
-        layer = FreqAttention(24, 12, replace(table.config, summary_tokens=256), routing=kind).eval()
+        layer = FreqAttention(
+            24, 12, replace(table.config, summary_tokens=256), routing=kind
+        ).eval()
         layer.set_routing_table(table)
         with torch.no_grad():
             layer(torch.randn(1, grid.num_tokens, 24), grid, torch.ones(1), token_order="raster")
@@ -161,12 +171,16 @@ def test_a_table_brings_its_config_and_every_document_takes_it(table):
     """Its settings are changed with it, where one asks how cost moves with them."""
     for preset in PRESETS:
         kind = PRESETS[preset].routing.kind
-        case = scenario("wan2.1-1.3b", "h200", 16_384, preset=preset, routing=Routing(kind=kind, table=table))
+        case = scenario(
+            "wan2.1-1.3b", "h200", 16_384, preset=preset, routing=Routing(kind=kind, table=table)
+        )
         assert case.config == table.config
         result, variants = simulate(case), sensitivity(case)
         assert {variant.knob for variant in variants} >= {"compression", "mid_tiles", "window"}
         assert "head_dim" not in {variant.knob for variant in variants}
-        kept = [variant.result.generation.seconds for variant in variants if variant.knob == "mid_tiles"]
+        kept = [
+            variant.result.generation.seconds for variant in variants if variant.knob == "mid_tiles"
+        ]
         assert kept == sorted(kept)
         assert len(set(kept)) > 1
         assert len(scale_out(result, [1, 8])) == 2
@@ -233,7 +247,9 @@ def test_contradictions_are_refused():
         match=r"preset is 'papers'; the nearest is 'paper'; known are default, paper, dense",
     ):
         scenario("wan2.1-1.3b", "h200", 16_384, preset="papers")
-    with pytest.raises(ProfileError, match="routing is 'hard'; choose one of soft, timed, learned, fixed"):
+    with pytest.raises(
+        ProfileError, match="routing is 'hard'; choose one of soft, timed, learned, fixed"
+    ):
         Routing(kind="hard")  # type: ignore[arg-type]
     with pytest.raises(ProfileError, match="schedule is 'prior' with routing 'soft'"):
         Routing(schedule="prior")
@@ -248,13 +264,18 @@ def test_contradictions_are_refused():
 
 def test_the_page_says_what_a_dense_generation_takes():
     """The floor that docs/complexity.md holds against whole pipelines."""
-    page = " ".join((Path(__file__).parents[2] / "docs" / "complexity.md").read_text(encoding="utf-8").split())
+    page = " ".join(
+        (Path(__file__).parents[2] / "docs" / "complexity.md").read_text(encoding="utf-8").split()
+    )
     minutes, rates, block = {}, {}, 0.0
     for hardware in ("h200", "h100"):
         result = simulate(scenario("wan2.1-14b", hardware, "5s@720p", preset="dense"))
         minutes[hardware] = result.generation.seconds / 60
         rates[hardware] = result.generation.dense_flops / result.generation.seconds / 1e12
         block = block or 1e3 * result.step.seconds / 80
-    assert f"says {minutes['h200']:.1f} minutes on an H200 and {minutes['h100']:.1f} on an H100" in page
+    assert (
+        f"says {minutes['h200']:.1f} minutes on an H200 and {minutes['h100']:.1f} on an H100"
+        in page
+    )
     assert f"{rates['h200']:.0f} TFLOP/s throughout" in page
     assert f"| simulated | {block:.0f} | {minutes['h200']:.1f} |" in page

@@ -18,7 +18,14 @@ def test_every_shipped_machine_loads_with_sources():
     )
     for name in known_profiles("hardware"):
         machine = load_hardware(name)
-        for field in ("matrix_flops", "memory_bandwidth", "memory_bytes", "l2_bytes", "processors", "launch_s"):
+        for field in (
+            "matrix_flops",
+            "memory_bandwidth",
+            "memory_bytes",
+            "l2_bytes",
+            "processors",
+            "launch_s",
+        ):
             assert machine.sources[field], (name, field)
         # A GPU's matrix units are faster than its vector units, and both than its memory.
         assert machine.matrix_flops > machine.vector_flops > machine.memory_bandwidth / 8
@@ -39,7 +46,8 @@ def test_known_videos_have_known_token_counts(name, grid, seconds, tokens):
 
 
 def test_blocks_hold_most_of_the_published_weights():
-    """The shapes' matrices are the models': within 15% of the whole transformer, embeddings and modulations left out."""
+    """The shapes' matrices are the models': within 15% of the whole transformer, embeddings and
+    modulations left out."""
     for name in known_profiles("models"):
         model = load_model(name)
         blocks = sum(group.count * model.block_weights(group) for group in model.blocks)
@@ -53,7 +61,9 @@ def test_tokens_take_the_nearest_whole_number_of_frames():
 
 
 def test_unknown_names_say_what_is_known_and_near():
-    with pytest.raises(ProfileError, match=r"'h20O' is unknown; the nearest is 'h200'; known are a100, .*h200"):
+    with pytest.raises(
+        ProfileError, match=r"'h20O' is unknown; the nearest is 'h200'; known are a100, .*h200"
+    ):
         load_hardware("h20O")
     with pytest.raises(ProfileError, match=r"nearest is 'wan2.1-14b'"):
         load_model("wan-14b")
@@ -118,7 +128,9 @@ def test_bad_models_are_refused_by_field(tmp_path, changes, text):
 def test_files_that_are_no_profile_are_refused(tmp_path):
     path = tmp_path / "broken.json"
     path.write_text("{")
-    with pytest.raises(ProfileError, match=r"broken.json can.t be read .*; give a readable JSON file"):
+    with pytest.raises(
+        ProfileError, match=r"broken.json can.t be read .*; give a readable JSON file"
+    ):
         load_hardware(path)
     path.write_text("[1]")
     with pytest.raises(ProfileError, match="holds list; an object is allowed"):
@@ -145,7 +157,9 @@ def test_every_model_takes_every_length():
             for fps in (16, 24):
                 grid = model.grid_for_seconds(5, resolution, fps)
                 # Whole latents and patches: at most one of them longer than asked for.
-                assert 0 <= model.seconds(grid, fps) - 5 < model.vae[0] * model.patch[0] / fps + 1e-9
+                assert (
+                    0 <= model.seconds(grid, fps) - 5 < model.vae[0] * model.patch[0] / fps + 1e-9
+                )
 
 
 @pytest.mark.parametrize("tokens", [0, -5, 1 << 25, 2.5])
@@ -166,7 +180,10 @@ def test_the_own_shape_is_the_models_default():
     from freqformer import FreqFormerTransformer3DModel
 
     model = load_model("freqformer")
-    defaults = {name: value.default for name, value in signature(FreqFormerTransformer3DModel.__init__).parameters.items()}
+    defaults = {
+        name: value.default
+        for name, value in signature(FreqFormerTransformer3DModel.__init__).parameters.items()
+    }
     assert (model.num_layers, model.heads, model.head_dim) == tuple(
         defaults[name] for name in ("num_layers", "num_heads", "head_dim")
     )

@@ -23,7 +23,10 @@ from freqformer.simulate.units import duration, memory
 @pytest.fixture(scope="module")
 def results():
     """Of the paper's preset, which has every band and stage."""
-    return [simulate(scenario("wan2.1-1.3b", "h100", tokens, preset="paper")) for tokens in (16_384, 65_536)]
+    return [
+        simulate(scenario("wan2.1-1.3b", "h100", tokens, preset="paper"))
+        for tokens in (16_384, 65_536)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,9 @@ def variants(results):
 @pytest.fixture(scope="module")
 def report(results, variants, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(report_page(results, variants, scale_out(results[0], [1, 8, 64])), encoding="utf-8")
+    path.write_text(
+        report_page(results, variants, scale_out(results[0], [1, 8, 64])), encoding="utf-8"
+    )
     return path
 
 
@@ -55,7 +60,9 @@ def test_json_holds_what_was_promised(results, variants):
         assert record["speedup"] == record["dense"]["time_s"] / record["time_s"]
         assert record["training"]["time_s"] == result.training.seconds > result.layer.seconds
         gradients = record["training"]["gradients"]
-        assert sum(stage["flops"] for stage in gradients.values()) == pytest.approx(record["freqformer"]["backward_flops"])
+        assert sum(stage["flops"] for stage in gradients.values()) == pytest.approx(
+            record["freqformer"]["backward_flops"]
+        )
         assert record["generation"]["video_seconds_per_s"] == result.generation.video_seconds_per_s
         assert len(record["generation"]["heads_by_step"]) == record["generation"]["steps"] == 50
     assert values["calibration"]["sources"]
@@ -78,7 +85,11 @@ def test_figures_are_drawn(results, variants, tmp_path):
     (tmp_path / "figures" / "simulate-time.png").symlink_to(kept)
     paths = write_figures(charts, tmp_path / "figures")
     assert kept.read_text() == "mine"
-    assert {path.name for path in paths} >= {"simulate-time.png", "simulate-roofline.png", "simulate-scale-out.png"}
+    assert {path.name for path in paths} >= {
+        "simulate-time.png",
+        "simulate-roofline.png",
+        "simulate-scale-out.png",
+    }
     for path in paths:
         head = path.read_bytes()[:24]
         assert head[:8] == b"\x89PNG\r\n\x1a\n"
@@ -94,7 +105,9 @@ def test_the_fit_is_shown_for_the_machine_that_was_measured(results):
     points = {series.name: series for series in chart.series if series.style == "points"}
     assert sorted(points) == ["fitted", "held out"]
     assert sum(len(series.x) for series in points.values()) == len(rows)
-    assert max(points["held out"].y) == max(row["predicted_s"] / row["measured_s"] for row in rows if row["held_out"])
+    assert max(points["held out"].y) == max(
+        row["predicted_s"] / row["measured_s"] for row in rows if row["held_out"]
+    )
 
 
 def test_branches_add_up(results):
@@ -104,7 +117,13 @@ def test_branches_add_up(results):
 
 
 def test_counts_in_few_letters():
-    assert [tick_text(value) for value in (1, 1024, 65_536, 999_999, 1_048_576)] == ["1", "1024", "66K", "1.0M", "1.0M"]
+    assert [tick_text(value) for value in (1, 1024, 65_536, 999_999, 1_048_576)] == [
+        "1",
+        "1024",
+        "66K",
+        "1.0M",
+        "1.0M",
+    ]
 
 
 def test_report_is_one_file(report):
@@ -121,7 +140,8 @@ def test_report_is_one_file(report):
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_report_in_a_browser(report, results, variants, width):
-    """At desktop and phone width: every chart is drawn, nothing sticks out, no error, and nothing is requested."""
+    """At desktop and phone width: every chart is drawn, nothing sticks out, no error, and nothing
+    is requested."""
     charts = all_charts(results, variants, scale_out(results[0], [1, 8]))
     assert {chart.key for chart in charts} >= {"time", "roofline", "branches", "heads"}
     with open_page(report, width=width) as page:
@@ -130,24 +150,40 @@ def test_report_in_a_browser(report, results, variants, width):
         for chart in charts:
             box = f"document.querySelector('#chart-{chart.key}')"
             size = page.run(
-                f"(({{width, height}}) => [width, height])({box}.querySelector('.main-svg').getBoundingClientRect())"
+                f"(({{width, height}}) => [width, "
+                f"height])({box}.querySelector('.main-svg').getBoundingClientRect())"
             )
             assert min(size) > 200, chart.key
-            inside = "(figure, box) => box.left >= figure.left && box.right <= figure.right && box.bottom <= figure.bottom"
+            inside = (
+                "(figure, box) => box.left >= figure.left && box.right <= figure.right && "
+                "box.bottom <= figure.bottom"
+            )
             assert page.run(
-                f"({inside})({box}.closest('figure').getBoundingClientRect(), {box}.getBoundingClientRect())"
+                f"({inside})({box}.closest('figure').getBoundingClientRect(), "
+                f"{box}.getBoundingClientRect())"
             ), chart.key
             assert size[0] <= page.run(f"{box}.getBoundingClientRect().width") <= width, chart.key
-            marks = ".point path" if chart.kind == "bars" else ".lines path, .points path, .fills path"
-            assert page.run(f"{box}.querySelectorAll('{marks}').length") >= len(chart.series), chart.key
+            marks = (
+                ".point path" if chart.kind == "bars" else ".lines path, .points path, .fills path"
+            )
+            assert page.run(f"{box}.querySelectorAll('{marks}').length") >= len(chart.series), (
+                chart.key
+            )
         assert page.run("document.documentElement.scrollWidth <= window.innerWidth")
         assert page.run("document.querySelectorAll('table tr').length") > 10
         # Every value of a row is on the screen, and has a name there.
         cells = page.run(
-            "[...document.querySelectorAll('.cards tbody td')].map(td => { const box = td.getBoundingClientRect();"
+            "[...document.querySelectorAll('.cards tbody td')].map(td => { const box = "
+            "td.getBoundingClientRect();"
             " return [td.dataset.name, box.left, box.right, box.width]; })"
         )
-        assert {name for name, *_ in cells} >= {"generation", "layer", "peak memory", "dense step", "efficiency"}
+        assert {name for name, *_ in cells} >= {
+            "generation",
+            "layer",
+            "peak memory",
+            "dense step",
+            "efficiency",
+        }
         for name, left, right, shown in cells:
             assert name, cells
             assert 0 <= left < right <= width, name
@@ -169,7 +205,16 @@ def test_every_column_has_a_heading(report):
 
 def test_the_report_says_what_was_simulated_and_what_it_leaves_out(report, results):
     text = report.read_text()
-    for name in ("preset", "split", "routing", "schedule", "learned summaries", "low branch", "window", "tile"):
+    for name in (
+        "preset",
+        "split",
+        "routing",
+        "schedule",
+        "learned summaries",
+        "low branch",
+        "window",
+        "tile",
+    ):
         assert f"<td>{name}</td>" in text
     assert "preset paper" in text
     assert "TFLOP/s on average" in text
@@ -178,7 +223,10 @@ def test_the_report_says_what_was_simulated_and_what_it_leaves_out(report, resul
     assert f"{rate:,.0f} TFLOP/s on average" in text
     # Dense attention, linear layers and cross-attention to text, of every layer, call and step.
     model, tokens = results[0].scenario.model, results[0].scenario.tokens
-    linear = 2 * tokens * (6 * model.width**2 + 2 * model.width * 8960) + 4 * model.text_tokens * model.width**2
+    linear = (
+        2 * tokens * (6 * model.width**2 + 2 * model.width * 8960)
+        + 4 * model.text_tokens * model.width**2
+    )
     cross = 4 * tokens * model.text_tokens * model.width
     every = 50 * 2 * 30 * (results[0].dense_counts.flops + linear + cross)
     assert results[0].generation.dense_flops == pytest.approx(every, rel=1e-12)

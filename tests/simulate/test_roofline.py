@@ -27,7 +27,9 @@ def one_by_one(items, slots):
 def test_makespan_is_that_of_dealing_items_one_by_one():
     rng = random.Random(5)
     for _ in range(500):
-        lengths = [rng.choice([0.25, 1.0, 2.0, 3.5, 7.0, rng.random()]) for _ in range(rng.randint(0, 5))]
+        lengths = [
+            rng.choice([0.25, 1.0, 2.0, 3.5, 7.0, rng.random()]) for _ in range(rng.randint(0, 5))
+        ]
         items = [(length, rng.randint(0, 150)) for length in lengths]
         slots = rng.randint(1, 20)
         assert makespan(items, slots) == pytest.approx(one_by_one(items, slots), rel=1e-9)
@@ -40,17 +42,28 @@ def test_makespan_refuses_what_makes_no_sense():
 
 
 def test_work_items_are_the_plans_tasks():
-    """Lengths and numbers of work items are those of `task_order`, whose long lists are split alike."""
-    grid, config = Grid(5, 11, 13), FreqFormerConfig(tile=(2, 4, 4), mid_pattern="radial", window=(2, 2, 2))
+    """Lengths and numbers of work items are those of `task_order`, whose long lists are split
+    alike."""
+    grid, config = (
+        Grid(5, 11, 13),
+        FreqFormerConfig(tile=(2, 4, 4), mid_pattern="radial", window=(2, 2, 2)),
+    )
     for text in (0, 100):
-        plan = build_plan(grid, config, num_heads=4, head_dim=64, num_text_tokens=text, learned_summaries=True)
+        plan = build_plan(
+            grid, config, num_heads=4, head_dim=64, num_text_tokens=text, learned_summaries=True
+        )
         allocation = [0, 1, 2, 1]
         items = work_items(plan, ((Band.LOW, 1), (Band.MID, 2), (Band.HIGH, 1)))
         blocks = -(-text // 128)
-        longest = max(int(plan.key_blocks(Band(band))[: -blocks or None].max()) for band in set(allocation))
+        longest = max(
+            int(plan.key_blocks(Band(band))[: -blocks or None].max()) for band in set(allocation)
+        )
         tasks = plan.task_order(allocation, longest=longest)
         lengths = (tasks[:, 3] - tasks[:, 2]).tolist()
-        assert sorted((length for length, count in items for _ in range(count)), reverse=True) == lengths
+        assert (
+            sorted((length for length, count in items for _ in range(count)), reverse=True)
+            == lengths
+        )
 
 
 @pytest.fixture
@@ -68,7 +81,9 @@ def test_no_stage_beats_the_machine(machine, plan):
     allocation = [0, 1, 2] * 4
     counts = layer_counts(plan, allocation)
     for name, time in machine.layer(plan, allocation, counts).items():
-        assert time.seconds * machine.hardware.memory_bandwidth >= counts.stages[name].bytes * (1 - 1e-9), name
+        assert time.seconds * machine.hardware.memory_bandwidth >= counts.stages[name].bytes * (
+            1 - 1e-9
+        ), name
         assert time.seconds * machine.hardware.matrix_flops >= counts.stages[name].executed, name
     dense = dense_counts(64_800, 12, 128)
     assert machine.dense(dense, 128).seconds * machine.hardware.matrix_flops >= dense.flops
@@ -106,7 +121,8 @@ def test_keys_are_read_again_only_where_the_cache_is_too_small(machine, plan):
 
 
 def test_working_set_counts_the_tiles_of_running_items(plan):
-    """For the window: distinct tiles in the lists of as many neighbours as run; LOW reads its extras alone."""
+    """For the window: distinct tiles in the lists of as many neighbours as run; LOW reads its
+    extras alone."""
     middle = plan.high_lists[(plan.layout.num_tiles - 10) // 2 :][:10]
     extra = sum(plan.extra_segments(Band.HIGH))
     assert working_set(plan, Band.HIGH, 10) == len(set(middle.flatten().tolist())) * 128 + extra
@@ -115,12 +131,15 @@ def test_working_set_counts_the_tiles_of_running_items(plan):
 
 
 def test_router_runs_its_sampled_tiles_in_waves(machine):
-    """Two programs on each of 132 processors: 8 heads of 32 tiles run at once, 9 take a second wave."""
+    """Two programs on each of 132 processors: 8 heads of 32 tiles run at once, 9 take a second
+    wave."""
 
     def seconds(heads: int) -> float:
         plan = build_plan(Grid(16, 64, 64), FreqFormerConfig(), num_heads=heads, head_dim=128)
         allocation = [2] * heads
-        time = machine.layer(plan, allocation, layer_counts(plan, allocation, router="statistics"))["router"]
+        time = machine.layer(plan, allocation, layer_counts(plan, allocation, router="statistics"))[
+            "router"
+        ]
         return time.compute_s - machine.calibration.router_s
 
     assert seconds(1) == pytest.approx(seconds(8))

@@ -28,18 +28,26 @@ def result():
 def test_levels_add_up(result):
     model = result.scenario.model
     calls = model.num_layers * model.guidance_passes
-    assert result.layer.seconds == pytest.approx(sum(time.seconds for time in result.stages.values()))
-    assert result.step.parts["attention"] == pytest.approx(calls * result.stages["attention"].seconds)
+    assert result.layer.seconds == pytest.approx(
+        sum(time.seconds for time in result.stages.values())
+    )
+    assert result.step.parts["attention"] == pytest.approx(
+        calls * result.stages["attention"].seconds
+    )
     assert result.step.seconds == pytest.approx(sum(result.step.parts.values()))
     assert result.step.dense_seconds > result.step.seconds > calls * result.layer.seconds
     assert result.generation.dense_seconds == pytest.approx(model.steps * result.step.dense_seconds)
     assert result.layer.tokens_per_s == pytest.approx(64_800 / result.layer.seconds)
-    assert result.generation.video_seconds_per_s == pytest.approx(69 / 16 / result.generation.seconds)
+    assert result.generation.video_seconds_per_s == pytest.approx(
+        69 / 16 / result.generation.seconds
+    )
 
 
 def test_training_is_the_layer_and_its_backward(result):
     training, layer = result.training, result.layer
-    backward = {name: seconds for name, seconds in training.parts.items() if name.startswith("backward, ")}
+    backward = {
+        name: seconds for name, seconds in training.parts.items() if name.startswith("backward, ")
+    }
     assert training.seconds == pytest.approx(layer.seconds + sum(backward.values()))
     assert len(backward) == len(result.gradients)
     assert 2 * layer.seconds < training.seconds < 10 * layer.seconds
@@ -80,8 +88,12 @@ def test_a_table_decides_by_step_and_layer():
     assert rows[0][0] == ((12, 0, 0, 0), replace(config, mid_tiles=8))
     assert rows[0][5] == ((12, 0, 0, 0), replace(config, mid_tiles=None))
     assert rows[-1][5] == ((6, 0, 6, 0), replace(config, mid_tiles=8))
-    with pytest.raises(ProfileError, match=r"table has 30 layers of 12 heads; wan2.1-14b has 40 of 40"):
-        head_schedule(load_model("wan2.1-14b"), Routing(table=RoutingTable(bands, kept, config)), config)
+    with pytest.raises(
+        ProfileError, match=r"table has 30 layers of 12 heads; wan2.1-14b has 40 of 40"
+    ):
+        head_schedule(
+            load_model("wan2.1-14b"), Routing(table=RoutingTable(bands, kept, config)), config
+        )
 
 
 def test_timesteps_are_shifted():
@@ -115,8 +127,14 @@ def test_workspace_is_the_fused_paths():
     from freqformer.ops.fused import workspace_bytes as held
 
     for preset in ("default", "paper"):
-        for name, tokens in (("wan2.1-14b", 65_536), ("hunyuanvideo", 131_072), ("cogvideox-5b", 65_536)):
-            found = simulate(scenario(name, "h200", tokens, preset=preset, routing=Routing(kind="fixed")))
+        for name, tokens in (
+            ("wan2.1-14b", 65_536),
+            ("hunyuanvideo", 131_072),
+            ("cogvideox-5b", 65_536),
+        ):
+            found = simulate(
+                scenario(name, "h200", tokens, preset=preset, routing=Routing(kind="fixed"))
+            )
             assert found.counts.workspace_bytes == held(found.plan, 1, torch.bfloat16), name
 
 
@@ -130,7 +148,9 @@ def test_sensitivity_changes_one_thing(result):
 
 
 @settings(deadline=None)
-@given(costs=st.lists(st.sampled_from([0.5, 1.0, 3.0, 7.5]), min_size=1, max_size=24), data=st.data())
+@given(
+    costs=st.lists(st.sampled_from([0.5, 1.0, 3.0, 7.5]), min_size=1, max_size=24), data=st.data()
+)
 def test_heads_are_dealt_evenly_and_never_worse_than_in_order(costs, data):
     gpus = data.draw(st.integers(1, len(costs)))
     busiest = {}
@@ -145,7 +165,9 @@ def test_heads_are_dealt_evenly_and_never_worse_than_in_order(costs, data):
 def test_balance_evens_out_what_order_does_not():
     costs = [9.0, 8, 7, 3, 2, 1, 1]
     loads = {
-        balance: sorted(sum(costs[head] for head in group) for group in assign_heads(costs, 3, balance))
+        balance: sorted(
+            sum(costs[head] for head in group) for group in assign_heads(costs, 3, balance)
+        )
         for balance in ("naive", "balanced")
     }
     assert loads["naive"] == [2, 5, 24]
@@ -165,12 +187,17 @@ def test_scale_out(result):
         assert row.seconds >= rows[0].seconds / row.gpus * (1 - 1e-9)
         share = 4 * 64_800 * 5120 * 2 * (row.ulysses - 1) / row.ulysses / row.gpus
         assert row.all_to_all_bytes == pytest.approx(share)
-    assert any(row.seconds < 0.98 * row.naive_seconds and row.imbalance < 0.9 * row.naive_imbalance for row in rows)
+    assert any(
+        row.seconds < 0.98 * row.naive_seconds and row.imbalance < 0.9 * row.naive_imbalance
+        for row in rows
+    )
     with pytest.raises(ProfileError, match="gpus is 0"):
         scale_out(result, [0])
 
 
-@pytest.mark.parametrize(("model", "split"), [("freqformer", (1, 1, 4)), ("cogvideox-5b", (4, 1, 1))])
+@pytest.mark.parametrize(
+    ("model", "split"), [("freqformer", (1, 1, 4)), ("cogvideox-5b", (4, 1, 1))]
+)
 def test_balanced_heads_never_take_longer(model, split):
     """Also where heads don't divide by the GPUs, and with a router in every layer."""
     found = simulate(scenario(model, "h200", 65_536, routing=Routing(kind="learned", split=split)))

@@ -1,4 +1,5 @@
-"""Cases for the fused attention launch: buffers as the prologue leaves them, and what must come out.
+"""Cases for the fused attention launch: buffers as the prologue leaves them, and what must come
+out.
 
 Keys and values that no head may read are NaN, so that a stray read shows in the result.
 """
@@ -56,10 +57,18 @@ def make_case(
     device: str = "cpu",
     seed: int = 0,
 ) -> AttendCase:
-    """A random case; `bands` (batch, heads) holds the band of every head, `outliers` scales one channel in 16."""
+    """A random case; `bands` (batch, heads) holds the band of every head, `outliers` scales one
+    channel in 16."""
     draw = torch.Generator(device).manual_seed(seed)
     batch, heads = bands.shape
-    plan = build_plan(grid, config, num_heads=heads, head_dim=head_dim, num_text_tokens=text, learned_summaries=learned)
+    plan = build_plan(
+        grid,
+        config,
+        num_heads=heads,
+        head_dim=head_dim,
+        num_text_tokens=text,
+        learned_summaries=learned,
+    )
     tables = launch_tables(plan, torch.device(device))
     rows, video = batch * heads, grid.num_tokens
     channel = torch.ones(head_dim, device=device)
@@ -70,10 +79,13 @@ def make_case(
 
     allocation = bands.flatten().to(device=device, dtype=torch.int32)
     query = random(rows, video + text, head_dim) * channel
-    key, value = (torch.full((rows, tables.keys.rows, head_dim), torch.nan, device=device) for _ in range(2))
+    key, value = (
+        torch.full((rows, tables.keys.rows, head_dim), torch.nan, device=device) for _ in range(2)
+    )
     for row, band in enumerate(bands.flatten().tolist()):
         if band == Band.LOW:
-            # Not NaN: these queries run along, and the interpreter warns about a row of nothing but NaN.
+            # Not NaN: these queries run along, and the interpreter warns about a row of nothing but
+            # NaN.
             query[row, plan.num_low_tokens : video] = 1e3
         for x, scale in ((key, channel), (value, 1.0)):
             for start, length, read in _segments(tables, band):
@@ -100,8 +112,15 @@ def _segments(tables: LaunchTables, band: int) -> list[tuple[int, int, bool]]:
     """(start, length, whether a row of `band` reads it) of every segment of the key buffer."""
     plan, keys = tables.plan, tables.keys
     video, cells, text = plan.layout.grid.num_tokens, plan.cells.num_cells, plan.num_text_tokens
-    found = [(0, video, band != Band.LOW or text > 0), (keys.low, plan.num_low_tokens, band == Band.LOW)]
-    for start, other in ((keys.low_summaries, 0), (keys.mid_summaries, 1), (keys.high_summaries, 2)):
+    found = [
+        (0, video, band != Band.LOW or text > 0),
+        (keys.low, plan.num_low_tokens, band == Band.LOW),
+    ]
+    for start, other in (
+        (keys.low_summaries, 0),
+        (keys.mid_summaries, 1),
+        (keys.high_summaries, 2),
+    ):
         found.append((start, cells, band not in (other, Band.DENSE)))
     found.append((keys.text, text, True))
     if keys.exact:
@@ -112,23 +131,33 @@ def _segments(tables: LaunchTables, band: int) -> list[tuple[int, int, bool]]:
 def _topk(plan: AttentionPlan, random, rows: int, device: str) -> MidLists:
     tiles = plan.layout.num_tiles
     lists = topk_tiles(random(rows, tiles, 4), random(rows, tiles, 4), plan.mid_capacity).cpu()
-    bias = torch.stack([unseen_bias(row, plan) for row in lists]).float().to(device) if plan.cells.num_cells else None
+    bias = (
+        torch.stack([unseen_bias(row, plan) for row in lists]).float().to(device)
+        if plan.cells.num_cells
+        else None
+    )
     return MidLists(lists.int().to(device), None, bias)
 
 
 def expected(case: AttendCase, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
-    """out, low_out and lse by a full mask over the key buffer, in float64; NaN where nothing is to be written.
+    """out, low_out and lse by a full mask over the key buffer, in float64; NaN where nothing is to
+    be written.
 
-    With a 16-bit `dtype`: the same in float32 with weights and output rounded to it, as any kernel on matrix units
-    must, so that its error is the yardstick.
+    With a 16-bit `dtype`: the same in float32 with weights and output rounded to it, as any kernel
+    on matrix units must, so that its error is the yardstick.
     """
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     plan, buffers = case.plan, case.buffers
     rows, query_rows, head_dim = buffers.query.shape
     video, low = plan.layout.grid.num_tokens, plan.num_low_tokens
     batch = rows // plan.num_heads
-    out = torch.full((rows, query_rows, head_dim), torch.nan, dtype=dtype, device=buffers.query.device)
-    low_out, lse = out[:, :low].clone(), torch.full(out.shape[:2], torch.nan, dtype=wide, device=out.device)
+    out = torch.full(
+        (rows, query_rows, head_dim), torch.nan, dtype=dtype, device=buffers.query.device
+    )
+    low_out, lse = (
+        out[:, :low].clone(),
+        torch.full(out.shape[:2], torch.nan, dtype=wide, device=out.device),
+    )
     for row, band in enumerate(case.rows.allocation.tolist()):
         bias = _bias(case, row, band).to(wide)
         seen = (bias > -torch.inf).any(0)
@@ -148,11 +177,16 @@ def expected(case: AttendCase, dtype: torch.dtype = torch.float64) -> tuple[Tens
 
 
 def _bias(case: AttendCase, row: int, band: int) -> Tensor:
-    """What is added to every (query, key) logit of a row, -inf for keys that the query doesn't see: float64."""
+    """What is added to every (query, key) logit of a row, -inf for keys that the query doesn't see:
+    float64."""
     plan, keys, device = case.plan, case.tables.keys, case.buffers.query.device
     video, cells, text = plan.layout.grid.num_tokens, plan.cells.num_cells, plan.num_text_tokens
     bias = torch.full((video + text, keys.rows), -torch.inf, dtype=torch.float64, device=device)
-    offsets = [0.0] * 3 if case.summary_offsets is None else case.summary_offsets.flatten(0, 1)[row].double().tolist()
+    offsets = (
+        [0.0] * 3
+        if case.summary_offsets is None
+        else case.summary_offsets.flatten(0, 1)[row].double().tolist()
+    )
     if band == Band.LOW:
         bias[:video, keys.low : keys.low + plan.num_low_tokens] = plan.low_weights.log().to(device)
     else:
@@ -162,7 +196,9 @@ def _bias(case: AttendCase, row: int, band: int) -> Tensor:
         if band != Band.DENSE and cells:
             cell = torch.nn.functional.one_hot(plan.cells.cell_of_tile, cells).double()
             left = plan.cells.counts - (seen.double() * plan.layout.counts) @ cell
-            bias[:video, keys.low_summaries : keys.low_summaries + cells] = left.log().to(device)[owner] + offsets[0]
+            bias[:video, keys.low_summaries : keys.low_summaries + cells] = (
+                left.log().to(device)[owner] + offsets[0]
+            )
     for start, other in ((keys.mid_summaries, 1), (keys.high_summaries, 2)):
         if start >= 0 and band not in (other, Band.DENSE):
             bias[:video, start : start + cells] = offsets[other]
@@ -192,8 +228,20 @@ def _seen(case: AttendCase, row: int, band: int) -> Tensor:
     return seen[:, :-1]
 
 
-SMALL = ((1, 1, 1), (1, 5, 7), (2, 3, 5), (7, 1, 1), (1, 11, 13), (4, 4, 16), (3, 7, 11), (4, 8, 8), (2, 8, 16), (2, 5, 13))
-"""Grids of one to four tiles: single frames, primes, fewer tokens than a tile, ragged and full tiles."""
+SMALL = (
+    (1, 1, 1),
+    (1, 5, 7),
+    (2, 3, 5),
+    (7, 1, 1),
+    (1, 11, 13),
+    (4, 4, 16),
+    (3, 7, 11),
+    (4, 8, 8),
+    (2, 8, 16),
+    (2, 5, 13),
+)
+"""Grids of one to four tiles: single frames, primes, fewer tokens than a tile, ragged and full
+tiles."""
 LARGE = (
     (3, 31, 37),
     (5, 17, 11),
@@ -215,14 +263,19 @@ def random_case(
     head_dims: Sequence[int] = (16,),
     device: str = "cpu",
 ) -> tuple[AttendCase, dict[str, Any]]:
-    """A case drawn from `seed`, and what it is made of: every pattern, band, dtype, kind of text and order comes up.
+    """A case drawn from `seed`, and what it is made of: every pattern, band, dtype, kind of text
+    and order comes up.
 
-    What a kernel is compiled for is drawn from `form`, so that many cases can share it; None takes the seed.
+    What a kernel is compiled for is drawn from `form`, so that many cases can share it; None takes
+    the seed.
     """
     draw, shape = random.Random(seed), random.Random(seed if form is None else form)
     batch, heads = draw.choice(((1, 3), (1, 4), (2, 2)))
     one = draw.choice((None, None, None, *Band))
-    bands = [[int(draw.choice(list(Band)) if one is None else one) for _ in range(heads)] for _ in range(batch)]
+    bands = [
+        [int(draw.choice(list(Band)) if one is None else one) for _ in range(heads)]
+        for _ in range(batch)
+    ]
     text = shape.choice((0, 0, 0, 1, 5, 70))
     config = FreqFormerConfig(
         tile=shape.choice((None, None, (4, 4, 8), (2, 4, 8), (3, 5, 7))),
@@ -253,19 +306,31 @@ def random_case(
 
 
 def check_case(
-    case: AttendCase, got: tuple[Tensor, Tensor, Tensor], told: dict[str, Any], pool: Pool | None = None
+    case: AttendCase,
+    got: tuple[Tensor, Tensor, Tensor],
+    told: dict[str, Any],
+    pool: Pool | None = None,
 ) -> None:
-    """Raise AssertionError unless `got` is written where it must be, and as near float64 as a peer in the same dtype."""
+    """Raise AssertionError unless `got` is written where it must be, and as near float64 as a peer
+    in the same dtype."""
     exact, peer = expected(case), expected(case, case.buffers.query.dtype)
     actual, beside, wanted = {}, {}, {}
     for name, mine, theirs, right in zip(("out", "low_out", "lse"), got, peer, exact, strict=True):
         empty = right == -torch.inf
-        assert torch.equal(mine[empty], theirs[empty]), f"{name} where nothing is seen; case: {told}"
+        assert torch.equal(mine[empty], theirs[empty]), (
+            f"{name} where nothing is seen; case: {told}"
+        )
         written = ~right.isnan() & ~empty
         if name != "lse":
             written = written[..., 0]
         actual[name], beside[name], wanted[name] = mine[written], theirs[written], right[written]
     check_errors(actual, beside, wanted, outliers=told.get("outliers", 1.0) > 1, case=told)
     if pool is not None:
-        # The log-sum-exp is float32 whatever the dtype, and off by a rounding or two: nothing to pool.
-        pool.add(*({name: x for name, x in result.items() if name != "lse"} for result in (actual, beside, wanted)))
+        # The log-sum-exp is float32 whatever the dtype, and off by a rounding or two: nothing to
+        # pool.
+        pool.add(
+            *(
+                {name: x for name, x in result.items() if name != "lse"}
+                for result in (actual, beside, wanted)
+            )
+        )

@@ -40,22 +40,30 @@ def random_output_grads(case: AttendCase, seed: int = 0) -> tuple[Tensor, Tensor
 
 
 def exact_outputs(case: AttendCase) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `attend_for_backward` gives, to the last bit: out, low_out, lse and remainder; NaN where nothing is written."""
+    """What `attend_for_backward` gives, to the last bit: out, low_out, lse and remainder; NaN where
+    nothing is written."""
     dtype = case.buffers.query.dtype
     out, low_out, lse = expected(case)
     rounded, low_rounded = out.to(dtype), low_out.to(dtype)
     if dtype == torch.float32:
         high = (lse * LOG2_E).floor().float()  # any number near serves; weights need both
-        return rounded, low_rounded, lse.float(), torch.stack([high, (high - lse * LOG2_E).exp2().float()], -1)
+        return (
+            rounded,
+            low_rounded,
+            lse.float(),
+            torch.stack([high, (high - lse * LOG2_E).exp2().float()], -1),
+        )
     remainder = _by_row(case, out - rounded.double(), low_out - low_rounded.double()).to(dtype)
     return rounded, low_rounded, lse.float(), remainder
 
 
-def expected_grads(case: AttendCase, grads: tuple[Tensor, Tensor], dtype: torch.dtype = torch.float64) -> AttendGrads:
+def expected_grads(
+    case: AttendCase, grads: tuple[Tensor, Tensor], dtype: torch.dtype = torch.float64
+) -> AttendGrads:
     """Gradients of `attend`, in float64; those of the offsets query by query.
 
-    With a narrower `dtype`: the same in float32 with weights, slopes and results rounded to it, as any kernel on matrix
-    units must, so that its error is the yardstick.
+    With a narrower `dtype`: the same in float32 with weights, slopes and results rounded to it, as
+    any kernel on matrix units must, so that its error is the yardstick.
     """
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     plan, buffers, layout = case.plan, case.buffers, case.tables.keys
@@ -63,20 +71,28 @@ def expected_grads(case: AttendCase, grads: tuple[Tensor, Tensor], dtype: torch.
     given = _by_row(case, *(x.to(wide) for x in grads))
     inputs = (buffers.query, buffers.key, buffers.value)
     total = [torch.full(x.shape, torch.nan, dtype=wide, device=x.device) for x in inputs]
-    offsets = torch.zeros(len(case.rows.allocation), 3, given.shape[1], dtype=wide, device=given.device)
+    offsets = torch.zeros(
+        len(case.rows.allocation), 3, given.shape[1], dtype=wide, device=given.device
+    )
     for row, band in enumerate(case.rows.allocation.tolist()):
         bias = _bias(case, row, band).to(device=given.device, dtype=wide)
         queries = torch.arange(bias.shape[0], device=given.device)
         if band == Band.LOW:
             queries = queries[(queries < low) | (queries >= video)]
         keys = _held(case, band).to(given.device)
-        query, key, value = (x[row, own].to(wide) for x, own in zip(inputs, (queries, keys, keys), strict=True))
+        query, key, value = (
+            x[row, own].to(wide) for x, own in zip(inputs, (queries, keys, keys), strict=True)
+        )
         grad = given[row, queries]
         logits = query @ key.T * head_dim**-0.5 + bias[queries][:, keys]
         weight = logits.softmax(-1).nan_to_num(0.0)
         rounded, agree = weight.to(dtype).to(wide), grad @ value.T
         slope = weight * (agree - (rounded * agree).sum(-1, keepdim=True))
-        for start, index in ((layout.low_summaries, 0), (layout.mid_summaries, 1), (layout.high_summaries, 2)):
+        for start, index in (
+            (layout.low_summaries, 0),
+            (layout.mid_summaries, 1),
+            (layout.high_summaries, 2),
+        ):
             own = (keys >= start) & (keys < start + plan.cells.num_cells) & (start >= 0)
             offsets[row, index, queries] = slope[:, own].sum(1)
         slope = slope.to(dtype).to(wide)
@@ -88,22 +104,34 @@ def expected_grads(case: AttendCase, grads: tuple[Tensor, Tensor], dtype: torch.
 
 
 def check_grads(
-    case: AttendCase, told: Any = None, pool: Pool | None = None, *, outliers: bool = False, own_forward: bool = False
+    case: AttendCase,
+    told: Any = None,
+    pool: Pool | None = None,
+    *,
+    outliers: bool = False,
+    own_forward: bool = False,
 ) -> None:
     """Raise AssertionError unless `attend_backward` is as near float64 as a peer in the same dtype.
 
-    `own_forward` takes what the kernels' forward gave in place of the exact outputs: on a GPU both round scores alike, and
-    gradients of scores in the hundreds need them to agree.
+    `own_forward` takes what the kernels' forward gave in place of the exact outputs: on a GPU both
+    round scores alike, and gradients of scores in the hundreds need them to agree.
     """
     grads = random_output_grads(case)
     exact, peer = expected_grads(case, grads), expected_grads(case, grads, case.buffers.query.dtype)
     exact, peer = summed(exact, exact), summed(peer, exact)
-    actual, beside, wanted = (named(x, exact) for x in (kernel_grads(case, grads, own_forward), peer, exact))
-    # A query of one key has no gradient, but the two terms of its slope are sums in different orders; an offset's gradient
-    # adds up one such difference per query.
-    eps, (rows, queries, head_dim) = torch.finfo(case.buffers.query.dtype).eps, case.buffers.query.shape
+    actual, beside, wanted = (
+        named(x, exact) for x in (kernel_grads(case, grads, own_forward), peer, exact)
+    )
+    # A query of one key has no gradient, but the two terms of its slope are sums in different
+    # orders; an offset's gradient adds up one such difference per query.
+    eps, (rows, queries, head_dim) = (
+        torch.finfo(case.buffers.query.dtype).eps,
+        case.buffers.query.shape,
+    )
     least = {"grad_summary_offsets": eps * math.sqrt(rows * queries * head_dim)}
-    for name in [name for name, x in wanted.items() if not (x.abs() > 0.01 * least.get(name, 1e-8)).any()]:
+    for name in [
+        name for name, x in wanted.items() if not (x.abs() > 0.01 * least.get(name, 1e-8)).any()
+    ]:
         assert actual[name].abs().mean() <= least.get(name, eps), (name, told)
         del actual[name], beside[name], wanted[name]
     check_errors(actual, beside, wanted, outliers=outliers, case=told)
@@ -111,8 +139,11 @@ def check_grads(
         pool.add(actual, beside, wanted)
 
 
-def kernel_grads(case: AttendCase, grads: tuple[Tensor, Tensor], own_forward: bool = False) -> AttendGrads:
-    """The gradients of the kernels, from the exact outputs or from those of the kernels' forward."""
+def kernel_grads(
+    case: AttendCase, grads: tuple[Tensor, Tensor], own_forward: bool = False
+) -> AttendGrads:
+    """The gradients of the kernels, from the exact outputs or from those of the kernels'
+    forward."""
     from freqformer.ops.block_sparse.triton import attend_for_backward
     from freqformer.ops.block_sparse.triton_backward import attend_backward
 
@@ -123,10 +154,12 @@ def kernel_grads(case: AttendCase, grads: tuple[Tensor, Tensor], own_forward: bo
 
 
 def summed(grads: AttendGrads, exact: AttendGrads) -> AttendGrads:
-    """The same with offsets (R, 3), as far from the exact sum as errors of queries add up to when they are independent.
+    """The same with offsets (R, 3), as far from the exact sum as errors of queries add up to when
+    they are independent.
 
-    The peer's own sum is one number per row, in which errors may cancel by luck: of 2,080 random calls on a GPU one peer's
-    sum was 18 times nearer than ours. Errors of one sign would still show, since they grow faster than this.
+    The peer's own sum is one number per row, in which errors may cancel by luck: of 2,080 random
+    calls on a GPU one peer's sum was 18 times nearer than ours. Errors of one sign would still
+    show, since they grow faster than this.
     """
     if grads.summary_offsets is None or exact.summary_offsets is None:
         return grads
@@ -139,7 +172,11 @@ def named(grads: AttendGrads, exact: AttendGrads) -> dict[str, Tensor]:
     """Every gradient by name, as rows (written, D) where something was to be written."""
     names = ("query", "key", "value", "summary_offsets")
     pairs = {name: (getattr(grads, name), getattr(exact, name)) for name in names}
-    return {f"grad_{name}": x[~truth[..., 0].isnan()] for name, (x, truth) in pairs.items() if truth is not None}
+    return {
+        f"grad_{name}": x[~truth[..., 0].isnan()]
+        for name, (x, truth) in pairs.items()
+        if truth is not None
+    }
 
 
 def _by_row(case: AttendCase, out: Tensor, low_out: Tensor) -> Tensor:
@@ -156,5 +193,9 @@ def _by_row(case: AttendCase, out: Tensor, low_out: Tensor) -> Tensor:
 
 def _held(case: AttendCase, band: int) -> Tensor:
     """Rows of the key buffer that a row of `band` holds something in, int64."""
-    parts = [torch.arange(start, start + length) for start, length, read in _segments(case.tables, band) if read]
+    parts = [
+        torch.arange(start, start + length)
+        for start, length, read in _segments(case.tables, band)
+        if read
+    ]
     return torch.cat(parts)

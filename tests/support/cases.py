@@ -1,4 +1,5 @@
-"""Random calls of `frequency_attention`: grids, bands, text, masks, dtypes, scales, and what is learned.
+"""Random calls of `frequency_attention`: grids, bands, text, masks, dtypes, scales, and what is
+learned.
 
 Shape legend: B batch, N video tokens, X text tokens, H heads, D head_dim.
 """
@@ -76,7 +77,9 @@ class Inputs:
 
     def map(self, change: Any) -> Inputs:
         """The inputs with `change` made to every float tensor."""
-        tensors = {name: change(getattr(self, name)) for name in ("query", "key", "value", "grad_out")}
+        tensors = {
+            name: change(getattr(self, name)) for name in ("query", "key", "value", "grad_out")
+        }
         if self.parameters is None:
             return replace(self, **tensors)
         learned = {}
@@ -90,7 +93,13 @@ class Inputs:
 
     def to(self, dtype: torch.dtype) -> Inputs:
         """Queries, keys, values and output gradient in another dtype; what is learned stays."""
-        return replace(self, **{name: getattr(self, name).to(dtype) for name in ("query", "key", "value", "grad_out")})
+        return replace(
+            self,
+            **{
+                name: getattr(self, name).to(dtype)
+                for name in ("query", "key", "value", "grad_out")
+            },
+        )
 
     def double(self) -> Inputs:
         """The same values in float64."""
@@ -192,7 +201,10 @@ def _parameters(case: Case, normal: Any) -> AttentionParameters | None:
             "summary_offsets": normal(*[batch] * (batch > 1), heads, 3)
         },  # by sample where there are several
         "rotary": lambda: {"rotary": _rotary(normal(case.grid.num_tokens, width // 2) * 3)},
-        "norm": lambda: {"query_norm": 1 + 0.3 * normal(width), "key_norm": 1 + 0.3 * normal(width)},
+        "norm": lambda: {
+            "query_norm": 1 + 0.3 * normal(width),
+            "key_norm": 1 + 0.3 * normal(width),
+        },
     }
     values = {name: x for part in case.learned for name, x in given[part]().items()}
     if features == "gains":
@@ -205,7 +217,8 @@ def _rotary(angle: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def select(case: Case, inputs: Inputs) -> Selection | None:
-    """The float64 choice of tiles for every head, for all that are compared to share; None unless top-k."""
+    """The float64 choice of tiles for every head, for all that are compared to share; None unless
+    top-k."""
     if case.config.mid_pattern != "topk":
         return None
     exact, plan = inputs.double(), case.plan
@@ -213,19 +226,35 @@ def select(case: Case, inputs: Inputs) -> Selection | None:
     if learned is not None:
         query = rms_norm(query, learned.query_norm, learned.norm_eps)
         key = rms_norm(key, learned.key_norm, learned.norm_eps)
-    rows = [x.transpose(1, 2).flatten(0, 1)[:, : case.grid.num_tokens] for x in (query, key, exact.value)]
+    rows = [
+        x.transpose(1, 2).flatten(0, 1)[:, : case.grid.num_tokens]
+        for x in (query, key, exact.value)
+    ]
     every = torch.arange(len(rows[0]), device=query.device)
     means = prepare(
-        *rows, band=Band.MID, plan=plan, rows=every, parameters=learned, token_order=case.token_order
+        *rows,
+        band=Band.MID,
+        plan=plan,
+        rows=every,
+        parameters=learned,
+        token_order=case.token_order,
     ).selection_means
     assert means is not None
-    return Selection(topk_tiles(*means, plan.mid_capacity).unflatten(0, (-1, case.num_heads)).contiguous())
+    return Selection(
+        topk_tiles(*means, plan.mid_capacity).unflatten(0, (-1, case.num_heads)).contiguous()
+    )
 
 
 def run(
-    case: Case, inputs: Inputs, impl: str, *, selection: Selection | None = None, gradients: bool = True
+    case: Case,
+    inputs: Inputs,
+    impl: str,
+    *,
+    selection: Selection | None = None,
+    gradients: bool = True,
 ) -> dict[str, Tensor]:
-    """Output of the call, and gradients of everything that it takes: `out`, `grad_query`, ..., `grad_gains`, ..."""
+    """Output of the call, and gradients of everything that it takes: `out`, `grad_query`, ...,
+    `grad_gains`, ..."""
     leaves: dict[str, Tensor] = {}
 
     def leaf(x: Tensor) -> Tensor:
@@ -235,7 +264,9 @@ def run(
     if inputs.parameters is not None and inputs.parameters.rotary is not None:
         # Rotary tables aren't learned, and the fused pipeline gives them no gradient.
         cos, sin = inputs.parameters.rotary
-        inputs = replace(inputs, parameters=replace(inputs.parameters, rotary=(cos.detach(), sin.detach())))
+        inputs = replace(
+            inputs, parameters=replace(inputs.parameters, rotary=(cos.detach(), sin.detach()))
+        )
     leaves.update(query=inputs.query, key=inputs.key, value=inputs.value)
     for name in ("summary_queries", "summary_offsets", "gains", "query_norm", "key_norm"):
         x = getattr(inputs.parameters, name, None)
@@ -257,7 +288,9 @@ def run(
     )
     results = {"out": out.detach()}
     if gradients:
-        grads = torch.autograd.grad(out, list(leaves.values()), inputs.grad_out.detach(), allow_unused=True)
+        grads = torch.autograd.grad(
+            out, list(leaves.values()), inputs.grad_out.detach(), allow_unused=True
+        )
         for (name, x), grad in zip(leaves.items(), grads, strict=True):
             results[f"grad_{name}"] = torch.zeros_like(x) if grad is None else grad
     return results

@@ -8,7 +8,16 @@ from freqformer.cli import app
 from freqformer.cli.console import USER_ERROR
 
 TINY = [
-    *("--set", "data.num_frames=4", "--set", "data.height=16", "--set", "data.width=16", "--set", "data.fps=10"),
+    *(
+        "--set",
+        "data.num_frames=4",
+        "--set",
+        "data.height=16",
+        "--set",
+        "data.width=16",
+        "--set",
+        "data.fps=10",
+    ),
     *("--set", "model.num_layers=1", "--set", "model.num_heads=3", "--set", "model.head_dim=8"),
     *("--set", "run.batch_size=1", "--set", "run.progress=false", "--set", "run.device=cpu"),
 ]
@@ -21,7 +30,8 @@ def invoke(*arguments: object) -> Result:
 
 
 def run(*arguments: object, code: int = 0) -> str:
-    """The output of a command that must end with this exit code, its white space as single blanks."""
+    """The output of a command that must end with this exit code, its white space as single
+    blanks."""
     result = invoke(*arguments)
     assert result.exit_code == code, result.output
     return " ".join(result.output.split())

@@ -1,7 +1,8 @@
-"""torch.compile over attention, as a program: `python -m tests.support.compiled_calls DEVICE BACKEND IMPL`.
+"""torch.compile over attention, as a program: `python -m tests.support.compiled_calls DEVICE
+BACKEND IMPL`.
 
-It compares gradients of a call compiled whole with those of the call itself, and counts the graphs for several grids, and
-of a layer for several timesteps.
+It compares gradients of a call compiled whole with those of the call itself, and counts the graphs
+for several grids, and of a layer for several timesteps.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from freqformer.grid import Grid
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.plan import AttentionPlan, build_plan
 
-CONFIG = FreqFormerConfig(tile=(2, 4, 3), mid_tiles=2, window=(1, 1, 2), summary_tokens=2, compression=16)
+CONFIG = FreqFormerConfig(
+    tile=(2, 4, 3), mid_tiles=2, window=(1, 1, 2), summary_tokens=2, compression=16
+)
 IMPL: Any = "triton"
 GRIDS = (Grid(3, 4, 6), Grid(4, 8, 5), Grid(5, 5, 9), Grid(6, 3, 7), Grid(2, 9, 10))
 
 
-def attend(grid: Grid, plan: AttentionPlan, tensors: list[Tensor], learned: list[Tensor], bands: Tensor) -> Tensor:
+def attend(
+    grid: Grid, plan: AttentionPlan, tensors: list[Tensor], learned: list[Tensor], bands: Tensor
+) -> Tensor:
     parameters = None
     if learned:
         queries, offsets, query_norm, key_norm = learned
@@ -64,16 +69,24 @@ def check_gradients(device: str, backend: str) -> None:
 def count_graphs(device: str, backend: str) -> None:
     """Graphs for five grids: one for the first as it is, and one for any."""
     counter = CompileCounterWithBackend(backend)
-    compiled, bands = torch.compile(attend, backend=counter, fullgraph=True), torch.tensor([2], device=device)
+    compiled, bands = (
+        torch.compile(attend, backend=counter, fullgraph=True),
+        torch.tensor([2], device=device),
+    )
     for grid in GRIDS:
         plan = build_plan(grid, CONFIG, num_heads=1, head_dim=16)
-        tensors = [torch.randn(1, grid.num_tokens, 1, 16, device=device).requires_grad_() for _ in range(3)]
-        assert torch.equal(compiled(grid, plan, tensors, [], bands), attend(grid, plan, tensors, [], bands))
+        tensors = [
+            torch.randn(1, grid.num_tokens, 1, 16, device=device).requires_grad_() for _ in range(3)
+        ]
+        assert torch.equal(
+            compiled(grid, plan, tensors, [], bands), attend(grid, plan, tensors, [], bands)
+        )
     print(counter.frame_count, "graphs")
 
 
 def count_layer_graphs(device: str, backend: str) -> None:
-    """Graphs of a layer whose router chooses or weighs, and that finds its plan by the grid: one for each of two grids."""
+    """Graphs of a layer whose router chooses or weighs, and that finds its plan by the grid: one
+    for each of two grids."""
     counters = []
     options: tuple[dict[str, Any], ...] = ({"routing": "learned"}, {"routing": "soft"})
     for given in options:
@@ -92,7 +105,8 @@ def count_layer_graphs(device: str, backend: str) -> None:
 
 
 def check_bands(device: str, backend: str) -> None:
-    """A band that is none is refused when a graph runs, where that costs no wait; see `frequency_attention`."""
+    """A band that is none is refused when a graph runs, where that costs no wait; see
+    `frequency_attention`."""
     grid = GRIDS[0]
     plan = build_plan(grid, CONFIG, num_heads=1, head_dim=16)
     tensors = [torch.randn(1, grid.num_tokens, 1, 16, device=device) for _ in range(3)]

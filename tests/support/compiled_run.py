@@ -1,4 +1,5 @@
-"""A run with compiled blocks beside the same run without: `python -m tests.support.compiled_run FOLDER`."""
+"""A run with compiled blocks beside the same run without: `python -m tests.support.compiled_run
+FOLDER`."""
 
 from __future__ import annotations
 
@@ -20,7 +21,13 @@ def run(folder: Path, attention: str, compiled: bool) -> dict[str, list]:
     losses, graphs = [], []
     config = TrainConfig(
         str(folder / f"{attention}-{compiled}"),
-        model={"num_layers": 2, "num_heads": 3, "head_dim": 8, "patch_size": [1, 4, 4], "attention": attention},
+        model={
+            "num_layers": 2,
+            "num_heads": 3,
+            "head_dim": 8,
+            "patch_size": [1, 4, 4],
+            "attention": attention,
+        },
         data=DataConfig(num_frames=2, height=8, width=16),
         run=RunConfig(max_steps=3, batch_size=1, device="cpu", progress=False, compile=compiled),
     )
@@ -29,10 +36,16 @@ def run(folder: Path, attention: str, compiled: bool) -> dict[str, list]:
         compile_module(self, backend=counter, **options)
 
     with mock.patch.object(nn.Module, "compile", compile_counted):
-        train(config, on_step=lambda report: (losses.append(report.loss), graphs.append(counter.frame_count)))
+        train(
+            config,
+            on_step=lambda report: (losses.append(report.loss), graphs.append(counter.frame_count)),
+        )
     return {"losses": losses, "graphs": graphs}
 
 
 if __name__ == "__main__":
-    runs = {a: [run(Path(sys.argv[1]), a, compiled) for compiled in (False, True)] for a in ("frequency", "dense")}
+    runs = {
+        a: [run(Path(sys.argv[1]), a, compiled) for compiled in (False, True)]
+        for a in ("frequency", "dense")
+    }
     print(json.dumps(runs))

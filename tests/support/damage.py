@@ -8,9 +8,11 @@ from pathlib import Path
 
 
 def flip_bits(folder: Path, count: int, *, seed: int = 0) -> Iterator[tuple[Path, int]]:
-    """Flip one bit at a time, put right again before the next: yields its file and its place in bits.
+    """Flip one bit at a time, put right again before the next: yields its file and its place in
+    bits.
 
-    Every file has its turn, whatever its size, and its first bytes as often as the rest: headers are there.
+    Every file has its turn, whatever its size, and its first bytes as often as the rest: headers
+    are there.
     """
     chance = random.Random(seed)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)

@@ -1,4 +1,5 @@
-"""Damage to a saved folder, the same for the same seed: bytes flipped, files cut, JSON of other kinds and numbers."""
+"""Damage to a saved folder, the same for the same seed: bytes flipped, files cut, JSON of other
+kinds and numbers."""
 
 from __future__ import annotations
 
@@ -10,8 +11,40 @@ from pathlib import Path
 from typing import Any
 
 VALUES = (
-    *(None, True, False, "", "x", "8", 0, 1, 2, 3, 7, -1, -(10**9), 10**6, 10**9, 10**12, 2**63, 10**30),
-    *(0.5, -2.5, 1e-300, 1e300, float("nan"), float("inf"), [], [1], [1, 2, 2], ["x", "y"], [None, None], [[]]),
+    *(
+        None,
+        True,
+        False,
+        "",
+        "x",
+        "8",
+        0,
+        1,
+        2,
+        3,
+        7,
+        -1,
+        -(10**9),
+        10**6,
+        10**9,
+        10**12,
+        2**63,
+        10**30,
+    ),
+    *(
+        0.5,
+        -2.5,
+        1e-300,
+        1e300,
+        float("nan"),
+        float("inf"),
+        [],
+        [1],
+        [1, 2, 2],
+        ["x", "y"],
+        [None, None],
+        [[]],
+    ),
     *({}, {"x": 1}, [0] * 50, "../..", "diffusers", "🙂", "a" * 10_000),
 )
 """What is put in the place of a value of JSON."""
@@ -91,7 +124,18 @@ def _cut(path: Path, draw: random.Random) -> str:
 
 
 def _replace(path: Path, draw: random.Random) -> str:
-    texts = (b"", b"{}", b"[]", b"null", b"7", b'"x"', b"\xff\xfe", b"[" * 100_000, b"\0" * 64, b"\xff" * 64)
+    texts = (
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b"7",
+        b'"x"',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"\0" * 64,
+        b"\xff" * 64,
+    )
     content = draw.choice(texts)
     path.write_bytes(content)
     return repr(content[:20])

@@ -1,7 +1,8 @@
-"""What holds of frequency attention in every family of diffusers' transformers, checked on small random models.
+"""What holds of frequency attention in every family of diffusers' transformers, checked on small
+random models.
 
-A check takes the model and `call(model, timestep=(500.0,), size=SIZE)`, which runs it on inputs that are the same for all
-samples and every time.
+A check takes the model and `call(model, timestep=(500.0,), size=SIZE)`, which runs it on inputs
+that are the same for all samples and every time.
 """
 
 from __future__ import annotations
@@ -22,14 +23,20 @@ from torch.utils.checkpoint import checkpoint
 
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
-from freqformer.integrations.diffusers import FrequencyProcessor, disable_frequency_attention, enable_frequency_attention
+from freqformer.integrations.diffusers import (
+    FrequencyProcessor,
+    disable_frequency_attention,
+    enable_frequency_attention,
+)
 from freqformer.integrations.diffusers.enable import FAMILIES
 from freqformer.routing import RoutingTable
 from freqformer.routing.origin import origin_of
 
 LOW, MID, HIGH, DENSE = map(int, Band)
 HEADS = 2
-CONFIG = FreqFormerConfig(tile=(2, 4, 4), compression=8, mid_tiles=2, window=(1, 1, 2), summary_tokens=4)
+CONFIG = FreqFormerConfig(
+    tile=(2, 4, 4), compression=8, mid_tiles=2, window=(1, 1, 2), summary_tokens=4
+)
 EVERY = FreqFormerConfig(tile=(2, 4, 4), compression=8, mid_tiles=None, summary_tokens=0)
 """MID heads see every tile and nothing else: dense attention by another way."""
 SIZE = (5, 6, 9)
@@ -42,7 +49,9 @@ def layers_of(model: Any) -> list[Any]:
     return [layer for _, layer in FAMILIES[type(model).__name__].layers(model)]
 
 
-def make_table(bands: Sequence[Sequence[Sequence[int]]], config: FreqFormerConfig = CONFIG) -> RoutingTable:
+def make_table(
+    bands: Sequence[Sequence[Sequence[int]]], config: FreqFormerConfig = CONFIG
+) -> RoutingTable:
     tensor = torch.tensor(bands)
     return RoutingTable(tensor, torch.full_like(tensor, config.mid_tiles or 0), config)
 
@@ -76,7 +85,11 @@ def bands_differ_from_dense_and_are_taken_back_without_a_trace(model: Any, call:
     processors = model.attn_processors
     handle = enable_frequency_attention(model, uniform(model, [LOW, HIGH]))
     assert set(model.state_dict()) == state
-    changed = [name for name, processor in model.attn_processors.items() if isinstance(processor, FrequencyProcessor)]
+    changed = [
+        name
+        for name, processor in model.attn_processors.items()
+        if isinstance(processor, FrequencyProcessor)
+    ]
     assert len(changed) == len(layers_of(model))
     assert differs(call(model), before)
     handle.remove()
@@ -101,7 +114,8 @@ def the_grid_of_the_call_reaches_every_layer(model: Any, call: Call) -> None:
 
 
 def bands_follow_layer_and_timestep_of_every_sample(model: Any, call: Call) -> None:
-    """With little noise all heads are dense; with much those of one layer are LOW, and every layer's turn changes more."""
+    """With little noise all heads are dense; with much those of one layer are LOW, and every
+    layer's turn changes more."""
     before = call(model, (100.0, 900.0))
     quiet, changed = [[MID, MID]] * len(layers_of(model)), []
     for place in range(len(quiet)):
@@ -118,7 +132,9 @@ def bands_follow_layer_and_timestep_of_every_sample(model: Any, call: Call) -> N
 def lists_that_differ_between_buckets(model: Any, call: Call) -> None:
     layers = len(layers_of(model))
     lengths = torch.tensor([0, 1])[:, None, None].expand(2, layers, HEADS).clone()
-    with enable_frequency_attention(model, RoutingTable(torch.full((2, layers, HEADS), MID), lengths, CONFIG)):
+    with enable_frequency_attention(
+        model, RoutingTable(torch.full((2, layers, HEADS), MID), lengths, CONFIG)
+    ):
         both = call(model, (100.0, 900.0))
         alone = [call(model, (timestep,))[0] for timestep in (100.0, 900.0)]
     torch.testing.assert_close(both[0], alone[0], rtol=1e-4, atol=1e-5)
@@ -126,7 +142,8 @@ def lists_that_differ_between_buckets(model: Any, call: Call) -> None:
 
 
 def dense_calls_run_the_models_own_attention(model: Any, call: Call) -> None:
-    """A bucket of DENSE heads costs what the model itself costs: its own processor, no banded launch."""
+    """A bucket of DENSE heads costs what the model itself costs: its own processor, no banded
+    launch."""
     layers = len(layers_of(model))
     table = make_table([[[LOW, HIGH]] * layers, [[DENSE] * HEADS] * layers])
     before, mixed = call(model, (900.0,)), call(model, (900.0, 100.0, 800.0))
@@ -183,7 +200,8 @@ def _grads(model: Any) -> list[torch.Tensor]:
 
 
 def checkpointed_layers_are_computed_again_in_their_own_call(model: Any, call: Call) -> None:
-    """Two forward passes at other timesteps, then one backward: inside the block, after it, and under another table."""
+    """Two forward passes at other timesteps, then one backward: inside the block, after it, and
+    under another table."""
     found = []
     cases = ((None, False), (False, False), (False, True), (True, True))
     for reentrant, late in cases:
@@ -198,7 +216,9 @@ def checkpointed_layers_are_computed_again_in_their_own_call(model: Any, call: C
         if late:
             with enable_frequency_attention(model, uniform(model, [MID, MID])):
                 loss.backward()
-        assert not any(isinstance(layer.processor, FrequencyProcessor) for layer in layers_of(model))
+        assert not any(
+            isinstance(layer.processor, FrequencyProcessor) for layer in layers_of(model)
+        )
         assert model._gradient_checkpointing_func is own
         found.append(_grads(model))
     assert any(bool(grad.any()) for grad in found[0])
@@ -209,14 +229,18 @@ def checkpointed_layers_are_computed_again_in_their_own_call(model: Any, call: C
 
 
 def layers_outside_a_call_are_refused(model: Any, call: Call) -> None:
-    """As where other tools than the model's own recompute activations: a wrong timestep would go unseen."""
+    """As where other tools than the model's own recompute activations: a wrong timestep would go
+    unseen."""
     first = layers_of(model)[0]
     forward = first.forward
-    first.forward = lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    first.forward = lambda *args, **kwargs: checkpoint(
+        forward, *args, use_reentrant=False, **kwargs
+    )
     with enable_frequency_attention(model, swapped(model)):
         loss = call(model).square().mean()
         with pytest.raises(
-            ValueError, match=r"outside a forward pass of its transformer.* enable_gradient_checkpointing\(\)"
+            ValueError,
+            match=r"outside a forward pass of its transformer.* enable_gradient_checkpointing\(\)",
         ):
             loss.backward()
     first.forward = forward
@@ -226,7 +250,10 @@ def layers_outside_a_call_are_refused(model: Any, call: Call) -> None:
 def failed_calls_leave_nothing_behind(model: Any, call: Call) -> None:
     with enable_frequency_attention(model, swapped(model)):
         for wrong in ((1200.0,), (-1.0,), (float("nan"),)):
-            with pytest.raises(ValueError, match=r"timestep is .*; one number or one a sample, from 0 \(clean\) to 1000"):
+            with pytest.raises(
+                ValueError,
+                match=r"timestep is .*; one number or one a sample, from 0 \(clean\) to 1000",
+            ):
                 call(model, wrong)
         last = layers_of(model)[-1]
         hook = last.register_forward_pre_hook(lambda *_: 1 / 0)
@@ -244,7 +271,9 @@ def copies_and_pickles_are_enabled_and_independent(model: Any, call: Call) -> No
     handle.remove()
     assert handle.layer_names == []
     for other in copies:
-        assert len(names) == sum(isinstance(layer.processor, FrequencyProcessor) for layer in layers_of(other))
+        assert len(names) == sum(
+            isinstance(layer.processor, FrequencyProcessor) for layer in layers_of(other)
+        )
         assert torch.equal(call(other), enabled)
         assert torch.equal(call(model), plain)
         disable_frequency_attention(other)
@@ -264,7 +293,10 @@ def saving_writes_the_model_alone(model: Any, call: Call) -> None:
             model.save_pretrained(second)
         files = sorted(path.name for path in Path(first).iterdir())
         assert files == sorted(path.name for path in Path(second).iterdir())
-        assert all((Path(first) / name).read_bytes() == (Path(second) / name).read_bytes() for name in files)
+        assert all(
+            (Path(first) / name).read_bytes() == (Path(second) / name).read_bytes()
+            for name in files
+        )
         loaded = type(model).from_pretrained(second).eval()
     assert not any(isinstance(layer.processor, FrequencyProcessor) for layer in layers_of(loaded))
     torch.testing.assert_close(call(loaded), before, rtol=1e-4, atol=1e-5)
@@ -314,7 +346,9 @@ def what_does_not_fit_is_refused(model: Any, call: Call) -> None:
         with pytest.raises(ValueError, match=r"has frequency attention already: call remove\(\)"):
             enable_frequency_attention(model, uniform(model, [LOW, HIGH]))
         layers[0].set_processor(own)
-        with pytest.raises(ValueError, match=f"was given a {type(own).__name__} after frequency attention"):
+        with pytest.raises(
+            ValueError, match=f"was given a {type(own).__name__} after frequency attention"
+        ):
             call(model)
     layers[0].set_processor(object())
     with pytest.raises(ValueError, match=f"has a object; {type(own).__name__} is allowed"):

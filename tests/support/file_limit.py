@@ -12,7 +12,8 @@ from contextlib import contextmanager
 def file_limit(size: int) -> Iterator[None]:
     """Files end at this size in bytes, as where a quota is used up; needs no rights.
 
-    Only for a block inside a test: pytest's own output would end at this size too where it goes to a file.
+    Only for a block inside a test: pytest's own output would end at this size too where it goes to
+    a file.
     """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -1,4 +1,5 @@
-"""The peer of fused results: torch with weights and slopes of attention rounded as matrix units take them."""
+"""The peer of fused results: torch with weights and slopes of attention rounded as matrix units
+take them."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from freqformer.ops.block_sparse import eager
 
 @contextmanager
 def rounded_weights(dtype: torch.dtype) -> Iterator[None]:
-    """Within it, eager attention rounds its weights and slopes to `dtype`, as a kernel on matrix units must."""
+    """Within it, eager attention rounds its weights and slopes to `dtype`, as a kernel on matrix
+    units must."""
     exact, exact_slopes = eager._weights, eager._slopes
 
     def weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
@@ -37,8 +39,11 @@ def rounded_weights(dtype: torch.dtype) -> Iterator[None]:
         yield
 
 
-def check_call(case: Case, inputs: Inputs, pool: Pool | None = None, *, gradients: bool = False) -> None:
-    """Raise AssertionError unless impl="triton" is as near float64 as its peer, given the same selection."""
+def check_call(
+    case: Case, inputs: Inputs, pool: Pool | None = None, *, gradients: bool = False
+) -> None:
+    """Raise AssertionError unless impl="triton" is as near float64 as its peer, given the same
+    selection."""
     selection = select(case, inputs)
     actual = run(case, inputs, "triton", selection=selection, gradients=gradients)
     if case.dtype == torch.float32:

@@ -8,8 +8,9 @@ from typing import Any
 def patch_language_once() -> None:
     """Let a device function patch the language only where its kernel's launch has not done so.
 
-    The interpreter looks through the whole language at every call of a device function, 1 to 3 ms, to patch what is patched
-    already: most of the time of a small case. Changes nothing where kernels are compiled.
+    The interpreter looks through the whole language at every call of a device function, 1 to 3 ms,
+    to patch what is patched already: most of the time of a small case. Changes nothing where
+    kernels are compiled.
     """
     from triton import knobs
     from triton import language as tl

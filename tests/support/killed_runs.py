@@ -1,6 +1,8 @@
-"""Runs that are killed, each in its own process: `python -m tests.support.killed_runs FOLDER SCENARIO[=NUMBER] ...`.
+"""Runs that are killed, each in its own process: `python -m tests.support.killed_runs FOLDER
+SCENARIO[=NUMBER] ...`.
 
-The imports are paid once: every run is a fork of this process, which itself never computes in several threads.
+The imports are paid once: every run is a fork of this process, which itself never computes in
+several threads.
 """
 
 from __future__ import annotations
@@ -25,7 +27,13 @@ import freqformer.cli
 import freqformer.models.pipeline
 from freqformer.__main__ import main
 from freqformer.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from freqformer.training.config import CheckpointConfig, DataConfig, OptimizerConfig, RunConfig, TrainConfig
+from freqformer.training.config import (
+    CheckpointConfig,
+    DataConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
 from freqformer.training.loader import ClipLoader
 from freqformer.training.loop import train
 from freqformer.training.run import StepReport, TrainingRun
@@ -69,7 +77,9 @@ def config(folder: Path, *, steps: int, every: int, path: Path | None = None) ->
     return TrainConfig(
         str(folder),
         model={"num_layers": 1, "num_heads": 3, "head_dim": 8, "patch_size": [1, 4, 4]},
-        data=DataConfig(path=None if path is None else str(path), num_frames=4, height=16, width=24),
+        data=DataConfig(
+            path=None if path is None else str(path), num_frames=4, height=16, width=24
+        ),
         optimizer=OptimizerConfig(warmup_steps=5),
         run=RunConfig(max_steps=steps, batch_size=1, accumulation=2, device="cpu", progress=False),
         checkpoint=CheckpointConfig(every_steps=every),
@@ -80,13 +90,17 @@ def write_down(path: Path, report: StepReport) -> None:
     """Append the step, its exact figures and the state of every global random generator."""
     states = (random.getstate(), np.random.get_state(), torch.get_rng_state().tolist())  # noqa: NPY002
     digest = hashlib.sha256(repr(states).encode()).hexdigest()
-    figures = [x.hex() for x in (report.loss, report.routing_loss, report.gradient_norm, report.learning_rate)]
+    figures = [
+        x.hex()
+        for x in (report.loss, report.routing_loss, report.gradient_norm, report.learning_rate)
+    ]
     with path.open("a") as file:
         file.write(json.dumps([report.step, figures, digest]) + "\n")
 
 
 def resume(folder: Path) -> None:
-    """20 steps, straight (`straight`), and killed by signal 9 behind step 10 and resumed (`killed`)."""
+    """20 steps, straight (`straight`), and killed by signal 9 behind step 10 and resumed
+    (`killed`)."""
 
     folder.mkdir()
 
@@ -100,7 +114,10 @@ def resume(folder: Path) -> None:
 
     assert wait(start(run("straight", 0))) == 0
     assert wait(start(run("killed", 12))) == -signal.SIGKILL
-    assert newest_checkpoint(folder / "killed" / "checkpoints") == folder / "killed" / "checkpoints" / "step-00000010"
+    assert (
+        newest_checkpoint(folder / "killed" / "checkpoints")
+        == folder / "killed" / "checkpoints" / "step-00000010"
+    )
     assert wait(start(run("killed", 0))) == 0
 
 
@@ -116,7 +133,8 @@ def whole_step(checkpoints: Path) -> int:
 
 
 def strike(chance: random.Random, child: int, reader: int, number: int) -> None:
-    """Send a signal at a random moment: while the run starts, in one of its first steps, or while it saves."""
+    """Send a signal at a random moment: while the run starts, in one of its first steps, or while
+    it saves."""
     # A step is told when it is done, so a slow machine gets as far as a fast one.
     for _ in range(chance.randint(0, 3)):
         os.read(reader, 1)
@@ -126,7 +144,8 @@ def strike(chance: random.Random, child: int, reader: int, number: int) -> None:
 
 
 def kills(folder: Path, number: int) -> None:
-    """Kill a run at random moments, check its newest checkpoint every time, let it end; and the same run without kills."""
+    """Kill a run at random moments, check its newest checkpoint every time, let it end; and the
+    same run without kills."""
     folder.mkdir()
     chance = random.Random(0)
     steps = 3 * number
@@ -151,7 +170,8 @@ def kills(folder: Path, number: int) -> None:
 
 
 def interruptions(folder: Path, number: int) -> None:
-    """End `freqformer train` by Ctrl-C or SIGTERM at random moments; no step but the last would be kept otherwise."""
+    """End `freqformer train` by Ctrl-C or SIGTERM at random moments; no step but the last would be
+    kept otherwise."""
     folder.mkdir()
     chance = random.Random(1)
     steps = 4 * number
@@ -193,7 +213,11 @@ def interruptions(folder: Path, number: int) -> None:
         assert "Traceback" not in said, said
         if status == 128 + asked:
             assert said.splitlines()[-1].startswith("stopped by"), said
-        lines = (folder / "killed.jsonl").read_text().splitlines() if (folder / "killed.jsonl").exists() else []
+        lines = (
+            (folder / "killed.jsonl").read_text().splitlines()
+            if (folder / "killed.jsonl").exists()
+            else []
+        )
         finished = max((json.loads(line)[0] for line in lines), default=0)
         newest = whole_step(folder / "killed" / "checkpoints")
         assert newest == finished, f"step {finished} was done and {newest} is kept: {said}"
@@ -203,10 +227,14 @@ def interruptions(folder: Path, number: int) -> None:
 
 
 def operations(folder: Path) -> None:
-    """Save checkpoints, each time killed before one more file operation, until a save comes through."""
+    """Save checkpoints, each time killed before one more file operation, until a save comes
+    through."""
 
     def save(step: int) -> None:
-        groups = {name: {"weight": torch.full((64,), float(step))} for name in ("model", "ema", "optimizer")}
+        groups = {
+            name: {"weight": torch.full((64,), float(step))}
+            for name in ("model", "ema", "optimizer")
+        }
         save_checkpoint(folder, step, groups, {"step": step}, keep=1)
 
     def save_until(step: int, last: int) -> None:
@@ -236,7 +264,12 @@ def operations(folder: Path) -> None:
         last += 1
 
 
-SCENARIOS = {"resume": resume, "kills": kills, "interruptions": interruptions, "operations": operations}
+SCENARIOS = {
+    "resume": resume,
+    "kills": kills,
+    "interruptions": interruptions,
+    "operations": operations,
+}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

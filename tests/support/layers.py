@@ -9,7 +9,9 @@ from freqformer.grid import tile_layout
 from freqformer.routing import RoutingTable
 
 GRID, HEADS, DIM = Grid(5, 4, 6), 3, 24
-CONFIG = FreqFormerConfig(tile=(2, 2, 3), compression=16, window=(1, 1, 1), mid_tiles=2, summary_tokens=6)
+CONFIG = FreqFormerConfig(
+    tile=(2, 2, 3), compression=16, window=(1, 1, 1), mid_tiles=2, summary_tokens=6
+)
 TIMESTEP = torch.tensor([0.2, 0.9])
 
 
@@ -31,12 +33,17 @@ def make_input(seed: int = 1) -> torch.Tensor:
 def weights_of(layer: torch.nn.Module, *without: str) -> dict[str, torch.Tensor]:
     """A layer's weights for one of other bands, but for names that hold one of `without`."""
     left = ("allocation", *without)
-    return {name: x for name, x in layer.state_dict().items() if not any(part in name for part in left)}
+    return {
+        name: x for name, x in layer.state_dict().items() if not any(part in name for part in left)
+    }
 
 
 def make_rotary(order: str = "raster") -> tuple[torch.Tensor, torch.Tensor]:
     """Tables of one and the same rotation, in either order."""
-    angle = torch.rand(GRID.num_tokens, DIM // HEADS // 2, generator=torch.Generator().manual_seed(2)) * 6
+    angle = (
+        torch.rand(GRID.num_tokens, DIM // HEADS // 2, generator=torch.Generator().manual_seed(2))
+        * 6
+    )
     if order == "tile":
         angle = angle[tile_layout(GRID, CONFIG.tile).raster_to_tile]
     return angle.cos(), angle.sin()

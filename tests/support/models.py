@@ -6,7 +6,13 @@ import torch
 
 from freqformer import FreqFormerTransformer3DModel
 
-FREQUENCY = {"tile": [2, 2, 3], "compression": 16, "window": [1, 1, 1], "mid_tiles": 2, "summary_tokens": 6}
+FREQUENCY = {
+    "tile": [2, 2, 3],
+    "compression": 16,
+    "window": [1, 1, 1],
+    "mid_tiles": 2,
+    "summary_tokens": 6,
+}
 SIZE = {"in_channels": 2, "patch_size": (1, 2, 2), "num_layers": 2, "num_heads": 3, "head_dim": 8}
 TIMESTEP = torch.tensor([200.0, 900.0])
 
@@ -18,7 +24,8 @@ def settings_of(attention: str | None) -> dict:
 
 
 def make_model(**options) -> FreqFormerTransformer3DModel:
-    """A small model. All weights are random: a new model starts as the identity, which would hide mistakes."""
+    """A small model. All weights are random: a new model starts as the identity, which would hide
+    mistakes."""
     torch.manual_seed(0)
     model = FreqFormerTransformer3DModel(**settings_of(options.get("attention")) | options)
     with torch.no_grad():

@@ -1,9 +1,10 @@
-"""The project's error checker: how far a result is from float64, beside how far a peer in the same dtype is.
+"""The project's error checker: how far a result is from float64, beside how far a peer in the same
+dtype is.
 
-Three results of one call are compared: `actual`, of the code under test; `peer`, of trusted code in the same dtype;
-`exact`, of the reference in float64 on the same quantised inputs and the same selection. `check_errors` holds the error
-of actual to a small multiple of the peer's. Nothing here knows which code runs. Random calls come from
-`tests.support.cases`.
+Three results of one call are compared: `actual`, of the code under test; `peer`, of trusted code in
+the same dtype; `exact`, of the reference in float64 on the same quantised inputs and the same
+selection. `check_errors` holds the error of actual to a small multiple of the peer's. Nothing here
+knows which code runs. Random calls come from `tests.support.cases`.
 """
 
 from __future__ import annotations
@@ -30,16 +31,18 @@ class Limits:
 OUTPUT = Limits(mean=1.05, max=1.25)
 GRADIENT = Limits(mean=1.1, max=1.5)
 FEW = {False: Limits(mean=50, max=500), True: Limits(mean=500, max=10_000)}
-"""Of n vectors (tokens of every head) the limits are widened by 1 + few / n, without and with outlier channels.
+"""Of n vectors (tokens of every head) the limits are widened by 1 + few / n, without and with
+outlier channels.
 
-The ratio of two errors is noise where few vectors carry them: of two keys with nearly equal scores, one rounding of a
-score in the hundreds decides which a token takes. It vanishes for large n, and `Pool` takes no notice of it.
+The ratio of two errors is noise where few vectors carry them: of two keys with nearly equal scores,
+one rounding of a score in the hundreds decides which a token takes. It vanishes for large n, and
+`Pool` takes no notice of it.
 """
 ROUNDINGS = {torch.float64: 4.0, torch.float32: 1.0, torch.float16: 0.0, torch.bfloat16: 0.0}
 """Allowed beside the multiple, in units of eps * the exact values' mean (or maximum).
 
-Two orders of the same float32 sum differ by about one rounding. In 16 bit the result's own rounding is in both means; in
-the maximum it is allowed once more, see `_half_place`.
+Two orders of the same float32 sum differ by about one rounding. In 16 bit the result's own rounding
+is in both means; in the maximum it is allowed once more, see `_half_place`.
 """
 
 
@@ -57,7 +60,8 @@ class Error:
 
 
 def limits_for(name: str) -> Limits:
-    """Limits of the tensor `name`: those of gradients where it begins with "grad", else those of outputs."""
+    """Limits of the tensor `name`: those of gradients where it begins with "grad", else those of
+    outputs."""
     return GRADIENT if name.startswith("grad") else OUTPUT
 
 
@@ -69,20 +73,30 @@ def check_errors(
     outliers: bool = False,
     case: object = None,
 ) -> None:
-    """Raise AssertionError with a table unless every tensor of `actual` is as near `exact` as `peer`, within the limits.
+    """Raise AssertionError with a table unless every tensor of `actual` is as near `exact` as
+    `peer`, within the limits.
 
     Args:
-        actual, peer: results by name, in the same dtype; names that begin with "grad" are held to the gradients' limits.
+        actual, peer: results by name, in the same dtype; names that begin with "grad" are held to
+            the gradients' limits.
         exact: float64 results under the same names.
         outliers: whether the inputs have outlier channels.
         case: what was run, printed on failure.
     """
-    assert actual.keys() == peer.keys() == exact.keys(), (sorted(actual), sorted(peer), sorted(exact))
+    assert actual.keys() == peer.keys() == exact.keys(), (
+        sorted(actual),
+        sorted(peer),
+        sorted(exact),
+    )
     lines, failed = [], []
     for name, wanted in exact.items():
         got, beside = actual[name], peer[name]
-        assert got.shape == wanted.shape, f"{name}: shape {tuple(got.shape)}, not {tuple(wanted.shape)}; {case}"
-        assert got.dtype == beside.dtype, f"{name}: {got.dtype}, not the peer's {beside.dtype}; {case}"
+        assert got.shape == wanted.shape, (
+            f"{name}: shape {tuple(got.shape)}, not {tuple(wanted.shape)}; {case}"
+        )
+        assert got.dtype == beside.dtype, (
+            f"{name}: {got.dtype}, not the peer's {beside.dtype}; {case}"
+        )
         assert bool(wanted.isfinite().all()), f"{name}: the float64 result is not finite; {case}"
         if wanted.numel():
             mine, theirs = Error.of(got, wanted), Error.of(beside, wanted)
@@ -91,7 +105,9 @@ def check_errors(
             good = mine.mean <= allowed.mean and mine.max <= allowed.max
             failed += [] if good else [name]
             lines.append(_line(name, got, wanted, mine, theirs, allowed, good))
-    assert not failed, "\n".join([f"errors of {', '.join(failed)} against float64 are too large", *lines, f"case: {case}"])
+    assert not failed, "\n".join(
+        [f"errors of {', '.join(failed)} against float64 are too large", *lines, f"case: {case}"]
+    )
 
 
 def _allowed(name: str, theirs: Error, wanted: Tensor, dtype: torch.dtype, few: Limits) -> Error:
@@ -100,22 +116,29 @@ def _allowed(name: str, theirs: Error, wanted: Tensor, dtype: torch.dtype, few: 
     half = _half_place(largest, dtype)
     own = 0.0 if rounding else half
     return Error(
-        limits.mean * (1 + few.mean / vectors) * theirs.mean + rounding * float(wanted.abs().mean()),
+        limits.mean * (1 + few.mean / vectors) * theirs.mean
+        + rounding * float(wanted.abs().mean()),
         limits.max * (1 + few.max / vectors) * max(theirs.max, half) + own + rounding * largest,
     )
 
 
 def _half_place(largest: float, dtype: torch.dtype) -> float:
-    """Half a unit in the last place of `largest`: what no result in this dtype can promise to stay under.
+    """Half a unit in the last place of `largest`: what no result in this dtype can promise to stay
+    under.
 
-    The largest error is often one of a few values near the largest, and its last rounding adds to what was wrong before or
-    takes from it, by luck: on a GPU, of 80 random calls of a form up to two had a worst gradient on the other side of such
-    a rounding, 1.56 to 2 times the peer's luckier one.
+    The largest error is often one of a few values near the largest, and its last rounding adds to
+    what was wrong before or takes from it, by luck: on a GPU, of 80 random calls of a form up to
+    two had a worst gradient on the other side of such a rounding, 1.56 to 2 times the peer's
+    luckier one.
     """
-    return 0.0 if largest == 0 else torch.finfo(dtype).eps * 2.0 ** math.floor(math.log2(largest)) / 2
+    return (
+        0.0 if largest == 0 else torch.finfo(dtype).eps * 2.0 ** math.floor(math.log2(largest)) / 2
+    )
 
 
-def _line(name: str, got: Tensor, wanted: Tensor, mine: Error, theirs: Error, allowed: Error, good: bool) -> str:
+def _line(
+    name: str, got: Tensor, wanted: Tensor, mine: Error, theirs: Error, allowed: Error, good: bool
+) -> str:
     difference = (got.double() - wanted).abs().nan_to_num(torch.inf)
     worst = tuple(int(i) for i in torch.unravel_index(difference.argmax(), difference.shape))
     return (
@@ -128,34 +151,52 @@ def _line(name: str, got: Tensor, wanted: Tensor, mine: Error, theirs: Error, al
 
 @dataclass
 class Pool:
-    """Geometric means over many calls of the ratio of errors: the limits as they are, without allowance for noise."""
+    """Geometric means over many calls of the ratio of errors: the limits as they are, without
+    allowance for noise."""
 
     logs: dict[tuple[str, torch.dtype], list[tuple[float, float]]] = field(default_factory=dict)
 
-    def add(self, actual: Mapping[str, Tensor], peer: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> None:
+    def add(
+        self, actual: Mapping[str, Tensor], peer: Mapping[str, Tensor], exact: Mapping[str, Tensor]
+    ) -> None:
         """Add the errors of one call."""
-        dtype = next(iter(actual.values())).dtype  # of the output or the first gradient: offsets are always float32
+        dtype = next(
+            iter(actual.values())
+        ).dtype  # of the output or the first gradient: offsets are always float32
         for name, wanted in exact.items():
             if wanted.numel() and float(wanted.abs().max()) > 0:
                 mine, theirs = Error.of(actual[name], wanted), Error.of(peer[name], wanted)
                 # Where both are exact to the last bit the ratio is 1.
                 least = 1e-3 * torch.finfo(actual[name].dtype).eps * float(wanted.abs().mean())
-                ratios = (mine.mean + least) / (theirs.mean + least), (mine.max + least) / (theirs.max + least)
-                self.logs.setdefault((name, dtype), []).append((math.log(ratios[0]), math.log(ratios[1])))
+                ratios = (
+                    (mine.mean + least) / (theirs.mean + least),
+                    (mine.max + least) / (theirs.max + least),
+                )
+                self.logs.setdefault((name, dtype), []).append(
+                    (math.log(ratios[0]), math.log(ratios[1]))
+                )
 
     def ratios(self) -> dict[tuple[str, torch.dtype], Limits]:
-        """Geometric means of the ratios of mean and of maximum errors, by tensor and dtype of the call."""
+        """Geometric means of the ratios of mean and of maximum errors, by tensor and dtype of the
+        call."""
         return {
-            key: Limits(math.exp(fmean(mean for mean, _ in logs)), math.exp(fmean(largest for _, largest in logs)))
+            key: Limits(
+                math.exp(fmean(mean for mean, _ in logs)),
+                math.exp(fmean(largest for _, largest in logs)),
+            )
             for key, logs in self.logs.items()
         }
 
     def check(self, least: int = 20) -> None:
-        """Raise AssertionError unless every ratio is within its limits; fewer than `least` calls are not judged."""
-        judged = {key: ratio for key, ratio in self.ratios().items() if len(self.logs[key]) >= least}
+        """Raise AssertionError unless every ratio is within its limits; fewer than `least` calls
+        are not judged."""
+        judged = {
+            key: ratio for key, ratio in self.ratios().items() if len(self.logs[key]) >= least
+        }
         assert judged, f"no tensor has {least} calls"
         lines = [
-            f"  {name} {dtype}, {len(self.logs[name, dtype])} calls: mean {ratio.mean:.3f}x, max {ratio.max:.3f}x"
+            f"  {name} {dtype}, {len(self.logs[name, dtype])} calls: mean {ratio.mean:.3f}x, max "
+            f"{ratio.max:.3f}x"
             for (name, dtype), ratio in judged.items()
             if not (ratio.mean <= limits_for(name).mean and ratio.max <= limits_for(name).max)
         ]
@@ -164,10 +205,16 @@ class Pool:
 
 @contextmanager
 def nan_filled_allocations() -> Iterator[None]:
-    """Within it, freshly allocated memory holds NaN (integers: their largest value), so reading it shows."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    """Within it, freshly allocated memory holds NaN (integers: their largest value), so reading it
+    shows."""
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(2).isnan().all()  # torch fills memory in its deterministic mode, unless told otherwise
+    assert (
+        torch.empty(2).isnan().all()
+    )  # torch fills memory in its deterministic mode, unless told otherwise
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*deterministic.*", category=UserWarning)

@@ -1,6 +1,8 @@
-"""Frequency attention written out from the design, one query at a time, in float64: slow, and shares no operator code.
+"""Frequency attention written out from the design, one query at a time, in float64: slow, and
+shares no operator code.
 
-It takes tile layout, low box and lists of fixed patterns from the package; those have tests of their own.
+It takes tile layout, low box and lists of fixed patterns from the package; those have tests of
+their own.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def _of_sample(inputs: Inputs, sample: int) -> Inputs:
     learned = inputs.parameters
     if learned is None or learned.summary_offsets is None or learned.summary_offsets.ndim == 2:
         return inputs
-    return replace(inputs, parameters=replace(learned, summary_offsets=learned.summary_offsets[sample]))
+    return replace(
+        inputs, parameters=replace(learned, summary_offsets=learned.summary_offsets[sample])
+    )
 
 
 def _softmax_mean(query: Tensor, keys: list[tuple[Tensor, Tensor, float]]) -> Tensor:
@@ -50,13 +54,25 @@ def _softmax_mean(query: Tensor, keys: list[tuple[Tensor, Tensor, float]]) -> Te
 
 
 def _head(
-    case: Case, inputs: Inputs, sample: int, head: int, band: Band, qkv: tuple[Tensor, ...], chosen: Tensor | None
+    case: Case,
+    inputs: Inputs,
+    sample: int,
+    head: int,
+    band: Band,
+    qkv: tuple[Tensor, ...],
+    chosen: Tensor | None,
 ) -> Tensor:
     query, key, value = qkv
     plan, video = case.plan, case.grid.num_tokens
     layout = plan.layout
-    members = [layout.raster_to_tile[a:b].tolist() for a, b in zip(layout.offsets[:-1], layout.offsets[1:], strict=True)]
-    shown = [inputs.text_mask is None or bool(inputs.text_mask[sample, i]) for i in range(case.num_text_tokens)]
+    members = [
+        layout.raster_to_tile[a:b].tolist()
+        for a, b in zip(layout.offsets[:-1], layout.offsets[1:], strict=True)
+    ]
+    shown = [
+        inputs.text_mask is None or bool(inputs.text_mask[sample, i])
+        for i in range(case.num_text_tokens)
+    ]
     text = [(key[video + i], value[video + i], 0.0) for i, show in enumerate(shown) if show]
     everything = [(key[i], value[i], 0.0) for i in range(video)] + text
     out = torch.zeros_like(query)
@@ -65,7 +81,11 @@ def _head(
     if band == Band.LOW:
         low = [_low_tokens(x[:video], plan) for x in (query, key, value)]
         keys = list(zip(low[1], low[2], plan.low_weights.log().tolist(), strict=True))
-        keys += [entry for b in (Band.MID, Band.HIGH) for entry in _pooled(case, inputs, head, b, key, value)] + text
+        keys += [
+            entry
+            for b in (Band.MID, Band.HIGH)
+            for entry in _pooled(case, inputs, head, b, key, value)
+        ] + text
         low_out = torch.stack([_softmax_mean(token, keys) for token in low[0]])
         out[:video] = _spread(low_out, plan)
         return out
@@ -95,7 +115,13 @@ def _seen(plan: AttentionPlan, band: Band, tile: int, chosen: Tensor | None) -> 
 
 
 def _low_summaries(
-    case: Case, inputs: Inputs, head: int, key: Tensor, value: Tensor, seen: list[int], members: list[list[int]]
+    case: Case,
+    inputs: Inputs,
+    head: int,
+    key: Tensor,
+    value: Tensor,
+    seen: list[int],
+    members: list[list[int]],
 ) -> list[tuple[Tensor, Tensor, float]]:
     cells, offset = case.plan.cells, 0.0
     if inputs.parameters is not None and inputs.parameters.summary_offsets is not None:
@@ -116,13 +142,19 @@ def _pooled(
     learned, plan, video = inputs.parameters, case.plan, case.grid.num_tokens
     if learned is None or learned.summary_queries is None:
         return []
-    offset = 0.0 if learned.summary_offsets is None else float(learned.summary_offsets[head, int(band)])
+    offset = (
+        0.0 if learned.summary_offsets is None else float(learned.summary_offsets[head, int(band)])
+    )
     band_key, band_value = (_band(x[:video], band, plan) for x in (key, value))
-    owner = plan.cells.cell_of_tile.repeat_interleave(plan.layout.counts)[plan.layout.tile_to_raster]
+    owner = plan.cells.cell_of_tile.repeat_interleave(plan.layout.counts)[
+        plan.layout.tile_to_raster
+    ]
     keys = []
     for cell in range(plan.cells.num_cells):
         tokens = (owner == cell).nonzero().flatten()
-        scores = band_key[tokens] @ learned.summary_queries[head, int(band) - 1] * key.shape[-1] ** -0.5
+        scores = (
+            band_key[tokens] @ learned.summary_queries[head, int(band) - 1] * key.shape[-1] ** -0.5
+        )
         weights = scores.softmax(0)
         keys.append((weights @ band_key[tokens], weights @ band_value[tokens], offset))
     return keys
@@ -163,7 +195,8 @@ def _band(x: Tensor, band: Band, plan: AttentionPlan) -> Tensor:
 
 
 def _low_tokens(x: Tensor, plan: AttentionPlan) -> Tensor:
-    """(N, D) -> (M, D): each tile's lowest coefficients as samples, in raster order of the low grid."""
+    """(N, D) -> (M, D): each tile's lowest coefficients as samples, in raster order of the low
+    grid."""
     centres, tokens = [], []
     for own, shape, samples in _boxes(plan):
         tile = x[own].reshape(*shape, -1)
@@ -177,17 +210,24 @@ def _low_tokens(x: Tensor, plan: AttentionPlan) -> Tensor:
     return torch.cat(tokens)[order]
 
 
-def _centres(own: Tensor, shape: tuple[int, ...], samples: tuple[int, ...], plan: AttentionPlan) -> list[tuple]:
+def _centres(
+    own: Tensor, shape: tuple[int, ...], samples: tuple[int, ...], plan: AttentionPlan
+) -> list[tuple]:
     _, height, width = plan.layout.grid.shape
     first = int(own[0])
     corner = (first // (height * width), first // width % height, first % width)
-    axes = [[c + (j + 0.5) * n / m - 0.5 for j in range(m)] for c, n, m in zip(corner, shape, samples, strict=True)]
+    axes = [
+        [c + (j + 0.5) * n / m - 0.5 for j in range(m)]
+        for c, n, m in zip(corner, shape, samples, strict=True)
+    ]
     return [(t, h, w) for t in axes[0] for h in axes[1] for w in axes[2]]
 
 
 def _spread(low: Tensor, plan: AttentionPlan) -> Tensor:
     """Linear interpolation of (M, D) between the low tokens' centres, axis by axis, to (N, D)."""
-    centres = sorted(c for own, shape, samples in _boxes(plan) for c in _centres(own, shape, samples, plan))
+    centres = sorted(
+        c for own, shape, samples in _boxes(plan) for c in _centres(own, shape, samples, plan)
+    )
     axes = [sorted({c[axis] for c in centres}) for axis in range(3)]
     out = low.reshape(*(len(axis) for axis in axes), -1)
     for axis, (places, extent) in enumerate(zip(axes, plan.layout.grid.shape, strict=True)):

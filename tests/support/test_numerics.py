@@ -10,18 +10,26 @@ from torch import Tensor
 SHAPE = (4, 500, 4, 8)
 
 
-def _results(name: str, dtype: torch.dtype, factor: float, seed: int = 0) -> list[dict[str, Tensor]]:
+def _results(
+    name: str, dtype: torch.dtype, factor: float, seed: int = 0
+) -> list[dict[str, Tensor]]:
     """A result with `factor` times the peer's error, the peer, and the exact values."""
     generator = torch.Generator().manual_seed(seed)
     exact = torch.randn(SHAPE, dtype=torch.float64, generator=generator)
-    noise = 20 * torch.finfo(dtype).eps * torch.rand(2, *SHAPE, dtype=torch.float64, generator=generator)
+    noise = (
+        20
+        * torch.finfo(dtype).eps
+        * torch.rand(2, *SHAPE, dtype=torch.float64, generator=generator)
+    )
     peer, actual = (exact + noise[0]).to(dtype), (exact + factor * noise[1]).to(dtype)
     return [{name: actual}, {name: peer}, {name: exact}]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("name", "good", "bad"), [("out", 1.0, 1.2), ("grad_key", 1.05, 1.25)])
-def test_mean_errors_beyond_the_limit_fail(dtype: torch.dtype, name: str, good: float, bad: float) -> None:
+def test_mean_errors_beyond_the_limit_fail(
+    dtype: torch.dtype, name: str, good: float, bad: float
+) -> None:
     check_errors(*_results(name, dtype, good))
     with pytest.raises(AssertionError, match=f"errors of {name}"):
         check_errors(*_results(name, dtype, bad))
@@ -55,7 +63,9 @@ def test_pool_finds_a_small_bias_that_single_calls_hide() -> None:
 
 
 def test_error_and_limits() -> None:
-    error = Error.of(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    error = Error.of(
+        torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    )
     assert (error.mean, error.max) == (pytest.approx(1 / 3), 1.0)
     assert (limits_for("out").mean, limits_for("out").max) == (1.05, 1.25)
     assert (limits_for("grad_value").mean, limits_for("grad_value").max) == (1.1, 1.5)

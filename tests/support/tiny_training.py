@@ -9,7 +9,13 @@ from typing import Any
 from freqformer.training.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
 from freqformer.training.loop import StepReport, train
 
-MODEL = {"num_layers": 1, "num_heads": 2, "head_dim": 8, "patch_size": [1, 4, 4], "routing": "fixed"}
+MODEL = {
+    "num_layers": 1,
+    "num_heads": 2,
+    "head_dim": 8,
+    "patch_size": [1, 4, 4],
+    "routing": "fixed",
+}
 
 
 def tiny_config(folder: Path) -> TrainConfig:

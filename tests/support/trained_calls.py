@@ -1,4 +1,5 @@
-"""Attention calls of a model that has been trained: queries, keys, values and output gradients as they really are."""
+"""Attention calls of a model that has been trained: queries, keys, values and output gradients as
+they really are."""
 
 from __future__ import annotations
 
@@ -19,9 +20,15 @@ HEADS, LAYERS, PATCH = 3, 2, 4
 
 
 def trained_calls(
-    config: FreqFormerConfig, video: tuple[int, int, int], *, head_dim: int, steps: int, device: str = "cpu"
+    config: FreqFormerConfig,
+    video: tuple[int, int, int],
+    *,
+    head_dim: int,
+    steps: int,
+    device: str = "cpu",
 ) -> list[tuple[Case, Inputs]]:
-    """The call of every layer in one more step after `steps` steps on synthetic clips; nothing is scaled.
+    """The call of every layer in one more step after `steps` steps on synthetic clips; nothing is
+    scaled.
 
     Args:
         config: of the attention; one head is LOW, one MID and one HIGH.
@@ -45,7 +52,9 @@ def trained_calls(
         draw = torch.Generator().manual_seed(step)
         clip = clips[step % len(clips)][None]
         noise = torch.randn(clip.shape, generator=draw).to(device)
-        return flow_matching_loss(model, clip, sample_timesteps(1, generator=draw).to(device), noise)
+        return flow_matching_loss(
+            model, clip, sample_timesteps(1, generator=draw).to(device), noise
+        )
 
     for step in range(steps):
         loss_of(step).backward()
@@ -58,13 +67,19 @@ def trained_calls(
 
 
 def _recording(calls: list[tuple[Case, Inputs]]) -> Any:
-    """`frequency_attention`, which leaves its case and its inputs in `calls` when its gradient comes."""
+    """`frequency_attention`, which leaves its case and its inputs in `calls` when its gradient
+    comes."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Tensor:
         out = frequency_attention(query, key, value, **given)
         allocation = tuple(tuple(bands) for bands in given["allocation"].tolist())
         case = Case(
-            given["grid"], given["config"], allocation, query.shape[3], token_order=given["token_order"], learned=LEARNED
+            given["grid"],
+            given["config"],
+            allocation,
+            query.shape[3],
+            token_order=given["token_order"],
+            learned=LEARNED,
         )
 
         def keep(grad_out: Tensor) -> None:

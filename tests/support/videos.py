@@ -13,14 +13,21 @@ import torch
 
 def gradient(frames: int, height: int, width: int) -> torch.Tensor:
     """Smooth frames that differ: uint8 (F, H, W, 3)."""
-    f, y, x = torch.meshgrid(torch.arange(frames), torch.arange(height), torch.arange(width), indexing="ij")
+    f, y, x = torch.meshgrid(
+        torch.arange(frames), torch.arange(height), torch.arange(width), indexing="ij"
+    )
     channels = [255 * x / width, 255 * y / height, 255 * f / max(frames - 1, 1)]
     return torch.stack(channels, -1).to(torch.uint8)
 
 
 def numbered(frames: int, height: int = 32, width: int = 48) -> torch.Tensor:
     """Grey frames; frame i has the value 10 * i, which survives compression."""
-    return (10 * torch.arange(frames)).to(torch.uint8)[:, None, None, None].expand(-1, height, width, 3).contiguous()
+    return (
+        (10 * torch.arange(frames))
+        .to(torch.uint8)[:, None, None, None]
+        .expand(-1, height, width, 3)
+        .contiguous()
+    )
 
 
 def numbers(clip: torch.Tensor) -> list[int]:
@@ -81,7 +88,9 @@ def encode(
             context.color_trc = more["colour_transfer"]
         packets = []
         for i, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(picture.numpy(), format="rgba" if picture.shape[-1] == 4 else "rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                picture.numpy(), format="rgba" if picture.shape[-1] == 4 else "rgb24"
+            )
             frame.pts, frame.time_base = begin + i, 1 / Fraction(rate)
             if times is not None:
                 frame.pts, frame.time_base = times[i], Fraction(1, 1000)
@@ -109,7 +118,9 @@ def _codec_options(codec: str, gop: int | None, more: dict[str, Any]) -> dict[st
     return options | more.get("options", {})
 
 
-def with_sound(path: Path, *, frames: int, seconds: float, delay: float = 0.0, rate: int = 12) -> Path:
+def with_sound(
+    path: Path, *, frames: int, seconds: float, delay: float = 0.0, rate: int = 12
+) -> Path:
     """Numbered frames that begin after `delay` seconds, and silence from 0 to `seconds`."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("mpeg4", rate=rate)
@@ -121,7 +132,9 @@ def with_sound(path: Path, *, frames: int, seconds: float, delay: float = 0.0, r
             container.mux(video.encode(frame))
         container.mux(video.encode())
         for i in range(round(seconds * 44100 / 1024)):
-            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            silence = av.AudioFrame.from_ndarray(
+                np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+            )
             silence.sample_rate, silence.pts, silence.time_base = (
                 44100,
                 i * 1024,

@@ -16,7 +16,9 @@ PROJECT = tomllib.loads((versions.ROOT / "pyproject.toml").read_text(encoding="u
 RESULTS: dict[str, Any] = {"cases": {}}
 if versions.RESULTS.exists():
     RESULTS = json.loads(versions.RESULTS.read_text(encoding="utf-8"))
-needs_results = pytest.mark.skipif(not RESULTS["cases"], reason="no results of `make test-versions` are committed yet")
+needs_results = pytest.mark.skipif(
+    not RESULTS["cases"], reason="no results of `make test-versions` are committed yet"
+)
 
 
 def bounds(requirements: list[str], name: str) -> tuple[str, str]:
@@ -59,7 +61,9 @@ def test_each_torch_was_tested_with_its_own_triton() -> None:
 
 
 def test_a_lower_diffusers_has_a_case_of_its_own(monkeypatch: Any) -> None:
-    newest = versions.pin((versions.LOCKS / "torch-2.13.txt").read_text(encoding="utf-8"), "diffusers")
+    newest = versions.pin(
+        (versions.LOCKS / "torch-2.13.txt").read_text(encoding="utf-8"), "diffusers"
+    )
     monkeypatch.setattr(versions, "lowest_diffusers", lambda: "0.1")
     assert versions.cases(["2.13"]) == [versions.Case("2.13"), versions.Case("2.13", "0.1")]
     monkeypatch.setattr(versions, "lowest_diffusers", lambda: newest)
@@ -67,7 +71,9 @@ def test_a_lower_diffusers_has_a_case_of_its_own(monkeypatch: Any) -> None:
 
 
 def test_tests_that_are_run_exist() -> None:
-    assert all((versions.ROOT / place).exists() for places in versions.GROUPS.values() for place in places)
+    assert all(
+        (versions.ROOT / place).exists() for places in versions.GROUPS.values() for place in places
+    )
 
 
 def test_the_table() -> None:

@@ -13,14 +13,24 @@ from tests.support.damage import flip_bits
 from tests.support.file_limit import file_limit
 
 from freqformer._files import MANIFEST_NAME
-from freqformer.training.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint, save_checkpoint
+from freqformer.training.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 
 GROUPS = ("model", "ema", "optimizer")
 
 
 def save(folder: Path, step: int, *, size: int = 64, keep: int = 2) -> Path:
-    groups = {name: {"a.weight": torch.full((size,), float(step)), "b": torch.tensor(i)} for i, name in enumerate(GROUPS)}
-    return save_checkpoint(folder, step, groups, {"step": step, "nested": {"list": [1, "x", None]}}, keep=keep)
+    groups = {
+        name: {"a.weight": torch.full((size,), float(step)), "b": torch.tensor(i)}
+        for i, name in enumerate(GROUPS)
+    }
+    return save_checkpoint(
+        folder, step, groups, {"step": step, "nested": {"list": [1, "x", None]}}, keep=keep
+    )
 
 
 def assert_loads(folder: Path, step: int) -> None:
@@ -35,7 +45,9 @@ def assert_loads(folder: Path, step: int) -> None:
         assert int(groups[name]["b"]) == i
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8]
+)
 def test_tensors_come_back_bit_for_bit(tmp_path, dtype):
     tensors = {
         "x": torch.randn(3, 5).mul(100).to(dtype),
@@ -117,7 +129,9 @@ def rewrite(**values):
     def change(path: Path) -> None:
         old(path.parent)
         record = {**json.loads(path.read_text()), **values}
-        path.write_text(json.dumps({key: value for key, value in record.items() if value is not None}))
+        path.write_text(
+            json.dumps({key: value for key, value in record.items() if value is not None})
+        )
 
     return change
 
@@ -138,12 +152,28 @@ def rewrite(**values):
         ("state.json", rewrite(state=[]), r"lacks its groups or state"),
         ("state.json", write_old("[]"), r"state\.json holds list; an object is allowed"),
         ("state.json", write_old('{"a":' * 10**5), r"state\.json can't be read \(nested"),
-        ("state.json", rewrite(step=10**30), r"state\.json can't be read \(an integer beyond 64 bits\)"),
+        (
+            "state.json",
+            rewrite(step=10**30),
+            r"state\.json can't be read \(an integer beyond 64 bits\)",
+        ),
         ("model.safetensors", garble, r"model\.safetensors is damaged"),
-        ("state.json", rewrite(groups={"../../secret": 3}), r"names groups \['\.\./\.\./secret'\] outside its folder"),
-        ("state.json", rewrite(groups={"/etc/secret": 3}), r"names groups \['/etc/secret'\] outside its folder"),
+        (
+            "state.json",
+            rewrite(groups={"../../secret": 3}),
+            r"names groups \['\.\./\.\./secret'\] outside its folder",
+        ),
+        (
+            "state.json",
+            rewrite(groups={"/etc/secret": 3}),
+            r"names groups \['/etc/secret'\] outside its folder",
+        ),
         (MANIFEST_NAME, empty, r"manifest\.json can't be read"),
-        ("state.json", rewrite(groups={"model": 3}), r"model\.safetensors has \d+ bytes and 3 bytes were written"),
+        (
+            "state.json",
+            rewrite(groups={"model": 3}),
+            r"model\.safetensors has \d+ bytes and 3 bytes were written",
+        ),
     ],
 )
 def test_damage_is_named_and_the_one_before_is_taken(tmp_path, caplog, name, damage, message):
@@ -187,7 +217,9 @@ def test_every_flipped_bit_is_named_and_the_one_before_is_taken(tmp_path, caplog
 def test_where_all_are_damaged_each_is_named(tmp_path):
     for step in (10, 20):
         cut(save(tmp_path, step) / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"no whole checkpoint: .*step-00000020.*; .*step-00000010"):
+    with pytest.raises(
+        CheckpointError, match=r"no whole checkpoint: .*step-00000020.*; .*step-00000010"
+    ):
         newest_checkpoint(tmp_path)
 
 
@@ -195,7 +227,10 @@ def test_a_second_run_removes_nothing(tmp_path):
     """F101: a run that began at step 100 finds that another has gone on from there."""
     for step in (100, 9000, 10_000):
         save(tmp_path, step)
-    with pytest.raises(CheckpointError, match=r"step-0000\d+ is later than step 200 of this run, so another run writes"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"step-0000\d+ is later than step 200 of this run, so another run writes",
+    ):
         save(tmp_path, 200)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00009000", "step-00010000"]
 
@@ -204,7 +239,10 @@ def test_what_a_user_put_into_a_checkpoint_is_kept(tmp_path, caplog):
     (save(tmp_path, 1) / "notes.txt").write_text("mine")
     save(tmp_path, 2, keep=1)
     assert (tmp_path / "step-00000001" / "notes.txt").read_text() == "mine"
-    assert "step-00000001 holds what this package did not write there as its own checkpoint (notes.txt)" in caplog.text
+    assert (
+        "step-00000001 holds what this package did not write there as its own checkpoint "
+        "(notes.txt)" in caplog.text
+    )
 
 
 def test_checkpoints_on_another_disk(tmp_path):
@@ -239,7 +277,10 @@ def test_full_disk(small_disk, free_kib):
     free = os.statvfs(small_disk)
     with (small_disk / "filler").open("wb") as file:
         file.write(bytes(max(free.f_bavail * free.f_bsize - free_kib * 1024, 0)))
-    with pytest.raises(CheckpointError, match=r"step-00000020 can't be written: .*[Nn]o space left on device.*free space"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"step-00000020 can't be written: .*[Nn]o space left on device.*free space",
+    ):
         save(small_disk, 20, size=16_000)
     assert sorted(path.name for path in small_disk.iterdir()) == ["filler", "step-00000010"]
     assert_loads(small_disk, 10)
@@ -250,7 +291,10 @@ def test_full_disk(small_disk, free_kib):
 
 def test_a_file_that_may_not_grow(tmp_path):
     save(tmp_path, 10)
-    with file_limit(32 * 1024), pytest.raises(CheckpointError, match=r"step-00000020 can't be written: .*too large"):
+    with (
+        file_limit(32 * 1024),
+        pytest.raises(CheckpointError, match=r"step-00000020 can't be written: .*too large"),
+    ):
         save(tmp_path, 20, size=16_000)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
     assert_loads(tmp_path, 10)

@@ -102,7 +102,9 @@ def test_json_round_trip():
         run=RunConfig(max_seconds=3.0, precision="bf16"),
     )
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert TrainConfig.from_dict({"output": "out", "run": {"seed": 3}}) == TrainConfig("out", run=RunConfig(seed=3))
+    assert TrainConfig.from_dict({"output": "out", "run": {"seed": 3}}) == TrainConfig(
+        "out", run=RunConfig(seed=3)
+    )
     assert replace(config, output="elsewhere") != config
 
 
@@ -111,9 +113,15 @@ def test_json_round_trip():
     [
         ({"output": "out", "modle": {}}, r"config has unknown fields \['modle'\]"),
         ({"output": "out", "run": {"steps": 3}}, r"run has unknown fields \['steps'\]"),
-        ({"output": "out", "run": 3}, r"run is 3; an object with fields of .*'max_steps'.* is allowed"),
+        (
+            {"output": "out", "run": 3},
+            r"run is 3; an object with fields of .*'max_steps'.* is allowed",
+        ),
         ({"output": "out", "run": []}, r"run is \[\]; an object with fields"),
-        ({"output": "out", "data": "videos/"}, r"data is 'videos/'; an object with fields of \['path'"),
+        (
+            {"output": "out", "data": "videos/"},
+            r"data is 'videos/'; an object with fields of \['path'",
+        ),
         ({"output": "out", "data": None}, r"data is None; an object with fields"),
         ({}, r"config lacks \['output'\]; give it"),
         ([], r"config is \[\]; an object with fields"),
@@ -126,13 +134,17 @@ def test_fields_that_are_unknown_missing_or_no_objects_are_refused(values, messa
 
 
 def test_a_model_that_takes_text_is_refused_before_anything_starts():
-    with pytest.raises(ValueError, match=r"model has text_dim=32; None is allowed: training feeds no text.*Leave"):
+    with pytest.raises(
+        ValueError, match=r"model has text_dim=32; None is allowed: training feeds no text.*Leave"
+    ):
         TrainConfig("out", model={"text_dim": 32})
     assert TrainConfig("out", model={"text_dim": None}).model == {"text_dim": None}
 
 
 def test_clips_beyond_any_memory_are_refused():
-    with pytest.raises(ValueError, match=r"num_frames, height and width are 100000 x 65536 x 65536; .* at most"):
+    with pytest.raises(
+        ValueError, match=r"num_frames, height and width are 100000 x 65536 x 65536; .* at most"
+    ):
         DataConfig(num_frames=100_000, height=65_536, width=65_536)
 
 
@@ -151,19 +163,42 @@ def test_a_model_nested_without_end_is_refused():
 
 
 FIELDS = {
-    name: [item.name for item in fields(kind)] for name, kind in get_type_hints(TrainConfig).items() if is_dataclass(kind)
+    name: [item.name for item in fields(kind)]
+    for name, kind in get_type_hints(TrainConfig).items()
+    if is_dataclass(kind)
 }
-EDGES = [0, 1, -1, 0.5, 2**63, 10**400, 1e308, math.nan, math.inf, "", "auto", "videos/\0", None, True, [], {}]
+EDGES = [
+    0,
+    1,
+    -1,
+    0.5,
+    2**63,
+    10**400,
+    1e308,
+    math.nan,
+    math.inf,
+    "",
+    "auto",
+    "videos/\0",
+    None,
+    True,
+    [],
+    {},
+]
 VALUES = st.recursive(
     st.sampled_from(EDGES) | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 SECTIONS = {
     name: VALUES | st.dictionaries(st.sampled_from(names) | st.text(max_size=4), VALUES, max_size=4)
     for name, names in FIELDS.items()
 }
-CONFIGS = VALUES | st.fixed_dictionaries({"output": VALUES | st.just("out")}, optional={"model": VALUES, **SECTIONS})
+CONFIGS = VALUES | st.fixed_dictionaries(
+    {"output": VALUES | st.just("out")}, optional={"model": VALUES, **SECTIONS}
+)
 
 
 @settings(max_examples=300, deadline=None)

@@ -27,7 +27,8 @@ CLIP = DataConfig(num_frames=4, height=16, width=24, fps=FPS, workers=2)
 
 
 def frames(number: int, length: int) -> torch.Tensor:
-    """Grey frames that name their file and rise with time, and survive compression: uint8 (length, 16, 24, 3)."""
+    """Grey frames that name their file and rise with time, and survive compression: uint8 (length,
+    16, 24, 3)."""
     grey = torch.tensor([20 + 4 * i for i in range(length)], dtype=torch.uint8)
     clip = grey.view(-1, 1, 1, 1).repeat(1, 16, 24, 3)
     clip[:, :, 12:] = 10 * number
@@ -76,7 +77,9 @@ def test_clips_follow_from_seed_and_index_alone(videos):
     first, second = (ClipFolder(at(videos), seed=3) for _ in range(2))
     for i in (5, 0, 17):
         assert torch.equal(first.load(i).pixels, second.load(i).pixels)
-    assert first.fingerprint() == second.fingerprint() != ClipFolder(at(videos), seed=4).fingerprint()
+    assert (
+        first.fingerprint() == second.fingerprint() != ClipFolder(at(videos), seed=4).fingerprint()
+    )
     assert first.load(0).pixels.shape == (3, 4, 16, 24)
     assert first.bad_files == {}
 
@@ -99,7 +102,9 @@ def test_a_single_file_and_its_own_rate(videos, tmp_path):
         for i in range(4):
             clip = source.load(i).pixels
             begin = start_frame(clip)
-            expected = to_unit(read_clip(path, start=begin / 16, num_frames=4, fps=fps, height=16, width=24))
+            expected = to_unit(
+                read_clip(path, start=begin / 16, num_frames=4, fps=fps, height=16, width=24)
+            )
             assert (clip - expected).abs().max() <= 8 / 127.5, "the same frames, to one frame"
 
 
@@ -109,7 +114,9 @@ def test_a_bad_file_is_named_skipped_and_replaced(copy, caplog):
         source = ClipFolder(at(copy), seed=0)
     assert list(source.bad_files) == [copy / "07.mp4"]
     assert "07.mp4" in caplog.text
-    assert Counter(file_number(source.load(i).pixels) for i in range(40)) == {i: 2 for i in range(21) if i != 7}
+    assert Counter(file_number(source.load(i).pixels) for i in range(40)) == {
+        i: 2 for i in range(21) if i != 7
+    }
 
 
 def test_a_file_that_breaks_while_training_is_replaced_alike_every_time(copy, caplog):
@@ -123,7 +130,10 @@ def test_a_file_that_breaks_while_training_is_replaced_alike_every_time(copy, ca
     def take(start: int) -> tuple[torch.Tensor, list[str]]:
         caplog.clear()
         intact.bad_files.clear()
-        with caplog.at_level(logging.WARNING), ClipLoader(intact, count(start), seed=0, workers=3, ahead=6) as loader:
+        with (
+            caplog.at_level(logging.WARNING),
+            ClipLoader(intact, count(start), seed=0, workers=3, ahead=6) as loader,
+        ):
             clips, _ = loader.take(42 - start)
         return clips, [record.getMessage() for record in caplog.records]
 
@@ -153,7 +163,9 @@ def test_bad_files_are_left_out_however_many_and_named_up_to_a_number(copy, capl
     assert "and 10 more" in message
 
 
-def test_files_that_break_while_training_are_named_and_left_out_as_long_as_one_is_whole(copy, caplog):
+def test_files_that_break_while_training_are_named_and_left_out_as_long_as_one_is_whole(
+    copy, caplog
+):
     source = ClipFolder(at(copy, cache_mib=0), seed=0)
     for i in range(21):
         if i != 13:
@@ -163,7 +175,9 @@ def test_files_that_break_while_training_are_named_and_left_out_as_long_as_one_i
     assert {file_number(clip) for clip in clips} == {13}
     assert len(source.bad_files) == len(caplog.records) == 20
     (copy / "13.mp4").unlink()
-    with pytest.raises(VideoError, match=r"(?s)none of the 21 videos .*still there.*\d\d\.mp4.*and 11 more"):
+    with pytest.raises(
+        VideoError, match=r"(?s)none of the 21 videos .*still there.*\d\d\.mp4.*and 11 more"
+    ):
         source.load(0)
 
 
@@ -188,13 +202,18 @@ def test_whatever_a_file_makes_the_decoder_raise_it_is_skipped(copy, monkeypatch
     for i in range(42):
         whole.report(whole.load(i))
     assert {path.name for path in whole.bad_files} == set(errors)
-    assert all(name in reason for name, reason in zip(sorted(errors), sorted(whole.bad_files.values()), strict=True))
+    assert all(
+        name in reason
+        for name, reason in zip(sorted(errors), sorted(whole.bad_files.values()), strict=True)
+    )
 
 
 def test_a_lone_bad_file_stops_the_run(tmp_path):
     path = tmp_path / "notes.mp4"
     path.write_text("no video")
-    with pytest.raises(VideoError, match=r"(?s)holds no video that can be read .*notes\.mp4 can't be read"):
+    with pytest.raises(
+        VideoError, match=r"(?s)holds no video that can be read .*notes\.mp4 can't be read"
+    ):
         ClipFolder(at(path), seed=0)
     write_video(frames(0, 8), path, FPS)
     source = ClipFolder(at(path, cache_mib=0), seed=0)
@@ -210,7 +229,9 @@ def test_short_files_are_left_out_and_named(copy, caplog):
     assert "00.mp4 lasts 0.250 s" in caplog.text
     assert source.bad_files == {}
     assert all(file_number(source.load(i).pixels) != 0 for i in range(40))
-    with pytest.raises(VideoError, match=r"(?s)is as long as a clip \(20 s\).*00\.mp4 lasts 0\.250 s.*and 11 more"):
+    with pytest.raises(
+        VideoError, match=r"(?s)is as long as a clip \(20 s\).*00\.mp4 lasts 0\.250 s.*and 11 more"
+    ):
         ClipFolder(at(copy, num_frames=160), seed=0)
 
 
@@ -244,7 +265,10 @@ def test_a_cached_video_that_is_damaged_gives_its_whole_clips(copy):
 
 
 def mean_greys(source: ClipFolder, clips: int) -> list[list[int]]:
-    return [[round(float(f.float().mean())) for f in from_unit(source.load(i).pixels)] for i in range(clips)]
+    return [
+        [round(float(f.float().mean())) for f in from_unit(source.load(i).pixels)]
+        for i in range(clips)
+    ]
 
 
 def test_variable_frame_rates_are_cached_frame_by_frame(tmp_path):
@@ -257,12 +281,16 @@ def test_variable_frame_rates_are_cached_frame_by_frame(tmp_path):
     assert max(len(set(clip)) for clip in greys[0]) == 8
 
 
-@pytest.mark.parametrize("rate", [Fraction(24000, 1001), Fraction(30000, 1001), Fraction(60000, 1001)])
+@pytest.mark.parametrize(
+    "rate", [Fraction(24000, 1001), Fraction(30000, 1001), Fraction(60000, 1001)]
+)
 def test_the_last_frame_is_kept_at_ntsc_rates(tmp_path, rate):
     """F83."""
     path = encode(tmp_path / "ntsc.mkv", numbered(17, 16, 24), rate=rate)
     for mib in (256, 0):
-        (clip,) = mean_greys(ClipFolder(at(path, num_frames=17, fps=float(rate), cache_mib=mib), seed=0), 1)
+        (clip,) = mean_greys(
+            ClipFolder(at(path, num_frames=17, fps=float(rate), cache_mib=mib), seed=0), 1
+        )
         assert [round(grey / 10) for grey in clip] == list(range(17))
 
 
@@ -278,7 +306,9 @@ def test_frames_that_last_for_weeks_are_refused_and_the_others_go_on(copy, caplo
     """F108: a file of 10 KB must not make work for minutes."""
     for name, length in (("weeks.y4m", 10_000_000), ("hours.y4m", 10_000)):
         frame = b"FRAME\n" + b"\x80" * 384
-        (copy / name).write_bytes(f"YUV4MPEG2 W16 H16 F1:{length} Ip A1:1 C420jpeg\n".encode() + frame * 24)
+        (copy / name).write_bytes(
+            f"YUV4MPEG2 W16 H16 F1:{length} Ip A1:1 C420jpeg\n".encode() + frame * 24
+        )
     source = ClipFolder(at(copy), seed=0)
     assert [path.name for path in source.bad_files] == ["weeks.y4m"]
     assert "2.4e+08 s" in source.bad_files[copy / "weeks.y4m"]

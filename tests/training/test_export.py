@@ -46,7 +46,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     folder = Path(config.output)
     first: list[int] = []
-    train(replace(config, run=replace(config.run, part_seconds=0.001)), on_step=lambda report: first.append(report.step))
+    train(
+        replace(config, run=replace(config.run, part_seconds=0.001)),
+        on_step=lambda report: first.append(report.step),
+    )
     assert first == [1]
     (folder / "train.json").write_text(json.dumps(config.to_dict()))
     with pytest.raises(ValueError, match="is 25% done; a whole run is allowed"):
@@ -79,14 +82,19 @@ def test_it_loads_and_generates_at_its_size(exported: Path) -> None:
 
 
 def test_it_names_no_folder_of_the_machine_that_made_it(run: Path, exported: Path) -> None:
-    files = [path for path in exported.rglob("*.json") if path.name not in ("train.json", "record.json")]
+    files = [
+        path for path in exported.rglob("*.json") if path.name not in ("train.json", "record.json")
+    ]
     assert len(files) >= 3
     for path in files:
         assert str(run) not in path.read_text(encoding="utf-8"), path
 
 
 def test_the_card_tells_what_the_records_say(run: Path, exported: Path) -> None:
-    card, facts = (exported / "README.md").read_text(), json.loads((exported / "record.json").read_text())
+    card, facts = (
+        (exported / "README.md").read_text(),
+        json.loads((exported / "record.json").read_text()),
+    )
     config = TrainConfig.from_dict(json.loads((exported / "train.json").read_text()))
     assert facts["bytes"] == (exported / WEIGHTS).stat().st_size
     assert [vars(part) for part in read_parts(run)] == facts["parts"]
@@ -95,7 +103,12 @@ def test_the_card_tells_what_the_records_say(run: Path, exported: Path) -> None:
     for part in facts["parts"]:
         assert f"| {part['first_step']} to {part['last_step']} | {part['clips']} |" in card
         assert f"{part['loss']:.4f}" in card
-    for text in (f"**{facts['fresh_loss']:.4f}**", "danielbuechele", "Rachel Michetti", "4 frames of 24 x 16"):
+    for text in (
+        f"**{facts['fresh_loss']:.4f}**",
+        "danielbuechele",
+        "Rachel Michetti",
+        "4 frames of 24 x 16",
+    ):
         assert text in card
     assert "70%" not in card
     assert "$" not in card
@@ -111,7 +124,9 @@ def test_the_fresh_loss_of_a_model_that_says_grey_follows_from_the_clips(exporte
     source = clip_source(config.data, seed)
     timesteps = sample_timesteps(8, 1.0, derive_generator(seed, "timestep")).clamp_min(LEAST_NOISE)
     # x_t / t - (noise - clip) = clip / t.
-    expected = sum(float((source.load(i).pixels / t).square().mean()) for i, t in enumerate(timesteps)) / 8
+    expected = (
+        sum(float((source.load(i).pixels / t).square().mean()) for i, t in enumerate(timesteps)) / 8
+    )
     assert fresh_loss(pipeline, config, clips=8) == pytest.approx(expected, rel=1e-4)
 
 
@@ -121,7 +136,10 @@ def test_only_an_earlier_export_is_replaced(run: Path, exported: Path, tmp_path:
     photos.mkdir()
     (photos / "wedding.jpg").write_text("x")
     for target, named in ((photos, r"wedding\.jpg"), (run / "pipeline", r"model_index\.json")):
-        with pytest.raises(CheckpointError, match=rf"did not write there as its own export \({named}.* is kept as it is"):
+        with pytest.raises(
+            CheckpointError,
+            match=rf"did not write there as its own export \({named}.* is kept as it is",
+        ):
             export_model(run, target)
     assert [path.name for path in photos.iterdir()] == ["wedding.jpg"]
     FreqFormerPipeline.from_pretrained(str(run / "pipeline"))
@@ -138,7 +156,9 @@ def test_only_an_earlier_export_is_replaced(run: Path, exported: Path, tmp_path:
 
 
 @pytest.mark.parametrize("count", [22, pytest.param(500, marks=pytest.mark.slow)])
-def test_every_flipped_bit_of_an_export_is_named(exported: Path, tmp_path: Path, caplog, count: int) -> None:
+def test_every_flipped_bit_of_an_export_is_named(
+    exported: Path, tmp_path: Path, caplog, count: int
+) -> None:
     """F107: where loading does not depend on the file, in a warning."""
     folder = tmp_path / "model"
     shutil.copytree(exported, folder)

@@ -1,4 +1,5 @@
-"""A signal ends a run after its step, with all that the step gave; so do clips that can't be had."""
+"""A signal ends a run after its step, with all that the step gave; so do clips that can't be
+had."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def test_a_signal_keeps_the_step_that_is_done_and_the_run_goes_on(config, number
         if report.step == 2:
             os.kill(os.getpid(), number)
 
-    with pytest.raises(Interrupted, match=r"stopped by .* after step 2, which .*out keeps: the same command") as raised:
+    with pytest.raises(
+        Interrupted, match=r"stopped by .* after step 2, which .*out keeps: the same command"
+    ) as raised:
         train(config, on_step=stop)
     assert raised.value.signal == number
     assert "finishing the step; once more to stop now" in capfd.readouterr().err

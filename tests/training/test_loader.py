@@ -10,7 +10,14 @@ from threading import Event, get_ident
 import pytest
 import torch
 
-from freqformer.training.loader import BadFile, Clip, ClipLoader, ClipSource, DrawingLoader, DrawnClips
+from freqformer.training.loader import (
+    BadFile,
+    Clip,
+    ClipLoader,
+    ClipSource,
+    DrawingLoader,
+    DrawnClips,
+)
 
 
 class Numbered(ClipSource):
@@ -97,7 +104,11 @@ class Counted(DrawnClips):
     """Clips filled with their numbers."""
 
     def draw(self, indices: Sequence[int], device: torch.device) -> torch.Tensor:
-        return torch.tensor(indices, dtype=torch.float32, device=device).view(-1, 1, 1, 1, 1).expand(-1, 3, 2, 4, 5)
+        return (
+            torch.tensor(indices, dtype=torch.float32, device=device)
+            .view(-1, 1, 1, 1, 1)
+            .expand(-1, 3, 2, 4, 5)
+        )
 
     def fingerprint(self) -> str:
         return "counted"

@@ -20,7 +20,12 @@ import freqformer
 from freqformer import FreqFormerPipeline, FreqFormerTransformer3DModel
 from freqformer._files import locked
 from freqformer.media import VideoError
-from freqformer.training.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint, save_checkpoint
+from freqformer.training.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from freqformer.training.config import (
     DataConfig,
     OptimizerConfig,
@@ -33,7 +38,13 @@ from freqformer.training.run import TrainingError
 
 ROOT = Path(__file__).parents[2]
 VIDEO = Path(freqformer.__file__).parent / "assets" / "pagoda.mp4"
-MODEL = {"num_layers": 1, "num_heads": 3, "head_dim": 8, "patch_size": [1, 4, 4], "routing": "learned"}
+MODEL = {
+    "num_layers": 1,
+    "num_heads": 3,
+    "head_dim": 8,
+    "patch_size": [1, 4, 4],
+    "routing": "learned",
+}
 
 
 @pytest.fixture
@@ -52,7 +63,9 @@ def changed(config: TrainConfig, section: str, **values) -> TrainConfig:
     return replace(config, **{section: replace(getattr(config, section), **values)})
 
 
-def run(config: TrainConfig, model: FreqFormerTransformer3DModel | None = None) -> tuple[list, Path]:
+def run(
+    config: TrainConfig, model: FreqFormerTransformer3DModel | None = None
+) -> tuple[list, Path]:
     reports = []
     return reports, train(config, model=model, on_step=reports.append)
 
@@ -73,9 +86,14 @@ def test_a_run_reports_saves_and_logs(config):
     output = Path(config.output)
     shown = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
     assert shown == ["checkpoints", "logs", "parts.json", "pipeline", "train.json"]
-    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["step-00000004", "step-00000005"]
+    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == [
+        "step-00000004",
+        "step-00000005",
+    ]
     assert pipeline == output / "pipeline"
-    assert not [path for path in output.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".pth")]
+    assert not [
+        path for path in output.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".pth")
+    ]
     log = EventAccumulator(str(output / "logs"))
     log.Reload()
     for name in ("loss", "learning_rate", "gradient_norm", "routing_loss"):
@@ -94,12 +112,15 @@ def test_the_pipeline_has_the_average_and_the_shift(config):
     assert all(torch.equal(saved[name], average) for name, average in groups["ema"].items())
     assert any(not torch.equal(saved[name], groups["model"][name]) for name in saved)
     assert pipeline.scheduler.config["shift"] == resolution_shift(8 * 32 * 48) > 1
-    frames = pipeline(8, 64, 96, num_inference_steps=2, generator=torch.Generator().manual_seed(0)).frames
+    frames = pipeline(
+        8, 64, 96, num_inference_steps=2, generator=torch.Generator().manual_seed(0)
+    ).frames
     assert bool(torch.as_tensor(frames).isfinite().all())
 
 
 def test_the_average_follows_its_rule(config):
-    """The first update takes the weights; the n-th keeps (1 + n) / (10 + n) of the average, at most the decay."""
+    """The first update takes the weights; the n-th keeps (1 + n) / (10 + n) of the average, at most
+    the decay."""
     config = changed(changed(config, "checkpoint", every_steps=1, keep=4), "run", max_steps=4)
     config = changed(config, "optimizer", ema_decay=0.25)
     run(config)
@@ -119,12 +140,19 @@ def test_accumulation_is_the_big_batch(config):
         split = replace(config, output=f"{config.output}-{batch}")
         split = changed(split, "run", batch_size=batch, accumulation=4 // batch)
         reports, _ = run(split)
-        results.append(([r.loss for r in reports], [r.gradient_norm for r in reports], checkpoint(split, 3)[0]["model"]))
+        results.append(
+            (
+                [r.loss for r in reports],
+                [r.gradient_norm for r in reports],
+                checkpoint(split, 3)[0]["model"],
+            )
+        )
     for losses, norms, weights in results[1:]:
         assert losses == pytest.approx(results[0][0], rel=1e-5)
         assert norms == pytest.approx(results[0][1], rel=1e-4)
         for name, weight in weights.items():
-            # Adam divides by the gradient's own size, so rounding in tiny gradients shows up to the learning rate's scale.
+            # Adam divides by the gradient's own size, so rounding in tiny gradients shows up to the
+            # learning rate's scale.
             assert float((weight - results[0][2][name]).abs().double().mean()) < 2e-5, name
 
 
@@ -133,17 +161,29 @@ def test_gradients_are_clipped(config):
     config = changed(config, "run", max_steps=1)
     moments = {}
     for limit in (1e9, 1e-3):
-        limited = replace(changed(config, "optimizer", max_grad_norm=limit), output=f"{config.output}-{limit}")
+        limited = replace(
+            changed(config, "optimizer", max_grad_norm=limit), output=f"{config.output}-{limit}"
+        )
         reports, _ = run(limited)
         # After one step the first moment is (1 - beta1) times the clipped gradient.
-        first = [x for name, x in checkpoint(limited, 1)[0]["optimizer"].items() if name.endswith("/exp_avg")]
+        first = [
+            x
+            for name, x in checkpoint(limited, 1)[0]["optimizer"].items()
+            if name.endswith("/exp_avg")
+        ]
         moments[limit] = float(torch.cat([x.flatten() for x in first]).norm()) / 0.1
         assert reports[0].gradient_norm > 1e-3
         assert moments[limit] == pytest.approx(min(limit, reports[0].gradient_norm), rel=1e-3)
 
 
 def test_weight_decay_spares_vectors(config):
-    config = changed(changed(config, "run", max_steps=1), "optimizer", weight_decay=0.5, learning_rate=1.0, warmup_steps=0)
+    config = changed(
+        changed(config, "run", max_steps=1),
+        "optimizer",
+        weight_decay=0.5,
+        learning_rate=1.0,
+        warmup_steps=0,
+    )
     model = FreqFormerTransformer3DModel(**MODEL)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     run(config, model)
@@ -163,7 +203,8 @@ def test_training_lowers_the_loss(config):
     config = changed(config, "run", max_steps=40, batch_size=4)
     reports, _ = run(changed(config, "optimizer", learning_rate=1e-2, warmup_steps=5))
     losses = torch.tensor([report.loss for report in reports])
-    # The first prediction is 0, so the first loss is the power of noise - clip; the noise alone has 1.
+    # The first prediction is 0, so the first loss is the power of noise - clip; the noise alone has
+    # 1.
     assert float(losses[0]) > 1
     # It falls to about 0.3 of that.
     assert float(losses[-10:].mean()) < 0.5 * float(losses[:3].mean())
@@ -172,7 +213,9 @@ def test_training_lowers_the_loss(config):
 def router_changes(config: TrainConfig, **values) -> tuple[list, bool]:
     """The reports of a run with these routing settings, and whether its routers changed."""
     model = FreqFormerTransformer3DModel(**MODEL)
-    router = {name: p.detach().clone() for name, p in model.named_parameters() if ".router." in name}
+    router = {
+        name: p.detach().clone() for name, p in model.named_parameters() if ".router." in name
+    }
     output = f"{config.output}-{'-'.join(map(str, values.values()))}"
     reports, _ = run(replace(changed(config, "routing", **values), output=output), model)
     assert {layer.router_training for layer in model.attentions} == {"off"}
@@ -201,7 +244,9 @@ def test_a_tight_budget_costs(config):
     first = []
     for budget in (1.0, 1e-3):
         entropy_free = changed(config, "routing", budget=budget, entropy_weight=0.0)
-        reports, _ = run(changed(replace(entropy_free, output=f"{config.output}-{budget}"), "run", max_steps=1))
+        reports, _ = run(
+            changed(replace(entropy_free, output=f"{config.output}-{budget}"), "run", max_steps=1)
+        )
         first.append(reports[0].routing_loss)
     assert first[0] == 0
     assert first[1] > 1
@@ -218,7 +263,9 @@ def test_bfloat16_keeps_float32_weights(config, attention):
     assert all(x.dtype == torch.float32 for x in groups["model"].values() if x.is_floating_point())
     assert FreqFormerPipeline.from_pretrained(folder).transformer.dtype == torch.float32
     # The same run in float32 in the same process is another one, and a near one.
-    exact, _ = run(changed(replace(config, output=config.output + "-fp32"), "run", precision="fp32"))
+    exact, _ = run(
+        changed(replace(config, output=config.output + "-fp32"), "run", precision="fp32")
+    )
     assert [r.loss for r in exact] != [r.loss for r in reports]
     assert exact[0].loss == pytest.approx(reports[0].loss, rel=0.05)
     assert not AcceleratorState._shared_state
@@ -253,7 +300,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(config):
             with torch.no_grad():
                 next(model.parameters()).fill_(math.nan)
 
-    with pytest.raises(TrainingError, match=r"loss is nan .* at step 6; .*learning rate.*keeps step 4"):
+    with pytest.raises(
+        TrainingError, match=r"loss is nan .* at step 6; .*learning rate.*keeps step 4"
+    ):
         train(config, model=model, on_step=poison)
     groups, state = checkpoint(config, 4)
     assert state["step"] == 4
@@ -265,11 +314,16 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(config):
 # TensorBoard's own thread reports that it could not write, too.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize(
-    ("free", "every", "error"), [(0, 10, TrainingError), (64, 2, CheckpointError), (300, 2, CheckpointError)]
+    ("free", "every", "error"),
+    [(0, 10, TrainingError), (64, 2, CheckpointError), (300, 2, CheckpointError)],
 )
-def test_a_full_disk_stops_the_run_which_goes_on_once_there_is_space(config, small_disk, free, every, error):
+def test_a_full_disk_stops_the_run_which_goes_on_once_there_is_space(
+    config, small_disk, free, every, error
+):
     """With nothing free the log can't be written, with some KiB free the next checkpoint can't."""
-    config = changed(changed(config, "run", max_steps=2 * every), "checkpoint", every_steps=every, keep=1)
+    config = changed(
+        changed(config, "run", max_steps=2 * every), "checkpoint", every_steps=every, keep=1
+    )
     straight, _ = run(config)
     config = replace(config, output=str(small_disk / "out"))
 
@@ -291,7 +345,9 @@ def test_a_full_disk_stops_the_run_which_goes_on_once_there_is_space(config, sma
 
 
 def test_a_time_limit_ends_the_run_with_its_schedule(config):
-    config = changed(changed(config, "run", max_steps=10**6, max_seconds=1.0), "checkpoint", every_steps=10**6)
+    config = changed(
+        changed(config, "run", max_steps=10**6, max_seconds=1.0), "checkpoint", every_steps=10**6
+    )
     reports, folder = run(config)
     assert folder.is_dir()
     assert 1 < len(reports) < 10**6
@@ -335,8 +391,12 @@ def test_another_run_in_the_folder_is_refused(config, section, values, message):
 
 def test_what_may_change_when_a_run_goes_on(config):
     run(changed(config, "run", max_steps=1))
-    moved = changed(changed(config, "run", batch_size=1, accumulation=2, max_steps=3), "data", workers=1)
-    assert [report.step for report in run(changed(moved, "checkpoint", keep=1, every_steps=1))[0]] == [2, 3]
+    moved = changed(
+        changed(config, "run", batch_size=1, accumulation=2, max_steps=3), "data", workers=1
+    )
+    assert [
+        report.step for report in run(changed(moved, "checkpoint", keep=1, every_steps=1))[0]
+    ] == [2, 3]
     with pytest.raises(CheckpointError, match="resume is False"):
         run(changed(config, "checkpoint", resume=False))
 
@@ -359,11 +419,20 @@ def test_a_checkpoint_that_training_did_not_write(config):
 
 
 @pytest.mark.parametrize(
-    "change", [{"config": []}, {"config": {"run": 3}}, {"seconds": "1"}, {"step": -1}, {"parts": [{}]}]
+    "change",
+    [{"config": []}, {"config": {"run": 3}}, {"seconds": "1"}, {"step": -1}, {"parts": [{}]}],
 )
 def test_a_checkpoint_with_a_damaged_state(config, change):
     """F122."""
-    state = {"config": {}, "clips_per_step": 4, "data": "", "ema_steps": 1, "seconds": 1.0, "step": 1, "parts": []}
+    state = {
+        "config": {},
+        "clips_per_step": 4,
+        "data": "",
+        "ema_steps": 1,
+        "seconds": 1.0,
+        "step": 1,
+        "parts": [],
+    }
     save_checkpoint(Path(config.output) / "checkpoints", 1, {}, state | change)
     with pytest.raises(CheckpointError):
         run(config)
@@ -372,26 +441,41 @@ def test_a_checkpoint_with_a_damaged_state(config, change):
 def test_a_second_run_is_told_who_holds_the_folder(config):
     """F101."""
     config = changed(config, "run", max_steps=1)
-    with locked(Path(config.output)), pytest.raises(CheckpointError, match=rf"in use by process {os.getpid()} on .*; wait"):
+    with (
+        locked(Path(config.output)),
+        pytest.raises(CheckpointError, match=rf"in use by process {os.getpid()} on .*; wait"),
+    ):
         run(config)
     run(config)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("WORLD_SIZE", "2"), ("SLURM_STEP_NUM_TASKS", "4"), ("OMPI_COMM_WORLD_SIZE", "2")]
+    ("name", "value"),
+    [("WORLD_SIZE", "2"), ("SLURM_STEP_NUM_TASKS", "4"), ("OMPI_COMM_WORLD_SIZE", "2")],
 )
 def test_processes_that_do_not_know_of_one_another(config, monkeypatch, name, value):
     """F101: each would train alone and write to the same folder."""
     monkeypatch.setenv(name, value)
-    with pytest.raises(CheckpointError, match=rf"{name} is {value}, but this process trains alone.*accelerate launch"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"{name} is {value}, but this process trains alone.*accelerate launch",
+    ):
         run(config)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"model": {"layers": 3}}, ValueError, r"model has unknown arguments \['layers'\]; allowed are .*num_layers"),
-        ({"data": DataConfig(num_frames=4, height=18, width=24)}, ValueError, "multiples of patch_size"),
+        (
+            {"model": {"layers": 3}},
+            ValueError,
+            r"model has unknown arguments \['layers'\]; allowed are .*num_layers",
+        ),
+        (
+            {"data": DataConfig(num_frames=4, height=18, width=24)},
+            ValueError,
+            "multiples of patch_size",
+        ),
         ({"data": DataConfig(path="/nowhere")}, VideoError, "/nowhere does not exist"),
         ({"output": "/dev/null/run"}, CheckpointError, "/dev/null/run can't be written"),
     ],
@@ -413,9 +497,17 @@ def test_the_progress_bar_goes_to_standard_error(config, capsys):
 def steps_of(folder: Path, processes: int, batch: int) -> list[list[float]]:
     """(step, loss, gradient norm) as the main one of some processes prints them."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *launcher, "tests/support/several_processes.py", str(folder), str(batch)]
+    command = [
+        sys.executable,
+        *launcher,
+        "tests/support/several_processes.py",
+        str(folder),
+        str(batch),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
 

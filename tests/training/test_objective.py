@@ -44,9 +44,13 @@ def test_loss_is_the_error_of_the_velocity_on_the_straight_path():
     model = Recorder(velocity)
     loss = flow_matching_loss(model, clip, timestep, noise)
     for i, t in enumerate(timestep.tolist()):
-        torch.testing.assert_close(model.inputs[0][i], (1 - t) * clip[i] + t * noise[i], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            model.inputs[0][i], (1 - t) * clip[i] + t * noise[i], rtol=1e-12, atol=1e-12
+        )
     torch.testing.assert_close(model.inputs[1], 1000 * timestep, rtol=1e-12, atol=0)
-    assert float(loss) == pytest.approx(float((velocity - (noise - clip)).square().mean()), rel=1e-12)
+    assert float(loss) == pytest.approx(
+        float((velocity - (noise - clip)).square().mean()), rel=1e-12
+    )
 
 
 def test_the_true_velocity_has_no_loss_and_leads_to_the_clip():
@@ -59,7 +63,9 @@ def test_the_true_velocity_has_no_loss_and_leads_to_the_clip():
 
 def test_half_precision_velocity_is_compared_in_float32():
     clip, timestep, noise = example(dtype=torch.float32)
-    loss = flow_matching_loss(Recorder(torch.zeros_like(clip, dtype=torch.bfloat16)), clip, timestep, noise)
+    loss = flow_matching_loss(
+        Recorder(torch.zeros_like(clip, dtype=torch.bfloat16)), clip, timestep, noise
+    )
     assert loss.dtype == torch.float32
     assert float(loss) == pytest.approx(float((noise - clip).square().mean()), rel=1e-6)
 
@@ -75,10 +81,15 @@ def test_shapes_that_do_not_match_are_refused():
 
 
 @pytest.mark.parametrize("stratified", [True, False])
-@pytest.mark.parametrize(("mean", "std", "shift"), [(0.0, 1.0, 1.0), (-0.5, 1.5, 3.0), (0.3, 0.5, 7.0)])
+@pytest.mark.parametrize(
+    ("mean", "std", "shift"), [(0.0, 1.0, 1.0), (-0.5, 1.5, 3.0), (0.3, 0.5, 7.0)]
+)
 def test_timesteps_are_logit_normal_then_shifted(stratified, mean, std, shift):
     generator = torch.Generator().manual_seed(5)
-    draws = [sample_timesteps(10, shift, generator, mean=mean, std=std, stratified=stratified) for _ in range(2000)]
+    draws = [
+        sample_timesteps(10, shift, generator, mean=mean, std=std, stratified=stratified)
+        for _ in range(2000)
+    ]
     t = torch.cat(draws).double().sort().values
     assert float(t[0]) > 0
     assert float(t[-1]) < 1
@@ -116,7 +127,9 @@ def test_shift_keeps_the_ends_and_the_order(shift, times):
     t = torch.tensor(sorted(times), dtype=torch.float64)
     shifted = shift_timestep(t, shift)
     assert bool((shifted.diff() >= 0).all())
-    torch.testing.assert_close(shift_timestep(torch.tensor([0.0, 1.0]), shift), torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(
+        shift_timestep(torch.tensor([0.0, 1.0]), shift), torch.tensor([0.0, 1.0])
+    )
     # Shifting back is shifting by the inverse.
     torch.testing.assert_close(shift_timestep(shifted, 1 / shift), t, rtol=1e-9, atol=1e-12)
 

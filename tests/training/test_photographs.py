@@ -47,7 +47,9 @@ def test_clips_repeat_by_index_and_differ_by_seed(places: Path) -> None:
     assert first.fingerprint() == again.fingerprint() != other.fingerprint()
 
 
-def test_the_camera_moves_straight_within_the_photograph(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_camera_moves_straight_within_the_photograph(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(photographs, "BALLS", (0, 0))
     source = PhotographClips(places, 0, **SIZE)
     moves = []
@@ -106,22 +108,40 @@ def test_folders_that_do_not_do(tmp_path: Path) -> None:
         PhotographClips(tmp_path, 0, **SIZE)
 
 
-ORIENTED = {1: "RG/BY", 2: "GR/YB", 3: "YB/GR", 4: "BY/RG", 5: "RB/GY", 6: "BR/YG", 7: "YG/BR", 8: "GY/RB"}
+ORIENTED = {
+    1: "RG/BY",
+    2: "GR/YB",
+    3: "YB/GR",
+    4: "BY/RG",
+    5: "RB/GY",
+    6: "BR/YG",
+    7: "YG/BR",
+    8: "GY/RB",
+}
 COLOURS = {"R": (254, 0, 0), "G": (0, 255, 1), "B": (0, 0, 254), "Y": (255, 255, 0)}
 
 
 @pytest.mark.parametrize(("orientation", "expected"), ORIENTED.items())
-def test_photographs_are_turned_as_their_exif_says(tmp_path: Path, orientation: int, expected: str) -> None:
+def test_photographs_are_turned_as_their_exif_says(
+    tmp_path: Path, orientation: int, expected: str
+) -> None:
     """F116."""
     picture = Image.new("RGB", (64, 64))
     for place, colour in enumerate(COLOURS.values()):
-        picture.paste(colour, (32 * (place % 2), 32 * (place // 2), 32 * (place % 2) + 32, 32 * (place // 2) + 32))
+        picture.paste(
+            colour,
+            (32 * (place % 2), 32 * (place // 2), 32 * (place % 2) + 32, 32 * (place // 2) + 32),
+        )
     exif = Image.Exif()
     exif[0x0112] = orientation
     picture.save(tmp_path / "a.jpg", exif=exif, quality=95)
     (shown,) = photographs.read_photographs(tmp_path, 32, 32)
     names = {tuple(int(value > 127) for value in colour): name for name, colour in COLOURS.items()}
-    found = [names[tuple((shown[:, row, column] > 0).int().tolist())] for row in (8, 24) for column in (8, 24)]
+    found = [
+        names[tuple((shown[:, row, column] > 0).int().tolist())]
+        for row in (8, 24)
+        for column in (8, 24)
+    ]
     assert "".join(found[:2]) + "/" + "".join(found[2:]) == expected
 
 
@@ -135,7 +155,9 @@ def test_transparent_and_deep_photographs(tmp_path: Path) -> None:
     assert (sixteen - (128 / 127.5 - 1)).abs().max() < 0.01
 
 
-def test_bad_photographs_are_left_out_and_named(places: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_photographs_are_left_out_and_named(
+    places: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """F112: whatever one does."""
     whole = (places / "places.png").read_bytes()
     (places / "cut.png").write_bytes(whole[: len(whole) // 2])

@@ -18,7 +18,14 @@ def report(step: int, seconds: float, steps: int = 1000, loss: float = 0.5) -> S
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(3, "3 s"), (119, "119 s"), (600, "10 minutes"), (5400, "90 minutes"), (25_000, "7 h"), (400_000, "5 days")],
+    [
+        (3, "3 s"),
+        (119, "119 s"),
+        (600, "10 minutes"),
+        (5400, "90 minutes"),
+        (25_000, "7 h"),
+        (400_000, "5 days"),
+    ],
 )
 def test_durations_are_said_as_people_do(seconds, text):
     assert spoken(seconds) == text
@@ -26,13 +33,20 @@ def test_durations_are_said_as_people_do(seconds, text):
 
 def test_a_long_run_is_foretold_and_a_short_one_is_not():
     line = foretold(RunConfig(max_steps=1000), report(3, 160.0), 50.0, CPU)
-    assert line == "about 14 h on this CPU (50 s a step, 997 steps to go): a GPU is meant for runs like this one"
+    assert line == (
+        "about 14 h on this CPU (50 s a step, 997 steps to go): a GPU is meant for runs like "
+        "this one"
+    )
     assert foretold(RunConfig(max_steps=1000), report(3, 1.0), 0.5, CPU) is None
     # The clock that ends a run ends the wait.
-    assert foretold(RunConfig(max_steps=1000, max_seconds=300.0), report(3, 160.0), 50.0, CPU) is None
+    assert (
+        foretold(RunConfig(max_steps=1000, max_seconds=300.0), report(3, 160.0), 50.0, CPU) is None
+    )
 
 
-def shown(capsys: pytest.CaptureFixture, reports: list[StepReport], *, enabled: bool = True, **run: object) -> str:
+def shown(
+    capsys: pytest.CaptureFixture, reports: list[StepReport], *, enabled: bool = True, **run: object
+) -> str:
     with progress_shown(RunConfig(max_steps=1000, **run), CPU, enabled=enabled) as progress:
         progress.begin(0.0)
         for each in reports:

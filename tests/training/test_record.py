@@ -33,13 +33,21 @@ PART = Part(0, 10, 40, 5.0, 0.5, 1.0, "CPU", "2", "1", None, "train")
 def config(tmp_path: Path) -> TrainConfig:
     return TrainConfig(
         str(tmp_path / "run"),
-        model={"num_layers": 1, "num_heads": 3, "head_dim": 8, "patch_size": [1, 4, 4], "routing": "fixed"},
+        model={
+            "num_layers": 1,
+            "num_heads": 3,
+            "head_dim": 8,
+            "patch_size": [1, 4, 4],
+            "routing": "fixed",
+        },
         data=DataConfig(num_frames=2, height=8, width=16),
         run=RunConfig(max_steps=3, batch_size=2, device="cpu", progress=False),
     )
 
 
-def test_a_run_in_parts_is_the_run_in_one(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_in_parts_is_the_run_in_one(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(COMMIT_VARIABLE, "abc123")
     whole: list[StepReport] = []
     train(replace(config, output=str(tmp_path / "whole")), on_step=whole.append)
@@ -55,18 +63,28 @@ def test_a_run_in_parts_is_the_run_in_one(config: TrainConfig, tmp_path: Path, m
     for one, other in zip(whole, cut, strict=True):
         assert replace(one, seconds=0) == replace(other, seconds=0)
     parts = read_parts(Path(config.output))
-    assert [(part.first_step, part.last_step, part.clips) for part in parts] == [(0, 1, 2), (1, 2, 2), (2, 3, 2)]
+    assert [(part.first_step, part.last_step, part.clips) for part in parts] == [
+        (0, 1, 2),
+        (1, 2, 2),
+        (2, 3, 2),
+    ]
     assert [part.progress for part in parts] == pytest.approx([1 / 3, 2 / 3, 1])
     assert [part.loss for part in parts] == [report.loss for report in whole]
     assert sum(part.seconds for part in parts) == pytest.approx(cut[-1].seconds, abs=0.01)
-    assert all(part.seconds > 0 and part.device.startswith("CPU") and part.commit == "abc123" for part in parts)
+    assert all(
+        part.seconds > 0 and part.device.startswith("CPU") and part.commit == "abc123"
+        for part in parts
+    )
     (only,) = read_parts(tmp_path / "whole")
     assert only.loss == pytest.approx(sum(report.loss for report in whole) / 3)
 
 
 def test_a_part_that_went_back_replaces_what_it_went_behind(tmp_path: Path) -> None:
     assert read_parts(tmp_path) == []
-    later, again = replace(PART, first_step=10, last_step=30), replace(PART, first_step=10, last_step=25)
+    later, again = (
+        replace(PART, first_step=10, last_step=30),
+        replace(PART, first_step=10, last_step=25),
+    )
     parts: list[Part] = []
     for part in (PART, later, again):
         parts = with_part(parts, part)
@@ -76,7 +94,15 @@ def test_a_part_that_went_back_replaces_what_it_went_behind(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[1]", '[{"first_step": 0}]', "3", "[" * 10**5, json.dumps([{**asdict(PART), "clips": "many"}])]
+    "text",
+    [
+        "{",
+        "[1]",
+        '[{"first_step": 0}]',
+        "3",
+        "[" * 10**5,
+        json.dumps([{**asdict(PART), "clips": "many"}]),
+    ],
 )
 def test_damaged_records_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / PARTS_FILE).write_text(text)
@@ -116,7 +142,9 @@ def test_a_run_of_an_earlier_version_keeps_its_parts(config: TrainConfig) -> Non
     assert newest is not None
     groups, state = load_checkpoint(newest)
     del state["parts"]
-    save_checkpoint(folder / "checkpoints", 1, {name: dict(group) for name, group in groups.items()}, state)
+    save_checkpoint(
+        folder / "checkpoints", 1, {name: dict(group) for name, group in groups.items()}, state
+    )
     before = read_parts(folder)
     train(config)
     assert read_parts(folder)[0] == before[0]
@@ -127,7 +155,9 @@ def git(folder: Path, *arguments: str) -> str:
     own = ["-c", "user.name=x", "-c", "user.email=x@example.com", "-c", "init.defaultBranch=main"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(folder), *own, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.strip()
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, env=environment
+    ).stdout.strip()
 
 
 def commit_with(folder: Path, project: str | None) -> tuple[Path, str]:
@@ -143,7 +173,9 @@ def commit_with(folder: Path, project: str | None) -> tuple[Path, str]:
     return package, git(folder, "rev-parse", "HEAD")
 
 
-def test_the_commit_is_that_of_the_package_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_is_that_of_the_package_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """F111: a user's repository around an installed package tells nothing of its code."""
     package, commit = commit_with(tmp_path / "own", "freqformer")
     assert record._repository_commit(package) == commit
@@ -179,7 +211,9 @@ def test_the_commit_that_an_installer_noted(
     assert record._direct_commit() == expected
 
 
-def test_without_git_the_commit_is_unknown(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_git_the_commit_is_unknown(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(COMMIT_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(record, "_direct_commit", lambda: None)

@@ -1,4 +1,5 @@
-"""Runs that are killed: no kill leaves a checkpoint that can't be loaded, and a resumed run is the run without the kill."""
+"""Runs that are killed: no kill leaves a checkpoint that can't be loaded, and a resumed run is the
+run without the kill."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def killed_runs(folder: Path, *scenarios: str) -> list[dict]:
-    """Run scenarios of `tests.support.killed_runs`, each in its subfolder, and return what they said."""
+    """Run scenarios of `tests.support.killed_runs`, each in its subfolder, and return what they
+    said."""
     command = [sys.executable, "-m", "tests.support.killed_runs", str(folder), *scenarios]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3500)
     assert done.returncode == 0, done.stderr
@@ -32,7 +34,10 @@ def files(checkpoint: Path) -> dict[str, bytes]:
 
 
 def assert_same_end(folder: Path, steps: int) -> None:
-    straight, killed = (files(folder / name / "checkpoints" / f"step-{steps:08d}") for name in ("straight", "killed"))
+    straight, killed = (
+        files(folder / name / "checkpoints" / f"step-{steps:08d}")
+        for name in ("straight", "killed")
+    )
     assert set(straight) == {"model.safetensors", "ema.safetensors", "optimizer.safetensors"}
     assert straight == killed
     weights = [folder / name / "pipeline" / "transformer" for name in ("straight", "killed")]
@@ -47,15 +52,19 @@ def test_twenty_steps_equal_ten_a_kill_and_ten_more(short):
     )
     assert [step for step, *_ in straight] == [*range(1, 21)]
     assert [step for step, *_ in killed] == [*range(1, 13), *range(11, 21)]
-    # Loss, routing loss, gradient norm and learning rate to the last bit, and the state of all random generators.
+    # Loss, routing loss, gradient norm and learning rate to the last bit, and the state of all
+    # random generators.
     assert killed[:12] == straight[:12]
     assert killed[12:] == straight[10:]
     assert len({figures[0] for _, figures, _ in straight}) == 20
     assert_same_end(folder, 20)
 
 
-def assert_all_are_survived(folder: Path, said: list[dict], scenario: str, number: int, steps: int) -> None:
-    """Every life of a run left a whole checkpoint and no step was taken back; losses and weights are those of one life."""
+def assert_all_are_survived(
+    folder: Path, said: list[dict], scenario: str, number: int, steps: int
+) -> None:
+    """Every life of a run left a whole checkpoint and no step was taken back; losses and weights
+    are those of one life."""
     lives = [life for life in said if life["scenario"] == scenario]
     assert len(lives) == number
     newest = [life["newest"] for life in lives]
@@ -63,7 +72,10 @@ def assert_all_are_survived(folder: Path, said: list[dict], scenario: str, numbe
     assert newest[-1] > 0
     assert not all(life["ended"] for life in lives)
     straight, lived = (
-        [json.loads(line) for line in (folder / scenario / f"{name}.jsonl").read_text().splitlines()]
+        [
+            json.loads(line)
+            for line in (folder / scenario / f"{name}.jsonl").read_text().splitlines()
+        ]
         for name in ("straight", "killed")
     )
     figures = {step: rest for step, *rest in straight}

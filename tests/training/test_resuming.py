@@ -22,9 +22,15 @@ def begun(tmp_path: Path) -> TrainConfig:
 
 def test_a_learning_rate_changes_on_purpose(begun, caplog):
     slower = changed(begun, "optimizer", learning_rate=1e-5, weight_decay=0.0)
-    with pytest.raises(CheckpointError, match=r"learning_rate was 0\.001 and is 1e-05.*weight_decay.*accept_changes=true"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"learning_rate was 0\.001 and is 1e-05.*weight_decay.*accept_changes=true",
+    ):
         losses(slower)
-    assert [step for step, _ in losses(changed(slower, "checkpoint", accept_changes=True))] == [2, 3]
+    assert [step for step, _ in losses(changed(slower, "checkpoint", accept_changes=True))] == [
+        2,
+        3,
+    ]
     assert "with changes: optimizer.learning_rate was 0.001 and is 1e-05" in caplog.text
     state = load_checkpoint(Path(begun.output) / "checkpoints" / "step-00000003")[1]
     assert state["config"]["optimizer"]["learning_rate"] == 1e-5
@@ -68,6 +74,7 @@ def test_an_accepted_learning_rate_is_the_one_that_trains(begun):
     still |= {"learning_rate": 0.0, "weight_decay": 0.0}
     losses(changed(changed(begun, "optimizer", **still), "checkpoint", accept_changes=True, keep=9))
     first, last = (
-        load_checkpoint(Path(begun.output) / "checkpoints" / f"step-0000000{step}")[0]["model"] for step in (1, 3)
+        load_checkpoint(Path(begun.output) / "checkpoints" / f"step-0000000{step}")[0]["model"]
+        for step in (1, 3)
     )
     assert all(bool((weight == last[name]).all()) for name, weight in first.items())

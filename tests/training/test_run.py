@@ -16,7 +16,13 @@ from freqformer.training.config import DataConfig, RunConfig, TrainConfig
 from freqformer.training.loop import train
 
 ROOT = Path(__file__).parents[2]
-MODEL = {"num_layers": 2, "num_heads": 3, "head_dim": 8, "patch_size": [1, 4, 4], "routing": "fixed"}
+MODEL = {
+    "num_layers": 2,
+    "num_heads": 3,
+    "head_dim": 8,
+    "patch_size": [1, 4, 4],
+    "routing": "fixed",
+}
 
 
 @pytest.fixture
@@ -29,7 +35,9 @@ def config(tmp_path: Path) -> TrainConfig:
     )
 
 
-def trained(config: TrainConfig, name: str, **options) -> tuple[list[float], dict[str, torch.Tensor]]:
+def trained(
+    config: TrainConfig, name: str, **options
+) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and weights of a run in a folder of its own."""
     losses = []
     own = replace(config, output=f"{config.output}-{name}", run=replace(config.run, **options))
@@ -37,10 +45,14 @@ def trained(config: TrainConfig, name: str, **options) -> tuple[list[float], dic
     return losses, load_checkpoint(Path(own.output) / "checkpoints" / "step-00000003")[0]["model"]
 
 
-def test_checkpointed_blocks_change_no_bit(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpointed_blocks_change_no_bit(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
     forward = torch.utils.checkpoint.checkpoint
-    monkeypatch.setattr("torch.utils.checkpoint.checkpoint", lambda *a, **k: calls.append(a) or forward(*a, **k))
+    monkeypatch.setattr(
+        "torch.utils.checkpoint.checkpoint", lambda *a, **k: calls.append(a) or forward(*a, **k)
+    )
     losses, weights = trained(config, "plain")
     assert calls == []
     again, same = trained(config, "checkpointed", gradient_checkpointing=True)
@@ -50,7 +62,8 @@ def test_checkpointed_blocks_change_no_bit(config: TrainConfig, monkeypatch: pyt
 
 
 def test_compiled_blocks_are_compiled_once(tmp_path: Path) -> None:
-    """In a process of its own: compilers can't trace the type checks that tests put around the package."""
+    """In a process of its own: compilers can't trace the type checks that tests put around the
+    package."""
     command = [sys.executable, "-m", "tests.support.compiled_run", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -17,7 +17,10 @@ def test_seeds_depend_on_every_part_and_on_nothing_else():
     assert all(0 <= seed < 2**63 for seed in seeds)
     # A changed value would change every run that was ever started.
     assert derive_seed(0, "noise", 1) == 2376061928063757211
-    assert torch.equal(torch.rand(3, generator=derive_generator(1, 2)), torch.rand(3, generator=derive_generator(1, 2)))
+    assert torch.equal(
+        torch.rand(3, generator=derive_generator(1, 2)),
+        torch.rand(3, generator=derive_generator(1, 2)),
+    )
 
 
 def test_every_global_generator_is_seeded():

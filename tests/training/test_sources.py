@@ -49,7 +49,10 @@ def test_an_epoch_of_a_dataset_shows_each_clip_once_in_an_order_of_its_own():
     # By number alone, so that a resumed run goes on with the same.
     assert numbers(given_source(Numbered(8), CONFIG, 0, 3), range(8, 16)) == second
     assert numbers(given_source(Numbered(8), CONFIG, 1, 3), range(8)) != first
-    prints = {given_source(Numbered(size), CONFIG, seed, 3).fingerprint() for size, seed in ((8, 0), (8, 1), (9, 0))}
+    prints = {
+        given_source(Numbered(size), CONFIG, seed, 3).fingerprint()
+        for size, seed in ((8, 0), (8, 1), (9, 0))
+    }
     assert len(prints) == 3
 
 
@@ -74,12 +77,17 @@ def test_a_run_on_given_clips_goes_on_where_it_stopped(config, kind, tmp_path):
     clips = torch.rand(5, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
     def given() -> object:
-        return TensorDataset(clips) if kind == "dataset" else (clip for _ in range(9) for clip in clips)
+        return (
+            TensorDataset(clips)
+            if kind == "dataset"
+            else (clip for _ in range(9) for clip in clips)
+        )
 
     straight = losses(config, clips=given())
     stopped = tiny_config(tmp_path / "stopped")
     first = losses(changed(stopped, "run", max_steps=2), clips=given())
-    # The cosine is that of the whole run, so only the first loss of all is the same; data and noise follow.
+    # The cosine is that of the whole run, so only the first loss of all is the same; data and noise
+    # follow.
     rest = losses(stopped, clips=given())
     assert [step for step, _ in first + rest] == [1, 2, 3]
     assert first[0] == straight[0]
@@ -108,7 +116,10 @@ def test_a_source_of_clips_is_taken_as_it_is():
         (3, r"clips is a int; a dataset"),
         ([], r"clips is empty"),
         (iter([]), r"clips ended after 0"),
-        ([torch.zeros(2, 3, 8, 16)], r"torch.float32 \(2, 3, 8, 16\) as number 0; .*\(3, 2, 8, 16\) is allowed"),
+        (
+            [torch.zeros(2, 3, 8, 16)],
+            r"torch.float32 \(2, 3, 8, 16\) as number 0; .*\(3, 2, 8, 16\) is allowed",
+        ),
         ([torch.zeros(SHAPE, dtype=torch.uint8)], r"clips has torch.uint8"),
         ([torch.full(SHAPE, 255.0)], r"values up to 255 .*\[-1, 1\]"),
         ([torch.full(SHAPE, float("nan"))], r"values up to nan"),

@@ -31,7 +31,12 @@ def beginning_with(folder: Path, output: Path) -> TrainConfig:
 
 @pytest.mark.parametrize("place", ["", "pipeline"])
 def test_a_run_begins_with_the_weights_of_a_folder(trained, place, tmp_path):
-    config = changed(beginning_with(trained / place, tmp_path / "out"), "optimizer", learning_rate=0.0, weight_decay=0.0)
+    config = changed(
+        beginning_with(trained / place, tmp_path / "out"),
+        "optimizer",
+        learning_rate=0.0,
+        weight_decay=0.0,
+    )
     losses(config)
     weights = load_checkpoint(tmp_path / "out" / "checkpoints" / "step-00000003")
     pipeline = FreqFormerPipeline.from_pretrained(str(trained / "pipeline"))
@@ -63,7 +68,11 @@ def test_folders_and_models_that_do_not_fit(trained, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken" / "transformer").mkdir(parents=True)
     (tmp_path / "broken" / "transformer" / "config.json").write_text("[1, 2")
-    for folder, message in (("no", "does not exist"), ("empty", "holds no pipeline"), ("broken", "can't be read")):
+    for folder, message in (
+        ("no", "does not exist"),
+        ("empty", "holds no pipeline"),
+        ("broken", "can't be read"),
+    ):
         with pytest.raises(ValueError, match=rf"init_from is '.*{folder}'.* {message}"):
             with_initial_model(changed(config, "run", init_from=str(tmp_path / folder)))
     with pytest.raises(ValueError, match=r"model\.num_heads is 4 and .* has 2; .*leave it out"):
@@ -76,15 +85,24 @@ def test_folders_and_models_that_do_not_fit(trained, tmp_path):
 
 def wan() -> WanTransformer3DModel:
     return WanTransformer3DModel(
-        num_attention_heads=1, attention_head_dim=12, num_layers=1, ffn_dim=8, text_dim=8, freq_dim=8
+        num_attention_heads=1,
+        attention_head_dim=12,
+        num_layers=1,
+        ffn_dim=8,
+        text_dim=8,
+        freq_dim=8,
     )
 
 
 def test_models_of_other_kinds_are_refused_with_what_to_give_instead(trained, tmp_path):
     config = tiny_config(tmp_path / "out")
-    with pytest.raises(ValueError, match=r"model is a diffusers.*WanTransformer3DModel; .*docs/diffusers.md"):
+    with pytest.raises(
+        ValueError, match=r"model is a diffusers.*WanTransformer3DModel; .*docs/diffusers.md"
+    ):
         losses(config, model=wan())
-    with pytest.raises(ValueError, match=r"FreqFormerPipeline; .*give what is in its attribute 'transformer'"):
+    with pytest.raises(
+        ValueError, match=r"FreqFormerPipeline; .*give what is in its attribute 'transformer'"
+    ):
         losses(config, model=FreqFormerPipeline.from_pretrained(str(trained / "pipeline")))
     with pytest.raises(ValueError, match=r"give what is in its attribute 'module'"):
         check_model(torch.nn.DataParallel(FreqFormerTransformer3DModel(**MODEL)))

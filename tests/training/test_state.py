@@ -14,7 +14,8 @@ from freqformer.training.state import capture_run, restore_run
 
 
 class Run:
-    """A model with a parameter that never gets a gradient, in two optimizer groups given in another order."""
+    """A model with a parameter that never gets a gradient, in two optimizer groups given in another
+    order."""
 
     def __init__(self, seed: int, width: int = 4, extra: bool = False):
         torch.manual_seed(seed)
@@ -24,7 +25,9 @@ class Run:
         if extra:
             self.model.append(nn.Linear(2, 2))
         parameters = list(self.model.parameters())
-        self.optimizer = torch.optim.AdamW([{"params": [p for p in parameters if p.ndim == n]} for n in (2, 1)], lr=0.1)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": [p for p in parameters if p.ndim == n]} for n in (2, 1)], lr=0.1
+        )
         self.ema = EMAModel(self.model.parameters(), decay=0.9)
 
     def step(self, seed: int) -> None:
@@ -40,7 +43,9 @@ class Run:
 
 def flat(run: Run) -> dict[str, torch.Tensor]:
     return {
-        f"{group}/{name}": x.clone() for group, tensors in capture_run(*run.parts()).items() for name, x in tensors.items()
+        f"{group}/{name}": x.clone()
+        for group, tensors in capture_run(*run.parts()).items()
+        for name, x in tensors.items()
     }
 
 
@@ -71,7 +76,10 @@ def test_a_restored_run_goes_on_bit_for_bit(tmp_path):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (Run(1, width=5), r"model differs from this model in \d+ tensors; the first, 0\.bias, is \(\(4,\)"),
+        (
+            Run(1, width=5),
+            r"model differs from this model in \d+ tensors; the first, 0\.bias, is \(\(4,\)",
+        ),
         (Run(1, extra=True), r"model differs .* 3\.bias, is absent in the checkpoint"),
     ],
 )
@@ -89,7 +97,12 @@ def test_another_model_is_refused_and_left_alone(other, message):
     [
         ("ema", "unused", None, "ema differs .* unused, is absent"),
         ("model", "unused", torch.ones(2, dtype=torch.float64), "model differs .* unused"),
-        ("optimizer", "nowhere/exp_avg", torch.ones(2), r"optimizer holds nowhere/exp_avg \(2,\), which this model lacks"),
+        (
+            "optimizer",
+            "nowhere/exp_avg",
+            torch.ones(2),
+            r"optimizer holds nowhere/exp_avg \(2,\), which this model lacks",
+        ),
         ("optimizer", "unused/exp_avg", torch.ones(3), r"optimizer holds unused/exp_avg \(3,\)"),
     ],
 )

@@ -25,7 +25,9 @@ def test_a_clip_follows_from_seed_and_index_alone():
     assert source(width=32).fingerprint() != source().fingerprint()
 
 
-@pytest.mark.parametrize(("frames", "height", "width"), [(8, 32, 48), (1, 16, 16), (5, 90, 50), (2, 1, 1)])
+@pytest.mark.parametrize(
+    ("frames", "height", "width"), [(8, 32, 48), (1, 16, 16), (5, 90, 50), (2, 1, 1)]
+)
 def test_pixels_are_in_range_at_any_size(frames, height, width):
     clip = source(num_frames=frames, height=height, width=width).load(3)
     assert clip.pixels.shape == (3, frames, height, width)

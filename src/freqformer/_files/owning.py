@@ -1,4 +1,5 @@
-"""Output folders that hold files of the user's too: locked, and with nothing of theirs overwritten."""
+"""Output folders that hold files of the user's too: locked, and with nothing of theirs
+overwritten."""
 
 from __future__ import annotations
 
@@ -24,18 +25,20 @@ def output_folder(
     earlier: Sequence[str] = (),
     error: ErrorType = FileError,
 ) -> Iterator[None]:
-    """Hold the lock of an output folder, and mark it, so that the same command may write there again.
+    """Hold the lock of an output folder, and mark it, so that the same command may write there
+    again.
 
     Args:
         folder: made if need be.
         command: that writes there, like "demo".
         names: of the files that it writes.
-        earlier: names of what the command leaves that nobody else does; a folder with one of them is
-            taken as its own, though versions before left no mark.
+        earlier: names of what the command leaves that nobody else does; a folder with one of them
+            is taken as its own, though versions before left no mark.
         error: to raise.
 
     Raises:
-        error: as `locked`, and where a file of one of the names is there that the command did not write.
+        error: as `locked`, and where a file of one of the names is there that the command did not
+            write.
     """
     with locked(folder, error=error):
         commands = _commands(folder / MARK_NAME)
@@ -43,11 +46,16 @@ def output_folder(
         found = [name for name in names if os.path.lexists(folder / name)]
         if found and not known:
             raise error(
-                f"{folder} holds {', '.join(found)}, which no freqformer {command} wrote, and is kept as it "
+                f"{folder} holds {', '.join(found)}, which no freqformer {command} wrote, and is "
+                "kept as it "
                 "is; choose another output folder, or move them away"
             )
         if command not in commands:
-            write_json(folder / MARK_NAME, {"format": FORMAT, "commands": [*commands, command]}, error=error)
+            write_json(
+                folder / MARK_NAME,
+                {"format": FORMAT, "commands": [*commands, command]},
+                error=error,
+            )
         yield
 
 

@@ -227,8 +227,8 @@ def _workspace(target: Path, *, alone: ErrorType | None = None) -> Iterator[Path
 
 
 def _empty(place: Path) -> None:
-    """Remove what a workspace holds, but for its lock, the mark last: a kill leaves what can be told
-    to be ours. An old folder that waits to be put back stays, with the mark."""
+    """Remove what a workspace holds, but for its lock, the mark last: a kill leaves what can be
+    told to be ours. An old folder that waits to be put back stays, with the mark."""
     for path in place.iterdir():
         if path.name not in (LOCK_NAME, MARK_NAME, OLD):
             _remove(path)
@@ -271,7 +271,8 @@ def _refuse_foreign(target: Path, kind: str, known: Sequence[str], error: ErrorT
     if foreign:
         named = ", ".join([*foreign[:3], *(["…"] if len(foreign) > 3 else [])])
         raise error(
-            f"{target} holds what this package did not write there as its own {kind} ({named}) and is "
+            f"{target} holds what this package did not write there as its own {kind} ({named}) and "
+            "is "
             "kept as it is; choose another folder, or move it away"
         )
 

@@ -1,9 +1,10 @@
 """What frequency-banded attention gets wrong, by band, and a bound on it.
 
-Attention is linear in the values, and the bands of the values add up, so the exact output is
-out = A low(V) + A mid(V) + A high(V), and the error splits the same way. The banded operation is linear in the values
-too: it has weights of its own, whatever tokens it compressed or summarised on the way. So its error is at most
-2 (misplaced attention mass) max |v|. Derivation: docs/error-by-band.md.
+Attention is linear in the values, and the bands of the values add up, so the exact output is out =
+A low(V) + A mid(V) + A high(V), and the error splits the same way. The banded operation is linear
+in the values too: it has weights of its own, whatever tokens it compressed or summarised on the
+way. So its error is at most 2 (misplaced attention mass) max |v|. Derivation:
+docs/error-by-band.md.
 
 Shape legend: B batch, N video tokens, H heads, D head_dim, C bands (LOW, MID, HIGH).
 """
@@ -26,20 +27,24 @@ from freqformer.plan import Selection
 
 @dataclass(frozen=True)
 class ErrorByBand:
-    """The error of banded attention against dense attention, float64. Energies sum squares over tokens and channels."""
+    """The error of banded attention against dense attention, float64. Energies sum squares over
+    tokens and channels."""
 
     relative_error: Tensor
     """Norm of the error over the norm of the exact output, (B, H)."""
     output_energy: Tensor
-    """Energy of A low(V), A mid(V) and A high(V), (B, H, 3). The three add up to the output, their energies need not: A
-    mixes tokens, so they are not orthogonal."""
+    """Energy of A low(V), A mid(V) and A high(V), (B, H, 3). The three add up to the output, their
+    energies need not: A mixes tokens, so they are not orthogonal."""
     error_by_source: Tensor
-    """Energy of the error that each band of the values causes, (B, H, 3). The three errors add up to the whole one."""
+    """Energy of the error that each band of the values causes, (B, H, 3). The three errors add up
+    to the whole one."""
     error_by_band: Tensor
-    """Energy of the low, mid and high band of the error itself, (B, H, 3). These add up to its energy (Parseval)."""
+    """Energy of the low, mid and high band of the error itself, (B, H, 3). These add up to its
+    energy (Parseval)."""
     misplaced_mass: Tensor
-    """Half the absolute difference of the two attention distributions, (B, N, H), from 0 to 1 where all weights are
-    positive. For an operator that drops keys and renormalises it is the attention mass that it misses."""
+    """Half the absolute difference of the two attention distributions, (B, N, H), from 0 to 1 where
+    all weights are positive. For an operator that drops keys and renormalises it is the attention
+    mass that it misses."""
     error_norm: Tensor
     """Norm of the error of every query, (B, N, H)."""
     bound: Tensor
@@ -63,17 +68,19 @@ def error_by_band(
     parameters: AttentionParameters | None = None,
     selection: Selection | None = None,
 ) -> ErrorByBand:
-    """Measure the error of `frequency_attention` against dense attention, split it by band and bound it.
+    """Measure the error of `frequency_attention` against dense attention, split it by band and
+    bound it.
 
-    Both attentions are run on unit values too, N / D times each, for their weights: a diagnosis of some thousand tokens,
-    not of a long video. Memory is linear in N.
+    Both attentions are run on unit values too, N / D times each, for their weights: a diagnosis of
+    some thousand tokens, not of a long video. Memory is linear in N.
 
     Args:
         query, key, value: (B, N, H, D) in raster order, any float dtype; computed in float64.
         grid: the tokens' grid.
         allocation: `Band` of every head, (H,) or (B, H).
         config: bands, patterns and summaries.
-        parameters: what is learned, as in `frequency_attention`; with `rotary`, queries and keys arrive not rotated.
+        parameters: what is learned, as in `frequency_attention`; with `rotary`, queries and keys
+            arrive not rotated.
         selection: the tiles of MID heads; None chooses them by tile means.
 
     Raises:
@@ -89,7 +96,9 @@ def error_by_band(
     def exact(v: Tensor) -> Tensor:
         return attend(v, torch.full_like(bands, Band.DENSE.value))
 
-    parts = [part.unflatten(2, value.shape[2:]) for part in split_bands(value.flatten(2), grid, config)]
+    parts = [
+        part.unflatten(2, value.shape[2:]) for part in split_bands(value.flatten(2), grid, config)
+    ]
     outputs = [exact(part) for part in parts]
     errors = [attend(part, bands) - out for part, out in zip(parts, outputs, strict=True)]
     output = exact(value)
@@ -113,8 +122,8 @@ def _energy(x: Tensor) -> Tensor:
 
 
 def _misplaced_mass(difference: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
-    """Half the absolute difference of two attention matrices, (B, N, H), read off D columns at a time: with unit vectors
-    as values, an attention's output is its weights.
+    """Half the absolute difference of two attention matrices, (B, N, H), read off D columns at a
+    time: with unit vectors as values, an attention's output is its weights.
 
     Args:
         difference: of the two attentions, a linear function of values (B, N, H, D).
@@ -125,6 +134,8 @@ def _misplaced_mass(difference: Callable[[Tensor], Tensor], value: Tensor) -> Te
     for start in range(0, tokens, channels):
         columns = min(channels, tokens - start)
         unit = value.new_zeros(tokens, channels)
-        unit[start : start + columns, :columns] = torch.eye(columns, dtype=unit.dtype, device=unit.device)
+        unit[start : start + columns, :columns] = torch.eye(
+            columns, dtype=unit.dtype, device=unit.device
+        )
         total += difference(unit[None, :, None].expand(batch, -1, heads, -1)).abs().sum(-1)
     return total / 2

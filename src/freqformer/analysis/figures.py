@@ -1,4 +1,5 @@
-"""Figures as PNG, drawn with matplotlib's Agg canvas. No global state is touched, so they can be drawn from anywhere."""
+"""Figures as PNG, drawn with matplotlib's Agg canvas. No global state is touched, so they can be
+drawn from anywhere."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ with needs("simulate"):
     from matplotlib.ticker import LogLocator, NullLocator
 
 BAND_COLOURS = ("#0072B2", "#009E73", "#D55E00", "#7F7F7F")
-"""Of LOW, MID, HIGH and DENSE; told apart by people who don't see all colours (Okabe and Ito, 2008)."""
+"""Of LOW, MID, HIGH and DENSE; told apart by people who don't see all colours (Okabe and Ito,
+2008)."""
 INK = "#2B2F36"
 """Of text."""
 
@@ -52,7 +54,8 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 
 def energies_figure(spectrum: Spectrum, fps: float, path: str | Path) -> None:
-    """Share of the energy in each band over time, on a logarithmic axis since the low band holds most.
+    """Share of the energy in each band over time, on a logarithmic axis since the low band holds
+    most.
 
     Args:
         spectrum: of the clip.
@@ -67,7 +70,9 @@ def energies_figure(spectrum: Spectrum, fps: float, path: str | Path) -> None:
         shares = (100 * spectrum.shares[:, band]).clamp_min(1e-3).tolist()
         label = f"{name}, {100 * total[band]:.1f}% of all"
         # One level per step of tiles: the bands are defined on whole tiles.
-        axes.stairs(shares, edges, baseline=None, color=BAND_COLOURS[band], linewidth=2.2, label=label)
+        axes.stairs(
+            shares, edges, baseline=None, color=BAND_COLOURS[band], linewidth=2.2, label=label
+        )
     axes.set_yscale("log")
     axes.set_xlim(0, edges[-1])
     axes.set_ylim(top=130)
@@ -78,7 +83,9 @@ def energies_figure(spectrum: Spectrum, fps: float, path: str | Path) -> None:
     save_figure(figure, path)
 
 
-def loss_figure(steps: Sequence[int], losses: Sequence[float], path: str | Path, *, window: int = 25) -> None:
+def loss_figure(
+    steps: Sequence[int], losses: Sequence[float], path: str | Path, *, window: int = 25
+) -> None:
     """Training loss per step, and its running mean over `window` steps.
 
     Args:
@@ -91,13 +98,22 @@ def loss_figure(steps: Sequence[int], losses: Sequence[float], path: str | Path,
         ValueError: for no step, or other losses than steps.
     """
     if not steps or len(steps) != len(losses):
-        raise ValueError(f"steps has {len(steps)} and losses {len(losses)} numbers; as many, at least one, are allowed")
+        raise ValueError(
+            f"steps has {len(steps)} and losses {len(losses)} numbers; as many, at least one, are "
+            "allowed"
+        )
     figure = blank_figure(8, 3.6)
     axes = figure.subplots()
     axes.plot(steps, losses, color="#B9C3CE", linewidth=0.8, label="each step")
     width = min(window, len(losses))
     smooth = torch.tensor(losses, dtype=torch.float64).unfold(0, width, 1).mean(-1).tolist()
-    axes.plot(steps[width - 1 :], smooth, color=BAND_COLOURS[0], linewidth=2.2, label=f"mean of {width} steps")
+    axes.plot(
+        steps[width - 1 :],
+        smooth,
+        color=BAND_COLOURS[0],
+        linewidth=2.2,
+        label=f"mean of {width} steps",
+    )
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
@@ -121,15 +137,32 @@ def allocation_figure(allocations: Tensor, timesteps: Sequence[float], path: str
     """
     figure, axes, rows = _heat_map("allocations", allocations, timesteps)
     used = [band for band in Band if band != Band.DENSE or bool((rows == Band.DENSE).any())]
-    axes.imshow(rows.numpy(), aspect="auto", interpolation="nearest", cmap=ListedColormap(BAND_COLOURS), vmin=0, vmax=3)
+    axes.imshow(
+        rows.numpy(),
+        aspect="auto",
+        interpolation="nearest",
+        cmap=ListedColormap(BAND_COLOURS),
+        vmin=0,
+        vmax=3,
+    )
     handles = [LegendPatch(color=BAND_COLOURS[band], label=band.name.lower()) for band in used]
-    axes.legend(handles=handles, frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), labelcolor=INK)
-    _finish_heat_map(axes, f"Band of each head ({allocations.shape[2]} rows a layer) while denoising")
+    axes.legend(
+        handles=handles,
+        frameon=False,
+        fontsize=9,
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+        labelcolor=INK,
+    )
+    _finish_heat_map(
+        axes, f"Band of each head ({allocations.shape[2]} rows a layer) while denoising"
+    )
     save_figure(figure, path)
 
 
 def weights_figure(weights: Tensor, timesteps: Sequence[float], path: str | Path) -> None:
-    """What soft routing adds to the weight of LOW in each head of each layer at every denoising step, as a heat map.
+    """What soft routing adds to the weight of LOW in each head of each layer at every denoising
+    step, as a heat map.
 
     Args:
         weights: (steps, layers, heads); colours end at -1 and 1.
@@ -139,9 +172,15 @@ def weights_figure(weights: Tensor, timesteps: Sequence[float], path: str | Path
         ValueError: for weights of another shape, or another number of timesteps.
     """
     figure, axes, rows = _heat_map("weights", weights, timesteps)
-    image = axes.imshow(rows.float().numpy(), aspect="auto", interpolation="nearest", cmap="RdBu_r", vmin=-1, vmax=1)
+    image = axes.imshow(
+        rows.float().numpy(), aspect="auto", interpolation="nearest", cmap="RdBu_r", vmin=-1, vmax=1
+    )
     figure.colorbar(image, ax=axes, extend="both")
-    _finish_heat_map(axes, f"Added to the weight of low in each head ({weights.shape[2]} rows a layer) while denoising")
+    _finish_heat_map(
+        axes,
+        f"Added to the weight of low in each head ({weights.shape[2]} rows a layer) while "
+        "denoising",
+    )
     save_figure(figure, path)
 
 
@@ -149,7 +188,8 @@ def _heat_map(name: str, values: Tensor, timesteps: Sequence[float]) -> tuple[Fi
     """A figure, its axes with names of layers and steps, and rows (layers * heads, steps)."""
     if values.ndim != 3 or values.shape[0] != len(timesteps):
         raise ValueError(
-            f"{name} has shape {tuple(values.shape)} for {len(timesteps)} timesteps; (steps, layers, heads) with "
+            f"{name} has shape {tuple(values.shape)} for {len(timesteps)} timesteps; (steps, "
+            "layers, heads) with "
             "one timestep per step is allowed"
         )
     steps, layers, heads = values.shape
@@ -157,7 +197,10 @@ def _heat_map(name: str, values: Tensor, timesteps: Sequence[float]) -> tuple[Fi
     axes = figure.subplots()
     for layer in range(1, layers):
         axes.axhline(layer * heads - 0.5, color="white", linewidth=3)
-    axes.set_yticks([layer * heads + (heads - 1) / 2 for layer in range(layers)], [f"layer {i + 1}" for i in range(layers)])
+    axes.set_yticks(
+        [layer * heads + (heads - 1) / 2 for layer in range(layers)],
+        [f"layer {i + 1}" for i in range(layers)],
+    )
     shown = sorted({round(i * (steps - 1) / 6) for i in range(7)})
     axes.set_xticks(shown, [f"{timesteps[i]:.2f}" for i in shown])
     return figure, axes, values.flatten(1).T
@@ -184,12 +227,17 @@ def labelled_grid(clips: Tensor, labels: Sequence[str], *, columns: int = 2) -> 
     """
     count, frames, width = clips.shape[0], clips.shape[1], clips.shape[3]
     if len(labels) != count or count % columns:
-        raise ValueError(f"clips holds {count} clips for {len(labels)} labels in {columns} columns; full rows are allowed")
+        raise ValueError(
+            f"clips holds {count} clips for {len(labels)} labels in {columns} columns; full rows "
+            "are allowed"
+        )
     rows, strip = [], max(width // 18, 8)
     for start in range(0, count, columns):
         row = [
             torch.cat([_text(label, strip, width).expand(frames, -1, -1, -1), clip], 1)
-            for clip, label in zip(clips[start : start + columns], labels[start : start + columns], strict=True)
+            for clip, label in zip(
+                clips[start : start + columns], labels[start : start + columns], strict=True
+            )
         ]
         rows.append(torch.cat(row, 2))
     return torch.cat(rows, 1)

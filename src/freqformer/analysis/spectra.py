@@ -1,7 +1,7 @@
 """What the bands of a clip hold: their energies over time, and each band as a video.
 
-Tokens are patches of pixels, as the model cuts a clip, with the clip's mean colour taken off. Shape legend: F frames,
-H rows, W columns of pixels, T steps of tiles in time.
+Tokens are patches of pixels, as the model cuts a clip, with the clip's mean colour taken off. Shape
+legend: F frames, H rows, W columns of pixels, T steps of tiles in time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Spectrum:
     mean: Tensor
     """The clip's mean colour, (3, 1, 1, 1)."""
     energies: Tensor
-    """Sum of squares of every band per step of tiles in time, float64 (T, 3). They add up to the clip's."""
+    """Sum of squares of every band per step of tiles in time, float64 (T, 3). They add up to the
+    clip's."""
     first_frames: list[int]
     """First frame of every step of tiles, and F at the end: T + 1 numbers."""
     layout: TileLayout
@@ -40,7 +41,8 @@ class Spectrum:
 
     @property
     def shares(self) -> Tensor:
-        """Share of the energy that each band holds per step of tiles, (T, 3); zero where there is no energy."""
+        """Share of the energy that each band holds per step of tiles, (T, 3); zero where there is
+        no energy."""
         return self.energies / self.energies.sum(-1, keepdim=True).clamp_min(1e-300)
 
     @property
@@ -63,17 +65,25 @@ def clip_spectrum(clip: Tensor, config: FreqFormerConfig, patch: Patch = (1, 4, 
         ValueError: for a clip of another shape, or an extent that the patch doesn't divide.
     """
     if clip.ndim != 4 or clip.shape[0] != 3 or not clip.is_floating_point():
-        raise ValueError(f"clip is {clip.dtype} {tuple(clip.shape)}; float (3, frames, height, width) is allowed")
+        raise ValueError(
+            f"clip is {clip.dtype} {tuple(clip.shape)}; float (3, frames, height, width) is allowed"
+        )
     if any(extent % side for extent, side in zip(clip.shape[1:], patch, strict=True)):
         raise ValueError(
-            f"clip has {tuple(clip.shape[1:])} frames, rows and columns; multiples of the patch {patch} are allowed: crop "
+            f"clip has {tuple(clip.shape[1:])} frames, rows and columns; multiples of the patch "
+            f"{patch} are allowed: crop "
             "it or choose another patch"
         )
     mean = clip.float().mean((1, 2, 3), keepdim=True)
-    frames, height, width = (extent // side for extent, side in zip(clip.shape[1:], patch, strict=True))
+    frames, height, width = (
+        extent // side for extent, side in zip(clip.shape[1:], patch, strict=True)
+    )
     grid = Grid(frames, height, width)
     bands = torch.stack(
-        [_pixels(band[0], grid, patch) for band in split_bands(_tokens(clip.float() - mean, patch), grid, config)]
+        [
+            _pixels(band[0], grid, patch)
+            for band in split_bands(_tokens(clip.float() - mean, patch), grid, config)
+        ]
     )
     layout = tile_layout(grid, config.tile)
     first = [step * layout.tile[0] * patch[0] for step in range(layout.tiles[0])] + [clip.shape[1]]
@@ -97,18 +107,26 @@ def _pixels(tokens: Tensor, grid: Grid, patch: Patch) -> Tensor:
 
 
 def band_frames(spectrum: Spectrum) -> tuple[Tensor, tuple[float, float]]:
-    """The clip and its bands as pictures: input, low (with the mean colour), mid and high (amplified around grey).
+    """The clip and its bands as pictures: input, low (with the mean colour), mid and high
+    (amplified around grey).
 
-    Returns: uint8 (4, F, H, W, 3), and the factors by which mid and high were amplified: 1% of the values are clipped.
+    Returns: uint8 (4, F, H, W, 3), and the factors by which mid and high were amplified: 1% of the
+        values are clipped.
     """
     low, mid, high = spectrum.bands
     factors = [_visible(mid), _visible(high)]
-    clips = [spectrum.bands.sum(0) + spectrum.mean, low + spectrum.mean, mid * factors[0], high * factors[1]]
+    clips = [
+        spectrum.bands.sum(0) + spectrum.mean,
+        low + spectrum.mean,
+        mid * factors[0],
+        high * factors[1],
+    ]
     return torch.stack([from_unit(clip) for clip in clips]), (factors[0], factors[1])
 
 
 def _visible(band: Tensor) -> float:
-    """Factor that brings the 99th percentile of the absolute values to 1; 1 for a band that is zero."""
+    """Factor that brings the 99th percentile of the absolute values to 1; 1 for a band that is
+    zero."""
     values = band.abs().flatten()
     large = float(values.kthvalue(max(round(0.99 * values.numel()), 1)).values)
     return 1 / large if large > 1e-6 else 1.0

@@ -34,32 +34,37 @@ def frequency_attention(
 ) -> Tensor:
     """Self-attention over video tokens, with one operator per head: low, mid, high or dense.
 
-    `torch.compile` takes it whole. Gradients of gradients, and `torch.func.grad`, need impl="eager" or "reference";
-    `torch.vmap` and forward-mode differentiation are refused.
+    `torch.compile` takes it whole. Gradients of gradients, and `torch.func.grad`, need impl="eager"
+    or "reference"; `torch.vmap` and forward-mode differentiation are refused.
 
     Args:
-        query, key, value: (batch, video tokens + text tokens, heads, head_dim), float64, float32, float16 or bfloat16;
-            queries and keys normalised and rotated, but for what `parameters` asks the operation to do.
+        query, key, value: (batch, video tokens + text tokens, heads, head_dim), float64, float32,
+            float16 or bfloat16; queries and keys normalised and rotated, but for what `parameters`
+            asks the operation to do.
         grid: the video's token grid.
-        allocation: `Band` of every head, (heads,) or (batch, heads), whole numbers 0 to 3. impl="triton" doesn't read back
-            one that is on the GPU: a head whose number is no band gives NaN there.
+        allocation: `Band` of every head, (heads,) or (batch, heads), whole numbers 0 to 3.
+            impl="triton" doesn't read back one that is on the GPU: a head whose number is no band
+            gives NaN there.
         config: bands, patterns and summaries.
-        num_text_tokens: text tokens behind the video tokens. Text is never compressed; text queries see everything.
-        text_mask: bool (batch, num_text_tokens), True where a text token may be seen. What masked tokens hold, NaN
-            included, reaches no other token.
+        num_text_tokens: text tokens behind the video tokens. Text is never compressed; text queries
+            see everything.
+        text_mask: bool (batch, num_text_tokens), True where a text token may be seen. What masked
+            tokens hold, NaN included, reaches no other token.
         parameters: what is learned; None takes low summaries only, no offsets and unit gains.
-        plan: the plan of this grid and config, built outside a compiled region; None builds or finds it.
-        selection: the tiles of MID heads for `mid_pattern="topk"`; None chooses them by tile means, the lower tile
-            first among equal ones.
+        plan: the plan of this grid and config, built outside a compiled region; None builds or
+            finds it.
+        selection: the tiles of MID heads for `mid_pattern="topk"`; None chooses them by tile means,
+            the lower tile first among equal ones.
         token_order: order of the video tokens in and out, `raster` or `tile`.
-        impl: `triton` (fused, on a GPU; head_dim 16, 32, 64 or 128, not float64), `eager` (linear memory, any device),
-            `reference` (full masks), or `auto`: triton on a GPU where it can run, else eager. The log says which, and
-            a warning says once why a GPU runs eager.
+        impl: `triton` (fused, on a GPU; head_dim 16, 32, 64 or 128, not float64), `eager` (linear
+            memory, any device), `reference` (full masks), or `auto`: triton on a GPU where it can
+            run, else eager. The log says which, and a warning says once why a GPU runs eager.
 
     Returns: (batch, tokens, heads, head_dim) in the dtype of the query.
 
     Raises:
-        ValueError: for shapes, dtypes, bands or options that do not fit, naming the argument and the remedy.
+        ValueError: for shapes, dtypes, bands or options that do not fit, naming the argument and
+            the remedy.
     """
     check_tensors(query, key, value, grid, num_text_tokens, text_mask)
     check_options(config, selection, token_order, impl)
@@ -109,7 +114,9 @@ def _plan_for(
             learned_summaries=learned,
         )
     if not isinstance(plan, AttentionPlan):
-        raise ValueError(f"plan is {plan!r}; an AttentionPlan or None is allowed: make it with build_plan")
+        raise ValueError(
+            f"plan is {plan!r}; an AttentionPlan or None is allowed: make it with build_plan"
+        )
     made = (
         plan.layout.grid,
         plan.config,
@@ -120,5 +127,8 @@ def _plan_for(
     )
     asked = (grid, config, heads, head_dim, num_text_tokens, learned)
     if made != asked:
-        raise ValueError(f"plan was built for {made}; this call has {asked}: build it with build_plan for this call")
+        raise ValueError(
+            f"plan was built for {made}; this call has {asked}: build it with build_plan for this "
+            "call"
+        )
     return plan

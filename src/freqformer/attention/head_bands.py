@@ -1,4 +1,5 @@
-"""The bands of a layer's heads: in its memory, in its state dict, and through every way of making and moving a module."""
+"""The bands of a layer's heads: in its memory, in its state dict, and through every way of making
+and moving a module."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ SUMMARIES = ("summary_queries", "summary_offsets")
 class HeadBands(nn.Module):
     """A module that knows the band of each of its heads.
 
-    `bands` holds them as plain numbers, which survive the meta device and `to_empty`; the buffer `allocation` has the
-    same numbers where the parameters are, and puts them into the state dict. A table that replaces them isn't part of
-    it.
+    `bands` holds them as plain numbers, which survive the meta device and `to_empty`; the buffer
+    `allocation` has the same numbers where the parameters are, and puts them into the state dict. A
+    table that replaces them isn't part of it.
     """
 
     attention: str
@@ -29,14 +30,16 @@ class HeadBands(nn.Module):
     """Bands of a routing table by timestep bucket, int64 (T, H); None without one."""
 
     def _set_bands(self, bands: Sequence[int], *, fixed: bool) -> None:
-        """Take bands; `fixed` says that they act for good, and aren't just where a router starts."""
+        """Take bands; `fixed` says that they act for good, and aren't just where a router
+        starts."""
         self.bands, self._fixed = tuple(bands), fixed
         self.register_buffer(ALLOCATION, torch.tensor(self.bands))
         self._table: Tensor | None = None
         self.table_bands = None
 
     def _set_table(self, bands: Tensor | None) -> None:
-        # Not a buffer: hooks that take buffers elsewhere would lose it, since no state dict holds it.
+        # Not a buffer: hooks that take buffers elsewhere would lose it, since no state dict holds
+        # it.
         self._table = None if bands is None else bands.cpu()
         self.table_bands = self._table
         self._restore()
@@ -62,18 +65,27 @@ class HeadBands(nn.Module):
         return self
 
     def check_bands(self, found: Tensor, place: str = "the state dict") -> None:
-        """Raise ValueError where the bands that `place` holds are others than this layer's, and these act."""
-        if found.device.type == "meta" or type(found) not in (Tensor, nn.Parameter) or not self._fixed:
+        """Raise ValueError where the bands that `place` holds are others than this layer's, and
+        these act."""
+        if (
+            found.device.type == "meta"
+            or type(found) not in (Tensor, nn.Parameter)
+            or not self._fixed
+        ):
             return
         bands = found.tolist()
         if bands != list(self.bands):
             raise ValueError(
-                f"{place} is of a layer with allocation {bands}, and this one has {list(self.bands)}, in which "
-                "those weights mean something else: make the layer with that allocation, or leave 'allocation' out "
+                f"{place} is of a layer with allocation {bands}, and this one has "
+                f"{list(self.bands)}, in which "
+                "those weights mean something else: make the layer with that allocation, or leave "
+                "'allocation' out "
                 "of the state dict to take the weights alone"
             )
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any, **named: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *rest: Any, **named: Any
+    ) -> None:
         name = prefix + ALLOCATION
         found = state_dict.get(name)
         if found is not None:
@@ -88,10 +100,13 @@ class HeadBands(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest, **named)
 
 
-def without_unused(groups: Mapping[str, Mapping[str, Tensor]], model: nn.Module) -> dict[str, Mapping[str, Tensor]]:
+def without_unused(
+    groups: Mapping[str, Mapping[str, Tensor]], model: nn.Module
+) -> dict[str, Mapping[str, Tensor]]:
     """Groups of a run's tensors by parameter name, as this version of the model has them.
 
-    Where an older version wrote them, its group `model` gets the bands of heads, and all lose summaries that nothing used.
+    Where an older version wrote them, its group `model` gets the bands of heads, and all lose
+    summaries that nothing used.
     """
     weights, state = groups.get("model", {}), model.state_dict()
     bands = {name: x for name, x in state.items() if name.rpartition(".")[2] == ALLOCATION}
@@ -104,5 +119,7 @@ def without_unused(groups: Mapping[str, Mapping[str, Tensor]], model: nn.Module)
 
     kept: dict[str, Mapping[str, Tensor]] = {}
     for group, tensors in groups.items():
-        kept[group] = {path: x for path, x in tensors.items() if used(path)} | (bands if group == "model" else {})
+        kept[group] = {path: x for path, x in tensors.items() if used(path)} | (
+            bands if group == "model" else {}
+        )
     return kept

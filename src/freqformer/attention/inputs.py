@@ -24,24 +24,36 @@ def check_inputs(hidden_states: Any, grid: Any, timestep: Any, dim: int, token_o
     check_grid(grid)
     check_choice("token_order", token_order, get_args(TokenOrder))
     check_kind("hidden_states", hidden_states, Tensor, "pass tokens (batch, tokens, channels)")
-    check_kind("timestep", timestep, Tensor, "make one timestep a sample, torch.full((batch,), t, device=...)")
+    check_kind(
+        "timestep",
+        timestep,
+        Tensor,
+        "make one timestep a sample, torch.full((batch,), t, device=...)",
+    )
     shape = tuple(hidden_states.shape)
     expected = (*shape[:1], grid.num_tokens, dim)
     if shape != expected or tuple(timestep.shape) != expected[:1]:
         swapped = len(shape) == 3 and shape != expected and shape[1:] == (dim, grid.num_tokens)
-        remedy = "its axes look swapped, transpose(1, 2)" if swapped else "pass the grid of these tokens"
+        remedy = (
+            "its axes look swapped, transpose(1, 2)" if swapped else "pass the grid of these tokens"
+        )
         raise ValueError(
-            f"hidden_states has shape {shape} and timestep {tuple(timestep.shape)}; (batch, {grid.num_tokens}, {dim}) and "
+            f"hidden_states has shape {shape} and timestep {tuple(timestep.shape)}; (batch, "
+            f"{grid.num_tokens}, {dim}) and "
             f"(batch,) are allowed for {grid}: {remedy}"
         )
-    check_timestep(timestep, 1.0, "divide the scheduler's timesteps by their number, 1000 in diffusers")
+    check_timestep(
+        timestep, 1.0, "divide the scheduler's timesteps by their number, 1000 in diffusers"
+    )
 
 
 def check_timestep(timestep: Tensor, most: float, remedy: str) -> None:
-    """Raise ValueError for a timestep outside [0, most], NaN included, where looking costs no wait."""
+    """Raise ValueError for a timestep outside [0, most], NaN included, where looking costs no
+    wait."""
     if on_host(timestep) and not bool(((timestep >= 0) & (timestep <= most)).all()):
         raise ValueError(
-            f"timestep is {timestep.tolist()}; numbers from 0 (clean) to {most:g} (noise) are allowed: {remedy}"
+            f"timestep is {timestep.tolist()}; numbers from 0 (clean) to {most:g} (noise) are "
+            f"allowed: {remedy}"
         )
 
 
@@ -52,10 +64,15 @@ def dense_attention(
     grid: Grid,
     eps: float,
 ) -> Tensor:
-    """Exact attention of all heads by torch's own operation, (B, N, H, D) in any one order of tokens."""
+    """Exact attention of all heads by torch's own operation, (B, N, H, D) in any one order of
+    tokens."""
     query, key, value = tensors
     check_rotary(rotary, query, grid)
-    query, key = (rms_norm(x, norm, eps).transpose(1, 2) for x, norm in zip((query, key), norms, strict=True))
+    query, key = (
+        rms_norm(x, norm, eps).transpose(1, 2) for x, norm in zip((query, key), norms, strict=True)
+    )
     if rotary is not None:
         query, key = rotate(query, rotary), rotate(key, rotary)
-    return functional.scaled_dot_product_attention(query, key, value.transpose(1, 2)).transpose(1, 2)
+    return functional.scaled_dot_product_attention(query, key, value.transpose(1, 2)).transpose(
+        1, 2
+    )

@@ -43,7 +43,8 @@ def check_size(dim: Any, num_heads: Any, config: Any) -> None:
     whole = all(isinstance(size, int) and not isinstance(size, bool) for size in (dim, num_heads))
     if not whole or num_heads < 1 or dim < 1 or dim % (2 * num_heads):
         raise ValueError(
-            f"dim is {dim!r} and num_heads {num_heads!r}; dim = num_heads * an even head_dim is allowed, whole numbers"
+            f"dim is {dim!r} and num_heads {num_heads!r}; dim = num_heads * an even head_dim is "
+            "allowed, whole numbers"
         )
     check_kind("config", config, FreqFormerConfig, "FreqFormerConfig() is the default")
 
@@ -60,7 +61,12 @@ def layer_options(
     if attention == "dense":
         _refuse_any(
             "attention is 'dense', whose heads see everything and have no router and no LOW branch",
-            {"routing": routing, "allocation": allocation, "prior": prior, "low_beside": low_beside},
+            {
+                "routing": routing,
+                "allocation": allocation,
+                "prior": prior,
+                "low_beside": low_beside,
+            },
         )
         return LayerOptions(None, None, (Band.DENSE.value,) * num_heads, False)
     check_choice("routing", routing, (None, *get_args(Routing)))
@@ -69,7 +75,8 @@ def layer_options(
     routing = routing or DEFAULT_ROUTING
     if routing != "learned":
         _refuse_any(
-            f"routing is {routing!r}, and only a router that chooses, routing='learned', has a prior",
+            f"routing is {routing!r}, and only a router that chooses, routing='learned', has a "
+            "prior",
             {"prior": prior},
         )
     weighs = routing in SOFT
@@ -78,8 +85,10 @@ def layer_options(
     bands = layer_bands(allocation, num_heads)
     if weighs and (low_beside is False or Band.DENSE in bands):
         raise ValueError(
-            f"low_beside is {low_beside} and allocation {bands}; with routing={routing!r}, which weighs each head's "
-            "band and LOW, None or True and bands 0 to 2 are allowed: take routing='fixed' for others"
+            f"low_beside is {low_beside} and allocation {bands}; with routing={routing!r}, which "
+            "weighs each head's "
+            "band and LOW, None or True and bands 0 to 2 are allowed: take routing='fixed' for "
+            "others"
         )
     chosen = (prior or DEFAULT_PRIOR) if routing == "learned" else None
     return LayerOptions(routing, chosen, tuple(bands), bool(low_beside) or weighs)
@@ -90,4 +99,6 @@ def _refuse_any(why: str, options: dict[str, Sequence[Any] | Any]) -> None:
     given = {name: value for name, value in options.items() if value is not None}
     if given:
         shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
-        raise ValueError(f"{shown} can't act: {why}; None is allowed: leave {' and '.join(given)} out")
+        raise ValueError(
+            f"{shown} can't act: {why}; None is allowed: leave {' and '.join(given)} out"
+        )

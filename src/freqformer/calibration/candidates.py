@@ -11,7 +11,8 @@ from freqformer.plan import build_plan
 
 @dataclass(frozen=True)
 class Candidates:
-    """The operators whose errors are measured: LOW, MID with some tile counts and HIGH with some windows.
+    """The operators whose errors are measured: LOW, MID with some tile counts and HIGH with some
+    windows.
 
     Args:
         config: bands, patterns and summaries; its `mid_tiles` and `window` give way to those below.
@@ -19,8 +20,8 @@ class Candidates:
         windows: windows of HIGH.
 
     Raises:
-        ValueError: for none, for counts that do not rise, for band features that have to be learned, or for choices that
-            a fixed `mid_pattern` does not leave.
+        ValueError: for none, for counts that do not rise, for band features that have to be
+            learned, or for choices that a fixed `mid_pattern` does not leave.
     """
 
     config: FreqFormerConfig
@@ -29,25 +30,38 @@ class Candidates:
 
     def __post_init__(self) -> None:
         if self.config.band_features == "gains":
-            raise ValueError("config.band_features is 'gains', which are learned; 'full', 'values' or 'strict' is allowed")
+            raise ValueError(
+                "config.band_features is 'gains', which are learned; 'full', 'values' or 'strict' "
+                "is allowed"
+            )
         counts, windows = self.mid_tiles, self.windows
         none = len(counts) == 0 or len(windows) == 0
         if none or list(counts) != sorted(set(counts)) or len(set(windows)) < len(windows):
             raise ValueError(
-                f"mid_tiles is {counts} and windows {windows}; one at least of each, rising and different, is allowed"
+                f"mid_tiles is {counts} and windows {windows}; one at least of each, rising and "
+                "different, is allowed"
             )
-        # The axial pattern reaches as far as the window, so a table with another window would change MID too.
-        if self.config.mid_pattern != "topk" and (len(counts) > 1 or windows != (self.config.window,)):
+        # The axial pattern reaches as far as the window, so a table with another window would
+        # change MID too.
+        if self.config.mid_pattern != "topk" and (
+            len(counts) > 1 or windows != (self.config.window,)
+        ):
             raise ValueError(
-                f"mid_tiles is {counts} and windows {windows} for mid_pattern {self.config.mid_pattern!r}, which has one "
+                f"mid_tiles is {counts} and windows {windows} for mid_pattern "
+                f"{self.config.mid_pattern!r}, which has one "
                 "list of tiles; take one count and the config's window, or mid_pattern 'topk'"
             )
-        object.__setattr__(self, "config", replace(self.config, mid_tiles=self.mid_tiles[0], window=self.windows[0]))
+        object.__setattr__(
+            self,
+            "config",
+            replace(self.config, mid_tiles=self.mid_tiles[0], window=self.windows[0]),
+        )
         _ = self.operators  # FreqFormerConfig refuses counts and windows that are out of range
 
     @classmethod
     def usual(cls, config: FreqFormerConfig) -> Candidates:
-        """MID with 8, 16 and 32 tiles or its fixed pattern, HIGH with the config's window and one two tiles longer a side.
+        """MID with 8, 16 and 32 tiles or its fixed pattern, HIGH with the config's window and one
+        two tiles longer a side.
 
         Args:
             config: bands, patterns and summaries.
@@ -59,7 +73,8 @@ class Candidates:
 
     @property
     def operators(self) -> tuple[tuple[Band, FreqFormerConfig], ...]:
-        """Band and config of every candidate: LOW, then MID by `mid_tiles`, then HIGH by `windows`."""
+        """Band and config of every candidate: LOW, then MID by `mid_tiles`, then HIGH by
+        `windows`."""
         return (
             (Band.LOW, self.config),
             *((Band.MID, replace(self.config, mid_tiles=count)) for count in self.mid_tiles),
@@ -73,12 +88,15 @@ class Candidates:
         return ("low", *middle, *("high-" + "x".join(map(str, window)) for window in self.windows))
 
     def columns(self, mid: int, window: int) -> tuple[int, int, int]:
-        """The places among `operators` of LOW, of one of the MID counts, and of one of the windows."""
+        """The places among `operators` of LOW, of one of the MID counts, and of one of the
+        windows."""
         return (0, 1 + mid, 1 + len(self.mid_tiles) + window)
 
     def pinned(self, grid: Grid) -> Candidates:
         """The same with the tile pinned as this grid has it."""
-        return replace(self, config=replace(self.config, tile=tile_layout(grid, self.config.tile).tile))
+        return replace(
+            self, config=replace(self.config, tile=tile_layout(grid, self.config.tile).tile)
+        )
 
     def costs(self, grid: Grid, *, num_heads: int, head_dim: int) -> list[float]:
         """Useful attention FLOPs of one head as every candidate, and as DENSE at the end."""

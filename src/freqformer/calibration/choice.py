@@ -1,4 +1,5 @@
-"""From measured errors to a routing table: the cheapest within a tolerance, or the least error within a budget.
+"""From measured errors to a routing table: the cheapest within a tolerance, or the least error
+within a budget.
 
 Shape legend: T timestep buckets, L layers, H heads, C candidates.
 """
@@ -20,7 +21,8 @@ from freqformer.routing import RoutingTable
 from freqformer.routing.origin import Origin
 
 Price = Callable[[Tensor, Tensor], Tensor]
-"""Errors (T, L, H, 4) and costs relative to dense (4,) of LOW, MID, HIGH and DENSE -> what each head minimises."""
+"""Errors (T, L, H, 4) and costs relative to dense (4,) of LOW, MID, HIGH and DENSE -> what each
+head minimises."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +50,8 @@ class Calibration:
     errors: Tensor
     """Norm of a candidate's error over the norm of the dense output, float64 (T, L, H, C)."""
     costs: Tensor
-    """Useful attention FLOPs of one head as every candidate, and as DENSE at the end: float64 (C + 1,)."""
+    """Useful attention FLOPs of one head as every candidate, and as DENSE at the end: float64 (C +
+    1,)."""
     candidates: Candidates
     """Their tile is pinned."""
     grid: Grid
@@ -59,8 +62,9 @@ class Calibration:
     def choose(self, tolerance: float) -> Choice:
         """Every head the cheapest whose error is at most `tolerance`, else DENSE.
 
-        One tile count serves the MID heads of a layer and bucket, and one window all HIGH heads: those with which the
-        sum of the costs is least. Of equal costs the earlier candidate is taken.
+        One tile count serves the MID heads of a layer and bucket, and one window all HIGH heads:
+        those with which the sum of the costs is least. Of equal costs the earlier candidate is
+        taken.
 
         Raises:
             ValueError: for a tolerance that is not positive.
@@ -71,8 +75,9 @@ class Calibration:
     def choose_within(self, budget: float) -> Choice:
         """The least sum of squared errors, for at most a share `budget` of dense attention's FLOPs.
 
-        Heads of all layers and buckets pay one price for FLOPs, the lowest that keeps to the budget, so FLOPs go where they
-        help most. No choice as cheap as the one returned errs less; a part of the budget may be left.
+        Heads of all layers and buckets pay one price for FLOPs, the lowest that keeps to the
+        budget, so FLOPs go where they help most. No choice as cheap as the one returned errs less;
+        a part of the budget may be left.
 
         Raises:
             ValueError: for a budget below that of all heads in the cheapest candidate.
@@ -85,7 +90,8 @@ class Calibration:
         low, high = 1e-12, 1e12
         if weighed(high).cost > budget:
             raise ValueError(
-                f"budget is {budget!r} of dense attention; from {weighed(high).cost:.6f} up is feasible: raise it, or "
+                f"budget is {budget!r} of dense attention; from {weighed(high).cost:.6f} up is "
+                "feasible: raise it, or "
                 "measure cheaper candidates"
             )
         if weighed(low).cost <= budget:
@@ -97,7 +103,8 @@ class Calibration:
         return weighed(high)
 
     def tolerance_for(self, budget: float) -> float:
-        """The smallest tolerance, among the measured errors, at which `choose` keeps to a share `budget` of dense.
+        """The smallest tolerance, among the measured errors, at which `choose` keeps to a share
+        `budget` of dense.
 
         Raises:
             ValueError: for a budget that no tolerance meets.
@@ -106,10 +113,17 @@ class Calibration:
         levels = self.errors.clamp_min(torch.finfo(torch.float64).tiny).unique()
         low, high = 0, len(levels) - 1
         if self.choose(float(levels[high])).cost > budget:
-            raise ValueError(f"budget is {budget!r}, which no tolerance meets: raise it, or measure cheaper candidates")
+            raise ValueError(
+                f"budget is {budget!r}, which no tolerance meets: raise it, or measure cheaper "
+                "candidates"
+            )
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if self.choose(float(levels[middle])).cost <= budget else (middle + 1, high)
+            low, high = (
+                (low, middle)
+                if self.choose(float(levels[middle])).cost <= budget
+                else (middle + 1, high)
+            )
         return float(levels[low])
 
     def _assign(self, price: Price) -> Choice:
@@ -117,7 +131,9 @@ class Calibration:
         counts, windows = len(self.candidates.mid_tiles), len(self.candidates.windows)
         choices = []
         for window in range(windows):
-            options = [self._heads(self.candidates.columns(mid, window), price) for mid in range(counts)]
+            options = [
+                self._heads(self.candidates.columns(mid, window), price) for mid in range(counts)
+            ]
             totals = torch.stack([total for _, total in options])
             least, mid = totals.min(0)
             column = torch.stack([column for column, _ in options])
@@ -127,7 +143,8 @@ class Calibration:
         return self._choice(window, mid, column)
 
     def _heads(self, columns: tuple[int, int, int], price: Price) -> tuple[Tensor, Tensor]:
-        """The best columns (T, L, H) among LOW, one MID, one HIGH and DENSE, and the sums of their prices (T, L)."""
+        """The best columns (T, L, H) among LOW, one MID, one HIGH and DENSE, and the sums of their
+        prices (T, L)."""
         dense = self.errors.shape[-1]
         places = torch.tensor([*columns, dense])
         errors = torch.cat([self.errors, torch.zeros_like(self.errors[..., :1])], -1)[..., places]
@@ -135,7 +152,8 @@ class Calibration:
         return places[which], prices.sum(-1)
 
     def _choice(self, window: int, mid: Tensor, column: Tensor) -> Choice:
-        """The record of these columns (T, L, H), with one place of a count for each bucket and layer, mid (T, L)."""
+        """The record of these columns (T, L, H), with one place of a count for each bucket and
+        layer, mid (T, L)."""
         candidates, dense = self.candidates, self.errors.shape[-1]
         band = torch.tensor([*(band.value for band, _ in candidates.operators), Band.DENSE.value])
         mid_tiles = torch.tensor(candidates.mid_tiles)[mid][..., None].expand_as(column)

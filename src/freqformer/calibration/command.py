@@ -31,24 +31,28 @@ def calibrate_on_clips(
     num_buckets: int,
     seed: int,
 ) -> Choice:
-    """Calibrate a model of pixels on the first clips of a source, one a batch, and write the report.
+    """Calibrate a model of pixels on the first clips of a source, one a batch, and write the
+    report.
 
     Args:
         transformer: dense; moved to the GPU if there is one.
         data: where the clips are and what a clip is.
         output: folder of the report, and of the state in `state/`.
         tolerance: as in `calibrate`; 0.1 where neither it nor a budget is given.
-        budget: share of dense attention's FLOPs, in place of a tolerance: the smallest that keeps to it is taken.
+        budget: share of dense attention's FLOPs, in place of a tolerance: the smallest that keeps
+            to it is taken.
         num_clips: clips to measure on.
         candidates, num_buckets, seed: as in `calibrate`.
 
     Raises:
-        ValueError: as `calibrate`, for both a tolerance and a budget, for clips that can't be read, and where another
-            process is writing to `output`, or it holds files of these names that no calibration wrote.
+        ValueError: as `calibrate`, for both a tolerance and a budget, for clips that can't be read,
+            and where another process is writing to `output`, or it holds files of these names that
+            no calibration wrote.
     """
     if tolerance is not None and budget is not None:
         raise ValueError(
-            f"tolerance is {tolerance} and budget {budget}; one of them is allowed: the budget sets the tolerance"
+            f"tolerance is {tolerance} and budget {budget}; one of them is allowed: the budget "
+            "sets the tolerance"
         )
     with output_folder(output, "calibrate", FILES, earlier=(*EARLIER, "state")):
         source = clip_source(data, seed)
@@ -66,4 +70,6 @@ def calibrate_on_clips(
             seed=seed,
             state=output / "state",
         )
-        return write_report(calibration, tolerance if budget is None else calibration.tolerance_for(budget), output)
+        return write_report(
+            calibration, tolerance if budget is None else calibration.tolerance_for(budget), output
+        )

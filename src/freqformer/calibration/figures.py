@@ -26,7 +26,8 @@ PANELS = 5
 
 
 def error_figure(calibration: Calibration, path: str | Path) -> None:
-    """Relative error of every candidate by noise level: of the median head, and of the head that 90% are better than.
+    """Relative error of every candidate by noise level: of the median head, and of the head that
+    90% are better than.
 
     Args:
         calibration: what was measured.
@@ -39,21 +40,32 @@ def error_figure(calibration: Calibration, path: str | Path) -> None:
     medians, worse = heads.quantile(torch.tensor([0.5, 0.9], dtype=heads.dtype), dim=1)
     colours = _colours([band for band, _ in calibration.candidates.operators])
     for place, (name, colour) in enumerate(zip(calibration.candidates.names, colours, strict=True)):
-        axes.plot(levels, medians[:, place].tolist(), color=colour, linewidth=2, marker="o", markersize=3.5, label=name)
+        axes.plot(
+            levels,
+            medians[:, place].tolist(),
+            color=colour,
+            linewidth=2,
+            marker="o",
+            markersize=3.5,
+            label=name,
+        )
         axes.plot(levels, worse[:, place].tolist(), color=colour, linewidth=1, linestyle=":")
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.grid(axis="y", color="#E3E6EA", linewidth=0.8)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(
+        frameon=False, fontsize=9, labelcolor=INK, loc="center left", bbox_to_anchor=(1, 0.5)
+    )
     title = "Error of each candidate: median head, and dotted the head that 90% are better than"
     label_axes(axes, title, "noise level, 1 is noise", "relative L2 error")
     save_figure(figure, path)
 
 
 def _colours(bands: list[Band]) -> list[tuple[float, float, float]]:
-    """The colour of every candidate's band, the darker the later it comes among those of its band."""
+    """The colour of every candidate's band, the darker the later it comes among those of its
+    band."""
     colours = []
     for place, band in enumerate(bands):
         first, count = bands.index(band), bands.count(band)
@@ -85,7 +97,9 @@ def choice_figure(choice: Choice, path: str | Path) -> None:
             aspect="auto",
             interpolation="nearest",
         )
-        label_axes(axes, f"noise {bucket / buckets:.2g} to {(bucket + 1) / buckets:.2g}", "head", "layer")
+        label_axes(
+            axes, f"noise {bucket / buckets:.2g} to {(bucket + 1) / buckets:.2g}", "head", "layer"
+        )
         axes.title.set_fontsize(9)
         axes.spines[:].set_visible(False)
         axes.set_xticks([])
@@ -93,24 +107,33 @@ def choice_figure(choice: Choice, path: str | Path) -> None:
     for axes in panels[buckets:]:
         axes.remove()
     handles = [Patch(color=BAND_COLOURS[band], label=band.name.lower()) for band in Band]
-    figure.legend(handles=handles, frameon=False, fontsize=9, labelcolor=INK, loc="outside right center")
+    figure.legend(
+        handles=handles, frameon=False, fontsize=9, labelcolor=INK, loc="outside right center"
+    )
     save_figure(figure, path)
 
 
 def cost_curve(calibration: Calibration, points: int = CURVE_POINTS) -> tuple[Tensor, Tensor]:
-    """Tolerances, rising, and the cost of their tables relative to dense attention: two float64 (points,).
+    """Tolerances, rising, and the cost of their tables relative to dense attention: two float64
+    (points,).
 
     Args:
         calibration: what was measured; nothing is run.
         points: tolerances, spread over the measured errors.
     """
     levels = calibration.errors[calibration.errors > 0].unique()
-    tolerances = levels.quantile(torch.linspace(0, 1, points, dtype=torch.float64)) if len(levels) else levels
+    tolerances = (
+        levels.quantile(torch.linspace(0, 1, points, dtype=torch.float64))
+        if len(levels)
+        else levels
+    )
     costs = [calibration.choose(float(level)).cost for level in tolerances]
     return tolerances, torch.tensor(costs, dtype=torch.float64)
 
 
-def cost_figure(calibration: Calibration, choice: Choice, tolerance: float, path: str | Path) -> None:
+def cost_figure(
+    calibration: Calibration, choice: Choice, tolerance: float, path: str | Path
+) -> None:
     """Attention FLOPs against the tolerance, and where the choice is.
 
     Args:
@@ -121,11 +144,25 @@ def cost_figure(calibration: Calibration, choice: Choice, tolerance: float, path
     figure = blank_figure(6.4, 4)
     axes = figure.subplots()
     tolerances, costs = cost_curve(calibration)
-    axes.step(tolerances.tolist(), (100 * costs).tolist(), where="post", color=BAND_COLOURS[0], linewidth=2.2)
-    axes.plot([tolerance], [100 * choice.cost], "o", color=BAND_COLOURS[2], label=f"chosen: {100 * choice.cost:.1f}%")
+    axes.step(
+        tolerances.tolist(),
+        (100 * costs).tolist(),
+        where="post",
+        color=BAND_COLOURS[0],
+        linewidth=2.2,
+    )
+    axes.plot(
+        [tolerance],
+        [100 * choice.cost],
+        "o",
+        color=BAND_COLOURS[2],
+        label=f"chosen: {100 * choice.cost:.1f}%",
+    )
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}%")
     axes.grid(color="#E3E6EA", linewidth=0.8)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    label_axes(axes, "Attention FLOPs relative to dense", "tolerance: relative L2 error of a head", "")
+    label_axes(
+        axes, "Attention FLOPs relative to dense", "tolerance: relative L2 error of a head", ""
+    )
     save_figure(figure, path)

@@ -1,8 +1,8 @@
 """Errors of every candidate in a dense model's own forward pass.
 
-Hooks take the queries, keys and values of each layer, and the outputs of its heads just before they are projected.
-Every query is compared: candidates run as they would later, with memory linear in the tokens, and nothing is estimated
-from a sample of the queries.
+Hooks take the queries, keys and values of each layer, and the outputs of its heads just before they
+are projected. Every query is compared: candidates run as they would later, with memory linear in
+the tokens, and nothing is estimated from a sample of the queries.
 
 Shape legend: B batch, N video tokens, H heads, D head_dim, L layers, C candidates.
 """
@@ -45,7 +45,8 @@ def measured(layers: list[FreqAttention], candidates: Candidates) -> Iterator[En
     """
     heads, count = layers[0].num_heads, len(candidates.operators)
     energies = Energies(
-        torch.zeros(len(layers), heads, count, dtype=torch.float64), torch.zeros(len(layers), heads, dtype=torch.float64)
+        torch.zeros(len(layers), heads, count, dtype=torch.float64),
+        torch.zeros(len(layers), heads, dtype=torch.float64),
     )
     with ExitStack() as hooks:
         for index, layer in enumerate(layers):
@@ -58,7 +59,9 @@ def measured(layers: list[FreqAttention], candidates: Candidates) -> Iterator[En
 class _Meter:
     """What one layer is given and gives, and the energies it adds to."""
 
-    def __init__(self, layer: FreqAttention, candidates: Candidates, error: Tensor, output: Tensor) -> None:
+    def __init__(
+        self, layer: FreqAttention, candidates: Candidates, error: Tensor, output: Tensor
+    ) -> None:
         self.layer, self.candidates, self.error, self.output = layer, candidates, error, output
         self.call: dict[str, Any] = {}
         self.projected: dict[str, Tensor] = {}
@@ -72,17 +75,27 @@ class _Meter:
 
     def _begin(self, layer: nn.Module, given: tuple, named: dict[str, Any]) -> None:
         names = ("hidden_states", "grid", "timestep", "rotary")
-        call = {"rotary": None, "token_order": "raster", **dict(zip(names, given, strict=False)), **named}
+        call = {
+            "rotary": None,
+            "token_order": "raster",
+            **dict(zip(names, given, strict=False)),
+            **named,
+        }
         self.call = {name: call[name] for name in ("grid", "rotary", "token_order")}
 
     def _keep(self, name: str, projection: nn.Module, given: tuple, output: Tensor) -> None:
         self.projected[name] = output.unflatten(2, (self.layer.num_heads, -1))
 
     def _compare(self, projection: nn.Module, given: tuple[Tensor]) -> None:
-        """Add the energies of this call, whose dense outputs (B, N, H * D) are about to be projected."""
+        """Add the energies of this call, whose dense outputs (B, N, H * D) are about to be
+        projected."""
         tensors = [self.projected[name] for name in ("to_q", "to_k", "to_v")]
         dense = given[0].unflatten(2, tensors[0].shape[2:])
-        norms = {"query_norm": self.layer.query_norm, "key_norm": self.layer.key_norm, "norm_eps": NORM_EPS}
+        norms = {
+            "query_norm": self.layer.query_norm,
+            "key_norm": self.layer.key_norm,
+            "norm_eps": NORM_EPS,
+        }
         parameters = AttentionParameters(rotary=self.call["rotary"], **norms)
         self.output += _energy(dense)
         # As the layer does: bands are taken without autocast.
@@ -102,10 +115,14 @@ class _Meter:
 
 
 def _energy(x: Tensor, other: Tensor | None = None) -> Tensor:
-    """Sum of squares of x, or of its difference from another, per head: (B, N, H, D) -> float64 (H,) on the CPU."""
+    """Sum of squares of x, or of its difference from another, per head: (B, N, H, D) -> float64
+    (H,) on the CPU."""
     totals = []
     for head in range(x.shape[2]):
-        # In double precision one head at a time: all of them would take four times the outputs' memory.
+        # In double precision one head at a time: all of them would take four times the outputs'
+        # memory.
         values = x[:, :, head].double()
-        totals.append((values if other is None else values - other[:, :, head].double()).square().sum())
+        totals.append(
+            (values if other is None else values - other[:, :, head].double()).square().sum()
+        )
     return torch.stack(totals).cpu()

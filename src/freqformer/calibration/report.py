@@ -17,13 +17,28 @@ from freqformer.routing.origin import parse_origin
 
 FORMAT = "freqformer-calibration-1"
 RECORD_NAME = "calibration.json"
-ERRORS_NAME, ALLOCATION_NAME, COST_NAME = "error_by_candidate.png", "allocation.png", "cost_by_tolerance.png"
+ERRORS_NAME, ALLOCATION_NAME, COST_NAME = (
+    "error_by_candidate.png",
+    "allocation.png",
+    "cost_by_tolerance.png",
+)
 EARLIER = (RECORD_NAME, table.RECORD_NAME, table.TENSORS_NAME)
 FILES = (*EARLIER, ERRORS_NAME, ALLOCATION_NAME, COST_NAME)
 """What a report consists of."""
 MOST_BYTES = 1 << 30
 FIELDS = {
-    *("format", "tolerance", "cost", "mean_error", "origin", "grid", "config", "mid_tiles", "windows", "candidates"),
+    *(
+        "format",
+        "tolerance",
+        "cost",
+        "mean_error",
+        "origin",
+        "grid",
+        "config",
+        "mid_tiles",
+        "windows",
+        "candidates",
+    ),
     *("flops_per_head", "axes", "errors", "chosen", "chosen_error", "chosen_cost", "seal"),
 }
 """Of the record; those of earlier versions lack `origin` and `seal`."""
@@ -32,7 +47,8 @@ FIELDS = {
 def write_report(calibration: Calibration, tolerance: float, folder: str | Path) -> Choice:
     """Write the table for a tolerance with all that speaks for it.
 
-    The folder gets what `write_table` writes, error_by_candidate.png, allocation.png and cost_by_tolerance.png.
+    The folder gets what `write_table` writes, error_by_candidate.png, allocation.png and
+    cost_by_tolerance.png.
 
     Args:
         calibration: what was measured.
@@ -51,10 +67,13 @@ def write_report(calibration: Calibration, tolerance: float, folder: str | Path)
 
 
 def write_table(calibration: Calibration, tolerance: float, folder: str | Path) -> Choice:
-    """Write the table for a tolerance by `RoutingTable.save`, and every number as calibration.json; as `write_report`."""
+    """Write the table for a tolerance by `RoutingTable.save`, and every number as calibration.json;
+    as `write_report`."""
     choice = calibration.choose(tolerance)
     choice.table.save(folder)
-    write_json(Path(folder) / RECORD_NAME, sealed(_record(calibration, choice, tolerance)), indent=None)
+    write_json(
+        Path(folder) / RECORD_NAME, sealed(_record(calibration, choice, tolerance)), indent=None
+    )
     return choice
 
 
@@ -75,14 +94,17 @@ def _record(calibration: Calibration, choice: Choice, tolerance: float) -> dict[
         "flops_per_head": calibration.costs.tolist(),
         "axes": "buckets (least noise first), layers, heads; behind them the candidates for errors",
         "errors": calibration.errors.tolist(),
-        "chosen": [[[names[place] for place in row] for row in layer] for layer in choice.column.tolist()],
+        "chosen": [
+            [[names[place] for place in row] for row in layer] for layer in choice.column.tolist()
+        ],
         "chosen_error": choice.errors.tolist(),
         "chosen_cost": choice.costs.tolist(),
     }
 
 
 def read_calibration(folder: str | Path) -> Calibration:
-    """What `write_report` was given, for tables of other tolerances without running the model again.
+    """What `write_report` was given, for tables of other tolerances without running the model
+    again.
 
     Raises:
         ValueError: for a missing, damaged or foreign calibration.json, naming it and the remedy.
@@ -100,10 +122,20 @@ def read_calibration(folder: str | Path) -> Calibration:
         config = FreqFormerConfig.from_dict(record["config"])
         windows = tuple((time, height, width) for time, height, width in record["windows"])
         candidates = Candidates(config, tuple(record["mid_tiles"]), windows)
-        errors, costs = (torch.tensor(record[name], dtype=torch.float64) for name in ("errors", "flops_per_head"))
-        if errors.ndim != 4 or errors.shape[-1] != len(candidates.operators) or len(costs) != errors.shape[-1] + 1:
-            raise ValueError(f"its errors are {tuple(errors.shape)} for {len(candidates.operators)} candidates")
-        return Calibration(errors, costs, candidates, Grid(*record["grid"]), parse_origin(record.get("origin")))
+        errors, costs = (
+            torch.tensor(record[name], dtype=torch.float64) for name in ("errors", "flops_per_head")
+        )
+        if (
+            errors.ndim != 4
+            or errors.shape[-1] != len(candidates.operators)
+            or len(costs) != errors.shape[-1] + 1
+        ):
+            raise ValueError(
+                f"its errors are {tuple(errors.shape)} for {len(candidates.operators)} candidates"
+            )
+        return Calibration(
+            errors, costs, candidates, Grid(*record["grid"]), parse_origin(record.get("origin"))
+        )
     except FileError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:

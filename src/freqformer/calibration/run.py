@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from freqformer.models.transformer import FreqFormerTransformer3DModel
 
 Batch = Tensor | tuple[Tensor, ...]
-"""Clean clips (B, C, F, H, W), or these with text embeddings, and a mask or none, for a model with text."""
+"""Clean clips (B, C, F, H, W), or these with text embeddings, and a mask or none, for a model with
+text."""
 
 
 def calibrate(
@@ -47,31 +48,36 @@ def calibrate(
     state: str | Path | None = None,
     progress: bool = True,
 ) -> tuple[RoutingTable, Calibration]:
-    """A routing table for a trained dense model: every head the cheapest operator within a tolerance, without training.
+    """A routing table for a trained dense model: every head the cheapest operator within a
+    tolerance, without training.
 
-    Each batch goes through the model once for each timestep bucket, with noise of that level; in every layer each candidate
-    is compared with the dense outputs of the same queries, keys and values. `model.set_routing_table(table)` then runs it.
+    Each batch goes through the model once for each timestep bucket, with noise of that level; in
+    every layer each candidate is compared with the dense outputs of the same queries, keys and
+    values. `model.set_routing_table(table)` then runs it.
 
     With a state, Ctrl-C and SIGTERM end after the batch that is being measured, which is kept; a
     second one ends at once, and the batches before it are kept.
 
     Args:
         model: with `attention="dense"`; it comes back as it was.
-        batches: finite; clean clips (B, C, F, H, W) of one size as the model was trained on (pixels in [-1, 1], or
-            latents), or tuples (clips, text embeddings[, text mask]) for a model with text. Moved to the model's device.
+        batches: finite; clean clips (B, C, F, H, W) of one size as the model was trained on (pixels
+            in [-1, 1], or latents), or tuples (clips, text embeddings[, text mask]) for a model
+            with text. Moved to the model's device.
         tolerance: largest relative L2 error of a head's output, above 0.
         candidates: what is measured; None takes those of the model's band config.
         num_buckets: equal shares of the noise levels.
         seed: of noise and noise levels.
-        state: folder that keeps what is done after every batch. The same call goes on from there, and gives the same
-            table bit for bit; with all batches done, any tolerance takes seconds.
+        state: folder that keeps what is done after every batch. The same call goes on from there,
+            and gives the same table bit for bit; with all batches done, any tolerance takes
+            seconds.
         progress: whether to draw a progress bar on standard error.
 
     Returns: the table, and the errors that it was chosen by.
 
     Raises:
-        ValueError: for a tolerance, model or batch that does not fit, and for a state of another model, other candidates
-            or other batches, or that another process is writing, naming it and the remedy.
+        ValueError: for a tolerance, model or batch that does not fit, and for a state of another
+            model, other candidates or other batches, or that another process is writing, naming it
+            and the remedy.
         KeyboardInterrupt: (`Interrupted`) after a signal, once the state is kept.
     """
     check_model(model)
@@ -95,12 +101,15 @@ def calibrate(
         for batch in chain([first], remaining):
             if model.grid_for(_clips(batch).shape) != grid:
                 raise ValueError(
-                    f"batches holds clips {tuple(_clips(batch).shape)} after others on {grid}; one size is allowed"
+                    f"batches holds clips {tuple(_clips(batch).shape)} after others on {grid}; one "
+                    "size is allowed"
                 )
             run.add(batch)
             advance()
             if stop.asked:
-                raise stop.interrupted(f" after batch {run.done}, which {run.folder} keeps: the same command goes on")
+                raise stop.interrupted(
+                    f" after batch {run.done}, which {run.folder} keeps: the same command goes on"
+                )
     layer = model.attentions[0]
     costs = candidates.costs(grid, num_heads=layer.num_heads, head_dim=layer.head_dim)
     costs = torch.tensor(costs, dtype=torch.float64)
@@ -111,9 +120,14 @@ def calibrate(
 def _check_dense(model: FreqFormerTransformer3DModel) -> None:
     for index, layer in enumerate(model.attentions):
         if layer.attention != "dense" or layer.table_bands is not None:
-            has = "a routing table" if layer.table_bands is not None else f"attention={layer.attention!r}"
+            has = (
+                "a routing table"
+                if layer.table_bands is not None
+                else f"attention={layer.attention!r}"
+            )
             raise ValueError(
-                f"model has {has} in layer {index}; dense layers are allowed: call set_routing_table(None), or load the "
+                f"model has {has} in layer {index}; dense layers are allowed: call "
+                "set_routing_table(None), or load the "
                 "weights, without 'allocation', into a model with attention='dense'"
             )
 
@@ -121,8 +135,15 @@ def _check_dense(model: FreqFormerTransformer3DModel) -> None:
 def _clips(batch: Any) -> Tensor:
     clips = batch[0] if isinstance(batch, tuple | list) and batch else batch
     if not isinstance(clips, Tensor) or clips.ndim != 5 or not clips.is_floating_point():
-        what = f"{clips.dtype} {tuple(clips.shape)}" if isinstance(clips, Tensor) else type(clips).__name__
-        raise ValueError(f"batches holds {what}; float clips (batch, channels, frames, height, width) are allowed")
+        what = (
+            f"{clips.dtype} {tuple(clips.shape)}"
+            if isinstance(clips, Tensor)
+            else type(clips).__name__
+        )
+        raise ValueError(
+            f"batches holds {what}; float clips (batch, channels, frames, height, width) are "
+            "allowed"
+        )
     return clips
 
 
@@ -137,7 +158,13 @@ class _Run:
         seed: int,
         folder: Path | None,
     ) -> None:
-        self.model, self.candidates, self.buckets, self.seed, self.folder = model, candidates, num_buckets, seed, folder
+        self.model, self.candidates, self.buckets, self.seed, self.folder = (
+            model,
+            candidates,
+            num_buckets,
+            seed,
+            folder,
+        )
         layers, heads = len(model.attentions), model.attentions[0].num_heads
         count = len(candidates.operators)
         self.sums = Energies(
@@ -155,11 +182,16 @@ class _Run:
     def add(self, batch: Batch) -> None:
         """Measure a batch in every bucket, unless the state has it, and keep the state."""
         index, self.done = self.done, self.done + 1
-        digest = _digest(batch if isinstance(batch, tuple | list) else [batch]) if self.folder is not None else ""
+        digest = (
+            _digest(batch if isinstance(batch, tuple | list) else [batch])
+            if self.folder is not None
+            else ""
+        )
         if index < len(self.batches):
             if self.batches[index] != digest:
                 raise ValueError(
-                    f"state in {self.folder} is of other batches from number {index} on; give the batches it began with, "
+                    f"state in {self.folder} is of other batches from number {index} on; give the "
+                    "batches it began with, "
                     "or another folder"
                 )
             return
@@ -170,16 +202,25 @@ class _Run:
         self.batches.append(digest)
         if self.folder is not None:
             groups = {"energies": {"error": self.sums.error, "output": self.sums.output}}
-            save_checkpoint(self.folder, len(self.batches), groups, {"made_with": self.made_with, "batches": self.batches})
+            save_checkpoint(
+                self.folder,
+                len(self.batches),
+                groups,
+                {"made_with": self.made_with, "batches": self.batches},
+            )
 
     def errors(self) -> Tensor:
         """Relative errors, (buckets, layers, heads, candidates)."""
-        # A head whose output is zero everywhere has no relative error; only candidates that give zero too are right.
+        # A head whose output is zero everywhere has no relative error; only candidates that give
+        # zero too are right.
         output = self.sums.output.clamp_min(torch.finfo(torch.float64).tiny)
         errors = (self.sums.error / output[..., None]).sqrt()
         if not bool(errors.isfinite().all()):
             layer = int((~errors.isfinite()).nonzero()[0, 1])
-            raise ValueError(f"model gives values that are not finite in layer {layer}; check its weights, dtype and clips")
+            raise ValueError(
+                f"model gives values that are not finite in layer {layer}; check its weights, "
+                "dtype and clips"
+            )
         return errors
 
     @torch.no_grad()
@@ -187,12 +228,17 @@ class _Run:
         """The energies of one forward pass at noise levels of this bucket."""
         model, clips = self.model, _clips(batch)
         generator = derive_generator(self.seed, "calibration", index, bucket)
-        timestep = (bucket + torch.rand(len(clips), generator=generator, dtype=torch.float64)) / self.buckets
+        timestep = (
+            bucket + torch.rand(len(clips), generator=generator, dtype=torch.float64)
+        ) / self.buckets
         level = timestep.float().view(-1, 1, 1, 1, 1)
         noise = torch.randn(clips.shape, generator=generator)
         noisy = (1 - level) * clips.float().cpu() + level * noise
         text = batch[1:] if isinstance(batch, tuple | list) else ()
-        given = [noisy.to(model.device, model.dtype), (timestep.float() * TIMESTEP_SCALE).to(model.device)]
+        given = [
+            noisy.to(model.device, model.dtype),
+            (timestep.float() * TIMESTEP_SCALE).to(model.device),
+        ]
         if text:
             given.append(text[0].to(model.device, model.dtype))
         given += [mask.to(model.device) for mask in text[1:]]
@@ -211,7 +257,11 @@ class _Run:
         return json.loads(
             json.dumps(
                 {
-                    "model": {key: value for key, value in self.model.config.items() if not key.startswith("_")},
+                    "model": {
+                        key: value
+                        for key, value in self.model.config.items()
+                        if not key.startswith("_")
+                    },
                     "weights": weights,
                     "band_config": self.candidates.config.to_dict(),
                     "candidates": self.candidates.names,
@@ -226,19 +276,34 @@ class _Run:
         if newest is None:
             return
         groups, state = load_checkpoint(newest)
-        made_with, batches, energies = state.get("made_with"), state.get("batches"), groups.get("energies", {})
-        if not isinstance(made_with, dict) or not isinstance(batches, list) or not {"error", "output"} <= energies.keys():
-            raise ValueError(f"{newest} holds no state of a calibration; give another folder, or remove it")
+        made_with, batches, energies = (
+            state.get("made_with"),
+            state.get("batches"),
+            groups.get("energies", {}),
+        )
+        if (
+            not isinstance(made_with, dict)
+            or not isinstance(batches, list)
+            or not {"error", "output"} <= energies.keys()
+        ):
+            raise ValueError(
+                f"{newest} holds no state of a calibration; give another folder, or remove it"
+            )
         differs = [name for name, value in self.made_with.items() if made_with.get(name) != value]
         if differs:
             raise ValueError(
-                f"state in {folder} was made with another {' and '.join(differs)}; call with what it began with, or give "
+                f"state in {folder} was made with another {' and '.join(differs)}; call with what "
+                "it began with, or give "
                 "another folder"
             )
         found = Energies(energies["error"], energies["output"])
-        if found.error.shape != self.sums.error.shape or found.output.shape != self.sums.output.shape:
+        if (
+            found.error.shape != self.sums.error.shape
+            or found.output.shape != self.sums.output.shape
+        ):
             raise ValueError(
-                f"{newest} has energies {tuple(found.error.shape)}; {tuple(self.sums.error.shape)} are allowed"
+                f"{newest} has energies {tuple(found.error.shape)}; {tuple(self.sums.error.shape)} "
+                "are allowed"
             )
         self.sums, self.batches = found, batches
 
@@ -270,6 +335,8 @@ def _progress_bar(enabled: bool, total: int | None) -> Iterator[Any]:
         )
 
     columns = (TextColumn("calibrating"), BarColumn(), MofNCompleteColumn(), TextColumn("batches"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+    with Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+    ) as bar:
         task = bar.add_task("calibrating", total=total)
         yield lambda: bar.advance(task)

@@ -15,27 +15,41 @@ from freqformer.demo import TRAIN_SECONDS
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("demo"),
-    video: Annotated[Path | None, typer.Option(help="A video of at least 2 seconds; one is shipped.")] = None,
-    train_steps: Annotated[
-        int | None, typer.Option(min=1, help="Training steps; 300 from a model, 800 from scratch where left out.")
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path(
+        "demo"
+    ),
+    video: Annotated[
+        Path | None, typer.Option(help="A video of at least 2 seconds; one is shipped.")
     ] = None,
-    train_seconds: Annotated[float, typer.Option(min=1, help="Seconds of training at most.")] = TRAIN_SECONDS,
+    train_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Training steps; 300 from a model, 800 from scratch where left out."
+        ),
+    ] = None,
+    train_seconds: Annotated[
+        float, typer.Option(min=1, help="Seconds of training at most.")
+    ] = TRAIN_SECONDS,
     model: Annotated[
-        str | None, typer.Option(help="Folder of an exported model to start from; the shipped one where left out.")
+        str | None,
+        typer.Option(
+            help="Folder of an exported model to start from; the shipped one where left out."
+        ),
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """From a real video to a generated one: inspect, train a small model for three to four minutes, generate, report.
+    """From a real video to a generated one: inspect, train a small model for three to four minutes,
+    generate, report.
 
-    It begins with the shipped model, which generates first. A version without one trains from scratch, and says so. In the
-    end it says how similar the video is to the clip that it should give back, and whether the machine was fast enough for
-    all training steps. Everything is shown in OUTPUT/index.html, which opens from disk.
+    It begins with the shipped model, which generates first. A version without one trains from
+    scratch, and says so. In the end it says how similar the video is to the clip that it should
+    give back, and whether the machine was fast enough for all training steps. Everything is shown
+    in OUTPUT/index.html, which opens from disk.
 
     \b
     Examples:
-      freqformer demo
-      freqformer demo --video holiday.mp4 --train-steps 1500 --train-seconds 900 --output holiday-demo
+      freqformer demo freqformer demo --video holiday.mp4 --train-steps 1500 --train-seconds 900
+      --output holiday-demo
     """
     check_folder(output)
 

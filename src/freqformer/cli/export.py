@@ -12,11 +12,16 @@ from freqformer.cli.outputs import check_folder
 
 def export(
     run: Annotated[Path, typer.Argument(help="Output folder of a training run that is done.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the model; an earlier export is replaced.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Folder for the model; an earlier export is replaced."),
+    ],
 ) -> None:
-    """Make a model to ship of a finished run: averaged weights in bfloat16, at most 6 MB, with a card.
+    """Make a model to ship of a finished run: averaged weights in bfloat16, at most 6 MB, with a
+    card.
 
-    The card (README.md) is filled from the run's own records, and from what is measured on the exported weights.
+    The card (README.md) is filled from the run's own records, and from what is measured on the
+    exported weights.
 
     \b
     Examples:
@@ -26,4 +31,6 @@ def export(
 
     from freqformer.training.export import export_model
 
-    typer.echo(f"wrote {export_model(run, output)}\nnext: freqformer sample {output} --output new.mp4")
+    typer.echo(
+        f"wrote {export_model(run, output)}\nnext: freqformer sample {output} --output new.mp4"
+    )

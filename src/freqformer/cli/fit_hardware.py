@@ -14,23 +14,35 @@ MOST_DIGITS = 12
 
 
 def fit_hardware(
-    results: Annotated[list[Path] | None, typer.Argument(help="JSON files that the benchmarks wrote.")] = None,
+    results: Annotated[
+        list[Path] | None, typer.Argument(help="JSON files that the benchmarks wrote.")
+    ] = None,
     hardware: Annotated[str, typer.Option(help="The machine that they were measured on.")] = "h200",
-    hold_out: Annotated[str, typer.Option(help="Comma-separated numbers of tokens that the fit does not see.")] = "",
-    output: Annotated[Path | None, typer.Option(help="Write the calibration here as JSON; - for stdout.")] = None,
+    hold_out: Annotated[
+        str, typer.Option(help="Comma-separated numbers of tokens that the fit does not see.")
+    ] = "",
+    output: Annotated[
+        Path | None, typer.Option(help="Write the calibration here as JSON; - for stdout.")
+    ] = None,
     measure_cpu: Annotated[
         Path | None,
-        typer.Option(help="Instead, measure this machine's processor and write its profile here; - for stdout."),
+        typer.Option(
+            help=(
+                "Instead, measure this machine's processor and write its profile here; - for "
+                "stdout."
+            )
+        ),
     ] = None,
 ) -> None:
-    """Fit what kernels achieve from committed benchmark results, and say how well the model predicts the rest.
+    """Fit what kernels achieve from committed benchmark results, and say how well the model
+    predicts the rest.
 
     \b
     Examples:
-      cd benchmarks/results
-      freqformer calibrate-hardware kernel.json layer.json backward.json --hold-out 75600,131072,1048576 --output h200.json
-      freqformer calibrate-hardware eager_cpu.json --hardware cpu --output cpu.json
-      freqformer calibrate-hardware --measure-cpu cpu.json
+      cd benchmarks/results freqformer calibrate-hardware kernel.json layer.json backward.json
+      --hold-out 75600,131072,1048576 --output h200.json freqformer calibrate-hardware
+      eager_cpu.json --hardware cpu --output cpu.json freqformer calibrate-hardware --measure-cpu
+      cpu.json
     """
     if measure_cpu is not None:
         from freqformer.simulate.measure import cpu_profile_text
@@ -48,11 +60,15 @@ def fit_hardware(
     from freqformer.simulate.roofline import Machine
 
     if not results:
-        raise ProfileError("results is empty; give the JSON files of benchmarks/results, or --measure-cpu FILE")
+        raise ProfileError(
+            "results is empty; give the JSON files of benchmarks/results, or --measure-cpu FILE"
+        )
     held = [_whole("hold-out", part) for part in hold_out.split(",") if part]
     machine = load_hardware(hardware)
     measurements = read_results(results, machine)
-    fit = fit_calibration(measurements, Machine(machine, load_calibration(machine)), held, read_peaks(results))
+    fit = fit_calibration(
+        measurements, Machine(machine, load_calibration(machine)), held, read_peaks(results)
+    )
     print_fit(fit, errors if is_stdout(output) else Console())
     if output is not None:
         write_document(output, calibration_text(fit.calibration))
@@ -61,7 +77,10 @@ def fit_hardware(
 def _whole(name: str, text: str) -> int:
     from freqformer.simulate.profiles import ProfileError
 
-    # More digits than a count of tokens has are no count; int() refuses very many with words of its own.
+    # More digits than a count of tokens has are no count; int() refuses very many with words of its
+    # own.
     if not text.strip().isdecimal() or len(text.strip()) > MOST_DIGITS:
-        raise ProfileError(f"{name} is {text[:80]!r}; whole numbers separated by commas are allowed")
+        raise ProfileError(
+            f"{name} is {text[:80]!r}; whole numbers separated by commas are allowed"
+        )
     return int(text)

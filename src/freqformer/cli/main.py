@@ -63,28 +63,35 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def main(
-    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where an error came from.")
+    ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Log what is chosen, like the attention's implementation.")
+        bool,
+        typer.Option("--verbose", help="Log what is chosen, like the attention's implementation."),
     ] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     """Frequency-banded attention for long video diffusion transformers.
 
     \b
     Examples:
-      freqformer demo                                  a real video in, a generated video and a report out
-      freqformer inspect holiday.mp4                   what the low, mid and high band of a video hold
-      freqformer train videos/ --output runs/first     train on a folder of videos
-      freqformer sample runs/first --output new.mp4    generate
-      freqformer export runs/first -o model/           a small model folder with a card, to ship
-      freqformer calibrate runs/dense -o table/        give a trained dense model bands, without training
-      freqformer simulate --hardware h100              what attention costs on a GPU, 64K to 1M tokens
+      freqformer demo                                  a real video in, a generated video and a
+      report out freqformer inspect holiday.mp4                   what the low, mid and high band of
+      a video hold freqformer train videos/ --output runs/first     train on a folder of videos
+      freqformer sample runs/first --output new.mp4    generate freqformer export runs/first -o
+      model/           a small model folder with a card, to ship freqformer calibrate runs/dense -o
+      table/        give a trained dense model bands, without training freqformer simulate
+      --hardware h100              what attention costs on a GPU, 64K to 1M tokens
     """
-    # OpenMP reads this when torch is imported, which no command has done yet. Threads that wait by spinning take the
-    # cores from those that work: beside other load, `sample` used six times the processor time.
+    # OpenMP reads this when torch is imported, which no command has done yet. Threads that wait by
+    # spinning take the cores from those that work: beside other load, `sample` used six times the
+    # processor time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,

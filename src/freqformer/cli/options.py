@@ -11,6 +11,16 @@ LARGEST_SEED = 2**63 - 1
 
 Model = Annotated[
     str,
-    typer.Argument(help="Output folder of a training run, a saved pipeline, or 'shipped' for the one that comes along."),
+    typer.Argument(
+        help=(
+            "Output folder of a training run, a saved pipeline, or 'shipped' for the one that "
+            "comes along."
+        )
+    ),
 ]
-Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the weights, the clips, the noise and all else.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        min=0, max=LARGEST_SEED, help="Of the weights, the clips, the noise and all else."
+    ),
+]

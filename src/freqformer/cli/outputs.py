@@ -16,10 +16,15 @@ def check_folder(path: Path) -> None:
 def check_file(path: Path, ending: str) -> None:
     """Raise ValueError where `--output` can't become a file with this ending."""
     if path.suffix.lower() != ending:
-        raise ValueError(f"--output is {path}, which does not end in {ending}; nothing else is written: rename it")
+        raise ValueError(
+            f"--output is {path}, which does not end in {ending}; nothing else is written: rename "
+            "it"
+        )
     if path.is_dir():
         example = path / f"new{ending}"
-        raise ValueError(f"--output is {path}, which is a folder; name a file in it, like {example}")
+        raise ValueError(
+            f"--output is {path}, which is a folder; name a file in it, like {example}"
+        )
     _check_above(path, _nearest_above(path))
 
 

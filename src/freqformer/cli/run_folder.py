@@ -1,4 +1,5 @@
-"""The models and run configurations that commands take: folders of the user's, and what comes with the package."""
+"""The models and run configurations that commands take: folders of the user's, and what comes with
+the package."""
 
 from __future__ import annotations
 
@@ -12,11 +13,13 @@ if TYPE_CHECKING:
 
 TRAIN_FILE = "train.json"
 SHIPPED = "shipped"
-"""Names the model that comes with the package where a folder is asked for, and its run where a config is."""
+"""Names the model that comes with the package where a folder is asked for, and its run where a
+config is."""
 
 
 def model_folder(named: str) -> Path:
-    """The folder of a model: the one named, or that of the shipped model; a folder called `shipped` is `./shipped`.
+    """The folder of a model: the one named, or that of the shipped model; a folder called `shipped`
+    is `./shipped`.
 
     Raises:
         ValueError: for `shipped` in a version that comes without a model.
@@ -27,12 +30,16 @@ def model_folder(named: str) -> Path:
 
     folder = shipped_model()
     if folder is None:
-        raise ValueError("shipped names a model that this version comes without; give the output folder of a training run")
+        raise ValueError(
+            "shipped names a model that this version comes without; give the output folder of a "
+            "training run"
+        )
     return folder
 
 
 def run_config(named: str) -> dict[str, Any]:
-    """The fields of a run: those of a JSON file, or with `shipped` those of the run that made the shipped model.
+    """The fields of a run: those of a JSON file, or with `shipped` those of the run that made the
+    shipped model.
 
     Raises:
         ValueError: for a file that can't be read, or holds no object.
@@ -51,7 +58,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def clip_fields(data: str) -> dict[str, Any]:
-    """The fields of `data` that say where clips come from: videos, or what the rest of the fields make."""
+    """The fields of `data` that say where clips come from: videos, or what the rest of the fields
+    make."""
     return {"path": None} if data == "synthetic" else {"path": data, "photographs": None}
 
 
@@ -63,16 +71,24 @@ def pipeline_folder(folder: Path) -> Path:
     """
     place = folder / "pipeline" if (folder / "pipeline").is_dir() else folder
     if not (place / "model_index.json").is_file():
-        what = "holds no trained model" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
+        what = (
+            "holds no trained model"
+            if folder.is_dir()
+            else "is a file"
+            if folder.exists()
+            else "does not exist"
+        )
         raise ValueError(
-            f"{folder} {what}; give the output folder of a training run that has ended, a saved pipeline, or {SHIPPED!r} "
+            f"{folder} {what}; give the output folder of a training run that has ended, a saved "
+            f"pipeline, or {SHIPPED!r} "
             "for the model that comes with the package"
         )
     return place
 
 
 def load_pipeline(folder: Path) -> FreqFormerPipeline:
-    """The pipeline of a run's output folder, or of a folder that holds a pipeline itself; ValueError for another."""
+    """The pipeline of a run's output folder, or of a folder that holds a pipeline itself;
+    ValueError for another."""
     place = pipeline_folder(folder)
     from freqformer.models.pipeline import FreqFormerPipeline
 
@@ -89,6 +105,9 @@ def training_data(folder: Path) -> dict[str, Any] | None:
         if (place / TRAIN_FILE).is_file():
             data = read_config(place / TRAIN_FILE).get("data")
             if not isinstance(data, dict):
-                raise ValueError(f"{place / TRAIN_FILE} has {data!r} as data; an object, as a run writes it, is allowed")
+                raise ValueError(
+                    f"{place / TRAIN_FILE} has {data!r} as data; an object, as a run writes it, is "
+                    "allowed"
+                )
             return data
     return None

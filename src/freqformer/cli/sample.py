@@ -23,20 +23,33 @@ LARGEST_AREA = 2**27
 
 def sample(
     model: Model,
-    output: Annotated[Path, typer.Option("--output", "-o", help="MP4 to write; a contact sheet (PNG) comes beside it.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="MP4 to write; a contact sheet (PNG) comes beside it."),
+    ],
     size: Annotated[
         tuple[int, int, int] | None,
-        typer.Option(metavar="FRAMES HEIGHT WIDTH", help="In pixels; the size it was trained at where left out."),
+        typer.Option(
+            metavar="FRAMES HEIGHT WIDTH",
+            help="In pixels; the size it was trained at where left out.",
+        ),
     ] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames per second; as trained, or 8, where left out.")] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames per second; as trained, or 8, where left out.")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
     seed: Seed = 0,
     count: Annotated[int, typer.Option(min=1, help="Videos to generate.")] = 1,
-    enlarge: Annotated[int, typer.Option(min=1, help="Repeat every pixel so many times, to look at small videos.")] = 1,
+    enlarge: Annotated[
+        int, typer.Option(min=1, help="Repeat every pixel so many times, to look at small videos.")
+    ] = 1,
     routing_table: Annotated[
-        Path | None, typer.Option(help="Folder of a routing table, like one that `freqformer calibrate` wrote.")
+        Path | None,
+        typer.Option(help="Folder of a routing table, like one that `freqformer calibrate` wrote."),
     ] = None,
-    dense: Annotated[bool, typer.Option("--dense", help="Exact attention alone in every head, to compare.")] = False,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Exact attention alone in every head, to compare.")
+    ] = False,
 ) -> None:
     """Generate videos with a trained model.
 
@@ -55,7 +68,9 @@ def sample(
     rate = fps if fps is not None else trained["fps"] if trained else DEFAULT_FPS
     _check_target(output, rate, enlarge * height, enlarge * width)
     if routing_table is not None and dense:
-        raise ValueError("--routing-table and --dense both say what heads do; one of them is allowed")
+        raise ValueError(
+            "--routing-table and --dense both say what heads do; one of them is allowed"
+        )
     pipeline = load_pipeline(folder)
 
     import torch
@@ -77,7 +92,9 @@ def sample(
     ).frames
     large = made.repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
     FreqFormerPipelineOutput(frames=large).save(output, rate)
-    typer.echo(f"wrote {count} video{'s' * (count > 1)} of {num_frames} x {height} x {width} as {output}")
+    typer.echo(
+        f"wrote {count} video{'s' * (count > 1)} of {num_frames} x {height} x {width} as {output}"
+    )
 
 
 def _check_target(output: Path, fps: float, height: int, width: int) -> None:
@@ -88,17 +105,24 @@ def _check_target(output: Path, fps: float, height: int, width: int) -> None:
         raise ValueError(f"--fps is {fps:g}; {least:g} to {most:g} frames per second are allowed")
     if max(height, width) > LARGEST_SIDE or height * width > LARGEST_AREA:
         raise ValueError(
-            f"frames would be {height} x {width} pixels; sides up to {LARGEST_SIDE:,} and {LARGEST_AREA:,} pixels are "
+            f"frames would be {height} x {width} pixels; sides up to {LARGEST_SIDE:,} and "
+            f"{LARGEST_AREA:,} pixels are "
             "allowed in a video: lower --size or --enlarge"
         )
 
 
-def _size(model: Path, size: tuple[int, int, int] | None, trained: dict[str, Any] | None) -> tuple[int, int, int]:
+def _size(
+    model: Path, size: tuple[int, int, int] | None, trained: dict[str, Any] | None
+) -> tuple[int, int, int]:
     """Frames, height and width that were asked for, or that the model was trained at."""
     if size is not None:
         if min(size) < 1:
-            raise ValueError(f"--size is {' '.join(map(str, size))}; FRAMES HEIGHT WIDTH from 1 up are allowed")
+            raise ValueError(
+                f"--size is {' '.join(map(str, size))}; FRAMES HEIGHT WIDTH from 1 up are allowed"
+            )
         return size
     if trained is None:
-        raise ValueError(f"{model} does not say at which size it was trained; give --size FRAMES HEIGHT WIDTH")
+        raise ValueError(
+            f"{model} does not say at which size it was trained; give --size FRAMES HEIGHT WIDTH"
+        )
     return (trained["num_frames"], trained["height"], trained["width"])

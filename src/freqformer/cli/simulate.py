@@ -32,7 +32,8 @@ class _Outputs:
         piped = [f"--{name}" for name in ("json", "csv", "html") if is_stdout(getattr(self, name))]
         if len(piped) > 1:
             raise ValueError(
-                f"{' and '.join(piped)} are both -; one of them can be written to stdout: name a file for others"
+                f"{' and '.join(piped)} are both -; one of them can be written to stdout: name a "
+                "file for others"
             )
         if is_stdout(self.figures):
             raise ValueError("--figures is -; a folder is allowed: charts are several files")
@@ -44,22 +45,29 @@ class _Outputs:
 
 
 def simulate(
-    model: Annotated[str, typer.Option(help="A known model, or the path of a model's JSON file.")] = "wan2.1-14b",
-    hardware: Annotated[str, typer.Option(help="A known machine, or the path of a machine's JSON file.")] = "h200",
+    model: Annotated[
+        str, typer.Option(help="A known model, or the path of a model's JSON file.")
+    ] = "wan2.1-14b",
+    hardware: Annotated[
+        str, typer.Option(help="A known machine, or the path of a machine's JSON file.")
+    ] = "h200",
     tokens: Annotated[
         str,
         typer.Option(
             "--tokens",
             "--lengths",
-            help="Comma-separated numbers of tokens like 65536, 64K (65,536), 1M (1,048,576) or 1e6, or durations like 5s, "
+            help="Comma-separated numbers of tokens like 65536, 64K (65,536), 1M (1,048,576) or "
+            "1e6, or durations like 5s, "
             "5s@720p or 60s@1080p/24 (frames per second).",
         ),
     ] = DEFAULT_TOKENS,
     preset: Annotated[
         str,
         typer.Option(
-            help="What the attention layers do: `default`, the library's own (a window and a gated LOW branch in every "
-            "head, soft routing); `paper`, the source's method (a third of the heads in each band, chosen by a router); "
+            help="What the attention layers do: `default`, the library's own (a window and a "
+            "gated LOW branch in every "
+            "head, soft routing); `paper`, the source's method (a third of the heads in each band, "
+            "chosen by a router); "
             "`dense`."
         ),
     ] = "default",
@@ -67,27 +75,38 @@ def simulate(
         list[str] | None,
         typer.Option(
             "--set",
-            help="NAME=VALUE, as often as needed, of what is not as in the preset: a field of FreqFormerConfig, or "
-            "routing, split, schedule, table, head_dim, calibration, learned_summaries, low_beside. For instance "
+            help="NAME=VALUE, as often as needed, of what is not as in the preset: a field of "
+            "FreqFormerConfig, or "
+            "routing, split, schedule, table, head_dim, calibration, learned_summaries, "
+            "low_beside. For instance "
             "--set window=3,5,5 --set split=1,1,4.",
         ),
     ] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write everything as JSON; - for stdout.")] = None,
-    csv_path: Annotated[Path | None, typer.Option("--csv", help="Write one row per length as CSV; - for stdout.")] = None,
-    html_path: Annotated[Path | None, typer.Option("--html", help="Write the interactive report; - for stdout.")] = None,
-    figures: Annotated[Path | None, typer.Option(help="Write the charts as PNG files into this folder.")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write everything as JSON; - for stdout.")
+    ] = None,
+    csv_path: Annotated[
+        Path | None, typer.Option("--csv", help="Write one row per length as CSV; - for stdout.")
+    ] = None,
+    html_path: Annotated[
+        Path | None, typer.Option("--html", help="Write the interactive report; - for stdout.")
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Write the charts as PNG files into this folder.")
+    ] = None,
 ) -> None:
-    """Simulate the cost of FreqFormer beside dense attention: time, memory and FLOPs for a model on a machine.
+    """Simulate the cost of FreqFormer beside dense attention: time, memory and FLOPs for a model on
+    a machine.
 
-    FLOPs and bytes are exact counts of the plan; times come from a roofline calibrated on measurements. Text encoder, VAE
-    and what a pipeline loses between its operations are left out.
+    FLOPs and bytes are exact counts of the plan; times come from a roofline calibrated on
+    measurements. Text encoder, VAE and what a pipeline loses between its operations are left out.
 
     \b
     Examples:
-      freqformer simulate
-      freqformer simulate --preset paper --tokens 64K,256K,1M
-      freqformer simulate --model hunyuanvideo --hardware h100 --tokens 65536,262144 --html report.html
-      freqformer simulate --tokens 5s@720p,60s@720p/24 --set window=3,5,5 --json out.json --csv out.csv
+      freqformer simulate freqformer simulate --preset paper --tokens 64K,256K,1M freqformer
+      simulate --model hunyuanvideo --hardware h100 --tokens 65536,262144 --html report.html
+      freqformer simulate --tokens 5s@720p,60s@720p/24 --set window=3,5,5 --json out.json --csv
+      out.csv
     """
     outputs = _Outputs(json_path, csv_path, html_path, figures)
     from rich.console import Console

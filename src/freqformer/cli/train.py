@@ -19,55 +19,78 @@ if TYPE_CHECKING:
 
 def train(
     data: Annotated[
-        str | None, typer.Argument(help="A video, a folder of videos, or 'synthetic'; that of --config where left out.")
+        str | None,
+        typer.Argument(
+            help="A video, a folder of videos, or 'synthetic'; that of --config where left out."
+        ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for checkpoints, log and the trained model, or that of --config."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for checkpoints, log and the trained model, or that of --config.",
+        ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps; short for --set run.max_steps=...")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps; short for --set run.max_steps=...")
+    ] = None,
     seconds: Annotated[float | None, typer.Option(help="Seconds to train for at most.")] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Minutes that this call may take; the same command goes on from there.")
+        float | None,
+        typer.Option(help="Minutes that this call may take; the same command goes on from there."),
     ] = None,
     config: Annotated[
         str | None,
-        typer.Option(help="JSON file with fields of the run, as a run writes it; 'shipped' for the shipped model's."),
+        typer.Option(
+            help=(
+                "JSON file with fields of the run, as a run writes it; 'shipped' for the "
+                "shipped model's."
+            )
+        ),
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A field, like data.height=64; may be repeated.")
+        list[str] | None,
+        typer.Option("--set", help="A field, like data.height=64; may be repeated."),
     ] = None,
     init_from: Annotated[
         str | None,
-        typer.Option(help="Model whose weights the run begins with: a run, a saved pipeline, or 'shipped'."),
+        typer.Option(
+            help="Model whose weights the run begins with: a run, a saved pipeline, or 'shipped'."
+        ),
     ] = None,
     accept_changes: Annotated[
         bool,
         typer.Option(
             "--accept-changes",
-            help="Go on with other settings (optimizer, objective, routing, precision) than the run began with.",
+            help=(
+                "Go on with other settings (optimizer, objective, routing, precision) than the "
+                "run began with."
+            ),
         ),
     ] = False,
 ) -> None:
     """Train a video diffusion transformer; the same command again goes on where it stopped.
 
-    A GPU is meant: on a CPU the defaults take a minute a step and most of a day. The first steps measure how long it will
-    take, and say so. Ctrl-C ends after the step that is being done and keeps it.
+    A GPU is meant: on a CPU the defaults take a minute a step and most of a day. The first steps
+    measure how long it will take, and say so. Ctrl-C ends after the step that is being done and
+    keeps it.
 
-    Every field of a run is set by --config or --set: model (num_layers, num_heads, head_dim, patch_size, attention, ...),
-    data (num_frames, height, width, fps, ...), optimizer, objective, routing, run (batch_size, precision, seed, ...) and
-    checkpoint. The whole of them is written to OUTPUT/train.json. TensorBoard shows OUTPUT/logs.
+    Every field of a run is set by --config or --set: model (num_layers, num_heads, head_dim,
+    patch_size, attention, ...), data (num_frames, height, width, fps, ...), optimizer, objective,
+    routing, run (batch_size, precision, seed, ...) and checkpoint. The whole of them is written to
+    OUTPUT/train.json. TensorBoard shows OUTPUT/logs.
 
     \b
     Examples:
-      freqformer train videos/ --output runs/first
-      freqformer train videos/ -o runs/second --steps 20000 --set data.height=96 --set data.width=160 \\
+      freqformer train videos/ --output runs/first freqformer train videos/ -o runs/second --steps
+      20000 --set data.height=96 --set data.width=160 \\
           --set model.num_layers=8 --set run.precision=bf16
-      freqformer train synthetic -o runs/dense --set model.attention=dense
-      freqformer train videos/ -o runs/third --config runs/second/train.json
-      freqformer train videos/ -o runs/fourth --config shipped --minutes 9
-      freqformer train holiday.mp4 -o runs/own --init-from shipped --set data.height=64 --set data.width=96
-      freqformer train videos/ -o runs/first --set optimizer.learning_rate=3e-4 --accept-changes
+      freqformer train synthetic -o runs/dense --set model.attention=dense freqformer train videos/
+      -o runs/third --config runs/second/train.json freqformer train videos/ -o runs/fourth --config
+      shipped --minutes 9 freqformer train holiday.mp4 -o runs/own --init-from shipped --set
+      data.height=64 --set data.width=96 freqformer train videos/ -o runs/first --set
+      optimizer.learning_rate=3e-4 --accept-changes
     """
     values = run_config(config) if config is not None else {}
     for setting in settings or []:
@@ -76,8 +99,10 @@ def train(
         raise ValueError("DATA or --output is missing; give both, or a --config that has them")
     if config == SHIPPED and data is None and not Path(values["data"]["photographs"]).is_dir():
         raise ValueError(
-            "DATA is missing: the photographs that the shipped model learned from do not come with the package; name a "
-            "video or a folder of videos, like `freqformer train videos/ --output runs/own --config shipped`"
+            "DATA is missing: the photographs that the shipped model learned from do not come with "
+            "the package; name a "
+            "video or a folder of videos, like `freqformer train videos/ --output runs/own "
+            "--config shipped`"
         )
     if output is not None:
         values["output"] = str(output)
@@ -102,11 +127,14 @@ def train(
     if last and last[-1].progress < 1:
         typer.echo(f"{100 * last[-1].progress:.0f}% of the run is done: the same command goes on")
     folder = made.output
-    typer.echo(f"trained model: {pipeline}\nnext: freqformer sample {folder} --output {folder}/sample.mp4")
+    typer.echo(
+        f"trained model: {pipeline}\nnext: freqformer sample {folder} --output {folder}/sample.mp4"
+    )
 
 
 def _update(values: dict[str, Any], section: str, fields: dict[str, Any]) -> None:
-    """Put fields into a section. One that is no object stays as it is, for TrainConfig to refuse."""
+    """Put fields into a section. One that is no object stays as it is, for TrainConfig to
+    refuse."""
     inner = values.setdefault(section, {})
     if isinstance(inner, dict):
         inner.update(fields)
@@ -117,12 +145,16 @@ def _apply_setting(values: dict[str, Any], setting: str) -> None:
     name, found, text = setting.partition("=")
     section, dot, field = name.partition(".")
     if not (found and dot and field):
-        raise ValueError(f"--set is {setting!r}; section.field=value is allowed, like data.height=64")
+        raise ValueError(
+            f"--set is {setting!r}; section.field=value is allowed, like data.height=64"
+        )
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         value = text
     inner = values.setdefault(section, {})
     if not isinstance(inner, dict):
-        raise ValueError(f"--set is {setting!r} and {section} holds {inner!r}; fields of a section are allowed")
+        raise ValueError(
+            f"--set is {setting!r} and {section} holds {inner!r}; fields of a section are allowed"
+        )
     inner[field] = value

@@ -19,7 +19,10 @@ OPERATORS = (
 COLUMNS = ("share of heads", "cost of this model here", "cost at 720p by default settings")
 
 FROM_SCRATCH = {
-    "beginning": "There was no shipped model to begin with: a small one was trained from scratch on this clip.",
+    "beginning": (
+        "There was no shipped model to begin with: a small one was trained from scratch "
+        "on this clip."
+    ),
     "how": "from scratch",
     "out": "It saw this one clip only, so the clip is what it should give back.",
 }
@@ -31,18 +34,27 @@ FINE_TUNED = {
 """What differs between the two ways of the demo."""
 CHOOSING = {
     "routing_title": "Which band each head used",
-    "routing_text": "A small network in each layer looks at the features and at the noise level, and moves heads between "
+    "routing_text": "A small network in each layer looks at the features and at the noise level, "
+    "and moves heads between "
     "the bands. While this video was generated, it chose as follows.",
     "routing_alt": "Heat map: the band of each head in each layer at each denoising step",
 }
 SOFT = {
     "routing_title": "How much each head looked at the whole",
-    "routing_text": "Every head has two branches: its own band, and low frequencies of the whole video. A small network in "
-    "each layer weighs them by the features and the noise level. While this video was generated, it gave low frequencies "
+    "routing_text": "Every head has two branches: its own band, and low frequencies of the whole "
+    "video. A small network in "
+    "each layer weighs them by the features and the noise level. While this video was generated, "
+    "it gave low frequencies "
     "more weight where the picture is red, and less where it is blue.",
-    "routing_alt": "Heat map: the weight of low frequencies of each head in each layer at each denoising step",
+    "routing_alt": (
+        "Heat map: the weight of low frequencies of each head in each layer at each denoising step"
+    ),
 }
-TIMED = SOFT | {"routing_text": SOFT["routing_text"].replace("the features and the noise level", "the noise level")}
+TIMED = SOFT | {
+    "routing_text": SOFT["routing_text"].replace(
+        "the features and the noise level", "the noise level"
+    )
+}
 FIXED = {
     "routing_title": "Which band each head used",
     "routing_text": "The band of every head is fixed.",
@@ -62,11 +74,19 @@ def render_page(facts: dict[str, Any]) -> str:
     clip, costs = facts["clip"], facts["attention_flops_of_dense"]
     verdict = facts["verdict"]
     rows = [
-        (name, facts["head_shares"][band], costs["here"]["bands"][band], costs["720p"]["bands"][band])
+        (
+            name,
+            facts["head_shares"][band],
+            costs["here"]["bands"][band],
+            costs["720p"]["bands"][band],
+        )
         for band, name in enumerate(BAND_NAMES)
     ]
     texts = {
-        "clip_size": f"{clip['frames']} frames of {clip['width']} x {clip['height']} pixels at {clip['fps']:g} per second",
+        "clip_size": (
+            f"{clip['frames']} frames of {clip['width']} x {clip['height']} pixels at "
+            f"{clip['fps']:g} per second"
+        ),
         "num_frames": clip["frames"],
         "tokens": f"{costs['here']['tokens']:,}",
         "tokens_720p": f"{costs['720p']['tokens']:,}",
@@ -76,10 +96,19 @@ def render_page(facts: dict[str, Any]) -> str:
         "compression": f"{facts['compression']:.0f}",
         **{f"{name}_share": _percent(facts["band_shares"][name]) for name in BAND_NAMES},
         **{name: f"{facts[name]:.2f}" for name in ("first_loss", "last_loss")},
-        **{name: f"{facts[name]:.0f}" for name in ("train_seconds", "generate_seconds", "total_seconds")},
-        **{name: facts[name] for name in ("train_steps", "inference_steps", "threads", "tiles", "command", "credit")},
+        **{
+            name: f"{facts[name]:.0f}"
+            for name in ("train_seconds", "generate_seconds", "total_seconds")
+        },
+        **{
+            name: facts[name]
+            for name in ("train_steps", "inference_steps", "threads", "tiles", "command", "credit")
+        },
         **{name: facts[name] for name in ("version", "torch_version")},
-        **{name: verdict[name] for name in ("similarity", "judgement", "shortfall", "planned_steps")},
+        **{
+            name: verdict[name]
+            for name in ("similarity", "judgement", "shortfall", "planned_steps")
+        },
         **(FROM_SCRATCH if facts["shipped"] is None else FINE_TUNED),
         **{"learned": CHOOSING, "soft": SOFT, "timed": TIMED, "fixed": FIXED}[facts["routing"]],
     }
@@ -97,7 +126,8 @@ def render_page(facts: dict[str, Any]) -> str:
 
 
 def _shipped(facts: dict[str, Any] | None, shown: dict[str, str]) -> str:
-    """The section on what the shipped model generated before it was trained any further; none without such a model."""
+    """The section on what the shipped model generated before it was trained any further; none
+    without such a model."""
     if facts is None:
         return ""
     counts = {name: str(facts[name]) for name in ("frames", "long_frames")}

@@ -29,20 +29,29 @@ from freqformer.demo.verdict import Verdict
 from freqformer.grid import Grid, tile_layout
 from freqformer.media import VideoError, contact_sheet, enlarge, probe_video, read_clip, write_video
 from freqformer.plan import build_plan
-from freqformer.training.config import DataConfig, ObjectiveConfig, OptimizerConfig, RoutingConfig, RunConfig, TrainConfig
+from freqformer.training.config import (
+    DataConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RoutingConfig,
+    RunConfig,
+    TrainConfig,
+)
 
 if TYPE_CHECKING:
     from freqformer.models.transformer import FreqFormerTransformer3DModel
     from freqformer.training.report import StepReport
 
 SHIPPED_CLIP = Path(__file__).parents[1] / "assets" / "pagoda.mp4"
-SHIPPED_CREDIT = "The pagoda was photographed by danielbuechele, the dahlia by vultilion (both CC BY 2.0)."
+SHIPPED_CREDIT = (
+    "The pagoda was photographed by danielbuechele, the dahlia by vultilion (both CC BY 2.0)."
+)
 GRID_720P = Grid(21, 45, 80)
 """Tokens of 5 s of 720p in the latents of a usual video VAE."""
 
 FINE_TUNING_RATE = 3e-3
-"""Learning rate where the weights are trained already. After 300 steps on the shipped clip the video was 23.7 dB similar
-to it, and 19.4 dB at a third of this rate."""
+"""Learning rate where the weights are trained already. After 300 steps on the shipped clip the
+video was 23.7 dB similar to it, and 19.4 dB at a third of this rate."""
 
 RUN_MARK = "made-by-the-demo"
 OF_A_RUN = {
@@ -50,7 +59,15 @@ OF_A_RUN = {
     *(".freqformer.lock", ".freqformer.lock.json", ".freqformer-output.json"),
 }
 FILES = (
-    *("index.html", "summary.json", "input.mp4", "generated.mp4", "contact_sheet.png", "loss.png", "routing.png"),
+    *(
+        "index.html",
+        "summary.json",
+        "input.mp4",
+        "generated.mp4",
+        "contact_sheet.png",
+        "loss.png",
+        "routing.png",
+    ),
     *(*INSPECTED, "shipped.mp4", "long.mp4", "long.png"),
 )
 """What a demo writes beside OUTPUT/run."""
@@ -60,10 +77,11 @@ Say = Callable[[str], Any]
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes of the demo from scratch, chosen so that about two minutes on two CPU cores show the clip's content.
+    """Sizes of the demo from scratch, chosen so that about two minutes on two CPU cores show the
+    clip's content.
 
-    Steps are worth more than size here: large patches make a clip few tokens, so a step is short, and small tiles still
-    cut it into 32 tiles, so that the bands' operators leave something out.
+    Steps are worth more than size here: large patches make a clip few tokens, so a step is short,
+    and small tiles still cut it into 32 tiles, so that the bands' operators leave something out.
     """
 
     num_frames: int = 16
@@ -83,10 +101,14 @@ class DemoSettings:
         }
     )
     optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(learning_rate=2.5e-3, warmup_steps=20, weight_decay=0.0)
+        default_factory=lambda: OptimizerConfig(
+            learning_rate=2.5e-3, warmup_steps=20, weight_decay=0.0
+        )
     )
     # Much noise is where a clip has to be known by heart.
-    objective: ObjectiveConfig = field(default_factory=lambda: ObjectiveConfig(logit_mean=1.2, logit_std=0.8))
+    objective: ObjectiveConfig = field(
+        default_factory=lambda: ObjectiveConfig(logit_mean=1.2, logit_std=0.8)
+    )
     batch_size: int = 1
     max_steps: int = 800
     fine_tuning_steps: int = 300
@@ -107,14 +129,17 @@ class DemoSettings:
         return (self.num_frames, self.height, self.width)
 
     def of_model(self, folder: Path) -> DemoSettings:
-        """These settings for fine-tuning an exported model: its sizes, and smaller steps than from scratch.
+        """These settings for fine-tuning an exported model: its sizes, and smaller steps than from
+        scratch.
 
         Raises:
             ValueError: for a folder that holds none.
         """
         place = folder / "train.json"
         if not place.is_file():
-            raise ValueError(f"{folder} holds no exported model; give a folder that `freqformer export` wrote")
+            raise ValueError(
+                f"{folder} holds no exported model; give a folder that `freqformer export` wrote"
+            )
         record = read_json(place, remedy="export the model again")
         sizes = {name: record["data"][name] for name in ("num_frames", "height", "width", "fps")}
         optimizer = replace(self.optimizer, learning_rate=FINE_TUNING_RATE, ema_decay=0.98)
@@ -146,11 +171,12 @@ def run_demo(
 ) -> Path:
     """Inspect a video, train a small model on its first seconds, generate, and write a report.
 
-    With an exported model it is that one which is trained on, after it has generated a video, and a long one, as it came.
-    The generated video is judged by the clip that it should give back.
+    With an exported model it is that one which is trained on, after it has generated a video, and a
+    long one, as it came. The generated video is judged by the clip that it should give back.
 
     Args:
-        output: folder for the report. What an earlier demo left there is replaced; other files are kept.
+        output: folder for the report. What an earlier demo left there is replaced; other files are
+            kept.
         video: at least as long as a clip of the settings; None takes the shipped one.
         model: folder that `export_model` wrote; None trains a fresh model.
         train_steps: training steps; None takes those of the settings.
@@ -163,13 +189,22 @@ def run_demo(
 
     Raises:
         VideoError: for a video that can't be read or is too short.
-        ValueError: where `output` holds files of the same names that no demo made, another process is writing there, or
-            for a model that can't be loaded.
+        ValueError: where `output` holds files of the same names that no demo made, another process
+            is writing there, or for a model that can't be loaded.
         KeyboardInterrupt: (`Interrupted`) after a signal.
     """
     try:
         with output_folder(output, "demo", FILES, earlier=(f"run/{RUN_MARK}",)):
-            return _run(output, video, model, train_steps, train_seconds, seed, say, settings or DemoSettings())
+            return _run(
+                output,
+                video,
+                model,
+                train_steps,
+                train_seconds,
+                seed,
+                say,
+                settings or DemoSettings(),
+            )
     except Interrupted as stop:
         # Training says that it goes on from its checkpoint, which a demo does not.
         raise Interrupted(
@@ -202,10 +237,14 @@ def _run(
     if model is not None:
         with stage("generating with the model as it came, a clip and one 4 times as long"):
             start = load_shipped(model)
-            shipped = generate_shipped(start, settings.size, steps=settings.inference_steps, seed=seed)
+            shipped = generate_shipped(
+                start, settings.size, steps=settings.inference_steps, seed=seed
+            )
     how = "training a small" if model is None else "fine-tuning the"
     with stage(f"{how} model: {settings.max_steps} steps, {train_seconds:g} s at most"):
-        trained = _train(clip, run, train_seconds, seed, settings, None if start is None else start.transformer)
+        trained = _train(
+            clip, run, train_seconds, seed, settings, None if start is None else start.transformer
+        )
     with stage("generating"):
         from freqformer.models.pipeline import FreqFormerPipeline
 
@@ -215,11 +254,15 @@ def _run(
     verdict = _judge(generated, clip, trained.reports, settings)
     with stage("writing the report"):
         _write_pictures(output, settings, trained.reports, generated)
-        facts = _facts(settings, trained.reports, spectrum, generated) | _costs(settings, pipeline.transformer, generated)
+        facts = _facts(settings, trained.reports, spectrum, generated) | _costs(
+            settings, pipeline.transformer, generated
+        )
         facts["verdict"] = asdict(verdict) | {
             name: getattr(verdict, name) for name in ("similarity", "judgement", "shortfall")
         }
-        facts["shipped"] = None if shipped is None else shipped.write(output, settings.fps, settings.enlarge)
+        facts["shipped"] = (
+            None if shipped is None else shipped.write(output, settings.fps, settings.enlarge)
+        )
         facts["credit"] = SHIPPED_CREDIT if video is None else ""
         facts["total_seconds"] = time.perf_counter() - began
         page = _write_page(output, facts)
@@ -245,16 +288,25 @@ class _Stages:
 def _check_length(video: Path, settings: DemoSettings) -> None:
     duration = probe_video(video).duration
     if duration <= (settings.num_frames - 1) / settings.fps:
-        raise VideoError(f"{video} lasts {duration:.2f} s; the demo needs {settings.seconds:g} s: choose a longer one")
+        raise VideoError(
+            f"{video} lasts {duration:.2f} s; the demo needs {settings.seconds:g} s: choose a "
+            "longer one"
+        )
 
 
 def _fresh_run_folder(output: Path) -> Path:
     """OUTPUT/run, empty but for a mark that the demo may replace it."""
     run = output / "run"
     mark = run / RUN_MARK
-    foreign = [path.name for path in run.iterdir() if path.name not in OF_A_RUN] if run.is_dir() else []
+    foreign = (
+        [path.name for path in run.iterdir() if path.name not in OF_A_RUN] if run.is_dir() else []
+    )
     if os.path.lexists(run) and (foreign or run.is_symlink() or not mark.is_file()):
-        what = f"holds {', '.join(foreign[:3])}, which no demo made," if foreign else "was not made by a demo"
+        what = (
+            f"holds {', '.join(foreign[:3])}, which no demo made,"
+            if foreign
+            else "was not made by a demo"
+        )
         raise ValueError(f"{run} {what} and is kept; choose another --output, or move it away")
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
@@ -263,29 +315,47 @@ def _fresh_run_folder(output: Path) -> Path:
 
 
 def _write_clip(video: Path, path: Path, settings: DemoSettings) -> Path:
-    """The part of the video that is trained on, larger than the model's pixels so that little is lost by coding it."""
+    """The part of the video that is trained on, larger than the model's pixels so that little is
+    lost by coding it."""
     height, width = settings.height * settings.enlarge, settings.width * settings.enlarge
-    frames = read_clip(video, start=0, num_frames=settings.num_frames, fps=settings.fps, height=height, width=width)
+    frames = read_clip(
+        video, start=0, num_frames=settings.num_frames, fps=settings.fps, height=height, width=width
+    )
     write_video(frames, path, settings.fps)
     return path
 
 
 def _train(
-    clip: Path, run: Path, seconds: float, seed: int, settings: DemoSettings, start: FreqFormerTransformer3DModel | None
+    clip: Path,
+    run: Path,
+    seconds: float,
+    seed: int,
+    settings: DemoSettings,
+    start: FreqFormerTransformer3DModel | None,
 ) -> _Trained:
     from freqformer.training.loop import train
 
-    size = {"num_frames": settings.num_frames, "height": settings.height, "width": settings.width, "fps": settings.fps}
+    size = {
+        "num_frames": settings.num_frames,
+        "height": settings.height,
+        "width": settings.width,
+        "fps": settings.fps,
+    }
     config = TrainConfig(
         output=str(run),
         model=settings.model,
         data=DataConfig(path=str(clip), **size),  # type: ignore[arg-type]
         optimizer=settings.optimizer,
         objective=settings.objective,
-        # A trained router has chosen already; computing other bands beside its choice would double attention's time.
+        # A trained router has chosen already; computing other bands beside its choice would double
+        # attention's time.
         routing=RoutingConfig(mode="sampled" if start is None else "off"),
         run=RunConfig(
-            max_steps=settings.max_steps, max_seconds=seconds, batch_size=settings.batch_size, seed=seed, device="cpu"
+            max_steps=settings.max_steps,
+            max_seconds=seconds,
+            batch_size=settings.batch_size,
+            seed=seed,
+            device="cpu",
         ),
     )
     reports: list[StepReport] = []
@@ -293,7 +363,9 @@ def _train(
     return _Trained(folder, reports)
 
 
-def _judge(generated: Generated, clip: Path, reports: list[StepReport], settings: DemoSettings) -> Verdict:
+def _judge(
+    generated: Generated, clip: Path, reports: list[StepReport], settings: DemoSettings
+) -> Verdict:
     """Compare with the clip as training reads it."""
     num_frames, height, width = settings.size
     size = {"num_frames": num_frames, "height": height, "width": width}
@@ -307,18 +379,26 @@ def _judge(generated: Generated, clip: Path, reports: list[StepReport], settings
     )
 
 
-def _write_pictures(output: Path, settings: DemoSettings, reports: list[StepReport], generated: Generated) -> None:
+def _write_pictures(
+    output: Path, settings: DemoSettings, reports: list[StepReport], generated: Generated
+) -> None:
     large = enlarge(generated.frames, settings.enlarge)
     write_video(large, output / "generated.mp4", settings.fps)
     contact_sheet(large, output / "contact_sheet.png", columns=4)
-    loss_figure([report.step for report in reports], [report.loss for report in reports], output / "loss.png")
+    loss_figure(
+        [report.step for report in reports],
+        [report.loss for report in reports],
+        output / "loss.png",
+    )
     if generated.low_weights is None:
         allocation_figure(generated.allocations, generated.timesteps, output / "routing.png")
     else:
         weights_figure(generated.low_weights, generated.timesteps, output / "routing.png")
 
 
-def _facts(settings: DemoSettings, reports: list[StepReport], spectrum: Spectrum, generated: Generated) -> dict[str, Any]:
+def _facts(
+    settings: DemoSettings, reports: list[StepReport], spectrum: Spectrum, generated: Generated
+) -> dict[str, Any]:
     """What the run measured."""
     tenth = max(len(reports) // 10, 1)
     losses = [report.loss for report in reports]
@@ -327,7 +407,12 @@ def _facts(settings: DemoSettings, reports: list[StepReport], spectrum: Spectrum
         "torch_version": torch.__version__,
         "threads": torch.get_num_threads(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "clip": {"frames": settings.num_frames, "height": settings.height, "width": settings.width, "fps": settings.fps},
+        "clip": {
+            "frames": settings.num_frames,
+            "height": settings.height,
+            "width": settings.width,
+            "fps": settings.fps,
+        },
         "compression": spectrum.layout.grid.num_tokens / spectrum.num_low_tokens,
         "band_shares": dict(zip(("low", "mid", "high"), spectrum.total_shares, strict=True)),
         "train_steps": len(reports),
@@ -339,14 +424,22 @@ def _facts(settings: DemoSettings, reports: list[StepReport], spectrum: Spectrum
     }
 
 
-def _costs(settings: DemoSettings, model: FreqFormerTransformer3DModel, generated: Generated) -> dict[str, Any]:
+def _costs(
+    settings: DemoSettings, model: FreqFormerTransformer3DModel, generated: Generated
+) -> dict[str, Any]:
     """What the plan says that the chosen allocation costs, relative to dense attention."""
     grid = model.grid_for((settings.num_frames, settings.height, settings.width))
     shares = [float((generated.allocations == band).double().mean()) for band in Band]
-    # The demo's tiles are small for the sake of a small clip; what matters at 720p is what one would use there.
-    large = build_plan(GRID_720P, FreqFormerConfig(), num_heads=1, head_dim=64, learned_summaries=True)
+    # The demo's tiles are small for the sake of a small clip; what matters at 720p is what one
+    # would use there.
+    large = build_plan(
+        GRID_720P, FreqFormerConfig(), num_heads=1, head_dim=64, learned_summaries=True
+    )
     costs = {}
-    for name, where, flops in (("here", grid, model.routing_costs(grid)), ("720p", GRID_720P, large.band_costs())):
+    for name, where, flops in (
+        ("here", grid, model.routing_costs(grid)),
+        ("720p", GRID_720P, large.band_costs()),
+    ):
         of_band = [cost / flops[Band.DENSE] for cost in flops]
         density = sum(share * cost for share, cost in zip(shares, of_band, strict=True))
         costs[name] = {"tokens": where.num_tokens, "bands": of_band[:3], "density": density}

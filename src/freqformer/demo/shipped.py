@@ -1,4 +1,5 @@
-"""What the shipped model shows of itself: a clip, and one in one pass that is longer than any it was trained on.
+"""What the shipped model shows of itself: a clip, and one in one pass that is longer than any it
+was trained on.
 
 Shape legend: F frames, H rows, W columns.
 """
@@ -54,7 +55,8 @@ class Shipped:
     """The same length and seed with exact attention alone: no LOW branch, no router."""
 
     def write(self, folder: Path, fps: float, scale: int) -> dict[str, Any]:
-        """Write shipped.mp4, long.mp4 and long.png, pixels enlarged; returns what the page says about them."""
+        """Write shipped.mp4, long.mp4 and long.png, pixels enlarged; returns what the page says
+        about them."""
         write_video(enlarge(self.clip.frames, scale), folder / "shipped.mp4", fps)
         write_long(self.long.frames, self.dense.frames, folder / "long.mp4", fps, scale=scale)
         named = (("", self.clip), ("long_", self.long), ("dense_", self.dense))
@@ -64,8 +66,11 @@ class Shipped:
         }
 
 
-def generate_shipped(pipeline: FreqFormerPipeline, size: tuple[int, int, int], *, steps: int, seed: int) -> Shipped:
-    """A clip of (frames, height, width), and one `LONGER` times as long with the model's bands and with dense attention."""
+def generate_shipped(
+    pipeline: FreqFormerPipeline, size: tuple[int, int, int], *, steps: int, seed: int
+) -> Shipped:
+    """A clip of (frames, height, width), and one `LONGER` times as long with the model's bands and
+    with dense attention."""
     long = (LONGER * size[0], *size[1:])
     clip, banded = (generate(pipeline, each, steps=steps, seed=seed) for each in (size, long))
     pipeline.transformer.set_dense(True)
@@ -76,7 +81,8 @@ def generate_shipped(pipeline: FreqFormerPipeline, size: tuple[int, int, int], *
 
 
 def write_long(banded: Tensor, dense: Tensor, path: Path, fps: float, *, scale: int = 1) -> None:
-    """Write both videos side by side under their names, and their frames in two rows as PNG beside it.
+    """Write both videos side by side under their names, and their frames in two rows as PNG beside
+    it.
 
     Args:
         banded, dense: uint8 (F, H, W, 3).
@@ -87,4 +93,9 @@ def write_long(banded: Tensor, dense: Tensor, path: Path, fps: float, *, scale: 
     pair = torch.stack([enlarge(banded, scale), enlarge(dense, scale)])
     write_video(labelled_grid(pair, ("by bands", "dense attention")), path, fps)
     shown = torch.arange(0, len(banded), -(-len(banded) // 8))
-    contact_sheet(torch.cat([banded[shown], dense[shown]]), path.with_suffix(".png"), columns=len(shown), scale=2)
+    contact_sheet(
+        torch.cat([banded[shown], dense[shown]]),
+        path.with_suffix(".png"),
+        columns=len(shown),
+        scale=2,
+    )

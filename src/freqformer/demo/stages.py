@@ -29,21 +29,27 @@ LEAST_FPS = 1.0
 
 
 def inspect_video(
-    video: Path, folder: Path, *, start: float = 0, seconds: float = 5, side: int = 384, patch: Patch
+    video: Path,
+    folder: Path,
+    *,
+    start: float = 0,
+    seconds: float = 5,
+    side: int = 384,
+    patch: Patch,
 ) -> Spectrum:
     """Write band_energies.png, band_energies.json and bands.mp4 of a part of a video.
 
     Args:
         video: the file.
         folder: for the results; made if need be.
-        start, seconds: the part; it ends early where the video does. One that is cut off ends after the last frame
-            that can be decoded.
+        start, seconds: the part; it ends early where the video does. One that is cut off ends after
+            the last frame that can be decoded.
         side: longest side in pixels that the video is reduced to; never enlarged.
         patch: (frames, rows, columns) of pixels in a token.
 
     Raises:
-        VideoError: for a video that can't be read, is damaged within the part, ends before `start`, or is smaller than
-            a token.
+        VideoError: for a video that can't be read, is damaged within the part, ends before `start`,
+            or is smaller than a token.
     """
     info = probe_video(video)
     # Where the rate varies, the mean one would leave out frames of the fast parts.
@@ -51,14 +57,18 @@ def inspect_video(
     frames = int(min(seconds, info.duration - start) * fps + 1e-6) // patch[0] * patch[0]
     scale = min(side / max(info.height, info.width), 1.0)
     height, width = (
-        round(extent * scale) // step * step for extent, step in zip((info.height, info.width), patch[1:], strict=True)
+        round(extent * scale) // step * step
+        for extent, step in zip((info.height, info.width), patch[1:], strict=True)
     )
     if min(frames, height, width) < 1:
         raise VideoError(
-            f"{video} lasts {info.duration:.2f} s and has {info.height} x {info.width} pixels; less than one token is left "
+            f"{video} lasts {info.duration:.2f} s and has {info.height} x {info.width} pixels; "
+            "less than one token is left "
             f"from {start:g} s on: start earlier, take more seconds or a smaller patch"
         )
-    clip = to_unit(read_clip(info, start=start, num_frames=frames, fps=fps, height=height, width=width))
+    clip = to_unit(
+        read_clip(info, start=start, num_frames=frames, fps=fps, height=height, width=width)
+    )
     spectrum = clip_spectrum(clip, FreqFormerConfig(), patch)
     energies_figure(spectrum, fps, folder / "band_energies.png")
     pictures, (mid, high) = band_frames(spectrum)
@@ -82,15 +92,19 @@ class Generated:
     allocations: Tensor
     """Bands, int64 (steps, layers, heads)."""
     low_weights: Tensor | None
-    """What soft routing adds to the weight of LOW, float32 (steps, layers, heads); None for other routing."""
+    """What soft routing adds to the weight of LOW, float32 (steps, layers, heads); None for other
+    routing."""
     timesteps: list[float]
     """Noise level of every step in [0, 1]."""
     seconds: float
     """Time it took."""
 
 
-def generate(pipeline: FreqFormerPipeline, size: tuple[int, int, int], *, steps: int, seed: int) -> Generated:
-    """Generate one video and note the band of every head at every step, and the weight of LOW where routing is soft.
+def generate(
+    pipeline: FreqFormerPipeline, size: tuple[int, int, int], *, steps: int, seed: int
+) -> Generated:
+    """Generate one video and note the band of every head at every step, and the weight of LOW where
+    routing is soft.
 
     Args:
         pipeline: of a frequency model.
@@ -100,18 +114,34 @@ def generate(pipeline: FreqFormerPipeline, size: tuple[int, int, int], *, steps:
     """
     allocations, weights, timesteps = [], [], []
     soft = all(
-        layer.router is not None and not layer.chooses and not layer.exact for layer in pipeline.transformer.attentions
+        layer.router is not None and not layer.chooses and not layer.exact
+        for layer in pipeline.transformer.attentions
     )
 
     def note(module: torch.nn.Module, inputs: tuple) -> None:
         timesteps.append(float(inputs[1][0]) / 1000)
 
     def look(module: torch.nn.Module, inputs: tuple, output: object) -> None:
-        allocations.append(torch.stack([bands[0] for bands in pipeline.transformer.allocations if bands is not None]))
+        allocations.append(
+            torch.stack(
+                [bands[0] for bands in pipeline.transformer.allocations if bands is not None]
+            )
+        )
         if soft:
-            weights.append(torch.stack([x[0, :, Band.LOW] for x in pipeline.transformer.routing_logits if x is not None]))
+            weights.append(
+                torch.stack(
+                    [
+                        x[0, :, Band.LOW]
+                        for x in pipeline.transformer.routing_logits
+                        if x is not None
+                    ]
+                )
+            )
 
-    hooks = [pipeline.transformer.register_forward_pre_hook(note), pipeline.transformer.register_forward_hook(look)]
+    hooks = [
+        pipeline.transformer.register_forward_pre_hook(note),
+        pipeline.transformer.register_forward_hook(look),
+    ]
     began = time.perf_counter()
     try:
         generator = torch.Generator().manual_seed(seed)
@@ -121,4 +151,6 @@ def generate(pipeline: FreqFormerPipeline, size: tuple[int, int, int], *, steps:
             hook.remove()
     seconds = time.perf_counter() - began
     low_weights = torch.stack(weights).float().cpu() if soft else None
-    return Generated(made.frames[0], torch.stack(allocations).cpu(), low_weights, timesteps, seconds)
+    return Generated(
+        made.frames[0], torch.stack(allocations).cpu(), low_weights, timesteps, seconds
+    )

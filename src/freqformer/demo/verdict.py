@@ -15,7 +15,8 @@ MOST_DECIBELS = 99.0
 """Of equal videos, whose error is 0."""
 CLOSE = 10.0
 RECOGNISABLE = 3.0
-"""Decibels above a picture of one colour: a tenth of the clip's variance is missing, or half of it."""
+"""Decibels above a picture of one colour: a tenth of the clip's variance is missing, or half of
+it."""
 
 
 def similarity(video: Tensor, clip: Tensor) -> float:
@@ -45,7 +46,9 @@ class Verdict:
     """Training time."""
 
     @classmethod
-    def of(cls, video: Tensor, clip: Tensor, *, steps: int, planned_steps: int, seconds: float) -> Verdict:
+    def of(
+        cls, video: Tensor, clip: Tensor, *, steps: int, planned_steps: int, seconds: float
+    ) -> Verdict:
         """Judge a video (F, H, W, 3) uint8 by the clip of the same shape."""
         mean = clip.double().mean((0, 1, 2)).expand(clip.shape)
         return cls(similarity(video, clip), similarity(mean, clip), steps, planned_steps, seconds)

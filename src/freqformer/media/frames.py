@@ -28,9 +28,14 @@ def from_unit(clip: Tensor) -> Tensor:
     Raises ValueError for a clip of another shape, of no float dtype, or with NaN.
     """
     if clip.ndim != 4 or clip.shape[0] != 3 or not clip.is_floating_point():
-        raise ValueError(f"clip is {clip.dtype} {tuple(clip.shape)}; float (3, frames, height, width) is allowed")
+        raise ValueError(
+            f"clip is {clip.dtype} {tuple(clip.shape)}; float (3, frames, height, width) is allowed"
+        )
     if clip.isnan().any():
-        raise ValueError("clip holds NaN; finite values in [-1, 1] are allowed: look where the model's output broke")
+        raise ValueError(
+            "clip holds NaN; finite values in [-1, 1] are allowed: look where the model's output "
+            "broke"
+        )
     scaled = (clip.float().clamp(-1, 1) + 1) * 127.5
     return scaled.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous()
 
@@ -40,6 +45,7 @@ def check_frames(frames: Tensor) -> None:
     shaped = frames.ndim == 4 and frames.shape[3] == 3 and frames.numel() > 0
     if not shaped or frames.dtype != torch.uint8:
         raise ValueError(
-            f"frames is {frames.dtype} {tuple(frames.shape)}; uint8 (frames, height, width, 3) with "
+            f"frames is {frames.dtype} {tuple(frames.shape)}; uint8 (frames, height, width, 3) "
+            "with "
             "at least one frame is allowed: convert a clip with from_unit"
         )

@@ -11,7 +11,9 @@ from freqformer.media.opening import VideoError
 
 logger = logging.getLogger(__name__)
 
-ENDINGS = "3gp asf avi flv gif m2ts m2v m4v mkv mov mp4 mpeg mpg mts mxf nut ogv ts vob webm wmv y4m"
+ENDINGS = (
+    "3gp asf avi flv gif m2ts m2v m4v mkv mov mp4 mpeg mpg mts mxf nut ogv ts vob webm wmv y4m"
+)
 """File name endings that `list_videos` takes for videos in a folder. A file named itself may end in
 anything."""
 
@@ -32,10 +34,14 @@ def list_videos(path: str | Path) -> list[Path]:
         raise VideoError(f"{path} does not exist; give a video file, or a folder with videos in it")
     endings = ENDINGS.split()
     videos = sorted(
-        file for file in _files(path) if file.suffix.lower().removeprefix(".") in endings and os.path.isfile(file)
+        file
+        for file in _files(path)
+        if file.suffix.lower().removeprefix(".") in endings and os.path.isfile(file)
     )
     if not videos:
-        raise VideoError(f"{path} holds no video; put files that end in {', '.join(endings)} into it")
+        raise VideoError(
+            f"{path} holds no video; put files that end in {', '.join(endings)} into it"
+        )
     return videos
 
 

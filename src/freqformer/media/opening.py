@@ -60,7 +60,9 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         # Damaged files make FFmpeg and PyAV raise much else: OverflowError, UnicodeDecodeError,
         # MemoryError.
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise VideoError(f"{path} can't be read as a video: {reason}; remove it, or make it again") from error
+        raise VideoError(
+            f"{path} can't be read as a video: {reason}; remove it, or make it again"
+        ) from error
 
 
 def file_url(path: Path) -> str:
@@ -90,7 +92,9 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     # PyAV makes no codec context where FFmpeg has no decoder.
     usable = [stream for stream in videos if stream.codec_context is not None]
     if not usable:
-        raise VideoError(f"{path} is coded in a way that FFmpeg can't decode; convert it, or remove it")
+        raise VideoError(
+            f"{path} is coded in a way that FFmpeg can't decode; convert it, or remove it"
+        )
     best = container.streams.best("video")
     # A damaged header may name streams that never come.
     shown = [one for one in usable if one.width and one.height] or usable

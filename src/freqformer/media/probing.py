@@ -262,7 +262,10 @@ class _Look:
         if not (begin is None or origin is None or clock.decoding_times):
             lost = (origin - begin) * clock.base
             if lost > 1.5 * clock.period:
-                tell_once(f"{path} begins without a key frame: its first {lost:.3f} s can't be decoded and are left out")
+                tell_once(
+                    f"{path} begins without a key frame: its first {lost:.3f} s can't be decoded "
+                    "and are left out"
+                )
         if frame.color_trc in _HDR:
             tell_once(
                 f"{path} is HDR ({_HDR[frame.color_trc]}) and is not tone-mapped: its "
@@ -270,10 +273,14 @@ class _Look:
             )
         if frame.interlaced_frame:
             tell_once(
-                f"{path} is interlaced and is not deinterlaced: motion shows combs; deinterlace it where that matters"
+                f"{path} is interlaced and is not deinterlaced: motion shows combs; deinterlace it "
+                "where that matters"
             )
         if clock.restarts:
-            tell_once(f"{path} has time stamps that start again {clock.restarts} times; its parts follow one another")
+            tell_once(
+                f"{path} has time stamps that start again {clock.restarts} times; its parts follow "
+                "one another"
+            )
 
 
 def _without_broken_end(info: VideoInfo) -> VideoInfo:

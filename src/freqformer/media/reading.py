@@ -101,7 +101,10 @@ def decode_video(info: VideoInfo, *, height: int, width: int) -> DecodedVideo:
     with open_video(info.path) as (container, stream):
         for frame in timed_frames(container, stream, info.origin):
             if len(frames) > info.num_frames:
-                raise VideoError(f"{info.path} holds more than {info.num_frames} frames; read its clips one by one")
+                raise VideoError(
+                    f"{info.path} holds more than {info.num_frames} frames; read its clips one by "
+                    "one"
+                )
             picture = fitted(stream, frame.picture, height, width)
             frames.append(TimedFrame(frame.seconds, frame.length, frame.after_damage, picture))
     return DecodedVideo(info, frames)
@@ -119,7 +122,9 @@ def _clip_times(start: float, num_frames: int, fps: float) -> list[float]:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{name} is {value!r}; a number is allowed")
     if not (0 <= start < math.inf and 0 < fps < math.inf):
-        raise ValueError(f"start is {start!r} and fps {fps!r}; a start from 0 up and an fps above 0 are allowed")
+        raise ValueError(
+            f"start is {start!r} and fps {fps!r}; a start from 0 up and an fps above 0 are allowed"
+        )
     return [start + i / fps for i in range(num_frames)]
 
 
@@ -131,7 +136,9 @@ def _nearest(
 ) -> Iterator[Picture]:
     """The picture nearest to each of the rising times. Raises VideoError where it is missing."""
     if previous is None:
-        raise VideoError(f"{info.path} holds no frame that can be decoded; remove it, or make it again")
+        raise VideoError(
+            f"{info.path} holds no frame that can be decoded; remove it, or make it again"
+        )
     done = 0
     for current in following:
         middle = (previous.seconds + current.seconds) / 2
@@ -161,7 +168,8 @@ def _check_whole(path: Path, before: TimedFrame, after: TimedFrame, time: float)
     reach = 1.5 * before.length
     if after.after_damage and before.seconds + reach < time < after.seconds - reach:
         raise VideoError(
-            f"{path} is damaged from {before.seconds + before.length:.3f} s to {after.seconds:.3f} s; "
+            f"{path} is damaged from {before.seconds + before.length:.3f} s to {after.seconds:.3f} "
+            "s; "
             "take another part of it, or make it again"
         )
 

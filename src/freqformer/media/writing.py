@@ -59,7 +59,9 @@ def write_video(frames: Tensor, path: str | Path, fps: float) -> None:
     check_frames(frames)
     check_target(path, fps)
     if max(frames.shape[1:3]) > MAX_SIDE:
-        raise ValueError(f"frames is {tuple(frames.shape)}; up to {MAX_SIDE} pixels along a side are allowed")
+        raise ValueError(
+            f"frames is {tuple(frames.shape)}; up to {MAX_SIDE} pixels along a side are allowed"
+        )
     odd = (0, frames.shape[2] % 2, 0, frames.shape[1] % 2)
     channels_first = frames.cpu().permute(0, 3, 1, 2)
     even = torch.nn.functional.pad(channels_first, odd, mode="replicate").permute(0, 2, 3, 1)
@@ -106,7 +108,9 @@ def contact_sheet(
     if columns is None:
         columns = min(count, max(1, round(math.sqrt(count * height / width))))
     if columns < 1 or scale < 1:
-        raise ValueError(f"columns is {columns} and scale {scale}; whole numbers from 1 up are allowed")
+        raise ValueError(
+            f"columns is {columns} and scale {scale}; whole numbers from 1 up are allowed"
+        )
     gap = 2 * scale
     rows = -(-count // columns)
     large = enlarge(frames.cpu(), scale)

@@ -40,10 +40,11 @@ class Conditions:
 
 
 class TimestepModulation(nn.Module):
-    """Timestep (B,) in [0, 1] and the video's dtype -> the modulation of all blocks (B, 6, C) and of the output (B, 2, C).
+    """Timestep (B,) in [0, 1] and the video's dtype -> the modulation of all blocks (B, 6, C) and
+    of the output (B, 2, C).
 
-    One network for all blocks, which add a table of their own (AdaLN-single; Chen et al., arXiv 2310.00426). All starts
-    at zero: every block is the identity at first.
+    One network for all blocks, which add a table of their own (AdaLN-single; Chen et al., arXiv
+    2310.00426). All starts at zero: every block is the identity at first.
     """
 
     def __init__(self, dim: int) -> None:
@@ -54,19 +55,27 @@ class TimestepModulation(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        # Not in the dtype that weights are stored in: layer-wise casting stores them in another than it computes in.
+        # Not in the dtype that weights are stored in: layer-wise casting stores them in another
+        # than it computes in.
         waves = sinusoidal_embedding(timestep, 256).to(dtype)
-        blocks, output = self.linear(functional.silu(self.embedding(waves))).unflatten(1, (8, -1)).split([6, 2], 1)
+        blocks, output = (
+            self.linear(functional.silu(self.embedding(waves)))
+            .unflatten(1, (8, -1))
+            .split([6, 2], 1)
+        )
         return blocks, output
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (B, N, C) normalised over channels, then scaled and shifted by (B, C)."""
-    return functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale[:, None]) + shift[:, None]
+    return (
+        functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale[:, None]) + shift[:, None]
+    )
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to text where `text_dim` is given, and feed-forward, each added to its input."""
+    """Self-attention, cross-attention to text where `text_dim` is given, and feed-forward, each
+    added to its input."""
 
     def __init__(self, attention: FreqAttention, text_dim: int | None) -> None:
         super().__init__()
@@ -92,13 +101,19 @@ class TransformerBlock(nn.Module):
     def forward(self, hidden_states: Tensor, given: Conditions) -> Tensor:
         """(B, N, C) -> (B, N, C), tokens in `given.token_order`."""
         table = (self.scale_shift_table + given.modulation).to(hidden_states.dtype)
-        shift_attention, scale_attention, gate_attention, shift_ff, scale_ff, gate_ff = table.unbind(1)
+        shift_attention, scale_attention, gate_attention, shift_ff, scale_ff, gate_ff = (
+            table.unbind(1)
+        )
         normed = modulate(hidden_states, shift_attention, scale_attention)
-        attended = self.attn1(normed, given.grid, given.timestep, given.rotary, token_order=given.token_order)
+        attended = self.attn1(
+            normed, given.grid, given.timestep, given.rotary, token_order=given.token_order
+        )
         hidden_states = hidden_states + gate_attention[:, None] * attended
         if self.attn2 is not None and given.text is not None:
             hidden_states = hidden_states + self._read_text(self.norm_text(hidden_states), given)
-        return hidden_states + gate_ff[:, None] * self.ff(modulate(hidden_states, shift_ff, scale_ff))
+        return hidden_states + gate_ff[:, None] * self.ff(
+            modulate(hidden_states, shift_ff, scale_ff)
+        )
 
     def _read_text(self, hidden_states: Tensor, given: Conditions) -> Tensor:
         assert self.attn2 is not None

@@ -1,6 +1,8 @@
-"""Between videos and tokens: patches, and the embeddings of a token's place in time, height and width.
+"""Between videos and tokens: patches, and the embeddings of a token's place in time, height and
+width.
 
-Shape legend: B batch, C channels, F frames, H rows, W columns of the video; N tokens, P values of a patch, D head_dim.
+Shape legend: B batch, C channels, F frames, H rows, W columns of the video; N tokens, P values of a
+patch, D head_dim.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from freqformer.grid import Extents, Grid, tile_layout
 
 
 def patchify(video: Tensor, patch_size: Extents) -> Tensor:
-    """(B, C, F, H, W) -> (B, N, P) in raster order, P = C times the patch; the patch divides the video."""
+    """(B, C, F, H, W) -> (B, N, P) in raster order, P = C times the patch; the patch divides the
+    video."""
     t, h, w = patch_size
     patches = video.unflatten(4, (-1, w)).unflatten(3, (-1, h)).unflatten(2, (-1, t))
     return patches.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
@@ -30,11 +33,14 @@ def unpatchify(tokens: Tensor, grid: Grid, patch_size: Extents) -> Tensor:
 
 @lru_cache(maxsize=2)
 @torch.inference_mode(False)  # what it caches must also serve training
-def rotary_tables(grid: Grid, tile: Extents | None, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def rotary_tables(
+    grid: Grid, tile: Extents | None, head_dim: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """cos and sin of the 3-D rotary embedding, each float32 (N, D / 2); two grids are kept.
 
-    A third of the channel pairs turn with the row, a third with the column, the rest with the frame; angular
-    frequencies fall from 1 by a factor of 10,000 along each axis (Su et al., arXiv 2104.09864).
+    A third of the channel pairs turn with the row, a third with the column, the rest with the
+    frame; angular frequencies fall from 1 by a factor of 10,000 along each axis (Su et al., arXiv
+    2104.09864).
 
     Args:
         grid: the token grid.
@@ -59,11 +65,14 @@ def rotary_tables(grid: Grid, tile: Extents | None, head_dim: int, device: torch
 
 
 @lru_cache(maxsize=2)
-def place_waves(grid: Grid, tile: Extents | None, dim: int, device: torch.device, *, time: bool = True) -> Tensor:
+def place_waves(
+    grid: Grid, tile: Extents | None, dim: int, device: torch.device, *, time: bool = True
+) -> Tensor:
     """Fixed embedding of a token's place in the whole video, float32 (N, dim); two grids are kept.
 
-    The place runs from -1 to 1 along time, height and width, whatever the grid. Each axis has the sines and cosines of
-    dim // 6 angular frequencies, from a quarter wave over the video to four waves; channels left over are zero.
+    The place runs from -1 to 1 along time, height and width, whatever the grid. Each axis has the
+    sines and cosines of dim // 6 angular frequencies, from a quarter wave over the video to four
+    waves; channels left over are zero.
 
     Args:
         grid: the token grid.

@@ -1,4 +1,5 @@
-"""Between videos and what the model sees: pixels as they are, or the latents of any diffusers video VAE.
+"""Between videos and what the model sees: pixels as they are, or the latents of any diffusers video
+VAE.
 
 Shape legend: B batch, C channels, F frames, H rows, W columns.
 """
@@ -36,11 +37,14 @@ def compression_ratios(vae: Any) -> tuple[int, int]:
             ratio = 2 ** (len(vae.config["block_out_channels"]) - 1)
         if ratio is None:
             raise ValueError(
-                f"vae is a {type(vae).__name__} without {attribute}; video VAEs of diffusers are allowed, like "
+                f"vae is a {type(vae).__name__} without {attribute}; video VAEs of diffusers are "
+                "allowed, like "
                 "AutoencoderKLWan: an image VAE can't decode a video"
             )
         if isinstance(ratio, bool) or not isinstance(ratio, int) or not 1 <= ratio <= MOST_RATIO:
-            raise ValueError(f"vae has {attribute}={ratio!r}; integers from 1 to {MOST_RATIO} are allowed")
+            raise ValueError(
+                f"vae has {attribute}={ratio!r}; integers from 1 to {MOST_RATIO} are allowed"
+            )
         ratios.append(ratio)
     return (ratios[0], ratios[1])
 
@@ -61,22 +65,30 @@ def check_latents(vae: Any, channels: int) -> None:
     coded = config.get("z_dim", config.get("latent_channels", channels))
     if coded != channels:
         raise ValueError(
-            f"vae has latents of {coded!r} channels and the transformer in_channels={channels}; the same number is "
+            f"vae has latents of {coded!r} channels and the transformer in_channels={channels}; "
+            "the same number is "
             "allowed: take the VAE that the transformer was trained with"
         )
     buffers = dict(vae.named_buffers(recurse=False))
     for name, least in (("latents_mean", -math.inf), ("latents_std", 0.0)):
         values = buffers[name].flatten().tolist() if name in buffers else config.get(name)
         listed = values if isinstance(values, list | tuple) else [values]
-        if values is not None and not (len(listed) == channels and all(_is_number(x, least) for x in listed)):
-            raise ValueError(f"vae has {name}={listed[:4]} of {len(listed)}; {channels} numbers are allowed, one a channel")
+        if values is not None and not (
+            len(listed) == channels and all(_is_number(x, least) for x in listed)
+        ):
+            raise ValueError(
+                f"vae has {name}={listed[:4]} of {len(listed)}; {channels} numbers are allowed, "
+                "one a channel"
+            )
     factor = config.get("scaling_factor")
     if factor is not None and not _is_number(factor, 0.0):
         raise ValueError(f"vae has scaling_factor={factor!r}; a number above 0 is allowed")
 
 
 def _is_number(value: Any, above: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and above < value < math.inf
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and above < value < math.inf
+    )
 
 
 def latent_size(size: Extents, vae: Any) -> Extents:
@@ -89,7 +101,8 @@ def latent_size(size: Extents, vae: Any) -> Extents:
     frames, height, width = size
     if min(size) < 1 or (frames - 1) % time or height % space or width % space:
         raise ValueError(
-            f"(num_frames, height, width) is {size}; num_frames = {time} * k + 1 and multiples of {space} are allowed for "
+            f"(num_frames, height, width) is {size}; num_frames = {time} * k + 1 and multiples of "
+            f"{space} are allowed for "
             "this VAE: choose such a size"
         )
     return ((frames - 1) // time + 1, height // space, width // space)
@@ -98,7 +111,8 @@ def latent_size(size: Extents, vae: Any) -> Extents:
 def decode(latents: Tensor, vae: Any) -> Tensor:
     """Latents as the model gives them -> video (B, 3, F, H, W), about [-1, 1].
 
-    VAEs normalise by z = (latent - mean) * scaling_factor / std per channel, each where the VAE has it.
+    VAEs normalise by z = (latent - mean) * scaling_factor / std per channel, each where the VAE has
+    it.
     """
     config = vae.config
     shape = (1, -1, 1, 1, 1)
@@ -120,7 +134,8 @@ def decode(latents: Tensor, vae: Any) -> Tensor:
         raise
     except (TypeError, RuntimeError) as error:
         raise ValueError(
-            f"vae, a {type(vae).__name__}, can't decode latents of shape {tuple(latents.shape)} ({error}): its config.json "
+            f"vae, a {type(vae).__name__}, can't decode latents of shape {tuple(latents.shape)} "
+            f"({error}): its config.json "
             "says something else than its weights, or it is damaged; save it again"
         ) from error
 

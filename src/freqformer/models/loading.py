@@ -37,7 +37,9 @@ def readable(place: Any, subfolder: str | None = None) -> Iterator[None]:
         ValueError: for files that differ from the manifest, naming each; for JSON out of bounds;
             and for whatever diffusers can't read, naming the place and the remedy.
     """
-    folder = Path(os.fspath(place), subfolder or "") if isinstance(place, str | os.PathLike) else None
+    folder = (
+        Path(os.fspath(place), subfolder or "") if isinstance(place, str | os.PathLike) else None
+    )
     if folder is not None and folder.is_dir():
         _check_folder(folder)
     try:
@@ -83,7 +85,8 @@ def _check_folder(folder: Path) -> None:
 
 
 def check_complete(place: Any, info: dict[str, Any]) -> None:
-    """Raise ValueError where weights were missing or left over; diffusers would go on with random ones.
+    """Raise ValueError where weights were missing or left over; diffusers would go on with random
+    ones.
 
     Args:
         place: where they came from.
@@ -92,14 +95,17 @@ def check_complete(place: Any, info: dict[str, Any]) -> None:
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if missing or unexpected:
         raise ValueError(
-            f"{place} holds weights of another model: {len(missing)} are missing {missing[:3]} and {len(unexpected)} "
-            f"unknown {unexpected[:3]}; keep config.json and the weights that were saved with it together"
+            f"{place} holds weights of another model: {len(missing)} are missing {missing[:3]} and "
+            f"{len(unexpected)} "
+            f"unknown {unexpected[:3]}; keep config.json and the weights that were saved with it "
+            "together"
         )
 
 
 @contextmanager
 def own_report() -> Iterator[None]:
-    """Leave it to `check_complete` to speak of missing and unknown weights: it refuses what diffusers warns of."""
+    """Leave it to `check_complete` to speak of missing and unknown weights: it refuses what
+    diffusers warns of."""
     diffusers = logging.getLogger("diffusers.models.modeling_utils")
 
     def speaks_of_others(record: logging.LogRecord) -> bool:
@@ -113,9 +119,12 @@ def own_report() -> Iterator[None]:
 
 
 def forgive_older(model: nn.Module, info: dict[str, Any]) -> None:
-    """Take out of `output_loading_info` what files of older versions lack, the bands of heads, and what they hold beside:
-    summaries that nothing used."""
-    missing, bands = set(info["missing_keys"]), {name for name, _ in model.named_buffers() if name.endswith(ALLOCATION)}
+    """Take out of `output_loading_info` what files of older versions lack, the bands of heads, and
+    what they hold beside: summaries that nothing used."""
+    missing, bands = (
+        set(info["missing_keys"]),
+        {name for name, _ in model.named_buffers() if name.endswith(ALLOCATION)},
+    )
     if bands and bands <= missing:
         info["missing_keys"] = sorted(missing - bands)
         unused = [name for name in info["unexpected_keys"] if name.endswith(SUMMARIES)]
@@ -125,8 +134,8 @@ def forgive_older(model: nn.Module, info: dict[str, Any]) -> None:
 def align_parameters(module: nn.Module) -> None:
     """Move parameters and buffers that lie at odd addresses to aligned ones, values unchanged.
 
-    Loaded tensors lie where the file has them, and matrix products round differently at unaligned addresses: a loaded
-    model would not repeat the saved one's bits.
+    Loaded tensors lie where the file has them, and matrix products round differently at unaligned
+    addresses: a loaded model would not repeat the saved one's bits.
     """
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.device.type != "meta" and tensor.data_ptr() % ALIGNMENT:

@@ -9,7 +9,9 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
 from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
@@ -17,7 +19,13 @@ from torch import Tensor
 
 from freqformer.models.latents import check_latents, compression_ratios, decode, latent_size
 from freqformer.models.loading import align_parameters, readable, vouch
-from freqformer.models.saved import HUB_ARGUMENTS, check_arguments, check_pipeline_folder, check_schedule, check_vae_weights
+from freqformer.models.saved import (
+    HUB_ARGUMENTS,
+    check_arguments,
+    check_pipeline_folder,
+    check_schedule,
+    check_vae_weights,
+)
 from freqformer.models.transformer import FreqFormerTransformer3DModel
 
 OutputType = Literal["pt", "uint8", "np", "pil", "latent"]
@@ -38,13 +46,16 @@ class FreqFormerPipelineOutput(BaseOutput):
             fps: frames per second.
 
         Raises:
-            ValueError: for frames of another kind than `output_type="uint8"`, or a file that can't be written.
+            ValueError: for frames of another kind than `output_type="uint8"`, or a file that can't
+                be written.
         """
         from freqformer.media import contact_sheet, write_video
 
         path = Path(path)
         if not isinstance(self.frames, Tensor) or self.frames.ndim != 5:
-            raise ValueError("frames is no batch of uint8 videos; generate with output_type='uint8'")
+            raise ValueError(
+                "frames is no batch of uint8 videos; generate with output_type='uint8'"
+            )
         for index, video in enumerate(self.frames.cpu()):
             target = path if len(self.frames) == 1 else path.with_stem(f"{path.stem}-{index}")
             write_video(video, target, fps)
@@ -83,10 +94,14 @@ class FreqFormerPipeline(DiffusionPipeline):
         self.video_processor = VideoProcessor(do_resize=False)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
-        """As diffusers' `DiffusionPipeline.from_pretrained`, from safetensors only; it repeats the saved one's videos.
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> Any:
+        """As diffusers' `DiffusionPipeline.from_pretrained`, from safetensors only; it repeats the
+        saved one's videos.
 
-        Nothing that a folder or repository names is imported but classes of this library and of diffusers.
+        Nothing that a folder or repository names is imported but classes of this library and of
+        diffusers.
 
         Raises:
             ValueError: for files that are missing, damaged, or of another model; for parts of other
@@ -98,7 +113,9 @@ class FreqFormerPipeline(DiffusionPipeline):
         passed = {name for name in ("transformer", "scheduler", "vae") if name in kwargs}
         with readable(place):
             folder = place
-            if not os.path.isdir(place) and place.count("/") <= 1:  # a repository; other texts diffusers refuses
+            if (
+                not os.path.isdir(place) and place.count("/") <= 1
+            ):  # a repository; other texts diffusers refuses
                 chosen = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
                 folder = cls.download(place, use_safetensors=True, **chosen)
             if os.path.isdir(folder):
@@ -111,7 +128,8 @@ class FreqFormerPipeline(DiffusionPipeline):
         return pipeline
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
-        """As diffusers' `DiffusionPipeline.save_pretrained`, with manifests of checksums beside the files."""
+        """As diffusers' `DiffusionPipeline.save_pretrained`, with manifests of checksums beside the
+        files."""
         super().save_pretrained(save_directory, **kwargs)
         vouch(save_directory, "pipeline", self.components)
 
@@ -130,14 +148,17 @@ class FreqFormerPipeline(DiffusionPipeline):
         """Generate videos.
 
         Args:
-            num_frames, height, width: of the video in pixels; multiples of the patch (times the VAE's compression).
+            num_frames, height, width: of the video in pixels; multiples of the patch (times the
+                VAE's compression).
             num_inference_steps: Euler steps, each one call of the transformer.
-            generator: of the starting noise; the same seed gives the same video. One per sample, or one for all.
+            generator: of the starting noise; the same seed gives the same video. One per sample, or
+                one for all.
             batch_size: videos to generate.
-            text: embeddings (batch_size, L, text_dim) and their mask (batch_size, L) or None, for a model with text.
-            output_type: `pt` float (batch, frames, channels, height, width) in [0, 1]; `uint8` a tensor (batch, frames,
-                height, width, channels); `np` and `pil` as diffusers gives them; `latent` before decoding, (batch,
-                channels, frames, height, width).
+            text: embeddings (batch_size, L, text_dim) and their mask (batch_size, L) or None, for a
+                model with text.
+            output_type: `pt` float (batch, frames, channels, height, width) in [0, 1]; `uint8` a
+                tensor (batch, frames, height, width, channels); `np` and `pil` as diffusers gives
+                them; `latent` before decoding, (batch, channels, frames, height, width).
 
         Returns: an object with `frames`.
 
@@ -145,9 +166,13 @@ class FreqFormerPipeline(DiffusionPipeline):
             ValueError: for a size, option or text that does not fit, naming the argument.
         """
         if output_type not in get_args(OutputType):
-            raise ValueError(f"output_type is {output_type!r}; choose one of {', '.join(get_args(OutputType))}")
+            raise ValueError(
+                f"output_type is {output_type!r}; choose one of {', '.join(get_args(OutputType))}"
+            )
         counts = {"num_frames": num_frames, "height": height, "width": width}
-        _check_counts(counts | {"num_inference_steps": num_inference_steps, "batch_size": batch_size})
+        _check_counts(
+            counts | {"num_inference_steps": num_inference_steps, "batch_size": batch_size}
+        )
         _check_generator(generator)
         embeddings, mask = _text_and_mask(text)
         size = latent_size((num_frames, height, width), self.vae)
@@ -190,7 +215,8 @@ def _check_generator(generator: Any) -> None:
     every = generator if isinstance(generator, list) else [generator]
     if not all(one is None or isinstance(one, torch.Generator) for one in every):
         raise ValueError(
-            f"generator is {generator!r}; a torch.Generator, a list of one a video, or None is allowed: "
+            f"generator is {generator!r}; a torch.Generator, a list of one a video, or None is "
+            "allowed: "
             "make it with torch.Generator().manual_seed(seed)"
         )
 
@@ -202,5 +228,7 @@ def _text_and_mask(text: Any) -> tuple[Tensor | None, Tensor | None]:
     pair = tuple(text) if isinstance(text, tuple | list) else ()
     if len(pair) != 2 or not isinstance(pair[0], Tensor) or not isinstance(pair[1], Tensor | None):
         kind = type(text).__name__
-        raise ValueError(f"text is a {kind}; (embeddings, mask) is allowed, tensors, or None for the mask")
+        raise ValueError(
+            f"text is a {kind}; (embeddings, mask) is allowed, tensors, or None for the mask"
+        )
     return pair[0], pair[1]

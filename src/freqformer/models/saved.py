@@ -60,7 +60,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     for name in RUNS_CODE:
         if arguments.get(name):
             raise ValueError(
-                f"{name} is {arguments[name]!r}; it is not allowed, since loading a model runs no code "
+                f"{name} is {arguments[name]!r}; it is not allowed, since loading a model runs no "
+                "code "
                 "from its folder: leave it out"
             )
     if not arguments.get("use_safetensors", True):
@@ -70,7 +71,9 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         )
 
 
-def check_pipeline_folder(folder: str | os.PathLike, class_names: set[str], passed: set[str]) -> None:
+def check_pipeline_folder(
+    folder: str | os.PathLike, class_names: set[str], passed: set[str]
+) -> None:
     """Refuse a pipeline folder that names other classes than this library's and diffusers' own.
 
     Args:
@@ -85,16 +88,24 @@ def check_pipeline_folder(folder: str | os.PathLike, class_names: set[str], pass
     index = read_json(path, remedy=REMEDY)
     name = index.get("_class_name")
     if not isinstance(name, str) or name not in class_names:
-        raise FileError(f"{path}: _class_name is {name!r}; {' or '.join(sorted(class_names))} is allowed: {REMEDY}")
+        raise FileError(
+            f"{path}: _class_name is {name!r}; {' or '.join(sorted(class_names))} is allowed: "
+            f"{REMEDY}"
+        )
     parts = {key: value for key, value in index.items() if not key.startswith("_")}
-    known = {"transformer": TRANSFORMER, "scheduler": SCHEDULER, "vae": ["diffusers", "a video VAE"]}
+    known = {
+        "transformer": TRANSFORMER,
+        "scheduler": SCHEDULER,
+        "vae": ["diffusers", "a video VAE"],
+    }
     for key, value in parts.items():
         absent = value == [None, None] and (key == "vae" or key in passed)
         if key in known and (absent or value == known[key] or (key == "vae" and _is_vae(value))):
             continue
         wanted = known.get(key, "no such component")
         raise FileError(
-            f"{path}: {key} is {value!r}; {wanted} is allowed: {REMEDY}, or load parts of other classes "
+            f"{path}: {key} is {value!r}; {wanted} is allowed: {REMEDY}, or load parts of other "
+            "classes "
             "yourself and make FreqFormerPipeline(transformer, scheduler, vae) of them"
         )
     missing = sorted({"transformer", "scheduler"} - set(parts) - passed)
@@ -119,7 +130,10 @@ def check_schedule(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming the field.
     """
-    steps, dynamic = config.get("num_train_timesteps", 1000), config.get("use_dynamic_shifting", False)
+    steps, dynamic = (
+        config.get("num_train_timesteps", 1000),
+        config.get("use_dynamic_shifting", False),
+    )
     if steps != NUM_TRAIN_TIMESTEPS or dynamic is not False:
         raise ValueError(
             f"scheduler has num_train_timesteps={steps} and use_dynamic_shifting={dynamic}; "
@@ -130,15 +144,24 @@ def check_schedule(config: Mapping[str, Any]) -> None:
             raise ValueError(f"scheduler has {name}={config[name]!r}; true and false are allowed")
     terminal = config.get("shift_terminal")
     if terminal is not None and not (_is_number(terminal) and 0 <= terminal < 1):
-        raise ValueError(f"scheduler has shift_terminal={terminal!r}; null and numbers from 0 to below 1 are allowed")
+        raise ValueError(
+            f"scheduler has shift_terminal={terminal!r}; null and numbers from 0 to below 1 are "
+            "allowed"
+        )
     shift = config.get("shift", 1.0)
     if not _is_number(shift) or not 0 < shift <= MOST_SHIFT:
-        raise ValueError(f"scheduler has shift={shift!r}; numbers above 0 and up to {MOST_SHIFT:g} are allowed")
+        raise ValueError(
+            f"scheduler has shift={shift!r}; numbers above 0 and up to {MOST_SHIFT:g} are allowed"
+        )
 
 
 def _is_vae(value: Any) -> bool:
     """Whether an entry of the index names a VAE that diffusers itself defines."""
-    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(part, str) for part in value):
+    if (
+        not isinstance(value, list)
+        or len(value) != 2
+        or not all(isinstance(part, str) for part in value)
+    ):
         return False
     library, name = value
     if library != "diffusers" or not re.fullmatch(r"(Asymmetric)?Autoencoder\w*", name, re.ASCII):
@@ -196,11 +219,14 @@ def check_vae_sizes(folder: Path) -> None:
         most = tensors if counts and tensors else MOST_CHANNELS
         for number in _numbers(value):
             if not abs(number) <= most:
-                raise FileError(f"{path}: {name} holds {number}; {most} at most is allowed: {REMEDY}")
+                raise FileError(
+                    f"{path}: {name} holds {number}; {most} at most is allowed: {REMEDY}"
+                )
 
 
 def check_vae_weights(folder: Path, vae: nn.Module) -> None:
-    """Refuse a loaded VAE some of whose weights its folder lacks; diffusers would leave them empty or random.
+    """Refuse a loaded VAE some of whose weights its folder lacks; diffusers would leave them empty
+    or random.
 
     Raises:
         ValueError: naming the folder and weights.

@@ -41,13 +41,16 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     triple = isinstance(patch, list | tuple) and len(patch) == len(("frames", "rows", "columns"))
     if not triple or not whole or head_dim < LEAST_HEAD_DIM or head_dim % 2:
         raise ValueError(
-            f"patch_size is {patch!r} and head_dim {head_dim!r}; (frames, rows, columns) and an even number from "
-            f"{LEAST_HEAD_DIM} up are allowed: rotary embedding turns a pair of channels per axis at least"
+            f"patch_size is {patch!r} and head_dim {head_dim!r}; (frames, rows, columns) and an "
+            "even number from "
+            f"{LEAST_HEAD_DIM} up are allowed: rotary embedding turns a pair of channels per axis "
+            "at least"
         )
     frequency = settings["frequency"]
     if frequency is not None and not isinstance(frequency, Mapping):
         raise ValueError(
-            f"frequency is {frequency!r}; a dict of FreqFormerConfig's fields or None is allowed: pass config.to_dict()"
+            f"frequency is {frequency!r}; a dict of FreqFormerConfig's fields or None is allowed: "
+            "pass config.to_dict()"
         )
 
 

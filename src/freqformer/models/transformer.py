@@ -1,6 +1,7 @@
 """The FreqFormer video diffusion transformer.
 
-Shape legend: B batch, C channels, F frames, H rows, W columns of the video; N tokens, L text tokens.
+Shape legend: B batch, C channels, F frames, H rows, W columns of the video; N tokens, L text
+tokens.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, tile_layout
 from freqformer.models.blocks import Conditions, TimestepModulation, TransformerBlock, modulate
 from freqformer.models.embeddings import patchify, place_waves, rotary_tables, unpatchify
-from freqformer.models.loading import align_parameters, check_complete, forgive_older, own_report, readable, vouch
+from freqformer.models.loading import (
+    align_parameters,
+    check_complete,
+    forgive_older,
+    own_report,
+    readable,
+    vouch,
+)
 from freqformer.models.saved import NUM_TRAIN_TIMESTEPS, check_transformer_sizes
 from freqformer.models.settings import allocation_by_layer, check_settings
 from freqformer.ops.implementation import ImplChoice
@@ -36,29 +44,37 @@ LEAST_NOISE = 0.05
 
 
 class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
-    """A video diffusion transformer whose self-attention heads each use the operator of one frequency band.
+    """A video diffusion transformer whose self-attention heads each use the operator of one
+    frequency band.
 
-    It predicts the velocity noise - clip of a noisy clip (1 - t) * clip + t * noise, from pixels or from a VAE's
-    latents. Tokens are put in tile order once at the entry and back once at the exit. `frequency` may pin the tile, so
-    that bands mean the same at every video size.
+    It predicts the velocity noise - clip of a noisy clip (1 - t) * clip + t * noise, from pixels or
+    from a VAE's latents. Tokens are put in tile order once at the entry and back once at the exit.
+    `frequency` may pin the tile, so that bands mean the same at every video size.
 
     Args:
         in_channels: channels of the video or latent, and of the output.
         patch_size: (frames, rows, columns) that make one token.
         num_layers, num_heads, head_dim: size of the model; head_dim even, from 6 up.
         text_dim: channels of text embeddings for cross-attention; None makes a model without text.
-        attention: `frequency`, or `dense` for the same model with dense attention: to compare, or to be given a routing
-            table after training (docs/calibration.md).
-        frequency: fields of `FreqFormerConfig`; None takes its defaults, with routers that weigh no summaries.
-        routing: `soft`, `timed`, `learned` or `fixed`, see `FreqAttention`; None is `soft`. Dense attention takes none.
-        allocation: initial or fixed band of every head, for all layers, or one list per layer; None as in `FreqAttention`.
-        prior: of routers that choose, `paper` or `none`; None is `paper` there. No other routing takes one.
-        absolute_positions: whether a token is told its place in the whole video too. With rotary embedding alone it has
-            to infer it from its distance to the borders, which takes long to learn. "space" tells the place in the frame
-            alone, so that what a token is told does not depend on the video's length.
-        prediction: what the last layer gives: `velocity`, or the `clip`, from which the velocity follows. Noise does not
-            fit through a layer narrower than a patch, a clip does (Li and He, arXiv 2511.13720): take it for large patches.
-        low_beside: whether every head adds a gated LOW branch to its own; None where a router weighs.
+        attention: `frequency`, or `dense` for the same model with dense attention: to compare, or
+            to be given a routing table after training (docs/calibration.md).
+        frequency: fields of `FreqFormerConfig`; None takes its defaults, with routers that weigh no
+            summaries.
+        routing: `soft`, `timed`, `learned` or `fixed`, see `FreqAttention`; None is `soft`. Dense
+            attention takes none.
+        allocation: initial or fixed band of every head, for all layers, or one list per layer; None
+            as in `FreqAttention`.
+        prior: of routers that choose, `paper` or `none`; None is `paper` there. No other routing
+            takes one.
+        absolute_positions: whether a token is told its place in the whole video too. With rotary
+            embedding alone it has to infer it from its distance to the borders, which takes long to
+            learn. "space" tells the place in the frame alone, so that what a token is told does not
+            depend on the video's length.
+        prediction: what the last layer gives: `velocity`, or the `clip`, from which the velocity
+            follows. Noise does not fit through a layer narrower than a patch, a clip does (Li and
+            He, arXiv 2511.13720): take it for large patches.
+        low_beside: whether every head adds a gated LOW branch to its own; None where a router
+            weighs.
 
     Raises:
         ValueError: for a value that does not fit, naming the argument.
@@ -67,8 +83,8 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
     _supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["TransformerBlock"]
     _repeated_blocks: ClassVar[list[str]] = ["TransformerBlock"]
-    # A choice steps where rounding differs, so routers keep their precision when a model is loaded in half of it; gains
-    # are read in float32 by kernels.
+    # A choice steps where rounding differs, so routers keep their precision when a model is loaded
+    # in half of it; gains are read in float32 by kernels.
     _keep_in_fp32_modules: ClassVar[list[str]] = ["router", "gains"]
 
     @register_to_config
@@ -99,11 +115,21 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
             self.register_to_config(routing=routing, prior=prior)
         self.patch_size = (patch_size[0], patch_size[1], patch_size[2])
         plain = {"summary_tokens": 0} if routing in (None, *SOFT) else {}
-        self.band_config = FreqFormerConfig.from_dict(plain if frequency is None else dict(frequency))
-        dim, patch = num_heads * head_dim, in_channels * patch_size[0] * patch_size[1] * patch_size[2]
+        self.band_config = FreqFormerConfig.from_dict(
+            plain if frequency is None else dict(frequency)
+        )
+        dim, patch = (
+            num_heads * head_dim,
+            in_channels * patch_size[0] * patch_size[1] * patch_size[2],
+        )
         self.proj_in = nn.Linear(patch, dim)
         self.time_modulation = TimestepModulation(dim)
-        options = {"routing": routing, "attention": attention, "prior": prior, "low_beside": low_beside}
+        options = {
+            "routing": routing,
+            "attention": attention,
+            "prior": prior,
+            "low_beside": low_beside,
+        }
         blocks = []
         for bands in allocation_by_layer(allocation, num_layers):
             layer = FreqAttention(dim, num_heads, self.band_config, allocation=bands, **options)  # type: ignore[arg-type]
@@ -115,8 +141,11 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         self.gradient_checkpointing = False
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs: Any) -> Any:
-        """As diffusers' `ModelMixin.from_pretrained`, from safetensors only; a loaded model repeats the saved one's bits.
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs: Any
+    ) -> Any:
+        """As diffusers' `ModelMixin.from_pretrained`, from safetensors only; a loaded model repeats
+        the saved one's bits.
 
         Raises:
             ValueError: for files that are missing, damaged, or of another model.
@@ -137,16 +166,20 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in diffusers, without what a saved config holds and could not act: older versions saved that too."""
+        """As in diffusers, without what a saved config holds and could not act: older versions
+        saved that too."""
         attention = kwargs.get("attention", config_dict.get("attention"))
         routing = kwargs.get("routing", config_dict.get("routing"))
         idle = [] if routing == "learned" else ["prior"]
         if attention == "dense":
             idle = ["routing", "allocation", "prior", "low_beside"]
-        return super().extract_init_dict({k: v for k, v in config_dict.items() if k not in idle}, **kwargs)
+        return super().extract_init_dict(
+            {k: v for k, v in config_dict.items() if k not in idle}, **kwargs
+        )
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
-        """As diffusers' `ModelMixin.save_pretrained`, with a manifest of checksums beside the files."""
+        """As diffusers' `ModelMixin.save_pretrained`, with a manifest of checksums beside the
+        files."""
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
             vouch(save_directory, "transformer")
@@ -158,7 +191,8 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
 
     @property
     def routing_logits(self) -> list[Tensor | None]:
-        """The last forward pass' router logits (B, heads, 3) per layer; None where no router ran."""
+        """The last forward pass' router logits (B, heads, 3) per layer; None where no router
+        ran."""
         return [layer.last_logits for layer in self.attentions]
 
     @property
@@ -167,22 +201,26 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         return [layer.last_allocation for layer in self.attentions]
 
     def set_router_training(self, mode: RouterTraining) -> None:
-        """How routers learn in training mode: `off`, or with gradients from `all` branches or one `sampled`."""
+        """How routers learn in training mode: `off`, or with gradients from `all` branches or one
+        `sampled`."""
         for layer in self.attentions:
             layer.set_router_training(mode)
 
     def set_flop_budget(self, budget: float | None) -> None:
-        """Hold every layer's attention to this share of dense attention's FLOPs while routers do not learn."""
+        """Hold every layer's attention to this share of dense attention's FLOPs while routers do
+        not learn."""
         for layer in self.attentions:
             layer.set_flop_budget(budget)
 
     def set_impl(self, impl: ImplChoice) -> None:
-        """The code that every layer's attention runs, as in `frequency_attention`; for comparisons."""
+        """The code that every layer's attention runs, as in `frequency_attention`; for
+        comparisons."""
         for layer in self.attentions:
             layer.set_impl(impl)
 
     def set_dense(self, dense: bool) -> None:
-        """Compute exact attention alone in every layer, without routers, gates and LOW branches, until set back."""
+        """Compute exact attention alone in every layer, without routers, gates and LOW branches,
+        until set back."""
         for layer in self.attentions:
             layer.set_dense(dense)
 
@@ -190,13 +228,20 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         """Use a frozen table in place of the routers; None goes back.
 
         Raises:
-            ValueError: for a table of other layers or heads, of another model, or whose bands mean something else.
+            ValueError: for a table of other layers or heads, of another model, or whose bands mean
+                something else.
         """
         if table is not None:
-            check_kind("table", table, RoutingTable, "load one with RoutingTable.load, or make one with freeze")
+            check_kind(
+                "table",
+                table,
+                RoutingTable,
+                "load one with RoutingTable.load, or make one with freeze",
+            )
         if table is not None and table.shape[1] != len(self.attentions):
             raise ValueError(
-                f"table has {table.shape[1]} layers; the model has {len(self.attentions)}: freeze a table from this model"
+                f"table has {table.shape[1]} layers; the model has {len(self.attentions)}: freeze "
+                "a table from this model"
             )
         if table is not None:
             table.check_layers(self.attentions)
@@ -210,9 +255,12 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
             ValueError: where the patch does not divide it.
         """
         extents = tuple(int(extent) for extent in shape[-3:])
-        if len(extents) != 3 or any(e < p or e % p for e, p in zip(extents, self.patch_size, strict=True)):
+        if len(extents) != 3 or any(
+            e < p or e % p for e, p in zip(extents, self.patch_size, strict=True)
+        ):
             raise ValueError(
-                f"the input's (frames, height, width) is {extents}; multiples of patch_size {self.patch_size} are "
+                f"the input's (frames, height, width) is {extents}; multiples of patch_size "
+                f"{self.patch_size} are "
                 "allowed: crop or resize the video"
             )
         frames, height, width = (e // p for e, p in zip(extents, self.patch_size, strict=True))
@@ -233,11 +281,13 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         """Predict the flow velocity.
 
         Args:
-            hidden_states: noisy video or latent (B, C, F, H, W), of any size that `patch_size` divides.
-            timestep: (B,) from 0 (clean) to 1000 (noise). The range is checked on the CPU; a GPU would have to be waited
-                for.
+            hidden_states: noisy video or latent (B, C, F, H, W), of any size that `patch_size`
+                divides.
+            timestep: (B,) from 0 (clean) to 1000 (noise). The range is checked on the CPU; a GPU
+                would have to be waited for.
             encoder_hidden_states: text embeddings (B, L, text_dim), for a model with `text_dim`.
-            encoder_attention_mask: bool or 0/1 integers (B, L), true where a text token may be seen.
+            encoder_attention_mask: bool or 0/1 integers (B, L), true where a text token may be
+                seen.
             return_dict: whether to return an object with `sample`, or a tuple.
 
         Returns: the velocity noise - clip, in the shape of hidden_states.
@@ -256,12 +306,16 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
             grid=grid,
             timestep=noise_level,
             modulation=modulation,
-            rotary=rotary_tables(grid, layout.tile if order == "tile" else None, layer.head_dim, hidden_states.device),
+            rotary=rotary_tables(
+                grid, layout.tile if order == "tile" else None, layer.head_dim, hidden_states.device
+            ),
             token_order=order,
             text=encoder_hidden_states,
             text_mask=None if encoder_attention_mask is None else encoder_attention_mask.bool(),
         )
-        tokens = self.proj_in(reorder(patchify(hidden_states, self.patch_size), layout, "raster", order))
+        tokens = self.proj_in(
+            reorder(patchify(hidden_states, self.patch_size), layout, "raster", order)
+        )
         if told := self.config["absolute_positions"]:
             tile = layout.tile if order == "tile" else None
             places = place_waves(grid, tile, layer.dim, hidden_states.device, time=told is True)
@@ -271,19 +325,35 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
                 tokens = self._gradient_checkpointing_func(block, tokens, given)  # type: ignore[misc]
             else:
                 tokens = block(tokens, given)
-        patches = reorder(self.proj_out(modulate(tokens, *output_modulation.unbind(1))), layout, order, "raster")
+        patches = reorder(
+            self.proj_out(modulate(tokens, *output_modulation.unbind(1))), layout, order, "raster"
+        )
         sample = unpatchify(patches, grid, self.patch_size)
         if self.config["prediction"] == "clip":
-            noisy, divisor = hidden_states.float(), noise_level.clamp_min(LEAST_NOISE)[:, None, None, None, None]
+            noisy, divisor = (
+                hidden_states.float(),
+                noise_level.clamp_min(LEAST_NOISE)[:, None, None, None, None],
+            )
             sample = ((noisy - sample.float()) / divisor).to(sample.dtype)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
-    def _check(self, video: Tensor, timestep: Tensor, text: Tensor | None, mask: Tensor | None) -> None:
+    def _check(
+        self, video: Tensor, timestep: Tensor, text: Tensor | None, mask: Tensor | None
+    ) -> None:
         channels, text_dim = self.config["in_channels"], self.config["text_dim"]
-        check_kind("hidden_states", video, Tensor, "pass a video or latent (batch, channels, frames, height, width)")
+        check_kind(
+            "hidden_states",
+            video,
+            Tensor,
+            "pass a video or latent (batch, channels, frames, height, width)",
+        )
         remedy = "make one timestep a sample, torch.full((batch,), t, device=...)"
         check_kind("timestep", timestep, Tensor, remedy)
-        if video.ndim != 5 or video.shape[1] != channels or tuple(timestep.shape) != tuple(video.shape[:1]):
+        if (
+            video.ndim != 5
+            or video.shape[1] != channels
+            or tuple(timestep.shape) != tuple(video.shape[:1])
+        ):
             remedy = "expand the timestep over the batch"
             if video.ndim == 5 and video.shape[1] != channels:
                 remedy = f"the model's in_channels is {channels}"
@@ -293,30 +363,43 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
             elif video.ndim == 4:
                 remedy = "unsqueeze(0) makes a batch of one"
             raise ValueError(
-                f"hidden_states has shape {tuple(video.shape)} and timestep {tuple(timestep.shape)}; (batch, {channels}, "
+                f"hidden_states has shape {tuple(video.shape)} and timestep "
+                f"{tuple(timestep.shape)}; (batch, {channels}, "
                 f"frames, height, width) and (batch,) are allowed: {remedy}"
             )
-        check_timestep(timestep, NUM_TRAIN_TIMESTEPS, "pass the scheduler's timesteps, as in diffusers")
+        check_timestep(
+            timestep, NUM_TRAIN_TIMESTEPS, "pass the scheduler's timesteps, as in diffusers"
+        )
         if video.dtype != self.dtype and not torch.is_autocast_enabled(video.device.type):
-            raise ValueError(f"hidden_states has dtype {video.dtype}; the model's {self.dtype} is allowed: convert either")
+            raise ValueError(
+                f"hidden_states has dtype {video.dtype}; the model's {self.dtype} is allowed: "
+                "convert either"
+            )
         if (text is None) != (text_dim is None):
             raise ValueError(
-                f"encoder_hidden_states is {'None' if text is None else tuple(text.shape)} and the model's text_dim "
-                f"{text_dim}; both or neither are allowed: pass embeddings, or make the model for them"
+                f"encoder_hidden_states is {'None' if text is None else tuple(text.shape)} and the "
+                "model's text_dim "
+                f"{text_dim}; both or neither are allowed: pass embeddings, or make the model for "
+                "them"
             )
-        if text is not None and (text.ndim != 3 or text.shape[0] != video.shape[0] or text.shape[2] != text_dim):
+        if text is not None and (
+            text.ndim != 3 or text.shape[0] != video.shape[0] or text.shape[2] != text_dim
+        ):
             raise ValueError(
-                f"encoder_hidden_states has shape {tuple(text.shape)}; ({video.shape[0]}, tokens, {text_dim}) is allowed"
+                f"encoder_hidden_states has shape {tuple(text.shape)}; ({video.shape[0]}, tokens, "
+                f"{text_dim}) is allowed"
             )
         expected = None if text is None else tuple(text.shape[:2])
         if mask is not None and (tuple(mask.shape) != expected or mask.is_floating_point()):
             raise ValueError(
-                f"encoder_attention_mask is {mask.dtype} {tuple(mask.shape)}; bool or 0/1 integers {expected} are allowed: "
+                f"encoder_attention_mask is {mask.dtype} {tuple(mask.shape)}; bool or 0/1 integers "
+                f"{expected} are allowed: "
                 "true where a text token may be seen"
             )
 
 
 @lru_cache(maxsize=64)
 def _one_grid(frames: int, height: int, width: int) -> Grid:
-    """The grid, the same object at every call: a compiled block is compiled again for another one."""
+    """The grid, the same object at every call: a compiled block is compiled again for another
+    one."""
     return Grid(frames, height, width)

@@ -1,1 +1,2 @@
-"""Operations of the attention pipeline: prologue, block-sparse attention, merge. Each has a reference beside it."""
+"""Operations of the attention pipeline: prologue, block-sparse attention, merge. Each has a
+reference beside it."""

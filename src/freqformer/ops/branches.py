@@ -35,7 +35,9 @@ class Branches:
         if parameters is not None:
             query = rms_norm(query, parameters.query_norm, parameters.norm_eps)
             key = rms_norm(key, parameters.key_norm, parameters.norm_eps)
-        self.query, self.key, self.value = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+        self.query, self.key, self.value = (
+            x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)
+        )
         self.plan, self.parameters = plan, parameters
         self.token_order: TokenOrder = token_order
         self.impl: Impl = impl
@@ -43,12 +45,15 @@ class Branches:
         self.text_mask = None if text_mask is None else text_mask.repeat_interleave(self.heads, 0)
 
     def output(self, bands: Tensor, selection: Selection | None) -> Tensor:
-        """(batch, tokens, heads, head_dim), video queries by the band of their row and text queries exactly."""
+        """(batch, tokens, heads, head_dim), video queries by the band of their row and text queries
+        exactly."""
         parts, order = [], []
         for band in Band:
             rows = (bands == band).nonzero().squeeze(1)
             if len(rows):
-                parts.append(self._dense(rows) if band == Band.DENSE else self._banded(band, rows, selection))
+                parts.append(
+                    self._dense(rows) if band == Band.DENSE else self._banded(band, rows, selection)
+                )
                 order.append(rows)
         out = torch.cat(parts).index_select(0, torch.cat(order).argsort())
         if self.plan.num_text_tokens:
@@ -58,7 +63,9 @@ class Branches:
 
     def _banded(self, band: Band, rows: Tensor, selection: Selection | None) -> Tensor:
         """Prologue, selection, attention and merge of the rows in one band: (R, N, D)."""
-        query, key, value = (x.index_select(0, rows)[:, : self.video] for x in (self.query, self.key, self.value))
+        query, key, value = (
+            x.index_select(0, rows)[:, : self.video] for x in (self.query, self.key, self.value)
+        )
         inputs = prepare(
             query,
             key,
@@ -71,12 +78,16 @@ class Branches:
         )
         tiles = None if band == Band.LOW else self._tiles(band, inputs, rows, selection)
         extras = self._with_text(inputs, rows)
-        out = block_sparse_attention(inputs.query, inputs.key, inputs.value, extras, tiles, impl=self.impl)
+        out = block_sparse_attention(
+            inputs.query, inputs.key, inputs.value, extras, tiles, impl=self.impl
+        )
         if band == Band.LOW:
             return expand_low(out, self.plan, self.token_order)
         return reorder(out, self.plan.layout, "tile", self.token_order)
 
-    def _tiles(self, band: Band, inputs: BandInputs, rows: Tensor, selection: Selection | None) -> TileLists:
+    def _tiles(
+        self, band: Band, inputs: BandInputs, rows: Tensor, selection: Selection | None
+    ) -> TileLists:
         plan = self.plan
         if inputs.selection_means is None:
             fixed = plan.high_lists if band == Band.HIGH else plan.mid_lists
@@ -86,7 +97,9 @@ class Branches:
             lists = topk_tiles(*inputs.selection_means, plan.mid_capacity)
         else:
             where = rows.to(selection.tiles.device)
-            lists = plan.check_selection(selection, self.batch, (where // self.heads, where % self.heads))
+            lists = plan.check_selection(
+                selection, self.batch, (where // self.heads, where % self.heads)
+            )
         return TileLists(plan.layout, lists.to(rows.device), plan.cells)
 
     def _with_text(self, inputs: BandInputs, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,7 +110,11 @@ class Branches:
         if self.text_mask is not None:
             bias = bias.masked_fill(~self.text_mask.index_select(0, rows), -torch.inf)
         key, value = (x.index_select(0, rows)[:, self.video :] for x in (self.key, self.value))
-        return torch.cat([extras[0], key], 1), torch.cat([extras[1], value], 1), torch.cat([extras[2], bias], 1)
+        return (
+            torch.cat([extras[0], key], 1),
+            torch.cat([extras[1], value], 1),
+            torch.cat([extras[2], bias], 1),
+        )
 
     def _dense(self, rows: Tensor) -> Tensor:
         return self._exact(self._rotated(self.query.index_select(0, rows)[:, : self.video]), rows)
@@ -120,13 +137,19 @@ class Branches:
         return x if rotary is None else rotate(x, rotary)
 
 
-def _without_masked(tensors: tuple[Tensor, Tensor, Tensor], text_mask: Tensor) -> tuple[Tensor, ...]:
-    """Query, key and value (B, N + X, H, D) where masked text tokens hold nothing that could reach others.
+def _without_masked(
+    tensors: tuple[Tensor, Tensor, Tensor], text_mask: Tensor
+) -> tuple[Tensor, ...]:
+    """Query, key and value (B, N + X, H, D) where masked text tokens hold nothing that could reach
+    others.
 
-    Keys and values weigh nothing, but 0 * NaN is NaN; queries only where they aren't finite, since their outputs count.
+    Keys and values weigh nothing, but 0 * NaN is NaN; queries only where they aren't finite, since
+    their outputs count.
     """
     hidden = ~text_mask[:, :, None, None]
     video = tensors[0].shape[1] - text_mask.shape[1]
     query, *others = (x.split([video, text_mask.shape[1]], 1) for x in tensors)
     text = query[1].masked_fill(hidden & ~query[1].isfinite(), 0)
-    return torch.cat([query[0], text], 1), *(torch.cat([x, y.masked_fill(hidden, 0)], 1) for x, y in others)
+    return torch.cat([query[0], text], 1), *(
+        torch.cat([x, y.masked_fill(hidden, 0)], 1) for x, y in others
+    )

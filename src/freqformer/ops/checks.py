@@ -21,7 +21,12 @@ IMPLS = get_args(ImplChoice)
 
 
 def check_tensors(
-    query: Tensor, key: Tensor, value: Tensor, grid: Grid, num_text_tokens: int, text_mask: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    grid: Grid,
+    num_text_tokens: int,
+    text_mask: Tensor | None,
 ) -> None:
     """Raise ValueError unless the tensors agree with one another and with the grid."""
     check_grid(grid)
@@ -29,56 +34,81 @@ def check_tensors(
         check_kind(name, x, Tensor, "pass (batch, tokens, heads, head_dim)")
     if any(mapped(x) for x in (query, key, value)):
         raise ValueError(
-            "query, key or value is mapped by torch.vmap, which can't follow a choice of tiles; plain tensors are "
+            "query, key or value is mapped by torch.vmap, which can't follow a choice of tiles; "
+            "plain tensors are "
             "allowed: fold the mapped axis into the batch, and call once"
         )
     if query.ndim != 4 or query.numel() == 0:
         raise ValueError(
-            f"query has shape {tuple(query.shape)}; (batch, tokens, heads, head_dim), none empty, is allowed: reshape it"
+            f"query has shape {tuple(query.shape)}; (batch, tokens, heads, head_dim), none empty, "
+            "is allowed: reshape it"
         )
     for name, x in (("key", key), ("value", value)):
         if x.shape != query.shape or x.dtype != query.dtype or x.device != query.device:
             raise ValueError(
-                f"{name} is {x.dtype} {tuple(x.shape)} on {x.device}; the query's {query.dtype} {tuple(query.shape)} on "
+                f"{name} is {x.dtype} {tuple(x.shape)} on {x.device}; the query's {query.dtype} "
+                f"{tuple(query.shape)} on "
                 f"{query.device} is allowed: project the three alike"
             )
     if query.dtype not in DTYPES:
-        raise ValueError(f"query has dtype {query.dtype}; {', '.join(map(str, DTYPES))} are allowed: convert it")
+        raise ValueError(
+            f"query has dtype {query.dtype}; {', '.join(map(str, DTYPES))} are allowed: convert it"
+        )
     check_whole("num_text_tokens", num_text_tokens, 0)
     tokens = grid.num_tokens + num_text_tokens
     _, found, heads, _ = query.shape
     if found != tokens:
         remedy = "pass the grid after patchify and the text tokens behind the video"
         if heads == tokens:
-            remedy = "its axes look swapped, (batch, heads, tokens, head_dim): transpose(1, 2) makes them fit"
+            remedy = (
+                "its axes look swapped, (batch, heads, tokens, head_dim): transpose(1, 2) "
+                "makes them fit"
+            )
         raise ValueError(
-            f"query has {found} tokens and shape {tuple(query.shape)}; (batch, tokens, heads, head_dim) is allowed, and "
+            f"query has {found} tokens and shape {tuple(query.shape)}; (batch, tokens, heads, "
+            "head_dim) is allowed, and "
             f"{grid} and num_text_tokens={num_text_tokens} make {tokens} tokens: {remedy}"
         )
     expected = (query.shape[0], num_text_tokens)
     if text_mask is None:
         return
     check_kind("text_mask", text_mask, Tensor, "pass bools (batch, num_text_tokens)")
-    if text_mask.dtype != torch.bool or tuple(text_mask.shape) != expected or text_mask.device != query.device:
+    if (
+        text_mask.dtype != torch.bool
+        or tuple(text_mask.shape) != expected
+        or text_mask.device != query.device
+    ):
         raise ValueError(
-            f"text_mask is {text_mask.dtype} {tuple(text_mask.shape)} on {text_mask.device}; bool {expected} on "
+            f"text_mask is {text_mask.dtype} {tuple(text_mask.shape)} on {text_mask.device}; bool "
+            f"{expected} on "
             f"{query.device} is allowed: True where a text token may be seen"
         )
 
 
-def check_parameters(parameters: AttentionParameters | None, query: Tensor, grid: Grid, config: FreqFormerConfig) -> None:
-    """Raise ValueError unless the learned inputs are there that the config needs, in the shapes of these queries."""
+def check_parameters(
+    parameters: AttentionParameters | None, query: Tensor, grid: Grid, config: FreqFormerConfig
+) -> None:
+    """Raise ValueError unless the learned inputs are there that the config needs, in the shapes of
+    these queries."""
     if parameters is None:
         if config.band_features in ("gains", "strict"):
             raise ValueError(
-                f"parameters is None and band_features is {config.band_features!r}, which only a trained layer knows: "
+                f"parameters is None and band_features is {config.band_features!r}, which only a "
+                "trained layer knows: "
                 "pass its AttentionParameters, or choose band_features 'full' or 'values'"
             )
         return
-    check_kind("parameters", parameters, AttentionParameters, "name what is learned, AttentionParameters(...)")
+    check_kind(
+        "parameters",
+        parameters,
+        AttentionParameters,
+        "name what is learned, AttentionParameters(...)",
+    )
     heads, head_dim = query.shape[2:]
     if config.band_features == "gains" and parameters.gains is None:
-        raise ValueError(f"parameters.gains is None and band_features is 'gains'; pass a tensor ({heads}, 3)")
+        raise ValueError(
+            f"parameters.gains is None and band_features is 'gains'; pass a tensor ({heads}, 3)"
+        )
     shapes: dict[str, tuple[int, ...]] = {
         "summary_queries": (heads, 2, head_dim),
         "summary_offsets": (heads, 3),
@@ -100,9 +130,15 @@ def check_rotary(rotary: tuple[Tensor, Tensor] | None, query: Tensor, grid: Grid
         return
     head_dim = query.shape[3]
     if head_dim % 2:
-        raise ValueError(f"parameters.rotary is given and head_dim is {head_dim}; it rotates pairs: make head_dim even")
+        raise ValueError(
+            f"parameters.rotary is given and head_dim is {head_dim}; it rotates pairs: make "
+            "head_dim even"
+        )
     if not isinstance(rotary, tuple | list) or len(rotary) != 2:
-        raise ValueError(f"rotary is a {type(rotary).__name__}; a pair (cos, sin) of tensors is allowed: pass both")
+        raise ValueError(
+            f"rotary is a {type(rotary).__name__}; a pair (cos, sin) of tensors is allowed: pass "
+            "both"
+        )
     for table in rotary:
         _check_learned("rotary", table, (grid.num_tokens, head_dim // 2), query)
 
@@ -111,19 +147,28 @@ def _check_learned(name: str, x: Tensor, shape: tuple[int, ...], query: Tensor) 
     check_kind(f"parameters.{name}", x, Tensor, "pass a tensor")
     if tuple(x.shape) != shape or not x.is_floating_point() or x.device != query.device:
         raise ValueError(
-            f"parameters.{name} is {x.dtype} {tuple(x.shape)} on {x.device}; floats {shape} on {query.device} are allowed "
+            f"parameters.{name} is {x.dtype} {tuple(x.shape)} on {x.device}; floats {shape} on "
+            f"{query.device} are allowed "
             "for these queries: heads, head_dim and video tokens must agree"
         )
 
 
-def check_options(config: FreqFormerConfig, selection: Selection | None, token_order: str, impl: str) -> None:
+def check_options(
+    config: FreqFormerConfig, selection: Selection | None, token_order: str, impl: str
+) -> None:
     """Raise ValueError for an option that is unknown, or that the config leaves no room for."""
-    check_kind("config", config, FreqFormerConfig, "FreqFormerConfig() is the default, from_dict reads one from a dict")
+    check_kind(
+        "config",
+        config,
+        FreqFormerConfig,
+        "FreqFormerConfig() is the default, from_dict reads one from a dict",
+    )
     if selection is not None:
         check_kind("selection", selection, Selection, "pass Selection(tiles)")
     if selection is not None and config.mid_pattern != "topk":
         raise ValueError(
-            f"selection is given and mid_pattern is {config.mid_pattern!r}, which leaves no choice: pass None, or take "
+            f"selection is given and mid_pattern is {config.mid_pattern!r}, which leaves no "
+            "choice: pass None, or take "
             "mid_pattern 'topk'"
         )
     check_choice("token_order", token_order, get_args(TokenOrder))
@@ -139,7 +184,9 @@ def row_numbers(bands: Tensor, query: Tensor) -> Tensor:
 def check_bands(bands: Tensor) -> None:
     """Raise ValueError unless all are bands. Waits for the device where they are on one."""
     if bool(((bands < 0) | (bands > 3)).any()):
-        raise ValueError(f"allocation is {bands.tolist()}; bands 0 to 3 are allowed: LOW, MID, HIGH, DENSE")
+        raise ValueError(
+            f"allocation is {bands.tolist()}; bands 0 to 3 are allowed: LOW, MID, HIGH, DENSE"
+        )
 
 
 def head_bands(allocation: Tensor | Sequence[int], query: Tensor) -> Tensor:
@@ -148,18 +195,22 @@ def head_bands(allocation: Tensor | Sequence[int], query: Tensor) -> Tensor:
     try:
         bands = torch.as_tensor(allocation)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"allocation is {allocation!r}; whole numbers, one Band per head, are allowed") from error
+        raise ValueError(
+            f"allocation is {allocation!r}; whole numbers, one Band per head, are allowed"
+        ) from error
     wrong = bands.is_floating_point() or bands.is_complex() or bands.dtype == torch.bool
     if wrong or tuple(bands.shape) not in ((heads,), (batch, heads)):
         raise ValueError(
-            f"allocation is {bands.dtype} {tuple(bands.shape)}; whole numbers ({heads},) or ({batch}, {heads}) are "
+            f"allocation is {bands.dtype} {tuple(bands.shape)}; whole numbers ({heads},) or "
+            f"({batch}, {heads}) are "
             "allowed: one Band per head"
         )
     return bands.expand(batch, heads)
 
 
 def layer_bands(allocation: Sequence[int] | None, num_heads: int) -> list[int]:
-    """The initial or fixed band of every head of a layer, a third of them in each where None is given."""
+    """The initial or fixed band of every head of a layer, a third of them in each where None is
+    given."""
     if allocation is None:
         return even_allocation(num_heads)
     return checked_bands(allocation, num_heads)

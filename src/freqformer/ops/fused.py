@@ -1,7 +1,9 @@
-"""The fused pipeline: prologue, selection, one attention launch over every head of every band, and merge.
+"""The fused pipeline: prologue, selection, one attention launch over every head of every band, and
+merge.
 
-Five launches in all (one more joins long lists of text queries), and nothing waits for the device in between. Shape
-legend: B batch, H heads, R = B * H rows, N video tokens, X text tokens, D head_dim.
+Five launches in all (one more joins long lists of text queries), and nothing waits for the device
+in between. Shape legend: B batch, H heads, R = B * H rows, N video tokens, X text tokens, D
+head_dim.
 """
 
 from __future__ import annotations
@@ -41,19 +43,33 @@ def obstacle(tensors: Tensors, parameters: AttentionParameters | None) -> str | 
     if not _installed():
         return "Triton is not installed: install it, or choose impl='eager'"
     if query.device.type == "cpu" and not _interprets():
-        return "the tensors are on the CPU: move them to a GPU, choose impl='eager', or set TRITON_INTERPRET=1 to debug"
+        return (
+            "the tensors are on the CPU: move them to a GPU, choose impl='eager', or set "
+            "TRITON_INTERPRET=1 to debug"
+        )
     if query.dtype == torch.float64:
         return "the tensors are float64: convert them to float32, or choose impl='eager'"
     if query.shape[-1] not in HEAD_DIMS:
-        return f"head_dim is {query.shape[-1]}, and {', '.join(map(str, HEAD_DIMS))} are allowed: choose impl='eager'"
+        return (
+            f"head_dim is {query.shape[-1]}, and {', '.join(map(str, HEAD_DIMS))} are "
+            "allowed: choose impl='eager'"
+        )
     rotary = None if parameters is None else parameters.rotary
-    if torch.is_grad_enabled() and rotary is not None and any(table.requires_grad for table in rotary):
-        return "it gives the rotary tables no gradient, and one is asked for: detach them, or choose impl='eager'"
+    if (
+        torch.is_grad_enabled()
+        and rotary is not None
+        and any(table.requires_grad for table in rotary)
+    ):
+        return (
+            "it gives the rotary tables no gradient, and one is asked for: detach them, or "
+            "choose impl='eager'"
+        )
     return None
 
 
 def runs(tensors: Tensors, impl: ImplChoice) -> bool:
-    """Whether launches beside the pipeline run for these tensors; ValueError for `impl="triton"` where they can't."""
+    """Whether launches beside the pipeline run for these tensors; ValueError for `impl="triton"`
+    where they can't."""
     return resolve(impl, tensors[0].device.type, obstacle(tensors, None)) == "triton"
 
 
@@ -108,14 +124,23 @@ def fused_attention(
 ) -> Tensor:
     """See `attention.frequency_attention`, whose checks have passed.
 
-    An allocation on the device is not read back, and so not checked: a head whose number is no band gives NaN.
+    An allocation on the device is not read back, and so not checked: a head whose number is no band
+    gives NaN.
     """
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
     bands, present = _device_bands(allocation, query)
     call = FusedCall(plan, bands, present, text_mask, selection, token_order)
     given = _as_launched(parameters or AttentionParameters(), len(query))
-    learned = (given.summary_queries, given.summary_offsets, given.gains, given.query_norm, given.key_norm)
-    asked = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*tensors, *learned))
+    learned = (
+        given.summary_queries,
+        given.summary_offsets,
+        given.gains,
+        given.query_norm,
+        given.key_norm,
+    )
+    asked = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in (*tensors, *learned)
+    )
     if asked or torch.compiler.is_compiling():
         from freqformer.ops.fused_operation import attention
 
@@ -124,8 +149,8 @@ def fused_attention(
 
 
 def _as_launched(parameters: AttentionParameters, batch: int) -> AttentionParameters:
-    """The same as launches take it: gains in float32, which kernels load as they are and subtract from one another, and
-    offsets (B, H, 3), of one sample without a copy."""
+    """The same as launches take it: gains in float32, which kernels load as they are and subtract
+    from one another, and offsets (B, H, 3), of one sample without a copy."""
     gains, offsets = parameters.gains, parameters.summary_offsets
     if gains is not None and gains.dtype != torch.float32:
         parameters = replace(parameters, gains=gains.float())
@@ -134,11 +159,19 @@ def _as_launched(parameters: AttentionParameters, batch: int) -> AttentionParame
     return replace(parameters, summary_offsets=offsets.expand(batch, -1, -1).contiguous())
 
 
-def run(tensors: Tensors, parameters: AttentionParameters, call: FusedCall, *, backward: bool = False) -> FusedOutputs:
+def run(
+    tensors: Tensors, parameters: AttentionParameters, call: FusedCall, *, backward: bool = False
+) -> FusedOutputs:
     """The launches of one call, in order; `backward` says that gradients will be asked for."""
-    # Imported here, since Triton decides at import whether it interprets, and a CPU may have no Triton at all.
+    # Imported here, since Triton decides at import whether it interprets, and a CPU may have no
+    # Triton at all.
     from freqformer.ops.block_sparse.tables import launch_tables
-    from freqformer.ops.block_sparse.triton import AttentionBuffers, RowBands, attend, attend_for_backward
+    from freqformer.ops.block_sparse.triton import (
+        AttentionBuffers,
+        RowBands,
+        attend,
+        attend_for_backward,
+    )
     from freqformer.ops.merge.tables import merge_tables
     from freqformer.ops.merge.triton import merge_low
     from freqformer.ops.prologue.tables import prologue_tables
@@ -177,12 +210,17 @@ def contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _device_bands(allocation: Tensor | Sequence[int], query: Tensor) -> tuple[Tensor, frozenset[int]]:
-    """The band of every head on the device, whole numbers (B, H), and which bands may be among them."""
+def _device_bands(
+    allocation: Tensor | Sequence[int], query: Tensor
+) -> tuple[Tensor, frozenset[int]]:
+    """The band of every head on the device, whole numbers (B, H), and which bands may be among
+    them."""
     if torch.compiler.is_compiling() and isinstance(allocation, list):
         batch, _, heads, _ = query.shape
         for band in range(len(Band)):
-            if allocation == [band] * heads:  # made on the device: a compiled graph would copy it there at every call
+            if (
+                allocation == [band] * heads
+            ):  # made on the device: a compiled graph would copy it there at every call
                 return query.new_full((batch, heads), band, dtype=torch.int32), frozenset((band,))
     bands = head_bands(allocation, query)
     if bands.device.type != "cpu" or torch.compiler.is_compiling():
@@ -197,7 +235,9 @@ def _uploaded(bands: tuple[int, ...], heads: int, device: torch.device) -> Tenso
     return torch.tensor(bands, dtype=torch.int32, device=device).unflatten(0, (-1, heads))
 
 
-def _mid_lists(rows: PreparedRows, tables: PrologueTables, selection: Selection | None) -> MidLists | None:
+def _mid_lists(
+    rows: PreparedRows, tables: PrologueTables, selection: Selection | None
+) -> MidLists | None:
     """The top-k choice of a call, or the given one; None where MID heads see every tile."""
     from freqformer.ops.block_sparse.triton import MidLists
     from freqformer.ops.selection.reference import unseen_bias

@@ -1,8 +1,9 @@
 """The fused pipeline as one operation with gradients, so that compiled graphs hold it whole.
 
-Its backward runs the launches in reverse over what the prologue computes once more. Beside its inputs and output a call
-keeps the low tokens' outputs, the log-sum-exp of every query, what rounding took from the outputs, and the choice of tiles.
-Shape legend: R rows, N + X tokens, M low tokens, T tiles, k kept tiles, C cells, D head_dim.
+Its backward runs the launches in reverse over what the prologue computes once more. Beside its
+inputs and output a call keeps the low tokens' outputs, the log-sum-exp of every query, what
+rounding took from the outputs, and the choice of tiles. Shape legend: R rows, N + X tokens, M low
+tokens, T tiles, k kept tiles, C cells, D head_dim.
 """
 
 from __future__ import annotations
@@ -30,14 +31,20 @@ BAND_SETS = [frozenset(band for band in Band if bits >> band & 1) for bits in ra
 """Sets of bands by the sum of 2^band."""
 
 
-def attention(tensors: tuple[Tensor, Tensor, Tensor], parameters: AttentionParameters, call: FusedCall) -> Tensor:
+def attention(
+    tensors: tuple[Tensor, Tensor, Tensor], parameters: AttentionParameters, call: FusedCall
+) -> Tensor:
     """`fused.run` as an operation, differentiable in the tensors and in what is learned."""
     plan = call.plan
     if not torch.compiler.is_compiling():
         check_known(plan)
     learned: list[Tensor | None] = [getattr(parameters, name) for name in LEARNED]
-    tables: list[Tensor | None] = [None, None] if parameters.rotary is None else list(parameters.rotary)
-    asked = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*tensors, *learned))
+    tables: list[Tensor | None] = (
+        [None, None] if parameters.rotary is None else list(parameters.rotary)
+    )
+    asked = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in (*tensors, *learned)
+    )
     outputs = torch.ops.freqformer.attention(
         *tensors,
         call.bands,
@@ -59,9 +66,12 @@ def attention(tensors: tuple[Tensor, Tensor, Tensor], parameters: AttentionParam
 @torch.library.custom_op(
     "freqformer::attention",
     mutates_args=(),
-    schema="(Tensor query, Tensor key, Tensor value, Tensor bands, Tensor? summary_queries, Tensor? summary_offsets, "
-    "Tensor? gains, Tensor? query_norm, Tensor? key_norm, Tensor? cos, Tensor? sin, Tensor? text_mask, Tensor? selection, "
-    "SymInt plan, SymInt[] sizes, bool chooses, float eps, int present, bool raster, bool backward) -> "
+    schema="(Tensor query, Tensor key, Tensor value, Tensor bands, Tensor? summary_queries, "
+    "Tensor? summary_offsets, "
+    "Tensor? gains, Tensor? query_norm, Tensor? key_norm, Tensor? cos, Tensor? sin, Tensor? "
+    "text_mask, Tensor? selection, "
+    "SymInt plan, SymInt[] sizes, bool chooses, float eps, int present, bool raster, bool "
+    "backward) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _attention(
@@ -86,12 +96,21 @@ def _attention(
     raster: bool,
     backward: bool,
 ) -> tuple[Tensor, ...]:
-    """out, and without `backward` six empty tensors, with it low_out, lse, remainder, and MID lists, lengths and bias.
+    """out, and without `backward` six empty tensors, with it low_out, lse, remainder, and MID
+    lists, lengths and bias.
 
-    `plan` and `sizes` are `AttentionPlan.key`, and `chooses` says that MID lists are a choice, as top-k is.
+    `plan` and `sizes` are `AttentionPlan.key`, and `chooses` says that MID lists are a choice, as
+    top-k is.
     """
     choice = None if selection is None else Selection(selection)
-    call = FusedCall(plan_numbered(plan), bands, BAND_SETS[present], text_mask, choice, "raster" if raster else "tile")
+    call = FusedCall(
+        plan_numbered(plan),
+        bands,
+        BAND_SETS[present],
+        text_mask,
+        choice,
+        "raster" if raster else "tile",
+    )
     learned = (summary_queries, summary_offsets, gains, query_norm, key_norm, cos, sin)
     outputs = run((query, key, value), _parameters(learned, eps), call, backward=backward)
     nothing = [query.new_empty(0) for _ in range(6)]
@@ -103,7 +122,9 @@ def _attention(
         # A selection given as int32 would be an output that is an input.
         lists = outputs.mid.lists.clone() if choice is not None else outputs.mid.lists
         rest = (lists, outputs.mid.lengths, outputs.mid.bias)
-        nothing[3:] = [empty if x is None else x for x, empty in zip(rest, nothing[3:], strict=True)]
+        nothing[3:] = [
+            empty if x is None else x for x, empty in zip(rest, nothing[3:], strict=True)
+        ]
     return outputs.out, *kept, *nothing[3:]
 
 
@@ -126,15 +147,19 @@ def _(query, *rest):
         query.new_empty(rows, tokens, 2 if query.dtype == torch.float32 else head_dim),
         query.new_empty((rows, tiles, kept), **whole) if chosen else query.new_empty(nothing),
         query.new_empty((rows, tiles), **whole) if chosen and given else query.new_empty(nothing),
-        query.new_empty((rows, tiles, cells), **wide) if chosen and cells else query.new_empty(nothing),
+        query.new_empty((rows, tiles, cells), **wide)
+        if chosen and cells
+        else query.new_empty(nothing),
     )
 
 
 @torch.library.custom_op(
     "freqformer::attention_backward",
     mutates_args=(),
-    schema="(Tensor grad_out, Tensor[] tensors, Tensor bands, Tensor?[] learned, Tensor? text_mask, Tensor[] kept, "
-    "SymInt plan, float eps, int present, bool raster) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema="(Tensor grad_out, Tensor[] tensors, Tensor bands, Tensor?[] learned, Tensor? "
+    "text_mask, Tensor[] kept, "
+    "SymInt plan, float eps, int present, bool raster) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "
+    "Tensor, Tensor, Tensor)",
 )
 def _attention_backward(
     grad_out: Tensor,
@@ -148,12 +173,16 @@ def _attention_backward(
     present: int,
     raster: bool,
 ) -> tuple[Tensor, ...]:
-    """Gradients of query, key, value and `LEARNED`, empty for what isn't given; `kept` are the outputs of the forward."""
+    """Gradients of query, key, value and `LEARNED`, empty for what isn't given; `kept` are the
+    outputs of the forward."""
     query, key, value = tensors
     out, low_out, lse, remainder, lists, lengths, bias = kept
     parameters, order = _parameters(learned, eps), "raster" if raster else "tile"
     own, grad_out = plan_numbered(plan), grad_out.contiguous()
-    launch, tables = launch_tables(own, query.device), prologue_tables(own, query.device, query.dtype)
+    launch, tables = (
+        launch_tables(own, query.device),
+        prologue_tables(own, query.device, query.dtype),
+    )
     given = {"parameters": parameters, "token_order": order, "text_mask": text_mask}
     rows = prepare_rows((query, key, value), bands, tables, launch.band_blocks, **given)
     grad_low_out = low_out
@@ -194,7 +223,9 @@ def _attention_backward(
 
 @_attention_backward.register_fake
 def _(grad_out, tensors, bands, learned, *_):
-    rest = (grad_out.new_empty(0) if x is None else torch.empty_like(x) for x in learned[: len(LEARNED)])
+    rest = (
+        grad_out.new_empty(0) if x is None else torch.empty_like(x) for x in learned[: len(LEARNED)]
+    )
     return (*(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in tensors), *rest)
 
 

@@ -14,9 +14,11 @@ logger = logging.getLogger(__name__)
 ImplChoice = Literal["auto", "eager", "reference", "triton"]
 
 
-def resolve(impl: ImplChoice, device: str, obstacle: str | None) -> Literal["eager", "reference", "triton"]:
-    """The code to run: `auto` is triton on a GPU where it can run, else eager. The log says which; a warning says, once for
-    every reason, why it is eager on a GPU.
+def resolve(
+    impl: ImplChoice, device: str, obstacle: str | None
+) -> Literal["eager", "reference", "triton"]:
+    """The code to run: `auto` is triton on a GPU where it can run, else eager. The log says which;
+    a warning says, once for every reason, why it is eager on a GPU.
 
     Args:
         impl: what the caller asks for.
@@ -41,7 +43,8 @@ def _tell_once(device: str, chosen: str, obstacle: str) -> None:
     logger.info("frequency_attention on %s runs impl=%r", device, chosen)
     if device != "cpu" and obstacle:
         warnings.warn(
-            f"frequency_attention on {device} runs impl={chosen!r}, many times slower, since impl='triton' can't run: "
+            f"frequency_attention on {device} runs impl={chosen!r}, many times slower, since "
+            "impl='triton' can't run: "
             f"{obstacle}",
             stacklevel=2,
         )

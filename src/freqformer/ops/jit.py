@@ -13,10 +13,12 @@ INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
 
 def _keep_booleans() -> None:
-    """Let the interpreter of Triton 3.9 broadcast a comparison of scalars as the booleans that it is.
+    """Let the interpreter of Triton 3.9 broadcast a comparison of scalars as the booleans that it
+    is.
 
-    It takes the type of what was compared, so that `tile < tiles` within a mask makes integers of it, which it then refuses
-    as a mask and of which `~` is never zero. Kernels that are compiled know nothing of this.
+    It takes the type of what was compared, so that `tile < tiles` within a mask makes integers of
+    it, which it then refuses as a mask and of which `~` is never zero. Kernels that are compiled
+    know nothing of this.
     """
     from triton.runtime.interpreter import InterpreterBuilder
 
@@ -55,10 +57,15 @@ def cast(x, dtype: tl.constexpr):
 
 @triton.jit
 def load_tokens(source, strides, sample, head, place, live, D: tl.constexpr):
-    """The tokens `place` of one row, zero where not live: (B, N, H, D) with three strides -> (places, D)."""
+    """The tokens `place` of one row, zero where not live: (B, N, H, D) with three strides ->
+    (places, D)."""
     base = source + sample.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[2]
     channel = tl.arange(0, D)
-    return tl.load(base + place.to(tl.int64)[:, None] * strides[1] + channel[None, :], mask=live[:, None], other=0.0)
+    return tl.load(
+        base + place.to(tl.int64)[:, None] * strides[1] + channel[None, :],
+        mask=live[:, None],
+        other=0.0,
+    )
 
 
 @triton.jit

@@ -1,7 +1,8 @@
-"""Matrices that act on one tile, stored once for all tiles that share them, as the kernels read them.
+"""Matrices that act on one tile, stored once for all tiles that share them, as the kernels read
+them.
 
-Almost all tiles of a grid are alike: only tiles at its borders hold fewer tokens or have fewer neighbours. Shape legend:
-T tiles, K classes of tiles.
+Almost all tiles of a grid are alike: only tiles at its borders hold fewer tokens or have fewer
+neighbours. Shape legend: T tiles, K classes of tiles.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class TileClasses:
 
 
 def tile_classes(layout: TileLayout, kinds: Sequence[Sequence[Hashable]]) -> TileClasses:
-    """Classes of tiles from what tells them apart along each axis: `kinds[axis][i]` for the i-th tile along it."""
+    """Classes of tiles from what tells them apart along each axis: `kinds[axis][i]` for the i-th
+    tile along it."""
     place = layout.coordinates()
     columns = []
     for axis, along in enumerate(kinds):
@@ -34,7 +36,9 @@ def tile_classes(layout: TileLayout, kinds: Sequence[Sequence[Hashable]]) -> Til
         columns.append(torch.tensor([distinct[kind] for kind in along])[place[:, axis]])
     _, of_tile = torch.stack(columns, -1).unique(dim=0, return_inverse=True)
     first = torch.full((int(of_tile.max()) + 1,), layout.num_tiles)
-    return TileClasses(of_tile, first.scatter_reduce(0, of_tile, torch.arange(layout.num_tiles), "amin"))
+    return TileClasses(
+        of_tile, first.scatter_reduce(0, of_tile, torch.arange(layout.num_tiles), "amin")
+    )
 
 
 def kron(matrices: Sequence[Tensor]) -> Tensor:
@@ -54,8 +58,8 @@ def padded(matrices: Sequence[Tensor], rows: int, columns: int) -> Tensor:
 def parts(table: Tensor, dtype: torch.dtype) -> Tensor:
     """A float64 table as summands in `dtype`, (1 or 2, *table.shape).
 
-    Tensor cores multiply 16-bit numbers exactly and add in float32. Two 16-bit summands hold a weight to about 2^-17,
-    so that a matrix product in two passes is as good as one in float32.
+    Tensor cores multiply 16-bit numbers exactly and add in float32. Two 16-bit summands hold a
+    weight to about 2^-17, so that a matrix product in two passes is as good as one in float32.
     """
     high = table.to(dtype)
     if dtype == torch.float32:

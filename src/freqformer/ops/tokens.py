@@ -13,7 +13,8 @@ from freqformer.grid import TileLayout, TokenOrder
 
 
 class _Permute(torch.autograd.Function):
-    """x[:, index]; the gradient is gathered by the inverse, much faster than the general scatter."""
+    """x[:, index]; the gradient is gathered by the inverse, much faster than the general
+    scatter."""
 
     generate_vmap_rule = True
 
@@ -50,12 +51,14 @@ def reorder(x: Tensor, layout: TileLayout, came: TokenOrder, wanted: TokenOrder)
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # what it caches must also serve training
 def _indices(layout: TileLayout, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The layout's permutations on a device; cached, because copying them there at every call would wait for it."""
+    """The layout's permutations on a device; cached, because copying them there at every call would
+    wait for it."""
     return layout.raster_to_tile.to(device), layout.tile_to_raster.to(device)
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary embedding of x (..., N, D): neighbouring channels are pairs; cos and sin are (N, D / 2)."""
+    """Rotary embedding of x (..., N, D): neighbouring channels are pairs; cos and sin are (N, D /
+    2)."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     cos, sin = (table.to(device=x.device, dtype=wide) for table in rotary)
     even, odd = x.to(wide).unflatten(-1, (-1, 2)).unbind(-1)
@@ -63,7 +66,8 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """x over its root mean square along the last axis, times `weight`; the same tensor without a weight."""
+    """x over its root mean square along the last axis, times `weight`; the same tensor without a
+    weight."""
     if weight is None:
         return x
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -1,6 +1,8 @@
-"""Eager and reference attention as one operation with gradients, so that compiled graphs hold it whole.
+"""Eager and reference attention as one operation with gradients, so that compiled graphs hold it
+whole.
 
-Which rows run together follows from data, so no trace can look inside. The backward computes the forward pass once more.
+Which rows run together follows from data, so no trace can look inside. The backward computes the
+forward pass once more.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import AttentionPlan, Selection, plan_numbered
 
 INPUTS = (
-    "Tensor query, Tensor key, Tensor value, Tensor bands, Tensor? summary_queries, Tensor? summary_offsets, "
-    "Tensor? gains, Tensor? query_norm, Tensor? key_norm, Tensor? cos, Tensor? sin, Tensor? text_mask, "
+    "Tensor query, Tensor key, Tensor value, Tensor bands, Tensor? summary_queries, Tensor? "
+    "summary_offsets, "
+    "Tensor? gains, Tensor? query_norm, Tensor? key_norm, Tensor? cos, Tensor? sin, Tensor? "
+    "text_mask, "
     "Tensor? selection, SymInt plan, float eps, bool given, str order, str impl"
 )
 LEARNED_AT = slice(4, 11)
@@ -28,7 +32,8 @@ LEARNED_AT = slice(4, 11)
 TENSORS = 13
 """Inputs that are tensors; the rest are numbers and words."""
 
-# By the lower interface of torch.library: a custom_op's code runs below autograd, and this backward needs it.
+# By the lower interface of torch.library: a custom_op's code runs below autograd, and this backward
+# needs it.
 _LIBRARY = torch.library.Library("freqformer", "FRAGMENT")
 _LIBRARY.define(f"unfused_attention({INPUTS}) -> Tensor")
 _LIBRARY.define(f"unfused_attention_backward(Tensor grad_out, {INPUTS}, bool[] wanted) -> Tensor[]")
@@ -78,11 +83,14 @@ def _attend(*inputs: Any) -> Tensor:
 def _parameters(learned: Sequence[Tensor | None], eps: float) -> AttentionParameters:
     *named, cos, sin = learned
     rotary = None if cos is None or sin is None else (cos, sin)
-    return AttentionParameters(**dict(zip(LEARNED, named, strict=True)), rotary=rotary, norm_eps=eps)
+    return AttentionParameters(
+        **dict(zip(LEARNED, named, strict=True)), rotary=rotary, norm_eps=eps
+    )
 
 
 def _attend_backward(grad_out: Tensor, *given: Any) -> list[Tensor]:
-    """Gradients of the inputs that `wanted`, the last argument, asks for; an empty tensor for each other one."""
+    """Gradients of the inputs that `wanted`, the last argument, asks for; an empty tensor for each
+    other one."""
     *inputs, wanted = given
     with torch.enable_grad():
         own = [
@@ -113,7 +121,9 @@ def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
     wanted = [bool(asked) for asked in ctx.needs_input_grad[:TENSORS]]
-    grads = torch.ops.freqformer.unfused_attention_backward(grad_out, *tensors, *ctx.options, wanted)
+    grads = torch.ops.freqformer.unfused_attention_backward(
+        grad_out, *tensors, *ctx.options, wanted
+    )
     own = [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
     return (*own, *(None for _ in ctx.options))
 

@@ -1,4 +1,5 @@
-"""Which band each head belongs to: statistics, the routing network, allocation, training, frozen tables."""
+"""Which band each head belongs to: statistics, the routing network, allocation, training, frozen
+tables."""
 
 from freqformer.routing.allocation import allocate, even_allocation
 from freqformer.routing.network import Prior, RoutingNetwork, sinusoidal_embedding

@@ -20,19 +20,27 @@ def even_allocation(num_heads: int) -> list[int]:
     """A third of the heads in each band, LOW first; what is left over goes to HIGH, then to LOW."""
     high = -(-num_heads // 3)
     low = -(-(num_heads - high) // 2)
-    return [Band.LOW.value] * low + [Band.MID.value] * (num_heads - high - low) + [Band.HIGH.value] * high
+    return (
+        [Band.LOW.value] * low
+        + [Band.MID.value] * (num_heads - high - low)
+        + [Band.HIGH.value] * high
+    )
 
 
-def allocate(logits: Tensor, *, costs: Sequence[float] | None = None, budget: float | None = None) -> Tensor:
-    """The band of every head: the best by its logits, or the best allocation that a FLOP budget allows.
+def allocate(
+    logits: Tensor, *, costs: Sequence[float] | None = None, budget: float | None = None
+) -> Tensor:
+    """The band of every head: the best by its logits, or the best allocation that a FLOP budget
+    allows.
 
     Args:
         logits: (B, H, 3).
-        costs: cost of one head as LOW, MID and HIGH, each with what it takes in addition to its band, and of dense
-            attention alone: from `FreqAttention.band_costs`, or of heads without a LOW branch from
-            `AttentionPlan.band_costs`. Needed with a budget.
-        budget: share of dense attention's cost that all heads of a sample may take together, above 0; None for no limit.
-            The allocation with the largest sum of logits within it is found exactly.
+        costs: cost of one head as LOW, MID and HIGH, each with what it takes in addition to its
+            band, and of dense attention alone: from `FreqAttention.band_costs`, or of heads without
+            a LOW branch from `AttentionPlan.band_costs`. Needed with a budget.
+        budget: share of dense attention's cost that all heads of a sample may take together, above
+            0; None for no limit. The allocation with the largest sum of logits within it is found
+            exactly.
 
     Returns: int64 (B, H) of bands. Nothing waits for the GPU.
 
@@ -47,7 +55,8 @@ def allocate(logits: Tensor, *, costs: Sequence[float] | None = None, budget: fl
     # Relative slack: the smallest feasible budget itself must not fail by rounding.
     if not budget * (1 + 1e-9) >= smallest:
         raise ValueError(
-            f"budget is {budget!r} of dense attention; from {math.ceil(smallest * 1e6) / 1e6} up is feasible here: raise "
+            f"budget is {budget!r} of dense attention; from {math.ceil(smallest * 1e6) / 1e6} up "
+            "is feasible here: raise "
             "it, or lower the cost of the cheapest band (compression, window, summary_tokens)"
         )
     # Made on the device: a copy from the host would wait for it.
@@ -59,17 +68,25 @@ def allocate(logits: Tensor, *, costs: Sequence[float] | None = None, budget: fl
 
 
 def checked_costs(costs: Sequence[float] | None) -> tuple[float, float, float, float]:
-    """Costs of one head as LOW, MID, HIGH and DENSE; ValueError unless they are four positive numbers."""
-    if costs is None or len(costs) != NUM_BANDS + 1 or not all(0 < cost < math.inf for cost in costs):
-        raise ValueError(f"costs is {costs!r}; four positive numbers are allowed: pass AttentionPlan.band_costs()")
+    """Costs of one head as LOW, MID, HIGH and DENSE; ValueError unless they are four positive
+    numbers."""
+    if (
+        costs is None
+        or len(costs) != NUM_BANDS + 1
+        or not all(0 < cost < math.inf for cost in costs)
+    ):
+        raise ValueError(
+            f"costs is {costs!r}; four positive numbers are allowed: pass "
+            "AttentionPlan.band_costs()"
+        )
     return (costs[0], costs[1], costs[2], costs[3])
 
 
 def _best_by_counts(logits: Tensor, allowed: Tensor) -> Tensor:
     """The allocation of largest score whose counts are allowed.
 
-    Heads of a layer cost the same per band, so a cost is a function of (heads in MID, heads in HIGH) and a dynamic
-    program over these counts is exact.
+    Heads of a layer cost the same per band, so a cost is a function of (heads in MID, heads in
+    HIGH) and a dynamic program over these counts is exact.
 
     Args:
         logits: (B, H, 3).

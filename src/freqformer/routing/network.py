@@ -21,8 +21,9 @@ Prior = Literal["paper", "none"]
 NUM_BANDS = 3
 """Bands that a router chooses from: LOW, MID and HIGH."""
 PRIOR_STRENGTH = 0.75
-"""Logits that the paper's prior adds at most. With INITIAL_STRENGTH 1 it moves an untrained LOW or HIGH head only at the
-last sixth of the noise levels (2 * 0.75 * |2t - 1| > 1), and a MID head never."""
+"""Logits that the paper's prior adds at most. With INITIAL_STRENGTH 1 it moves an untrained LOW or
+HIGH head only at the last sixth of the noise levels (2 * 0.75 * |2t - 1| > 1), and a MID head
+never."""
 STATISTIC_SCALE = 0.25
 FASTEST = 100.0
 """Angular frequency of the timestep's fastest sinusoid."""
@@ -33,10 +34,13 @@ INITIAL_STRENGTH = 1.0
 def sinusoidal_embedding(timestep: Tensor, width: int, *, fastest: float = 1000.0) -> Tensor:
     """Cosines and sines of a timestep: (B,) in [0, 1] -> (B, width), float32.
 
-    Angular frequencies fall geometrically from `fastest` by a factor of 10,000 (Vaswani et al., 2017).
+    Angular frequencies fall geometrically from `fastest` by a factor of 10,000 (Vaswani et al.,
+    2017).
     """
     steps = torch.arange(width // 2, device=timestep.device, dtype=torch.float32)
-    angles = timestep.float()[:, None] * fastest * torch.exp(-math.log(10_000) / (width // 2) * steps)
+    angles = (
+        timestep.float()[:, None] * fastest * torch.exp(-math.log(10_000) / (width // 2) * steps)
+    )
     return torch.cat([angles.cos(), angles.sin()], -1)
 
 
@@ -44,7 +48,8 @@ class WideLinear(nn.Linear):
     """A linear layer that computes in its input's dtype, whatever dtype its weights are kept in."""
 
     def forward(self, x: Tensor | None = None) -> Any:  # type: ignore[override]
-        """(..., inputs) -> (..., outputs); without an input weight and bias, for other code that takes them."""
+        """(..., inputs) -> (..., outputs); without an input weight and bias, for other code that
+        takes them."""
         if x is None:
             return self.weight, self.bias
         return functional.linear(x, self.weight.to(x), self.bias.to(x))
@@ -56,11 +61,12 @@ class RoutingNetwork(nn.Module):
     Args:
         num_heads: heads of the layer.
         hidden: width of the two hidden layers; 72 gives about 10,000 parameters.
-        prior: `paper` adds fixed logits `0.75 * (2t - 1)` to LOW and the negative to HIGH, so LOW is favoured at high
-            noise and HIGH at low noise (arXiv 2604.22808); `none` adds nothing.
-        initial: the band that every head starts with, LOW, MID or HIGH; it gets a learned logit of 1 at first. None
-            starts all heads alike.
-        statistics: whether it is given the layer's statistics. False leaves it the timestep and the head.
+        prior: `paper` adds fixed logits `0.75 * (2t - 1)` to LOW and the negative to HIGH, so LOW
+            is favoured at high noise and HIGH at low noise (arXiv 2604.22808); `none` adds nothing.
+        initial: the band that every head starts with, LOW, MID or HIGH; it gets a learned logit of
+            1 at first. None starts all heads alike.
+        statistics: whether it is given the layer's statistics. False leaves it the timestep and the
+            head.
 
     Raises:
         ValueError: for an unknown prior, or an initial band out of range.
@@ -84,9 +90,11 @@ class RoutingNetwork(nn.Module):
         self.head_bias = nn.Parameter(_initial_bias(num_heads, initial))
         inputs = self.num_statistics + self.time_width + self.head_embedding.shape[1]
         last = WideLinear(hidden, NUM_BANDS)
-        self.layers = nn.Sequential(WideLinear(inputs, hidden), nn.SiLU(), WideLinear(hidden, hidden), nn.SiLU(), last)
-        # The prior and the initial bands lead at first, but every input already has a say: the default initialisation
-        # would shrink it at every layer.
+        self.layers = nn.Sequential(
+            WideLinear(inputs, hidden), nn.SiLU(), WideLinear(hidden, hidden), nn.SiLU(), last
+        )
+        # The prior and the initial bands lead at first, but every input already has a say: the
+        # default initialisation would shrink it at every layer.
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
                 nn.init.kaiming_normal_(layer.weight)
@@ -94,16 +102,22 @@ class RoutingNetwork(nn.Module):
         nn.init.normal_(last.weight, std=0.1 / math.sqrt(hidden))
 
     def forward(
-        self, statistics: Tensor | None, timestep: Tensor, *, launch: Callable[[list[Tensor]], Any] | None = None
+        self,
+        statistics: Tensor | None,
+        timestep: Tensor,
+        *,
+        launch: Callable[[list[Tensor]], Any] | None = None,
     ) -> Any:
         """Score the bands.
 
         Args:
-            statistics: (B, H, 8) from `routing_statistics`; detached here. None where the network is made without.
+            statistics: (B, H, 8) from `routing_statistics`; detached here. None where the network
+                is made without.
             timestep: (B,) in [0, 1], 1 is the most noise; detached here.
-            launch: what computes the scores in place of this code, from the embedding and bias of heads and then weight
-                and bias of each layer; statistics are its own then. It is called where all hooks on this module and its
-                layers have run, which may be what brings the weights.
+            launch: what computes the scores in place of this code, from the embedding and bias of
+                heads and then weight and bias of each layer; statistics are its own then. It is
+                called where all hooks on this module and its layers have run, which may be what
+                brings the weights.
 
         Returns: what `launch` returns, or logits (B, H, 3) of LOW, MID and HIGH, float32 at least.
 
@@ -112,12 +126,17 @@ class RoutingNetwork(nn.Module):
         """
         linear = [layer for layer in self.layers if isinstance(layer, WideLinear)]
         if launch is not None:
-            return launch([self.head_embedding, self.head_bias, *(x for layer in linear for x in layer())])
+            return launch(
+                [self.head_embedding, self.head_bias, *(x for layer in linear for x in layer())]
+            )
         self._check(statistics, timestep)
-        # A choice steps where rounding differs, so the router never runs in less than float32, whatever its weights are in.
+        # A choice steps where rounding differs, so the router never runs in less than float32,
+        # whatever its weights are in.
         wide = torch.float64 if self.head_bias.dtype == torch.float64 else torch.float32
         with torch.autocast(timestep.device.type, enabled=False):
-            time = sinusoidal_embedding(timestep.detach(), self.time_width, fastest=FASTEST).to(wide)
+            time = sinusoidal_embedding(timestep.detach(), self.time_width, fastest=FASTEST).to(
+                wide
+            )
             head = self.head_embedding.to(wide).expand(len(time), -1, -1)
             parts = [time[:, None].expand(-1, self.num_heads, -1), head]
             if statistics is not None:
@@ -132,13 +151,26 @@ class RoutingNetwork(nn.Module):
         return PRIOR_STRENGTH if self.prior == "paper" else 0.0
 
     def _check(self, statistics: Tensor | None, timestep: Tensor) -> None:
-        allowed = (timestep.shape[0] if timestep.ndim == 1 else -1, self.num_heads, self.num_statistics)
+        allowed = (
+            timestep.shape[0] if timestep.ndim == 1 else -1,
+            self.num_heads,
+            self.num_statistics,
+        )
         given = None if statistics is None else tuple(statistics.shape)
         if timestep.ndim != 1 or given != (allowed if self.num_statistics else None):
-            wanted = f"(batch, {self.num_heads}, {self.num_statistics})" if self.num_statistics else "None"
+            wanted = (
+                f"(batch, {self.num_heads}, {self.num_statistics})"
+                if self.num_statistics
+                else "None"
+            )
             raise ValueError(
-                f"statistics has shape {given} and timestep {tuple(timestep.shape)}; {wanted} and (batch,) are allowed: "
-                + ("use routing_statistics on this layer" if self.num_statistics else "it was made with statistics=False")
+                f"statistics has shape {given} and timestep {tuple(timestep.shape)}; {wanted} and "
+                "(batch,) are allowed: "
+                + (
+                    "use routing_statistics on this layer"
+                    if self.num_statistics
+                    else "it was made with statistics=False"
+                )
             )
 
     def _prior(self, timestep: Tensor) -> Tensor:
@@ -153,7 +185,8 @@ def _initial_bias(num_heads: int, initial: Sequence[int] | None) -> Tensor:
         bands = [int(band) for band in initial]
         if len(bands) != num_heads or not all(0 <= band < NUM_BANDS for band in bands):
             raise ValueError(
-                f"initial is {bands}; {num_heads} bands from 0 to 2 are allowed (LOW, MID, HIGH), one per head: "
+                f"initial is {bands}; {num_heads} bands from 0 to 2 are allowed (LOW, MID, HIGH), "
+                "one per head: "
                 'a layer with DENSE heads takes routing="fixed"'
             )
         bias[torch.arange(num_heads), torch.tensor(bands)] = INITIAL_STRENGTH

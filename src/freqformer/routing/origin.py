@@ -1,7 +1,7 @@
 """Which model a routing table was made from: a few weights of every layer, compared with tolerance.
 
-A checksum would not do: the same model is loaded in other dtypes, averaged, or trained on a little. Weights of models that
-were trained apart don't agree at all.
+A checksum would not do: the same model is loaded in other dtypes, averaged, or trained on a little.
+Weights of models that were trained apart don't agree at all.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ Origin = tuple[tuple[float, ...], ...]
 """`SAMPLES` weights of every layer."""
 SAMPLES = 64
 LEAST_AGREEMENT = 0.7
-"""Cosine of the angle between the samples of two models; with one layer, chance gives 0.5 once in 30,000 times."""
+"""Cosine of the angle between the samples of two models; with one layer, chance gives 0.5 once in
+30,000 times."""
 
 
 def origin_of(layers: Sequence[nn.Module]) -> Origin | None:
@@ -26,7 +27,8 @@ def origin_of(layers: Sequence[nn.Module]) -> Origin | None:
     Args:
         layers: in order; of any library.
 
-    Returns: six digits of each weight; None where there are none to read: on `meta`, quantised, or sharded.
+    Returns: six digits of each weight; None where there are none to read: on `meta`, quantised, or
+        sharded.
     """
     samples = []
     for layer in layers:
@@ -54,8 +56,10 @@ def check_origin(origin: Origin | None, layers: Sequence[nn.Module]) -> None:
     agreement = _agreement(origin, own)
     if agreement < LEAST_AGREEMENT:
         raise ValueError(
-            f"table was made from another model: its weights agree by {agreement:.2f} with this one's, and "
-            f"{LEAST_AGREEMENT} at least is allowed; make a table from this model, or take dataclasses.replace(table, "
+            f"table was made from another model: its weights agree by {agreement:.2f} with this "
+            "one's, and "
+            f"{LEAST_AGREEMENT} at least is allowed; make a table from this model, or take "
+            "dataclasses.replace(table, "
             "origin=None) to use it all the same"
         )
 
@@ -77,14 +81,16 @@ def parse_origin(value: Any) -> Origin | None:
 
 
 def _projection(layer: nn.Module) -> Tensor | None:
-    """The weight of a layer's output projection, which fusing the others leaves as it is; of a layer without one, as
-    the single stream of HunyuanVideo has, that of its values."""
+    """The weight of a layer's output projection, which fusing the others leaves as it is; of a
+    layer without one, as the single stream of HunyuanVideo has, that of its values."""
     matrices = [
         (parameter.numel(), name, parameter)
         for name, parameter in layer.named_parameters()
         if parameter.ndim == 2 and parameter.is_floating_point()
     ]
-    found = [one for one in matrices if "to_out" in one[1]] or [one for one in matrices if "to_v" in one[1]]
+    found = [one for one in matrices if "to_out" in one[1]] or [
+        one for one in matrices if "to_v" in one[1]
+    ]
     if not found:
         return None
     weight = max(found, key=lambda one: one[:2])[2]

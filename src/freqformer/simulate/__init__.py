@@ -1,4 +1,5 @@
-"""The complexity model and simulator: exact counts from plans, time from calibrated rooflines, 64K to 1M tokens."""
+"""The complexity model and simulator: exact counts from plans, time from calibrated rooflines, 64K
+to 1M tokens."""
 
 from freqformer.simulate.allocations import Routing
 from freqformer.simulate.hardware import load_hardware

@@ -11,7 +11,13 @@ from typing import Literal, get_args
 import torch
 
 from freqformer.config import Band, FreqFormerConfig
-from freqformer.routing import RoutingNetwork, RoutingTable, allocate, even_allocation, timestep_bucket
+from freqformer.routing import (
+    RoutingNetwork,
+    RoutingTable,
+    allocate,
+    even_allocation,
+    timestep_bucket,
+)
 from freqformer.routing.network import NUM_STATISTICS
 from freqformer.simulate.profiles import ProfileError, shown
 from freqformer.simulate.shapes import ModelShape
@@ -36,31 +42,39 @@ class Routing:
     """Who decides which band each head belongs to.
 
     Raises:
-        ProfileError: for an unknown kind or schedule, a split with negative numbers, or a prior where no router chooses.
+        ProfileError: for an unknown kind or schedule, a split with negative numbers, or a prior
+            where no router chooses.
     """
 
     kind: Kind = "soft"
-    """As `routing` of `FreqAttention`: `soft` weighs each head's band and LOW by statistics and timestep, `timed` by the
-    timestep alone, `learned` chooses a band for each head, `fixed` does neither."""
+    """As `routing` of `FreqAttention`: `soft` weighs each head's band and LOW by statistics and
+    timestep, `timed` by the timestep alone, `learned` chooses a band for each head, `fixed` does
+    neither."""
     split: tuple[int, int, int] | None = None
-    """Heads that start in LOW, MID and HIGH; in proportion where the model has another number. None: as a layer without
-    `allocation` starts, all in HIGH where the router weighs, else a third each."""
+    """Heads that start in LOW, MID and HIGH; in proportion where the model has another number.
+    None: as a layer without `allocation` starts, all in HIGH where the router weighs, else a third
+    each."""
     schedule: Schedule | None = None
-    """`fixed`: every step the same. `prior`: what the paper's prior makes of the split before any training. None: `prior`
-    where a router chooses, else `fixed`."""
+    """`fixed`: every step the same. `prior`: what the paper's prior makes of the split before any
+    training. None: `prior` where a router chooses, else `fixed`."""
     table: RoutingTable | None = None
     """A frozen table, which then gives heads to bands instead."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
-            raise ProfileError(f"routing is {shown(self.kind)}; choose one of {', '.join(get_args(Kind))}")
+            raise ProfileError(
+                f"routing is {shown(self.kind)}; choose one of {', '.join(get_args(Kind))}"
+            )
         if self.schedule is None:
             object.__setattr__(self, "schedule", "prior" if self.kind == "learned" else "fixed")
         if self.schedule not in get_args(Schedule):
-            raise ProfileError(f"schedule is {shown(self.schedule)}; choose one of {', '.join(get_args(Schedule))}")
+            raise ProfileError(
+                f"schedule is {shown(self.schedule)}; choose one of {', '.join(get_args(Schedule))}"
+            )
         if self.schedule == "prior" and self.kind != "learned":
             raise ProfileError(
-                f"schedule is 'prior' with routing {self.kind!r}; a router that chooses has a prior: take "
+                f"schedule is 'prior' with routing {self.kind!r}; a router that chooses has a "
+                "prior: take "
                 "routing=learned, or schedule=fixed"
             )
         if self.split is not None:
@@ -102,10 +116,14 @@ MOST_HEADS = 4096
 def _checked_split(split: object) -> tuple[int, int, int]:
     """The split as a tuple; ProfileError unless it is three whole numbers of heads, not all 0."""
     parts = tuple(split) if isinstance(split, list | tuple) else (split,)
-    whole = all(isinstance(part, int) and not isinstance(part, bool) and 0 <= part <= MOST_HEADS for part in parts)
+    whole = all(
+        isinstance(part, int) and not isinstance(part, bool) and 0 <= part <= MOST_HEADS
+        for part in parts
+    )
     if len(parts) != 3 or not whole or not any(parts):
         raise ProfileError(
-            f"split is {shown(parts)}; three whole numbers of heads (low, mid, high) from 0 to {MOST_HEADS}, not all "
+            f"split is {shown(parts)}; three whole numbers of heads (low, mid, high) from 0 to "
+            f"{MOST_HEADS}, not all "
             "0, are allowed: for instance 1,1,4"
         )
     low, mid, high = parts
@@ -118,7 +136,9 @@ def timesteps(model: ModelShape) -> list[float]:
     return [model.shift * s / (1 + (model.shift - 1) * s) for s in even]
 
 
-def head_schedule(model: ModelShape, routing: Routing, config: FreqFormerConfig) -> list[list[Route]]:
+def head_schedule(
+    model: ModelShape, routing: Routing, config: FreqFormerConfig
+) -> list[list[Route]]:
     """For every step and layer: heads per band, and the config, which a table can change.
 
     Raises:
@@ -135,7 +155,8 @@ def head_schedule(model: ModelShape, routing: Routing, config: FreqFormerConfig)
 
 @lru_cache(maxsize=64)
 def _untrained(initial: tuple[int, ...], noise: tuple[float, ...]) -> list[list[int]]:
-    """Allocations, step by step, of a router that knows its prior and the heads' first bands alone."""
+    """Allocations, step by step, of a router that knows its prior and the heads' first bands
+    alone."""
     with torch.random.fork_rng(devices=[]):
         network = RoutingNetwork(len(initial), hidden=1, prior="paper", initial=initial)
     with torch.no_grad():
@@ -145,16 +166,22 @@ def _untrained(initial: tuple[int, ...], noise: tuple[float, ...]) -> list[list[
     return allocate(logits).tolist()
 
 
-def _from_table(model: ModelShape, table: RoutingTable, config: FreqFormerConfig) -> list[list[Route]]:
+def _from_table(
+    model: ModelShape, table: RoutingTable, config: FreqFormerConfig
+) -> list[list[Route]]:
     buckets, layers, heads = table.shape
     if (layers, heads) != (model.num_layers, model.heads):
         raise ProfileError(
-            f"table has {layers} layers of {heads} heads; {model.name} has {model.num_layers} of {model.heads}: pass the "
+            f"table has {layers} layers of {heads} heads; {model.name} has {model.num_layers} of "
+            f"{model.heads}: pass the "
             "table of this model"
         )
     steps = timestep_bucket(torch.tensor(timesteps(model)), buckets).tolist()
     known = [table.for_layer(layer, heads, config) for layer in range(layers)]
-    return [[(count_heads(bands[bucket].tolist()), configs[bucket]) for bands, configs in known] for bucket in steps]
+    return [
+        [(count_heads(bands[bucket].tolist()), configs[bucket]) for bands, configs in known]
+        for bucket in steps
+    ]
 
 
 def count_heads(allocation: Sequence[int]) -> Heads:

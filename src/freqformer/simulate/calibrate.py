@@ -1,7 +1,8 @@
 """Fitting what kernels achieve to committed measurements, and how well the rest is predicted.
 
-Every fitted value is a positive fraction or cost, so its logarithm is what is fitted, by least squares on the logarithms of
-predicted over measured time: an error of 10% counts the same at 1 ms and at 1 s. Whole token counts are held out.
+Every fitted value is a positive fraction or cost, so its logarithm is what is fitted, by least
+squares on the logarithms of predicted over measured time: an error of 10% counts the same at 1 ms
+and at 1 s. Whole token counts are held out.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ def fit_calibration(
         measurements: on that machine.
         machine: with the calibration to start from; what no measurement informs stays.
         hold_out: token counts that the fit does not see.
-        peaks: name, measured and counted peak bytes; memory has nothing to fit, and its errors are reported alone.
+        peaks: name, measured and counted peak bytes; memory has nothing to fit, and its errors are
+            reported alone.
 
     Raises:
         ProfileError: where nothing is left to fit, or a held-out count was not measured.
@@ -97,11 +99,19 @@ def fit_calibration(
     counts = sorted({measurement.tokens for measurement in measurements})
     unknown = sorted(set(hold_out) - set(counts))
     if unknown:
-        raise ProfileError(f"hold-out has {unknown}; measured token counts are {counts}: choose some of them")
+        raise ProfileError(
+            f"hold-out has {unknown}; measured token counts are {counts}: choose some of them"
+        )
     used = [measurement for measurement in measurements if measurement.tokens not in hold_out]
-    names = [field.name for field in fields(Calibration) if any(field.name in measurement.informs for measurement in used)]
+    names = [
+        field.name
+        for field in fields(Calibration)
+        if any(field.name in measurement.informs for measurement in used)
+    ]
     if not names:
-        raise ProfileError("no measurement is left to fit; give more results, or hold out fewer token counts")
+        raise ProfileError(
+            "no measurement is left to fit; give more results, or hold out fewer token counts"
+        )
     values = _least_squares(used, machine, names)
     fitted = replace(machine.calibration, **values, name=machine.hardware.name, transferred=False)
     sources = {name: _source(name, used) for name in names}
@@ -111,12 +121,18 @@ def fit_calibration(
         for measurement in measurements
     ]
     fit = Fit(machine.calibration, rows)
-    return replace(fit, calibration=replace(machine.calibration, fit=_summary(fit) | _memory_summary(peaks)))
+    return replace(
+        fit, calibration=replace(machine.calibration, fit=_summary(fit) | _memory_summary(peaks))
+    )
 
 
-def _least_squares(used: Sequence[Measurement], machine: Machine, names: Sequence[str]) -> dict[str, float]:
+def _least_squares(
+    used: Sequence[Measurement], machine: Machine, names: Sequence[str]
+) -> dict[str, float]:
     """Damped Gauss-Newton on the logarithms of the named values."""
-    start = torch.tensor([math.log(getattr(machine.calibration, name)) for name in names], dtype=torch.float64)
+    start = torch.tensor(
+        [math.log(getattr(machine.calibration, name)) for name in names], dtype=torch.float64
+    )
 
     def values_of(theta: torch.Tensor) -> dict[str, float]:
         ranges = (allowed_range(name) for name in names)
@@ -129,12 +145,17 @@ def _least_squares(used: Sequence[Measurement], machine: Machine, names: Sequenc
         values = values_of(theta)
         trial = replace(machine, calibration=replace(machine.calibration, **values))
         errors = [math.log(one.predict(trial) / one.seconds) for one in used]
-        return torch.cat([torch.tensor(errors, dtype=torch.float64), PRIOR_WEIGHT * (theta - start)])
+        return torch.cat(
+            [torch.tensor(errors, dtype=torch.float64), PRIOR_WEIGHT * (theta - start)]
+        )
 
     theta, damping = start.clone(), 1e-3
     best = residuals(theta)
     for _ in range(STEPS):
-        columns = [(residuals(theta + 1e-4 * unit) - best) / 1e-4 for unit in torch.eye(len(names), dtype=torch.float64)]
+        columns = [
+            (residuals(theta + 1e-4 * unit) - best) / 1e-4
+            for unit in torch.eye(len(names), dtype=torch.float64)
+        ]
         jacobian = torch.stack(columns, -1)
         normal = jacobian.T @ jacobian
         step = torch.linalg.solve(normal + damping * normal.diag().diag(), jacobian.T @ best)
@@ -156,9 +177,15 @@ def _source(name: str, used: Sequence[Measurement]) -> str:
 def _summary(fit: Fit) -> dict[str, Any]:
     """What the calibration file keeps of the errors."""
     return {
-        "hold_out_tokens": sorted({row.measurement.tokens for row in fit.comparisons if row.held_out}),
+        "hold_out_tokens": sorted(
+            {row.measurement.tokens for row in fit.comparisons if row.held_out}
+        ),
         **{
-            key: {"count": len(errors), "median": _rounded(median(errors)), "worst": _rounded(max(errors))}
+            key: {
+                "count": len(errors),
+                "median": _rounded(median(errors)),
+                "worst": _rounded(max(errors)),
+            }
             for key, held in (("fit", False), ("held_out", True))
             if (errors := fit.errors(held_out=held))
         },
@@ -180,7 +207,13 @@ def _memory_summary(peaks: Sequence[tuple[str, float, float]]) -> dict[str, Any]
     if not peaks:
         return {}
     errors = [abs(counted / measured - 1) for _, measured, counted in peaks]
-    return {"memory": {"count": len(errors), "median": _rounded(median(errors)), "worst": _rounded(max(errors))}}
+    return {
+        "memory": {
+            "count": len(errors),
+            "median": _rounded(median(errors)),
+            "worst": _rounded(max(errors)),
+        }
+    }
 
 
 def _rounded(value: float) -> float:

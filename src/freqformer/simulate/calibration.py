@@ -1,4 +1,5 @@
-"""What kernels achieve of a machine's figures: one record per machine, fitted from committed measurements."""
+"""What kernels achieve of a machine's figures: one record per machine, fitted from committed
+measurements."""
 
 from __future__ import annotations
 
@@ -7,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from freqformer.simulate.hardware import Hardware
-from freqformer.simulate.profiles import ProfileError, check_number, known_profiles, read_profile, record, shown
+from freqformer.simulate.profiles import (
+    ProfileError,
+    check_number,
+    known_profiles,
+    read_profile,
+    record,
+    shown,
+)
 
 REFERENCE = "h200"
 """The machine whose fractions stand in for one that was not measured."""
@@ -36,7 +44,8 @@ class Calibration:
     attention_gradient_rate: float
     """Of `matrix_flops`, the gradients of queries and keys, executed FLOPs."""
     softmax_channels: float
-    """A block's softmax costs as much as the products of this many channels: small heads run at a lower rate."""
+    """A block's softmax costs as much as the products of this many channels: small heads run at a
+    lower rate."""
     linear_rate: float
     """Of `matrix_flops`, projections and feed-forward networks."""
     selection_rate: float
@@ -49,7 +58,8 @@ class Calibration:
     router_rate: float
     """Of `matrix_flops`, the router's transforms."""
     router_s: float
-    """Seconds that the router takes whatever the number of heads: reading a cold cache, and its network."""
+    """Seconds that the router takes whatever the number of heads: reading a cold cache, and its
+    network."""
     prologue_bandwidth: float
     """Of `memory_bandwidth`; so are the rest but the link's."""
     prologue_gradient_bandwidth: float
@@ -74,39 +84,53 @@ class Calibration:
 
 ERRORS: dict[str, tuple[float, float]] = {"count": (1, 1e9), "median": (0, 1e9), "worst": (0, 1e9)}
 """What a calibration says of a set of errors, and the range of each number."""
-ROW: dict[str, tuple[float, float]] = {"tokens": (1, 1e15), "measured_s": (1e-12, 1e12), "predicted_s": (1e-12, 1e12)}
+ROW: dict[str, tuple[float, float]] = {
+    "tokens": (1, 1e15),
+    "measured_s": (1e-12, 1e12),
+    "predicted_s": (1e-12, 1e12),
+}
 """The numbers of one measurement that a calibration rests on or is held against."""
 
 
 def _check_fit(fit: Any) -> None:
-    """Raise ProfileError unless `fit` is empty, or what `calibrate` writes: errors, and the measurements."""
+    """Raise ProfileError unless `fit` is empty, or what `calibrate` writes: errors, and the
+    measurements."""
     if not isinstance(fit, dict):
         raise ProfileError(
-            f"fit is {shown(fit)}; an object is allowed: what `freqformer calibrate-hardware` wrote, or {{}}"
+            f"fit is {shown(fit)}; an object is allowed: what `freqformer calibrate-hardware` "
+            f"wrote, or {{}}"
         )
     if not fit:
         return
     rows = fit.get("rows")
     if "fit" not in fit or not isinstance(rows, list) or not rows:
-        raise ProfileError(f"fit is {shown(fit)}; one with fit and rows is allowed, or {{}} where nothing was fitted")
+        raise ProfileError(
+            f"fit is {shown(fit)}; one with fit and rows is allowed, or {{}} where nothing was "
+            "fitted"
+        )
     for name in ("fit", "held_out", "memory"):
         if name in fit:
             _check_numbers(f"fit, {name}", fit[name], ERRORS)
     for row in rows:
         _check_numbers("fit, rows", row, ROW)
         if not isinstance(row.get("held_out"), bool):
-            raise ProfileError(f"fit, rows: held_out is {shown(row.get('held_out'))}; true and false are allowed")
+            raise ProfileError(
+                f"fit, rows: held_out is {shown(row.get('held_out'))}; true and false are allowed"
+            )
 
 
 def _check_numbers(where: str, values: Any, ranges: dict[str, tuple[float, float]]) -> None:
     if not isinstance(values, dict):
-        raise ProfileError(f"{where} is {shown(values)}; an object with {', '.join(ranges)} is allowed")
+        raise ProfileError(
+            f"{where} is {shown(values)}; an object with {', '.join(ranges)} is allowed"
+        )
     for name, (low, high) in ranges.items():
         check_number(f"{where}, {name}", values.get(name), low, high)
 
 
 def allowed_range(name: str) -> tuple[float, float]:
-    """Least and largest value of a number in a calibration: a fraction, unless it is something else."""
+    """Least and largest value of a number in a calibration: a fraction, unless it is something
+    else."""
     other = {
         "attention_item_blocks": (0, 1e4),
         "selection_item_tiles": (0, 1e5),
@@ -118,7 +142,8 @@ def allowed_range(name: str) -> tuple[float, float]:
 
 
 def load_calibration(hardware: Hardware | str | Path) -> Calibration:
-    """The calibration of a machine, or of a JSON file; a machine without its own takes the H200's fractions, and says so.
+    """The calibration of a machine, or of a JSON file; a machine without its own takes the H200's
+    fractions, and says so.
 
     Raises:
         ProfileError: for an unreadable file, a missing field or a value out of range.

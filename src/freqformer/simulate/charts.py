@@ -66,14 +66,25 @@ class Chart:
     """Where the x axis is labelled; empty leaves it to the drawing library."""
 
 
-def all_charts(results: Sequence[Result], variants: Sequence[Variant], rows: Sequence[ScaleOut]) -> list[Chart]:
+def all_charts(
+    results: Sequence[Result], variants: Sequence[Variant], rows: Sequence[ScaleOut]
+) -> list[Chart]:
     """Every chart that these results allow."""
-    charts = [time_chart(results), speedup_chart(results), roofline_chart(results), branch_chart(results)]
+    charts = [
+        time_chart(results),
+        speedup_chart(results),
+        roofline_chart(results),
+        branch_chart(results),
+    ]
     charts += [step_chart(results), heads_chart(results[-1])]
     calibration = results[0].scenario.machine.calibration
     if calibration.fit and not calibration.transferred:
         charts.append(fit_chart(calibration.fit))
-    charts += [knob_chart(knob, variants) for knob in KNOBS if any(variant.knob == knob for variant in variants)]
+    charts += [
+        knob_chart(knob, variants)
+        for knob in KNOBS
+        if any(variant.knob == knob for variant in variants)
+    ]
     return charts + ([scale_chart(rows)] if len(rows) > 1 else [])
 
 
@@ -94,8 +105,19 @@ def time_chart(results: Sequence[Result]) -> Chart:
         log_x=True,
         log_y=True,
         series=[
-            Series("dense", x, [result.layer.dense_seconds * 1e3 for result in results], COLOURS["dense"], "dashed"),
-            Series("FreqFormer", x, [result.layer.seconds * 1e3 for result in results], COLOURS["FreqFormer"]),
+            Series(
+                "dense",
+                x,
+                [result.layer.dense_seconds * 1e3 for result in results],
+                COLOURS["dense"],
+                "dashed",
+            ),
+            Series(
+                "FreqFormer",
+                x,
+                [result.layer.seconds * 1e3 for result in results],
+                COLOURS["FreqFormer"],
+            ),
         ],
     )
 
@@ -112,14 +134,23 @@ def speedup_chart(results: Sequence[Result]) -> Chart:
     return Chart(
         key="speedup",
         title="Speed-up over dense attention",
-        note="A step and a generation include everything but text encoder and VAE; only attention gets faster.",
+        note=(
+            "A step and a generation include everything but text encoder and VAE; only "
+            "attention gets faster."
+        ),
         x_label="tokens",
         y_label="times faster",
         ticks=x,
         log_x=True,
         log_y=True,
         series=[
-            Series(name, x, [getattr(result, level).speedup for result in results], COLOURS[colour], style)
+            Series(
+                name,
+                x,
+                [getattr(result, level).speedup for result in results],
+                COLOURS[colour],
+                style,
+            )
             for name, level, colour, style in levels
         ],
     )
@@ -134,7 +165,10 @@ def roofline_chart(results: Sequence[Result]) -> Chart:
     series = [Series(hardware.title, roof_x, roof_y, COLOURS["machine"], "dashed")]
     for name in ("attention", "prologue", "summaries", "selection", "merge"):
         points = [
-            (result.counts.stages[name].flops / time.traffic_bytes, result.counts.stages[name].flops / time.seconds)
+            (
+                result.counts.stages[name].flops / time.traffic_bytes,
+                result.counts.stages[name].flops / time.seconds,
+            )
             for result in results
             if (time := result.stages.get(name)) is not None and time.traffic_bytes
         ]
@@ -143,11 +177,22 @@ def roofline_chart(results: Sequence[Result]) -> Chart:
             series.append(Series(name, x, [value / 1e12 for value in y], COLOURS[name], "points"))
     dense = [(result.dense_counts.flops, result.dense_stage) for result in results]
     x = [flops / time.traffic_bytes for flops, time in dense]
-    series.append(Series("dense", x, [flops / time.seconds / 1e12 for flops, time in dense], COLOURS["dense"], "points"))
+    series.append(
+        Series(
+            "dense",
+            x,
+            [flops / time.seconds / 1e12 for flops, time in dense],
+            COLOURS["dense"],
+            "points",
+        )
+    )
     return Chart(
         key="roofline",
         title="Roofline",
-        note="Useful FLOPs; one point per length. Left of the knee memory limits, right of it arithmetic.",
+        note=(
+            "Useful FLOPs; one point per length. Left of the knee memory limits, right of it "
+            "arithmetic."
+        ),
         x_label="FLOPs per byte of memory traffic",
         y_label="TFLOP/s",
         log_x=True,
@@ -175,7 +220,11 @@ def branch_chart(results: Sequence[Result]) -> Chart:
         x_label="tokens",
         y_label="percent of the layer",
         kind="bars",
-        series=[Series(name, labels, values, COLOURS[name]) for name, values in parts.items() if any(values)],
+        series=[
+            Series(name, labels, values, COLOURS[name])
+            for name, values in parts.items()
+            if any(values)
+        ],
     )
 
 
@@ -218,13 +267,16 @@ def heads_chart(result: Result) -> Chart:
         y_label="heads",
         kind="area",
         series=[
-            Series(name, steps, column, COLOURS[name]) for name, column in zip(names, columns, strict=True) if any(column)
+            Series(name, steps, column, COLOURS[name])
+            for name, column in zip(names, columns, strict=True)
+            if any(column)
         ],
     )
 
 
 def fit_chart(fit: dict[str, Any]) -> Chart:
-    """Predicted over measured time of every measurement that the calibration rests on or is held against."""
+    """Predicted over measured time of every measurement that the calibration rests on or is held
+    against."""
     rows, counts = fit["rows"], sorted({row["tokens"] for row in fit["rows"]})
     points = []
     for name, held, colour in (("fitted", False, "FreqFormer"), ("held out", True, "naive")):
@@ -235,13 +287,22 @@ def fit_chart(fit: dict[str, Any]) -> Chart:
             points.append(Series(name, x, y, COLOURS[colour], "points"))
     ends = [counts[0], counts[-1]]
     limits = [
-        Series(f"{level:.0%}", ends, [level, level], COLOURS["dense" if level == 1 else "ideal"], "dashed")
+        Series(
+            f"{level:.0%}",
+            ends,
+            [level, level],
+            COLOURS["dense" if level == 1 else "ideal"],
+            "dashed",
+        )
         for level in (0.9, 1.0, 1.1)
     ]
     return Chart(
         key="fit",
         title="Predicted over measured time",
-        note="Committed measurements: dense attention, whole layers and their stages, forward and backward.",
+        note=(
+            "Committed measurements: dense attention, whole layers and their stages, forward "
+            "and backward."
+        ),
         x_label="tokens",
         y_label="predicted / measured",
         log_x=True,
@@ -262,8 +323,18 @@ def knob_chart(knob: str, variants: Sequence[Variant]) -> Chart:
         x_label=knob.replace("_", " "),
         y_label="times faster",
         series=[
-            Series("attention layer", labels, [variant.result.layer.speedup for variant in chosen], COLOURS["low"]),
-            Series("generation", labels, [variant.result.generation.speedup for variant in chosen], COLOURS["high"]),
+            Series(
+                "attention layer",
+                labels,
+                [variant.result.layer.speedup for variant in chosen],
+                COLOURS["low"],
+            ),
+            Series(
+                "generation",
+                labels,
+                [variant.result.generation.speedup for variant in chosen],
+                COLOURS["high"],
+            ),
         ],
     )
 
@@ -274,7 +345,10 @@ def scale_chart(rows: Sequence[ScaleOut]) -> Chart:
     return Chart(
         key="scale-out",
         title="One denoising step on many GPUs, on paper",
-        note="Ulysses over heads, queries split beyond it, weights sharded within a node; all-to-alls are not overlapped.",
+        note=(
+            "Ulysses over heads, queries split beyond it, weights sharded within a node; "
+            "all-to-alls are not overlapped."
+        ),
         x_label="GPUs",
         y_label="seconds",
         ticks=x,
@@ -282,9 +356,25 @@ def scale_chart(rows: Sequence[ScaleOut]) -> Chart:
         log_y=True,
         series=[
             Series("dense", x, [row.dense_seconds for row in rows], COLOURS["dense"], "dashed"),
-            Series("FreqFormer, heads in order", x, [row.naive_seconds for row in rows], COLOURS["naive"]),
-            Series("FreqFormer, heads balanced", x, [row.seconds for row in rows], COLOURS["FreqFormer"]),
-            Series("ideal", x, [rows[0].seconds * rows[0].gpus / gpus for gpus in x], COLOURS["ideal"], "dashed"),
+            Series(
+                "FreqFormer, heads in order",
+                x,
+                [row.naive_seconds for row in rows],
+                COLOURS["naive"],
+            ),
+            Series(
+                "FreqFormer, heads balanced",
+                x,
+                [row.seconds for row in rows],
+                COLOURS["FreqFormer"],
+            ),
+            Series(
+                "ideal",
+                x,
+                [rows[0].seconds * rows[0].gpus / gpus for gpus in x],
+                COLOURS["ideal"],
+                "dashed",
+            ),
         ],
     )
 

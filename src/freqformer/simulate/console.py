@@ -34,7 +34,8 @@ def print_results(results: Sequence[Result], console: Console) -> None:
 
     case = results[0].scenario
     title = (
-        f"{case.model.title} on {case.machine.hardware.title}, {preset_title(case)}: forward, and how "
+        f"{case.model.title} on {case.machine.hardware.title}, {preset_title(case)}: forward, and "
+        "how "
         "much faster than dense attention"
     )
     console.print(title, highlight=False)
@@ -61,7 +62,8 @@ def print_notes(results: Sequence[Result], console: Console) -> None:
     """Print what the figures mean and how far to trust them."""
     calibration = results[0].scenario.machine.calibration
     console.print(
-        "FLOPs: attention's, of dense attention's. Layer: one attention layer from projected queries, keys and values.",
+        "FLOPs: attention's, of dense attention's. Layer: one attention layer from projected "
+        "queries, keys and values.",
         highlight=False,
     )
     console.print(f"{dense_rate_note(results[0])} {LEFT_OUT}", highlight=False)

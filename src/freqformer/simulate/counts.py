@@ -1,10 +1,10 @@
 """Exact counts of one attention layer: FLOPs and bytes of every stage, from the plan alone.
 
-A multiply-add counts as two FLOPs. Useful counts are of tokens that exist; executed counts are of what kernels compute,
-tokens rounded up to blocks of 128. Derivation: docs/complexity.md.
+A multiply-add counts as two FLOPs. Useful counts are of tokens that exist; executed counts are of
+what kernels compute, tokens rounded up to blocks of 128. Derivation: docs/complexity.md.
 
-Shape legend: N video tokens, X text tokens in the sequence, M low tokens, T tiles, C summary cells, H heads, D head_dim,
-e bytes of an element.
+Shape legend: N video tokens, X text tokens in the sequence, M low tokens, T tiles, C summary cells,
+H heads, D head_dim, e bytes of an element.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from freqformer.routing.statistics import tile_sample
 from freqformer.simulate.allocations import RouterInputs
 
 BACKWARD_FACTOR = 2.5
-"""Backward over forward of softmax attention: five matrix products (the scores again, dV, dP, dQ, dK) against two."""
+"""Backward over forward of softmax attention: five matrix products (the scores again, dV, dP, dQ,
+dK) against two."""
 NORM_FLOPS, ROTARY_FLOPS = 4, 3
 """Per channel: square, add, two products; and two products and a sum of a pair's half."""
 ROUTER_SUMS = 9
-"""Energies of three bands for queries and keys, and what roughness is made of: per sampled tile and head."""
+"""Energies of three bands for queries and keys, and what roughness is made of: per sampled tile and
+head."""
 BESIDE = "low beside, "
-"""What names of stages of a LOW branch beside every head's own begin with, see `with_low_beside`."""
+"""What names of stages of a LOW branch beside every head's own begin with, see
+`with_low_beside`."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,15 @@ class StageCounts:
 
 @dataclass(frozen=True)
 class LayerCounts:
-    """Everything that one attention layer does, from projected queries, keys and values to its output."""
+    """Everything that one attention layer does, from projected queries, keys and values to its
+    output."""
 
     stages: dict[str, StageCounts]
-    """prologue, summaries, selection, attention and merge; router where it runs live; those that `with_low_beside` adds."""
+    """prologue, summaries, selection, attention and merge; router where it runs live; those that
+    `with_low_beside` adds."""
     band_flops: dict[str, Flops]
-    """Attention FLOPs of the heads in each band, by the band's name; without a LOW branch beside them."""
+    """Attention FLOPs of the heads in each band, by the band's name; without a LOW branch beside
+    them."""
     kv_bytes: int
     """Keys and values that blocks of queries read, without reuse between them."""
     summary_bytes: float
@@ -84,18 +90,34 @@ class LayerCounts:
     @property
     def attention(self) -> Flops:
         """Of all attention, that of a LOW branch beside the own bands too."""
-        launches = [self.stages[name] for name in ("attention", BESIDE + "attention") if name in self.stages]
-        return Flops(sum(launch.flops for launch in launches), sum(int(launch.executed) for launch in launches))
+        launches = [
+            self.stages[name] for name in ("attention", BESIDE + "attention") if name in self.stages
+        ]
+        return Flops(
+            sum(launch.flops for launch in launches),
+            sum(int(launch.executed) for launch in launches),
+        )
 
     @property
     def backward_flops(self) -> float:
-        """Useful FLOPs of the backward pass: attention's five products, and the transposes of the linear stages."""
-        linear = sum(self.stages[name].flops for name in ("prologue", "summaries", "merge") if name in self.stages)
-        return BACKWARD_FACTOR * self.stages["attention"].flops + linear + self.beside_backward_flops
+        """Useful FLOPs of the backward pass: attention's five products, and the transposes of the
+        linear stages."""
+        linear = sum(
+            self.stages[name].flops
+            for name in ("prologue", "summaries", "merge")
+            if name in self.stages
+        )
+        return (
+            BACKWARD_FACTOR * self.stages["attention"].flops + linear + self.beside_backward_flops
+        )
 
 
 def layer_counts(
-    plan: AttentionPlan, allocation: Sequence[int], *, element_size: int = 2, router: RouterInputs | None = None
+    plan: AttentionPlan,
+    allocation: Sequence[int],
+    *,
+    element_size: int = 2,
+    router: RouterInputs | None = None,
 ) -> LayerCounts:
     """Count one FreqFormer attention layer.
 
@@ -111,7 +133,8 @@ def layer_counts(
     bands = [int(band) for band in allocation]
     if not 1 <= len(bands) <= plan.num_heads or not all(0 <= band <= Band.DENSE for band in bands):
         raise ValueError(
-            f"allocation is {bands}; 1 to {plan.num_heads} bands from 0 to 3 are allowed, one per head (LOW to DENSE)"
+            f"allocation is {bands}; 1 to {plan.num_heads} bands from 0 to 3 are allowed, one per "
+            "head (LOW to DENSE)"
         )
     heads = Counter(Band(band) for band in bands)
     costs = {band: band_counts(plan, band) for band in heads}
@@ -131,11 +154,15 @@ def layer_counts(
     return LayerCounts(
         stages=stages,
         band_flops={
-            band.name.lower(): Flops(costs[band].flops.useful * count, costs[band].flops.executed * count)
+            band.name.lower(): Flops(
+                costs[band].flops.useful * count, costs[band].flops.executed * count
+            )
             for band, count in sorted(heads.items())
         },
-        kv_bytes=sum(costs[band].kv_slots * count for band, count in heads.items()) * _pair(plan, element_size),
-        summary_bytes=sum(count * summary_keys(plan, band) for band, count in heads.items()) * _pair(plan, element_size),
+        kv_bytes=sum(costs[band].kv_slots * count for band, count in heads.items())
+        * _pair(plan, element_size),
+        summary_bytes=sum(count * summary_keys(plan, band) for band, count in heads.items())
+        * _pair(plan, element_size),
         workspace_bytes=workspace_bytes(plan, len(bands), element_size),
     )
 
@@ -146,7 +173,8 @@ class BandCounts:
 
     flops: Flops
     key_blocks: tuple[tuple[int, int], ...]
-    """(blocks of 128 keys that a query block reads, query blocks): distinct lengths, text queries' too."""
+    """(blocks of 128 keys that a query block reads, query blocks): distinct lengths, text queries'
+    too."""
     kv_slots: int
     """Slots of keys that all query blocks read together."""
 
@@ -160,7 +188,9 @@ def band_counts(plan: AttentionPlan, band: Band) -> BandCounts:
     return BandCounts(plan.band_flops(band), blocks, slots)
 
 
-def dense_counts(num_tokens: int, heads: int, head_dim: int, *, element_size: int = 2) -> LayerCounts:
+def dense_counts(
+    num_tokens: int, heads: int, head_dim: int, *, element_size: int = 2
+) -> LayerCounts:
     """Count dense attention over the same tokens, text included: 4 N² D FLOPs a head, one launch.
 
     Args:
@@ -201,20 +231,42 @@ def _exact_heads(heads: Counter[Band]) -> int:
 
 def _prologue(plan: AttentionPlan, heads: Counter[Band], element_size: int) -> StageCounts:
     """Norm, rotary embedding, tile order, low tokens, sums over tiles."""
-    total, text, exact, low = sum(heads.values()), plan.num_text_tokens, _exact_heads(heads), heads[Band.LOW]
-    video, channels, scored = _video(plan), plan.head_dim * _video(plan), heads[Band.MID] if selects_tiles(plan) else 0
-    tables = STATISTIC_BYTES * channels  # cosines and sines of half the channels each, shared by all heads
+    total, text, exact, low = (
+        sum(heads.values()),
+        plan.num_text_tokens,
+        _exact_heads(heads),
+        heads[Band.LOW],
+    )
+    video, channels, scored = (
+        _video(plan),
+        plan.head_dim * _video(plan),
+        heads[Band.MID] if selects_tiles(plan) else 0,
+    )
+    tables = (
+        STATISTIC_BYTES * channels
+    )  # cosines and sines of half the channels each, shared by all heads
     read = 3 * total * (video + text) * plan.head_dim * element_size + tables
     # With text, LOW heads write exact keys and values too: text queries see them.
-    rows = 3 * exact * video + low * (3 * plan.num_low_tokens + (2 * video if text else 0)) + 3 * total * text
+    rows = (
+        3 * exact * video
+        + low * (3 * plan.num_low_tokens + (2 * video if text else 0))
+        + 3 * total * text
+    )
     write = rows * plan.head_dim * element_size + sums_bytes(plan, heads)
-    flops = total * 2 * channels * (NORM_FLOPS + ROTARY_FLOPS) + low * 3 * compress_flops(plan) + scored * 2 * channels
+    flops = (
+        total * 2 * channels * (NORM_FLOPS + ROTARY_FLOPS)
+        + low * 3 * compress_flops(plan)
+        + scored * 2 * channels
+    )
     return StageCounts(flops, flops, float(read), float(write), 1)
 
 
 def sums_bytes(plan: AttentionPlan, heads: Counter[Band]) -> int:
-    """Bytes of the tile sums of queries, keys and values that MID and HIGH heads keep for selection and low summaries."""
-    summed = heads[Band.MID] + heads[Band.HIGH] if selects_tiles(plan) or plan.cells.num_cells else 0
+    """Bytes of the tile sums of queries, keys and values that MID and HIGH heads keep for selection
+    and low summaries."""
+    summed = (
+        heads[Band.MID] + heads[Band.HIGH] if selects_tiles(plan) or plan.cells.num_cells else 0
+    )
     return 3 * summed * _sum_bytes(plan)
 
 
@@ -226,14 +278,17 @@ def _sum_bytes(plan: AttentionPlan) -> int:
 def _summaries(plan: AttentionPlan, heads: Counter[Band], element_size: int) -> StageCounts:
     """Summary tokens: means of cells, and learned poolings of band-passed keys and values."""
     exact, pooled = heads[Band.MID] + heads[Band.HIGH], 0
-    write = sum(count * summary_keys(plan, band) for band, count in heads.items()) * _pair(plan, element_size)
+    write = sum(count * summary_keys(plan, band) for band, count in heads.items()) * _pair(
+        plan, element_size
+    )
     if plan.cells.num_cells == 0:
         return StageCounts(0.0, 0.0, 0.0, 0.0, 1)  # the launch still clears the buffers' padding
     channels = plan.head_dim * _video(plan)
     read, flops = 2.0 * exact * _sum_bytes(plan), 2.0 * channels * exact
     if plan.learned_summaries:
         for band, seen in ((Band.LOW, 2), (Band.MID, 1), (Band.HIGH, 1)):
-            # Keys and values: one transform, one inverse per band seen; scores, weighting and sums: 6 a channel.
+            # Keys and values: one transform, one inverse per band seen; scores, weighting and sums:
+            # 6 a channel.
             flops += heads[band] * (2 * (1 + seen) * dct_flops(plan) + seen * 6 * channels)
             pooled += heads[band] * seen
             read += heads[band] * _video(plan) * _pair(plan, element_size)
@@ -252,13 +307,20 @@ def _selection(plan: AttentionPlan, heads: Counter[Band]) -> StageCounts:
     return StageCounts(flops, flops, float(read), float(write), int(rows > 0))
 
 
-def _attention(plan: AttentionPlan, heads: Counter[Band], total: Flops, element_size: int) -> StageCounts:
+def _attention(
+    plan: AttentionPlan, heads: Counter[Band], total: Flops, element_size: int
+) -> StageCounts:
     """The one launch: queries, keys, values and lists once, outputs and log-sum-exps once."""
     queries, keys = attention_tensors(plan, heads)
     read = float(queries * plan.head_dim * element_size + keys * _pair(plan, element_size))
     write = float(queries * (plan.head_dim * element_size + STATISTIC_BYTES))
     if selects_tiles(plan):
-        read += heads[Band.MID] * plan.layout.num_tiles * (plan.mid_capacity + plan.cells.num_cells) * STATISTIC_BYTES
+        read += (
+            heads[Band.MID]
+            * plan.layout.num_tiles
+            * (plan.mid_capacity + plan.cells.num_cells)
+            * STATISTIC_BYTES
+        )
     # Text queries that see many tiles are split over keys, and joined by a second small launch.
     joined = plan.num_text_tokens > 0 and text_parts(plan.layout.num_tiles) > 1
     return StageCounts(total.useful, total.executed, read, write, 1 + joined)
@@ -270,7 +332,9 @@ def attention_tensors(plan: AttentionPlan, heads: Counter[Band]) -> tuple[int, i
     text, video = plan.num_text_tokens, _video(plan)
     for band, count in heads.items():
         queries += count * ((plan.num_low_tokens if band == Band.LOW else video) + text)
-        keys += count * ((0 if band == Band.LOW and not text else video) + sum(plan.extra_segments(band)))
+        keys += count * (
+            (0 if band == Band.LOW and not text else video) + sum(plan.extra_segments(band))
+        )
     return queries, keys
 
 
@@ -289,8 +353,11 @@ def _merge(plan: AttentionPlan, heads: Counter[Band], element_size: int) -> Stag
     return StageCounts(flops, flops, float(read), float(write), int(low > 0))
 
 
-def _router(plan: AttentionPlan, heads: int, element_size: int, inputs: RouterInputs) -> StageCounts:
-    """Power of the DCT coefficients of sampled tiles of queries, keys and as many channels of the input; the network."""
+def _router(
+    plan: AttentionPlan, heads: int, element_size: int, inputs: RouterInputs
+) -> StageCounts:
+    """Power of the DCT coefficients of sampled tiles of queries, keys and as many channels of the
+    input; the network."""
     by_statistics = inputs == "statistics"
     with torch.device("meta"):
         network = RoutingNetwork(plan.num_heads, statistics=by_statistics)
@@ -315,7 +382,10 @@ def dct_flops(plan: AttentionPlan) -> float:
     """FLOPs of the separable block DCT of one head's tokens."""
     layout = plan.layout
     squares = [sum(n * n for n in layout.extents(axis)) for axis in range(3)]
-    pairs = sum(_video(plan) * square / extent for square, extent in zip(squares, layout.grid.shape, strict=True))
+    pairs = sum(
+        _video(plan) * square / extent
+        for square, extent in zip(squares, layout.grid.shape, strict=True)
+    )
     return 2.0 * pairs * plan.head_dim
 
 
@@ -324,10 +394,20 @@ def compress_flops(plan: AttentionPlan) -> float:
     layout = plan.layout
     frames, rows, _ = layout.grid.shape
     _, low_rows, low_columns = low_grid(layout, plan.config)
-    # Along each axis, low samples times tokens, summed over the tiles: the sizes of the operation's own matrices.
+    # Along each axis, low samples times tokens, summed over the tiles: the sizes of the operation's
+    # own matrices.
     pairs = [
-        sum(low * n for low, n in zip(low_samples(layout, plan.config, axis), layout.extents(axis), strict=True))
+        sum(
+            low * n
+            for low, n in zip(
+                low_samples(layout, plan.config, axis), layout.extents(axis), strict=True
+            )
+        )
         for axis in range(3)
     ]
-    products = frames * rows * pairs[2] + frames * low_columns * pairs[1] + low_rows * low_columns * pairs[0]
+    products = (
+        frames * rows * pairs[2]
+        + frames * low_columns * pairs[1]
+        + low_rows * low_columns * pairs[0]
+    )
     return 2.0 * products * plan.head_dim

@@ -12,7 +12,10 @@ from freqformer.simulate.simulation import Result
 from freqformer.simulate.units import duration
 
 ROUTERS = {
-    "soft": "soft: a router weighs each head's band and LOW by the layer's statistics and the noise level",
+    "soft": (
+        "soft: a router weighs each head's band and LOW by the layer's statistics and the "
+        "noise level"
+    ),
     "timed": "timed: a router weighs each head's band and LOW by the noise level alone",
     "learned": "learned: a router chooses a band for each head",
     "fixed": "fixed: no router",
@@ -22,9 +25,11 @@ SCHEDULES = {
     "prior": "the paper's prior by noise level, as before any training",
 }
 LEFT_OUT = (
-    "Times of steps and generations are those of the transformer's operations, each at the rate that "
+    "Times of steps and generations are those of the transformer's operations, each at the rate "
+    "that "
     "it reaches alone, dense attention with cuDNN's kernel. Left out: text encoder, VAE, patch "
-    "embedding, output layer and sampler, and what a pipeline loses. On an H200 a block of Wan2.1 14B "
+    "embedding, output layer and sampler, and what a pipeline loses. On an H200 a block of Wan2.1 "
+    "14B "
     "with dense attention took 1.14 times the time that is said here when compiled, 1.25 times in "
     "plain PyTorch, 1.73 times with FlashAttention 2."
 )
@@ -50,7 +55,9 @@ def settings(case: Scenario) -> dict[str, str]:
         "schedule": _schedule(case),
         "learned summaries": _summaries(case),
         "low branch": "gated, beside every head's own band" if case.has_low_branch else "none",
-    } | {name.replace("_", " "): _value(name, value) for name, value in case.config.to_dict().items()}
+    } | {
+        name.replace("_", " "): _value(name, value) for name, value in case.config.to_dict().items()
+    }
 
 
 def settings_record(case: Scenario) -> dict[str, Any]:
@@ -77,7 +84,11 @@ def _initial(case: Scenario) -> tuple[int, ...]:
 
 
 def _schedule(case: Scenario) -> str:
-    return "by the table" if case.routing.table is not None else SCHEDULES[case.routing.schedule or "fixed"]
+    return (
+        "by the table"
+        if case.routing.table is not None
+        else SCHEDULES[case.routing.schedule or "fixed"]
+    )
 
 
 def _split(case: Scenario) -> str:
@@ -87,7 +98,10 @@ def _split(case: Scenario) -> str:
         buckets, layers, _ = table.shape
         return f"a table of {buckets} noise levels and {layers} layers: {shares} of the heads"
     heads = zip(Band, _initial(case), strict=True)
-    return ", ".join(f"{count} {band.name}" for band, count in heads if count) + f" of {case.model.heads} heads at first"
+    return (
+        ", ".join(f"{count} {band.name}" for band, count in heads if count)
+        + f" of {case.model.heads} heads at first"
+    )
 
 
 def _routing(case: Scenario) -> str:
@@ -100,7 +114,11 @@ def _routing(case: Scenario) -> str:
 def _summaries(case: Scenario) -> str:
     if case.config.summary_tokens == 0:
         return "none, as there are no summary tokens"
-    return "mid and high ones, pooled by learned queries" if case.pools_summaries else "none, low ones alone"
+    return (
+        "mid and high ones, pooled by learned queries"
+        if case.pools_summaries
+        else "none, low ones alone"
+    )
 
 
 def _value(name: str, value: object) -> str:
@@ -127,7 +145,8 @@ def calibration_notes(result: Result) -> list[str]:
     calibration, notes = machine.calibration, []
     if calibration.transferred:
         notes.append(
-            f"Nothing was measured on {machine.hardware.title}: the fractions that kernels achieve are those of "
+            f"Nothing was measured on {machine.hardware.title}: the fractions that kernels achieve "
+            "are those of "
             f"{calibration.name}. Take its times as estimates."
         )
     for word, text in (
@@ -144,7 +163,8 @@ def calibration_notes(result: Result) -> list[str]:
 def fit_note(fit: dict[str, Any]) -> str:
     """The errors of the fit and of the hold-out, as a sentence."""
     parts = [
-        f"{name}: {fit[key]['count']} measurements, median error {fit[key]['median']:.1%}, worst {fit[key]['worst']:.1%}"
+        f"{name}: {fit[key]['count']} measurements, median error {fit[key]['median']:.1%}, worst "
+        f"{fit[key]['worst']:.1%}"
         for name, key in (("fitted", "fit"), ("held out", "held_out"))
         if fit.get(key, {}).get("count")
     ]
@@ -153,5 +173,8 @@ def fit_note(fit: dict[str, Any]) -> str:
         text += " Nothing was held out, so how well other lengths are predicted is not known."
     if "memory" in fit:
         found = fit["memory"]
-        text += f" Peak memory: {found['count']} layers, median error {found['median']:.1%}, worst {found['worst']:.1%}."
+        text += (
+            f" Peak memory: {found['count']} layers, median error {found['median']:.1%}, "
+            f"worst {found['worst']:.1%}."
+        )
     return text

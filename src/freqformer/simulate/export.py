@@ -1,6 +1,7 @@
 """Results as JSON and CSV.
 
-The JSON's schema has a version; fields are only added within one. Units are in the names: `_s` seconds, `_bytes`, `_per_s`.
+The JSON's schema has a version; fields are only added within one. Units are in the names: `_s`
+seconds, `_bytes`, `_per_s`.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ CSV_FIELDS = (
 
 
 def scenario_record(result: Result) -> dict[str, Any]:
-    """One scenario as JSON-able values. The figures at the top are of one attention layer, forward; those of
-    `training` of the same layer, forward and backward."""
+    """One scenario as JSON-able values. The figures at the top are of one attention layer, forward;
+    those of `training` of the same layer, forward and backward."""
     case, counts, layer = result.scenario, result.counts, result.layer
     hardware = case.machine.hardware
     return {
@@ -94,7 +95,9 @@ def scenario_record(result: Result) -> dict[str, Any]:
             "summary_bytes": counts.summary_bytes,
             "workspace_bytes": counts.workspace_bytes,
             "stages": {
-                name: asdict(counts.stages[name]) | asdict(time) | {"time_s": time.seconds, "bound": time.bound}
+                name: asdict(counts.stages[name])
+                | asdict(time)
+                | {"time_s": time.seconds, "bound": time.bound}
                 for name, time in result.stages.items()
             },
         },
@@ -108,7 +111,8 @@ def scenario_record(result: Result) -> dict[str, Any]:
         "training": _level(result.training)
         | {"gradients": {name: asdict(stage) for name, stage in result.gradients.items()}},
         "step": _level(result.step) | {"fits_memory": result.fits_memory},
-        "generation": _level(result.generation) | {"steps": case.model.steps, "heads_by_step": result.heads_by_step},
+        "generation": _level(result.generation)
+        | {"steps": case.model.steps, "heads_by_step": result.heads_by_step},
     }
 
 
@@ -130,8 +134,11 @@ def _level(level: Level) -> dict[str, Any]:
     }
 
 
-def document(results: Sequence[Result], variants: Sequence[Variant], rows: Sequence[ScaleOut]) -> dict[str, Any]:
-    """Everything of one run as JSON-able values: scenarios, sensitivity, scale-out, and where figures come from."""
+def document(
+    results: Sequence[Result], variants: Sequence[Variant], rows: Sequence[ScaleOut]
+) -> dict[str, Any]:
+    """Everything of one run as JSON-able values: scenarios, sensitivity, scale-out, and where
+    figures come from."""
     machine = results[0].scenario.machine
     return {
         "schema": SCHEMA,
@@ -141,7 +148,10 @@ def document(results: Sequence[Result], variants: Sequence[Variant], rows: Seque
         "calibration": asdict(machine.calibration),
         "model": asdict(results[0].scenario.model),
         "scenarios": [scenario_record(result) for result in results],
-        "sensitivity": [{"knob": variant.knob, "value": variant.value} | _short(variant.result) for variant in variants],
+        "sensitivity": [
+            {"knob": variant.knob, "value": variant.value} | _short(variant.result)
+            for variant in variants
+        ],
         "scale_out": [asdict(row) for row in rows],
     }
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def write_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
-    """Write every chart as `simulate-<key>.png` into a folder, which is made if missing; returns the paths."""
+    """Write every chart as `simulate-<key>.png` into a folder, which is made if missing; returns
+    the paths."""
     with needs("simulate"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -50,7 +51,14 @@ def _draw(chart: Chart, axes: Axes) -> None:
     elif chart.kind == "bars":
         base = [0.0] * len(chart.series[0].y)
         for series in chart.series:
-            axes.bar(list(map(str, series.x)), series.y, bottom=base, color=series.colour, label=series.name, width=0.7)
+            axes.bar(
+                list(map(str, series.x)),
+                series.y,
+                bottom=base,
+                color=series.colour,
+                label=series.name,
+                width=0.7,
+            )
             base = [low + value for low, value in zip(base, series.y, strict=True)]
     else:
         for series in chart.series:
@@ -68,4 +76,12 @@ def _draw(chart: Chart, axes: Axes) -> None:
 def _line(series: Series, axes: Axes) -> None:
     line = {"line": "-", "dashed": "--", "points": "none"}[series.style]
     marker = "" if series.style == "dashed" else "o"
-    axes.plot(series.x, series.y, linestyle=line, marker=marker, markersize=5, color=series.colour, label=series.name)
+    axes.plot(
+        series.x,
+        series.y,
+        linestyle=line,
+        marker=marker,
+        markersize=5,
+        color=series.colour,
+        label=series.name,
+    )

@@ -1,7 +1,7 @@
 """Backward of one attention layer: exact counts of every stage, and its time.
 
-Queries, keys and values in tile order are not kept: the prologue runs again. Two launches find the gradients of queries
-and of keys, each from scores of its own. Derivation: docs/complexity.md.
+Queries, keys and values in tile order are not kept: the prologue runs again. Two launches find the
+gradients of queries and of keys, each from scores of its own. Derivation: docs/complexity.md.
 
 Shape legend as in `counts`.
 """
@@ -27,10 +27,11 @@ from freqformer.simulate.roofline import Machine, StageTime, work_items
 from freqformer.simulate.schedule import makespan
 
 QUERY_PRODUCTS, KEY_PRODUCTS = 3, 4
-"""Products per pair of blocks, where the forward has two: scores, slopes of the weights and dQ; and scores, slopes, dV
-and dK."""
+"""Products per pair of blocks, where the forward has two: scores, slopes of the weights and dQ; and
+scores, slopes, dV and dK."""
 POOLING_PRODUCTS = 2.5
-"""Products with a band's projector over the forward's: kernels take it in two summands of 16 bits, and gradients too."""
+"""Products with a band's projector over the forward's: kernels take it in two summands of 16 bits,
+and gradients too."""
 
 
 def gradient_counts(
@@ -57,7 +58,9 @@ def _call_counts(
     """The backward of one call."""
     row = plan.head_dim * element_size
     queries, keys = attention_tensors(plan, heads)
-    attention, prologue, summaries, merge = (stages[name] for name in ("attention", "prologue", "summaries", "merge"))
+    attention, prologue, summaries, merge = (
+        stages[name] for name in ("attention", "prologue", "summaries", "merge")
+    )
     tokens = sum(heads.values()) * (plan.layout.grid.num_tokens + plan.num_text_tokens)
     # A query's log-sum-exp, and the sum over its gradient times its output.
     statistics = 2 * queries * STATISTIC_BYTES
@@ -65,7 +68,9 @@ def _call_counts(
     return {
         "prologue again": _again(prologue),
         "summaries again": _again(summaries),
-        "merge": StageCounts(merge.flops, merge.executed, merge.write_bytes, merge.read_bytes, merge.launches),
+        "merge": StageCounts(
+            merge.flops, merge.executed, merge.write_bytes, merge.read_bytes, merge.launches
+        ),
         # Output, what its rounding took, and its gradient; the gradient in tile order.
         "gather": StageCounts(0.0, 0.0, 3.0 * queries * row, queries * row + statistics, 1),
         "attention": StageCounts(
@@ -98,7 +103,10 @@ def _again(stage: StageCounts) -> StageCounts:
 
 
 def gradient_times(
-    machine: Machine, plan: AttentionPlan, allocation: Sequence[int], gradients: dict[str, StageCounts]
+    machine: Machine,
+    plan: AttentionPlan,
+    allocation: Sequence[int],
+    gradients: dict[str, StageCounts],
 ) -> dict[str, StageTime]:
     """Time of every stage of a FreqFormer layer's backward.
 
@@ -108,11 +116,18 @@ def gradient_times(
     """
     own, beside = split_stages(gradients)
     times = _call_times(machine, plan, allocation, own)
-    return times | prefixed(_call_times(machine, plan, [Band.LOW.value] * len(allocation), beside)) if beside else times
+    return (
+        times | prefixed(_call_times(machine, plan, [Band.LOW.value] * len(allocation), beside))
+        if beside
+        else times
+    )
 
 
 def _call_times(
-    machine: Machine, plan: AttentionPlan, allocation: Sequence[int], gradients: dict[str, StageCounts]
+    machine: Machine,
+    plan: AttentionPlan,
+    allocation: Sequence[int],
+    gradients: dict[str, StageCounts],
 ) -> dict[str, StageTime]:
     """Time of the stages of one call's backward, in their order."""
     achieved, hardware = machine.calibration, machine.hardware
@@ -143,8 +158,8 @@ def _call_times(
 
 
 def _attention_seconds(machine: Machine, plan: AttentionPlan, allocation: Sequence[int]) -> float:
-    """Gradients of queries are scheduled like the forward; those of keys are divided evenly, as which queries list a tile
-    is not known for top-k."""
+    """Gradients of queries are scheduled like the forward; those of keys are divided evenly, as
+    which queries list a tile is not known for top-k."""
     achieved = machine.calibration
     slots = round(machine.hardware.processors * achieved.attention_slots)
     rate = machine.attention_rate(plan.head_dim, achieved.attention_gradient_rate) / slots
@@ -152,22 +167,28 @@ def _attention_seconds(machine: Machine, plan: AttentionPlan, allocation: Sequen
     bands = tuple(sorted((Band(band), count) for band, count in Counter(allocation).items()))
     items = work_items(plan, bands)
     started = achieved.attention_item_blocks
-    queries = makespan([((length + started) * QUERY_PRODUCTS * product, count) for length, count in items], slots)
+    queries = makespan(
+        [((length + started) * QUERY_PRODUCTS * product, count) for length, count in items], slots
+    )
     return queries + sum(length * count for length, count in items) * KEY_PRODUCTS * product / slots
 
 
 def dense_gradient_counts(counts: LayerCounts) -> dict[str, StageCounts]:
-    """Count the backward of dense attention, from the counts of its forward: it reads five tensors and writes three."""
+    """Count the backward of dense attention, from the counts of its forward: it reads five tensors
+    and writes three."""
     stage = counts.stages["attention"]
     executed, tensor = BACKWARD_FACTOR * stage.executed, stage.write_bytes
-    return {"attention": StageCounts(counts.backward_flops, executed, 5.0 * tensor, 3.0 * tensor, 2)}
+    return {
+        "attention": StageCounts(counts.backward_flops, executed, 5.0 * tensor, 3.0 * tensor, 2)
+    }
 
 
 def dense_gradient_time(machine: Machine, counts: LayerCounts, head_dim: int) -> StageTime:
     """Time of the backward of dense attention, from the counts of its forward."""
     stage = dense_gradient_counts(counts)["attention"]
     return StageTime(
-        compute_s=stage.flops / machine.attention_rate(head_dim, machine.calibration.dense_gradient_rate),
+        compute_s=stage.flops
+        / machine.attention_rate(head_dim, machine.calibration.dense_gradient_rate),
         memory_s=machine.memory_time(stage.bytes, machine.calibration.elementwise_bandwidth),
         launch_s=stage.launches * machine.hardware.launch_s,
         traffic_bytes=stage.bytes,
@@ -175,11 +196,12 @@ def dense_gradient_time(machine: Machine, counts: LayerCounts, head_dim: int) ->
 
 
 def training_bytes(plan: AttentionPlan, element_size: int) -> float:
-    """Most bytes that forward and backward hold at once beside queries, keys, values and the output's gradient: when the
-    prologue's gradients are taken."""
+    """Most bytes that forward and backward hold at once beside queries, keys, values and the
+    output's gradient: when the prologue's gradients are taken."""
     tokens, tiles = plan.layout.grid.num_tokens + plan.num_text_tokens, plan.layout.num_tiles
     buffers = tokens + 2 * key_layout(plan).rows
-    # Output, what rounding took of it, zeros for the gradient of that; three gradients; buffers and their gradients.
+    # Output, what rounding took of it, zeros for the gradient of that; three gradients; buffers and
+    # their gradients.
     wide = 6 * tokens + 2 * buffers + 2 * plan.num_low_tokens
     narrow = 3 * tokens + 3 * tiles * plan.head_dim
     if plan.learned_summaries and plan.cells.num_cells:

@@ -1,4 +1,5 @@
-"""What a machine can do at most: figures of data sheets, as data. What kernels achieve of it is calibration."""
+"""What a machine can do at most: figures of data sheets, as data. What kernels achieve of it is
+calibration."""
 
 from __future__ import annotations
 
@@ -6,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from freqformer.simulate.profiles import ProfileError, check_number, check_whole, read_profile, record, shown
+from freqformer.simulate.profiles import (
+    ProfileError,
+    check_number,
+    check_whole,
+    read_profile,
+    record,
+    shown,
+)
 
 
 @dataclass(frozen=True)
@@ -84,5 +92,7 @@ def load_hardware(name: str | Path) -> Hardware:
     if isinstance(links, dict):
         values["interconnect"] = record(Interconnect, links, f"{short}, interconnect")
     elif links is not None:
-        raise ProfileError(f"profile {short}: interconnect is {shown(links)}; an object or null is allowed")
+        raise ProfileError(
+            f"profile {short}: interconnect is {shown(links)}; an object or null is allowed"
+        )
     return record(Hardware, values, short, name=short)

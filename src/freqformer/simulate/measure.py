@@ -30,9 +30,12 @@ def cpu_profile() -> dict[str, Any]:
         "launch_s": _best(lambda: [small[:1].add_(0) for _ in range(1000)]) / 1000,
     }
     sources = dict.fromkeys(
-        seconds, f"measured by `freqformer calibrate-hardware --measure-cpu`, torch {torch.__version__}"
+        seconds,
+        f"measured by `freqformer calibrate-hardware --measure-cpu`, torch {torch.__version__}",
     )
-    sources |= dict.fromkeys(("memory_bytes", "l2_bytes", "processors"), "as the operating system reports it")
+    sources |= dict.fromkeys(
+        ("memory_bytes", "l2_bytes", "processors"), "as the operating system reports it"
+    )
     cache = _largest_cache()
     if cache is None:
         cache, sources["l2_bytes"] = 32 << 20, "assumption: the operating system does not say"
@@ -52,7 +55,8 @@ def cpu_profile() -> dict[str, Any]:
 
 
 def cpu_profile_text() -> str:
-    """Measure this machine's processor; its profile as JSON, for `freqformer simulate --hardware FILE.json`."""
+    """Measure this machine's processor; its profile as JSON, for `freqformer simulate --hardware
+    FILE.json`."""
     return json.dumps(cpu_profile(), indent=2, allow_nan=False) + "\n"
 
 

@@ -1,4 +1,5 @@
-"""Configurations with a name: the library's own default, the source's method, and dense attention."""
+"""Configurations with a name: the library's own default, the source's method, and dense
+attention."""
 
 from __future__ import annotations
 
@@ -31,13 +32,15 @@ PRESETS = {
     for preset in (
         Preset(
             "default",
-            "the library's default: a window and a gated LOW branch in every head, weighed by a router",
+            "the library's default: a window and a gated LOW branch in every head, weighed by a "
+            "router",
             FreqFormerConfig(summary_tokens=0),
             Routing(),
         ),
         Preset(
             "paper",
-            "the method of arXiv 2604.22808: a third of the heads in each band, which a router chooses by noise level",
+            "the method of arXiv 2604.22808: a third of the heads in each band, which a router "
+            "chooses by noise level",
             FreqFormerConfig(),
             Routing(kind="learned"),
         ),

@@ -1,4 +1,5 @@
-"""Profiles: the JSON files that describe hardware, models and calibrations, shipped with the package or given by a path."""
+"""Profiles: the JSON files that describe hardware, models and calibrations, shipped with the
+package or given by a path."""
 
 from __future__ import annotations
 
@@ -16,13 +17,18 @@ T = TypeVar("T")
 
 
 class ProfileError(ValueError):
-    """A profile that does not exist or cannot be used; names the profile, the field and the remedy."""
+    """A profile that does not exist or cannot be used; names the profile, the field and the
+    remedy."""
 
 
 def known_profiles(kind: ProfileKind) -> list[str]:
     """Names of the profiles that ship with the package."""
     folder = resources.files("freqformer.simulate") / "data" / kind
-    return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
+    return sorted(
+        entry.name.removesuffix(".json")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".json")
+    )
 
 
 def read_profile(kind: ProfileKind, name: str | Path) -> tuple[str, dict[str, Any]]:
@@ -30,24 +36,30 @@ def read_profile(kind: ProfileKind, name: str | Path) -> tuple[str, dict[str, An
 
     Args:
         kind: `hardware`, `models` or `calibration`.
-        name: a shipped profile's name, or the path of a JSON file (a `Path`, or a string that ends in .json).
+        name: a shipped profile's name, or the path of a JSON file (a `Path`, or a string that ends
+            in .json).
 
     Raises:
-        ProfileError: for an unknown name, naming the known ones and the nearest; a missing file; a file that is no JSON
-            object.
+        ProfileError: for an unknown name, naming the known ones and the nearest; a missing file; a
+            file that is no JSON object.
     """
     if isinstance(name, Path) or str(name).endswith(".json"):
         path = Path(name)
-        return path.stem, read_json(path, remedy="give a readable JSON file with named fields", error=ProfileError)
+        return path.stem, read_json(
+            path, remedy="give a readable JSON file with named fields", error=ProfileError
+        )
     names = known_profiles(kind)
     if name not in names:
         near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.4)
         hint = f"; the nearest is {near[0]!r}" if near else ""
         raise ProfileError(
-            f"{kind} profile {str(name)!r} is unknown{hint}; known are {', '.join(names)}: choose one, or give the path of "
+            f"{kind} profile {str(name)!r} is unknown{hint}; known are {', '.join(names)}: choose "
+            "one, or give the path of "
             "a .json file"
         )
-    text = (resources.files("freqformer.simulate") / "data" / kind / f"{name}.json").read_text(encoding="utf-8")
+    text = (resources.files("freqformer.simulate") / "data" / kind / f"{name}.json").read_text(
+        encoding="utf-8"
+    )
     return str(name), json.loads(text)
 
 
@@ -67,10 +79,14 @@ def record(cls: type[T], values: dict[str, Any], where: str, **given: Any) -> T:
     missing, unknown = sorted(names - set(values)), sorted(set(values) - names)
     if missing:
         raise ProfileError(
-            f"profile {where} lacks the field {missing[0]!r}; its fields are {', '.join(sorted(names))}: add it"
+            f"profile {where} lacks the field {missing[0]!r}; its fields are "
+            f"{', '.join(sorted(names))}: add it"
         )
     if unknown:
-        raise ProfileError(f"profile {where} has the unknown field {unknown[0]!r}; allowed are {', '.join(sorted(names))}")
+        raise ProfileError(
+            f"profile {where} has the unknown field {unknown[0]!r}; allowed are "
+            f"{', '.join(sorted(names))}"
+        )
     _check_texts(cls, values, where)
     try:
         return cls(**values, **given)
@@ -85,11 +101,18 @@ def _check_texts(cls: type, values: dict[str, Any], where: str) -> None:
         if field.name not in values:
             continue
         if field.type == "str" and not isinstance(value, str):
-            raise ProfileError(f"profile {where}: {field.name} is {shown(value)}; a text is allowed")
+            raise ProfileError(
+                f"profile {where}: {field.name} is {shown(value)}; a text is allowed"
+            )
         if field.type == "dict[str, str]":
-            texts = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+            texts = isinstance(value, dict) and all(
+                isinstance(text, str) for text in value.values()
+            )
             if not texts:
-                raise ProfileError(f"profile {where}: {field.name} is {shown(value)}; an object of texts is allowed")
+                raise ProfileError(
+                    f"profile {where}: {field.name} is {shown(value)}; an object of texts is "
+                    "allowed"
+                )
 
 
 def check_number(name: str, value: Any, low: float, high: float) -> None:
@@ -97,17 +120,22 @@ def check_number(name: str, value: Any, low: float, high: float) -> None:
     # The comparison is False for NaN, and holds between integers of any size and floats.
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not low <= value <= high:
-        raise ProfileError(f"{name} is {shown(value)}; numbers from {low:g} to {high:g} are allowed")
+        raise ProfileError(
+            f"{name} is {shown(value)}; numbers from {low:g} to {high:g} are allowed"
+        )
 
 
 def check_whole(name: str, value: Any, low: int, high: int) -> None:
     """Raise ProfileError unless `value` is a whole number from `low` to `high`."""
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ProfileError(f"{name} is {shown(value)}; whole numbers from {low} to {high} are allowed")
+        raise ProfileError(
+            f"{name} is {shown(value)}; whole numbers from {low} to {high} are allowed"
+        )
 
 
 def shown(value: Any) -> str:
-    """A value as an error names it: cut where it is long, and an integer that Python won't print by its size."""
+    """A value as an error names it: cut where it is long, and an integer that Python won't print by
+    its size."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > MOST_BITS:
         return f"{'-' if value < 0 else ''}an integer of {value.bit_length():,} bits"
     text = repr(value)

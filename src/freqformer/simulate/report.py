@@ -27,18 +27,24 @@ if TYPE_CHECKING:
 
 NEW_LINE = "\n"
 STYLE = """
-:root { color-scheme: light; --ink: #1d2433; --soft: #5b6474; --line: #dfe3ea; --paper: #ffffff; --back: #f5f6f8; }
+:root { color-scheme: light; --ink: #1d2433; --soft: #5b6474; --line: #dfe3ea; --paper: #ffffff;
+  --back: #f5f6f8; }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--back); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+body { margin: 0; background: var(--back); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 1180px; margin: 0 auto; padding: 24px 16px 48px; }
 h1 { font-size: 1.7rem; margin: 0 0 4px; }
 h2 { font-size: 1.15rem; margin: 32px 0 8px; }
 h3 { font-size: 1rem; margin: 0 0 4px; }
 p { margin: 4px 0 12px; color: var(--soft); max-width: 75ch; }
-.notice { border-left: 4px solid #e69f00; background: #fff6e3; padding: 8px 12px; color: var(--ink); }
-.scroll { overflow-x: auto; background: var(--paper); border: 1px solid var(--line); border-radius: 8px; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
-th, td { text-align: right; padding: 6px 8px; border-bottom: 1px solid var(--line); white-space: nowrap; }
+.notice { border-left: 4px solid #e69f00; background: #fff6e3; padding: 8px 12px;
+  color: var(--ink); }
+.scroll { overflow-x: auto; background: var(--paper); border: 1px solid var(--line);
+  border-radius: 8px; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums;
+  font-size: 0.9rem; }
+th, td { text-align: right; padding: 6px 8px; border-bottom: 1px solid var(--line);
+  white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 .text th, .text td { text-align: left; white-space: normal; }
 .text td:last-child { min-width: 22em; }
@@ -46,15 +52,20 @@ tr:last-child td { border-bottom: 0; }
 @media (max-width: 700px) {
   .cards thead { display: none; }
   .cards, .cards tbody { display: block; }
-  .cards tr { display: grid; grid-template-columns: 1fr 1fr; padding: 8px 4px; border-bottom: 1px solid var(--line); }
+  .cards tr { display: grid; grid-template-columns: 1fr 1fr; padding: 8px 4px;
+    border-bottom: 1px solid var(--line); }
   .cards tr:last-child { border-bottom: 0; }
-  .cards td, .cards td:first-child { border: 0; padding: 2px 8px; text-align: left; white-space: normal; }
-  .cards td::before { content: attr(data-name); display: block; color: var(--soft); font-size: 0.75rem; }
+  .cards td, .cards td:first-child { border: 0; padding: 2px 8px; text-align: left;
+    white-space: normal; }
+  .cards td::before { content: attr(data-name); display: block; color: var(--soft);
+    font-size: 0.75rem; }
   .cards td:first-child { grid-column: 1 / -1; font-weight: 600; }
   .text td:last-child { min-width: 14em; }
 }
-.charts { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); }
-figure { margin: 0; padding: 12px; background: var(--paper); border: 1px solid var(--line); border-radius: 8px; }
+.charts { display: grid; gap: 16px;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); }
+figure { margin: 0; padding: 12px; background: var(--paper); border: 1px solid var(--line);
+  border-radius: 8px; }
 figure { min-width: 0; }
 figcaption { color: var(--soft); font-size: 0.85rem; }
 .chart { width: 100%; height: 340px; }
@@ -67,7 +78,9 @@ for (const [id, figure] of Object.entries(charts)) {
 """
 
 
-def report_page(results: Sequence[Result], variants: Sequence[Variant], rows: Sequence[ScaleOut]) -> str:
+def report_page(
+    results: Sequence[Result], variants: Sequence[Variant], rows: Sequence[ScaleOut]
+) -> str:
     """The report as one HTML page.
 
     Args:
@@ -95,7 +108,8 @@ def report_page(results: Sequence[Result], variants: Sequence[Variant], rows: Se
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         # An empty icon, since browsers ask for one otherwise.
-        f'<title>FreqFormer: simulated cost</title>\n<link rel="icon" href="data:,">\n<style>{STYLE}</style>\n</head>\n'
+        '<title>FreqFormer: simulated cost</title>\n<link rel="icon" '
+        f'href="data:,">\n<style>{STYLE}</style>\n</head>\n'
         f"<body>\n<main>\n{body}\n</main>\n<script>{get_plotlyjs()}</script>\n"
         f"<script>\nconst charts = {{\n{figures}\n}};\n{SCRIPT}</script>\n</body>\n</html>\n"
     )
@@ -104,8 +118,10 @@ def report_page(results: Sequence[Result], variants: Sequence[Variant], rows: Se
 def _heading(result: Result) -> str:
     case = result.scenario
     intro = (
-        f"{case.model.title} on {case.machine.hardware.title}, {preset_title(case)}: simulated cost of frequency-banded "
-        "attention beside dense attention. FLOPs and bytes are exact counts of the plan; time comes from a calibrated "
+        f"{case.model.title} on {case.machine.hardware.title}, {preset_title(case)}: simulated "
+        "cost of frequency-banded "
+        "attention beside dense attention. FLOPs and bytes are exact counts of the plan; time "
+        "comes from a calibrated "
         "roofline."
     )
     return f"<h1>FreqFormer: simulated cost</h1>\n<p>{html.escape(intro)}</p>"
@@ -118,7 +134,13 @@ def _trust(result: Result) -> str:
     if calibration.fit and not calibration.transferred:
         texts.append(fit_note(calibration.fit))
     notices = [f'<p class="notice">{html.escape(text)}</p>' for text in calibration_notes(result)]
-    return "\n".join(["<h2>How far to trust the times</h2>", *notices, *(f"<p>{html.escape(text)}</p>" for text in texts)])
+    return "\n".join(
+        [
+            "<h2>How far to trust the times</h2>",
+            *notices,
+            *(f"<p>{html.escape(text)}</p>" for text in texts),
+        ]
+    )
 
 
 def _settings(result: Result) -> str:
@@ -135,23 +157,34 @@ class _Column:
 
 
 def _columns_table(columns: Sequence[_Column], rows: Sequence[Any]) -> str:
-    """A table with a heading for every column by construction; on a phone each row is a card of named values."""
+    """A table with a heading for every column by construction; on a phone each row is a card of
+    named values."""
     head = "".join(f"<th>{_cell(column.head)}</th>" for column in columns)
     lines = []
     for row in rows:
         cells = (
-            f'<td data-name="{_cell(column.head.replace(NEW_LINE, " "))}"><span>{_cell(column.cell(row))}</span></td>'
+            f'<td data-name="{_cell(column.head.replace(NEW_LINE, " "))}">'
+            f"<span>{_cell(column.cell(row))}</span></td>"
             for column in columns
         )
         lines.append("<tr>" + "".join(cells) + "</tr>")
     body = "\n".join(lines)
-    return f'<div class="scroll"><table class="cards"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="scroll"><table class="cards"><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>{body}</tbody></table></div>"
+    )
 
 
 def _text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = "".join(f"<th>{_cell(name)}</th>" for name in head)
-    lines = ["<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in rows]
-    return f'<div class="scroll"><table class="text"><tr>{cells}</tr>\n' + "\n".join(lines) + "</table></div>"
+    lines = [
+        "<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in rows
+    ]
+    return (
+        f'<div class="scroll"><table class="text"><tr>{cells}</tr>\n'
+        + "\n".join(lines)
+        + "</table></div>"
+    )
 
 
 def _cell(text: str) -> str:
@@ -186,9 +219,12 @@ RESULT_COLUMNS = (
 
 def _results_table(results: Sequence[Result]) -> str:
     note = (
-        "Time, and how many times faster than dense attention: of one attention layer, forward; of it trained, forward and "
-        "backward; of one denoising step and one generation of the whole model. Peak memory is the step's. Attention FLOPs "
-        "are relative to dense attention's. Tokens per second and FLOPs per byte of memory traffic are the layer's, video "
+        "Time, and how many times faster than dense attention: of one attention layer, forward; of "
+        "it trained, forward and "
+        "backward; of one denoising step and one generation of the whole model. Peak memory is the "
+        "step's. Attention FLOPs "
+        "are relative to dense attention's. Tokens per second and FLOPs per byte of memory traffic "
+        "are the layer's, video "
         "seconds per second the generation's."
     )
     return f"<h2>Results</h2>\n<p>{note}</p>\n" + _columns_table(RESULT_COLUMNS, results)
@@ -202,7 +238,9 @@ def _scale_table(rows: Sequence[ScaleOut]) -> str:
         _Column("GPUs", lambda row: str(row.gpus)),
         _Column("step", lambda row: duration(row.seconds)),
         _Column("dense\nstep", lambda row: duration(row.dense_seconds)),
-        _Column("efficiency", lambda row: f"{first.seconds * first.gpus / row.seconds / row.gpus:.0%}"),
+        _Column(
+            "efficiency", lambda row: f"{first.seconds * first.gpus / row.seconds / row.gpus:.0%}"
+        ),
         _Column("memory\nper GPU", lambda row: memory(row.memory_bytes)),
         _Column("heads ×\nqueries", lambda row: f"{row.ulysses} × {row.query_split}"),
         _Column("communication", lambda row: duration(row.communication_seconds)),
@@ -211,13 +249,17 @@ def _scale_table(rows: Sequence[ScaleOut]) -> str:
         _Column("step, heads\nin order", lambda row: duration(row.naive_seconds)),
         _Column("imbalance,\nin order", lambda row: f"{row.naive_imbalance:.2f}"),
     )
-    note = "One denoising step. Heads are divided over GPUs, and beyond them the queries of the same heads."
+    note = (
+        "One denoising step. Heads are divided over GPUs, and beyond them the queries of the "
+        "same heads."
+    )
     return f"<h2>Scale-out, on paper</h2>\n<p>{note}</p>\n" + _columns_table(columns, rows)
 
 
 def _figures(charts: Sequence[Chart]) -> str:
     parts = [
-        f'<figure><h3>{html.escape(chart.title)}</h3><div class="chart" id="chart-{chart.key}"></div>'
+        f'<figure><h3>{html.escape(chart.title)}</h3><div class="chart" '
+        f'id="chart-{chart.key}"></div>'
         f"<figcaption>{html.escape(chart.note)}</figcaption></figure>"
         for chart in charts
     ]
@@ -232,8 +274,12 @@ def _sources(result: Result) -> str:
         for kind, owner in owners
         for name, source in owner.sources.items()
     ]
-    rows += [[f"model: {name}", "", source] for name, source in result.scenario.model.sources.items()]
-    return "<h2>Where the figures come from</h2>\n" + _text_table(["figure", "value", "source"], rows)
+    rows += [
+        [f"model: {name}", "", source] for name, source in result.scenario.model.sources.items()
+    ]
+    return "<h2>Where the figures come from</h2>\n" + _text_table(
+        ["figure", "value", "source"], rows
+    )
 
 
 def _figure(value: object) -> str:
@@ -252,12 +298,21 @@ def _plotly(chart: Chart) -> Figure:
             figure.add_bar(x=x, y=y, name=series.name, marker_color=series.colour)
         elif chart.kind == "area":
             line = {"width": 0.5, "color": series.colour, "shape": "hvh"}
-            figure.add_scatter(x=x, y=y, name=series.name, stackgroup="one", line=line, fillcolor=series.colour)
+            figure.add_scatter(
+                x=x, y=y, name=series.name, stackgroup="one", line=line, fillcolor=series.colour
+            )
         else:
             mode = {"line": "lines+markers", "dashed": "lines", "points": "markers"}[series.style]
             dash = "dash" if series.style == "dashed" else "solid"
             line = {"color": series.colour, "dash": dash}
-            figure.add_scatter(x=x, y=y, name=series.name, mode=mode, line=line, marker={"color": series.colour, "size": 8})
+            figure.add_scatter(
+                x=x,
+                y=y,
+                name=series.name,
+                mode=mode,
+                line=line,
+                marker={"color": series.colour, "size": 8},
+            )
     axes = {"gridcolor": "#e6e9ee", "zeroline": False, "automargin": True}
     figure.update_layout(
         template="none",
@@ -271,7 +326,9 @@ def _plotly(chart: Chart) -> Figure:
         yaxis=axes | {"title": {"text": chart.y_label}, "type": "log" if chart.log_y else "linear"},
     )
     if chart.ticks:
-        figure.update_xaxes(tickvals=list(chart.ticks), ticktext=[tick_text(value) for value in chart.ticks])
+        figure.update_xaxes(
+            tickvals=list(chart.ticks), ticktext=[tick_text(value) for value in chart.ticks]
+        )
     elif chart.log_x:
         figure.update_xaxes(dtick=1)
     if chart.log_y:

@@ -1,4 +1,5 @@
-"""Time of every stage: the larger of compute and memory time, plus launches; work items of attention are scheduled.
+"""Time of every stage: the larger of compute and memory time, plus launches; work items of
+attention are scheduled.
 
 Derivation: docs/complexity.md.
 """
@@ -56,9 +57,12 @@ class Machine:
     calibration: Calibration
 
     def attention_rate(self, head_dim: int, fraction: float) -> float:
-        """FLOP/s of attention with heads of this size, from the fraction achieved with heads of 128."""
+        """FLOP/s of attention with heads of this size, from the fraction achieved with heads of
+        128."""
         softmax = self.calibration.softmax_channels
-        small = head_dim / (head_dim + softmax) * (REFERENCE_CHANNELS + softmax) / REFERENCE_CHANNELS
+        small = (
+            head_dim / (head_dim + softmax) * (REFERENCE_CHANNELS + softmax) / REFERENCE_CHANNELS
+        )
         return self.hardware.matrix_flops * fraction * small
 
     def memory_time(self, traffic: float, fraction: float) -> float:
@@ -78,13 +82,25 @@ class Machine:
         bands = tuple(sorted((Band(band), count) for band, count in Counter(allocation).items()))
         own, beside = split_stages(counts.stages)
         times = self._call(plan, bands, own, parts)
-        return times | prefixed(self._call(plan, ((Band.LOW, len(allocation)),), beside, parts)) if beside else times
+        return (
+            times | prefixed(self._call(plan, ((Band.LOW, len(allocation)),), beside, parts))
+            if beside
+            else times
+        )
 
     def _call(
-        self, plan: AttentionPlan, bands: tuple[tuple[Band, int], ...], stages: dict[str, StageCounts], parts: int
+        self,
+        plan: AttentionPlan,
+        bands: tuple[tuple[Band, int], ...],
+        stages: dict[str, StageCounts],
+        parts: int,
     ) -> dict[str, StageTime]:
         """Time of the stages of one call, in their order."""
-        achieved, vector, matrix = self.calibration, self.hardware.vector_flops, self.hardware.matrix_flops
+        achieved, vector, matrix = (
+            self.calibration,
+            self.hardware.vector_flops,
+            self.hardware.matrix_flops,
+        )
         times = {"attention": self._attention(plan, bands, stages["attention"], parts)}
         for name, fraction, rate in (
             ("prologue", achieved.prologue_bandwidth, vector),
@@ -99,7 +115,9 @@ class Machine:
             times["selection"] = self._selection(plan, stages["selection"], parts)
         if "router" in stages:
             heads = sum(count for _, count in bands)
-            times["router"] = self._router(stages["router"], heads * min(plan.layout.num_tiles, STATISTIC_TILES), parts)
+            times["router"] = self._router(
+                stages["router"], heads * min(plan.layout.num_tiles, STATISTIC_TILES), parts
+            )
         return {name: times[name] for name in stages}
 
     def dense(self, counts: LayerCounts, head_dim: int) -> StageTime:
@@ -128,7 +146,8 @@ class Machine:
         return StageTime(0.0, seconds, launches * self.hardware.launch_s, traffic)
 
     def stage(self, stage: StageCounts, rate: float, fraction: float, parts: int = 1) -> StageTime:
-        """Time of a stage at a rate in FLOP/s and a fraction of the memory bandwidth, shared by `parts` machines."""
+        """Time of a stage at a rate in FLOP/s and a fraction of the memory bandwidth, shared by
+        `parts` machines."""
         return StageTime(
             compute_s=stage.executed / parts / rate,
             memory_s=self.memory_time(stage.bytes / parts, fraction),
@@ -137,16 +156,27 @@ class Machine:
         )
 
     def _selection(self, plan: AttentionPlan, stage: StageCounts, parts: int) -> StageTime:
-        """Blocks of 16 query tiles, each against all key tiles, dealt to the processors like attention's work items."""
+        """Blocks of 16 query tiles, each against all key tiles, dealt to the processors like
+        attention's work items."""
         tiles, achieved = plan.layout.num_tiles, self.calibration
         # A block's scores are searched padded to a power of two.
         padded = power_of_two(tiles)
-        slots = min(round(self.hardware.processors * achieved.attention_slots), selection_slots(tiles))
-        rate = self.hardware.vector_flops * achieved.selection_rate / (self.hardware.processors * achieved.attention_slots)
-        seconds = 2 * SELECTION_QUERIES * plan.head_dim * (padded + achieved.selection_item_tiles) / rate
+        slots = min(
+            round(self.hardware.processors * achieved.attention_slots), selection_slots(tiles)
+        )
+        rate = (
+            self.hardware.vector_flops
+            * achieved.selection_rate
+            / (self.hardware.processors * achieved.attention_slots)
+        )
+        seconds = (
+            2 * SELECTION_QUERIES * plan.head_dim * (padded + achieved.selection_item_tiles) / rate
+        )
         rows = stage.flops / (2 * tiles**2 * plan.head_dim)
         return StageTime(
-            compute_s=makespan([(seconds, math.ceil(rows * -(-tiles // SELECTION_QUERIES) / parts))], slots),
+            compute_s=makespan(
+                [(seconds, math.ceil(rows * -(-tiles // SELECTION_QUERIES) / parts))], slots
+            ),
             memory_s=self.memory_time(stage.bytes / parts, achieved.elementwise_bandwidth),
             launch_s=stage.launches * self.hardware.launch_s,
             traffic_bytes=stage.bytes / parts,
@@ -155,10 +185,14 @@ class Machine:
     def _router(self, stage: StageCounts, items: int, parts: int) -> StageTime:
         """Sampled tiles of every head, dealt to the processors like attention's work items."""
         if stage.launches == 1:  # of the timestep alone: nothing is sampled
-            return self.stage(stage, self.hardware.vector_flops, self.calibration.elementwise_bandwidth)
+            return self.stage(
+                stage, self.hardware.vector_flops, self.calibration.elementwise_bandwidth
+            )
         achieved = self.calibration
         slots = round(self.hardware.processors * achieved.attention_slots)
-        seconds = stage.executed / items * slots / (self.hardware.matrix_flops * achieved.router_rate)
+        seconds = (
+            stage.executed / items * slots / (self.hardware.matrix_flops * achieved.router_rate)
+        )
         return StageTime(
             compute_s=makespan([(seconds, math.ceil(items / parts))], slots) + achieved.router_s,
             memory_s=self.memory_time(stage.bytes / parts, achieved.elementwise_bandwidth),
@@ -167,7 +201,11 @@ class Machine:
         )
 
     def _attention(
-        self, plan: AttentionPlan, bands: tuple[tuple[Band, int], ...], stage: StageCounts, parts: int
+        self,
+        plan: AttentionPlan,
+        bands: tuple[tuple[Band, int], ...],
+        stage: StageCounts,
+        parts: int,
     ) -> StageTime:
         achieved = self.calibration
         slots = round(self.hardware.processors * achieved.attention_slots)
@@ -188,20 +226,27 @@ class Machine:
         )
 
     def _refetched(self, plan: AttentionPlan, band: Band, slots: int) -> float:
-        """Bytes of keys and values of one head that are read from main memory again, since the L2 cache lost them."""
+        """Bytes of keys and values of one head that are read from main memory again, since the L2
+        cache lost them."""
         pair = 2 * plan.head_dim * self.hardware.element_size
         streamed = band_counts(plan, band).kv_slots * pair
-        keys = sum(plan.extra_segments(band)) + (0 if band == Band.LOW else plan.layout.grid.num_tokens)
+        keys = sum(plan.extra_segments(band)) + (
+            0 if band == Band.LOW else plan.layout.grid.num_tokens
+        )
         working = working_set(plan, band, slots) * pair
         kept = min(1.0, self.hardware.l2_bytes / working) if working else 1.0
         return max(0.0, streamed - keys * pair) * (1 - kept)
 
 
 def work_items(plan: AttentionPlan, bands: tuple[tuple[Band, int], ...]) -> list[tuple[int, int]]:
-    """Work items of the launch, longest first: (blocks of 128 keys, how many). Text queries' lists are split to the
-    longest of the video's."""
+    """Work items of the launch, longest first: (blocks of 128 keys, how many). Text queries' lists
+    are split to the longest of the video's."""
     items: Counter[int] = Counter()
-    text = plan.layout.num_tiles + -(-plan.num_text_tokens // TILE_SLOTS) if plan.num_text_tokens else None
+    text = (
+        plan.layout.num_tiles + -(-plan.num_text_tokens // TILE_SLOTS)
+        if plan.num_text_tokens
+        else None
+    )
     known = [(band_counts(plan, band).key_blocks, heads) for band, heads in bands]
     video = [length for blocks, _ in known for length, _ in blocks if length != text]
     longest = max(1, *video, 0)
@@ -215,7 +260,8 @@ def work_items(plan: AttentionPlan, bands: tuple[tuple[Band, int], ...]) -> list
 
 @lru_cache(maxsize=256)
 def working_set(plan: AttentionPlan, band: Band, slots: int) -> float:
-    """Keys that the work items of one head that run at the same time read, on average for lists that data chooses."""
+    """Keys that the work items of one head that run at the same time read, on average for lists
+    that data chooses."""
     tiles, extra = plan.layout.num_tiles, sum(plan.extra_segments(band))
     if band == Band.LOW:
         return extra

@@ -1,7 +1,9 @@
-"""One denoising step on many GPUs, on paper: Ulysses over heads, queries split beyond it, weights sharded by FSDP.
+"""One denoising step on many GPUs, on paper: Ulysses over heads, queries split beyond it, weights
+sharded by FSDP.
 
-G GPUs are u x r: all-to-alls over u of them turn tokens into heads, and the r that hold the same heads split their
-queries and gather their keys. u and r are the best divisors of G. Derivation: docs/complexity.md.
+G GPUs are u x r: all-to-alls over u of them turn tokens into heads, and the r that hold the same
+heads split their queries and gather their keys. u and r are the best divisors of G. Derivation:
+docs/complexity.md.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from freqformer.simulate.shapes import ModelShape
 from freqformer.simulate.simulation import Result
 
 Balance = Literal["naive", "balanced"]
-"""Heads on GPUs: in order, or the most costly first onto the least loaded GPU; numbers of heads differ by one at most."""
+"""Heads on GPUs: in order, or the most costly first onto the least loaded GPU; numbers of heads
+differ by one at most."""
 
 DEFAULT_GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -44,7 +47,8 @@ class ScaleOut:
     communication_seconds: float
     """All-to-alls and gathered keys, not overlapped; and of FSDP what computation does not hide."""
     all_to_all_bytes: float
-    """Sent per GPU in one layer: q, k, v and the output, and gates of a LOW branch beside the own bands."""
+    """Sent per GPU in one layer: q, k, v and the output, and gates of a LOW branch beside the own
+    bands."""
     imbalance: float
     """Load of the busiest GPU over the mean, balanced heads."""
     naive_imbalance: float
@@ -58,8 +62,8 @@ def assign_heads(costs: Sequence[float], gpus: int, balance: Balance) -> list[li
     Args:
         costs: of every head.
         gpus: at most as many as heads.
-        balance: `naive` keeps the order; `balanced` deals the most costly heads first, those to GPUs that get fewest, or
-            keeps the order where that leaves less to the busiest.
+        balance: `naive` keeps the order; `balanced` deals the most costly heads first, those to
+            GPUs that get fewest, or keeps the order where that leaves less to the busiest.
 
     Raises:
         ProfileError: for more GPUs than heads.
@@ -73,10 +77,16 @@ def assign_heads(costs: Sequence[float], gpus: int, balance: Balance) -> list[li
     groups: list[list[int]] = [[] for _ in range(gpus)]
     load = [0.0] * gpus
     for head in sorted(range(len(costs)), key=lambda head: -costs[head]):
-        gpu = min((g for g in range(gpus) if len(groups[g]) < room[g]), key=lambda g: (load[g], room[g]))
+        gpu = min(
+            (g for g in range(gpus) if len(groups[g]) < room[g]), key=lambda g: (load[g], room[g])
+        )
         groups[gpu].append(head)
         load[gpu] += costs[head]
-    return min(groups, ordered, key=lambda dealt: max(sum(costs[head] for head in group) for group in dealt))
+    return min(
+        groups,
+        ordered,
+        key=lambda dealt: max(sum(costs[head] for head in group) for group in dealt),
+    )
 
 
 def scale_out(result: Result, gpus: Sequence[int] = DEFAULT_GPUS) -> list[ScaleOut]:
@@ -108,15 +118,21 @@ def _divided(result: Result, gpus: int, ulysses: int) -> ScaleOut:
     split = gpus // ulysses
     links = _Links(result.scenario.machine, gpus)
     allocation = result.allocation
-    costs = {band: _slowest(result, [[band] * len(allocation)], split)[0] for band in set(allocation)}
+    costs = {
+        band: _slowest(result, [[band] * len(allocation)], split)[0] for band in set(allocation)
+    }
     attention = {}
     for balance in ("naive", "balanced"):
         groups = assign_heads([costs[band] for band in allocation], ulysses, balance)
-        attention[balance] = _slowest(result, [[allocation[head] for head in group] for group in groups], split)
+        attention[balance] = _slowest(
+            result, [[allocation[head] for head in group] for group in groups], split
+        )
     # Costs add up but for waves and launches, which can turn the order of two near equal divisions.
     attention["balanced"] = min(attention["balanced"], attention["naive"])
     sent, talk, dense_talk = _communication(result, links, ulysses, split)
-    dense = result.dense_stage.seconds * math.ceil(len(allocation) / ulysses) / len(allocation) / split
+    dense = (
+        result.dense_stage.seconds * math.ceil(len(allocation) / ulysses) / len(allocation) / split
+    )
     rest = (result.step.seconds / _calls(result) - result.layer.seconds) / gpus
     gather = links.gather(result.scenario.model, gpus)
     totals = {
@@ -155,36 +171,53 @@ def _slowest(result: Result, groups: list[list[int]], split: int) -> tuple[float
     if result.scenario.runs_dense:
         loads = [len(group) for group in groups]
         busiest = max(loads)
-        return result.dense_stage.seconds * busiest / len(result.allocation) / split, busiest * len(loads) / sum(loads)
+        return result.dense_stage.seconds * busiest / len(result.allocation) / split, busiest * len(
+            loads
+        ) / sum(loads)
     times: dict[tuple, float] = {}
     loads = []
     for group in groups:
         key = tuple(sorted(group))
         if key not in times:
-            counts = layer_counts(result.plan, key, element_size=size, router=result.scenario.router)
+            counts = layer_counts(
+                result.plan, key, element_size=size, router=result.scenario.router
+            )
             if result.scenario.has_low_branch:
                 counts = with_low_beside(counts, result.plan, len(key), element_size=size)
-            times[key] = sum(stage.seconds for stage in machine.layer(result.plan, key, counts, parts=split).values())
+            times[key] = sum(
+                stage.seconds
+                for stage in machine.layer(result.plan, key, counts, parts=split).values()
+            )
         loads.append(times[key])
     return max(loads), max(loads) * len(loads) / sum(loads)
 
 
-def _communication(result: Result, links: _Links, ulysses: int, split: int) -> tuple[float, float, float]:
-    """Bytes that a GPU sends in the all-to-alls of a layer; seconds of communication, and those of dense attention."""
+def _communication(
+    result: Result, links: _Links, ulysses: int, split: int
+) -> tuple[float, float, float]:
+    """Bytes that a GPU sends in the all-to-alls of a layer; seconds of communication, and those of
+    dense attention."""
     model, size = result.scenario.model, result.scenario.machine.hardware.element_size
     tokens = result.scenario.tokens + model.joint_text_tokens
     plain = 4 * tokens * model.width * size / (ulysses * split) * (ulysses - 1) / ulysses
     gates = BRANCHES / (4 * model.head_dim) if result.scenario.has_low_branch else 0.0
     sent = plain * (1 + gates)
     pair = 2 * model.head_dim * size / ulysses
-    banded = sum(_foreign_keys(result.plan, Band(band), tokens, split) for band in result.allocation)
+    banded = sum(
+        _foreign_keys(result.plan, Band(band), tokens, split) for band in result.allocation
+    )
     if result.scenario.has_low_branch:
         banded += len(result.allocation) * _foreign_keys(result.plan, Band.LOW, tokens, split)
     gathered = [rows * pair for rows in (banded, model.heads * tokens * (split - 1) / split)]
-    # q, k, v and the output are four messages, gates one; keys and values two, those of both calls together.
-    turns = [links.seconds(moved, ulysses, 1, messages=count) for moved, count in ((sent, 4 + bool(gates)), (plain, 4))]
+    # q, k, v and the output are four messages, gates one; keys and values two, those of both calls
+    # together.
+    turns = [
+        links.seconds(moved, ulysses, 1, messages=count)
+        for moved, count in ((sent, 4 + bool(gates)), (plain, 4))
+    ]
     talk, dense = (
-        turn + links.seconds(received, split, ulysses, messages=2) for turn, received in zip(turns, gathered, strict=True)
+        turn + links.seconds(received, split, ulysses, messages=2)
+        for turn, received in zip(turns, gathered, strict=True)
     )
     return sent, talk, dense
 
@@ -192,13 +225,15 @@ def _communication(result: Result, links: _Links, ulysses: int, split: int) -> t
 def _foreign_keys(plan: AttentionPlan, band: Band, tokens: int, split: int) -> float:
     """Keys of one head that a GPU gathers from the others that share its queries.
 
-    Of low tokens all, and of fixed lists the tiles that its own queries see; which ones top-k will want is not known
-    before, so it gathers all.
+    Of low tokens all, and of fixed lists the tiles that its own queries see; which ones top-k will
+    want is not known before, so it gathers all.
     """
     if band == Band.LOW:
         return plan.num_low_tokens * (split - 1) / split
     if band == Band.HIGH or (band == Band.MID and plan.mid_lists is not None):
-        seen = working_set(plan, band, -(-plan.layout.num_tiles // split)) - sum(plan.extra_segments(band))
+        seen = working_set(plan, band, -(-plan.layout.num_tiles // split)) - sum(
+            plan.extra_segments(band)
+        )
         return max(0.0, min(seen, tokens) - tokens / split)
     return tokens * (split - 1) / split
 
@@ -207,7 +242,11 @@ def _memory(result: Result, gpus: int) -> float:
     model, hardware = result.scenario.model, result.scenario.machine.hardware
     weights = model.weights * hardware.element_size
     activations = result.step.peak_memory_bytes - weights
-    return weights / _shards(result.scenario.machine, gpus) + weights / model.num_layers + activations / gpus
+    return (
+        weights / _shards(result.scenario.machine, gpus)
+        + weights / model.num_layers
+        + activations / gpus
+    )
 
 
 def _shards(machine: Machine, gpus: int) -> int:
@@ -223,7 +262,8 @@ class _Links:
         links = machine.hardware.interconnect
         if links is None and gpus > 1:
             raise ProfileError(
-                f"{machine.hardware.name} has no interconnect in its profile; add one, or simulate one machine alone"
+                f"{machine.hardware.name} has no interconnect in its profile; add one, or simulate "
+                "one machine alone"
             )
         self.links, self.machine = links, machine
         self.share = machine.calibration.link_bandwidth

@@ -29,7 +29,8 @@ class Scenario:
     """What is simulated.
 
     Raises:
-        ProfileError: for settings that contradict one another, or that dense attention can't follow.
+        ProfileError: for settings that contradict one another, or that dense attention can't
+            follow.
     """
 
     model: ModelShape
@@ -40,13 +41,14 @@ class Scenario:
     fps: float | None = None
     """Frames per second of the video; None: the model's own."""
     learned_summaries: bool = True
-    """Whether mid and high summaries take part where there are summaries, as in trained models; training-free use has low
-    ones alone."""
+    """Whether mid and high summaries take part where there are summaries, as in trained models;
+    training-free use has low ones alone."""
     low_beside: bool | None = None
-    """Whether every head adds a gated LOW branch to its own; None: where a router weighs the two."""
+    """Whether every head adds a gated LOW branch to its own; None: where a router weighs the
+    two."""
     attention: Attention = "frequency"
-    """As in `FreqAttention`. `dense` is exact attention, until `routing` has a table: its bands are then run as a dense
-    layer runs them, with low summaries alone."""
+    """As in `FreqAttention`. `dense` is exact attention, until `routing` has a table: its bands are
+    then run as a dense layer runs them, with low summaries alone."""
     preset: str = "default"
     """The name of what it was made from; `changes` says what has been changed since."""
     requested: str = ""
@@ -56,15 +58,21 @@ class Scenario:
         preset_named(self.preset)
         if self.routing.weighs and self.low_beside is False:
             raise ProfileError(
-                f"low_beside is false with routing {self.routing.kind!r}, which weighs each head's band and LOW; leave it "
+                f"low_beside is false with routing {self.routing.kind!r}, which weighs each head's "
+                "band and LOW; leave it "
                 "out, or take routing=fixed"
             )
         if self.attention == "dense":
-            given = (self.routing.kind != "fixed", self.routing.split is not None, bool(self.low_beside))
+            given = (
+                self.routing.kind != "fixed",
+                self.routing.split is not None,
+                bool(self.low_beside),
+            )
             for name, wrong in zip(("routing", "split", "low_beside"), given, strict=True):
                 if wrong:
                     raise ProfileError(
-                        f"{name} is set, and dense attention has no bands to act on: leave it out, or take another preset"
+                        f"{name} is set, and dense attention has no bands to act on: leave it out, "
+                        "or take another preset"
                     )
 
     @property
@@ -89,7 +97,8 @@ class Scenario:
 
     @property
     def pools_summaries(self) -> bool:
-        """Whether mid and high summaries take part where there are summaries: a dense model has learned none."""
+        """Whether mid and high summaries take part where there are summaries: a dense model has
+        learned none."""
         return self.learned_summaries and self.attention == "frequency"
 
     @property
@@ -130,10 +139,11 @@ def scenario(
     Args:
         model: a known model's name, or the path of its JSON file.
         hardware: a known machine's name, or the path of its JSON file.
-        length: video tokens, taken to the nearest whole number of frames at the model's resolution; or a text, see
-            `parse_length`.
+        length: video tokens, taken to the nearest whole number of frames at the model's resolution;
+            or a text, see `parse_length`.
         preset: `default`, `paper` or `dense`: what the layers do where nothing else is said.
-        config: bands, patterns and summaries; None for the preset's, or those of the routing's table.
+        config: bands, patterns and summaries; None for the preset's, or those of the routing's
+            table.
         routing: who gives heads to bands; None for the preset's.
         head_dim: cut the model's width into heads of this size.
         calibration: a known machine's name, or a JSON file; None takes the machine's own.

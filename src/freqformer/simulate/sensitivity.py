@@ -33,14 +33,17 @@ class Variant:
     def label(self) -> str:
         """The value as text: sides of a window as 3x3x3, parts of a split as 1:1:4."""
         between = ":" if self.knob == "split" else "x"
-        return between.join(map(str, self.value)) if isinstance(self.value, tuple) else str(self.value)
+        return (
+            between.join(map(str, self.value)) if isinstance(self.value, tuple) else str(self.value)
+        )
 
 
 def sensitivity(case: Scenario) -> list[Variant]:
     """Simulate a scenario with every value of every knob that acts on it.
 
-    Dense attention has no bands; a list length acts on MID heads and a window on HIGH heads, so that those knobs are left
-    out where no head is in the band; heads of another size are not those that a table gives bands to.
+    Dense attention has no bands; a list length acts on MID heads and a window on HIGH heads, so
+    that those knobs are left out where no head is in the band; heads of another size are not those
+    that a table gives bands to.
     """
     return list(_variants(case))
 
@@ -64,7 +67,9 @@ def _acts(case: Scenario, knob: str) -> bool:
     if knob == "split":
         return case.attention == "frequency"
     table = case.routing.table
-    bands = set(case.routing.initial(case.model.heads) if table is None else table.bands.unique().tolist())
+    bands = set(
+        case.routing.initial(case.model.heads) if table is None else table.bands.unique().tolist()
+    )
     if knob == "mid_tiles":
         return Band.MID in bands and case.config.mid_pattern == "topk"
     if knob == "window":
@@ -82,8 +87,15 @@ def _changed(case: Scenario, knob: str, value: Any) -> Scenario:
     changed = replace(case, config=replace(case.config, **{knob: value}))
     if table is None:
         return changed
-    kept = table.mid_tiles.new_full(table.mid_tiles.shape, value) if knob == "mid_tiles" else table.mid_tiles
+    kept = (
+        table.mid_tiles.new_full(table.mid_tiles.shape, value)
+        if knob == "mid_tiles"
+        else table.mid_tiles
+    )
     return replace(
         changed,
-        routing=replace(case.routing, table=RoutingTable(table.bands, kept, replace(table.config, **{knob: value}))),
+        routing=replace(
+            case.routing,
+            table=RoutingTable(table.bands, kept, replace(table.config, **{knob: value})),
+        ),
     )

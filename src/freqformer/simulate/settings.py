@@ -52,7 +52,9 @@ def scenarios(request: Request) -> list[Scenario]:
     _check_dense(named, values)
     wanted = [part.strip() for part in request.lengths.split(",") if part.strip()]
     if not wanted:
-        raise ProfileError("tokens is empty; numbers of tokens or durations, separated by commas, are allowed")
+        raise ProfileError(
+            "tokens is empty; numbers of tokens or durations, separated by commas, are allowed"
+        )
     routing = _routing(named, values)
     changes = {name: values[name] for name in CONFIG_SETTINGS if name in values}
     base = named.config if routing.table is None else routing.table.config
@@ -82,7 +84,8 @@ def _values(settings: Sequence[str]) -> dict[str, Any]:
     for item in settings:
         if len(item) > MOST_TYPED:
             raise ProfileError(
-                f"setting is {item[:MOST_SHOWN]!r}… of {len(item):,} characters; {MOST_TYPED:,} at most are allowed"
+                f"setting is {item[:MOST_SHOWN]!r}… of {len(item):,} characters; {MOST_TYPED:,} at "
+                "most are allowed"
             )
         name, separator, text = item.partition("=")
         if not separator or name not in known:
@@ -104,7 +107,8 @@ def _check_dense(preset: Preset, values: dict[str, Any]) -> None:
     ignored = [name for name in values if name not in allowed]
     if ignored:
         raise ProfileError(
-            f"{ignored[0]} is set, and dense attention has no bands to act on; {', '.join(allowed)} are "
+            f"{ignored[0]} is set, and dense attention has no bands to act on; "
+            f"{', '.join(allowed)} are "
             "allowed with preset dense: leave it out, or take another preset"
         )
 
@@ -113,11 +117,14 @@ def _routing(preset: Preset, values: dict[str, Any]) -> Routing:
     """The preset's routing with what was set; a kind brings its own schedule and split."""
     table = _table(values["table"]) if "table" in values else None
     kind = values.get("routing", preset.routing.kind)
-    return Routing(kind=kind, split=values.get("split"), schedule=values.get("schedule"), table=table)
+    return Routing(
+        kind=kind, split=values.get("split"), schedule=values.get("schedule"), table=table
+    )
 
 
 def _value(text: str) -> Any:
-    """A setting's value: JSON where it is some, a tuple of numbers with commas, and text otherwise."""
+    """A setting's value: JSON where it is some, a tuple of numbers with commas, and text
+    otherwise."""
     for candidate, as_tuple in ((text, False), (f"[{text}]", True)):
         try:
             value = json.loads(candidate)

@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from freqformer.grid import Grid
-from freqformer.simulate.profiles import ProfileError, check_number, check_whole, read_profile, record, shown
+from freqformer.simulate.profiles import (
+    ProfileError,
+    check_number,
+    check_whole,
+    read_profile,
+    record,
+    shown,
+)
 
 TextStyle = Literal["none", "cross", "joint-separate", "joint-shared"]
-"""How text enters a block: not at all; by cross-attention; as tokens of the self-attention with their own weights, or
-with the video's weights."""
+"""How text enters a block: not at all; by cross-attention; as tokens of the self-attention with
+their own weights, or with the video's weights."""
 
 MAX_TOKENS = 1 << 24
 """Longest video that is simulated, in tokens."""
@@ -33,7 +40,9 @@ class BlockGroup:
         check_whole("count", self.count, 1, 10_000)
         check_whole("ffn", self.ffn, 1, 1 << 20)
         if self.text not in get_args(TextStyle):
-            raise ProfileError(f"text is {shown(self.text)}; choose one of {', '.join(get_args(TextStyle))}")
+            raise ProfileError(
+                f"text is {shown(self.text)}; choose one of {', '.join(get_args(TextStyle))}"
+            )
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,10 @@ class ModelShape:
         for name in ("patch", "vae"):
             value = getattr(self, name)
             if not isinstance(value, tuple | list) or len(value) != 3:
-                raise ProfileError(f"{name} is {shown(value)}; three whole numbers (time, height, width) are allowed")
+                raise ProfileError(
+                    f"{name} is {shown(value)}; three whole numbers (time, height, width) are "
+                    "allowed"
+                )
             for side in value:
                 check_whole(name, side, 1, 1024)
             object.__setattr__(self, name, tuple(value))
@@ -103,15 +115,20 @@ class ModelShape:
     @property
     def joint_text_tokens(self) -> int:
         """Text tokens inside the self-attention."""
-        return self.text_tokens if any(group.text.startswith("joint") for group in self.blocks) else 0
+        return (
+            self.text_tokens if any(group.text.startswith("joint") for group in self.blocks) else 0
+        )
 
     @property
     def weights(self) -> int:
         """Weights of the transformer."""
-        return self.parameters or sum(group.count * self.block_weights(group) for group in self.blocks)
+        return self.parameters or sum(
+            group.count * self.block_weights(group) for group in self.blocks
+        )
 
     def block_weights(self, group: BlockGroup) -> int:
-        """Matrix weights of one block: four projections, the feed-forward network, and those that text adds."""
+        """Matrix weights of one block: four projections, the feed-forward network, and those that
+        text adds."""
         own = 4 * self.width**2 + 2 * self.width * group.ffn
         return own + {"cross": 4 * self.width**2, "joint-separate": own}.get(group.text, 0)
 
@@ -123,7 +140,8 @@ class ModelShape:
         """
         if not isinstance(resolution, str) or resolution not in self.resolutions:
             raise ProfileError(
-                f"resolution is {shown(resolution)}; {self.name} has {', '.join(self.resolutions)}: choose one"
+                f"resolution is {shown(resolution)}; {self.name} has "
+                f"{', '.join(self.resolutions)}: choose one"
             )
         rows, columns = self.resolutions[resolution]
         for name, extent, side in (("rows", rows, 1), ("columns", columns, 2)):
@@ -131,14 +149,19 @@ class ModelShape:
             check_whole(f"{name} of {resolution}", extent, 1, 1 << 16)
             if extent % step:
                 raise ProfileError(
-                    f"{name} of {resolution} is {extent}; multiples of {step} are allowed (latent times patch)"
+                    f"{name} of {resolution} is {extent}; multiples of {step} are allowed (latent "
+                    "times patch)"
                 )
         return rows, columns
 
     def grid(self, token_frames: int, resolution: str) -> Grid:
         """The token grid of `token_frames` token rows in time."""
         rows, columns = self.size(resolution)
-        return Grid(token_frames, rows // (self.vae[1] * self.patch[1]), columns // (self.vae[2] * self.patch[2]))
+        return Grid(
+            token_frames,
+            rows // (self.vae[1] * self.patch[1]),
+            columns // (self.vae[2] * self.patch[2]),
+        )
 
     def grid_for_tokens(self, tokens: int, resolution: str) -> Grid:
         """The grid whose token count is nearest to `tokens`, by a whole number of token frames.
@@ -151,7 +174,8 @@ class ModelShape:
         return self.grid(max(1, round(tokens / frame)), resolution)
 
     def grid_for_seconds(self, seconds: float, resolution: str, fps: float | None = None) -> Grid:
-        """The grid of a video of `seconds` at `fps` frames per second (None: the model's own), in whole tokens.
+        """The grid of a video of `seconds` at `fps` frames per second (None: the model's own), in
+        whole tokens.
 
         Raises:
             ProfileError: for a duration that is not positive, or more than 2^24 tokens.
@@ -178,7 +202,9 @@ class ModelShape:
         """
         check_whole("head_dim", head_dim, 1, 4096)
         if self.width % head_dim:
-            raise ProfileError(f"head_dim is {head_dim}; divisors of the width {self.width} are allowed")
+            raise ProfileError(
+                f"head_dim is {head_dim}; divisors of the width {self.width} are allowed"
+            )
         return replace(self, heads=self.width // head_dim, head_dim=head_dim)
 
 
@@ -188,7 +214,8 @@ def _checked_resolutions(value: Any) -> dict[str, tuple[int, int]]:
     pairs = all(isinstance(size, list | tuple) and len(size) == 2 for size in sizes)
     if not sizes or not pairs:
         raise ProfileError(
-            f"resolutions is {shown(value)}; an object of names, each with rows and columns of pixels, is allowed"
+            f"resolutions is {shown(value)}; an object of names, each with rows and columns of "
+            "pixels, is allowed"
         )
     for name, size in value.items():
         for side in size:
@@ -207,5 +234,7 @@ def load_model(name: str | Path) -> ModelShape:
     if isinstance(groups, list) and all(isinstance(group, dict) for group in groups):
         values["blocks"] = tuple(record(BlockGroup, group, f"{short}, blocks") for group in groups)
     elif "blocks" in values:
-        raise ProfileError(f"profile {short}: blocks is {shown(groups)}; a list of objects is allowed")
+        raise ProfileError(
+            f"profile {short}: blocks is {shown(groups)}; a list of objects is allowed"
+        )
     return record(ModelShape, values, short, name=short)

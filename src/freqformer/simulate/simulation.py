@@ -1,7 +1,9 @@
-"""What one scenario costs, at four levels: an attention layer, the same trained, a denoising step and a generation.
+"""What one scenario costs, at four levels: an attention layer, the same trained, a denoising step
+and a generation.
 
-Times are for one video: forward passes, and of the attention layer forward and backward too. What is left out of a
-generation: text encoder, VAE, patch embedding and output layer, and what a pipeline loses between its kernels.
+Times are for one video: forward passes, and of the attention layer forward and backward too. What
+is left out of a generation: text encoder, VAE, patch embedding and output layer, and what a
+pipeline loses between its kernels.
 """
 
 from __future__ import annotations
@@ -30,13 +32,14 @@ from freqformer.simulate.scenarios import Scenario
 from freqformer.simulate.shapes import BlockGroup
 
 MOST_LISTED = 1 << 26
-"""Most pairs of tiles that the patterns of one plan list: half a GiB, and as much again while they are made."""
+"""Most pairs of tiles that the patterns of one plan list: half a GiB, and as much again while they
+are made."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """Cost of one attention layer, forward or with its backward, one denoising step (every model call of it) or one
-    generation."""
+    """Cost of one attention layer, forward or with its backward, one denoising step (every model
+    call of it) or one generation."""
 
     seconds: float
     dense_seconds: float
@@ -94,7 +97,8 @@ class Result:
 
     @property
     def density(self) -> float:
-        """Useful attention FLOPs, those of a LOW branch beside the own bands too, over those of dense attention alone."""
+        """Useful attention FLOPs, those of a LOW branch beside the own bands too, over those of
+        dense attention alone."""
         return self.counts.attention.useful / self.dense_counts.flops
 
     @property
@@ -117,7 +121,8 @@ def simulate(case: Scenario) -> Result:
     """Simulate one scenario.
 
     Raises:
-        ProfileError: for a routing table that is not the model's, or lists of tiles that would not fit into memory.
+        ProfileError: for a routing table that is not the model's, or lists of tiles that would not
+            fit into memory.
     """
     return _Simulation(case).result()
 
@@ -133,7 +138,9 @@ class _Simulation:
     @cached_property
     def dense(self) -> tuple[LayerCounts, StageTime]:
         tokens = self.case.tokens + self.model.joint_text_tokens
-        counts = dense_counts(tokens, self.model.heads, self.model.head_dim, element_size=self.element_size)
+        counts = dense_counts(
+            tokens, self.model.heads, self.model.head_dim, element_size=self.element_size
+        )
         return counts, self.machine.dense(counts, self.model.head_dim)
 
     def layer(self, route: Route) -> tuple[AttentionPlan, LayerCounts, dict[str, StageTime]]:
@@ -154,15 +161,19 @@ class _Simulation:
                 self._layers[route] = (plan, counts, {"attention": stage})
                 return self._layers[route]
             allocation = allocation_of(heads)
-            counts = layer_counts(plan, allocation, element_size=self.element_size, router=self.case.router)
+            counts = layer_counts(
+                plan, allocation, element_size=self.element_size, router=self.case.router
+            )
             if self.case.has_low_branch:
-                counts = with_low_beside(counts, plan, len(allocation), element_size=self.element_size)
+                counts = with_low_beside(
+                    counts, plan, len(allocation), element_size=self.element_size
+                )
             self._layers[route] = (plan, counts, self.machine.layer(plan, allocation, counts))
         return self._layers[route]
 
     def schedule(self) -> tuple[list[list[Route]], Route]:
-        """Heads and config of every step and layer, and those that `layer` and `step` have: the initial split's, or a
-        table's first layer at the middle step."""
+        """Heads and config of every step and layer, and those that `layer` and `step` have: the
+        initial split's, or a table's first layer at the middle step."""
         case, heads = self.case, self.model.heads
         if case.runs_dense:
             route: Route = ((0, 0, 0, heads), case.config)
@@ -201,15 +212,22 @@ class _Simulation:
             heads_by_step=[_mean_heads([heads for heads, _ in rows]) for rows in schedule],
         )
 
-    def _gradients(self, plan: AttentionPlan, allocation: list[int], counts: LayerCounts) -> dict[str, StageCounts]:
+    def _gradients(
+        self, plan: AttentionPlan, allocation: list[int], counts: LayerCounts
+    ) -> dict[str, StageCounts]:
         if self.case.runs_dense:
             return dense_gradient_counts(counts)
         return gradient_counts(plan, allocation, counts, element_size=self.element_size)
 
     def _training(
-        self, layer: Level, plan: AttentionPlan, allocation: list[int], gradients: dict[str, StageCounts]
+        self,
+        layer: Level,
+        plan: AttentionPlan,
+        allocation: list[int],
+        gradients: dict[str, StageCounts],
     ) -> Level:
-        """The layer and its backward; of dense attention the output and three gradients are held beside the inputs."""
+        """The layer and its backward; of dense attention the output and three gradients are held
+        beside the inputs."""
         dense_time = dense_gradient_time(self.machine, self.dense[0], self.model.head_dim)
         if self.case.runs_dense:
             times, held = {"attention": dense_time}, self._tensors(4)
@@ -242,17 +260,27 @@ class _Simulation:
             workspace = max(workspace, counts.workspace_bytes)
             rest, calls = self._rest(group), layers * self.model.guidance_passes
             flops += calls * (dense_counted.flops + self._rest_flops(group))
-            for total, times in ((parts, stages | rest), (dense, {"attention": dense_stage} | rest)):
+            for total, times in (
+                (parts, stages | rest),
+                (dense, {"attention": dense_stage} | rest),
+            ):
                 _add(total, {name: stage.seconds for name, stage in times.items()}, calls)
         widest = max(group.ffn for group in self.model.blocks) / self.model.width
-        # The residual stream lives through the block; then either attention's tensors do, or the feed-forward's.
+        # The residual stream lives through the block; then either attention's tensors do, or the
+        # feed-forward's.
         weights, ffn = self.model.weights * self.element_size, self._tensors(1 + widest)
         attention = self._tensors(5)
-        peaks = [weights + self._tensors(1) + max(attention + extra, ffn) for extra in (workspace, 0.0)]
+        peaks = [
+            weights + self._tensors(1) + max(attention + extra, ffn) for extra in (workspace, 0.0)
+        ]
         return self._made(parts, dense, (peaks[0], peaks[1]), flops)
 
     def _made(
-        self, parts: dict[str, float], dense: dict[str, float], peaks: tuple[float, float], dense_flops: float
+        self,
+        parts: dict[str, float],
+        dense: dict[str, float],
+        peaks: tuple[float, float],
+        dense_flops: float,
     ) -> Level:
         peak, dense_peak = peaks
         return Level(
@@ -276,7 +304,8 @@ class _Simulation:
         return _linear_flops(own, cross, tokens, joint, model.text_tokens) + attended
 
     def _rest(self, group: BlockGroup) -> dict[str, StageTime]:
-        """What a block does beside self-attention: projections, feed-forward, cross-attention, norms and residuals."""
+        """What a block does beside self-attention: projections, feed-forward, cross-attention,
+        norms and residuals."""
         model, machine, size = self.model, self.machine, self.element_size
         tokens, width = self.case.tokens, model.width
         own, cross = _matrix_sizes(width, group)
@@ -290,15 +319,19 @@ class _Simulation:
             rate = machine.attention_rate(model.head_dim, machine.calibration.dense_rate)
             traffic = 2.0 * tokens * width * size
             seconds = machine.memory_time(traffic, machine.calibration.elementwise_bandwidth)
-            times["cross-attention"] = StageTime(pairs / rate, seconds, machine.hardware.launch_s, traffic)
-        # Norm and modulation read and write, a gated residual reads two and writes one; the activation is in place.
+            times["cross-attention"] = StageTime(
+                pairs / rate, seconds, machine.hardware.launch_s, traffic
+            )
+        # Norm and modulation read and write, a gated residual reads two and writes one; the
+        # activation is in place.
         moved = (10 * width + 2 * group.ffn + (5 * width if cross else 0)) * (tokens + joint) * size
         times["elementwise"] = machine.elementwise(moved, 6 + 2 * bool(cross))
         return times
 
 
 def _check_lists(grid: Grid, config: FreqFormerConfig) -> None:
-    """Raise ProfileError where the patterns' lists of tiles would not fit into the memory of an ordinary machine."""
+    """Raise ProfileError where the patterns' lists of tiles would not fit into the memory of an
+    ordinary machine."""
     layout = tile_layout(grid, config.tile)
     frames, rows, columns = layout.tiles
     width = [min(side, total) for side, total in zip(config.window, layout.tiles, strict=True)]
@@ -312,14 +345,17 @@ def _check_lists(grid: Grid, config: FreqFormerConfig) -> None:
         entries = layout.num_tiles * listed.get(name, 0)
         if entries > MOST_LISTED:
             raise ProfileError(
-                f"tokens is {grid.num_tokens:,} in {layout.num_tiles:,} tiles {layout.tile}, of which the {name} lists "
-                f"{entries:,} pairs; {MOST_LISTED:,} at most are allowed: take fewer tokens, larger tiles, or a smaller "
+                f"tokens is {grid.num_tokens:,} in {layout.num_tiles:,} tiles {layout.tile}, of "
+                f"which the {name} lists "
+                f"{entries:,} pairs; {MOST_LISTED:,} at most are allowed: take fewer tokens, "
+                "larger tiles, or a smaller "
                 f"{'radial_radius' if name == 'radial' else 'window'}"
             )
 
 
 def _matrix_sizes(width: int, group: BlockGroup) -> tuple[int, int]:
-    """Weights that every token of a block meets, and those of cross-attention that video and text tokens meet each."""
+    """Weights that every token of a block meets, and those of cross-attention that video and text
+    tokens meet each."""
     return 4 * width**2 + 2 * width * group.ffn, 2 * width**2 if group.text == "cross" else 0
 
 

@@ -7,7 +7,12 @@ def duration(seconds: float) -> str:
     """Three digits and the unit that suits: 740 µs, 8.09 ms, 4.96 s, 66.4 min, 12.3 h."""
     if seconds == 0:
         return "0 s"
-    for limit, scale, unit in ((1e-3, 1e6, "µs"), (1, 1e3, "ms"), (120, 1, "s"), (7200, 1 / 60, "min")):
+    for limit, scale, unit in (
+        (1e-3, 1e6, "µs"),
+        (1, 1e3, "ms"),
+        (120, 1, "s"),
+        (7200, 1 / 60, "min"),
+    ):
         if seconds < limit:
             return f"{_three(seconds * scale)} {unit}"
     return f"{_three(seconds / 3600)} h"

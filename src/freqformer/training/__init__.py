@@ -1,1 +1,2 @@
-"""Flow-matching training on videos: objective, data, checkpoints and the loop. Needs diffusers and accelerate."""
+"""Flow-matching training on videos: objective, data, checkpoints and the loop. Needs diffusers and
+accelerate."""

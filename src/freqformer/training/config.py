@@ -14,7 +14,8 @@ Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu"]
 
 _LARGE = 1e9
-# Bounds far above any use, so that what is absurd is refused here and not by memory or by C's integers.
+# Bounds far above any use, so that what is absurd is refused here and not by memory or by C's
+# integers.
 _MOST_FRAMES = 100_000
 _MOST_SIDE = 65_536
 _MOST_VALUES = 2**31 - 1
@@ -34,13 +35,14 @@ class DataConfig:
 
     Args:
         path: a video file or a folder of them, searched in depth; None makes synthetic clips.
-        photographs: a folder of JPEG or PNG files; synthetic clips are then camera moves over them with balls in front.
+        photographs: a folder of JPEG or PNG files; synthetic clips are then camera moves over them
+            with balls in front.
         num_frames: frames of a clip.
         height, width: pixels of a clip; videos are resized to cover it and cropped in the middle.
         fps: frames per second of a clip; videos of another rate are sampled at it.
         workers: threads that decode in the background.
-        cache_mib: memory for decoded frames at the clip's size, in MiB. Where all videos fit they are decoded once; where
-            they don't, every clip is decoded when its turn comes.
+        cache_mib: memory for decoded frames at the clip's size, in MiB. Where all videos fit they
+            are decoded once; where they don't, every clip is decoded when its turn comes.
     """
 
     path: str | None = None
@@ -54,10 +56,16 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.path is not None and not isinstance(self.path, str):
-            raise ValueError(f"path is {_shown(self.path)}; a path as text, or None for synthetic clips, is allowed")
-        if self.photographs is not None and (not isinstance(self.photographs, str) or self.path is not None):
             raise ValueError(
-                f"photographs is {_shown(self.photographs)} and path {_shown(self.path)}; a folder as"
+                f"path is {_shown(self.path)}; a path as text, or None for synthetic clips, is "
+                "allowed"
+            )
+        if self.photographs is not None and (
+            not isinstance(self.photographs, str) or self.path is not None
+        ):
+            raise ValueError(
+                f"photographs is {_shown(self.photographs)} and path {_shown(self.path)}; a folder "
+                "as"
                 " text is allowed, and path None: clips come from videos or are synthetic"
             )
         _whole("num_frames", self.num_frames, 1, _MOST_FRAMES)
@@ -65,7 +73,8 @@ class DataConfig:
             _whole(name, getattr(self, name), 1, _MOST_SIDE)
         if _CHANNELS * self.num_frames * self.height * self.width > _MOST_VALUES:
             raise ValueError(
-                f"num_frames, height and width are {self.num_frames} x {self.height} x {self.width};"
+                f"num_frames, height and width are {self.num_frames} x {self.height} x "
+                f"{self.width};"
                 f" {_MOST_VALUES // _CHANNELS:,} pixels in a clip at most are allowed: make it"
                 " smaller"
             )
@@ -84,7 +93,8 @@ class OptimizerConfig:
         weight_decay: of weight matrices; vectors (norms, biases) have none.
         betas: decay of the first and second moment.
         max_grad_norm: norm that gradients are clipped to.
-        ema_decay: largest decay of the exponential moving average of the weights; it grows from 0 as (1 + n) / (10 + n).
+        ema_decay: largest decay of the exponential moving average of the weights; it grows from 0
+            as (1 + n) / (10 + n).
     """
 
     learning_rate: float = 1e-3
@@ -99,9 +109,14 @@ class OptimizerConfig:
         _whole("warmup_steps", self.warmup_steps, 0, _MOST_STEPS)
         _number("weight_decay", self.weight_decay, 0, 10)
         # JSON gives lists; records compare by value.
-        object.__setattr__(self, "betas", tuple(self.betas) if isinstance(self.betas, list) else self.betas)
+        object.__setattr__(
+            self, "betas", tuple(self.betas) if isinstance(self.betas, list) else self.betas
+        )
         if not isinstance(self.betas, tuple) or len(self.betas) != 2:
-            raise ValueError(f"betas is {_shown(self.betas)}; two numbers from 0 to below 1 are allowed, like (0.9, 0.99)")
+            raise ValueError(
+                f"betas is {_shown(self.betas)}; two numbers from 0 to below 1 are allowed, like "
+                "(0.9, 0.99)"
+            )
         for beta in self.betas:
             _number("betas", beta, 0, 1 - 1e-9)
         _number("max_grad_norm", self.max_grad_norm, 1e-9, _LARGE)
@@ -113,9 +128,11 @@ class ObjectiveConfig:
     """How noise levels are drawn.
 
     Args:
-        shift: pushes timesteps towards noise, 1 leaves them; None takes `resolution_shift` of the clip's tokens.
+        shift: pushes timesteps towards noise, 1 leaves them; None takes `resolution_shift` of the
+            clip's tokens.
         logit_mean, logit_std: of the normal distribution of the timestep's logit.
-        stratified: whether a batch takes one timestep from each of its equally likely parts; lowers the loss's variance.
+        stratified: whether a batch takes one timestep from each of its equally likely parts; lowers
+            the loss's variance.
     """
 
     shift: float | None = None
@@ -136,11 +153,13 @@ class RoutingConfig:
     """How routers that choose bands train; ignored by a model without any, soft routing included.
 
     Args:
-        mode: `sampled` computes one other band per head beside the chosen one, `all` both, `off` leaves routers as they
-            are.
-        budget: attention cost relative to dense that the routers are held to; None takes the cost of an even split.
+        mode: `sampled` computes one other band per head beside the chosen one, `all` both, `off`
+            leaves routers as they are.
+        budget: attention cost relative to dense that the routers are held to; None takes the cost
+            of an even split.
         budget_weight: of the squared excess over the budget.
-        entropy_weight: of the entropy that keeps the choice open; it falls linearly to 0 over the run.
+        entropy_weight: of the entropy that keeps the choice open; it falls linearly to 0 over the
+            run.
     """
 
     mode: RouterTraining = "sampled"
@@ -162,16 +181,19 @@ class RunConfig:
 
     Args:
         max_steps: optimizer steps.
-        max_seconds: seconds of training after which the run ends though steps are left, pauses between resumed parts
-            not counted; the learning rate then follows the clock and the run is not repeatable bit for bit.
-        part_seconds: seconds after which this part of the run, building the model included, ends with a checkpoint; the
-            same call goes on from there. The learning rate is that of the whole run.
+        max_seconds: seconds of training after which the run ends though steps are left, pauses
+            between resumed parts not counted; the learning rate then follows the clock and the run
+            is not repeatable bit for bit.
+        part_seconds: seconds after which this part of the run, building the model included, ends
+            with a checkpoint; the same call goes on from there. The learning rate is that of the
+            whole run.
         batch_size: clips per process and forward pass.
         accumulation: forward passes per optimizer step.
         precision: `bf16` computes in bfloat16 by autocast and keeps weights in float32.
-        gradient_checkpointing: whether blocks are computed again in the backward instead of being kept: less memory, more
-            time, the same bits.
-        compile: whether blocks are compiled by torch.compile, which takes a while at the first step.
+        gradient_checkpointing: whether blocks are computed again in the backward instead of being
+            kept: less memory, more time, the same bits.
+        compile: whether blocks are compiled by torch.compile, which takes a while at the first
+            step.
         seed: of weights, data order, noise and all else.
         device: `auto` takes a GPU where there is one.
         progress: whether to draw a progress bar.
@@ -206,7 +228,10 @@ class RunConfig:
         _choice("device", self.device, get_args(Device))
         _flag("progress", self.progress)
         if self.init_from is not None and not (isinstance(self.init_from, str) and self.init_from):
-            raise ValueError(f"init_from is {_shown(self.init_from)}; the path of a folder, as text, or None is allowed")
+            raise ValueError(
+                f"init_from is {_shown(self.init_from)}; the path of a folder, as text, or None is "
+                "allowed"
+            )
 
 
 @dataclass(frozen=True)
@@ -216,8 +241,8 @@ class CheckpointConfig:
     Args:
         every_steps: steps between checkpoints; the last step always makes one.
         keep: newest checkpoints that stay on disk.
-        resume: whether to go on from the newest checkpoint in the output folder; without it a folder that holds one is
-            refused.
+        resume: whether to go on from the newest checkpoint in the output folder; without it a
+            folder that holds one is refused.
         accept_changes: whether a resumed run may go on with other settings of the optimizer, the
             objective, the routers or the precision than it began with. What changes is logged.
     """
@@ -258,14 +283,21 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.output, str) or not self.output:
-            raise ValueError(f"output is {_shown(self.output)}; the path of a folder, as text, is allowed")
+            raise ValueError(
+                f"output is {_shown(self.output)}; the path of a folder, as text, is allowed"
+            )
         if not isinstance(self.model, dict):
-            raise ValueError(f"model is {_shown(self.model)}; a dict of the model's constructor arguments is allowed")
+            raise ValueError(
+                f"model is {_shown(self.model)}; a dict of the model's constructor arguments is "
+                "allowed"
+            )
         _check_json("model", self.model)
         refuse_text(self.model)
         for name, kind in _sections().items():
             if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"{name} is {_shown(getattr(self, name))}; a {kind.__name__} is allowed")
+                raise ValueError(
+                    f"{name} is {_shown(getattr(self, name))}; a {kind.__name__} is allowed"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values; `from_dict` reads them back."""
@@ -307,14 +339,18 @@ def _build(kind: type, name: str, values: Any) -> Any:
     unknown = sorted(_shown(field) for field in values if field not in known)
     if unknown:
         raise ValueError(
-            f"{name} has unknown fields [{', '.join(unknown)}]; {known} are allowed: remove or rename the others"
+            f"{name} has unknown fields [{', '.join(unknown)}]; {known} are allowed: remove or "
+            "rename the others"
         )
     needed = [item.name for item in fields(kind) if item.default is item.default_factory is MISSING]
     missing = [field for field in needed if field not in values]
     if missing:
         raise ValueError(f"{name} lacks {missing}; give {'them' if missing[1:] else 'it'}")
     sections = _sections() if kind is TrainConfig else {}
-    made = {field: _build(sections[field], field, value) if field in sections else value for field, value in values.items()}
+    made = {
+        field: _build(sections[field], field, value) if field in sections else value
+        for field, value in values.items()
+    }
     return kind(**made)
 
 
@@ -330,12 +366,15 @@ def _check_json(name: str, value: Any) -> None:
                 inner += part
             elif not (part is None or isinstance(part, str | int) or _finite(part)):
                 raise ValueError(
-                    f"{name} is {_shown(value)} with {_shown(part)}; values that JSON holds are allowed, no NaN"
+                    f"{name} is {_shown(value)} with {_shown(part)}; values that JSON holds are "
+                    "allowed, no NaN"
                 )
         if not inner:
             return
         level = inner
-    raise ValueError(f"{name} is {_shown(value)}, nested deeper than {_MOST_LEVELS} levels; fewer are allowed")
+    raise ValueError(
+        f"{name} is {_shown(value)}, nested deeper than {_MOST_LEVELS} levels; fewer are allowed"
+    )
 
 
 def _finite(value: Any) -> bool:
@@ -361,7 +400,9 @@ def _number(name: str, value: Any, low: float, high: float) -> None:
 
 def _whole(name: str, value: Any, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name} is {_shown(value)}; whole numbers from {low} to {high:,} are allowed")
+        raise ValueError(
+            f"{name} is {_shown(value)}; whole numbers from {low} to {high:,} are allowed"
+        )
 
 
 def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -70,7 +70,9 @@ class ClipFolder(ClipSource):
 
     def __init__(self, config: DataConfig, seed: int) -> None:
         if config.path is None:
-            raise ValueError("path is None; a video file or a folder is allowed: SyntheticClips needs no files")
+            raise ValueError(
+                "path is None; a video file or a folder is allowed: SyntheticClips needs no files"
+            )
         self.config, self.seed = config, seed
         self.bad_files: dict[Path, str] = {}
         """Files that could not be read so far, and why."""
@@ -106,7 +108,8 @@ class ClipFolder(ClipSource):
             except VideoError as error:
                 failures.setdefault(windows.info.path, str(error))
         raise VideoError(
-            f"none of the {len(self._files)} videos in {self.config.path} can be read any more: look "
+            f"none of the {len(self._files)} videos in {self.config.path} can be read any more: "
+            "look "
             f"whether they are still there\n{listed(list(failures.values()))}"
         )
 
@@ -120,7 +123,10 @@ class ClipFolder(ClipSource):
     def fingerprint(self) -> str:
         """Differs with the names and lengths of the files, with what a clip is, and with the
         seed."""
-        files = (f"{one.info.path.name} {one.count} {one.span:.6f} {self._length:.6f}" for one in self._files)
+        files = (
+            f"{one.info.path.name} {one.count} {one.span:.6f} {self._length:.6f}"
+            for one in self._files
+        )
         return f"{derive_seed(self.seed, *files):x}"
 
     def _index(self, files: list[Path], pool: ThreadPoolExecutor) -> list[VideoInfo]:
@@ -141,7 +147,8 @@ class ClipFolder(ClipSource):
         if not long:
             raise VideoError(
                 f"{config.path} holds no video that can be read and is as long as a clip "
-                f"({self._length:g} s); lower num_frames, raise fps, or repair the files\n{listed(reasons + short)}"
+                f"({self._length:g} s); lower num_frames, raise fps, or repair the "
+                f"files\n{listed(reasons + short)}"
             )
         for what, lines in (
             ("can't be read and are", reasons),

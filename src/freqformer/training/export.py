@@ -1,4 +1,5 @@
-"""From a finished run to a model to ship: averaged weights in bfloat16, with a card filled from the run's records."""
+"""From a finished run to a model to ship: averaged weights in bfloat16, with a card filled from the
+run's records."""
 
 from __future__ import annotations
 
@@ -39,35 +40,46 @@ SAMPLES, COLUMNS, INFERENCE_STEPS = 4, 8, 30
 
 
 def export_model(run: Path, target: Path, *, most_bytes: int = MOST_BYTES) -> Path:
-    """Write a finished run as a model folder: weights, configs, card, samples, and the run's records.
+    """Write a finished run as a model folder: weights, configs, card, samples, and the run's
+    records.
 
     Args:
         run: output folder of `freqformer train`, with its train.json, parts.json and pipeline.
-        target: folder to write; an earlier export is replaced once the new one is whole, and nothing else is.
+        target: folder to write; an earlier export is replaced once the new one is whole, and
+            nothing else is.
         most_bytes: largest size of the weights.
 
     Returns: target, for `FreqFormerPipeline.from_pretrained`.
 
     Raises:
-        ValueError: for a folder without a finished run, weights that are too large, photographs without attribution, or
-            where clips like the run's can't be made here, on which the loss is measured.
-        CheckpointError: for a folder that can't be written, holds anything but an earlier export, or is being written.
+        ValueError: for a folder without a finished run, weights that are too large, photographs
+            without attribution, or where clips like the run's can't be made here, on which the loss
+            is measured.
+        CheckpointError: for a folder that can't be written, holds anything but an earlier export,
+            or is being written.
     """
     from freqformer.models.pipeline import FreqFormerPipeline
 
     config, parts = _finished_run(run)
     told = _data_and_licence(config.data)
     with writing_folder(target, kind="export", error=CheckpointError) as folder:
-        FreqFormerPipeline.from_pretrained(str(run / "pipeline"), dtype=torch.bfloat16).save_pretrained(folder)
+        FreqFormerPipeline.from_pretrained(
+            str(run / "pipeline"), dtype=torch.bfloat16
+        ).save_pretrained(folder)
         _forget_places(folder)
         size = (folder / WEIGHTS).stat().st_size
         if size > most_bytes:
             raise ValueError(
-                f"{run} has {size:,} bytes of weights in bfloat16; {most_bytes:,} at most are allowed: train a smaller one"
+                f"{run} has {size:,} bytes of weights in bfloat16; {most_bytes:,} at most are "
+                "allowed: train a smaller one"
             )
-        # What is measured is what was written: rounded weights, computed with in float32 as on any CPU.
+        # What is measured is what was written: rounded weights, computed with in float32 as on any
+        # CPU.
         pipeline = FreqFormerPipeline.from_pretrained(str(folder), dtype=torch.float32)
-        facts = _facts(pipeline, config, folder / SAMPLES_FILE) | {"bytes": size, "parts": [vars(part) for part in parts]}
+        facts = _facts(pipeline, config, folder / SAMPLES_FILE) | {
+            "bytes": size,
+            "parts": [vars(part) for part in parts],
+        }
         write_json(folder / TRAIN_FILE, config.to_dict())
         write_json(folder / RECORD_FILE, facts)
         write_text(folder / CARD_FILE, _card(target, config.data, parts, facts, told))
@@ -87,7 +99,9 @@ def _forget_places(folder: Path) -> None:
             write_manifest(path.parent, record["kind"])
 
 
-def fresh_loss(pipeline: FreqFormerPipeline, config: TrainConfig, *, clips: int = FRESH_CLIPS) -> float:
+def fresh_loss(
+    pipeline: FreqFormerPipeline, config: TrainConfig, *, clips: int = FRESH_CLIPS
+) -> float:
     """Mean flow-matching loss on clips that another seed draws, or cuts from the run's videos.
 
     Args:
@@ -105,9 +119,16 @@ def fresh_loss(pipeline: FreqFormerPipeline, config: TrainConfig, *, clips: int 
     tokens = model.grid_for((data.num_frames, data.height, data.width)).num_tokens
     shift = resolution_shift(tokens) if settings.shift is None else settings.shift
     draw = derive_generator(seed, "timestep")
-    options = {"mean": settings.logit_mean, "std": settings.logit_std, "stratified": settings.stratified}
+    options = {
+        "mean": settings.logit_mean,
+        "std": settings.logit_std,
+        "stratified": settings.stratified,
+    }
     losses = []
-    with ClipLoader(clip_source(data, seed), iter(range(2**62)), seed=seed) as loader, torch.no_grad():
+    with (
+        ClipLoader(clip_source(data, seed), iter(range(2**62)), seed=seed) as loader,
+        torch.no_grad(),
+    ):
         for timestep in sample_timesteps(clips, shift, draw, **options):
             clip, noise = loader.take(1)
             losses.append(float(flow_matching_loss(model, clip, timestep[None], noise)))
@@ -117,9 +138,14 @@ def fresh_loss(pipeline: FreqFormerPipeline, config: TrainConfig, *, clips: int 
 def _finished_run(run: Path) -> tuple[TrainConfig, list[Part]]:
     parts, file = read_parts(run), run / TRAIN_FILE
     if not (parts and file.is_file() and (run / "pipeline" / "model_index.json").is_file()):
-        raise ValueError(f"{run} holds no run that ended; give the output folder of `freqformer train`")
+        raise ValueError(
+            f"{run} holds no run that ended; give the output folder of `freqformer train`"
+        )
     if parts[-1].progress < 1:
-        raise ValueError(f"{run} is {100 * parts[-1].progress:.0f}% done; a whole run is allowed: train on, then export")
+        raise ValueError(
+            f"{run} is {100 * parts[-1].progress:.0f}% done; a whole run is allowed: train on, "
+            "then export"
+        )
     return TrainConfig.from_dict(read_json(file, remedy="train again to write it")), parts
 
 
@@ -135,7 +161,9 @@ def _facts(pipeline: FreqFormerPipeline, config: TrainConfig, sheet: Path) -> di
     for seed in range(SAMPLES):
         generator = torch.Generator().manual_seed(seed)
         size = (data.num_frames, data.height, data.width)
-        made = pipeline(*size, num_inference_steps=INFERENCE_STEPS, generator=generator, output_type="uint8")
+        made = pipeline(
+            *size, num_inference_steps=INFERENCE_STEPS, generator=generator, output_type="uint8"
+        )
         rows.append(made.frames[0][::stride])
     seconds = (time.perf_counter() - began) / SAMPLES
     contact_sheet(torch.cat(rows), sheet, columns=len(rows[0]), scale=2)
@@ -150,10 +178,13 @@ def _facts(pipeline: FreqFormerPipeline, config: TrainConfig, sheet: Path) -> di
     }
 
 
-def _card(target: Path, data: DataConfig, parts: list[Part], facts: dict[str, Any], told: tuple[str, str]) -> str:
+def _card(
+    target: Path, data: DataConfig, parts: list[Part], facts: dict[str, Any], told: tuple[str, str]
+) -> str:
     last = parts[-1]
     rows = [
-        f"| {number} | {part.first_step:,} to {part.last_step:,} | {part.clips:,} | {part.seconds:.0f} | {part.loss:.4f} | "
+        f"| {number} | {part.first_step:,} to {part.last_step:,} | {part.clips:,} | "
+        f"{part.seconds:.0f} | {part.loss:.4f} | "
         f"{part.device} | {(part.commit or 'unknown')[:12]} | `{part.command}` |"
         for number, part in enumerate(parts, 1)
     ]
@@ -176,13 +207,17 @@ def _card(target: Path, data: DataConfig, parts: list[Part], facts: dict[str, An
         "parts": "\n".join(rows),
         "loss_steps": LOSS_STEPS,
         "fresh": facts["fresh_clips"],
-        "come": "drawn by another seed" if data.path is None else "that another seed cut from the same videos",
+        "come": "drawn by another seed"
+        if data.path is None
+        else "that another seed cut from the same videos",
         "fresh_loss": f"{facts['fresh_loss']:.4f}",
         "torch": last.torch,
         "version": last.freqformer,
         **dict(zip(("data", "licence"), told, strict=True)),
     }
-    return Template((files("freqformer.training") / "card.md").read_text(encoding="utf-8")).substitute(text)
+    return Template(
+        (files("freqformer.training") / "card.md").read_text(encoding="utf-8")
+    ).substitute(text)
 
 
 def _data_and_licence(data: DataConfig) -> tuple[str, str]:
@@ -190,14 +225,34 @@ def _data_and_licence(data: DataConfig) -> tuple[str, str]:
     if data.photographs is not None:
         credits = Path(data.photographs) / "ATTRIBUTION.md"
         if not credits.is_file():
-            raise ValueError(f"{credits} is missing; the card names authors and licences: write them there as a table")
+            raise ValueError(
+                f"{credits} is missing; the card names authors and licences: write them there as a "
+                "table"
+            )
         # The table alone: the text around it is about what else the photographs serve.
-        table = [line for line in credits.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+        table = [
+            line
+            for line in credits.read_text(encoding="utf-8").splitlines()
+            if line.startswith("|")
+        ]
         told = (
-            "Drawn clips, none shown twice: a camera pans and zooms over a photograph, with one to three striped balls "
-            "that fly in front, bounce and hide one another. The photographs:\n\n" + "\n".join(table)
+            "Drawn clips, none shown twice: a camera pans and zooms over a photograph, with one to "
+            "three striped balls "
+            "that fly in front, bounce and hide one another. The photographs:\n\n"
+            + "\n".join(table)
         )
-        return told, "Videos that it makes show the photographs above, whose licences ask to name their authors."
+        return (
+            told,
+            "Videos that it makes show the photographs above, whose licences ask to name their "
+            "authors.",
+        )
     if data.path is not None:
-        return f"Videos: `{data.path}`.", "The videos that it was trained on have licences of their own."
-    return "Drawn clips, none shown twice: textured discs that fly over a drifting background. No file is behind them.", ""
+        return (
+            f"Videos: `{data.path}`.",
+            "The videos that it was trained on have licences of their own.",
+        )
+    return (
+        "Drawn clips, none shown twice: textured discs that fly over a drifting background. No "
+        "file is behind them.",
+        "",
+    )

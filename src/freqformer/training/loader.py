@@ -47,7 +47,8 @@ class Clip:
 
 
 class ClipSource(ABC):
-    """An endless sequence of clips. Clip `index` depends on the index alone, so training can go on from any place."""
+    """An endless sequence of clips. Clip `index` depends on the index alone, so training can go on
+    from any place."""
 
     @abstractmethod
     def load(self, index: int) -> Clip:
@@ -67,7 +68,8 @@ class DrawnClips(ClipSource):
 
     @abstractmethod
     def draw(self, indices: Sequence[int], device: torch.device) -> Tensor:
-        """The clips of these numbers, (clips, 3, F, H, W) float32 in [-1, 1]; on equal devices always the same."""
+        """The clips of these numbers, (clips, 3, F, H, W) float32 in [-1, 1]; on equal devices
+        always the same."""
 
     def load(self, index: int) -> Clip:
         """Clip `index`, drawn on the CPU."""
@@ -78,7 +80,8 @@ class DrawnClips(ClipSource):
 
 
 class DrawingLoader:
-    """Draws clips and their noise on the device that trains, when they are asked for: a GPU draws faster than threads do.
+    """Draws clips and their noise on the device that trains, when they are asked for: a GPU draws
+    faster than threads do.
 
     Args:
         source: of the clips.
@@ -87,30 +90,42 @@ class DrawingLoader:
         device: of clips and noise.
     """
 
-    def __init__(self, source: DrawnClips, indices: Iterator[int], *, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, source: DrawnClips, indices: Iterator[int], *, seed: int, device: torch.device
+    ) -> None:
         self._source, self._indices, self._seed, self._device = source, indices, seed, device
         self._generator = torch.Generator(device)
 
     def take(self, count: int) -> tuple[Tensor, Tensor]:
-        """The next `count` clips and standard normal noise, each (count, 3, F, H, W) float32 on the device."""
+        """The next `count` clips and standard normal noise, each (count, 3, F, H, W) float32 on the
+        device."""
         indices = list(islice(self._indices, count))
         clips = self._source.draw(indices, self._device)
         noise = torch.empty_like(clips)
         for place, index in enumerate(indices):
-            noise[place].normal_(generator=self._generator.manual_seed(derive_seed(self._seed, "noise", index)))
+            noise[place].normal_(
+                generator=self._generator.manual_seed(derive_seed(self._seed, "noise", index))
+            )
         return clips, noise
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Nothing is drawn ahead, so nothing is left."""
 
 
 class ClipLoader:
-    """Loads clips and draws their noise in background threads, and gives both out in order whatever the timing.
+    """Loads clips and draws their noise in background threads, and gives both out in order whatever
+    the timing.
 
-    Threads do, since FFmpeg and torch release Python's lock; and a killed process leaves none behind. Close it when done.
+    Threads do, since FFmpeg and torch release Python's lock; and a killed process leaves none
+    behind. Close it when done.
 
     Args:
         source: of the clips.
@@ -120,19 +135,30 @@ class ClipLoader:
         ahead: clips that are loaded before they are asked for.
     """
 
-    def __init__(self, source: ClipSource, indices: Iterator[int], *, seed: int, workers: int = 2, ahead: int = 8) -> None:
+    def __init__(
+        self,
+        source: ClipSource,
+        indices: Iterator[int],
+        *,
+        seed: int,
+        workers: int = 2,
+        ahead: int = 8,
+    ) -> None:
         self._source, self._indices, self._seed, self._ahead = source, indices, seed, ahead
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="clips")
         self._pending: deque[Future[tuple[Clip, Tensor]]] = deque()
 
     def take(self, count: int) -> tuple[Tensor, Tensor]:
-        """The next `count` clips and standard normal noise, each (count, 3, F, H, W) float32 on the CPU.
+        """The next `count` clips and standard normal noise, each (count, 3, F, H, W) float32 on the
+        CPU.
 
         Raises:
             VideoError: where no file of the source can be read any more.
         """
         pairs = [self._next() for _ in range(count)]
-        return torch.stack([pixels for pixels, _ in pairs]), torch.stack([noise for _, noise in pairs])
+        return torch.stack([pixels for pixels, _ in pairs]), torch.stack(
+            [noise for _, noise in pairs]
+        )
 
     def _next(self) -> tuple[Tensor, Tensor]:
         while len(self._pending) <= self._ahead:
@@ -143,7 +169,9 @@ class ClipLoader:
 
     def _load(self, index: int) -> tuple[Clip, Tensor]:
         clip = self._source.load(index)
-        return clip, torch.randn(clip.pixels.shape, generator=derive_generator(self._seed, "noise", index))
+        return clip, torch.randn(
+            clip.pixels.shape, generator=derive_generator(self._seed, "noise", index)
+        )
 
     def close(self) -> None:
         """Drop what was loaded ahead and end the threads."""
@@ -152,5 +180,10 @@ class ClipLoader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()

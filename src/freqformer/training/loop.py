@@ -29,10 +29,12 @@ def train(
     clips: ClipSource | Iterable[Any] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> Path:
-    """Train a model and save it as a pipeline folder; goes on from the newest checkpoint in `config.output`.
+    """Train a model and save it as a pipeline folder; goes on from the newest checkpoint in
+    `config.output`.
 
-    Writes `checkpoints/`, TensorBoard's `logs/`, and in the end, of each part too, `pipeline/` with the averaged weights
-    and `parts.json` (see `freqformer.training.record`). Runs under `accelerate launch` on several devices too.
+    Writes `checkpoints/`, TensorBoard's `logs/`, and in the end, of each part too, `pipeline/` with
+    the averaged weights and `parts.json` (see `freqformer.training.record`). Runs under `accelerate
+    launch` on several devices too.
 
     Ctrl-C and SIGTERM end a part after the step that is being done, with all of that; a second one
     ends at once, and the newest checkpoint stays.
@@ -52,8 +54,8 @@ def train(
         ValueError: for a model that `config.model` can't make, one of another library, or clips
             that don't fit it.
         VideoError: for videos that can't be read; the steps before are kept.
-        CheckpointError: for a checkpoint that can't be written, read, or resumed with this config, and where another run
-            writes to the same folder.
+        CheckpointError: for a checkpoint that can't be written, read, or resumed with this config,
+            and where another run writes to the same folder.
         TrainingError: where the loss or its gradient is not finite; the last checkpoint stays.
         KeyboardInterrupt: (`Interrupted`) after a signal, once all is kept.
     """
@@ -120,7 +122,8 @@ def _accelerator(config: TrainConfig) -> Iterator[Accelerator]:
 
     # Before accelerate waits for processes that it can't reach.
     check_launch()
-    # accelerate holds one precision per Python process until it is reset; a caller's own accelerator stays as it is.
+    # accelerate holds one precision per Python process until it is reset; a caller's own
+    # accelerator stays as it is.
     owned = not AcceleratorState._shared_state
     accelerator = Accelerator(
         mixed_precision="bf16" if config.run.precision == "bf16" else "no",
@@ -128,7 +131,8 @@ def _accelerator(config: TrainConfig) -> Iterator[Accelerator]:
         cpu=config.run.device == "cpu",
         log_with="tensorboard",
         project_dir=config.output,
-        # A router that does not train, or a band that no head is in, leaves parameters without gradient.
+        # A router that does not train, or a band that no head is in, leaves parameters without
+        # gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     try:

@@ -22,8 +22,8 @@ NEEDED = {
     "MV2_COMM_WORLD_SIZE": ("MV2_COMM_WORLD_RANK",),
     "SLURM_STEP_NUM_TASKS": (),
 }
-"""Environment variables in which launchers (torchrun, MPI, srun) say how many processes they started, and those by which
-these find one another."""
+"""Environment variables in which launchers (torchrun, MPI, srun) say how many processes they
+started, and those by which these find one another."""
 
 
 @contextmanager
@@ -31,14 +31,16 @@ def only_run(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     """Keep other runs out of an output folder; the main process holds the lock for all of a run.
 
     Raises:
-        CheckpointError: where another run holds it, naming it, or where a launcher started several processes and this
-            one trains alone.
+        CheckpointError: where another run holds it, naming it, or where a launcher started several
+            processes and this one trains alone.
     """
     check_launch(accelerator.num_processes)
     if not accelerator.is_main_process:
         yield
         return
-    with output_folder(folder, "train", (PARTS_FILE,), earlier=("checkpoints",), error=CheckpointError):
+    with output_folder(
+        folder, "train", (PARTS_FILE,), earlier=("checkpoints",), error=CheckpointError
+    ):
         yield
 
 
@@ -46,7 +48,8 @@ def check_launch(processes: int | None = None) -> None:
     """Raise CheckpointError where a launcher started more processes than know of one another.
 
     Args:
-        processes: that take part in this run, as accelerate counts them; None before it has counted.
+        processes: that take part in this run, as accelerate counts them; None before it has
+            counted.
     """
     for name, others in NEEDED.items():
         started = os.environ.get(name, "")
@@ -56,6 +59,7 @@ def check_launch(processes: int | None = None) -> None:
         if missing or processes == 1:
             lacks = f" ({', '.join(missing)} is not set)" if missing else ""
             raise CheckpointError(
-                f"{name} is {started}, but this process trains alone{lacks}: each of {started} would write to the same "
+                f"{name} is {started}, but this process trains alone{lacks}: each of {started} "
+                "would write to the same "
                 f"folder. Start them with `accelerate launch` or torchrun, or unset {name}"
             )

@@ -135,8 +135,11 @@ def spoken(seconds: float) -> str:
 
 
 @contextmanager
-def progress_shown(run: RunConfig, device: torch.device, *, enabled: bool) -> Iterator[ShownProgress]:
-    """A bar on standard error from before the first step to the end; none where it isn't enabled."""
+def progress_shown(
+    run: RunConfig, device: torch.device, *, enabled: bool
+) -> Iterator[ShownProgress]:
+    """A bar on standard error from before the first step to the end; none where it isn't
+    enabled."""
     if not enabled:
         yield ShownProgress(run, device, None)
         return

@@ -1,6 +1,7 @@
 """How a model came about: what each part of a run did, in its checkpoints and in parts.json.
 
-A checkpoint's state holds the parts up to it, so that none is lost where a run is killed; parts.json is a copy to read.
+A checkpoint's state holds the parts up to it, so that none is lost where a run is killed;
+parts.json is a copy to read.
 """
 
 from __future__ import annotations
@@ -55,12 +56,16 @@ class Part:
     torch: str
     freqformer: str
     commit: str | None
-    """Of this package's code; None where neither FREQFORMER_COMMIT, its own git repository nor its installer knows."""
+    """Of this package's code; None where neither FREQFORMER_COMMIT, its own git repository nor its
+    installer knows."""
     command: str
 
 
 def describe_part(
-    reports: Sequence[StepReport], begun: tuple[int, float], clips_per_step: int, device: torch.device
+    reports: Sequence[StepReport],
+    begun: tuple[int, float],
+    clips_per_step: int,
+    device: torch.device,
 ) -> Part:
     """What a part did.
 
@@ -78,7 +83,9 @@ def describe_part(
         seconds=last.seconds - before,
         progress=last.progress,
         loss=fmean(report.loss for report in reports),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        device=torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads",
         torch=torch.__version__,
         freqformer=__version__,
         commit=_commit(),
@@ -87,7 +94,8 @@ def describe_part(
 
 
 def with_part(parts: Iterable[Part], part: Part) -> list[Part]:
-    """The parts of a run with one more, or with the newer state of it; parts that it went back behind are dropped."""
+    """The parts of a run with one more, or with the newer state of it; parts that it went back
+    behind are dropped."""
     return [*(earlier for earlier in parts if earlier.last_step <= part.first_step), part]
 
 
@@ -118,7 +126,11 @@ def read_parts(folder: Path) -> list[Part]:
     try:
         return parse_parts(read_json(path, kind=list, remedy=remedy))
     except ValueError as error:
-        why = error if isinstance(error, FileError) else f"{path} is no record of a run ({error}); {remedy}"
+        why = (
+            error
+            if isinstance(error, FileError)
+            else f"{path} is no record of a run ({error}); {remedy}"
+        )
         raise ValueError(str(why)) from error
 
 
@@ -145,7 +157,8 @@ def _installed_commit() -> str | None:
 
 
 def _repository_commit(package: Path) -> str | None:
-    """The commit of the package's own repository; a user's repository around an installed package tells nothing."""
+    """The commit of the package's own repository; a user's repository around an installed package
+    tells nothing."""
     git = ["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"]
     # Git's own variables, as in a hook of another repository, would point elsewhere.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}

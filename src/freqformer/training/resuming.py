@@ -37,7 +37,9 @@ STATE = {
 """What a checkpoint's state must hold, and of which kind."""
 
 
-def check_resumable(path: Path, state: dict[str, Any], config: TrainConfig, clips_per_step: int) -> None:
+def check_resumable(
+    path: Path, state: dict[str, Any], config: TrainConfig, clips_per_step: int
+) -> None:
     """Refuse a checkpoint of another run.
 
     Args:
@@ -59,12 +61,15 @@ def check_resumable(path: Path, state: dict[str, Any], config: TrainConfig, clip
     then["clips_per_step"] = state["clips_per_step"]
     changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
     told = {
-        name: f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in changed if not _listed(name, MAY_CHANGE)
+        name: f"{name} was {then.get(name)!r} and is {now.get(name)!r}"
+        for name in changed
+        if not _listed(name, MAY_CHANGE)
     }
     fixed = [text for name, text in told.items() if not _listed(name, ON_PURPOSE)]
     if fixed:
         raise CheckpointError(
-            f"{path} was made by another run: {', '.join(fixed)}; resume with the same, or choose an empty output folder"
+            f"{path} was made by another run: {', '.join(fixed)}; resume with the same, or choose "
+            "an empty output folder"
         )
     if told and not config.checkpoint.accept_changes:
         raise CheckpointError(
@@ -84,7 +89,9 @@ def _check_sound(path: Path, state: dict[str, Any]) -> None:
         config = state["config"].items()
         wrong = [f"config.{name}" for name, value in config if not isinstance(value, dict | str)]
     if wrong:
-        raise CheckpointError(f"{path} lacks sound {wrong} in its state; it is damaged or not of training: remove it")
+        raise CheckpointError(
+            f"{path} lacks sound {wrong} in its state; it is damaged or not of training: remove it"
+        )
 
 
 def _by_dotted_name(config: dict[str, Any]) -> dict[str, Any]:

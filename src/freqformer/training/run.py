@@ -1,4 +1,5 @@
-"""The state of a run and what moves it on. A step is a function of this state and of the step's number alone."""
+"""The state of a run and what moves it on. A step is a function of this state and of the step's
+number alone."""
 
 from __future__ import annotations
 
@@ -27,7 +28,12 @@ from freqformer.training.checkpoint import (
 )
 from freqformer.training.config import TrainConfig
 from freqformer.training.loader import ClipLoader, ClipSource, DrawingLoader, DrawnClips
-from freqformer.training.objective import flow_matching_loss, learning_rate_factor, resolution_shift, sample_timesteps
+from freqformer.training.objective import (
+    flow_matching_loss,
+    learning_rate_factor,
+    resolution_shift,
+    sample_timesteps,
+)
 from freqformer.training.record import (
     LOSS_STEPS,
     TRAIN_FILE,
@@ -106,18 +112,23 @@ class TrainingRun:
         """Steps and seconds of training that were done before this call."""
 
     def resume(self) -> None:
-        """Go to the newest checkpoint of the output folder, if there is one, and start the clock and the log."""
+        """Go to the newest checkpoint of the output folder, if there is one, and start the clock
+        and the log."""
         newest = newest_checkpoint(self._checkpoints)
         if newest is not None:
             if not self.config.checkpoint.resume:
                 raise CheckpointError(
-                    f"{self.folder} holds a run up to {newest.name} and resume is False: set it to go on, or choose an "
+                    f"{self.folder} holds a run up to {newest.name} and resume is False: set it to "
+                    "go on, or choose an "
                     "empty output folder"
                 )
             groups, state = load_checkpoint(newest)
             check_resumable(newest, state, self.config, self.clips_per_step)
             if state["data"] != self.source.fingerprint():
-                logger.warning("the clips are not those that %s was trained on; they differ from here on", newest)
+                logger.warning(
+                    "the clips are not those that %s was trained on; they differ from here on",
+                    newest,
+                )
             restore_run(self.model, self.ema, self.optimizer, groups)
             self.ema.optimization_step = state["ema_steps"]
             self.step = self.saved_step = state["step"]
@@ -130,13 +141,18 @@ class TrainingRun:
         with self._writing_log():
             self.folder.mkdir(parents=True, exist_ok=True)
             # Steps behind the checkpoint will be logged again.
-            self.accelerator.init_trackers("logs", init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
+            self.accelerator.init_trackers(
+                "logs", init_kwargs={"tensorboard": {"purge_step": self.step + 1}}
+            )
 
     def loader(self) -> ClipLoader | DrawingLoader:
-        """The clips from this step on. A GPU draws what can be drawn there; the rest is loaded by threads."""
+        """The clips from this step on. A GPU draws what can be drawn there; the rest is loaded by
+        threads."""
         batch, device = self.config.run.batch_size, self.accelerator.device
         if isinstance(self.source, DrawnClips) and device.type != "cpu":
-            return DrawingLoader(self.source, self._indices(), seed=self.config.run.seed, device=device)
+            return DrawingLoader(
+                self.source, self._indices(), seed=self.config.run.seed, device=device
+            )
         # An iterable gives its clips in order, so one thread asks for them.
         workers = 1 if isinstance(self.source, IterableClips) else self.config.data.workers
         return ClipLoader(
@@ -148,9 +164,11 @@ class TrainingRun:
         )
 
     def advance(self, loader: ClipLoader | DrawingLoader) -> StepReport:
-        """Do one optimizer step. Raises TrainingError, with the weights as they were, where it is not finite."""
+        """Do one optimizer step. Raises TrainingError, with the weights as they were, where it is
+        not finite."""
         run = self.config.run
-        # All random numbers of a step follow from its number: a resumed run need not know the earlier ones.
+        # All random numbers of a step follow from its number: a resumed run need not know the
+        # earlier ones.
         seed_everything(run.seed, "step", self.step, self.accelerator.process_index)
         rate = self.config.optimizer.learning_rate * learning_rate_factor(
             self.step, self.progress, self.config.optimizer.warmup_steps
@@ -181,12 +199,15 @@ class TrainingRun:
         """Whether one of the processes says so: a signal may reach one of them a step early."""
         if self.accelerator.num_processes == 1:
             return asked
-        votes = self.accelerator.reduce(torch.tensor(float(asked), device=self.accelerator.device), "sum")
+        votes = self.accelerator.reduce(
+            torch.tensor(float(asked), device=self.accelerator.device), "sum"
+        )
         assert isinstance(votes, Tensor)
         return bool(votes > 0)
 
     def save(self) -> None:
-        """Write a checkpoint, unless this step has one, with the run's config and the record of its parts beside it."""
+        """Write a checkpoint, unless this step has one, with the run's config and the record of its
+        parts beside it."""
         self._save()
         self.accelerator.wait_for_everyone()
 
@@ -203,7 +224,9 @@ class TrainingRun:
                 "step": self.step,
             }
             groups = capture_run(self.model, self.ema, self.optimizer)
-            save_checkpoint(self._checkpoints, self.step, groups, state, keep=self.config.checkpoint.keep)
+            save_checkpoint(
+                self._checkpoints, self.step, groups, state, keep=self.config.checkpoint.keep
+            )
             write_parts(self.folder, parts)
             write_json(self.folder / TRAIN_FILE, self.config.to_dict())
         self.saved_step = self.step
@@ -211,7 +234,9 @@ class TrainingRun:
     def save_pipeline(self) -> Path:
         """Write the pipeline with the averaged weights; returns its folder."""
         with needs("train"):
-            from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+            from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+                FlowMatchEulerDiscreteScheduler,
+            )
 
         from freqformer.models.pipeline import FreqFormerPipeline
 
@@ -223,15 +248,20 @@ class TrainingRun:
             self.ema.store(model.parameters())
             self.ema.copy_to(model.parameters())
             try:
-                with writing_folder(target, kind="pipeline", known=PIPELINE, error=CheckpointError) as temporary:
-                    FreqFormerPipeline(transformer=model, scheduler=scheduler).save_pretrained(temporary)
+                with writing_folder(
+                    target, kind="pipeline", known=PIPELINE, error=CheckpointError
+                ) as temporary:
+                    FreqFormerPipeline(transformer=model, scheduler=scheduler).save_pretrained(
+                        temporary
+                    )
             finally:
                 self.ema.restore(model.parameters())
         self.accelerator.wait_for_everyone()
         return target
 
     def _clip_source(self, clips: Any) -> ClipSource:
-        """The clips that are given, or those of the config; of as many channels as the model has."""
+        """The clips that are given, or those of the config; of as many channels as the model
+        has."""
         channels, data = self.model.config["in_channels"], self.config.data
         if clips is not None:
             return given_source(clips, data, self.config.run.seed, channels)
@@ -262,7 +292,8 @@ class TrainingRun:
             # A log that is broken can't be closed either, which would hide this error.
             self.accelerator.trackers = []
             raise TrainingError(
-                f"output is {self.folder}, which can't be written: {error}; free space or choose another folder"
+                f"output is {self.folder}, which can't be written: {error}; free space or choose "
+                "another folder"
             ) from error
 
     @property
@@ -274,7 +305,9 @@ class TrainingRun:
         batch = self.config.run.batch_size
         for step in count(self.step):
             for place in self._places():
-                yield from range(step * self.clips_per_step + place, step * self.clips_per_step + place + batch)
+                yield from range(
+                    step * self.clips_per_step + place, step * self.clips_per_step + place + batch
+                )
 
     def _places(self) -> range:
         """Where the forward passes of this process begin among the clips of a step."""
@@ -282,7 +315,8 @@ class TrainingRun:
         return range(batch * self.accelerator.process_index, self.clips_per_step, batch * processes)
 
     def _timesteps(self) -> list[Tensor]:
-        """The timesteps (batch,) of every forward pass; drawn for the whole step, so its split does not matter."""
+        """The timesteps (batch,) of every forward pass; drawn for the whole step, so its split does
+        not matter."""
         settings = self.config.objective
         drawn = sample_timesteps(
             self.clips_per_step,
@@ -295,7 +329,8 @@ class TrainingRun:
         return [drawn[place : place + self.config.run.batch_size] for place in self._places()]
 
     def _backward(self, clip: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """Add one forward pass's gradient; returns its (flow-matching loss, routing loss), (2,) float32."""
+        """Add one forward pass's gradient; returns its (flow-matching loss, routing loss), (2,)
+        float32."""
         clip, timestep, noise = (x.to(self.accelerator.device) for x in (clip, timestep, noise))
         loss = flow_matching_loss(self.wrapped, clip, timestep, noise)
         routing = self._routing_loss(loss)
@@ -319,15 +354,21 @@ class TrainingRun:
         )
 
     def _clip_gradients(self, losses: list[Tensor]) -> float:
-        """Clip by norm; returns the norm before. Raises TrainingError where it or a loss is not finite."""
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimizer.max_grad_norm)
+        """Clip by norm; returns the norm before. Raises TrainingError where it or a loss is not
+        finite."""
+        norm = self.accelerator.clip_grad_norm_(
+            self.model.parameters(), self.config.optimizer.max_grad_norm
+        )
         loss, norm = self._mean(losses)[0], float(norm if norm is not None else 0)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             kept = (
-                f"{self._checkpoints} keeps step {self.saved_step}" if self.saved_step else "no checkpoint was written yet"
+                f"{self._checkpoints} keeps step {self.saved_step}"
+                if self.saved_step
+                else "no checkpoint was written yet"
             )
             raise TrainingError(
-                f"loss is {loss} and its gradient's norm {norm} at step {self.step + 1}; finite numbers are allowed: lower "
+                f"loss is {loss} and its gradient's norm {norm} at step {self.step + 1}; finite "
+                "numbers are allowed: lower "
                 f'the learning rate, lengthen the warm-up, or train with precision="fp32"; {kept}'
             )
         return norm
@@ -364,7 +405,9 @@ class TrainingRun:
         try:
             parts = parse_parts(state["parts"])
         except ValueError as error:
-            raise CheckpointError(f"{path} has damaged parts in its state ({error}): remove it") from error
+            raise CheckpointError(
+                f"{path} has damaged parts in its state ({error}): remove it"
+            ) from error
         if self.accelerator.is_main_process:
             write_parts(self.folder, parts)
         return parts
@@ -378,5 +421,7 @@ def _adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=settings.learning_rate, betas=settings.betas
+        [group for group in groups if group["params"]],
+        lr=settings.learning_rate,
+        betas=settings.betas,
     )

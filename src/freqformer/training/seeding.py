@@ -1,4 +1,5 @@
-"""Seeds by name: every random number of a run follows from its seed and the number of its step or clip."""
+"""Seeds by name: every random number of a run follows from its seed and the number of its step or
+clip."""
 
 from __future__ import annotations
 

@@ -45,9 +45,10 @@ def given_source(clips: Any, config: DataConfig, seed: int, channels: int) -> Cl
     """The clips that the caller of `train` gives.
 
     Args:
-        clips: a `ClipSource`; or a dataset with `len` and indexing, or an iterable, of float tensors
-            (C, F, H, W), or of tuples of one. Pixels are in [-1, 1].
-        config: `num_frames`, `height` and `width` say F, H and W; `path` and `photographs` are None.
+        clips: a `ClipSource`; or a dataset with `len` and indexing, or an iterable, of float
+            tensors (C, F, H, W), or of tuples of one. Pixels are in [-1, 1].
+        config: `num_frames`, `height` and `width` say F, H and W; `path` and `photographs` are
+            None.
         seed: of the order of a dataset.
         channels: C.
 
@@ -151,7 +152,8 @@ class IterableClips(ClipSource):
                 self._given += 1
                 return item
         raise ValueError(
-            f"clips ended after {self._given}, and training asks for more; give more, or what can be"
+            f"clips ended after {self._given}, and training asks for more; give more, or what can "
+            "be"
             " iterated again, like a list or a dataset"
         )
 

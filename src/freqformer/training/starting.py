@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from freqformer.models.transformer import FreqFormerTransformer3DModel
 
 
-def starting_model(config: TrainConfig, given: FreqFormerTransformer3DModel | None) -> FreqFormerTransformer3DModel:
+def starting_model(
+    config: TrainConfig, given: FreqFormerTransformer3DModel | None
+) -> FreqFormerTransformer3DModel:
     """The model to train: what is given, else that of `config.run.init_from`, else a fresh one.
 
     Raises:
@@ -27,7 +29,10 @@ def starting_model(config: TrainConfig, given: FreqFormerTransformer3DModel | No
         check_model(given)
         refuse_text(given.config)
         if config.run.init_from is not None:
-            raise ValueError(f"model is given and run.init_from is {config.run.init_from!r}; one of them is allowed")
+            raise ValueError(
+                f"model is given and run.init_from is {config.run.init_from!r}; one of them is "
+                "allowed"
+            )
         return given
     if config.run.init_from is not None:
         # Weights may be saved in half precision; training keeps them in float32.
@@ -35,13 +40,15 @@ def starting_model(config: TrainConfig, given: FreqFormerTransformer3DModel | No
     unknown = sorted(set(config.model) - _arguments())
     if unknown:
         raise ValueError(
-            f"model has unknown arguments {unknown}; allowed are {sorted(_arguments())}: remove or rename them"
+            f"model has unknown arguments {unknown}; allowed are {sorted(_arguments())}: remove or "
+            "rename them"
         )
     return FreqFormerTransformer3DModel(**config.model)
 
 
 def check_model(model: object) -> None:
-    """Raise ValueError for anything but a transformer of this package, with what to give instead."""
+    """Raise ValueError for anything but a transformer of this package, with what to give
+    instead."""
     from freqformer.models.transformer import FreqFormerTransformer3DModel
 
     if isinstance(model, FreqFormerTransformer3DModel):
@@ -52,12 +59,14 @@ def check_model(model: object) -> None:
             remedy = f"give what is in its attribute {name!r}"
     kind = type(model)
     raise ValueError(
-        f"model is a {kind.__module__}.{kind.__qualname__}; a FreqFormerTransformer3DModel is allowed: {remedy}"
+        f"model is a {kind.__module__}.{kind.__qualname__}; a FreqFormerTransformer3DModel is "
+        f"allowed: {remedy}"
     )
 
 
 def with_initial_model(config: TrainConfig) -> TrainConfig:
-    """The config with the model's arguments as in `config.run.init_from`; itself where that is None.
+    """The config with the model's arguments as in `config.run.init_from`; itself where that is
+    None.
 
     Raises:
         ValueError: for a folder without a pipeline, or arguments that are not the folder's.

@@ -1,4 +1,5 @@
-"""What a run consists of, as tensors by name: weights, their average, and the optimizer's moments."""
+"""What a run consists of, as tensors by name: weights, their average, and the optimizer's
+moments."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel
 
 
-def capture_run(model: nn.Module, ema: EMAModel, optimizer: torch.optim.Optimizer) -> dict[str, Mapping[str, Tensor]]:
+def capture_run(
+    model: nn.Module, ema: EMAModel, optimizer: torch.optim.Optimizer
+) -> dict[str, Mapping[str, Tensor]]:
     """The tensors of a run in the groups `model`, `ema` and `optimizer`; nothing is copied."""
     names = [name for name, _ in model.named_parameters()]
     order = _names_in_order(model, optimizer)
@@ -28,19 +31,25 @@ def capture_run(model: nn.Module, ema: EMAModel, optimizer: torch.optim.Optimize
     return {"model": model.state_dict(), "ema": average, "optimizer": moments}
 
 
-def restore_run(model: nn.Module, ema: EMAModel, optimizer: torch.optim.Optimizer, groups: TensorGroups) -> None:
+def restore_run(
+    model: nn.Module, ema: EMAModel, optimizer: torch.optim.Optimizer, groups: TensorGroups
+) -> None:
     """Put a run back to where `capture_run` found it, bit for bit.
 
     Args:
-        model, ema, optimizer: built as those of the run were. `ema.optimization_step` is the caller's to set.
+        model, ema, optimizer: built as those of the run were. `ema.optimization_step` is the
+            caller's to set.
         groups: what `capture_run` gave.
 
     Raises:
-        CheckpointError: where names, shapes or dtypes are not those of this model; nothing is changed then.
+        CheckpointError: where names, shapes or dtypes are not those of this model; nothing is
+            changed then.
     """
     groups = without_unused(groups, model)
     order = _names_in_order(model, optimizer)
-    average = dict(zip((name for name, _ in model.named_parameters()), ema.shadow_params, strict=True))
+    average = dict(
+        zip((name for name, _ in model.named_parameters()), ema.shadow_params, strict=True)
+    )
     _check_alike("model", groups.get("model", {}), model.state_dict())
     _check_alike("ema", groups.get("ema", {}), average)
     index = {name: i for i, name in enumerate(order)}
@@ -49,27 +58,37 @@ def restore_run(model: nn.Module, ema: EMAModel, optimizer: torch.optim.Optimize
     for path, tensor in groups.get("optimizer", {}).items():
         name, _, key = path.rpartition("/")
         if name not in index or tensor.shape not in (shapes[name], torch.Size()):
-            raise CheckpointError(f"optimizer holds {path} {tuple(tensor.shape)}, which this model lacks; {_REMEDY}")
-        # A copy of its own: what safetensors maps from a file may lie at any address, and rounding follows alignment.
+            raise CheckpointError(
+                f"optimizer holds {path} {tuple(tensor.shape)}, which this model lacks; {_REMEDY}"
+            )
+        # A copy of its own: what safetensors maps from a file may lie at any address, and rounding
+        # follows alignment.
         state.setdefault(index[name], {})[key] = tensor.clone()
     if len({frozenset(entries) for entries in state.values()}) > 1:
-        raise CheckpointError(f"optimizer lacks some moments of parameters that it has others of; {_REMEDY}")
+        raise CheckpointError(
+            f"optimizer lacks some moments of parameters that it has others of; {_REMEDY}"
+        )
     _check_finite(groups)
     model.load_state_dict(groups["model"])
     for name, shadow in average.items():
         shadow.copy_(groups["ema"][name])
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
 
 
 _REMEDY = "resume with the model and optimizer settings that the run began with"
 
 
 def _check_finite(groups: TensorGroups) -> None:
-    """A check of values, for checkpoints of versions without checksums: training keeps to finite numbers."""
+    """A check of values, for checkpoints of versions without checksums: training keeps to finite
+    numbers."""
     for group, tensors in groups.items():
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                raise CheckpointError(f"{group} holds values that are not finite in {name}: remove this checkpoint")
+                raise CheckpointError(
+                    f"{group} holds values that are not finite in {name}: remove this checkpoint"
+                )
 
 
 def _names_in_order(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
@@ -85,6 +104,7 @@ def _check_alike(group: str, found: Mapping[str, Tensor], expected: Mapping[str,
     if wrong:
         name = wrong[0]
         raise CheckpointError(
-            f"{group} differs from this model in {len(wrong)} tensors; the first, {name}, is {have.get(name, 'absent')} in "
+            f"{group} differs from this model in {len(wrong)} tensors; the first, {name}, is "
+            f"{have.get(name, 'absent')} in "
             f"the checkpoint and {want.get(name, 'absent')} here: {_REMEDY}"
         )

@@ -14,8 +14,8 @@ from freqformer.training.seeding import derive_generator
 class SyntheticClips(ClipSource):
     """An endless source of clips that needs no files; clip `index` is always the same.
 
-    A texture is a sum of plane waves, so motion is exact between pixels and every clip has low, mid and high
-    frequencies. Sprites are discs that fly straight on and bounce off the borders.
+    A texture is a sum of plane waves, so motion is exact between pixels and every clip has low, mid
+    and high frequencies. Sprites are discs that fly straight on and bounce off the borders.
 
     Args:
         seed: of all clips.
@@ -23,7 +23,9 @@ class SyntheticClips(ClipSource):
         sprites: discs in a clip.
     """
 
-    def __init__(self, seed: int, *, num_frames: int, height: int, width: int, sprites: int = 3) -> None:
+    def __init__(
+        self, seed: int, *, num_frames: int, height: int, width: int, sprites: int = 3
+    ) -> None:
         self.seed, self.shape, self.sprites = seed, (num_frames, height, width), sprites
 
     def load(self, index: int) -> Clip:
@@ -43,7 +45,10 @@ class SyntheticClips(ClipSource):
         for _ in range(self.sprites):
             radius = 0.12 + 0.05 * float(_uniform(generator, 1))
             start = (_uniform(generator, 2) + 1) / 2 * extent
-            row, column = (_bounce(start[i] + 1.2 * float(_uniform(generator, 1)) * time, float(extent[i])) for i in (0, 1))
+            row, column = (
+                _bounce(start[i] + 1.2 * float(_uniform(generator, 1)) * time, float(extent[i]))
+                for i in (0, 1)
+            )
             distance = ((y - row).square() + (x - column).square()).sqrt()
             # One pixel wide, so an edge moves smoothly.
             inside = ((radius - distance) * side + 0.5).clamp(0, 1)
@@ -69,7 +74,8 @@ def _bounce(place: Tensor, extent: float) -> Tensor:
 
 
 def _texture(generator: torch.Generator, y: Tensor, x: Tensor, octaves: int) -> Tensor:
-    """(3, F, H, W): a random colour and plane waves of 1, 2, 4, ... periods per side, the finer the fainter."""
+    """(3, F, H, W): a random colour and plane waves of 1, 2, 4, ... periods per side, the finer the
+    fainter."""
     texture = (0.5 * _uniform(generator, 3)).view(3, 1, 1, 1)
     for octave in range(octaves):
         angle, phase = math.pi * _uniform(generator, 2)

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from freqformer.grid import Grid, tile_layout
-from freqformer.ops.block_sparse import Impl, TileLists, block_sparse_attention, dense_attention, eager
+from freqformer.ops.block_sparse import (
+    Impl,
+    TileLists,
+    block_sparse_attention,
+    dense_attention,
+    eager,
+)
 from freqformer.patterns import summary_cells
 
 Extras = tuple[Tensor, Tensor, Tensor]
@@ -28,20 +34,30 @@ def _lists(tiles: int, rows: int, seed: int) -> Tensor:
     return order.masked_fill(torch.arange(tiles) >= lengths, -1)
 
 
-def _inputs(grid: Grid, extra: int, *, shared: bool, seed: int) -> tuple[list[Tensor], Extras, TileLists]:
+def _inputs(
+    grid: Grid, extra: int, *, shared: bool, seed: int
+) -> tuple[list[Tensor], Extras, TileLists]:
     layout = tile_layout(grid, (2, 2, 4))
     cells = summary_cells(layout, 3)
     tensors = [_random(ROWS, grid.num_tokens, WIDTH, seed=seed + i) for i in range(3)]
     keys = cells.num_cells + extra
-    extras = (_random(ROWS, keys, WIDTH, seed=seed + 3), _random(ROWS, keys, WIDTH, seed=seed + 4), _random(ROWS, keys))
+    extras = (
+        _random(ROWS, keys, WIDTH, seed=seed + 3),
+        _random(ROWS, keys, WIDTH, seed=seed + 4),
+        _random(ROWS, keys),
+    )
     lists = _lists(layout.num_tiles, 1 if shared else ROWS, seed)
     return tensors, extras, TileLists(layout, lists, cells)
 
 
-def _results(impl: Impl, tensors: list[Tensor], extras: Extras, tiles: TileLists | None) -> list[Tensor]:
+def _results(
+    impl: Impl, tensors: list[Tensor], extras: Extras, tiles: TileLists | None
+) -> list[Tensor]:
     leaves = [x.clone().requires_grad_() for x in (*tensors, *extras)]
     query, key, value = leaves[:3] if tiles is not None else (leaves[0], None, None)
-    out = block_sparse_attention(query, key, value, (leaves[-3], leaves[-2], leaves[-1]), tiles, impl=impl)
+    out = block_sparse_attention(
+        query, key, value, (leaves[-3], leaves[-2], leaves[-1]), tiles, impl=impl
+    )
     used = leaves if tiles is not None else [leaves[0], *leaves[-3:]]
     return [out, *torch.autograd.grad(out, used, _random(*out.shape, seed=9))]
 
@@ -58,7 +74,11 @@ def test_output_and_gradients(grid: Grid, shared: bool, extra: int) -> None:
 
 @pytest.mark.parametrize("queries", [1, 127, 128, 300])
 def test_extra_keys_alone(queries: int) -> None:
-    extras = (_random(ROWS, 9, WIDTH, seed=1), _random(ROWS, 9, WIDTH, seed=2), _random(ROWS, 9, seed=3))
+    extras = (
+        _random(ROWS, 9, WIDTH, seed=1),
+        _random(ROWS, 9, WIDTH, seed=2),
+        _random(ROWS, 9, seed=3),
+    )
     tensors = [_random(ROWS, queries, WIDTH)]
     for got, wanted in zip(*(_results(impl, tensors, extras, None) for impl in IMPLS), strict=True):
         assert (got - wanted).abs().max() <= 1e-12
@@ -91,11 +111,17 @@ def test_a_query_without_keys_gives_zeros(impl: Impl, hidden: str) -> None:
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_dense_attention(impl: Impl) -> None:
-    query, key, value = _random(ROWS, 300, WIDTH), _random(ROWS, 40, WIDTH, seed=1), _random(ROWS, 40, WIDTH, seed=2)
+    query, key, value = (
+        _random(ROWS, 300, WIDTH),
+        _random(ROWS, 40, WIDTH, seed=1),
+        _random(ROWS, 40, WIDTH, seed=2),
+    )
     mask = torch.rand(ROWS, 40) < 0.5
     mask[:, 0] = True
     got = dense_attention(query, key, value, mask, impl=impl)
-    wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None])
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask[:, None]
+    )
     assert (got - wanted).abs().max() <= 1e-12
     assert torch.equal(dense_attention(query, key, value, torch.ones_like(mask), impl=impl),
                        dense_attention(query, key, value, None, impl=impl))  # fmt: skip

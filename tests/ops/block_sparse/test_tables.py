@@ -25,7 +25,9 @@ def test_tiles_and_raster_places() -> None:
     tables = launch_tables(plan, CPU)
     assert torch.equal(tables.tile_offsets.diff(), tables.tile_counts.int())
     assert tables.tile_offsets[-1] == plan.layout.grid.num_tokens
-    assert torch.equal(tables.raster.sort().values, torch.arange(plan.layout.grid.num_tokens, dtype=torch.int32))
+    assert torch.equal(
+        tables.raster.sort().values, torch.arange(plan.layout.grid.num_tokens, dtype=torch.int32)
+    )
     assert not tables.uniform
     assert launch_tables(plan_of(grid=(4, 8, 10)), CPU).uniform
     assert launch_tables(plan, CPU) is tables
@@ -38,7 +40,9 @@ def test_unseen_tokens_by_counting() -> None:
         listed = set(plan.high_lists[tile].tolist())
         for cell in range(plan.cells.num_cells):
             members = (plan.cells.cell_of_tile == cell).nonzero().flatten().tolist()
-            left = sum(int(plan.layout.counts[member]) for member in members if member not in listed)
+            left = sum(
+                int(plan.layout.counts[member]) for member in members if member not in listed
+            )
             assert float(bias[tile, cell]) == (math.log(left) if left else -math.inf)
 
 
@@ -56,7 +60,9 @@ def test_static_patterns_carry_lengths_and_bias(pattern: MidPattern) -> None:
     assert not tables.mid_selects
 
 
-@pytest.mark.parametrize("config", [{"mid_tiles": None}, {"mid_tiles": None, "mid_pattern": "axial"}, {"mid_tiles": 999}])
+@pytest.mark.parametrize(
+    "config", [{"mid_tiles": None}, {"mid_tiles": None, "mid_pattern": "axial"}, {"mid_tiles": 999}]
+)
 def test_every_tile_needs_no_list(config: dict) -> None:
     tables = launch_tables(plan_of(**config), CPU)
     assert tables.mid_lists is None
@@ -72,4 +78,9 @@ def test_rows_are_ordered_by_their_longest_list(text: int) -> None:
     texts, tiles = -(-text // 128), plan.layout.num_tiles
     low = -(-plan.num_low_tokens // 128)
     summaries = -(-plan.cells.num_cells // 128)
-    assert tables.band_blocks.tolist() == [low + texts, 3 + summaries + texts, 4 + summaries + texts, tiles + texts]
+    assert tables.band_blocks.tolist() == [
+        low + texts,
+        3 + summaries + texts,
+        4 + summaries + texts,
+        tiles + texts,
+    ]

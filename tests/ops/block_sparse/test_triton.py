@@ -23,7 +23,9 @@ from tests.support.numerics import Pool, nan_filled_allocations  # noqa: E402
 from freqformer.ops.block_sparse import triton as launch  # noqa: E402
 
 # The interpreter's own: it turns arrays of one element into loop bounds.
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Conversion of an array with ndim:DeprecationWarning"
+)
 EVERY_BAND = torch.tensor([[Band.LOW, Band.MID, Band.HIGH, Band.DENSE]])
 SMALL = FreqFormerConfig(mid_tiles=2, window=(1, 1, 2), tile=(4, 4, 8), summary_tokens=3)
 
@@ -43,7 +45,9 @@ def test_random_cases(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = Pool()
     for seed in range(part * 12, part * 12 + 12):
         # Every third case reads by pointers, as GPUs without tensor descriptors do.
-        monkeypatch.setattr(launch, "_has_descriptors", lambda _, by_pointer=seed % 3 == 0: not by_pointer)
+        monkeypatch.setattr(
+            launch, "_has_descriptors", lambda _, by_pointer=seed % 3 == 0: not by_pointer
+        )
         case, told = random_case(seed)
         check_case(case, run(case), told, pool)
     pool.check(least=3)
@@ -80,11 +84,15 @@ def test_text_queries_read_the_exact_copy() -> None:
 
 def test_a_query_that_sees_nothing_gives_zero() -> None:
     config = replace(SMALL, summary_tokens=0)
-    case = make_case(Grid(4, 8, 16), config, bands=torch.tensor([[Band.MID] * 2]), head_dim=16, text=3)
+    case = make_case(
+        Grid(4, 8, 16), config, bands=torch.tensor([[Band.MID] * 2]), head_dim=16, text=3
+    )
     assert case.mid is not None
     lengths = torch.full(case.mid.lists.shape[:2], 2, dtype=torch.int32)
     lengths[0, 0] = 0
-    case = replace(case, mid=replace(case.mid, lengths=lengths), text_mask=torch.zeros(1, 3, dtype=torch.bool))
+    case = replace(
+        case, mid=replace(case.mid, lengths=lengths), text_mask=torch.zeros(1, 3, dtype=torch.bool)
+    )
     out, _, lse = got = run(case)
     check_case(case, got, {})
     unseen = case.plan.layout.raster_to_tile[:128]
@@ -114,13 +122,23 @@ def test_lists_with_fewer_tiles_than_their_capacity() -> None:
 
 
 def test_the_same_bits_at_every_run() -> None:
-    case = make_case(Grid(4, 9, 8), SMALL, bands=EVERY_BAND, head_dim=16, dtype=torch.bfloat16, text=3, learned=True)
+    case = make_case(
+        Grid(4, 9, 8),
+        SMALL,
+        bands=EVERY_BAND,
+        head_dim=16,
+        dtype=torch.bfloat16,
+        text=3,
+        learned=True,
+    )
     for first, second in zip(run(case), run(case), strict=True):
         assert torch.equal(first.nan_to_num(7.0), second.nan_to_num(7.0))
 
 
 def test_the_operation_is_registered_rightly() -> None:
-    case = make_case(Grid(2, 3, 5), SMALL, bands=EVERY_BAND, head_dim=16, text=2, masked=True, learned=True)
+    case = make_case(
+        Grid(2, 3, 5), SMALL, bands=EVERY_BAND, head_dim=16, text=2, masked=True, learned=True
+    )
     seen = []
 
     def spy(*arguments):

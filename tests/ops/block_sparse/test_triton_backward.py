@@ -30,7 +30,11 @@ from tests.support.numerics import Pool, nan_filled_allocations  # noqa: E402
 
 from freqformer.config import Band, FreqFormerConfig  # noqa: E402
 from freqformer.grid import Grid  # noqa: E402
-from freqformer.ops.block_sparse.transposed import key_task_order, transpose_lists, transposed_tables  # noqa: E402
+from freqformer.ops.block_sparse.transposed import (  # noqa: E402
+    key_task_order,
+    transpose_lists,
+    transposed_tables,
+)
 from freqformer.ops.block_sparse.triton import attend_for_backward  # noqa: E402
 from freqformer.ops.block_sparse.triton_backward import attend_backward  # noqa: E402
 from freqformer.plan import build_plan  # noqa: E402
@@ -42,7 +46,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),
 ]
 
-CONFIG = FreqFormerConfig(tile=(2, 3, 2), mid_tiles=2, window=(1, 1, 2), summary_tokens=3, compression=4)
+CONFIG = FreqFormerConfig(
+    tile=(2, 3, 2), mid_tiles=2, window=(1, 1, 2), summary_tokens=3, compression=4
+)
 GRID = Grid(2, 3, 5)
 """Three tiles of 12, 12 and 6 tokens."""
 
@@ -63,7 +69,11 @@ BANDS = ([[0, 1, 2]], [[0, 0]], [[1, 1]], [[2, 2]], [[3, 0]], [[0, 1], [2, 3]])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("bands", BANDS, ids=str)
 def test_every_mix_of_bands(bands: list, dtype: torch.dtype) -> None:
-    check(make_case(GRID, CONFIG, bands=torch.tensor(bands), head_dim=16, dtype=dtype, seed=len(bands)))
+    check(
+        make_case(
+            GRID, CONFIG, bands=torch.tensor(bands), head_dim=16, dtype=dtype, seed=len(bands)
+        )
+    )
 
 
 TEXT = {"text": 5}
@@ -80,17 +90,42 @@ CASES = {
     "tile order": (GRID, CONFIG, [[0, 1, 2]], {"token_order": "tile", **TEXT}),
     "MID sees every tile": (GRID, replace(CONFIG, mid_tiles=None), [[1, 0, 2]], {"learned": True}),
     "axial": (Grid(3, 3, 4), replace(CONFIG, mid_pattern="axial"), [[1, 2]], {}),
-    "radial": (Grid(4, 3, 2), replace(CONFIG, mid_pattern="radial", radial_radius=0, tile=(1, 3, 2)), [[1, 0]], TEXT),
-    "exact keys beside band features": (GRID, replace(CONFIG, band_features="values"), [[0, 1, 2, 3]], TEXT),
-    "exact keys, learned summaries": (GRID, replace(CONFIG, band_features="strict"), [[1, 2]], LEARNED),
+    "radial": (
+        Grid(4, 3, 2),
+        replace(CONFIG, mid_pattern="radial", radial_radius=0, tile=(1, 3, 2)),
+        [[1, 0]],
+        TEXT,
+    ),
+    "exact keys beside band features": (
+        GRID,
+        replace(CONFIG, band_features="values"),
+        [[0, 1, 2, 3]],
+        TEXT,
+    ),
+    "exact keys, learned summaries": (
+        GRID,
+        replace(CONFIG, band_features="strict"),
+        [[1, 2]],
+        LEARNED,
+    ),
     "one frame": (Grid(1, 5, 7), replace(CONFIG, tile=(1, 3, 4)), [[0, 1, 2]], {}),
     "fewer tokens than a tile": (Grid(1, 2, 3), replace(CONFIG, tile=None), [[0, 1, 2, 3]], TEXT),
     "one token": (Grid(1, 1, 1), replace(CONFIG, tile=None), [[0, 1, 2, 3]], TEXT),
     "primes": (Grid(3, 5, 7), replace(CONFIG, tile=(2, 4, 6)), [[0, 1, 2]], {}),
     "full tiles of two blocks": (Grid(4, 4, 8), replace(CONFIG, tile=(4, 4, 4)), [[1, 2, 0]], {}),
     "full tiles of one block": (Grid(4, 4, 4), replace(CONFIG, tile=(2, 4, 4)), [[2, 3]], TEXT),
-    "low tokens fill a block": (Grid(4, 4, 8), replace(CONFIG, tile=(4, 4, 4), compression=2), [[0, 2]], TEXT),
-    "low tokens fill two blocks": (Grid(4, 5, 8), replace(CONFIG, tile=(4, 5, 6), compression=1), [[0, 1]], LEARNED),
+    "low tokens fill a block": (
+        Grid(4, 4, 8),
+        replace(CONFIG, tile=(4, 4, 4), compression=2),
+        [[0, 2]],
+        TEXT,
+    ),
+    "low tokens fill two blocks": (
+        Grid(4, 5, 8),
+        replace(CONFIG, tile=(4, 5, 6), compression=1),
+        [[0, 1]],
+        LEARNED,
+    ),
 }
 
 
@@ -102,24 +137,41 @@ def test_every_branch(name: str) -> None:
 
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_longer_vectors_than_in_other_calls(head_dim: int) -> None:
-    check(make_case(GRID, CONFIG, bands=torch.tensor([[0, 1, 2, 3]]), head_dim=head_dim, seed=2, **LEARNED))
+    check(
+        make_case(
+            GRID, CONFIG, bands=torch.tensor([[0, 1, 2, 3]]), head_dim=head_dim, seed=2, **LEARNED
+        )
+    )
 
 
-# Not float32: here the sums behind scores in the hundreds differ by the shape of a block, and no two kernels agree.
+# Not float32: here the sums behind scores in the hundreds differ by the shape of a block, and no
+# two kernels agree.
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_scale_of_real_activations(head_dim: int, dtype: torch.dtype) -> None:
     bands = torch.tensor([[0, 1, 2]])
-    case = make_case(GRID, CONFIG, bands=bands, head_dim=head_dim, dtype=dtype, outliers=30.0, learned=True, seed=1)
+    case = make_case(
+        GRID,
+        CONFIG,
+        bands=bands,
+        head_dim=head_dim,
+        dtype=dtype,
+        outliers=30.0,
+        learned=True,
+        seed=1,
+    )
     check(case, outliers=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_one_key_takes_nearly_all_weight(dtype: torch.dtype) -> None:
-    """A slope is then the difference of two nearly equal products, and rounded outputs alone would not give it."""
+    """A slope is then the difference of two nearly equal products, and rounded outputs alone would
+    not give it."""
     pool = Pool()
     for seed in range(6):
-        case = make_case(GRID, CONFIG, bands=torch.tensor([[2, 3, 1]]), head_dim=16, dtype=dtype, seed=seed)
+        case = make_case(
+            GRID, CONFIG, bands=torch.tensor([[2, 3, 1]]), head_dim=16, dtype=dtype, seed=seed
+        )
         peaked = replace(case, buffers=replace(case.buffers, query=case.buffers.query * 8))
         with nan_filled_allocations():
             check_grads(peaked, seed, pool, outliers=True)
@@ -138,7 +190,12 @@ def test_one_key_takes_nearly_all_weight(dtype: torch.dtype) -> None:
 )
 def test_half_precision_of_branches(name: str) -> None:
     grid, config, bands, options = CASES[name]
-    check(make_case(grid, config, bands=torch.tensor(bands), head_dim=32, dtype=torch.bfloat16, **options), name)
+    check(
+        make_case(
+            grid, config, bands=torch.tensor(bands), head_dim=32, dtype=torch.bfloat16, **options
+        ),
+        name,
+    )
 
 
 @pytest.mark.parametrize("parts", [2, 3, 5])
@@ -150,18 +207,28 @@ def test_queries_in_parts(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pointers_in_place_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("freqformer.ops.block_sparse.triton_backward._Call.descriptors", lambda *_: False)
+    monkeypatch.setattr(
+        "freqformer.ops.block_sparse.triton_backward._Call.descriptors", lambda *_: False
+    )
     grid, config, bands, options = CASES["low tokens fill two blocks"]
-    check(make_case(grid, config, bands=torch.tensor(bands), head_dim=16, dtype=torch.float16, **options))
+    check(
+        make_case(
+            grid, config, bands=torch.tensor(bands), head_dim=16, dtype=torch.float16, **options
+        )
+    )
 
 
 def test_what_rounding_took_is_kept() -> None:
     grid, config, bands, options = CASES["learned summaries, text, mask"]
-    case = make_case(grid, config, bands=torch.tensor(bands), head_dim=16, dtype=torch.float16, **options)
+    case = make_case(
+        grid, config, bands=torch.tensor(bands), head_dim=16, dtype=torch.float16, **options
+    )
     out, low_out, _, remainder = attend_for_backward(**case.arguments)
     rounded, exact = _by_row(case, out, low_out).double(), _by_row(case, *expected(case)[:2])
     live = ~exact.isnan()
-    assert (rounded + remainder.double() - exact)[live].abs().mean() < 0.8 * (rounded - exact)[live].abs().mean()
+    assert (rounded + remainder.double() - exact)[live].abs().mean() < 0.8 * (rounded - exact)[
+        live
+    ].abs().mean()
     assert remainder[live].abs().max() <= exact[live].abs().max() * torch.finfo(torch.float16).eps
 
 
@@ -179,7 +246,9 @@ def test_float32_keeps_the_largest_logit_and_the_sum() -> None:
 
 
 def test_same_bits_every_time() -> None:
-    case = make_case(GRID, CONFIG, bands=torch.tensor([[0, 1, 2]]), head_dim=16, dtype=torch.bfloat16, **LEARNED)
+    case = make_case(
+        GRID, CONFIG, bands=torch.tensor([[0, 1, 2]]), head_dim=16, dtype=torch.bfloat16, **LEARNED
+    )
     grads = random_output_grads(case)
     exact, first, second = expected_grads(case, grads), run(case, grads), run(case, grads)
     for name, x in named(first, exact).items():
@@ -187,14 +256,20 @@ def test_same_bits_every_time() -> None:
 
 
 def test_a_query_without_keys_gives_no_gradient() -> None:
-    """A log-sum-exp of -inf, which only a masked case could have, leaves every gradient finite and its query's zero."""
+    """A log-sum-exp of -inf, which only a masked case could have, leaves every gradient finite and
+    its query's zero."""
     case = make_case(GRID, CONFIG, bands=torch.tensor([[2]]), head_dim=16)
     out, low_out, lse, remainder = exact_outputs(case)
     lse[0, 3] = remainder[0, 3, 0] = -torch.inf
-    got = attend_backward(random_output_grads(case), (out, low_out, lse, remainder), **case.arguments)
+    got = attend_backward(
+        random_output_grads(case), (out, low_out, lse, remainder), **case.arguments
+    )
     assert bool((got.query[0, 3] == 0).all())
     exact = expected_grads(case, random_output_grads(case))
-    assert all(bool(x.isfinite().all()) for x in named(AttendGrads(got.query, got.key, got.value, None), exact).values())
+    assert all(
+        bool(x.isfinite().all())
+        for x in named(AttendGrads(got.query, got.key, got.value, None), exact).values()
+    )
 
 
 @settings(max_examples=60)
@@ -202,7 +277,9 @@ def test_a_query_without_keys_gives_no_gradient() -> None:
 def test_transposed_lists(data: st.DataObject) -> None:
     rows, tiles = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 9))
     longest = data.draw(st.integers(1, tiles))
-    lists = torch.stack([torch.stack([torch.randperm(tiles)[:longest] for _ in range(tiles)]) for _ in range(rows)])
+    lists = torch.stack(
+        [torch.stack([torch.randperm(tiles)[:longest] for _ in range(tiles)]) for _ in range(rows)]
+    )
     lengths = torch.randint(0, longest + 1, (rows, tiles)) if data.draw(st.booleans()) else None
     used = torch.rand(rows) < 0.7 if data.draw(st.booleans()) else None
     junk = lists.clone()
@@ -221,12 +298,19 @@ def test_transposed_lists(data: st.DataObject) -> None:
 
 
 def test_key_tasks_run_longest_first() -> None:
-    plan = build_plan(Grid(6, 6, 8), replace(CONFIG, window=(3, 3, 3), mid_pattern="axial"), num_heads=4, head_dim=16)
+    plan = build_plan(
+        Grid(6, 6, 8),
+        replace(CONFIG, window=(3, 3, 3), mid_pattern="axial"),
+        num_heads=4,
+        head_dim=16,
+    )
     high, mid = transposed_tables(plan, torch.device("cpu"))
     assert mid is not None
     assert plan.mid_lists is not None
     tiles = plan.layout.num_tiles
-    order = key_task_order(torch.tensor([0, 1, 2, 3], dtype=torch.int32), high.starts, mid.starts, tiles)
+    order = key_task_order(
+        torch.tensor([0, 1, 2, 3], dtype=torch.int32), high.starts, mid.starts, tiles
+    )
     length = {Band.LOW: torch.zeros(tiles), Band.DENSE: torch.full((tiles,), tiles)}
     length |= {Band.MID: (plan.mid_lists[:, :, None] == torch.arange(tiles)).sum((0, 1))}
     length |= {Band.HIGH: (plan.high_lists[:, :, None] == torch.arange(tiles)).sum((0, 1))}

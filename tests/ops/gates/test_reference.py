@@ -10,7 +10,9 @@ from freqformer.ops.gates.reference import gated_sum
 
 def _branches(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(0)
-    own, low = (torch.randn(2, 3, 4, 6, dtype=torch.float64, generator=draw).to(dtype) for _ in range(2))
+    own, low = (
+        torch.randn(2, 3, 4, 6, dtype=torch.float64, generator=draw).to(dtype) for _ in range(2)
+    )
     return own, low, torch.randn(2, 3, 2, 4, dtype=torch.float64, generator=draw).to(dtype)
 
 
@@ -24,7 +26,10 @@ def test_each_head_has_its_own_gates(dtype: torch.dtype) -> None:
         wanted = (1 + first) * own[:, :, head].double() + second * low[:, :, head].double()
         # Two roundings, of what is added up and of the sum.
         torch.testing.assert_close(
-            out[:, :, head].double(), wanted, rtol=2 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps
+            out[:, :, head].double(),
+            wanted,
+            rtol=2 * torch.finfo(dtype).eps,
+            atol=4 * torch.finfo(dtype).eps,
         )
 
 
@@ -34,4 +39,6 @@ def test_gates_of_zero_leave_the_own_branch_to_the_bit() -> None:
 
 
 def test_gradients() -> None:
-    assert torch.autograd.gradcheck(gated_sum, tuple(x.requires_grad_() for x in _branches(torch.float64)))
+    assert torch.autograd.gradcheck(
+        gated_sum, tuple(x.requires_grad_() for x in _branches(torch.float64))
+    )

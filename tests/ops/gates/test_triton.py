@@ -1,4 +1,5 @@
-"""The gated sum's launches in Triton's interpreter: the reference in float64, forward and backward."""
+"""The gated sum's launches in Triton's interpreter: the reference in float64, forward and
+backward."""
 
 from __future__ import annotations
 
@@ -24,16 +25,28 @@ def _fast_interpreter() -> None:
     patch_language_once()
 
 
-def draw(shape: tuple[int, int, int, int], dtype: torch.dtype, gates: torch.dtype | None = None) -> list[Tensor]:
+def draw(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, gates: torch.dtype | None = None
+) -> list[Tensor]:
     """Own, low, gates and weights, the last in float32 as a router gives them."""
     batch, tokens, heads, _ = shape
     own, low = (torch.randn(shape).to(dtype) for _ in range(2))
-    return [own, low, torch.randn(batch, tokens, 2, heads).to(gates or dtype), torch.randn(batch, 2, heads)]
+    return [
+        own,
+        low,
+        torch.randn(batch, tokens, 2, heads).to(gates or dtype),
+        torch.randn(batch, 2, heads),
+    ]
 
 
 def check(tensors: list[Tensor], given: tuple[str, ...] = NAMES) -> None:
-    """Output and gradients within rounding of float64; those of sums over many within rounding of their terms."""
-    asked = {name: x.clone().requires_grad_() for name, x in zip(NAMES, tensors, strict=True) if name in given}
+    """Output and gradients within rounding of float64; those of sums over many within rounding of
+    their terms."""
+    asked = {
+        name: x.clone().requires_grad_()
+        for name, x in zip(NAMES, tensors, strict=True)
+        if name in given
+    }
     exact = {name: x.detach().double().requires_grad_() for name, x in asked.items()}
     slope = torch.randn_like(tensors[0])
     results = []
@@ -46,7 +59,11 @@ def check(tensors: list[Tensor], given: tuple[str, ...] = NAMES) -> None:
         assert found.dtype == (tensors[0] if name == "out" else asked[name]).dtype
         eps = max(torch.finfo(found.dtype).eps, torch.finfo(torch.float32).eps * 16)
         torch.testing.assert_close(
-            found.double(), wanted, rtol=2 * eps, atol=4 * eps, msg=lambda text, n=name: f"{n}: {text}"
+            found.double(),
+            wanted,
+            rtol=2 * eps,
+            atol=4 * eps,
+            msg=lambda text, n=name: f"{n}: {text}",
         )
 
 
@@ -86,6 +103,8 @@ def test_operator_checks() -> None:
         ("gated_sum_backward", (torch.randn_like(own), *(x.detach() for x in given))),
     ):
         checks = torch.library.opcheck(
-            getattr(torch.ops.freqformer, name).default, arguments, test_utils=("test_schema", "test_faketensor")
+            getattr(torch.ops.freqformer, name).default,
+            arguments,
+            test_utils=("test_schema", "test_faketensor"),
         )
         assert set(checks.values()) == {"SUCCESS"}

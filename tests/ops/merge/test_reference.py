@@ -19,6 +19,8 @@ def test_expand_low(low_output: Any) -> None:
     config = FreqFormerConfig(tile=(2, 2, 4), compression=8, low_output=low_output)
     plan = build_plan(Grid(3, 5, 7), config, num_heads=1, head_dim=4)
     low = torch.randn(2, plan.num_low_tokens, 4, dtype=torch.float64)
-    wanted = {"interpolate": interpolate, "synthesis": synthesize}[low_output](low, plan.layout, config)
+    wanted = {"interpolate": interpolate, "synthesis": synthesize}[low_output](
+        low, plan.layout, config
+    )
     assert torch.equal(expand_low(low, plan, "raster"), wanted)
     assert torch.equal(expand_low(low, plan, "tile"), wanted[:, plan.layout.raster_to_tile])

@@ -1,4 +1,5 @@
-"""The merge in Triton's interpreter: LOW rows are written as the reference does, and nothing else is."""
+"""The merge in Triton's interpreter: LOW rows are written as the reference does, and nothing else
+is."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ from freqformer.ops.merge.tables import merge_tables  # noqa: E402
 from freqformer.ops.merge.triton import merge_low  # noqa: E402
 
 # The interpreter's own: it turns arrays of one element into loop bounds.
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Conversion of an array with ndim:DeprecationWarning"
+)
 BANDS = torch.tensor([[Band.LOW, Band.MID, Band.DENSE], [Band.HIGH, Band.LOW, 9]])
 TEXT = 2
 
@@ -74,7 +77,9 @@ def test_any_grid_and_compression(grid: Grid, changes: dict[str, Any]) -> None:
     plan = make_plan(grid, **changes)
     low = torch.randn(6, plan.num_low_tokens, 16)
     wanted = expand_low(low[:1].double(), plan, "raster")[0]
-    assert (merged(plan, low, "raster")[0, : grid.num_tokens, 0].double() - wanted).abs().max() <= 2e-6
+    assert (
+        merged(plan, low, "raster")[0, : grid.num_tokens, 0].double() - wanted
+    ).abs().max() <= 2e-6
 
 
 def test_other_rows_and_text_stay_and_a_row_of_no_band_is_nan() -> None:
@@ -101,6 +106,8 @@ def test_operator_checks() -> None:
         True,
     )
     checks = torch.library.opcheck(
-        torch.ops.freqformer.merge_low.default, arguments, test_utils=("test_schema", "test_faketensor")
+        torch.ops.freqformer.merge_low.default,
+        arguments,
+        test_utils=("test_schema", "test_faketensor"),
     )
     assert set(checks.values()) == {"SUCCESS"}

@@ -19,12 +19,17 @@ from freqformer.ops.merge.backward_tables import collapse_tables  # noqa: E402
 from freqformer.ops.merge.triton_backward import merge_low_backward  # noqa: E402
 
 patch_language_once()
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Conversion of an array with ndim:DeprecationWarning"
+)
 
 GRIDS = {
     "even tiles": (Grid(4, 6, 8), FreqFormerConfig(tile=(2, 3, 4), compression=16)),
     "primes": (Grid(3, 5, 7), FreqFormerConfig(tile=(2, 3, 4), compression=16)),
-    "short tiles of fewer low tokens": (Grid(3, 7, 9), FreqFormerConfig(tile=(2, 6, 4), compression=4)),
+    "short tiles of fewer low tokens": (
+        Grid(3, 7, 9),
+        FreqFormerConfig(tile=(2, 6, 4), compression=4),
+    ),
     "one frame": (Grid(1, 5, 7), FreqFormerConfig(compression=32)),
     "one token": (Grid(1, 1, 1), FreqFormerConfig()),
     "many tokens within reach": (Grid(4, 4, 12), FreqFormerConfig(tile=(4, 4, 4), compression=64)),
@@ -35,7 +40,8 @@ GRIDS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", GRIDS)
 def test_gradient_of_the_merge(name: str, dtype: torch.dtype, low_output: str) -> None:
-    """Against autograd through the definition in float64; in raster order, and in tile order the same reordered."""
+    """Against autograd through the definition in float64; in raster order, and in tile order the
+    same reordered."""
     grid, config = GRIDS[name]
     config = FreqFormerConfig(**{**config.to_dict(), "low_output": low_output})
     plan = build_plan(grid, config, num_heads=3, head_dim=16, num_text_tokens=2)

@@ -24,7 +24,9 @@ ROTARY = (ANGLE.cos(), ANGLE.sin())
 
 
 def _plan(grid: Grid = GRID, *, learned: bool = False, **changes: Any) -> AttentionPlan:
-    config = FreqFormerConfig(**{"tile": (2, 2, 4), "compression": 8, "mid_tiles": 2, "summary_tokens": 4, **changes})
+    config = FreqFormerConfig(
+        **{"tile": (2, 2, 4), "compression": 8, "mid_tiles": 2, "summary_tokens": 4, **changes}
+    )
     return build_plan(grid, config, num_heads=HEADS, head_dim=WIDTH, learned_summaries=learned)
 
 
@@ -33,18 +35,32 @@ def _tensors(dtype: torch.dtype = torch.float64) -> list[Tensor]:
 
 
 def _prepare(
-    tensors: list[Tensor], band: Band, plan: AttentionPlan, parameters: AttentionParameters | None = None
+    tensors: list[Tensor],
+    band: Band,
+    plan: AttentionPlan,
+    parameters: AttentionParameters | None = None,
 ) -> BandInputs:
     query, key, value = tensors
     rows = torch.arange(HEADS)
-    return prepare(query, key, value, band=band, plan=plan, rows=rows, parameters=parameters, token_order="raster")
+    return prepare(
+        query,
+        key,
+        value,
+        band=band,
+        plan=plan,
+        rows=rows,
+        parameters=parameters,
+        token_order="raster",
+    )
 
 
 @pytest.mark.parametrize("grid", [GRID, Grid(4, 4, 8), Grid(1, 1, 1)])
 def test_tile_sums_and_means(grid: Grid) -> None:
     plan = _plan(grid)
     x = torch.randn(2, grid.num_tokens, 3, dtype=torch.float64)
-    for tile, (start, end) in enumerate(zip(plan.layout.offsets[:-1], plan.layout.offsets[1:], strict=True)):
+    for tile, (start, end) in enumerate(
+        zip(plan.layout.offsets[:-1], plan.layout.offsets[1:], strict=True)
+    ):
         assert (tile_sums(x, plan)[:, tile] - x[:, start:end].sum(1)).abs().max() <= 1e-13
         assert (tile_means(x, plan)[:, tile] - x[:, start:end].mean(1)).abs().max() <= 1e-13
     assert tile_means(x.bfloat16(), plan).dtype == torch.float32
@@ -80,7 +96,9 @@ def test_choice_and_low_tokens_come_after_the_rotation() -> None:
         assert (got - tile_means(x[:, plan.layout.raster_to_tile], plan)).abs().max() <= 1e-12
     low = _prepare(tensors, Band.LOW, plan, parameters)
     assert low.key is None
-    for got, x in zip((low.query, low.extra_key, low.extra_value), (*turned, tensors[2]), strict=True):
+    for got, x in zip(
+        (low.query, low.extra_key, low.extra_value), (*turned, tensors[2]), strict=True
+    ):
         assert (got - compress(x, plan.layout, plan.config)).abs().max() <= 1e-12
     assert torch.equal(low.extra_bias[0], plan.low_weights.log())
     assert _prepare(tensors, Band.HIGH, plan, parameters).selection_means is None
@@ -106,7 +124,9 @@ def test_summaries_of_large_scores_are_finite() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_dtypes(dtype: torch.dtype) -> None:
-    parameters = AttentionParameters(torch.randn(HEADS, 2, WIDTH), torch.randn(HEADS, 3), rotary=ROTARY)
+    parameters = AttentionParameters(
+        torch.randn(HEADS, 2, WIDTH), torch.randn(HEADS, 3), rotary=ROTARY
+    )
     for band in (Band.LOW, Band.MID, Band.HIGH):
         inputs = _prepare(_tensors(dtype), band, _plan(learned=True), parameters)
         assert inputs.query.dtype == inputs.extra_key.dtype == inputs.extra_value.dtype == dtype

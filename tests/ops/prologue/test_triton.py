@@ -1,4 +1,5 @@
-"""The prologue in Triton's interpreter: every segment of every buffer against the reference of its band."""
+"""The prologue in Triton's interpreter: every segment of every buffer against the reference of its
+band."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ from freqformer.ops.prologue.triton import PreparedRows, prepare_rows  # noqa: E
 from freqformer.ops.tokens import reorder, rms_norm, rotate  # noqa: E402
 
 # The interpreter's own: it turns arrays of one element into loop bounds.
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Conversion of an array with ndim:DeprecationWarning"
+)
 SMALL = FreqFormerConfig(tile=(2, 2, 4), compression=8, mid_tiles=2, summary_tokens=2)
 BLOCKS = torch.tensor([4, 9, 3, 9], dtype=torch.int32)
 LEARNED = ("summaries", "offsets", "rotary", "norm")
@@ -40,7 +43,12 @@ def _fast_interpreter() -> None:
 
 
 def small_case(**changes: Any) -> Case:
-    told: dict[str, Any] = {"grid": Grid(3, 3, 7), "config": SMALL, "allocation": EVERY_BAND, "head_dim": 16}
+    told: dict[str, Any] = {
+        "grid": Grid(3, 3, 7),
+        "config": SMALL,
+        "allocation": EVERY_BAND,
+        "head_dim": 16,
+    }
     return Case(**told | changes)
 
 
@@ -48,15 +56,27 @@ CASES = {
     "plain": small_case(),
     "raw": small_case(learned=LEARNED, num_text_tokens=3),
     "tile order": small_case(learned=LEARNED, token_order="tile"),
-    "values": small_case(config=replace(SMALL, band_features="values"), learned=LEARNED, num_text_tokens=2),
-    "gains": small_case(config=replace(SMALL, band_features="gains"), num_text_tokens=2, dtype=torch.float16),
+    "values": small_case(
+        config=replace(SMALL, band_features="values"), learned=LEARNED, num_text_tokens=2
+    ),
+    "gains": small_case(
+        config=replace(SMALL, band_features="gains"), num_text_tokens=2, dtype=torch.float16
+    ),
     "strict": small_case(
-        config=replace(SMALL, band_features="strict"), learned=("summaries", "rotary"), dtype=torch.float16
+        config=replace(SMALL, band_features="strict"),
+        learned=("summaries", "rotary"),
+        dtype=torch.float16,
     ),
     "by sample": small_case(allocation=((0, 1), (2, 0)), learned=("summaries",)),
-    "one frame": small_case(grid=Grid(1, 5, 3), config=replace(SMALL, tile=None, compression=1), learned=LEARNED),
-    "fixed pattern, no summaries": small_case(config=replace(SMALL, mid_pattern="axial", summary_tokens=0)),
-    "bfloat16": small_case(grid=Grid(2, 3, 5), allocation=((0, 1, 2),), learned=LEARNED, dtype=torch.bfloat16),
+    "one frame": small_case(
+        grid=Grid(1, 5, 3), config=replace(SMALL, tile=None, compression=1), learned=LEARNED
+    ),
+    "fixed pattern, no summaries": small_case(
+        config=replace(SMALL, mid_pattern="axial", summary_tokens=0)
+    ),
+    "bfloat16": small_case(
+        grid=Grid(2, 3, 5), allocation=((0, 1, 2),), learned=LEARNED, dtype=torch.bfloat16
+    ),
 }
 
 
@@ -80,7 +100,12 @@ class Row:
         if self.band == Band.DENSE:
             return found | {"query": exact[0], "key": exact[1], "value": exact[2]}
         rows = torch.tensor([self.head])
-        told: dict[str, Any] = {"band": self.band, "plan": plan, "rows": rows, "token_order": case.token_order}
+        told: dict[str, Any] = {
+            "band": self.band,
+            "plan": plan,
+            "rows": rows,
+            "token_order": case.token_order,
+        }
         inputs = prepare(*self.video, parameters=self.parameters, **told)
         at, low = 0, plan.num_low_tokens
         if self.band == Band.LOW:
@@ -98,7 +123,11 @@ class Row:
             found |= {"query": inputs.query[0], "key": inputs.key[0], "value": inputs.value[0]}
             if keys.exact > 0:
                 found |= {"key exact": exact[1], "value exact": exact[2]}
-        for other, start in ((0, keys.low_summaries), (1, keys.mid_summaries), (2, keys.high_summaries)):
+        for other, start in (
+            (0, keys.low_summaries),
+            (1, keys.mid_summaries),
+            (2, keys.high_summaries),
+        ):
             if start >= 0 and other != self.band:
                 end = at + plan.cells.num_cells
                 found |= {f"key of band {other}": inputs.extra_key[0, at:end]}
@@ -116,19 +145,29 @@ class Row:
     def exact(self, case: Case) -> list[Tensor]:
         rotary = self.parameters.rotary
         turned = [x if rotary is None else rotate(x, rotary) for x in self.video[:2]]
-        return [reorder(x, case.plan.layout, case.token_order, "tile")[0] for x in (*turned, self.video[2])]
+        return [
+            reorder(x, case.plan.layout, case.token_order, "tile")[0]
+            for x in (*turned, self.video[2])
+        ]
 
 
 def make_row(case: Case, inputs: Inputs, sample: int, head: int) -> Row:
     parameters = inputs.parameters or AttentionParameters()
     query = rms_norm(inputs.query, parameters.query_norm, parameters.norm_eps)
     key = rms_norm(inputs.key, parameters.key_norm, parameters.norm_eps)
-    video, tensors = case.grid.num_tokens, [x[sample : sample + 1, :, head] for x in (query, key, inputs.value)]
+    video, tensors = (
+        case.grid.num_tokens,
+        [x[sample : sample + 1, :, head] for x in (query, key, inputs.value)],
+    )
     band = Band(case.allocation[sample][head])
-    return Row([x[:, :video] for x in tensors], [x[:, video:] for x in tensors], band, head, parameters)
+    return Row(
+        [x[:, :video] for x in tensors], [x[:, video:] for x in tensors], band, head, parameters
+    )
 
 
-def found(made: PreparedRows, row: int, names: list[str], case: Case, tables: PrologueTables) -> dict[str, Tensor]:
+def found(
+    made: PreparedRows, row: int, names: list[str], case: Case, tables: PrologueTables
+) -> dict[str, Tensor]:
     """The same segments of one row out of the buffers."""
     keys, video, text = tables.keys, case.grid.num_tokens, case.num_text_tokens
     low, cells = case.plan.num_low_tokens, case.plan.cells.num_cells
@@ -147,7 +186,10 @@ def found(made: PreparedRows, row: int, names: list[str], case: Case, tables: Pr
             f"{name} of band 1": (buffer, keys.mid_summaries, cells),
             f"{name} of band 2": (buffer, keys.high_summaries, cells),
         }
-    results = {name: buffer[row, start : start + length] for name, (buffer, start, length) in places.items()}
+    results = {
+        name: buffer[row, start : start + length]
+        for name, (buffer, start, length) in places.items()
+    }
     for index, name in enumerate(("query sums", "key sums")):
         results[name] = made.sums[index, row]
     return {name: results[name] for name in names}
@@ -160,7 +202,14 @@ def test_every_segment(name: str) -> None:
     tables = prologue_tables(case.plan, torch.device("cpu"), case.dtype)
     tensors, allocation = (inputs.query, inputs.key, inputs.value), torch.tensor(case.allocation)
     with nan_filled_allocations():
-        made = prepare_rows(tensors, allocation, tables, BLOCKS, parameters=inputs.parameters, token_order=case.token_order)
+        made = prepare_rows(
+            tensors,
+            allocation,
+            tables,
+            BLOCKS,
+            parameters=inputs.parameters,
+            token_order=case.token_order,
+        )
     for sample, bands in enumerate(case.allocation):
         for head in range(len(bands)):
             peer = make_row(case, inputs, sample, head).expected(case, tables)
@@ -188,8 +237,14 @@ def test_an_allocation_shared_by_samples_has_stride_zero() -> None:
     inputs = make_inputs(case)
     tables = prologue_tables(case.plan, torch.device("cpu"), case.dtype)
     tensors = (inputs.query, inputs.key, inputs.value)
-    for shared in (torch.tensor([0, 1]), torch.tensor([0, 1], dtype=torch.int32), torch.tensor([0, 1], dtype=torch.uint8)):
-        made = prepare_rows(tensors, shared.expand(2, 2), tables, BLOCKS, parameters=None, token_order="raster")
+    for shared in (
+        torch.tensor([0, 1]),
+        torch.tensor([0, 1], dtype=torch.int32),
+        torch.tensor([0, 1], dtype=torch.uint8),
+    ):
+        made = prepare_rows(
+            tensors, shared.expand(2, 2), tables, BLOCKS, parameters=None, token_order="raster"
+        )
         assert made.bands.tolist() == [0, 1, 0, 1]
 
 
@@ -203,8 +258,16 @@ def test_operator_checks(monkeypatch: pytest.MonkeyPatch) -> None:
         inputs = make_inputs(case)
         tables = prologue_tables(case.plan, torch.device("cpu"), case.dtype)
         with monkeypatch.context() as patch:
-            patch.setattr(torch.ops.freqformer, "prologue", lambda *told: calls.append(told) or operator(*told))
+            patch.setattr(
+                torch.ops.freqformer,
+                "prologue",
+                lambda *told: calls.append(told) or operator(*told),
+            )
             tensors, bands = (inputs.query, inputs.key, inputs.value), torch.tensor(case.allocation)
-            prepare_rows(tensors, bands, tables, BLOCKS, parameters=inputs.parameters, token_order="raster")
-        checks = torch.library.opcheck(operator, calls[-1], test_utils=("test_schema", "test_faketensor"))
+            prepare_rows(
+                tensors, bands, tables, BLOCKS, parameters=inputs.parameters, token_order="raster"
+            )
+        checks = torch.library.opcheck(
+            operator, calls[-1], test_utils=("test_schema", "test_faketensor")
+        )
         assert set(checks.values()) == {"SUCCESS"}

@@ -1,4 +1,5 @@
-"""The router's two launches in Triton's interpreter: the reference's statistics, the network's logits, and their choice."""
+"""The router's two launches in Triton's interpreter: the reference's statistics, the network's
+logits, and their choice."""
 
 from __future__ import annotations
 
@@ -26,8 +27,11 @@ from freqformer.ops.routing.tables import sample_tables  # noqa: E402
 pytestmark = [
     # The interpreter's own: it turns arrays of one element into loop bounds.
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
-    # A LOW row has fewer queries than tokens. What is behind them is computed like the rest, and never stored.
-    pytest.mark.filterwarnings("ignore:(All-NaN slice|invalid value|overflow) encountered:RuntimeWarning"),
+    # A LOW row has fewer queries than tokens. What is behind them is computed like the rest, and
+    # never stored.
+    pytest.mark.filterwarnings(
+        "ignore:(All-NaN slice|invalid value|overflow) encountered:RuntimeWarning"
+    ),
 ]
 CONFIG = FreqFormerConfig(tile=(2, 3, 4), compression=8)
 RAGGED = Grid(3, 4, 7)
@@ -39,7 +43,9 @@ def _fast_interpreter() -> None:
     patch_language_once()
 
 
-def make_features(grid: Grid, dtype: torch.dtype = torch.float32, hidden: torch.dtype | None = None) -> reference.Features:
+def make_features(
+    grid: Grid, dtype: torch.dtype = torch.float32, hidden: torch.dtype | None = None
+) -> reference.Features:
     query, key = torch.randn(2, 2, grid.num_tokens, HEADS, HEAD_DIM).to(dtype)
     # A constant and outlier channels, as real activations have.
     states = torch.randn(2, grid.num_tokens, HEADS * HEAD_DIM) + 3
@@ -51,7 +57,9 @@ def make_norms() -> reference.Norms:
     return torch.rand(HEAD_DIM) + 0.5, torch.rand(HEAD_DIM) + 0.5
 
 
-def check_score(features: reference.Features, norms: reference.Norms, grid: Grid, config: FreqFormerConfig) -> None:
+def check_score(
+    features: reference.Features, norms: reference.Norms, grid: Grid, config: FreqFormerConfig
+) -> None:
     """Statistics within float32 rounding, logits too, and the choice by them."""
     network, timestep = RoutingNetwork(HEADS, prior="paper"), torch.rand(2)
     call = (features, norms, EPS, grid, config, "raster")
@@ -71,7 +79,9 @@ def test_any_dtype(dtype: torch.dtype, hidden: torch.dtype | None) -> None:
     check_score(make_features(RAGGED, dtype, hidden), make_norms(), RAGGED, CONFIG)
 
 
-@pytest.mark.parametrize("grid", [Grid(1, 1, 1), Grid(1, 9, 11), Grid(7, 2, 2), Grid(5, 7, 13)], ids=str)
+@pytest.mark.parametrize(
+    "grid", [Grid(1, 1, 1), Grid(1, 9, 11), Grid(7, 2, 2), Grid(5, 7, 13)], ids=str
+)
 def test_any_grid(grid: Grid) -> None:
     check_score(make_features(grid), (None, None), grid, FreqFormerConfig())
 
@@ -87,7 +97,9 @@ def test_logits_are_near_float64_where_a_band_is_nearly_empty() -> None:
     query, key, hidden = make_features(grid, torch.bfloat16)
     query = query[:, :1].expand_as(query) * 4
     call = ((query, key, hidden), make_norms(), EPS, grid, FreqFormerConfig(), "raster")
-    torch.testing.assert_close(launch.statistics(*call), reference.statistics(*call), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        launch.statistics(*call), reference.statistics(*call), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_more_tiles_than_the_sample_has() -> None:
@@ -96,7 +108,10 @@ def test_more_tiles_than_the_sample_has() -> None:
     features, norms = make_features(grid), make_norms()
     expected = reference.statistics(features, norms, EPS, grid, CONFIG, "raster")
     torch.testing.assert_close(
-        launch.statistics(features, norms, EPS, grid, CONFIG, "raster"), expected, rtol=1e-4, atol=2e-5
+        launch.statistics(features, norms, EPS, grid, CONFIG, "raster"),
+        expected,
+        rtol=1e-4,
+        atol=2e-5,
     )
 
 
@@ -108,7 +123,9 @@ def test_tile_order_and_strides() -> None:
     assert torch.equal(launch.statistics(tiled, norms, EPS, RAGGED, CONFIG, "tile"), wanted)
     packed = torch.cat([x.flatten(2) for x in features], -1).split(HEADS * HEAD_DIM, -1)
     query, key = (x.unflatten(2, (HEADS, -1)) for x in packed[:2])
-    assert torch.equal(launch.statistics((query, key, packed[2]), norms, EPS, RAGGED, CONFIG, "raster"), wanted)
+    assert torch.equal(
+        launch.statistics((query, key, packed[2]), norms, EPS, RAGGED, CONFIG, "raster"), wanted
+    )
     spread = tuple(torch.stack([x, x], -1)[..., 0] for x in features)
     assert torch.equal(launch.statistics(spread, norms, EPS, RAGGED, CONFIG, "raster"), wanted)
 
@@ -116,7 +133,9 @@ def test_tile_order_and_strides() -> None:
 def test_a_sample_alone_has_the_same_bits() -> None:
     features, norms, network = make_features(RAGGED), make_norms(), RoutingNetwork(HEADS)
     timestep = torch.rand(2)
-    logits, bands = launch.score(network, timestep, (features, norms, EPS, RAGGED, CONFIG, "raster"))
+    logits, bands = launch.score(
+        network, timestep, (features, norms, EPS, RAGGED, CONFIG, "raster")
+    )
     alone = tuple(x[1:] for x in features)
     again = launch.score(network, timestep[1:], (alone, norms, EPS, RAGGED, CONFIG, "raster"))
     assert torch.equal(again[0], logits[1:])
@@ -131,9 +150,15 @@ def test_any_network_and_timestep(prior: str, hidden: int, statistics: bool) -> 
     network = RoutingNetwork(HEADS, hidden=hidden, **options).bfloat16()  # type: ignore[arg-type]
     with torch.no_grad():
         network.head_bias.add_(torch.randn_like(network.head_bias))
-    call = (make_features(RAGGED), (None, None), EPS, RAGGED, CONFIG, "raster") if statistics else None
+    call = (
+        (make_features(RAGGED), (None, None), EPS, RAGGED, CONFIG, "raster") if statistics else None
+    )
     given = None if call is None else reference.statistics(*call)
-    for timestep in (torch.tensor([0.0, 1.0]), torch.tensor([0.37]).expand(2), torch.rand(2, dtype=torch.float64)):
+    for timestep in (
+        torch.tensor([0.0, 1.0]),
+        torch.tensor([0.37]).expand(2),
+        torch.rand(2, dtype=torch.float64),
+    ):
         with nan_filled_allocations():
             logits, bands = launch.score(network, timestep, call)
         torch.testing.assert_close(logits, network(given, timestep), rtol=1e-5, atol=2e-5)
@@ -163,7 +188,9 @@ def test_a_layer_scores_its_heads_alike_with_and_without_the_launches(routing: R
 def test_an_input_of_another_width_is_refused() -> None:
     query, key, hidden = make_features(RAGGED)
     with pytest.raises(ValueError, match="96 channels; 3 heads of 16"):
-        launch.statistics((query, key, hidden.repeat(1, 1, 2)), make_norms(), EPS, RAGGED, CONFIG, "raster")
+        launch.statistics(
+            (query, key, hidden.repeat(1, 1, 2)), make_norms(), EPS, RAGGED, CONFIG, "raster"
+        )
 
 
 def test_operator_checks() -> None:
@@ -175,19 +202,26 @@ def test_operator_checks() -> None:
     scores = (torch.ops.freqformer.sum_tiles(*sums), torch.rand(2), weights, 0.75)
     for name, arguments in (("sum_tiles", sums), ("score_heads", scores)):
         operation = getattr(torch.ops.freqformer, name).default
-        checks = torch.library.opcheck(operation, arguments, test_utils=("test_schema", "test_faketensor"))
+        checks = torch.library.opcheck(
+            operation, arguments, test_utils=("test_schema", "test_faketensor")
+        )
         assert set(checks.values()) == {"SUCCESS"}
     weights = [x.detach() for x in RoutingNetwork(HEADS, statistics=False).parameters()]
     operation = torch.ops.freqformer.score_heads.default
     checks = torch.library.opcheck(
-        operation, (None, torch.rand(2), weights, 0.0), test_utils=("test_schema", "test_faketensor")
+        operation,
+        (None, torch.rand(2), weights, 0.0),
+        test_utils=("test_schema", "test_faketensor"),
     )
     assert set(checks.values()) == {"SUCCESS"}
 
 
 def test_weights_are_taken_where_hooks_bring_them() -> None:
     accelerate = pytest.importorskip("accelerate")
-    grid, config = Grid(2, 4, 3), FreqFormerConfig(tile=(2, 2, 3), window=(1, 1, 1), summary_tokens=0)
+    grid, config = (
+        Grid(2, 4, 3),
+        FreqFormerConfig(tile=(2, 2, 3), window=(1, 1, 1), summary_tokens=0),
+    )
     layer = FreqAttention(HEADS * HEAD_DIM, HEADS, config).eval()
     hidden, timestep = torch.randn(1, grid.num_tokens, HEADS * HEAD_DIM), torch.tensor([0.9])
     with torch.no_grad():

@@ -1,4 +1,5 @@
-"""The selection in Triton's interpreter: the best tiles, ties, own tile, and the bias of low summaries."""
+"""The selection in Triton's interpreter: the best tiles, ties, own tile, and the bias of low
+summaries."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ from freqformer.ops.selection.reference import unseen_bias  # noqa: E402
 from freqformer.patterns import topk_tiles  # noqa: E402
 
 # The interpreter's own: it turns arrays of one element into loop bounds.
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Conversion of an array with ndim:DeprecationWarning"
+)
 BANDS = torch.tensor([Band.MID, Band.HIGH, Band.MID], dtype=torch.int32)
 MID = [0, 2]
 RAGGED = Grid(5, 7, 13)
@@ -77,7 +80,9 @@ def test_ties_go_to_the_lower_tile_and_the_own_tile_is_kept() -> None:
         torch.full((2, tiles), torch.inf), dim1=1, dim2=2
     )
     assert all(len(row.unique()) < tiles for row in scores.flatten(0, 1))
-    assert torch.equal(lists, scores.sort(dim=-1, descending=True, stable=True).indices[..., :9].sort(-1).values)
+    assert torch.equal(
+        lists, scores.sort(dim=-1, descending=True, stable=True).indices[..., :9].sort(-1).values
+    )
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -113,7 +118,9 @@ def test_operator_checks() -> None:
         _, rows, _, _ = arguments[0].shape
         made = torch.ops.freqformer.select_tiles(*arguments)
         fake = torch.library.opcheck(
-            torch.ops.freqformer.select_tiles.default, arguments, test_utils=("test_schema", "test_faketensor")
+            torch.ops.freqformer.select_tiles.default,
+            arguments,
+            test_utils=("test_schema", "test_faketensor"),
         )
         assert set(fake.values()) == {"SUCCESS"}
         assert made[0].shape == (rows, tiles, 2)

@@ -1,4 +1,5 @@
-"""Frequency attention inside a video transformer of diffusers: one call on, one call off, and no class is patched.
+"""Frequency attention inside a video transformer of diffusers: one call on, one call off, and no
+class is patched.
 
 Self-attention layers get another processor, and hooks on the transformer tell it the token grid and
 the timesteps of the call, which reach no processor by themselves.

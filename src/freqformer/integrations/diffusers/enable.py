@@ -55,12 +55,13 @@ class FrequencyAttentionHandle:
 def enable_frequency_attention(
     transformer: nn.Module, table: RoutingTable, *, min_tokens: int = 0, impl: ImplChoice = "auto"
 ) -> FrequencyAttentionHandle:
-    """Replace the self-attention of a trained video transformer by frequency attention, without training.
+    """Replace the self-attention of a trained video transformer by frequency attention, without
+    training.
 
     Low summaries stand for what a head doesn't see; nothing learned is added. Where all heads of a
-    layer are DENSE, at every timestep or at that of a call, the layer runs its own processor, to the
-    last bit and at its speed: give first and last layers such rows to guard them, and buckets of
-    timesteps to guard first and last steps.
+    layer are DENSE, at every timestep or at that of a call, the layer runs its own processor, to
+    the last bit and at its speed: give first and last layers such rows to guard them, and buckets
+    of timesteps to guard first and last steps.
 
     A copy or pickle of an enabled model is enabled too; `disable_frequency_attention` takes it back
     there. Saving a model or pipeline writes what it would write without.
@@ -124,7 +125,9 @@ def _family(transformer: Any) -> Family:
         raise ValueError(f"transformer is a {name}, a pipeline; {known} are allowed: {remedy}")
     for attribute, what in WRAPPED.items():
         if type(getattr(transformer, attribute, None)).__name__ in FAMILIES:
-            raise ValueError(f"transformer is a {name}, {what}; {known} are allowed: pass its .{attribute}")
+            raise ValueError(
+                f"transformer is a {name}, {what}; {known} are allowed: pass its .{attribute}"
+            )
     remedy = "their layers are known"
     if name == "FreqFormerTransformer3DModel":
         remedy = "this library's own model takes a table by set_routing_table(table)"
@@ -134,7 +137,8 @@ def _family(transformer: Any) -> Family:
 def _check_options(table: RoutingTable, min_tokens: int, impl: ImplChoice) -> None:
     if not isinstance(table, RoutingTable):
         raise ValueError(
-            f"table is a {type(table).__name__}; a RoutingTable is allowed: make one, or read it with "
+            f"table is a {type(table).__name__}; a RoutingTable is allowed: make one, or read it "
+            "with "
             "RoutingTable.load(folder)"
         )
     if isinstance(min_tokens, bool) or not isinstance(min_tokens, int) or min_tokens < 0:
@@ -152,10 +156,14 @@ def _check_layers(layers: list[tuple[str, Any]], family: Family, table: RoutingT
     for name, layer in layers:
         found = type(layer.processor).__name__
         if found != family.replaces:
-            raise ValueError(f"{name} has a {found}; {family.replaces} is allowed: give the model its own processors back")
+            raise ValueError(
+                f"{name} has a {found}; {family.replaces} is allowed: give the model its own "
+                "processors back"
+            )
     if table.shape[1] != len(layers):
         raise ValueError(
-            f"table has {table.shape[1]} layers; {len(layers)} are allowed, as many as the transformer "
+            f"table has {table.shape[1]} layers; {len(layers)} are allowed, as many as the "
+            "transformer "
             "has blocks: make a table for this model"
         )
     table.check_layers([layer for _, layer in layers])

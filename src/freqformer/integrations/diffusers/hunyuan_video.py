@@ -1,4 +1,5 @@
-"""HunyuanVideo: video and text, first as two streams with projections of their own, then as one; video alone is rotated."""
+"""HunyuanVideo: video and text, first as two streams with projections of their own, then as one;
+video alone is rotated."""
 
 from __future__ import annotations
 
@@ -23,12 +24,16 @@ class HunyuanVideoProcessor(JointProcessor):
         attention_mask: Tensor | None,
         rotary: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
-        """Video and text, each (B, N, C) -> the same, video tokens in raster order; the model's mask hides text alone."""
+        """Video and text, each (B, N, C) -> the same, video tokens in raster order; the model's
+        mask hides text alone."""
         assert encoder_hidden_states is not None  # the model's own blocks pass text
         self.refuse()
         two_streams = attn.add_q_proj is not None
         own = ((attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k))
-        added = ((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), (attn.norm_added_q, attn.norm_added_k))
+        added = (
+            (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj),
+            (attn.norm_added_q, attn.norm_added_k),
+        )
         video, text = self.attend_jointly(
             share,
             project(hidden_states, *own, attn.heads, rotary),
@@ -36,7 +41,11 @@ class HunyuanVideoProcessor(JointProcessor):
             None if attention_mask is None else attention_mask[:, 0, 0, share.grid.num_tokens :],
         )
         # With one stream the block itself projects what comes out.
-        return (attn.to_out[1](attn.to_out[0](video)), attn.to_add_out(text)) if two_streams else (video, text)
+        return (
+            (attn.to_out[1](attn.to_out[0](video)), attn.to_add_out(text))
+            if two_streams
+            else (video, text)
+        )
 
 
 def _layers(transformer: Any) -> list[tuple[str, Any]]:

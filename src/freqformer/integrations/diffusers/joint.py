@@ -35,9 +35,12 @@ def project(
     heads: int,
     rotary: tuple[Tensor, Tensor] | None = None,
 ) -> Tensors:
-    """Query, key and value (B, N, H, D) of tokens (B, N, C); queries and keys are normalised by head, then rotated."""
+    """Query, key and value (B, N, H, D) of tokens (B, N, C); queries and keys are normalised by
+    head, then rotated."""
     query, key, value = (projection(tokens).unflatten(2, (heads, -1)) for projection in projections)
-    query, key = (x if norm is None else norm(x) for x, norm in zip((query, key), norms, strict=True))
+    query, key = (
+        x if norm is None else norm(x) for x, norm in zip((query, key), norms, strict=True)
+    )
     if rotary is not None:
         query, key = (rotate(x, rotary, sequence_dim=1) for x in (query, key))
     return query, key, value

@@ -1,4 +1,5 @@
-"""LTX-Video: video tokens alone; queries and keys are normalised and rotated before the heads are split."""
+"""LTX-Video: video tokens alone; queries and keys are normalised and rotated before the heads are
+split."""
 
 from __future__ import annotations
 
@@ -37,8 +38,10 @@ def _grid(_transformer: Any, given: dict[str, Any]) -> Grid:
     missing = [name for name, side in sides.items() if side is None]
     if missing:
         raise ValueError(
-            f"{', '.join(missing)} of the transformer's call is None, and frequency attention needs the token grid: pass "
-            "num_frames, height and width in tokens; pipelines that pass video_coords alone are not supported"
+            f"{', '.join(missing)} of the transformer's call is None, and frequency attention "
+            "needs the token grid: pass "
+            "num_frames, height and width in tokens; pipelines that pass video_coords alone are "
+            "not supported"
         )
     return Grid(*sides.values())
 

@@ -48,7 +48,8 @@ class CurrentCall:
         if self.call is None:
             raise ValueError(
                 "a layer with frequency attention ran outside a forward pass of its transformer, "
-                "where its timestep and token grid are unknown; call the transformer, and recompute "
+                "where its timestep and token grid are unknown; call the transformer, and "
+                "recompute "
                 "activations with its enable_gradient_checkpointing() alone"
             )
         return self.call
@@ -95,8 +96,8 @@ class FrequencyProcessor:
         self.configs = [None if dense else c for dense, c in zip(all_dense, configs, strict=True)]
         """By timestep bucket; None where `own` runs."""
 
-    # diffusers sets these two on processors that have them. They belong to the layer's own, which keeps
-    # them when this one is gone.
+    # diffusers sets these two on processors that have them. They belong to the layer's own, which
+    # keeps them when this one is gone.
     @property
     def _attention_backend(self) -> Any:
         return self.own._attention_backend
@@ -138,7 +139,9 @@ class FrequencyProcessor:
         if len(rows_of) == 1:
             return self._run(attn, call.grid, buckets, given)
         outputs = [
-            self._run(attn, call.grid, [buckets[row] for row in rows], _take(given, rows, len(buckets)))
+            self._run(
+                attn, call.grid, [buckets[row] for row in rows], _take(given, rows, len(buckets))
+            )
             for rows in rows_of.values()
         ]
         order = torch.tensor([row for rows in rows_of.values() for row in rows]).argsort()
@@ -201,7 +204,9 @@ class FrequencyProcessor:
             ),
         ):
             if given:
-                raise ValueError(f"frequency attention was given {what}, and none is allowed: {remedy}")
+                raise ValueError(
+                    f"frequency attention was given {what}, and none is allowed: {remedy}"
+                )
 
 
 def _take(given: Any, rows: list[int], samples: int) -> Any:

@@ -16,7 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from freqformer.integrations.diffusers.processor import Call, CurrentCall, Family, FrequencyProcessor
+from freqformer.integrations.diffusers.processor import (
+    Call,
+    CurrentCall,
+    Family,
+    FrequencyProcessor,
+)
 
 TRAIN_TIMESTEPS = 1000.0
 """What a model of diffusers calls pure noise; a routing table says 1."""
@@ -85,7 +90,8 @@ class Session:
                 )
         if getattr(transformer, "_parallel_config", None) is not None:
             raise ValueError(
-                "the transformer has a parallel configuration, and frequency attention allows none: run it on one GPU"
+                "the transformer has a parallel configuration, and frequency attention allows "
+                "none: run it on one GPU"
             )
         given = dict(zip(self.names, args, strict=False)) | kwargs
         if given.get("hidden_states") is None or given.get("timestep") is None:
@@ -95,7 +101,9 @@ class Session:
         if getattr(transformer, "gradient_checkpointing", False) and self._checkpointing is None:
             own: Callable[..., Any] = transformer._gradient_checkpointing_func
             self._checkpointing = own
-            transformer._gradient_checkpointing_func = partial(self._checkpointed, own, self.current.call)
+            transformer._gradient_checkpointing_func = partial(
+                self._checkpointed, own, self.current.call
+            )
 
     def after(self, transformer: Any, _args: Any, _output: Any) -> None:
         """After the transformer ran, well or not."""
@@ -104,7 +112,9 @@ class Session:
             transformer._gradient_checkpointing_func = self._checkpointing
             self._checkpointing = None
 
-    def _checkpointed(self, checkpointing: Callable[..., Any], call: Call, block: Callable[..., Any], *args: Any) -> Any:
+    def _checkpointed(
+        self, checkpointing: Callable[..., Any], call: Call, block: Callable[..., Any], *args: Any
+    ) -> Any:
         """Checkpointing of a block that, when the backward computes it again, is in the same call.
 
         Other calls may have come in between, and frequency attention may be off by then.
@@ -119,7 +129,9 @@ class Session:
     def _during(self, call: Call) -> Iterator[None]:
         noted = self.current.call
         others = [
-            (entry, entry.layer.processor) for entry in self.replaced.values() if entry.layer.processor is not entry.banded
+            (entry, entry.layer.processor)
+            for entry in self.replaced.values()
+            if entry.layer.processor is not entry.banded
         ]
         self.current.call = call
         for entry, _ in others:
@@ -155,9 +167,13 @@ def noise_levels(timestep: Any, samples: int) -> Tensor:
     # Image to video gives every token a timestep, 0 to the frames that are given: the video's own
     # is the largest.
     steps = steps.flatten(1).amax(1) if steps.ndim > 1 else steps.reshape(-1)
-    if len(steps) not in (1, samples) or not bool(((steps >= 0) & (steps <= TRAIN_TIMESTEPS)).all()):
+    if len(steps) not in (1, samples) or not bool(
+        ((steps >= 0) & (steps <= TRAIN_TIMESTEPS)).all()
+    ):
         raise ValueError(
-            f"timestep is {steps.tolist()[:4]} for {samples} samples; one number or one a sample, from "
-            f"0 (clean) to {TRAIN_TIMESTEPS:g} (noise), is allowed, as schedulers of diffusers give them"
+            f"timestep is {steps.tolist()[:4]} for {samples} samples; one number or one a sample, "
+            "from "
+            f"0 (clean) to {TRAIN_TIMESTEPS:g} (noise), is allowed, as schedulers of diffusers "
+            "give them"
         )
     return (steps / TRAIN_TIMESTEPS).expand(samples)

@@ -25,7 +25,11 @@ class WanProcessor(FrequencyProcessor):
     ) -> Tensor:
         """(B, N, C) -> (B, N, C), tokens in raster order."""
         self.refuse(attention_mask, fused=attn.fused_projections)
-        projected = (attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states)), attn.to_v(hidden_states))
+        projected = (
+            attn.norm_q(attn.to_q(hidden_states)),
+            attn.norm_k(attn.to_k(hidden_states)),
+            attn.to_v(hidden_states),
+        )
         query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in projected)
         if rotary is not None:
             query, key = _rotated(query, *rotary), _rotated(key, *rotary)
@@ -33,15 +37,22 @@ class WanProcessor(FrequencyProcessor):
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (B, N, H, D) with neighbouring channels rotated, as Wan does; cos and sin (1, N, 1, D) hold each angle twice."""
+    """x (B, N, H, D) with neighbouring channels rotated, as Wan does; cos and sin (1, N, 1, D) hold
+    each angle twice."""
     first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = cos[..., 0::2], sin[..., 1::2]
-    return torch.stack([first * cos - second * sin, first * sin + second * cos], -1).flatten(-2).type_as(x)
+    return (
+        torch.stack([first * cos - second * sin, first * sin + second * cos], -1)
+        .flatten(-2)
+        .type_as(x)
+    )
 
 
 def _grid(transformer: Any, given: dict[str, Any]) -> Grid:
     sides = given["hidden_states"].shape[2:]
-    return Grid(*(side // patch for side, patch in zip(sides, transformer.config.patch_size, strict=True)))
+    return Grid(
+        *(side // patch for side, patch in zip(sides, transformer.config.patch_size, strict=True))
+    )
 
 
 FAMILY = Family(layers_in("blocks", "attn1"), _grid, WanProcessor, "WanAttnProcessor")

@@ -1,7 +1,7 @@
 """Block-sparse attention in plain PyTorch with linear memory, on any device.
 
-Query tiles are taken in chunks whose scores fit a core's cache. Each chunk gathers its key tiles, and the backward
-pass gathers and computes the scores again instead of keeping them.
+Query tiles are taken in chunks whose scores fit a core's cache. Each chunk gathers its key tiles,
+and the backward pass gathers and computes the scores again instead of keeping them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from freqformer.ops.block_sparse.api import TileLists
 
 CHUNK_SCORES = 1 << 20
-"""Scores per chunk: 4 MiB of float32, so that a chunk stays in cache between its matrix products."""
+"""Scores per chunk: 4 MiB of float32, so that a chunk stays in cache between its matrix
+products."""
 QUERY_BLOCK = 128
 """Queries per chunk row where there are no tiles."""
 
@@ -36,12 +37,15 @@ class _Chunk:
 
 
 class _Tiles:
-    """Padded views of compact tokens, and the chunks to take them in. Slots behind a tile's end repeat its last token."""
+    """Padded views of compact tokens, and the chunks to take them in. Slots behind a tile's end
+    repeat its last token."""
 
     def __init__(self, tiles: TileLists | None, num_queries: int, device: torch.device) -> None:
         self.tiles = tiles
         if tiles is None:
-            self.counts = torch.tensor([min(QUERY_BLOCK, num_queries - s) for s in range(0, num_queries, QUERY_BLOCK)])
+            self.counts = torch.tensor(
+                [min(QUERY_BLOCK, num_queries - s) for s in range(0, num_queries, QUERY_BLOCK)]
+            )
             self.slots = min(QUERY_BLOCK, num_queries)
             starts = torch.arange(0, num_queries, QUERY_BLOCK)[:, None]
             index = starts + torch.minimum(torch.arange(self.slots)[None], self.counts[:, None] - 1)
@@ -108,7 +112,9 @@ def _gathered(tiles: Tensor, extra: Tensor, chunk: _Chunk, dtype: torch.dtype) -
 
 def _weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
     nothing = bias.isneginf().all(-1)
-    scores = torch.baddbmm(bias[:, None].to(query.dtype), query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
+    scores = torch.baddbmm(
+        bias[:, None].to(query.dtype), query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5
+    )
     weights = scores.softmax(-1)
     return weights.masked_fill(nothing[:, None, None], 0) if bool(nothing.any()) else weights
 
@@ -130,10 +136,13 @@ def _add_tiles(total: Tensor, index: Tensor, tiles: Tensor) -> None:
 
 
 class _GatherAttention(torch.autograd.Function):
-    """The attention; its backward is made of differentiable operations, so that gradients have gradients too."""
+    """The attention; its backward is made of differentiable operations, so that gradients have
+    gradients too."""
 
     @staticmethod
-    def forward(tiles: _Tiles, query: Tensor, key: Tensor, value: Tensor, *extras: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(
+        tiles: _Tiles, query: Tensor, key: Tensor, value: Tensor, *extras: Tensor
+    ) -> Tensor:  # type: ignore[override]
         extra_key, extra_value, extra_bias = extras
         wide = extra_bias.dtype
         padded_query, key_tiles, value_tiles = tiles.pad(query), key, value
@@ -156,7 +165,8 @@ class _GatherAttention(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> Any:
         raise ValueError(
-            "forward-mode differentiation reached eager attention, which has none: take reverse mode (torch.func.grad, "
+            "forward-mode differentiation reached eager attention, which has none: take reverse "
+            "mode (torch.func.grad, "
             "backward), or impl='reference'"
         )
 
@@ -166,10 +176,13 @@ class _GatherAttention(torch.autograd.Function):
         tiles, wide = ctx.tiles, extra_bias.dtype
         scale = query.shape[-1] ** -0.5
         padded = [tiles.pad(x) for x in (query, grads[0])]
-        key_tiles, value_tiles = (tiles.pad(key), tiles.pad(value)) if tiles.tiles is not None else (key, value)
+        key_tiles, value_tiles = (
+            (tiles.pad(key), tiles.pad(value)) if tiles.tiles is not None else (key, value)
+        )
         grad_query = torch.empty_like(padded[0])
         grad_key, grad_value, grad_extra_key, grad_extra_value, grad_bias = (
-            torch.zeros_like(x, dtype=wide) for x in (key_tiles, value_tiles, extra_key, extra_value, extra_bias)
+            torch.zeros_like(x, dtype=wide)
+            for x in (key_tiles, value_tiles, extra_key, extra_value, extra_bias)
         )
         for chunk in tiles.chunks(extra_bias):
             q, grad_out = (x[chunk.row, chunk.queries].to(wide) for x in padded)
@@ -218,10 +231,13 @@ def attend(
 def attend_dense(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
     """See `api.dense_attention`.
 
-    Not torch's fused attention: on a CPU its backward takes exponentials of score - log-sum-exp, and where outlier
-    channels make scores in the hundreds its float32 gradients are off by up to 1e-4.
+    Not torch's fused attention: on a CPU its backward takes exponentials of score - log-sum-exp,
+    and where outlier channels make scores in the hundreds its float32 gradients are off by up to
+    1e-4.
     """
-    bias = key.new_zeros(key.shape[:2], dtype=torch.float64 if key.dtype == torch.float64 else torch.float32)
+    bias = key.new_zeros(
+        key.shape[:2], dtype=torch.float64 if key.dtype == torch.float64 else torch.float32
+    )
     if key_mask is not None:
         bias = bias.masked_fill(~key_mask, -torch.inf)
     return attend(query, None, None, (key, value, bias), None)

@@ -1,4 +1,5 @@
-"""Block-sparse attention with a full mask: simple, differentiable by autograd, in any float dtype. Memory is quadratic."""
+"""Block-sparse attention with a full mask: simple, differentiable by autograd, in any float dtype.
+Memory is quadratic."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def _video_bias(tiles: TileLists, row: int, extra_bias: Tensor) -> tuple[Tensor,
     device = extra_bias.device
     owner = torch.repeat_interleave(layout.counts).to(device)
     seen = torch.zeros(layout.num_tiles, layout.num_tiles + 1, dtype=torch.bool, device=device)
-    seen[torch.arange(layout.num_tiles, device=device)[:, None], lists] = True  # -1 falls into the spare last column
+    seen[torch.arange(layout.num_tiles, device=device)[:, None], lists] = (
+        True  # -1 falls into the spare last column
+    )
     seen = seen[:, :-1]
     zero = extra_bias.new_zeros(())
     video = torch.where(seen[owner][:, owner], zero, -torch.inf)

@@ -1,4 +1,5 @@
-"""Static tables of the fused attention launch: what a plan says, as int32 and float32 on the device."""
+"""Static tables of the fused attention launch: what a plan says, as int32 and float32 on the
+device."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from freqformer.plan import AttentionPlan
 
 @dataclass(frozen=True, eq=False)
 class LaunchTables:
-    """Everything static about the attention launch of one plan on one device; made by `launch_tables`.
+    """Everything static about the attention launch of one plan on one device; made by
+    `launch_tables`.
 
     Shape legend: N video tokens, M low tokens, T tiles, L longest list, C cells.
     """
@@ -40,17 +42,21 @@ class LaunchTables:
     low_bias: Tensor
     """log(tokens that the low token stands for), float32 (M,)."""
     high_bias: Tensor | None
-    """log(tokens of the cell that the query tile doesn't see), float32 (T, C); -inf where none; None without cells."""
+    """log(tokens of the cell that the query tile doesn't see), float32 (T, C); -inf where none;
+    None without cells."""
     mid_bias: Tensor | None
     """The same for static MID lists, float32 (1, T, C)."""
     band_blocks: Tensor
-    """Most blocks of 128 keys that a query block of a row sees, by `Band`, int32 (4,): what rows are ordered by."""
+    """Most blocks of 128 keys that a query block of a row sees, by `Band`, int32 (4,): what rows
+    are ordered by."""
 
     @property
     def uniform(self) -> bool:
         """Whether every tile is full."""
         layout = self.plan.layout
-        return all(extent % side == 0 for extent, side in zip(layout.grid.shape, layout.tile, strict=True))
+        return all(
+            extent % side == 0 for extent, side in zip(layout.grid.shape, layout.tile, strict=True)
+        )
 
     @property
     def mid_selects(self) -> bool:
@@ -83,13 +89,16 @@ def launch_tables(plan: AttentionPlan, device: torch.device) -> LaunchTables:
         mid_lengths=None if lists is None else upload((lists >= 0).sum(-1)[None]),
         low_bias=upload(plan.low_weights.log(), torch.float32),
         high_bias=upload(unseen_bias(plan.high_lists, plan), torch.float32) if summarised else None,
-        mid_bias=upload(unseen_bias(lists, plan)[None], torch.float32) if summarised and lists is not None else None,
+        mid_bias=upload(unseen_bias(lists, plan)[None], torch.float32)
+        if summarised and lists is not None
+        else None,
         band_blocks=upload(torch.stack([band_blocks.max() for band_blocks in blocks])),
     )
 
 
 def unseen_bias(lists: Tensor, plan: AttentionPlan) -> Tensor:
-    """log(tokens of every cell that a query tile doesn't see exactly): lists (T, L) -> float64 (T, C)."""
+    """log(tokens of every cell that a query tile doesn't see exactly): lists (T, L) -> float64 (T,
+    C)."""
     counts, cells = plan.layout.counts, plan.cells
     listed = lists.clamp_min(0)
     seen = torch.where(lists >= 0, counts[listed], 0)

@@ -1,7 +1,7 @@
 """Backward of the block-sparse attention launch in Triton: the host side.
 
-Shape legend: B batch, H heads, R = B * H rows (row = sample * H + head), N video tokens, X text tokens, M low tokens,
-T tiles, C cells, D head_dim, S rows of the key buffer (`ops.key_layout`).
+Shape legend: B batch, H heads, R = B * H rows (row = sample * H + head), N video tokens, X text
+tokens, M low tokens, T tiles, C cells, D head_dim, S rows of the key buffer (`ops.key_layout`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,27 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from freqformer.buffers import PAD
 from freqformer.config import Band
 from freqformer.ops.block_sparse.tables import LaunchTables
-from freqformer.ops.block_sparse.transposed import key_task_order, transpose_lists, transposed_tables
-from freqformer.ops.block_sparse.triton import LOG2_E, AttentionBuffers, MidLists, RowBands, _has_descriptors
-from freqformer.ops.block_sparse.triton_backward_extras import extra_grads_kernel, join_extra_grads_kernel
+from freqformer.ops.block_sparse.transposed import (
+    key_task_order,
+    transpose_lists,
+    transposed_tables,
+)
+from freqformer.ops.block_sparse.triton import (
+    LOG2_E,
+    AttentionBuffers,
+    MidLists,
+    RowBands,
+    _has_descriptors,
+)
+from freqformer.ops.block_sparse.triton_backward_extras import (
+    extra_grads_kernel,
+    join_extra_grads_kernel,
+)
 from freqformer.ops.block_sparse.triton_backward_keys import video_grads_kernel
-from freqformer.ops.block_sparse.triton_backward_queries import gather_grads_kernel, query_grads_kernel
+from freqformer.ops.block_sparse.triton_backward_queries import (
+    gather_grads_kernel,
+    query_grads_kernel,
+)
 
 GATHER_ROWS = 32
 JOIN_ROWS = 32
@@ -59,11 +75,12 @@ def attend_backward(
     text_mask: Tensor | None,
     token_order: str,
 ) -> AttentionGrads:
-    """Gradients of `attend_for_backward`, from what it took and gave: no wait for the device, and the same bits every time.
+    """Gradients of `attend_for_backward`, from what it took and gave: no wait for the device, and
+    the same bits every time.
 
     Args:
-        grads: gradients of out (B, N + X, H, D) and low_out (R, M, D); those of places that it doesn't write aren't
-            read.
+        grads: gradients of out (B, N + X, H, D) and low_out (R, M, D); those of places that it
+            doesn't write aren't read.
         outputs: of `attend_for_backward`.
         buffers, rows, tables, mid, summary_offsets, text_mask, token_order: as it took them.
     """
@@ -80,7 +97,11 @@ def attend_backward(
         [rows.allocation, rows.order],
         [tables.tile_offsets, tables.tile_counts],
         [tables.every_tile, tables.high_lists, *lists],
-        [high.starts, high.queries, *((None, None) if mid_turned is None else (mid_turned.starts, mid_turned.queries))],
+        [
+            high.starts,
+            high.queries,
+            *((None, None) if mid_turned is None else (mid_turned.starts, mid_turned.queries)),
+        ],
         [tables.low_bias, tables.high_bias, mid_bias, summary_offsets],
         text_mask,
         tables.raster if token_order == "raster" else None,
@@ -93,7 +114,8 @@ def attend_backward(
 @torch.library.custom_op(
     "freqformer::block_sparse_attention_backward",
     mutates_args=(),
-    schema="(Tensor[] grads, Tensor[] outputs, Tensor[] buffers, Tensor[] rows, Tensor[] layout, Tensor?[] lists, "
+    schema="(Tensor[] grads, Tensor[] outputs, Tensor[] buffers, Tensor[] rows, Tensor[] layout, "
+    "Tensor?[] lists, "
     "Tensor?[] transposed, Tensor?[] biases, Tensor? text_mask, Tensor? raster, int[] segments, "
     "int[] sizes) -> (Tensor, Tensor, Tensor, Tensor)",
 )
@@ -111,7 +133,8 @@ def _block_sparse_attention_backward(
     segments: Sequence[int],
     sizes: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operation behind `attend_backward`; `sizes` are text tokens, slots of a tile, and tokens of every tile or 0."""
+    """The operation behind `attend_backward`; `sizes` are text tokens, slots of a tile, and tokens
+    of every tile or 0."""
     query, key, value = buffers
     out, low_out, lse, remainder = outputs
     num_text, slots, tile_tokens = sizes
@@ -172,7 +195,8 @@ class _Call:
     grad: Tensor
     """Output gradients as the queries lie, (R, N + X, D)."""
     statistics: tuple[Tensor, Tensor, Tensor | None]
-    """Log-sum-exp in base 2, delta, and in float32 what the first lacks, of every query, float32 (R, N + X or more)."""
+    """Log-sum-exp in base 2, delta, and in float32 what the first lacks, of every query, float32
+    (R, N + X or more)."""
     allocation: Tensor
     order: Tensor
     layout: tuple[Tensor, ...]
@@ -222,7 +246,11 @@ class _Call:
         )
 
     def video_grads(
-        self, grad_key: Tensor, grad_value: Tensor, every_tile: Tensor | None, transposed: Sequence[Tensor | None]
+        self,
+        grad_key: Tensor,
+        grad_value: Tensor,
+        every_tile: Tensor | None,
+        transposed: Sequence[Tensor | None],
     ) -> None:
         blocks = _Blocks.of_keys(grad_key)
         rows, _, tiles, _, num_text, _, _ = self.sizes
@@ -253,7 +281,8 @@ class _Call:
         )
 
     def extra_grads(self, grad_key: Tensor, grad_value: Tensor) -> Tensor:
-        """Gradients of low tokens, summaries and text keys; returns those of the learned offsets, empty without them."""
+        """Gradients of low tokens, summaries and text keys; returns those of the learned offsets,
+        empty without them."""
         blocks = _Blocks.of_keys(grad_key)
         rows, heads, tiles, _, num_text, num_low, cells = self.sizes
         cell_blocks = _cdiv(cells, blocks.key)
@@ -320,10 +349,15 @@ class _Call:
         )
 
     def descriptors(self, blocks: _Blocks) -> bool:
-        """Whether blocks are read by tensor descriptors, whose coordinates are int32, or by pointers."""
-        # A descriptor can't leave out what lies behind the low tokens of a LOW row, where every query of a block counts.
+        """Whether blocks are read by tensor descriptors, whose coordinates are int32, or by
+        pointers."""
+        # A descriptor can't leave out what lies behind the low tokens of a LOW row, where every
+        # query of a block counts.
         fits = not blocks.sums_queries or self.sizes[5] >= blocks.query
-        fits &= self.grad.dtype != torch.float32 and max(x.shape[0] * x.shape[1] for x in self.buffers) < 2**31
+        fits &= (
+            self.grad.dtype != torch.float32
+            and max(x.shape[0] * x.shape[1] for x in self.buffers) < 2**31
+        )
         return fits and _has_descriptors(self.grad.device)
 
     def options(self, blocks: _Blocks) -> dict[str, Any]:
@@ -340,7 +374,8 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Blocks:
-    """Queries and keys of one step of a launch, and how it is compiled; measured on an H200, others by occupancy."""
+    """Queries and keys of one step of a launch, and how it is compiled; measured on an H200, others
+    by occupancy."""
 
     query: int
     key: int
@@ -353,10 +388,15 @@ class _Blocks:
     def of_queries(query: Tensor) -> _Blocks:
         """For gradients of queries: a program holds one block of queries."""
         if query.dtype == torch.float32:
-            # Without matrix units the operands of a product live in registers: small blocks, or they spill.
+            # Without matrix units the operands of a product live in registers: small blocks, or
+            # they spill.
             return _Blocks(32, 16, 8, 1, False)
         if not _has_descriptors(query.device):
-            return _Blocks(64, 32, 4, 2, False) if query.shape[2] <= 128 else _Blocks(32, 32, 4, 1, False)
+            return (
+                _Blocks(64, 32, 4, 2, False)
+                if query.shape[2] <= 128
+                else _Blocks(32, 32, 4, 1, False)
+            )
         return _Blocks(64, 64, 4 if query.shape[2] <= 128 else 8, 2, False)
 
     @staticmethod
@@ -365,7 +405,9 @@ class _Blocks:
         if key.dtype == torch.float32:
             return _Blocks(16, 32, 8, 1, True)
         if not _has_descriptors(key.device):
-            return _Blocks(32, 64, 4, 2, True) if key.shape[2] <= 128 else _Blocks(32, 32, 4, 1, True)
+            return (
+                _Blocks(32, 64, 4, 2, True) if key.shape[2] <= 128 else _Blocks(32, 32, 4, 1, True)
+            )
         return _Blocks(64, 64, 4, 2, True) if key.shape[2] <= 128 else _Blocks(32, 64, 8, 2, True)
 
 

@@ -1,7 +1,8 @@
-"""The Triton kernels of block-sparse attention, backward: gradients of low tokens, summaries and text keys.
+"""The Triton kernels of block-sparse attention, backward: gradients of low tokens, summaries and
+text keys.
 
-Every query of a row sees them, so a row's queries are taken in parts and the parts' sums are joined in order. See
-`triton_backward_queries`.
+Every query of a row sees them, so a row's queries are taken in parts and the parts' sums are joined
+in order. See `triton_backward_queries`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,29 @@ import triton.language as tl
 
 from freqformer.ops.block_sparse.triton_backward_keys import key_step, statistics_of
 from freqformer.ops.block_sparse.triton_backward_queries import key_bias
-from freqformer.ops.block_sparse.triton_kernel import HIGH, LOG2_E, LOW, MID, PLACES, SIZES, _block, _extent, _store
+from freqformer.ops.block_sparse.triton_kernel import (
+    HIGH,
+    LOG2_E,
+    LOW,
+    MID,
+    PLACES,
+    SIZES,
+    _block,
+    _extent,
+    _store,
+)
 
 
-@triton.jit(do_not_specialize=[*SIZES[:5], "mid_bias_step", "region_at", "region_rows", *PLACES[:7], "parts"])
+@triton.jit(
+    do_not_specialize=[
+        *SIZES[:5],
+        "mid_bias_step",
+        "region_at",
+        "region_rows",
+        *PLACES[:7],
+        "parts",
+    ]
+)
 def extra_grads_kernel(
     query,
     key,
@@ -60,13 +80,15 @@ def extra_grads_kernel(
     DESCRIPTORS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Gradients of one block of summaries or text keys of one row from a part of its queries, or of one of low tokens.
+    """Gradients of one block of summaries or text keys of one row from a part of its queries, or of
+    one of low tokens.
 
     Args:
-        partial: what the parts give to keys and values, float32 (R, parts, E, D) each, and their slopes, float32 (R, 3,
-            blocks of cells, parts), None without learned offsets.
+        partial: what the parts give to keys and values, float32 (R, parts, E, D) each, and their
+            slopes, float32 (R, 3, blocks of cells, parts), None without learned offsets.
         region_at, region_rows: the first of these rows in the key buffer, and E.
-        parts: of the queries of a row: every query sees these keys, and few programs would take long.
+        parts: of the queries of a row: every query sees these keys, and few programs would take
+            long.
     """
     low_bias, high_bias, mid_bias, summary_offsets = biases
     part_key, part_value, part_offsets = partial
@@ -165,7 +187,8 @@ def extra_grads_kernel(
             first, limit = num_tokens + (step - steps) * BLOCK_Q, query_rows
         start = first
         if DESCRIPTORS:
-            # Behind the low tokens of a row may lie anything: its last block starts earlier, and skips what it saw before.
+            # Behind the low tokens of a row may lie anything: its last block starts earlier, and
+            # skips what it saw before.
             if band == LOW:
                 if step < steps:
                     start = tl.minimum(first, num_low - BLOCK_Q)
@@ -173,9 +196,21 @@ def extra_grads_kernel(
         live = (query_place >= first) & (query_place < limit)
         statistics = statistics_of(log_sums, rests, deltas, query_place, live)
         in_first = is_low | (kind == 0)
-        added = key_bias(bias + unit * bias_step, skip, own, left, shift, text_mask, in_first, text_at == at)
+        added = key_bias(
+            bias + unit * bias_step, skip, own, left, shift, text_mask, in_first, text_at == at
+        )
         sums, slope = key_step(
-            (k, v), sources, query_at + start, limit, statistics, added, scale, sums, BLOCK_Q, HEAD_DIM, DESCRIPTORS
+            (k, v),
+            sources,
+            query_at + start,
+            limit,
+            statistics,
+            added,
+            scale,
+            sums,
+            BLOCK_Q,
+            HEAD_DIM,
+            DESCRIPTORS,
         )
         slopes += tl.sum(slope, 1)
 
@@ -195,7 +230,17 @@ def extra_grads_kernel(
                 tl.store(part_offsets + entry, tl.sum(tl.where(held, slopes, 0.0), 0))
 
 
-@triton.jit(do_not_specialize=[*SIZES[:5], "num_low", "cells", "region_at", "region_rows", *PLACES[:7], "parts"])
+@triton.jit(
+    do_not_specialize=[
+        *SIZES[:5],
+        "num_low",
+        "cells",
+        "region_at",
+        "region_rows",
+        *PLACES[:7],
+        "parts",
+    ]
+)
 def join_extra_grads_kernel(
     partial,
     grad_key,
@@ -240,7 +285,9 @@ def join_extra_grads_kernel(
     dk = tl.zeros([ROWS, HEAD_DIM], tl.float32)
     dv = tl.zeros([ROWS, HEAD_DIM], tl.float32)
     for part in range(parts):
-        source = ((row * parts + part) * region_rows + own)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+        source = ((row * parts + part) * region_rows + own)[:, None] * HEAD_DIM + tl.arange(
+            0, HEAD_DIM
+        )[None, :]
         dk += tl.load(part_key + source, mask=used[:, None], other=0.0)
         dv += tl.load(part_value + source, mask=used[:, None], other=0.0)
     target = row * key_rows + place

@@ -37,11 +37,13 @@ def key_step(
     HEAD_DIM: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
 ):
-    """Add what one block of queries gives to the gradients of keys and values; also its slopes (keys, queries).
+    """Add what one block of queries gives to the gradients of keys and values; also its slopes
+    (keys, queries).
 
     Args:
         keys: a block of keys and values.
-        sources, at, limit: queries and output gradients, where the block starts, and where to read zeros from.
+        sources, at, limit: queries and output gradients, where the block starts, and where to read
+            zeros from.
         statistics: of `statistics_of`.
         bias: of the keys, None for none.
         sums: gradients so far.
@@ -68,7 +70,8 @@ def key_step(
 
 @triton.jit
 def statistics_of(log_sums, rests, deltas, place, live):
-    """Log-sum-exp, rest (read in float32 alone) and delta of some queries; those not live count for nothing."""
+    """Log-sum-exp, rest (read in float32 alone) and delta of some queries; those not live count for
+    nothing."""
     if live is None:
         log_sum, delta = tl.load(log_sums + place), tl.load(deltas + place)
     else:
@@ -76,7 +79,9 @@ def statistics_of(log_sums, rests, deltas, place, live):
         delta = tl.load(deltas + place, mask=live, other=0.0)
     rest = log_sum
     if rests is not None:
-        rest = tl.load(rests + place) if live is None else tl.load(rests + place, mask=live, other=0.0)
+        rest = (
+            tl.load(rests + place) if live is None else tl.load(rests + place, mask=live, other=0.0)
+        )
     return log_sum, rest, delta
 
 
@@ -87,12 +92,18 @@ def _listing_tiles(band, row, tile, tiles, lists, mid_step):
     listed, length = every_tile, tiles
     if band == HIGH:
         begin = tl.load(high_starts + tile)
-        listed, length = high_queries + begin, (tl.load(high_starts + tile + 1) - begin).to(tl.int32)
+        listed, length = (
+            high_queries + begin,
+            (tl.load(high_starts + tile + 1) - begin).to(tl.int32),
+        )
     if mid_starts is not None:
         if band == MID:
             entry = row.to(tl.int64) * mid_step * tiles + tile
             begin = tl.load(mid_starts + entry)
-            listed, length = mid_queries + begin, (tl.load(mid_starts + entry + 1) - begin).to(tl.int32)
+            listed, length = (
+                mid_queries + begin,
+                (tl.load(mid_starts + entry + 1) - begin).to(tl.int32),
+            )
     if band == LOW:
         length = 0
     return listed, length
@@ -141,9 +152,11 @@ def video_grads_kernel(
     DESCRIPTORS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Gradients of one block of exact video keys and values of one row, over the query tiles that list their tile.
+    """Gradients of one block of exact video keys and values of one row, over the query tiles that
+    list their tile.
 
-    Behind the programs of the video segment come as many for the exact segment, if there is one: text queries alone see it.
+    Behind the programs of the video segment come as many for the exact segment, if there is one:
+    text queries alone see it.
     """
     program = tl.program_id(0)
     is_exact = program >= rows * tiles * KEY_BLOCKS
@@ -165,7 +178,8 @@ def video_grads_kernel(
     if exact_at > 0:
         if banded != is_exact:
             text_count = 0
-    # Keys of LOW rows and of the exact segment serve text queries alone: without those, nothing was there to read.
+    # Keys of LOW rows and of the exact segment serve text queries alone: without those, nothing was
+    # there to read.
     if (count <= 0) | ((is_exact | (band == LOW)) & (text_count == 0)):
         return
 
@@ -206,14 +220,34 @@ def video_grads_kernel(
             live = column < left
         statistics = statistics_of(log_sums, rests, deltas, at + column, live)
         sums, _slope = key_step(
-            (k, v), sources, query_at + at, at + left, statistics, None, scale, sums, BLOCK_Q, HEAD_DIM, DESCRIPTORS
+            (k, v),
+            sources,
+            query_at + at,
+            at + left,
+            statistics,
+            None,
+            scale,
+            sums,
+            BLOCK_Q,
+            HEAD_DIM,
+            DESCRIPTORS,
         )
     if TEXT:
         for step in tl.range(0, tl.cdiv(text_count, BLOCK_Q), num_stages=1):
             at, left = num_tokens + step * BLOCK_Q, num_text - step * BLOCK_Q
             statistics = statistics_of(log_sums, rests, deltas, at + column, column < left)
             sums, _slope = key_step(
-                (k, v), sources, query_at + at, at + left, statistics, None, scale, sums, BLOCK_Q, HEAD_DIM, DESCRIPTORS
+                (k, v),
+                sources,
+                query_at + at,
+                at + left,
+                statistics,
+                None,
+                scale,
+                sums,
+                BLOCK_Q,
+                HEAD_DIM,
+                DESCRIPTORS,
             )
 
     own = tl.arange(0, BLOCK_K)

@@ -1,13 +1,16 @@
-"""The Triton kernels of block-sparse attention, backward: gradients of queries. `triton_backward.py` holds the host side.
+"""The Triton kernels of block-sparse attention, backward: gradients of queries.
+`triton_backward.py` holds the host side.
 
-With the weights w_ij = exp(logit_ij - lse_i) computed again from the log-sum-exp, and delta_i = out_i . grad_i:
+With the weights w_ij = exp(logit_ij - lse_i) computed again from the log-sum-exp, and delta_i =
+out_i . grad_i:
 
     slope_ij = w_ij (v_j . grad_i - delta_i)      the gradient of a logit
     grad_query_i = sum_j slope_ij k_j / sqrt(D)
     grad_key_j = sum_i slope_ij q_i / sqrt(D)     grad_value_j = sum_i w_ij grad_i
 
-Logits are kept in base 2 as in the forward kernel. Every sum runs in a fixed order and nothing is added atomically, so that
-the same inputs give the same bits. An argument that is None is absent from the compiled kernel.
+Logits are kept in base 2 as in the forward kernel. Every sum runs in a fixed order and nothing is
+added atomically, so that the same inputs give the same bits. An argument that is None is absent
+from the compiled kernel.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ UNSEEN = tl.constexpr(float("inf"))
 """The log-sum-exp of a query that counts for nothing: all its weights are 0."""
 
 
-@triton.jit(do_not_specialize=["rows", "heads", "num_tokens", "num_text", "num_low", "statistic_rows"])
+@triton.jit(
+    do_not_specialize=["rows", "heads", "num_tokens", "num_text", "num_low", "statistic_rows"]
+)
 def gather_grads_kernel(
     outputs,
     grads,
@@ -53,17 +58,20 @@ def gather_grads_kernel(
     HEAD_DIM: tl.constexpr,
     PAD: tl.constexpr,
 ):
-    """ROWS output gradients of one row in the places of its queries, with their log-sum-exp in base 2 and their delta.
+    """ROWS output gradients of one row in the places of its queries, with their log-sum-exp in base
+    2 and their delta.
 
     Args:
-        outputs, grads: out (B, N + X, H, D), low_out (R, M, D) and the remainder of `attend_for_backward`, and gradients of
-            the first two.
-        targets: gradients (R, N + X, D) as the queries lie; log_sums, deltas and, in float32 alone, rests, float32
-            (R, N + X). With rests, log_sums are the largest logits, and weights are exp2(logit - log_sum) * rest.
+        outputs, grads: out (B, N + X, H, D), low_out (R, M, D) and the remainder of
+            `attend_for_backward`, and gradients of the first two.
+        targets: gradients (R, N + X, D) as the queries lie; log_sums, deltas and, in float32 alone,
+            rests, float32 (R, N + X). With rests, log_sums are the largest logits, and weights are
+            exp2(logit - log_sum) * rest.
         lse: float32 (R, N + X).
         raster: place in `out` of every video token in tile order; None where that is its own.
         statistic_rows: how far apart rows of the statistics lie, N + X or more.
-        PAD: how many places of a LOW row hold zeros where it has no query: so far blocks of the row before read on.
+        PAD: how many places of a LOW row hold zeros where it has no query: so far blocks of the row
+            before read on.
     """
     row = (tl.program_id(0) % rows).to(tl.int64)
     place = tl.program_id(0) // rows * ROWS + tl.arange(0, ROWS)
@@ -77,23 +85,38 @@ def gather_grads_kernel(
     at = ((row // heads * query_rows + source) * heads + row % heads)[:, None] * HEAD_DIM
     low_at = (row * num_low + place)[:, None] * HEAD_DIM
     channel = tl.arange(0, HEAD_DIM)[None, :]
-    out = tl.load(tl.where(low[:, None], outputs[1] + low_at, outputs[0] + at) + channel, mask=live[:, None], other=0.0)
-    grad = tl.load(tl.where(low[:, None], grads[1] + low_at, grads[0] + at) + channel, mask=live[:, None], other=0.0)
+    out = tl.load(
+        tl.where(low[:, None], outputs[1] + low_at, outputs[0] + at) + channel,
+        mask=live[:, None],
+        other=0.0,
+    )
+    grad = tl.load(
+        tl.where(low[:, None], grads[1] + low_at, grads[0] + at) + channel,
+        mask=live[:, None],
+        other=0.0,
+    )
     target, statistic = row * query_rows + place, row * statistic_rows + place
     _store(targets[0], target, grad, live | (low & (place < PAD)), HEAD_DIM)
     exact = out.to(tl.float32)
     if targets[3] is not None:
         log_sum = tl.load(outputs[2] + target * 2, mask=live, other=0.0)
-        tl.store(targets[3] + statistic, tl.load(outputs[2] + target * 2 + 1, mask=live, other=0.0), mask=live)
+        tl.store(
+            targets[3] + statistic,
+            tl.load(outputs[2] + target * 2 + 1, mask=live, other=0.0),
+            mask=live,
+        )
     else:
         log_sum = tl.load(lse + target, mask=live, other=0.0) * LOG2_E
         rest = outputs[2] + target[:, None] * HEAD_DIM + channel
         exact += tl.load(rest, mask=live[:, None], other=0.0).to(tl.float32)
     tl.store(targets[1] + statistic, tl.where(log_sum == MASKED, UNSEEN, log_sum), mask=live)
     if targets[3] is not None:
-        # Summed as the kernels sum v . grad: where one key takes all weight, the two cancel to the last bit.
+        # Summed as the kernels sum v . grad: where one key takes all weight, the two cancel to the
+        # last bit.
         products = product(grad, out)
-        delta = tl.sum(tl.where(tl.arange(0, ROWS)[:, None] == tl.arange(0, ROWS)[None, :], products, 0.0), 1)
+        delta = tl.sum(
+            tl.where(tl.arange(0, ROWS)[:, None] == tl.arange(0, ROWS)[None, :], products, 0.0), 1
+        )
     else:
         delta = tl.sum(exact * grad.to(tl.float32), 1)
     tl.store(targets[2] + statistic, delta, mask=live)
@@ -140,7 +163,10 @@ def _tile_slopes(
             if left < SAFE:
                 logits = tl.where(column[None, :] < left, logits, MASKED)
         if q.dtype == tl.float32:
-            weight = exp2(scaled(logits, scale, tl.zeros([1, 1], tl.float32)) - log_sum[:, None], True) * rest[:, None]
+            weight = (
+                exp2(scaled(logits, scale, tl.zeros([1, 1], tl.float32)) - log_sum[:, None], True)
+                * rest[:, None]
+            )
         else:
             weight = tl.exp2(logits * scale - log_sum[:, None])
         slope = weight * (product(g, v) - delta[:, None])
@@ -163,7 +189,8 @@ def _extra_slopes(
     DESCRIPTORS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """acc plus slopes times keys over low tokens or low summaries, mid summaries, high summaries and text."""
+    """acc plus slopes times keys over low tokens or low summaries, mid summaries, high summaries
+    and text."""
     q, g, log_sum, rest, delta = queries
     first, mid_sums, high_sums, text = extras
     first_at, first_count, first_bias, first_shift = first
@@ -184,12 +211,16 @@ def _extra_slopes(
             at, left, begin, shift = text_at, text_count, high_end, 0.0
         skip = (step - begin) * BLOCK_K
         at += key_at + skip
-        bias = key_bias(first_bias, skip, column, left, shift, text_mask, step < first_end, step >= high_end)
+        bias = key_bias(
+            first_bias, skip, column, left, shift, text_mask, step < first_end, step >= high_end
+        )
         k = _block(key, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
         v = _block(value, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
         logits = product(q, k)
         if q.dtype == tl.float32:
-            weight = exp2(scaled(logits, scale, bias[None, :]) - log_sum[:, None], True) * rest[:, None]
+            weight = (
+                exp2(scaled(logits, scale, bias[None, :]) - log_sum[:, None], True) * rest[:, None]
+            )
         else:
             # The log-sum-exp first: the difference is small, and the bias is added to its last bit.
             weight = tl.exp2(logits * scale - log_sum[:, None] + bias[None, :])
@@ -200,7 +231,8 @@ def _extra_slopes(
 
 @triton.jit
 def key_bias(first_bias, skip, column, left, shift, text_mask, in_first, in_text):
-    """Bias in base 2 of the keys `skip + column` of a segment that holds `left`; -inf for those behind it, or masked text.
+    """Bias in base 2 of the keys `skip + column` of a segment that holds `left`; -inf for those
+    behind it, or masked text.
 
     Keys of the first segment have their entry of `first_bias` beside `shift`.
     """
@@ -213,7 +245,16 @@ def key_bias(first_bias, skip, column, left, shift, text_mask, in_first, in_text
 
 
 # As in the forward kernel, one compilation serves many grids.
-@triton.jit(do_not_specialize=[*SIZES[:5], "high_length", "mid_length", "mid_step", "mid_bias_step", *PLACES[:7]])
+@triton.jit(
+    do_not_specialize=[
+        *SIZES[:5],
+        "high_length",
+        "mid_length",
+        "mid_step",
+        "mid_bias_step",
+        *PLACES[:7],
+    ]
+)
 def query_grads_kernel(
     query,
     key,
@@ -313,7 +354,8 @@ def query_grads_kernel(
         listed, length = _listed_tiles(band, row, block, tiles, lists)
         first, mid_sums, high_sums = _summaries(band, row, block, tiles, cells, sums_at, biases)
     if count <= 0:
-        return  # a LOW row has fewer query blocks than tiles, and a short tile fewer than a full one
+        # a LOW row has fewer query blocks than tiles, and a short tile fewer than a full one
+        return
 
     live = tl.arange(0, BLOCK_Q) < count
     target = start + tl.arange(0, BLOCK_Q)
@@ -348,6 +390,19 @@ def query_grads_kernel(
     if text_mask is not None:
         text_mask += row // heads * num_text
     extras = (first, mid_sums, high_sums, (text_at, num_text))
-    acc = _extra_slopes(acc, queries, key, value, key_at, extras, text_mask, scale, HEAD_DIM, BLOCK_K, DESCRIPTORS, STAGES)
+    acc = _extra_slopes(
+        acc,
+        queries,
+        key,
+        value,
+        key_at,
+        extras,
+        text_mask,
+        scale,
+        HEAD_DIM,
+        BLOCK_K,
+        DESCRIPTORS,
+        STAGES,
+    )
     target += row.to(tl.int64) * query_rows
     _store(grad_query, target, acc * (scale / LOG2_E), live, HEAD_DIM)

@@ -1,7 +1,8 @@
-"""The Triton kernels of block-sparse attention, forward: `triton.py` holds the host side, README.md the derivation.
+"""The Triton kernels of block-sparse attention, forward: `triton.py` holds the host side, README.md
+the derivation.
 
-Logits are kept in base 2: `scale` is log2(e) / sqrt(head_dim), and biases are multiplied by log2(e). An argument that is
-None is absent from the compiled kernel.
+Logits are kept in base 2: `scale` is log2(e) / sqrt(head_dim), and biases are multiplied by
+log2(e). An argument that is None is absent from the compiled kernel.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def _block(source, start, limit, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, DESCRIPTORS: tl.constexpr):
-    """ROWS rows from `start`; zeros from `limit` on, unless it is None because zero rows lie there."""
+def _block(
+    source, start, limit, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, DESCRIPTORS: tl.constexpr
+):
+    """ROWS rows from `start`; zeros from `limit` on, unless it is None because zero rows lie
+    there."""
     if DESCRIPTORS:
         block = source.load([start, 0])
     else:
@@ -55,7 +59,8 @@ def _extent(tile_offsets, tile_counts, tile, TILE_TOKENS: tl.constexpr):
         first, tokens = tile * TILE_TOKENS, TILE_TOKENS
     else:
         first = tl.load(tile_offsets + tile)
-        # 8 bits, since the compiler would bring 32 through shared memory, with a barrier in every step.
+        # 8 bits, since the compiler would bring 32 through shared memory, with a barrier in every
+        # step.
         tokens = tl.load(tile_counts + tile).to(tl.int32)
     return first, tokens
 
@@ -92,7 +97,8 @@ def _attend_tiles(
         tile = tl.load(listed + tl.minimum(step + 2, steps - 1) // TILE_BLOCKS)
         logits = product(q, _block(key, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS))
         if TILE_TOKENS != TILE_BLOCKS * BLOCK_K:
-            # Columns below SAFE are masked in short tiles alone: the compiler drops the first mask there.
+            # Columns below SAFE are masked in short tiles alone: the compiler drops the first mask
+            # there.
             logits = tl.where((column < SAFE)[None, :] | (column < left)[None, :], logits, MASKED)
             if left < SAFE:
                 logits = tl.where(column[None, :] < left, logits, MASKED)
@@ -146,11 +152,15 @@ def _attend_extras(
         skip = (step - begin) * BLOCK_K
         at, shift = at + key_at + skip, shift - common
         place = skip + column
-        bias = tl.load(first_bias + place, mask=(place < first_count) & (step < first_end), other=0.0)
+        bias = tl.load(
+            first_bias + place, mask=(place < first_count) & (step < first_end), other=0.0
+        )
         # Not `place < left`, which the compiler would carry through its pipeline in registers.
         seen = column < left - skip
         if text_mask is not None:
-            visible = tl.load(text_mask + place, mask=(place < text_count) & (step >= high_end), other=1)
+            visible = tl.load(
+                text_mask + place, mask=(place < text_count) & (step >= high_end), other=1
+            )
             seen &= visible != 0
         bias = tl.where(seen, bias * LOG2_E + shift, MASKED)
         logits = product(q, _block(key, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS))
@@ -165,7 +175,8 @@ def _attend_extras(
 
 @triton.jit
 def _summaries(band, row, block, tiles, cells, sums_at, biases):
-    """Where the low, mid and high summaries that a row of `band` sees lie, how many, and their bias or shift."""
+    """Where the low, mid and high summaries that a row of `band` sees lie, how many, and their bias
+    or shift."""
     low_at, mid_at, high_at = sums_at
     low_bias, high_bias, mid_bias, mid_bias_step, summary_offsets = biases
     low_count, bias, mid_count, high_count = 0, low_bias, 0, 0
@@ -175,7 +186,10 @@ def _summaries(band, row, block, tiles, cells, sums_at, biases):
             low_count, bias = cells, high_bias + block * cells
         if mid_bias is not None:
             if band == MID:
-                low_count, bias = cells, mid_bias + (row.to(tl.int64) * mid_bias_step * tiles + block) * cells
+                low_count, bias = (
+                    cells,
+                    mid_bias + (row.to(tl.int64) * mid_bias_step * tiles + block) * cells,
+                )
         if (mid_at >= 0) & (band <= HIGH):
             mid_count = tl.where(band == MID, 0, cells)
             high_count = tl.where(band == HIGH, 0, cells)
@@ -183,14 +197,38 @@ def _summaries(band, row, block, tiles, cells, sums_at, biases):
             low_shift = tl.load(summary_offsets + row * 3).to(tl.float32) * LOG2_E
             mid_shift = tl.load(summary_offsets + row * 3 + 1).to(tl.float32) * LOG2_E
             high_shift = tl.load(summary_offsets + row * 3 + 2).to(tl.float32) * LOG2_E
-    return (low_at, low_count, bias, low_shift), (mid_at, mid_count, mid_shift), (high_at, high_count, high_shift)
+    return (
+        (low_at, low_count, bias, low_shift),
+        (mid_at, mid_count, mid_shift),
+        (high_at, high_count, high_shift),
+    )
 
 
-SIZES = ["rows", "heads", "tiles", "num_tokens", "num_text", "high_length", "mid_length", "mid_step", "mid_bias_step"]
-PLACES = ["low_at", "low_sums_at", "mid_sums_at", "high_sums_at", "text_at", "exact_at", "key_rows", "text_parts"]
+SIZES = [
+    "rows",
+    "heads",
+    "tiles",
+    "num_tokens",
+    "num_text",
+    "high_length",
+    "mid_length",
+    "mid_step",
+    "mid_bias_step",
+]
+PLACES = [
+    "low_at",
+    "low_sums_at",
+    "mid_sums_at",
+    "high_sums_at",
+    "text_at",
+    "exact_at",
+    "key_rows",
+    "text_parts",
+]
 
 
-# Not compiled anew for what divides these, or nearly every grid would; for biases it makes wider loads.
+# Not compiled anew for what divides these, or nearly every grid would; for biases it makes wider
+# loads.
 @triton.jit(do_not_specialize=SIZES + PLACES)
 def attention_kernel(
     query,
@@ -235,7 +273,8 @@ def attention_kernel(
     DESCRIPTORS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One block of queries of one row: over its listed tiles, then over low tokens, summaries and text."""
+    """One block of queries of one row: over its listed tiles, then over low tokens, summaries and
+    text."""
     out, raster, low_out, lse, part_out, part_lse, remainder = outputs
     query_rows = num_tokens + num_text
     program = tl.program_id(0)
@@ -284,7 +323,8 @@ def attention_kernel(
             band, row, block, tiles, cells, sums_at, biases
         )
         if (TILE_TOKENS == TILE_BLOCKS * BLOCK_K) and (out.dtype.element_ty != tl.float32):
-            # Every tile is full, so all low tokens have one bias: whole blocks of them go as tiles do, without it.
+            # Every tile is full, so all low tokens have one bias: whole blocks of them go as tiles
+            # do, without it.
             common = tl.load(low_bias) * LOG2_E
             video_at, length = key_at + low_at, num_low // TILE_TOKENS
             passed = length * TILE_TOKENS
@@ -299,7 +339,8 @@ def attention_kernel(
         listed, length = _listed_tiles(band, row, block, tiles, lists)
         first, mid_sums, high_sums = _summaries(band, row, block, tiles, cells, sums_at, biases)
     if count <= 0:
-        return  # a LOW row has fewer query blocks than tiles, and a short tile fewer than a full one
+        # a LOW row has fewer query blocks than tiles, and a short tile fewer than a full one
+        return
 
     q = _block(query, query_at + start, query_rows, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
     target = start + tl.arange(0, BLOCK_Q)
@@ -313,13 +354,36 @@ def attention_kernel(
     state = (tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32), top, total)
     seen = (video_at, listed, length, tile_offsets, tile_counts)
     state = _attend_tiles(
-        q, state, key, value, seen, scale, HEAD_DIM, BLOCK_K, TILE_BLOCKS, TILE_TOKENS, SAFE, DESCRIPTORS, STAGES
+        q,
+        state,
+        key,
+        value,
+        seen,
+        scale,
+        HEAD_DIM,
+        BLOCK_K,
+        TILE_BLOCKS,
+        TILE_TOKENS,
+        SAFE,
+        DESCRIPTORS,
+        STAGES,
     )
     if text_mask is not None:
         text_mask += row // heads * num_text
     extras = (first, mid_sums, high_sums, (text_at, text_count), common)
     acc, top, total = _attend_extras(
-        q, state, key, value, key_at, extras, text_mask, scale, HEAD_DIM, BLOCK_K, DESCRIPTORS, STAGES
+        q,
+        state,
+        key,
+        value,
+        key_at,
+        extras,
+        text_mask,
+        scale,
+        HEAD_DIM,
+        BLOCK_K,
+        DESCRIPTORS,
+        STAGES,
     )
 
     # A query that saw no key: zeros, and the logarithm of no weight.
@@ -341,7 +405,13 @@ def attention_kernel(
             tl.store(remainder + own * 2, tl.where(some, top, MASKED), mask=written)
             tl.store(remainder + own * 2 + 1, tl.where(some, 1.0 / total, 0.0), mask=written)
         else:
-            _store(remainder, own, acc - cast(acc, remainder.dtype.element_ty).to(tl.float32), written, HEAD_DIM)
+            _store(
+                remainder,
+                own,
+                acc - cast(acc, remainder.dtype.element_ty).to(tl.float32),
+                written,
+                HEAD_DIM,
+            )
     matrix, begin, hop = low_out, row.to(tl.int64) * num_low, 1
     if is_text | (band != LOW):
         matrix, begin, hop = out, (row // heads).to(tl.int64) * query_rows * heads + head, heads
@@ -357,16 +427,28 @@ def _store(matrix, place, values, written, HEAD_DIM: tl.constexpr):
 
 @triton.jit
 def join_text_kernel(
-    part_out, part_lse, out, lse, heads, text_parts, num_tokens, num_text, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr
+    part_out,
+    part_lse,
+    out,
+    lse,
+    heads,
+    text_parts,
+    num_tokens,
+    num_text,
+    ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
 ):
-    """Join the parts of ROWS text queries of one row, each part weighted by exp(its log-sum-exp)."""
+    """Join the parts of ROWS text queries of one row, each part weighted by exp(its
+    log-sum-exp)."""
     blocks = tl.cdiv(num_text, ROWS)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     place = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
     written = place < num_text
     top = tl.full([ROWS], MASKED, tl.float32)
     for part in range(text_parts):
-        log_sum = tl.load(part_lse + (row * text_parts + part) * num_text + place, mask=written, other=0.0)
+        log_sum = tl.load(
+            part_lse + (row * text_parts + part) * num_text + place, mask=written, other=0.0
+        )
         top = tl.maximum(top, log_sum)
     base = tl.where(top == MASKED, 0.0, top)
     total = tl.zeros([ROWS], tl.float32)
@@ -383,4 +465,10 @@ def join_text_kernel(
     log_sum = tl.where(some, base + tl.log(total), MASKED)
     tl.store(lse + row * query_rows + num_tokens + place, log_sum, mask=written)
     acc = acc * (1.0 / total)[:, None]
-    _store(out, (row // heads * query_rows + num_tokens + place) * heads + row % heads, acc, written, HEAD_DIM)
+    _store(
+        out,
+        (row // heads * query_rows + num_tokens + place) * heads + row % heads,
+        acc,
+        written,
+        HEAD_DIM,
+    )

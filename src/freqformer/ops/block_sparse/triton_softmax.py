@@ -14,8 +14,9 @@ MASKED = tl.constexpr(float("-inf"))
 def product(rows, columns):
     """rows @ columns.T, of two blocks of vectors.
 
-    Of float32 vectors they are exact but for one rounding. A GPU adds such a product up in one chain of roundings, which is
-    further from float64 than a peer's longest when the two terms of a slope cancel.
+    Of float32 vectors they are exact but for one rounding. A GPU adds such a product up in one
+    chain of roundings, which is further from float64 than a peer's longest when the two terms of a
+    slope cancel.
     """
     if rows.dtype == tl.float32:
         total = tl.dot(rows.to(tl.float64), columns.to(tl.float64).T).to(tl.float32)
@@ -28,20 +29,25 @@ def product(rows, columns):
 def scaled(logits, scale, bias):
     """logits * scale + bias, rounded once.
 
-    In float32 the forward and the backward round every logit alike: of scores in the hundreds a rounding moves a weight by
-    1e-4, and weights that don't add up to 1 would be wrong by as much.
+    In float32 the forward and the backward round every logit alike: of scores in the hundreds a
+    rounding moves a weight by 1e-4, and weights that don't add up to 1 would be wrong by as much.
     """
-    return tl.fma(logits, tl.full(logits.shape, scale, tl.float32), tl.broadcast_to(bias, logits.shape))
+    return tl.fma(
+        logits, tl.full(logits.shape, scale, tl.float32), tl.broadcast_to(bias, logits.shape)
+    )
 
 
 @triton.jit
 def exp2(x, PRECISE: tl.constexpr):
     """2^x for x <= 0; with PRECISE within 1e-7 of it, where a GPU's own is within 2^-22.
 
-    2^x = 2^n (1 + f q(f)), n the nearest whole number; q interpolates (2^f - 1) / f at 6 Chebyshev points of [-1/2, 1/2].
+    2^x = 2^n (1 + f q(f)), n the nearest whole number; q interpolates (2^f - 1) / f at 6 Chebyshev
+    points of [-1/2, 1/2].
     """
     if PRECISE:
-        near = tl.maximum(x, -126.0)  # below, float32 has fewer bits, and 0 is near enough for a weight
+        near = tl.maximum(
+            x, -126.0
+        )  # below, float32 has fewer bits, and 0 is near enough for a weight
         whole = tl.floor(near + 0.5)
         f = near - whole
         one = tl.full(x.shape, 1.0, tl.float32)
@@ -59,7 +65,8 @@ def exp2(x, PRECISE: tl.constexpr):
 
 @triton.jit
 def add_product(acc, a, b):
-    """acc + a @ b. In float32 added up block by block: one chain of roundings over all keys is longer than a peer's."""
+    """acc + a @ b. In float32 added up block by block: one chain of roundings over all keys is
+    longer than a peer's."""
     if b.dtype == tl.float32:
         # A plain sum would be folded into the product, as its first term.
         total = tl.fma(acc, tl.full(acc.shape, 1.0, tl.float32), dot(a, b, None))

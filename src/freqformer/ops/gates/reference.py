@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 
 
-def gated_sum(own: Tensor, low: Tensor, gates: Tensor | None, weights: Tensor | None = None) -> Tensor:
-    """A head's own branch and a LOW branch beside it: (1 + g[0]) * own + g[1] * low, with g = gates + weights.
+def gated_sum(
+    own: Tensor, low: Tensor, gates: Tensor | None, weights: Tensor | None = None
+) -> Tensor:
+    """A head's own branch and a LOW branch beside it: (1 + g[0]) * own + g[1] * low, with g = gates
+    + weights.
 
     Gates of zero leave the own branch as it is, so that a layer can be given them at any time.
 

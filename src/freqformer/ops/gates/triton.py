@@ -42,7 +42,10 @@ def _(own, low, gates, weights):
 @torch.library.custom_op(
     "freqformer::gated_sum_backward",
     mutates_args=(),
-    schema="(Tensor grad_out, Tensor own, Tensor low, Tensor? gates, Tensor? weights) -> (Tensor, Tensor, Tensor)",
+    schema=(
+        "(Tensor grad_out, Tensor own, Tensor low, Tensor? gates, Tensor? weights) -> "
+        "(Tensor, Tensor, Tensor)"
+    ),
 )
 def _gated_sum_backward(
     grad_out: Tensor, own: Tensor, low: Tensor, gates: Tensor | None, weights: Tensor | None
@@ -66,7 +69,9 @@ def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     own, low, gates, weights = ctx.saved_tensors
-    own_grad, low_grad, gates_grad = torch.ops.freqformer.gated_sum_backward(grad_out, own, low, gates, weights)
+    own_grad, low_grad, gates_grad = torch.ops.freqformer.gated_sum_backward(
+        grad_out, own, low, gates, weights
+    )
     weights_grad = None if weights is None else gates_grad.sum(1).to(weights.dtype)
     return own_grad, low_grad, None if gates is None else gates_grad.to(gates.dtype), weights_grad
 
@@ -75,7 +80,11 @@ _gated_sum.register_autograd(_backward, setup_context=_setup)
 
 
 def _contiguous(own: Tensor, low: Tensor, *gates: Tensor | None) -> tuple[Any, ...]:
-    return own.contiguous(), low.contiguous(), *(None if x is None else x.contiguous() for x in gates)
+    return (
+        own.contiguous(),
+        low.contiguous(),
+        *(None if x is None else x.contiguous() for x in gates),
+    )
 
 
 def _empty_gates(own: Tensor) -> Tensor:

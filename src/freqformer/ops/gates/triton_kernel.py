@@ -13,7 +13,8 @@ from freqformer.ops.jit import cast
 
 @triton.jit
 def _gates(gates, weights, tokens, heads, BLOCK: tl.constexpr):
-    """A program's rows: whether each is there, the places of its two gates, and the gates in float32."""
+    """A program's rows: whether each is there, the places of its two gates, and the gates in
+    float32."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live, sample = row < tokens * heads, tl.program_id(1).to(tl.int64)
     token, head = row // heads, row % heads
@@ -33,13 +34,20 @@ def _gates(gates, weights, tokens, heads, BLOCK: tl.constexpr):
 @triton.jit
 def _places(tokens, heads, BLOCK: tl.constexpr, D: tl.constexpr):
     """Where a program's channels are, int64 (BLOCK, D)."""
-    row = tl.program_id(1).to(tl.int64) * tokens * heads + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row = (
+        tl.program_id(1).to(tl.int64) * tokens * heads
+        + tl.program_id(0) * BLOCK
+        + tl.arange(0, BLOCK)
+    )
     return row[:, None] * D + tl.arange(0, D)[None, :]
 
 
 @triton.jit
-def add_branches(own, low, gates, weights, out, tokens, heads, BLOCK: tl.constexpr, D: tl.constexpr):
-    """(1 + g[0]) * own + g[1] * low, with g = gates + weights; launched over blocks of a sample's rows, and samples.
+def add_branches(
+    own, low, gates, weights, out, tokens, heads, BLOCK: tl.constexpr, D: tl.constexpr
+):
+    """(1 + g[0]) * own + g[1] * low, with g = gates + weights; launched over blocks of a sample's
+    rows, and samples.
 
     Args:
         own, low, out: (B, N, H, D).
@@ -56,14 +64,23 @@ def add_branches(own, low, gates, weights, out, tokens, heads, BLOCK: tl.constex
 
 
 @triton.jit
-def add_branches_backward(grad_out, own, low, gates, weights, grads, tokens, heads, BLOCK: tl.constexpr, D: tl.constexpr):
-    """Gradients of `add_branches`, `grads`: of own and low, (B, N, H, D), and of the gates, float32 (B, N, 2, H)."""
+def add_branches_backward(
+    grad_out, own, low, gates, weights, grads, tokens, heads, BLOCK: tl.constexpr, D: tl.constexpr
+):
+    """Gradients of `add_branches`, `grads`: of own and low, (B, N, H, D), and of the gates, float32
+    (B, N, 2, H)."""
     live, own_place, low_place, own_gate, low_gate = _gates(gates, weights, tokens, heads, BLOCK)  # pyright: ignore[reportGeneralTypeIssues]
     place = _places(tokens, heads, BLOCK, D)
     grad = tl.load(grad_out + place, mask=live[:, None], other=0.0).to(tl.float32)
     own_x = tl.load(own + place, mask=live[:, None], other=0.0).to(tl.float32)
     low_x = tl.load(low + place, mask=live[:, None], other=0.0).to(tl.float32)
-    tl.store(grads[0] + place, cast(grad + own_gate[:, None] * grad, own.dtype.element_ty), mask=live[:, None])
-    tl.store(grads[1] + place, cast(low_gate[:, None] * grad, low.dtype.element_ty), mask=live[:, None])
+    tl.store(
+        grads[0] + place,
+        cast(grad + own_gate[:, None] * grad, own.dtype.element_ty),
+        mask=live[:, None],
+    )
+    tl.store(
+        grads[1] + place, cast(low_gate[:, None] * grad, low.dtype.element_ty), mask=live[:, None]
+    )
     tl.store(grads[2] + own_place, tl.sum(grad * own_x, 1), mask=live)
     tl.store(grads[2] + low_place, tl.sum(grad * low_x, 1), mask=live)

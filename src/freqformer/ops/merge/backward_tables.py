@@ -1,7 +1,8 @@
-"""Static tables of the merge's backward launch: from the tokens that a tile's low tokens reach to the low tokens.
+"""Static tables of the merge's backward launch: from the tokens that a tile's low tokens reach to
+the low tokens.
 
-Shape legend: N video tokens, M low tokens, T tiles, K classes of tiles, LOW_SLOTS and REACH the sides of the kernel's
-blocks.
+Shape legend: N video tokens, M low tokens, T tiles, K classes of tiles, LOW_SLOTS and REACH the
+sides of the kernel's blocks.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ STEP = 64
 
 @dataclass(frozen=True, eq=False)
 class CollapseTables:
-    """Everything static about the backward of a merge for one plan, device, dtype and order; made by `collapse_tables`."""
+    """Everything static about the backward of a merge for one plan, device, dtype and order; made
+    by `collapse_tables`."""
 
     tile_class: Tensor
     """int32 (T,)."""
     low_place: Tensor
-    """Place of a tile's low tokens in the low grid's raster order, -1 behind the last: int32 (T, LOW_SLOTS)."""
+    """Place of a tile's low tokens in the low grid's raster order, -1 behind the last: int32 (T,
+    LOW_SLOTS)."""
     reach: Tensor
     """Tokens whose outputs a tile's low tokens take part in, -1 for none: int32 (T, REACH)."""
     weights: Tensor
@@ -64,7 +67,8 @@ def collapse_tables(
 
 
 def _axis(plan: AttentionPlan, axis: int) -> tuple[Axis, Axis]:
-    """For every tile along one axis its low tokens' places, and the matrix to them from the tokens that they reach."""
+    """For every tile along one axis its low tokens' places, and the matrix to them from the tokens
+    that they reach."""
     layout, config = plan.layout, plan.config
     samples = low_samples(layout, config, axis)
     if config.low_output == "interpolate":
@@ -88,4 +92,7 @@ def _axis(plan: AttentionPlan, axis: int) -> tuple[Axis, Axis]:
 def _alike(tiles: Axis) -> Axis:
     """Matrices and places padded to the longest places, with zero columns and -1."""
     width = max(len(place) for _, place in tiles)
-    return [(pad(m, (0, width - len(place))), pad(place, (0, width - len(place)), value=-1)) for m, place in tiles]
+    return [
+        (pad(m, (0, width - len(place))), pad(place, (0, width - len(place)), value=-1))
+        for m, place in tiles
+    ]

@@ -1,6 +1,7 @@
 """Static tables of the merge launch: from the low tokens around a tile to the tile's tokens.
 
-Shape legend: N video tokens, M low tokens, T tiles, K classes of tiles, SLOTS and NEAR the sides of the kernel's blocks.
+Shape legend: N video tokens, M low tokens, T tiles, K classes of tiles, SLOTS and NEAR the sides of
+the kernel's blocks.
 """
 
 from __future__ import annotations
@@ -56,20 +57,25 @@ def merge_tables(plan: AttentionPlan, device: torch.device, dtype: torch.dtype) 
 
 
 Axis = list[tuple[Tensor, Tensor]]
-"""For every tile along one axis a matrix, and the places that its columns (or, turned round, its rows) stand for."""
+"""For every tile along one axis a matrix, and the places that its columns (or, turned round, its
+rows) stand for."""
 
 
 def tile_matrices(layout: TileLayout, axes: list[Axis]) -> tuple[TileClasses, list[Tensor]]:
     """Classes of tiles, and the matrix of every class over all three axes."""
     # Matrices of equal tiles differ by rounding where they were cut from different places.
-    kinds = [[(tuple(m.shape), tuple(m.flatten().mul(2**30).round().tolist())) for m, _ in along] for along in axes]
+    kinds = [
+        [(tuple(m.shape), tuple(m.flatten().mul(2**30).round().tolist())) for m, _ in along]
+        for along in axes
+    ]
     classes = tile_classes(layout, kinds)
     members = layout.coordinates()[classes.members].tolist()
     return classes, [kron([axes[axis][i][0] for axis, i in enumerate(place)]) for place in members]
 
 
 def tile_places(axes: list[Axis], lengths: Extents) -> Tensor:
-    """Raster places of every tile in a grid of `lengths`, -1 where an axis has none: int64 (T, product of the widths)."""
+    """Raster places of every tile in a grid of `lengths`, -1 where an axis has none: int64 (T,
+    product of the widths)."""
     total = torch.zeros((), dtype=torch.int64)
     for axis, length in enumerate(lengths):
         places = torch.stack([place for _, place in axes[axis]])
@@ -81,7 +87,8 @@ def tile_places(axes: list[Axis], lengths: Extents) -> Tensor:
 
 
 def _axis(plan: AttentionPlan, axis: int) -> Axis:
-    """For every tile along one axis, the matrix (extent, width) from low tokens near it, and their places (width,).
+    """For every tile along one axis, the matrix (extent, width) from low tokens near it, and their
+    places (width,).
 
     The width is the same for all tiles; behind a tile's last place stand zero columns and -1.
     """
@@ -102,4 +109,7 @@ def _axis(plan: AttentionPlan, axis: int) -> Axis:
         first_token, first_low = first_token + n, first_low + m
     width = max(len(place) for _, place in tiles)
     pad = torch.nn.functional.pad
-    return [(pad(m, (0, width - len(place))), pad(place, (0, width - len(place)), value=-1)) for m, place in tiles]
+    return [
+        (pad(m, (0, width - len(place))), pad(place, (0, width - len(place)), value=-1))
+        for m, place in tiles
+    ]

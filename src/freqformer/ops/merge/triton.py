@@ -15,14 +15,17 @@ NEAR_STEP = 64
 """Low tokens that are multiplied at once."""
 
 
-def merge_low(low_out: Tensor, out: Tensor, allocation: Tensor, tables: MergeTables, token_order: TokenOrder) -> None:
+def merge_low(
+    low_out: Tensor, out: Tensor, allocation: Tensor, tables: MergeTables, token_order: TokenOrder
+) -> None:
     """Write the video tokens of LOW heads into `out`, from outputs on low tokens.
 
     Args:
         low_out: (R, M, D), R = batch * heads rows.
         out: (B, N + X, H, D) contiguous; other heads and text tokens stay as they are.
-        allocation: the band of every head, whole numbers (B, H) on the device, any strides. A head with a number that is
-            no band gets NaN: the device can't raise an error, and a wrong result must not pass for a right one.
+        allocation: the band of every head, whole numbers (B, H) on the device, any strides. A head
+            with a number that is no band gets NaN: the device can't raise an error, and a wrong
+            result must not pass for a right one.
         tables: `merge_tables` of the plan on this device.
         token_order: order of the video tokens of `out`.
     """
@@ -40,7 +43,8 @@ def merge_low(low_out: Tensor, out: Tensor, allocation: Tensor, tables: MergeTab
 @torch.library.custom_op(
     "freqformer::merge_low",
     mutates_args=("out",),
-    schema="(Tensor low_out, Tensor(a!) out, Tensor allocation, Tensor[] layout, Tensor near, Tensor weights, bool raster) "
+    schema="(Tensor low_out, Tensor(a!) out, Tensor allocation, Tensor[] layout, Tensor near, "
+    "Tensor weights, bool raster) "
     "-> ()",
 )
 def _merge_low(

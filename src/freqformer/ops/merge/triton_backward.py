@@ -11,7 +11,9 @@ from freqformer.ops.merge.backward_tables import STEP, CollapseTables
 from freqformer.ops.merge.triton_backward_kernel import collapse_low
 
 
-def merge_low_backward(grad_out: Tensor, bands: Tensor, tables: CollapseTables, num_low: int) -> Tensor:
+def merge_low_backward(
+    grad_out: Tensor, bands: Tensor, tables: CollapseTables, num_low: int
+) -> Tensor:
     """Gradients of outputs on low tokens, from those of all tokens.
 
     Args:
@@ -40,7 +42,12 @@ def _merge_low_backward(
     _, tokens, heads, head_dim = grad_out.shape
     rows = bands.shape[0]
     grad_low_out = grad_out.new_empty(rows, num_low, head_dim)
-    constants: dict[str, Any] = {"LOW_SLOTS": weights.shape[2], "STEP": STEP, "D": head_dim, "PARTS": weights.shape[0]}
+    constants: dict[str, Any] = {
+        "LOW_SLOTS": weights.shape[2],
+        "STEP": STEP,
+        "D": head_dim,
+        "PARTS": weights.shape[0],
+    }
     collapse_low[(rows * tile_class.shape[0],)](
         grad_out,
         grad_low_out,

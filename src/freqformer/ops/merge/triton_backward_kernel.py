@@ -26,13 +26,15 @@ def collapse_low(
     D: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """The low tokens of one tile of one LOW row: a matrix times the gradients of the tokens that they reach.
+    """The low tokens of one tile of one LOW row: a matrix times the gradients of the tokens that
+    they reach.
 
     Args:
         grad_out: (B, N + X, H, D).
         grad_low_out: (R, M, D); low tokens of LOW rows are written.
         allocation: the band of every row, int32 (R,).
-        tile_class, low_place, reach, weights, weight_step: as in `CollapseTables`; how far apart the summands are.
+        tile_class, low_place, reach, weights, weight_step: as in `CollapseTables`; how far apart
+            the summands are.
         sizes: H, R, N + X, M, REACH.
     """
     heads, rows, tokens, num_low, width = sizes
@@ -53,4 +55,8 @@ def collapse_low(
             total = dot(weight, grad, total)
     place = tl.load(low_place + index * LOW_SLOTS + slot)
     target = (wide_row * num_low + place)[:, None] * D + channel[None, :]
-    tl.store(grad_low_out + target, cast(total, grad_low_out.dtype.element_ty), mask=(place >= 0)[:, None])
+    tl.store(
+        grad_low_out + target,
+        cast(total, grad_low_out.dtype.element_ty),
+        mask=(place >= 0)[:, None],
+    )

@@ -28,7 +28,8 @@ def expand_low(
     RASTER: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """One tile of one LOW row: its tokens as a matrix times the low tokens near it; NaN for a row whose band is none.
+    """One tile of one LOW row: its tokens as a matrix times the low tokens near it; NaN for a row
+    whose band is none.
 
     Args:
         low_out: (R, M, D).

@@ -1,6 +1,8 @@
-"""Prologue in plain PyTorch: band features, rotary embedding, tile order, low tokens, tile means, summary tokens.
+"""Prologue in plain PyTorch: band features, rotary embedding, tile order, low tokens, tile means,
+summary tokens.
 
-Shape legend: R rows (batch and head pairs of one band), N video tokens, M low tokens, T tiles, C cells, D head_dim.
+Shape legend: R rows (batch and head pairs of one band), N video tokens, M low tokens, T tiles, C
+cells, D head_dim.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ Extra = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class BandInputs:
-    """What the attention of one band reads. Video tensors are in tile order; extras are [low | summaries]."""
+    """What the attention of one band reads. Video tensors are in tile order; extras are [low |
+    summaries]."""
 
     query: Tensor
     """(R, N, D), or low tokens (R, M, D) for LOW."""
@@ -38,9 +41,11 @@ class BandInputs:
     extra_value: Tensor
     """(R, E, D)."""
     extra_bias: Tensor
-    """(R, E), float32 at least. Low summaries come first and also get the log of their unseen tokens later."""
+    """(R, E), float32 at least. Low summaries come first and also get the log of their unseen
+    tokens later."""
     selection_means: tuple[Tensor, Tensor] | None
-    """float32 tile means (R, T, D) of the rotated full-band query and key, for MID's choice; no gradient."""
+    """float32 tile means (R, T, D) of the rotated full-band query and key, for MID's choice; no
+    gradient."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +103,8 @@ def prepare(
     """Prepare the rows of one band.
 
     Args:
-        query, key, value: (R, N, D) in `token_order`, normalised; rotated unless `parameters.rotary` is given.
+        query, key, value: (R, N, D) in `token_order`, normalised; rotated unless
+            `parameters.rotary` is given.
         band: LOW, MID or HIGH.
         plan: the plan of the call.
         rows: which of the call's rows (sample * heads + head) they are, int64 (R,).
@@ -109,7 +115,8 @@ def prepare(
     learned = _learned_summaries(key, value, band, own)
     if band == Band.LOW:
         low_query, low_key, low_value = (
-            compress(own.raster(x), plan.layout, plan.config) for x in (own.rotated(query), own.rotated(key), value)
+            compress(own.raster(x), plan.layout, plan.config)
+            for x in (own.rotated(query), own.rotated(key), value)
         )
         weights = plan.low_weights.to(device=query.device, dtype=_wide(query))
         low = (low_key, low_value, weights.log().expand(len(rows), -1))
@@ -120,7 +127,11 @@ def prepare(
         with torch.no_grad():
             means = (tile_means(exact[0], plan), tile_means(exact[1], plan))
     extras = _joined([_low_summaries(exact[1], exact[2], own), *learned])
-    features = exact if plan.config.band_features == "full" else _band_features(query, key, value, band, own)
+    features = (
+        exact
+        if plan.config.band_features == "full"
+        else _band_features(query, key, value, band, own)
+    )
     return BandInputs(*features, *extras, means)
 
 
@@ -133,8 +144,11 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _band_features(query: Tensor, key: Tensor, value: Tensor, band: Band, rows: _Rows) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values (R, N, D) of MID or HIGH rows in tile order, bands weighted before the rotary embedding."""
+def _band_features(
+    query: Tensor, key: Tensor, value: Tensor, band: Band, rows: _Rows
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (R, N, D) of MID or HIGH rows in tile order, bands weighted before
+    the rotary embedding."""
     features = rows.plan.config.band_features
     if features == "values":
         passed = (query, key, rows.passed(value, value.new_tensor((0.0, 1.0, 1.0))))
@@ -145,27 +159,37 @@ def _band_features(query: Tensor, key: Tensor, value: Tensor, band: Band, rows: 
             assert rows.parameters.gains is not None
             gains = rows.parameters.gains[rows.heads]
         passed = (rows.passed(query, gains), rows.passed(key, gains), rows.passed(value, gains))
-    return rows.tiled(rows.rotated(passed[0])), rows.tiled(rows.rotated(passed[1])), rows.tiled(passed[2])
+    return (
+        rows.tiled(rows.rotated(passed[0])),
+        rows.tiled(rows.rotated(passed[1])),
+        rows.tiled(passed[2]),
+    )
 
 
 def tile_sums(x: Tensor, plan: AttentionPlan) -> Tensor:
-    """Sum over the tokens of every tile: (R, N, D) in tile order -> float32 (R, T, D); float64 stays."""
+    """Sum over the tokens of every tile: (R, N, D) in tile order -> float32 (R, T, D); float64
+    stays."""
     counts = plan.layout.counts.to(x.device)
     wide = x.to(_wide(x))
     if plan.layout.ragged:
-        return torch.segment_reduce(wide, "sum", lengths=counts.expand(len(x), -1).contiguous(), axis=1, unsafe=True)
+        return torch.segment_reduce(
+            wide, "sum", lengths=counts.expand(len(x), -1).contiguous(), axis=1, unsafe=True
+        )
     return wide.unflatten(1, (len(counts), -1)).sum(2)
 
 
 def tile_means(x: Tensor, plan: AttentionPlan) -> Tensor:
-    """Mean over the tokens of every tile: (R, N, D) in tile order -> float32 (R, T, D); float64 stays."""
+    """Mean over the tokens of every tile: (R, N, D) in tile order -> float32 (R, T, D); float64
+    stays."""
     return tile_sums(x, plan) / plan.layout.counts.to(x.device)[:, None]
 
 
 def _cell_sums(x: Tensor, plan: AttentionPlan) -> Tensor:
-    """Sum over the tokens of every cell: (R, N, D) in tile order -> float32 (R, C, D); float64 stays."""
+    """Sum over the tokens of every cell: (R, N, D) in tile order -> float32 (R, C, D); float64
+    stays."""
     sums = tile_sums(x, plan)
-    # A product, since scattered adds on a GPU come in any order and so give other bits at every run.
+    # A product, since scattered adds on a GPU come in any order and so give other bits at every
+    # run.
     member = torch.arange(plan.cells.num_cells)[:, None] == plan.cells.cell_of_tile
     return member.to(sums) @ sums
 
@@ -190,14 +214,21 @@ def _learned_summaries(key: Tensor, value: Tensor, band: Band, rows: _Rows) -> l
     return parts
 
 
-def _pool(key: Tensor, value: Tensor, band: Band, pooling_query: Tensor, rows: _Rows) -> tuple[Tensor, Tensor]:
+def _pool(
+    key: Tensor, value: Tensor, band: Band, pooling_query: Tensor, rows: _Rows
+) -> tuple[Tensor, Tensor]:
     """Softmax pooling of the band-passed keys and values over every cell: two (R, C, D)."""
     plan, wide = rows.plan, _wide(key)
     passed = rows.passed(torch.cat([key, value], -1), key.new_tensor(ONE_HOT[band]))
     band_key, band_value = passed.to(wide).split(key.shape[-1], -1)
     scores = rows.tiled(band_key @ pooling_query.to(wide)[..., None] * key.shape[-1] ** -0.5)
-    # The largest score of a cell keeps the exponentials finite; it cancels, so no gradient passes it.
-    owner = plan.cells.cell_of_tile.repeat_interleave(plan.layout.counts).to(key.device).expand(len(key), -1)
+    # The largest score of a cell keeps the exponentials finite; it cancels, so no gradient passes
+    # it.
+    owner = (
+        plan.cells.cell_of_tile.repeat_interleave(plan.layout.counts)
+        .to(key.device)
+        .expand(len(key), -1)
+    )
     peak = scores.new_full((len(key), plan.cells.num_cells), -torch.inf)
     peak = peak.scatter_reduce(1, owner, scores.detach().squeeze(-1), "amax").gather(1, owner)
     weight = (scores - peak[..., None]).exp()

@@ -1,7 +1,7 @@
 """Static tables of the prologue launches: what a plan says, as int32 and matrices on the device.
 
-Shape legend: N video tokens, M low tokens, T tiles, K classes of tiles, C cells, SLOTS and LOW_SLOTS the sides of the
-kernels' blocks.
+Shape legend: N video tokens, M low tokens, T tiles, K classes of tiles, C cells, SLOTS and
+LOW_SLOTS the sides of the kernels' blocks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from freqformer.plan import AttentionPlan
 
 @dataclass(frozen=True, eq=False)
 class PrologueTables:
-    """Everything static about the prologue of one plan, device and dtype; made by `prologue_tables`."""
+    """Everything static about the prologue of one plan, device and dtype; made by
+    `prologue_tables`."""
 
     plan: AttentionPlan
     keys: KeyLayout
@@ -31,13 +32,14 @@ class PrologueTables:
     tile_class: Tensor
     """int32 (T,)."""
     reduction: Tensor
-    """What a tile's tokens are reduced to: A of `bands`, low tokens, by class, and then, in the first row of one more
-    matrix, the sum of all: summands (1 or 2, K + 1, LOW_SLOTS, SLOTS)."""
+    """What a tile's tokens are reduced to: A of `bands`, low tokens, by class, and then, in the
+    first row of one more matrix, the sum of all: summands (1 or 2, K + 1, LOW_SLOTS, SLOTS)."""
     projectors: Tensor | None
-    """From a tile's tokens to its low, mid and high band: summands (1 or 2, K, 3, SLOTS, SLOTS). None where neither band
-    features nor learned summaries need them."""
+    """From a tile's tokens to its low, mid and high band: summands (1 or 2, K, 3, SLOTS, SLOTS).
+    None where neither band features nor learned summaries need them."""
     low_place: Tensor
-    """Place of a tile's low tokens in the low grid's raster order, -1 behind the last: int32 (T, LOW_SLOTS)."""
+    """Place of a tile's low tokens in the low grid's raster order, -1 behind the last: int32 (T,
+    LOW_SLOTS)."""
     cell_tiles: Tensor
     """Tiles of every cell, -1 behind the last: int32 (C, most tiles of a cell)."""
     cell_counts: Tensor
@@ -57,7 +59,9 @@ class PrologueTables:
 
 
 @lru_cache(maxsize=64)
-def prologue_tables(plan: AttentionPlan, device: torch.device, dtype: torch.dtype) -> PrologueTables:
+def prologue_tables(
+    plan: AttentionPlan, device: torch.device, dtype: torch.dtype
+) -> PrologueTables:
     """The tables of a plan, cached."""
 
     def upload(x: Tensor) -> Tensor:
@@ -65,7 +69,10 @@ def prologue_tables(plan: AttentionPlan, device: torch.device, dtype: torch.dtyp
 
     layout, config = plan.layout, plan.config
     slots = power_of_two(layout.slots)
-    extents = [list(zip(layout.extents(axis), low_samples(layout, config, axis), strict=True)) for axis in range(3)]
+    extents = [
+        list(zip(layout.extents(axis), low_samples(layout, config, axis), strict=True))
+        for axis in range(3)
+    ]
     classes = tile_classes(layout, extents)
     places = layout.coordinates()[classes.members].tolist()
     boxes = [[extents[axis][i] for axis, i in enumerate(place)] for place in places]
@@ -90,7 +97,9 @@ def prologue_tables(plan: AttentionPlan, device: torch.device, dtype: torch.dtyp
     )
 
 
-def _projectors(plan: AttentionPlan, classes: TileClasses, boxes: list[list[tuple[int, int]]], slots: int) -> Tensor:
+def _projectors(
+    plan: AttentionPlan, classes: TileClasses, boxes: list[list[tuple[int, int]]], slots: int
+) -> Tensor:
     """C^T mask C of every class and band, C the DCT of a tile: float64 (K, 3, slots, slots)."""
     layout = plan.layout
     masks = band_masks((layout.grid, layout.tile), plan.config)[:, layout.raster_to_tile]
@@ -108,14 +117,19 @@ def _low_places(plan: AttentionPlan) -> Tensor:
     owner = torch.zeros((), dtype=torch.int64)
     for axis in range(3):
         samples = torch.tensor(low_samples(layout, plan.config, axis))
-        owner = owner[..., None] * layout.tiles[axis] + torch.arange(len(samples)).repeat_interleave(samples)
+        owner = owner[..., None] * layout.tiles[axis] + torch.arange(
+            len(samples)
+        ).repeat_interleave(samples)
     assert owner.shape == low_grid(layout, plan.config)
     places = members(owner.flatten(), layout.num_tiles)
-    return torch.nn.functional.pad(places, (0, power_of_two(places.shape[1]) - places.shape[1]), value=-1)
+    return torch.nn.functional.pad(
+        places, (0, power_of_two(places.shape[1]) - places.shape[1]), value=-1
+    )
 
 
 def members(owner: Tensor, groups: int) -> Tensor:
-    """The things of every group in ascending order, -1 behind the last: owner (things,) -> int64 (groups, most)."""
+    """The things of every group in ascending order, -1 behind the last: owner (things,) -> int64
+    (groups, most)."""
     counts = owner.bincount(minlength=groups)[:groups]
     if not groups:
         return torch.zeros(0, 1, dtype=torch.int64)
@@ -131,5 +145,8 @@ def _segment_ends(plan: AttentionPlan) -> list[int]:
     video, cells = plan.layout.grid.num_tokens, plan.cells.num_cells
     lengths = (plan.num_low_tokens, cells, cells, cells, plan.num_text_tokens, video)
     starts = key_layout(plan).offsets
-    # Offset 0 says that the exact tokens are the video segment itself, and -1 that a segment doesn't exist.
-    return [video] + [start + length for start, length in zip(starts, lengths, strict=True) if start > 0]
+    # Offset 0 says that the exact tokens are the video segment itself, and -1 that a segment
+    # doesn't exist.
+    return [video] + [
+        start + length for start, length in zip(starts, lengths, strict=True) if start > 0
+    ]

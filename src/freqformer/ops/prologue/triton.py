@@ -1,7 +1,7 @@
 """The prologue in two Triton launches, for rows of every band at once: the host side.
 
-Shape legend: B batch, H heads, R = B * H rows (row = sample * H + head), N video tokens, X text tokens, M low tokens,
-T tiles, D head_dim, S rows of the key buffer (`ops.key_layout`).
+Shape legend: B batch, H heads, R = B * H rows (row = sample * H + head), N video tokens, X text
+tokens, M low tokens, T tiles, D head_dim, S rows of the key buffer (`ops.key_layout`).
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ class PreparedRows:
     """(R, S, D), see `KeyLayout`."""
     value: Tensor
     sums: Tensor
-    """float32 (3, R, T, D): sums over tiles of rotated queries, of rotated keys and of values with all bands; written in
-    MID and HIGH rows, which alone need them. T is 0 where none does."""
+    """float32 (3, R, T, D): sums over tiles of rotated queries, of rotated keys and of values with
+    all bands; written in MID and HIGH rows, which alone need them. T is 0 where none does."""
     bands: Tensor
     """`Band` of every row, int32 (R,)."""
     order: Tensor
     """Rows by descending key blocks, int32 (R,)."""
     pool_lse: Tensor
-    """Log-sum-exp of the pooling scores of every cell in the mid and high band, float32 (R, C, 2), which the backward
-    reads; C is 0 without learned summaries, and rows hold anything for their own band."""
+    """Log-sum-exp of the pooling scores of every cell in the mid and high band, float32 (R, C, 2),
+    which the backward reads; C is 0 without learned summaries, and rows hold anything for their own
+    band."""
 
 
 def prepare_rows(
@@ -59,12 +60,14 @@ def prepare_rows(
     token_order: TokenOrder,
     text_mask: Tensor | None = None,
 ) -> PreparedRows:
-    """Norm, band features, rotary embedding, tile order, low tokens, summaries, text and tile sums of all rows.
+    """Norm, band features, rotary embedding, tile order, low tokens, summaries, text and tile sums
+    of all rows.
 
     Args:
         tensors: query, key and value (B, N + X, H, D), whose last stride is 1.
-        allocation: the band of every head, whole numbers (B, H) on the device, any strides. It isn't checked, since that
-            would wait for the device: a row with another number is prepared as DENSE.
+        allocation: the band of every head, whole numbers (B, H) on the device, any strides. It
+            isn't checked, since that would wait for the device: a row with another number is
+            prepared as DENSE.
         tables: `prologue_tables` of the plan on this device.
         band_blocks: key blocks by `Band`, int32 (4,): what rows are ordered by.
         parameters: learned inputs, or None.
@@ -74,7 +77,14 @@ def prepare_rows(
     plan, keys = tables.plan, tables.keys
     learned = parameters or AttentionParameters()
     cos, sin = (None, None) if learned.rotary is None else learned.rotary
-    optional = (learned.query_norm, learned.key_norm, cos, sin, learned.gains, learned.summary_queries)
+    optional = (
+        learned.query_norm,
+        learned.key_norm,
+        cos,
+        sin,
+        learned.gains,
+        learned.summary_queries,
+    )
     outputs = torch.ops.freqformer.prologue(
         *tensors,
         allocation,
@@ -96,8 +106,10 @@ def prepare_rows(
 @torch.library.custom_op(
     "freqformer::prologue",
     mutates_args=(),
-    schema="(Tensor query, Tensor key, Tensor value, Tensor allocation, Tensor[] layout, Tensor?[] matrices, "
-    "Tensor[] cells, Tensor?[] learned, float eps, int[] segments, int num_text, bool raster, int features, bool sums, "
+    schema="(Tensor query, Tensor key, Tensor value, Tensor allocation, Tensor[] layout, "
+    "Tensor?[] matrices, "
+    "Tensor[] cells, Tensor?[] learned, float eps, int[] segments, int num_text, bool raster, int "
+    "features, bool sums, "
     "Tensor? text_mask) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
@@ -119,7 +131,12 @@ def _prologue(
     text_mask: Tensor | None,
 ) -> tuple[Tensor, ...]:
     outputs = _outputs(query, layout, cells, learned, segments, sums)
-    buffers, tile_sums, bands, order = outputs[:3], outputs[3] if sums else None, outputs[4], outputs[5]
+    buffers, tile_sums, bands, order = (
+        outputs[:3],
+        outputs[3] if sums else None,
+        outputs[4],
+        outputs[5],
+    )
     _, tokens, heads, head_dim = query.shape
     rows, tiles = order.shape[0], layout[0].shape[0] - 1
     query_norm, key_norm, cos, sin, gains, pooling = learned
@@ -190,7 +207,23 @@ def _prologue(
 
 
 @_prologue.register_fake
-def _(query, key, value, allocation, layout, matrices, cells, learned, eps, segments, num_text, raster, features, sums, *_):
+def _(
+    query,
+    key,
+    value,
+    allocation,
+    layout,
+    matrices,
+    cells,
+    learned,
+    eps,
+    segments,
+    num_text,
+    raster,
+    features,
+    sums,
+    *_,
+):
     return _outputs(query, layout, cells, learned, segments, sums)
 
 
@@ -211,5 +244,7 @@ def _outputs(
         query.new_empty(3, rows, tiles, head_dim, dtype=torch.float32),
         query.new_empty(rows, dtype=torch.int32),
         query.new_empty(rows, dtype=torch.int32),
-        query.new_empty(rows, 0 if learned[5] is None else cells[0].shape[0], 2, dtype=torch.float32),
+        query.new_empty(
+            rows, 0 if learned[5] is None else cells[0].shape[0], 2, dtype=torch.float32
+        ),
     )

@@ -1,7 +1,7 @@
 """Backward of the prologue in Triton: the host side.
 
-Shape legend: B batch, H heads, R = B * H rows (row = sample * H + head), N video tokens, X text tokens, T tiles, C cells,
-D head_dim, S rows of the key buffer (`ops.key_layout`).
+Shape legend: B batch, H heads, R = B * H rows (row = sample * H + head), N video tokens, X text
+tokens, T tiles, C cells, D head_dim, S rows of the key buffer (`ops.key_layout`).
 """
 
 from __future__ import annotations
@@ -52,16 +52,26 @@ def prepare_rows_backward(
     """Gradients of `prepare_rows`, from those of its buffers, the same bits every time.
 
     Args:
-        buffer_grads: of the query, key and value buffers, written where a row of its band holds something.
+        buffer_grads: of the query, key and value buffers, written where a row of its band holds
+            something.
         tensors: query, key and value (B, N + X, H, D) as `prepare_rows` took them.
         bands: `Band` of every row, int32 (R,).
-        pools: key and value buffers, whose summaries are read, and the log-sum-exp of pooling scores float32 (R, C, 2).
-        tables, parameters, token_order, text_mask: as in `prepare_rows`. The rotary tables get no gradient.
+        pools: key and value buffers, whose summaries are read, and the log-sum-exp of pooling
+            scores float32 (R, C, 2).
+        tables, parameters, token_order, text_mask: as in `prepare_rows`. The rotary tables get no
+            gradient.
     """
     plan, keys = tables.plan, tables.keys
     learned = parameters or AttentionParameters()
     cos, sin = (None, None) if learned.rotary is None else learned.rotary
-    optional = (learned.query_norm, learned.key_norm, cos, sin, learned.gains, learned.summary_queries)
+    optional = (
+        learned.query_norm,
+        learned.key_norm,
+        cos,
+        sin,
+        learned.gains,
+        learned.summary_queries,
+    )
     outputs = torch.ops.freqformer.prologue_backward(
         list(buffer_grads),
         list(tensors),
@@ -92,8 +102,10 @@ def cell_of_tile(plan: AttentionPlan, device: torch.device) -> Tensor:
 @torch.library.custom_op(
     "freqformer::prologue_backward",
     mutates_args=(),
-    schema="(Tensor[] buffer_grads, Tensor[] tensors, Tensor bands, Tensor[] pools, Tensor[] layout, Tensor?[] matrices, "
-    "Tensor[] cells, Tensor?[] learned, float eps, int[] segments, int num_text, bool raster, int features, "
+    schema="(Tensor[] buffer_grads, Tensor[] tensors, Tensor bands, Tensor[] pools, Tensor[] "
+    "layout, Tensor?[] matrices, "
+    "Tensor[] cells, Tensor?[] learned, float eps, int[] segments, int num_text, bool raster, int "
+    "features, "
     "Tensor? text_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _prologue_backward(
@@ -130,7 +142,10 @@ def _prologue_backward(
     )
     inputs, strides = tuple(tensors), tuple(x.stride()[:3] for x in tensors)
     parts, _, low_slots, slots = reduction.shape
-    sums_at, projector_step = tuple(segments[1:4]), 0 if projectors is None else projectors.stride(0)
+    sums_at, projector_step = (
+        tuple(segments[1:4]),
+        0 if projectors is None else projectors.stride(0),
+    )
     rotary = None if cos is None else (cos, sin)
     constants: dict[str, Any] = {
         "SLOTS": slots,
@@ -163,7 +178,12 @@ def _prologue_backward(
             eps,
             **constants,
         )
-    constants |= {"LOW_SLOTS": low_slots, "FEATURES": features, "TEXT": num_text > 0, "num_warps": 8 if features else 4}
+    constants |= {
+        "LOW_SLOTS": low_slots,
+        "FEATURES": features,
+        "TEXT": num_text > 0,
+        "num_warps": 8 if features else 4,
+    }
     tile_grads[(rows * tiles,)](
         inputs,
         strides,
@@ -199,12 +219,19 @@ def _prologue_backward(
     return (*grads, *_sums(shares, bands, learned, heads))
 
 
-def _sums(shares: tuple[Tensor | None, ...], bands: Tensor, learned: Sequence[Tensor | None], heads: int) -> list[Tensor]:
-    """Gradients of query norm, key norm, gains and pooling queries from their shares; empty for what isn't learned."""
+def _sums(
+    shares: tuple[Tensor | None, ...], bands: Tensor, learned: Sequence[Tensor | None], heads: int
+) -> list[Tensor]:
+    """Gradients of query norm, key norm, gains and pooling queries from their shares; empty for
+    what isn't learned."""
     sums = []
-    for share, x, per_head in zip(shares, (*learned[:2], *learned[4:]), (False, False, True, True), strict=True):
+    for share, x, per_head in zip(
+        shares, (*learned[:2], *learned[4:]), (False, False, True, True), strict=True
+    ):
         if share is None or x is None:
-            sums.append(bands.new_empty(0, dtype=torch.float32) if x is None else torch.zeros_like(x))
+            sums.append(
+                bands.new_empty(0, dtype=torch.float32) if x is None else torch.zeros_like(x)
+            )
             continue
         total = share.unflatten(0, (-1, heads)).sum((0, 2)) if per_head else share.sum((0, 1))
         sums.append(total.to(x.dtype))

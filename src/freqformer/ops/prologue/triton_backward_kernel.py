@@ -1,9 +1,11 @@
 """The Triton kernels of the prologue's backward: `triton_backward.py` holds the host side.
 
-A program takes one tile of one row back from what the attention read to the tokens of the call, in float32 in between.
+A program takes one tile of one row back from what the attention read to the tokens of the call, in
+float32 in between.
 
-Shape legend: R rows (sample * H + head), N video and X text tokens, S rows of the key buffer, M low tokens, T tiles, C
-cells, D head_dim, SLOTS tokens of a tile or of a part of it. An argument that is None is absent from the compiled kernel.
+Shape legend: R rows (sample * H + head), N video and X text tokens, S rows of the key buffer, M low
+tokens, T tiles, C cells, D head_dim, SLOTS tokens of a tile or of a part of it. An argument that is
+None is absent from the compiled kernel.
 """
 
 from __future__ import annotations
@@ -65,13 +67,16 @@ def pool_slopes(
 ):
     """How the tokens of one tile of one row take part in the pooled summaries that the row sees.
 
-    A token of weight w has w (its rotated key . gradient of the pooled key + its value . gradient of the pooled value - the
-    same of the pooled pair) as the slope of its score. Keys and values are those of one band, P k and P v.
+    A token of weight w has w (its rotated key . gradient of the pooled key + its value . gradient
+    of the pooled value - the same of the pooled pair) as the slope of its score. Keys and values
+    are those of one band, P k and P v.
 
     Args:
-        summaries, summary_grads: keys and values (R, S, D), which hold the pooled pairs, and their gradients.
+        summaries, summary_grads: keys and values (R, S, D), which hold the pooled pairs, and their
+            gradients.
         pool_lse: log-sum-exp of the scores of every cell, float32 (R, C, 2).
-        pools: float32 (R, 2, 2, N) by band, in tile order: weights, and slopes of k . pooling query.
+        pools: float32 (R, 2, 2, N) by band, in tile order: weights, and slopes of k . pooling
+            query.
         shares: what the tile gives to the gradient of the pooling queries, float32 (R, T, 2, D).
         layout: tile offsets, raster places and classes of tiles.
         sizes: H, R, N, S, T, C.
@@ -110,7 +115,9 @@ def pool_slopes(
                     if key_norm is not None:
                         key = norm_tokens(key, key_norm, eps, D)
                     passed = add_block_product(passed, projector, projector_step, key, SLOTS, PARTS)
-                    value = load_tokens(inputs[2], strides[2], sample, head, place, live, D).to(tl.float32)
+                    value = load_tokens(inputs[2], strides[2], sample, head, place, live, D).to(
+                        tl.float32
+                    )
                     agreed = tl.sum(value * value_grad[None, :], 1)
                     matrix = whole_block(projector, projector_step, CHUNK, SLOTS, PARTS)
                     agree += tl.sum(matrix * agreed[None, :], 1)
@@ -151,7 +158,8 @@ def _token_grads(
     KEPT: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Gradients of normalised tokens x (CHUNK, D) of one tile, and what they give to the gains of the head.
+    """Gradients of normalised tokens x (CHUNK, D) of one tile, and what they give to the gains of
+    the head.
 
     Args:
         tile: places of the tokens in tile order, in the order of the call, and which of them exist.
@@ -170,7 +178,8 @@ def _token_grads(
     if FEATURES != FULL:
         if (band == MID) | (band == HIGH):
             weighted, low_share, mid_share, high_share = feature_grads(
-                grad, x, band, skip, extent, raster, rotary, gains, projectors, projector_step, SLOTS, FEATURES, PARTS)
+                grad, x, band, skip, extent, raster, rotary, gains, projectors, projector_step,
+                SLOTS, FEATURES, PARTS)
             g += weighted
     # fmt: on
     return g, low_share, mid_share, high_share
@@ -208,15 +217,18 @@ def tile_grads(
         bands: `Band` of every row, int32 (R,).
         buffer_grads: gradients of the buffers, query (R, N + X, D), key and value (R, S, D).
         grads: gradients of the inputs, (B, N + X, H, D) contiguous.
-        shares: what the tile gives to the gradients of query norm and key norm (R, shares of a row, D) and gains (R, T, 3),
-            float32; None for what isn't learned.
+        shares: what the tile gives to the gradients of query norm and key norm (R, shares of a row,
+            D) and gains (R, T, 3), float32; None for what isn't learned.
         layout: tile offsets, raster places, classes of tiles and places of low tokens.
         cells: cell of every tile, and tokens of every cell; None without summaries.
-        matrices: reductions, how far apart their summands are, projectors or None, and the same of them.
-        learned: norm weights of queries and keys, rotary tables, gains and pooling queries; each may be None.
+        matrices: reductions, how far apart their summands are, projectors or None, and the same of
+            them.
+        learned: norm weights of queries and keys, rotary tables, gains and pooling queries; each
+            may be None.
         pools: what `pool_slopes` wrote.
         sizes: H, R, N + X, N, S, T, shares of a row.
-        segments: first rows of low tokens, of the three summaries, and of the exact segment, 0 where there is none.
+        segments: first rows of low tokens, of the three summaries, and of the exact segment, 0
+            where there is none.
         CHUNK: tokens taken at once.
     """
     heads, rows, tokens, video, key_rows, tiles, row_shares = sizes
@@ -235,7 +247,10 @@ def tile_grads(
         projectors += kind * 3 * SLOTS * SLOTS
     if gains is not None:
         gains += head * 3
-    query_grad, key_grad = buffer_grads[0] + wide_row * tokens * D, buffer_grads[1] + wide_row * key_rows * D
+    query_grad, key_grad = (
+        buffer_grads[0] + wide_row * tokens * D,
+        buffer_grads[1] + wide_row * key_rows * D,
+    )
     value_grad = buffer_grads[2] + wide_row * key_rows * D
     own_grads = (sample.to(tl.int64) * tokens * heads + head) * D
     TURNED: tl.constexpr = FULL if FEATURES == VALUES else FEATURES
@@ -249,8 +264,14 @@ def tile_grads(
         cell = tl.load(cells[0] + index)
         summary = cell * D + channel
         banded, count = (band == MID) | (band == HIGH), tl.load(cells[1] + cell).to(tl.float32)
-        key_mean = tl.load(key_grad + sums_at[0] * D + summary, mask=banded, other=0.0).to(tl.float32) / count
-        value_mean = tl.load(value_grad + sums_at[0] * D + summary, mask=banded, other=0.0).to(tl.float32) / count
+        key_mean = (
+            tl.load(key_grad + sums_at[0] * D + summary, mask=banded, other=0.0).to(tl.float32)
+            / count
+        )
+        value_mean = (
+            tl.load(value_grad + sums_at[0] * D + summary, mask=banded, other=0.0).to(tl.float32)
+            / count
+        )
     query_share, key_share = tl.zeros((D,), tl.float32), tl.zeros((D,), tl.float32)
     low_gain, mid_gain, high_gain = 0.0, 0.0, 0.0
     extent = (first, last)
@@ -264,7 +285,8 @@ def tile_grads(
             x = norm_tokens(raw, query_norm, eps, D)
         g, low, mid, high = _token_grads(
             x, query_grad, band, tile, skip, extent, raster, rotary, (low_place, 0), 0, None,
-            reduction, reduction_step, projectors, projector_step, gains, SLOTS, D, TURNED, False, PARTS)
+            reduction, reduction_step, projectors, projector_step, gains, SLOTS, D, TURNED, False,
+            PARTS)
         if query_norm is not None:
             g, share = norm_grads(g, raw, query_norm, eps, D)
             query_share += share
@@ -276,8 +298,10 @@ def tile_grads(
         if key_norm is not None:
             x = norm_tokens(raw, key_norm, eps, D)
         g, low, mid, high = _token_grads(
-            x, key_grad, band, tile, skip, extent, raster, rotary, (low_place, low_at), exact_at, key_mean,
-            reduction, reduction_step, projectors, projector_step, gains, SLOTS, D, TURNED, TEXT, PARTS)
+            x, key_grad, band, tile, skip, extent, raster, rotary, (low_place, low_at), exact_at,
+            key_mean,
+            reduction, reduction_step, projectors, projector_step, gains, SLOTS, D, TURNED, TEXT,
+            PARTS)
         low_gain, mid_gain, high_gain = low_gain + low, mid_gain + mid, high_gain + high
         if pooling is not None:
             for other in tl.static_range(1, 3):
@@ -295,8 +319,10 @@ def tile_grads(
 
         x = load_tokens(inputs[2], strides[2], sample, head, place, live, D)
         g, low, mid, high = _token_grads(
-            x, value_grad, band, tile, skip, extent, raster, None, (low_place, low_at), exact_at, value_mean,
-            reduction, reduction_step, projectors, projector_step, gains, SLOTS, D, FEATURES, TEXT, PARTS)
+            x, value_grad, band, tile, skip, extent, raster, None, (low_place, low_at), exact_at,
+            value_mean,
+            reduction, reduction_step, projectors, projector_step, gains, SLOTS, D, FEATURES, TEXT,
+            PARTS)
         low_gain, mid_gain, high_gain = low_gain + low, mid_gain + mid, high_gain + high
         if pooling is not None:
             for other in tl.static_range(1, 3):

@@ -1,7 +1,8 @@
-"""Gradients of the tokens of one tile of one row, as the prologue's backward kernels take them, float32.
+"""Gradients of the tokens of one tile of one row, as the prologue's backward kernels take them,
+float32.
 
-Shape legend: R rows (sample * H + head), T tiles, C cells, D head_dim, SLOTS tokens of a tile or of a part of it. An
-argument that is None is absent from the compiled kernel.
+Shape legend: R rows (sample * H + head), T tiles, C cells, D head_dim, SLOTS tokens of a tile or of
+a part of it. An argument that is None is absent from the compiled kernel.
 """
 
 from __future__ import annotations
@@ -42,26 +43,35 @@ def turned_back(g, turn):
 
 @triton.jit
 def add_block_product(total, matrix, step, x, WIDTH: tl.constexpr, PARTS: tl.constexpr):
-    """total + a block of the sum of PARTS matrices, `step` elements apart and WIDTH wide, times x; float32."""
-    entry = matrix + tl.arange(0, total.shape[0])[:, None] * WIDTH + tl.arange(0, x.shape[0])[None, :]
+    """total + a block of the sum of PARTS matrices, `step` elements apart and WIDTH wide, times x;
+    float32."""
+    entry = (
+        matrix + tl.arange(0, total.shape[0])[:, None] * WIDTH + tl.arange(0, x.shape[0])[None, :]
+    )
     for part in tl.static_range(PARTS):  # pyright: ignore[reportGeneralTypeIssues]
         total = dot(tl.load(entry + part * step), x, total)
     return total
 
 
 @triton.jit
-def add_wide_product(total, matrix, step, x, dtype: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr):
-    """`add_block_product` of float32 tokens: in two summands of `dtype` where products take no float32."""
+def add_wide_product(
+    total, matrix, step, x, dtype: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr
+):
+    """`add_block_product` of float32 tokens: in two summands of `dtype` where products take no
+    float32."""
     high = cast(x, dtype)
     total = add_block_product(total, matrix, step, high, WIDTH, PARTS)
     if PARTS > 1:
-        total = add_block_product(total, matrix, step, cast(x - high.to(tl.float32), dtype), WIDTH, 1)
+        total = add_block_product(
+            total, matrix, step, cast(x - high.to(tl.float32), dtype), WIDTH, 1
+        )
     return total
 
 
 @triton.jit
 def whole_block(matrix, step, SIDE: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr):
-    """A square block of the sum of PARTS matrices, `step` elements apart and WIDTH wide, float32."""
+    """A square block of the sum of PARTS matrices, `step` elements apart and WIDTH wide,
+    float32."""
     entry = matrix + tl.arange(0, SIDE)[:, None] * WIDTH + tl.arange(0, SIDE)[None, :]
     total = tl.load(entry).to(tl.float32)
     for part in tl.static_range(1, PARTS):  # pyright: ignore[reportGeneralTypeIssues]
@@ -94,7 +104,8 @@ def exact_grads(
         own, live: places in tile order, and which of them hold a token.
         low_place, low_start: places of the tile's low tokens, and the first row of low tokens.
         exact_start: where text queries see MID and HIGH rows' tokens with all bands; 0 for nowhere.
-        mean: what the low summary's gradient gives to every token of its cell, (D,); None without summaries.
+        mean: what the low summary's gradient gives to every token of its cell, (D,); None without
+            summaries.
         reduction: the analysis matrix, its columns for these tokens.
         KEPT: whether text queries see the tokens of LOW rows.
     """
@@ -133,7 +144,8 @@ def feature_grads(
     FEATURES: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """What the weighted bands of a MID or HIGH row give to its tokens x (CHUNK, D) and to the head's gains.
+    """What the weighted bands of a MID or HIGH row give to its tokens x (CHUNK, D) and to the
+    head's gains.
 
     Args:
         grad: gradients of the tokens with weighted bands, rotated; the row's part of a buffer.
@@ -216,20 +228,28 @@ def pooled_key_grads(
 
 
 @triton.jit
-def pooled_value_grads(g, skip, extent, weights, value_grad, projector, step, SLOTS: tl.constexpr, PARTS: tl.constexpr):
-    """Gradients g (CHUNK, D) of values with what one pooled summary gives. Arguments as in `pooled_key_grads`."""
+def pooled_value_grads(
+    g, skip, extent, weights, value_grad, projector, step, SLOTS: tl.constexpr, PARTS: tl.constexpr
+):
+    """Gradients g (CHUNK, D) of values with what one pooled summary gives. Arguments as in
+    `pooled_key_grads`."""
     CHUNK: tl.constexpr = g.shape[0]
     spread = tl.zeros((CHUNK,), tl.float32)
     for ahead in range(0, SLOTS, CHUNK):
         own = extent[0] + ahead + tl.arange(0, CHUNK)
         weight = tl.load(weights + own, mask=own < extent[1], other=0.0)
-        spread += tl.sum(whole_block(projector + skip * SLOTS + ahead, step, CHUNK, SLOTS, PARTS) * weight[None, :], 1)
+        spread += tl.sum(
+            whole_block(projector + skip * SLOTS + ahead, step, CHUNK, SLOTS, PARTS)
+            * weight[None, :],
+            1,
+        )
     return g + spread[:, None] * value_grad[None, :]
 
 
 @triton.jit
 def norm_grads(g, x, weight, eps, D: tl.constexpr):
-    """Gradients of tokens x (SLOTS, D) and of the norm's weight (D,), from those of the normalised tokens."""
+    """Gradients of tokens x (SLOTS, D) and of the norm's weight (D,), from those of the normalised
+    tokens."""
     wide = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, 1) / D + eps)
     unit = wide * scale[:, None]

@@ -1,7 +1,8 @@
-"""The second Triton kernel of the prologue: what no single tile can do. `triton.py` holds the host side.
+"""The second Triton kernel of the prologue: what no single tile can do. `triton.py` holds the host
+side.
 
-Shape legend: R rows (sample * H + head), N video and X text tokens, M low tokens, S rows of the key buffer, T tiles, C
-cells, D head_dim. An argument that is None is absent from the compiled kernel.
+Shape legend: R rows (sample * H + head), N video and X text tokens, M low tokens, S rows of the key
+buffer, T tiles, C cells, D head_dim. An argument that is None is absent from the compiled kernel.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from freqformer.ops.prologue.triton_tokens import (
 
 
 @triton.jit
-def _join_low(sums, targets, cell, cells, wide_row, rows, tiles, D: tl.constexpr, STEP: tl.constexpr):
+def _join_low(
+    sums, targets, cell, cells, wide_row, rows, tiles, D: tl.constexpr, STEP: tl.constexpr
+):
     """The mean key and value of a cell's tokens, from sums over its tiles."""
     cell_tiles, cell_counts, longest = cells
     channel = tl.arange(0, D)
@@ -35,7 +38,14 @@ def _join_low(sums, targets, cell, cells, wide_row, rows, tiles, D: tl.constexpr
         members = tl.load(cell_tiles + cell * longest + step, mask=step < longest, other=-1)
         entry = ((rows + wide_row) * tiles + members.to(tl.int64))[:, None] * D + channel[None, :]
         key += tl.sum(tl.load(sums + entry, mask=(members >= 0)[:, None], other=0.0), 0)
-        value += tl.sum(tl.load(sums + rows.to(tl.int64) * tiles * D + entry, mask=(members >= 0)[:, None], other=0.0), 0)
+        value += tl.sum(
+            tl.load(
+                sums + rows.to(tl.int64) * tiles * D + entry,
+                mask=(members >= 0)[:, None],
+                other=0.0,
+            ),
+            0,
+        )
     count = tl.load(cell_counts + cell).to(tl.float32)
     tl.store(targets[0] + channel, cast(key / count, targets[0].dtype.element_ty))
     tl.store(targets[1] + channel, cast(value / count, targets[1].dtype.element_ty))
@@ -66,7 +76,8 @@ def _pool(
 
     Args:
         query: the pooling query of the head and band, (D,).
-        projectors, step: of the band, for every class of tiles 3 matrices apart, and how far apart their summands are.
+        projectors, step: of the band, for every class of tiles 3 matrices apart, and how far apart
+            their summands are.
         targets: where the pooled key, the pooled value and the log-sum-exp of the scores go.
     """
     cell_tiles, _, longest = cells
@@ -101,7 +112,8 @@ def _pool(
         else:
             even += tl.sum(passed_even, 0)
             odd += tl.sum(passed_odd, 0)
-        # The projector P is symmetric: the pooled value w^T (P v) is (P w)^T v, and P w takes far fewer products than P v.
+        # The projector P is symmetric: the pooled value w^T (P v) is (P w)^T v, and P w takes far
+        # fewer products than P v.
         spread = _project_vector(projector, step, weight, PARTS)
         value = load_tokens(inputs[2], strides[2], sample, head, place, live, D)
         pooled_value = pooled_value * decay + tl.sum(value.to(tl.float32) * spread[:, None], 0)
@@ -116,9 +128,11 @@ def _pool(
 
 @triton.jit
 def _project_vector(matrix, step, x, PARTS: tl.constexpr):
-    """A square matrix, in PARTS summands `step` apart, times a float32 vector; sums of float32 products.
+    """A square matrix, in PARTS summands `step` apart, times a float32 vector; sums of float32
+    products.
 
-    Not as a product of matrices with a few columns: Triton 3.6 reads shared memory out of range for one with 8 warps.
+    Not as a product of matrices with a few columns: Triton 3.6 reads shared memory out of range for
+    one with 8 warps.
     """
     SLOTS: tl.constexpr = x.shape[0]
     entry = matrix + tl.arange(0, SLOTS)[:, None] * SLOTS + tl.arange(0, SLOTS)[None, :]
@@ -129,12 +143,19 @@ def _project_vector(matrix, step, x, PARTS: tl.constexpr):
 
 
 @triton.jit
-def _rank(allocation, allocation_strides, heads, rows, row, order, bands, band_blocks, ROWS: tl.constexpr):
+def _rank(
+    allocation, allocation_strides, heads, rows, row, order, bands, band_blocks, ROWS: tl.constexpr
+):
     """The place of a row when rows run by descending length of their key lists, ties by number."""
     other = tl.arange(0, ROWS)
     known = other < rows
     band = row_band(allocation, allocation_strides, row // heads, row % heads)
-    others = row_band(allocation, allocation_strides, tl.where(known, other // heads, 0), tl.where(known, other % heads, 0))
+    others = row_band(
+        allocation,
+        allocation_strides,
+        tl.where(known, other // heads, 0),
+        tl.where(known, other % heads, 0),
+    )
     mine, blocks = tl.load(band_blocks + band), tl.load(band_blocks + others)
     earlier = known & ((blocks > mine) | ((blocks == mine) & (other < row)))
     tl.store(order + tl.sum(earlier.to(tl.int32), 0), row)
@@ -171,21 +192,21 @@ def finish_rows(
     PAD: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """What no single tile can do: summaries, text tokens, zero rows, and the order of rows. One job of one row.
+    """What no single tile can do: summaries, text tokens, zero rows, and the order of rows. One job
+    of one row.
 
     Args:
         inputs, strides, allocation, allocation_strides, buffers, sums, eps: as in `prepare_tiles`.
-        pool_lse: float32 (R, C, 2), log-sum-exp of the pooling scores of every cell in the mid and high band.
-        layout: tile offsets, raster places and classes of tiles.
-        cells: tiles of every cell, tokens of every cell, most tiles of a cell.
-        projectors, projector_step: band projectors (PARTS, classes, 3, SLOTS, SLOTS), and how far apart the parts are.
-        learned: norm weights of queries and keys, rotary tables and pooling queries; each may be None.
-        routing: order int32 (R,) and bands int32 (R,) to write, and key blocks by band.
-        zeros: first rows of the zero rows.
-        text_mask: (B, X), 0 where a text token may not be seen; None where all may.
-        sizes: H, R, N + X, S, T, N, M.
-        segments: first rows of the low, mid and high summaries and of the text.
-        jobs: how many programs of a row do cells, text and zero rows; one more does the order.
+        pool_lse: float32 (R, C, 2), log-sum-exp of the pooling scores of every cell in the mid and
+        high band. layout: tile offsets, raster places and classes of tiles. cells: tiles of every
+        cell, tokens of every cell, most tiles of a cell. projectors, projector_step: band
+        projectors (PARTS, classes, 3, SLOTS, SLOTS), and how far apart the parts are. learned: norm
+        weights of queries and keys, rotary tables and pooling queries; each may be None. routing:
+        order int32 (R,) and bands int32 (R,) to write, and key blocks by band. zeros: first rows of
+        the zero rows. text_mask: (B, X), 0 where a text token may not be seen; None where all may.
+        sizes: H, R, N + X, S, T, N, M. segments: first rows of the low, mid and high summaries and
+        of the text. jobs: how many programs of a row do cells, text and zero rows; one more does
+        the order.
     """
     heads, rows, tokens, key_rows, tiles, video, num_low = sizes
     query_norm, key_norm, rotary, pooling = learned
@@ -199,7 +220,9 @@ def finish_rows(
         if sums is not None:
             if (band == MID) | (band == HIGH):
                 place = (segments[0] + job) * D
-                _join_low(sums, (keys + place, values + place), job, cells, wide_row, rows, tiles, D, STEP)
+                _join_low(
+                    sums, (keys + place, values + place), job, cells, wide_row, rows, tiles, D, STEP
+                )
         if pooling is not None:
             for other in tl.static_range(1, 3):  # pyright: ignore[reportGeneralTypeIssues]
                 if (band != other) & (band != DENSE):
@@ -208,7 +231,8 @@ def finish_rows(
                     # fmt: off
                     _pool(inputs, strides, sample, head, job, cells, layout, key_norm, rotary, eps,
                           query, projectors + other * SLOTS * SLOTS, projector_step,
-                          (keys + place, values + place, pool_lse + (wide_row * jobs[0] + job) * 2 + other - 1),
+                          (keys + place, values + place,
+                          pool_lse + (wide_row * jobs[0] + job) * 2 + other - 1),
                           SLOTS, D, RASTER, PARTS)
                     # fmt: on
     elif job < jobs[0] + jobs[1]:
@@ -229,13 +253,28 @@ def finish_rows(
         write_tokens(keys, segments[3] + place, live, key)
         write_tokens(values, segments[3] + place, live, value)
     elif job < jobs[0] + jobs[1] + jobs[2]:
-        entry = (tl.load(zeros + job - jobs[0] - jobs[1]) + tl.arange(0, PAD))[:, None] * D + channel[None, :]
+        entry = (tl.load(zeros + job - jobs[0] - jobs[1]) + tl.arange(0, PAD))[
+            :, None
+        ] * D + channel[None, :]
         nothing = tl.zeros((PAD, D), buffers[1].dtype.element_ty)
         tl.store(keys + entry, nothing)
         tl.store(values + entry, nothing)
         if (band == LOW) & (job == jobs[0] + jobs[1]):
-            # Backward, blocks of the row before read so far behind its end; what they read counts for nothing, if finite.
+            # Backward, blocks of the row before read so far behind its end; what they read counts
+            # for nothing, if finite.
             place = num_low + tl.arange(0, PAD)
-            write_tokens(buffers[0] + wide_row * tokens * D, place, place < tl.minimum(video, PAD), nothing)
+            write_tokens(
+                buffers[0] + wide_row * tokens * D, place, place < tl.minimum(video, PAD), nothing
+            )
     else:
-        _rank(allocation, allocation_strides, heads, rows, row, routing[0], routing[1], routing[2], ROWS)
+        _rank(
+            allocation,
+            allocation_strides,
+            heads,
+            rows,
+            row,
+            routing[0],
+            routing[1],
+            routing[2],
+            ROWS,
+        )

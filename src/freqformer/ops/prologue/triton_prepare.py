@@ -1,8 +1,9 @@
-"""The first Triton kernel of the prologue: every token is read once and written where the attention reads it.
+"""The first Triton kernel of the prologue: every token is read once and written where the attention
+reads it.
 
-`triton.py` holds the host side. Shape legend: R rows (sample * H + head), N video and X text tokens, S rows of the key
-buffer, M low tokens, T tiles, D head_dim, SLOTS tokens of a tile or of a part of it. An argument that is None is absent
-from the compiled kernel.
+`triton.py` holds the host side. Shape legend: R rows (sample * H + head), N video and X text
+tokens, S rows of the key buffer, M low tokens, T tiles, D head_dim, SLOTS tokens of a tile or of a
+part of it. An argument that is None is absent from the compiled kernel.
 """
 
 from __future__ import annotations
@@ -40,7 +41,11 @@ def _band_features(x, band, gains, projectors, step, FEATURES: tl.constexpr, PAR
         else:
             mid = project(projectors + size, step, x, PARTS)
             low_gain, mid_gain, high_gain = tl.load(gains), tl.load(gains + 1), tl.load(gains + 2)
-            weighted = x.to(tl.float32) * high_gain + low * (low_gain - high_gain) + mid * (mid_gain - high_gain)
+            weighted = (
+                x.to(tl.float32) * high_gain
+                + low * (low_gain - high_gain)
+                + mid * (mid_gain - high_gain)
+            )
     return weighted
 
 
@@ -67,7 +72,8 @@ def _lay_down(
         x, turned: normalised tokens (SLOTS, D), and the same rotated.
         turn: cos and sin; None for values and without rotary embedding.
         target: the row's part of the buffer.
-        exact_start: where MID and HIGH rows keep tokens with all bands for text queries; 0 for nowhere.
+        exact_start: where MID and HIGH rows keep tokens with all bands for text queries; 0 for
+            nowhere.
         place, live: places in tile order, and which of them hold a token.
         gains: of the head, (3,).
         projectors, step: of the class of the tile, and how far apart their summands are.
@@ -76,11 +82,14 @@ def _lay_down(
     written = turned
     kept = live
     if not KEEP_EXACT:
-        # Compared after it is broadcast: Triton 3.9's interpreter makes int32 of a boolean that it broadcasts, no mask.
+        # Compared after it is broadcast: Triton 3.9's interpreter makes int32 of a boolean that it
+        # broadcasts, no mask.
         kept = live & (tl.broadcast_to(band, place.shape) != LOW)
     if FEATURES != FULL:
         if (band == MID) | (band == HIGH):
-            weighted = cast(_band_features(x, band, gains, projectors, step, FEATURES, PARTS), x.dtype)
+            weighted = cast(
+                _band_features(x, band, gains, projectors, step, FEATURES, PARTS), x.dtype
+            )
             if turn is not None:
                 weighted = cast(rotate_tokens(weighted, turn), x.dtype)
             written = weighted
@@ -114,10 +123,12 @@ def _take(
     KEEP_EXACT: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Move some tokens of one tensor to the row's part of its buffer, and add them to what the tile is reduced to.
+    """Move some tokens of one tensor to the row's part of its buffer, and add them to what the tile
+    is reduced to.
 
     Args:
-        reduced: low tokens or sums so far, float32 (LOW_SLOTS, D); returned with these tokens added.
+        reduced: low tokens or sums so far, float32 (LOW_SLOTS, D); returned with these tokens
+            added.
         source, strides: the tensor.
         head: (sample, head).
         tile: places of the tokens in tile order, their places in the call, and which of them exist.
@@ -140,7 +151,8 @@ def _take(
 
 @triton.jit
 def _leave(reduced, band, target, low_place, sums):
-    """Write what a tile was reduced to: low tokens of a LOW row, or the sum of all, which is in the first row."""
+    """Write what a tile was reduced to: low tokens of a LOW row, or the sum of all, which is in the
+    first row."""
     if band == LOW:
         write_tokens(target, low_place, low_place >= 0, reduced)
     elif sums is not None:
@@ -188,14 +200,16 @@ def prepare_tiles(
         inputs, strides: query, key and value (B, N + X, H, D), and the first three strides of each.
         allocation, allocation_strides: the band of every (sample, head).
         buffers: query (R, N + X, D), key and value (R, S, D).
-        sums: float32 (3, R, T, D), sums of queries, keys and values over tiles; None where nothing needs them.
+        sums: float32 (3, R, T, D), sums of queries, keys and values over tiles; None where nothing
+            needs them.
         layout: tile offsets, raster places, classes of tiles and places of low tokens.
-        matrices: reductions, how far apart their summands are, projectors or None, and the same of them. The reduction of a
-            class is its analysis matrix, of a last class the sum.
+        matrices: reductions, how far apart their summands are, projectors or None, and the same of
+            them. The reduction of a class is its analysis matrix, of a last class the sum.
         learned: norm weights of queries and keys, rotary tables and gains; each may be None.
         sizes: H, R, N + X, S, T, classes of tiles.
         segments: first rows of the low and the exact segment; 0 where there is no exact one.
-        CHUNK: tokens taken at once: a few keep many loads in flight; band features need the whole tile.
+        CHUNK: tokens taken at once: a few keep many loads in flight; band features need the whole
+            tile.
         TEXT: whether there are text queries, which see every exact token whatever the band.
     """
     heads, rows, tokens, key_rows, tiles, classes = sizes
@@ -230,14 +244,20 @@ def prepare_tiles(
             turn = rotary_tables(rotary, tile[1], tile[2], D)
         # fmt: off
         low_query = _take(
-            low_query, inputs[0], strides[0], (sample, head), tile, query_norm, eps, turn, band, query_out, 0,
-            reduction + skip, reduction_step, projectors, projector_step, gains, SLOTS, D, TURNED_FEATURES, False, PARTS)
+            low_query, inputs[0], strides[0], (sample, head), tile, query_norm, eps, turn, band,
+            query_out, 0,
+            reduction + skip, reduction_step, projectors, projector_step, gains, SLOTS, D,
+            TURNED_FEATURES, False, PARTS)
         low_key = _take(
-            low_key, inputs[1], strides[1], (sample, head), tile, key_norm, eps, turn, band, key_out, segments[1],
-            reduction + skip, reduction_step, projectors, projector_step, gains, SLOTS, D, TURNED_FEATURES, TEXT, PARTS)
+            low_key, inputs[1], strides[1], (sample, head), tile, key_norm, eps, turn, band,
+            key_out, segments[1],
+            reduction + skip, reduction_step, projectors, projector_step, gains, SLOTS, D,
+            TURNED_FEATURES, TEXT, PARTS)
         low_value = _take(
-            low_value, inputs[2], strides[2], (sample, head), tile, None, eps, None, band, value_out, segments[1],
-            reduction + skip, reduction_step, projectors, projector_step, gains, SLOTS, D, FEATURES, TEXT, PARTS)
+            low_value, inputs[2], strides[2], (sample, head), tile, None, eps, None, band,
+            value_out, segments[1],
+            reduction + skip, reduction_step, projectors, projector_step, gains, SLOTS, D,
+            FEATURES, TEXT, PARTS)
         # fmt: on
     query_sums, key_sums, value_sums = None, None, None
     if sums is not None:

@@ -1,6 +1,7 @@
 """What the Triton kernels of the prologue do with the tokens of one tile of one row.
 
-Shape legend: N video and X text tokens, H heads, D head_dim, SLOTS tokens of a tile or of a part of it.
+Shape legend: N video and X text tokens, H heads, D head_dim, SLOTS tokens of a tile or of a part of
+it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ LOW, MID, HIGH, DENSE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.co
 
 @triton.jit
 def row_band(allocation, strides, sample, head):
-    """The band of a row; DENSE for a number that is none, which the merge launch then answers with NaN."""
+    """The band of a row; DENSE for a number that is none, which the merge launch then answers with
+    NaN."""
     band = tl.load(allocation + sample * strides[0] + head * strides[1]).to(tl.int32)
     return tl.where((band >= LOW) & (band <= DENSE), band, DENSE)
 
 
 @triton.jit
 def seen_text(text_mask, sample, num_text, place, live):
-    """Which text tokens `place` of a sample may be seen: all that are live where there is no mask (B, X)."""
+    """Which text tokens `place` of a sample may be seen: all that are live where there is no mask
+    (B, X)."""
     seen = live
     if text_mask is not None:
         known = tl.load(text_mask + sample.to(tl.int64) * num_text + place, mask=live, other=0)
@@ -32,7 +35,8 @@ def seen_text(text_mask, sample, num_text, place, live):
 
 @triton.jit
 def finite_where_masked(x, seen):
-    """Queries x (places, D) of text tokens, 0 for what isn't finite in masked ones: it would reach gradients."""
+    """Queries x (places, D) of text tokens, 0 for what isn't finite in masked ones: it would reach
+    gradients."""
     wide = x.to(tl.float32)
     finite = tl.abs(wide) <= 3.4028234663852886e38
     return tl.where(seen[:, None] | finite, x, tl.zeros(x.shape, x.dtype))
@@ -58,11 +62,13 @@ def rotate_tokens(x, turn):
 
 
 @triton.jit
-def add_product(total, matrix, step, x, WIDTH: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr):
+def add_product(
+    total, matrix, step, x, WIDTH: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr
+):
     """total + the sum of PARTS matrices, `step` elements apart and WIDTH wide, times x; float32.
 
-    EXACT takes float32 products of float32 numbers; otherwise each is three of tf32 parts, good to 2^-22. Products of
-    16-bit numbers are exact either way.
+    EXACT takes float32 products of float32 numbers; otherwise each is three of tf32 parts, good to
+    2^-22. Products of 16-bit numbers are exact either way.
     """
     ROWS: tl.constexpr = total.shape[0]
     COLUMNS: tl.constexpr = x.shape[0]

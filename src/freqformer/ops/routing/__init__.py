@@ -1,1 +1,2 @@
-"""What a live router costs at every call: statistics of a layer's features, and the scores of its heads."""
+"""What a live router costs at every call: statistics of a layer's features, and the scores of its
+heads."""

@@ -10,7 +10,9 @@ from freqformer.ops.routing.reference import Inputs
 from freqformer.routing import RoutingNetwork, allocate
 
 
-def score(network: RoutingNetwork, timestep: Tensor, inputs: Inputs, *, fused: bool) -> tuple[Tensor, Tensor]:
+def score(
+    network: RoutingNetwork, timestep: Tensor, inputs: Inputs, *, fused: bool
+) -> tuple[Tensor, Tensor]:
     """Logits and the best bands of a layer's heads.
 
     Args:
@@ -24,7 +26,8 @@ def score(network: RoutingNetwork, timestep: Tensor, inputs: Inputs, *, fused: b
     given = inputs if network.num_statistics else None
     take = reference.statistics
     if fused:
-        # Imported here, since Triton decides at import whether it interprets, and a CPU may have no Triton at all.
+        # Imported here, since Triton decides at import whether it interprets, and a CPU may have no
+        # Triton at all.
         from freqformer.ops.routing import triton
 
         if not torch.is_grad_enabled():

@@ -1,4 +1,5 @@
-"""The router's statistics in plain PyTorch: `routing.statistics`, with the norm of queries and keys before it."""
+"""The router's statistics in plain PyTorch: `routing.statistics`, with the norm of queries and keys
+before it."""
 
 from __future__ import annotations
 
@@ -20,9 +21,15 @@ Inputs = tuple[Features, Norms, float, Grid, FreqFormerConfig, TokenOrder]
 
 @torch.no_grad()
 def statistics(
-    features: Features, norms: Norms, eps: float, grid: Grid, config: FreqFormerConfig, token_order: TokenOrder
+    features: Features,
+    norms: Norms,
+    eps: float,
+    grid: Grid,
+    config: FreqFormerConfig,
+    token_order: TokenOrder,
 ) -> Tensor:
-    """The statistics (B, H, 8), float32, of features in `token_order`: only tokens of the sample are read or normalised."""
+    """The statistics (B, H, 8), float32, of features in `token_order`: only tokens of the sample
+    are read or normalised."""
     query, key, hidden_states = (read_sample(x, grid, config, token_order) for x in features)
     query, key = rms_norm(query, norms[0], eps), rms_norm(key, norms[1], eps)
     return sample_statistics(query, key, hidden_states, grid, config)

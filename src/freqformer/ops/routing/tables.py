@@ -20,7 +20,11 @@ from freqformer.tracing import constant_result
 
 @constant_result
 def sample_tables(
-    grid: Grid, config: FreqFormerConfig, token_order: TokenOrder, device: torch.device, dtypes: tuple[torch.dtype, ...]
+    grid: Grid,
+    config: FreqFormerConfig,
+    token_order: TokenOrder,
+    device: torch.device,
+    dtypes: tuple[torch.dtype, ...],
 ) -> tuple[Tensor, ...]:
     """A grid's `TileSample` on one device, cached.
 
@@ -30,11 +34,11 @@ def sample_tables(
         dtypes: of tokens that a transform multiplies.
 
     Returns:
-        places: of every token of every sampled tile, int32 (S, SLOTS). Behind a tile's last token its first one follows,
+        places: of every token of every sampled tile, int32 (S, SLOTS). Behind a tile's last token
+        its first one follows,
             which counts nothing there: the transform is zero.
-        kind: int32 (S,).
-        weights: of a tile's power, float32 (K, 6, SLOTS).
-        transforms: for each of `dtypes`, the DCT of every kind of tile, rounded to it: (K, SLOTS, SLOTS).
+        kind: int32 (S,). weights: of a tile's power, float32 (K, 6, SLOTS). transforms: for each of
+        `dtypes`, the DCT of every kind of tile, rounded to it: (K, SLOTS, SLOTS).
     """
     transforms = (_cached_transform(grid, config, device, dtype) for dtype in dtypes)
     return *_cached_tables(grid, config, token_order, device), *transforms
@@ -50,12 +54,18 @@ def _cached_tables(
     places = functional.pad(sample.places(token_order), (0, behind), value=-1)
     places = torch.where(places < 0, places[:, :1], places)
     weights = functional.pad(sample.weights, (0, behind))
-    return places.to(device, torch.int32), sample.kind.to(device, torch.int32), weights.to(device, torch.float32)
+    return (
+        places.to(device, torch.int32),
+        sample.kind.to(device, torch.int32),
+        weights.to(device, torch.float32),
+    )
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what it caches must also serve training
-def _cached_transform(grid: Grid, config: FreqFormerConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _cached_transform(
+    grid: Grid, config: FreqFormerConfig, device: torch.device, dtype: torch.dtype
+) -> Tensor:
     sample = tile_sample(grid, config)
     behind = _missing(sample)
     return functional.pad(sample.transform, (0, behind, 0, behind)).to(device, dtype)

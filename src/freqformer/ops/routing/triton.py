@@ -1,9 +1,9 @@
 """The live router in two Triton launches: the host side.
 
-The first takes the statistics of a sample of tiles, the second runs the network and chooses. A network that is given no
-statistics needs the second alone. While the router trains, the first alone is used, since statistics carry no gradient.
-Shape legend: B batch, N video tokens, H heads, D head_dim,
-C = H * D channels, S sampled tiles.
+The first takes the statistics of a sample of tiles, the second runs the network and chooses. A
+network that is given no statistics needs the second alone. While the router trains, the first alone
+is used, since statistics carry no gradient. Shape legend: B batch, N video tokens, H heads, D
+head_dim, C = H * D channels, S sampled tiles.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ REGISTERS = 168
 
 @torch.no_grad()
 def statistics(
-    features: Features, norms: Norms, eps: float, grid: Grid, config: FreqFormerConfig, token_order: TokenOrder
+    features: Features,
+    norms: Norms,
+    eps: float,
+    grid: Grid,
+    config: FreqFormerConfig,
+    token_order: TokenOrder,
 ) -> Tensor:
     """As `reference.statistics`, in one launch and a few small operations."""
     query, key, hidden = _sums(features, norms, eps, grid, config, token_order).sum(-1).split(3, 1)
@@ -38,13 +43,17 @@ def statistics(
 
 
 @torch.no_grad()
-def score(network: RoutingNetwork, timestep: Tensor, inputs: Inputs | None) -> tuple[Tensor, Tensor]:
-    """Logits and the best bands of a layer's heads, without gradients: two launches, and nothing waits for the device.
+def score(
+    network: RoutingNetwork, timestep: Tensor, inputs: Inputs | None
+) -> tuple[Tensor, Tensor]:
+    """Logits and the best bands of a layer's heads, without gradients: two launches, and nothing
+    waits for the device.
 
     Args:
         network: the layer's router.
         timestep: (B,) in [0, 1].
-        inputs: of `reference.statistics`; C must be H * D. None where the network is made without statistics.
+        inputs: of `reference.statistics`; C must be H * D. None where the network is made without
+            statistics.
 
     Returns: logits float32 (B, H, 3), and bands int64 (B, H), the first of the largest.
 
@@ -60,22 +69,31 @@ def score(network: RoutingNetwork, timestep: Tensor, inputs: Inputs | None) -> t
 
 
 def _sums(
-    features: Features, norms: Norms, eps: float, grid: Grid, config: FreqFormerConfig, token_order: TokenOrder
+    features: Features,
+    norms: Norms,
+    eps: float,
+    grid: Grid,
+    config: FreqFormerConfig,
+    token_order: TokenOrder,
 ) -> Tensor:
     query, key, hidden = (x if x.stride(-1) == 1 else x.contiguous() for x in features)
     if hidden.shape[2] != query.shape[2] * query.shape[3]:
         raise ValueError(
-            f"features: the layer's input has {hidden.shape[2]} channels; {query.shape[2]} heads of {query.shape[3]} are "
+            f"features: the layer's input has {hidden.shape[2]} channels; {query.shape[2]} heads "
+            f"of {query.shape[3]} are "
             "allowed: use reference.statistics for another width"
         )
     tables = sample_tables(grid, config, token_order, query.device, (query.dtype, hidden.dtype))
-    return torch.ops.freqformer.sum_tiles(query, key, hidden, list(norms), list(tables[3:]), list(tables[:3]), eps)
+    return torch.ops.freqformer.sum_tiles(
+        query, key, hidden, list(norms), list(tables[3:]), list(tables[:3]), eps
+    )
 
 
 @torch.library.custom_op(
     "freqformer::sum_tiles",
     mutates_args=(),
-    schema="(Tensor query, Tensor key, Tensor hidden, Tensor?[] norms, Tensor[] transforms, Tensor[] tables, float eps) "
+    schema="(Tensor query, Tensor key, Tensor hidden, Tensor?[] norms, Tensor[] transforms, "
+    "Tensor[] tables, float eps) "
     "-> Tensor",
 )
 def _sum_tiles(
@@ -125,8 +143,11 @@ def _empty_sums(query: Tensor, tables: Sequence[Tensor]) -> Tensor:
     mutates_args=(),
     schema="(Tensor? sums, Tensor timestep, Tensor[] weights, float lean) -> (Tensor, Tensor)",
 )
-def _score_heads(sums: Tensor | None, timestep: Tensor, weights: Sequence[Tensor], lean: float) -> tuple[Tensor, Tensor]:
-    """`weights` are the embedding and bias of heads, then weight and bias of each layer; `lean` is the prior's strength."""
+def _score_heads(
+    sums: Tensor | None, timestep: Tensor, weights: Sequence[Tensor], lean: float
+) -> tuple[Tensor, Tensor]:
+    """`weights` are the embedding and bias of heads, then weight and bias of each layer; `lean` is
+    the prior's strength."""
     logits, bands = _empty_scores(timestep, weights)
     batch, heads = bands.shape
     tiles, known = (1, 0) if sums is None else (sums.shape[3], NUM_STATISTICS)
@@ -163,4 +184,6 @@ def _(sums, timestep, weights, lean):
 
 def _empty_scores(timestep: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     shape = (len(timestep), len(weights[0]))
-    return timestep.new_empty(*shape, 3, dtype=torch.float32), timestep.new_empty(shape, dtype=torch.int64)
+    return timestep.new_empty(*shape, 3, dtype=torch.float32), timestep.new_empty(
+        shape, dtype=torch.int64
+    )

@@ -19,27 +19,34 @@ KEYS = 64
 CHANNELS = 32
 """Channels that are multiplied at once: the parts of their numbers take many registers."""
 GROUP_SCORES = 8192
-"""Scores of query tiles whose thresholds are sought at once: 64 registers of each of 128 threads."""
+"""Scores of query tiles whose thresholds are sought at once: 64 registers of each of 128
+threads."""
 CELL_STEP = 4
 """Tiles of a cell that are looked up at once."""
 
 
 def select(
-    sums: Tensor, bands: Tensor, tile_offsets: Tensor, cells: tuple[Tensor, Tensor] | None, count: int
+    sums: Tensor,
+    bands: Tensor,
+    tile_offsets: Tensor,
+    cells: tuple[Tensor, Tensor] | None,
+    count: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """The `count` best key tiles of every query tile of MID rows by mean query . mean key, the tile itself among them.
+    """The `count` best key tiles of every query tile of MID rows by mean query . mean key, the tile
+    itself among them.
 
     Args:
         sums: float32 (3, R, T, D), sums over tiles of queries, keys and values.
         bands: `Band` of every row, int32 (R,).
         tile_offsets: first token of every tile, and N: int32 (T + 1,).
-        cells: tiles of every cell (C, most), -1 behind the last, and tokens of every cell (C,), int32; None without
-            summaries.
+        cells: tiles of every cell (C, most), -1 behind the last, and tokens of every cell (C,),
+            int32; None without summaries.
         count: tiles to keep, at most T.
 
     Returns:
-        lists: int32 (R, T, count), ascending; among equal scores the lower tiles. Rows of other bands hold anything.
-        bias: float32 (R, T, C), log(tokens of the cell that the query tile doesn't see exactly), -inf where none is
+        lists: int32 (R, T, count), ascending; among equal scores the lower tiles. Rows of other
+        bands hold anything. bias: float32 (R, T, C), log(tokens of the cell that the query tile
+        doesn't see exactly), -inf where none is
             left; None without cells.
     """
     lists, bias = torch.ops.freqformer.select_tiles(
@@ -51,7 +58,10 @@ def select(
 @torch.library.custom_op(
     "freqformer::select_tiles",
     mutates_args=(),
-    schema="(Tensor sums, Tensor bands, Tensor tile_offsets, Tensor[]? cells, int count) -> (Tensor, Tensor)",
+    schema=(
+        "(Tensor sums, Tensor bands, Tensor tile_offsets, Tensor[]? cells, int count) -> "
+        "(Tensor, Tensor)"
+    ),
 )
 def _select_tiles(
     sums: Tensor, bands: Tensor, tile_offsets: Tensor, cells: Sequence[Tensor] | None, count: int
