@@ -4,7 +4,7 @@ out.
     python examples/simulate_your_card.py
 
 The command line does the same with a JSON file: `freqformer simulate --hardware card.json --set
-calibration=h200`.
+efficiency=h200`.
 """
 
 import json
@@ -38,7 +38,7 @@ def main() -> list[Result]:
         # most like it.
         lengths = (32_768, 75_600, 262_144)
         results = [
-            simulate(scenario("wan2.1-1.3b", card, tokens, routing=routing, calibration="h200"))
+            simulate(scenario("wan2.1-1.3b", card, tokens, routing=routing, efficiency="h200"))
             for tokens in lengths
         ]
     print(f"Wan2.1 1.3B on {CARD['title']}, one denoising step")

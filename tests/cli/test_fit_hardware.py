@@ -1,4 +1,4 @@
-"""`freqformer calibrate-hardware`, as typed."""
+"""`freqformer fit-hardware`, as typed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tests.support.command_line import invoke, run
 from freqformer import FreqFormerConfig, Grid, build_plan
 from freqformer.buffers import workspace_bytes
 from freqformer.routing import even_allocation
-from freqformer.simulate.calibration import load_calibration
-from freqformer.simulate.counts import dense_counts, layer_counts
-from freqformer.simulate.gradients import (
+from freqformer.simulate.model.counts import dense_counts, layer_counts
+from freqformer.simulate.model.efficiency import load_efficiency
+from freqformer.simulate.model.gradients import (
     dense_gradient_time,
     gradient_counts,
     gradient_times,
     training_bytes,
 )
-from freqformer.simulate.hardware import load_hardware
-from freqformer.simulate.results import read_peaks
-from freqformer.simulate.roofline import Machine
+from freqformer.simulate.model.hardware import load_hardware
+from freqformer.simulate.model.measurements import read_peaks
+from freqformer.simulate.model.roofline import Machine
 
 
 def made_up_layer_results() -> dict:
@@ -37,7 +37,7 @@ def made_up_layer_results() -> dict:
         "prologue_bandwidth": 0.4,
     }
     changes |= {"router_rate": 0.1, "router_s": 2e-5}
-    machine = Machine(hardware, replace(load_calibration(hardware), **changes))
+    machine = Machine(hardware, replace(load_efficiency(hardware), **changes))
     config = FreqFormerConfig(mid_tiles=32)
 
     def record(grid: Grid, heads: int, learned: bool = False) -> dict:
@@ -85,12 +85,12 @@ def made_up_layer_results() -> dict:
     }
 
 
-def test_calibrate_fits_benchmark_results(tmp_path):
+def test_it_fits_benchmark_results(tmp_path):
     path, out = tmp_path / "layer.json", tmp_path / "h200.json"
     path.write_text(json.dumps(made_up_layer_results()))
-    shown = run("calibrate-hardware", path, "--hold-out", 16 * 64 * 64, "--output", out)
+    shown = run("fit-hardware", path, "--hold-out", 16 * 64 * 64, "--output", out)
     assert "held out: 7 measurements" in shown
-    fitted = load_calibration(out)
+    fitted = load_efficiency(out)
     assert fitted.dense_rate == pytest.approx(0.58, rel=0.01)
     assert fitted.attention_rate == pytest.approx(0.47, rel=0.01)
     assert fitted.prologue_bandwidth == pytest.approx(0.4, rel=0.01)
@@ -99,7 +99,7 @@ def test_calibrate_fits_benchmark_results(tmp_path):
     assert fitted.fit["held_out"]["worst"] < 0.01
     assert "NVIDIA H200, commit 0123456789ab" in fitted.sources["attention_rate"]
     assert (
-        run("simulate", "--tokens", 65536, "--set", f"calibration={out}").count(
+        run("simulate", "--tokens", 65536, "--set", f"efficiency={out}").count(
             "held out: 7 measurements"
         )
         == 1
@@ -108,11 +108,11 @@ def test_calibrate_fits_benchmark_results(tmp_path):
         assert predicted == measured
 
 
-def test_calibrate_reads_the_kernel_benchmark(tmp_path):
+def test_it_reads_the_kernel_benchmark(tmp_path):
     """kernel.json of two head sizes: the launch's rate, what an item costs, and what small heads
     cost, are found."""
     hardware = load_hardware("h200")
-    start = load_calibration(hardware)
+    start = load_efficiency(hardware)
     truth = Machine(
         hardware,
         replace(start, attention_rate=0.5, attention_item_blocks=4.0, softmax_channels=80.0),
@@ -133,19 +133,19 @@ def test_calibrate_reads_the_kernel_benchmark(tmp_path):
             json.dumps({"machine": machine, **shape, "dense": dense, "launch": launch})
         )
     out = tmp_path / "h200.json"
-    assert "fitted: 8 measurements" in run("calibrate-hardware", *paths, "--output", out)
-    fitted = load_calibration(out)
+    assert "fitted: 8 measurements" in run("fit-hardware", *paths, "--output", out)
+    fitted = load_efficiency(out)
     assert fitted.attention_rate == pytest.approx(0.5, rel=0.01)
     assert fitted.attention_item_blocks == pytest.approx(4.0, rel=0.05)
     assert fitted.softmax_channels == pytest.approx(80.0, rel=0.05)
     assert fitted.dense_rate == pytest.approx(start.dense_rate, rel=0.01)
 
 
-def test_calibrate_reads_the_backward_benchmark(tmp_path):
+def test_it_reads_the_backward_benchmark(tmp_path):
     """backward.json: the rates of both backwards are found from launches alone, layers and their
     parts."""
     hardware = load_hardware("h200")
-    start = load_calibration(hardware)
+    start = load_efficiency(hardware)
     changes = {
         "dense_gradient_rate": 0.45,
         "attention_gradient_rate": 0.42,
@@ -211,50 +211,49 @@ def test_calibrate_reads_the_backward_benchmark(tmp_path):
     path, out = tmp_path / "backward.json", tmp_path / "h200.json"
     path.write_text(json.dumps(values))
     assert "held out: 4 measurements" in run(
-        "calibrate-hardware", path, "--hold-out", 131_072, "--output", out
+        "fit-hardware", path, "--hold-out", 131_072, "--output", out
     )
-    fitted = load_calibration(out)
+    fitted = load_efficiency(out)
     for name, value in changes.items():
         assert getattr(fitted, name) == pytest.approx(value, rel=0.02), name
     assert fitted.fit["held_out"]["worst"] < 0.01
     assert all(counted == measured for _, measured, counted in read_peaks([path]))
 
 
-def test_calibrate_reads_the_eager_benchmark(tmp_path):
+def test_it_reads_the_eager_benchmark(tmp_path):
     path, out = tmp_path / "eager_cpu.json", tmp_path / "cpu.json"
     speed = {
         "forward": {"dense_wall_s": 6.0, "frequency_wall_s": 1.5},
         "forward and backward": {"dense_wall_s": 20.0, "frequency_wall_s": 5.0},
     }
     path.write_text(json.dumps({"machine": {"cpu": "some", "commit": "0"}, "speed": speed}))
-    shown = run("calibrate-hardware", path, "--hardware", "cpu", "--output", out)
+    shown = run("fit-hardware", path, "--hardware", "cpu", "--output", out)
     assert "fitted: 4 measurements, median error 0.0%, worst 0.0%" in shown
     assert (
-        invoke("calibrate-hardware", path, "--hardware", "cpu", "--output", "-").stdout
-        == out.read_text()
+        invoke("fit-hardware", path, "--hardware", "cpu", "--output", "-").stdout == out.read_text()
     )
-    start, fitted = load_calibration("cpu"), load_calibration(out)
+    start, fitted = load_efficiency("cpu"), load_efficiency(out)
     assert fitted.dense_rate != start.dense_rate
     assert fitted.linear_rate == start.linear_rate
-    assert "was measured on CPU, some" in run("calibrate-hardware", path, code=2)
+    assert "was measured on CPU, some" in run("fit-hardware", path, code=2)
 
 
 def test_results_that_do_not_fit_are_refused(tmp_path):
     path = tmp_path / "layer.json"
     path.write_text("{")
-    assert "layer.json can't be read" in run("calibrate-hardware", path, code=2)
+    assert "layer.json can't be read" in run("fit-hardware", path, code=2)
     path.write_text(json.dumps({"machine": {"gpu": "NVIDIA H200"}, "other": 1}))
-    assert "holds no known benchmark" in run("calibrate-hardware", path, code=2)
+    assert "holds no known benchmark" in run("fit-hardware", path, code=2)
     values = made_up_layer_results()
     del values["scaling"]["points"][0]["heads"]
     path.write_text(json.dumps(values))
-    assert "lacks 'heads'" in run("calibrate-hardware", path, code=2)
+    assert "lacks 'heads'" in run("fit-hardware", path, code=2)
     values = made_up_layer_results()
     values["machine"]["gpu"] = "NVIDIA A100-SXM4-80GB"
     path.write_text(json.dumps(values))
-    assert "was measured on NVIDIA A100" in run("calibrate-hardware", path, code=2)
-    assert "results is empty" in run("calibrate-hardware", code=2)
-    assert "hold-out is 'many'" in run("calibrate-hardware", path, "--hold-out", "many", code=2)
+    assert "was measured on NVIDIA A100" in run("fit-hardware", path, code=2)
+    assert "results is empty" in run("fit-hardware", code=2)
+    assert "hold-out is 'many'" in run("fit-hardware", path, "--hold-out", "many", code=2)
 
 
 @pytest.mark.parametrize(
@@ -276,6 +275,15 @@ def test_results_that_no_benchmark_writes_are_refused_by_name(
     values["scaling"]["points"] = [values["scaling"]["points"][0] | {place: value}]
     path = tmp_path / "layer.json"
     path.write_text(json.dumps(values))
-    output = run("calibrate-hardware", path, code=2)
+    output = run("fit-hardware", path, code=2)
     assert message in output, output
     assert "layer.json holds what benchmarks/layer.json does not write" in output
+
+
+def test_the_old_name_works_and_names_the_new_one(tmp_path):
+    path = tmp_path / "layer.json"
+    path.write_text(json.dumps(made_up_layer_results()))
+    shown = run("calibrate-hardware", path, "--output", tmp_path / "out.json")
+    assert "calibrate-hardware is called fit-hardware now" in shown
+    assert (tmp_path / "out.json").exists()
+    assert "calibrate-hardware" not in run("--help")

@@ -73,7 +73,7 @@ main()
 @pytest.mark.parametrize(
     ("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")]
 )
-@pytest.mark.parametrize("module", ["rich", "freqformer.simulate.scenarios"])
+@pytest.mark.parametrize("module", ["rich", "freqformer.simulate.model.scenarios"])
 def test_a_signal_while_a_command_is_imported_ends_it_without_a_traceback(
     module: str, number: int, name: str
 ) -> None:

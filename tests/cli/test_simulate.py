@@ -155,12 +155,12 @@ def test_presets_and_settings_are_told(tmp_path):
         )
 
 
-def test_a_borrowed_calibration_claims_no_errors():
+def test_a_borrowed_efficiency_claims_no_errors():
     shown = run("simulate", "--hardware", "a100", "--tokens", 16_384)
     assert "Nothing was measured on NVIDIA A100" in shown
     assert "Times against committed measurements" not in shown
     assert "held out: " in run("simulate", "--tokens", 16_384)
-    named = run("simulate", "--hardware", "h200", "--tokens", 16_384, "--set", "calibration=cpu")
+    named = run("simulate", "--hardware", "h200", "--tokens", 16_384, "--set", "efficiency=cpu")
     assert (
         "Nothing was measured on NVIDIA H200 SXM: the fractions that kernels achieve are those of "
         "cpu" in named
@@ -203,9 +203,9 @@ def test_a_machine_without_links_has_no_scale_out(tmp_path):
         (["--set", "head_dim=7"], "head_dim is 7"),
         (["--set", "head_dim=abc"], "head_dim is 'abc'"),
         (["--set", "live=true"], "setting is 'live=true'; NAME=VALUE with one of"),
-        (["--set", "low_beside=maybe"], "low_beside is 'maybe'; true and false are allowed"),
+        (["--set", "low_branch=maybe"], "low_branch is 'maybe'; true and false are allowed"),
         (["--set", "learned_summaries=no"], "learned_summaries is 'no'"),
-        (["--set", "calibration=h300"], "the nearest is 'h200'"),
+        (["--set", "efficiency=h300"], "the nearest is 'h200'"),
         (["--set", "table=missing"], "missing"),
     ],
 )

@@ -28,7 +28,7 @@ LONG = {
     "freqformer.training.loop.train": lambda *_, **__: "none",
     "freqformer.calibration.command.calibrate_on_clips": None,
     "freqformer.demo.run.run_demo": None,
-    "freqformer.simulate.measure.cpu_profile_text": lambda: "{}",
+    "freqformer.simulate.model.processor.cpu_profile_text": lambda: "{}",
 }
 """What takes minutes by design: never reached in full; None stands for a refusal."""
 MOST_WORK = 10**4

@@ -14,15 +14,15 @@ from tests.support.damaged_folders import VALUES, change_json
 
 from freqformer import FreqFormerConfig
 from freqformer.simulate import simulate
-from freqformer.simulate.calibrate import fit_calibration
-from freqformer.simulate.calibration import load_calibration
-from freqformer.simulate.hardware import load_hardware
-from freqformer.simulate.presets import PRESETS
-from freqformer.simulate.profiles import ProfileKind, known_profiles, read_profile
-from freqformer.simulate.results import read_peaks, read_results
-from freqformer.simulate.roofline import Machine
-from freqformer.simulate.settings import CONFIG_SETTINGS, OTHER_SETTINGS, Request, scenarios
-from freqformer.simulate.shapes import load_model
+from freqformer.simulate.model.efficiency import load_efficiency
+from freqformer.simulate.model.fit import fit_efficiency
+from freqformer.simulate.model.hardware import load_hardware
+from freqformer.simulate.model.measurements import read_peaks, read_results
+from freqformer.simulate.model.presets import PRESETS
+from freqformer.simulate.model.profiles import ProfileKind, known_profiles, read_profile
+from freqformer.simulate.model.roofline import Machine
+from freqformer.simulate.model.settings import CONFIG_SETTINGS, OTHER_SETTINGS, Request, scenarios
+from freqformer.simulate.model.transformers import load_model
 from freqformer.training.config import TrainConfig
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -32,7 +32,7 @@ FITTED = ("eager_cpu.json", "kernel.json")
 LOADERS: dict[ProfileKind, Callable[[Path], Any]] = {
     "hardware": load_hardware,
     "models": load_model,
-    "calibration": load_calibration,
+    "efficiency": load_efficiency,
 }
 SETTINGS = (*CONFIG_SETTINGS, *OTHER_SETTINGS)
 WORDS = (
@@ -144,7 +144,7 @@ class Simulations:
 
 @dataclass(frozen=True)
 class Profiles:
-    """JSON files of machines, models and calibrations."""
+    """JSON files of machines, models and efficiencies."""
 
     folder: Path
 
@@ -176,7 +176,7 @@ class Results:
         machine = load_hardware("cpu" if "cpu" in given["name"] else "h200")
         measurements, peaks = read_results([path], machine), read_peaks([path])
         if given["name"] in FITTED:
-            fit_calibration(measurements, Machine(machine, load_calibration(machine)), [], peaks)
+            fit_efficiency(measurements, Machine(machine, load_efficiency(machine)), [], peaks)
 
 
 def file_text(whole: Any, draw: random.Random) -> str:

@@ -16,9 +16,9 @@ import torch
 from freqformer.config import Band
 from freqformer.routing import RoutingTable
 from freqformer.simulate import scenario, simulate
-from freqformer.simulate.allocations import Routing, timesteps
-from freqformer.simulate.shapes import ModelShape
-from freqformer.simulate.simulation import Level
+from freqformer.simulate.model.allocations import Routing, timesteps
+from freqformer.simulate.model.simulation import Level
+from freqformer.simulate.model.transformers import ModelShape
 
 PAGE = (Path(__file__).parents[2] / "docs" / "diffusers.md").read_text(encoding="utf-8")
 SHIFTS = (3.0, 5.0, 8.0)

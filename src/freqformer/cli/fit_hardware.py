@@ -1,9 +1,10 @@
-"""`freqformer calibrate-hardware`."""
+"""`freqformer fit-hardware`."""
 
 from __future__ import annotations
 
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +23,7 @@ def fit_hardware(
         str, typer.Option(help="Comma-separated numbers of tokens that the fit does not see.")
     ] = "",
     output: Annotated[
-        Path | None, typer.Option(help="Write the calibration here as JSON; - for stdout.")
+        Path | None, typer.Option(help="Write the efficiency here as JSON; - for stdout.")
     ] = None,
     measure_cpu: Annotated[
         Path | None,
@@ -39,25 +40,25 @@ def fit_hardware(
 
     \b
     Examples:
-      cd benchmarks/results freqformer calibrate-hardware kernel.json layer.json backward.json
-      --hold-out 75600,131072,1048576 --output h200.json freqformer calibrate-hardware
-      eager_cpu.json --hardware cpu --output cpu.json freqformer calibrate-hardware --measure-cpu
+      cd benchmarks/results freqformer fit-hardware kernel.json layer.json backward.json
+      --hold-out 75600,131072,1048576 --output h200.json freqformer fit-hardware
+      eager_cpu.json --hardware cpu --output cpu.json freqformer fit-hardware --measure-cpu
       cpu.json
     """
     if measure_cpu is not None:
-        from freqformer.simulate.measure import cpu_profile_text
+        from freqformer.simulate.model.processor import cpu_profile_text
 
         write_document(measure_cpu, cpu_profile_text())
         return
     from rich.console import Console
 
-    from freqformer.simulate.calibrate import calibration_text, fit_calibration
-    from freqformer.simulate.calibration import load_calibration
-    from freqformer.simulate.console import print_fit
-    from freqformer.simulate.hardware import load_hardware
-    from freqformer.simulate.profiles import ProfileError
-    from freqformer.simulate.results import read_peaks, read_results
-    from freqformer.simulate.roofline import Machine
+    from freqformer.simulate.model.efficiency import load_efficiency
+    from freqformer.simulate.model.fit import efficiency_text, fit_efficiency
+    from freqformer.simulate.model.hardware import load_hardware
+    from freqformer.simulate.model.measurements import read_peaks, read_results
+    from freqformer.simulate.model.profiles import ProfileError
+    from freqformer.simulate.model.roofline import Machine
+    from freqformer.simulate.present.console import print_fit
 
     if not results:
         raise ProfileError(
@@ -66,16 +67,22 @@ def fit_hardware(
     held = [_whole("hold-out", part) for part in hold_out.split(",") if part]
     machine = load_hardware(hardware)
     measurements = read_results(results, machine)
-    fit = fit_calibration(
-        measurements, Machine(machine, load_calibration(machine)), held, read_peaks(results)
+    fit = fit_efficiency(
+        measurements, Machine(machine, load_efficiency(machine)), held, read_peaks(results)
     )
     print_fit(fit, errors if is_stdout(output) else Console())
     if output is not None:
-        write_document(output, calibration_text(fit.calibration))
+        write_document(output, efficiency_text(fit.efficiency))
+
+
+@wraps(fit_hardware)
+def calibrate_hardware(*given: Any, **named: Any) -> None:
+    errors.print("calibrate-hardware is called fit-hardware now: use that name")
+    fit_hardware(*given, **named)
 
 
 def _whole(name: str, text: str) -> int:
-    from freqformer.simulate.profiles import ProfileError
+    from freqformer.simulate.model.profiles import ProfileError
 
     # More digits than a count of tokens has are no count; int() refuses very many with words of its
     # own.

@@ -16,7 +16,7 @@ from freqformer.cli.calibrate import calibrate
 from freqformer.cli.console import INTERRUPTED, USER_ERROR, errors
 from freqformer.cli.demo import demo
 from freqformer.cli.export import export
-from freqformer.cli.fit_hardware import fit_hardware
+from freqformer.cli.fit_hardware import calibrate_hardware, fit_hardware
 from freqformer.cli.inspect import inspect
 from freqformer.cli.sample import sample
 from freqformer.cli.simulate import simulate
@@ -107,4 +107,5 @@ app.command("inspect")(inspect)
 app.command("demo")(demo)
 app.command("export")(export)
 app.command("simulate")(simulate)
-app.command("calibrate-hardware")(fit_hardware)
+app.command("fit-hardware")(fit_hardware)
+app.command("calibrate-hardware", hidden=True)(calibrate_hardware)

@@ -13,8 +13,8 @@ from freqformer.cli.console import errors
 from freqformer.cli.documents import is_stdout, write_document
 
 if TYPE_CHECKING:
-    from freqformer.simulate.scenarios import Scenario
-    from freqformer.simulate.simulation import Result
+    from freqformer.simulate.model.scenarios import Scenario
+    from freqformer.simulate.model.simulation import Result
 
 DEFAULT_TOKENS = "65536,131072,262144,524288,1048576"
 
@@ -77,8 +77,8 @@ def simulate(
             "--set",
             help="NAME=VALUE, as often as needed, of what is not as in the preset: a field of "
             "FreqFormerConfig, or "
-            "routing, split, schedule, table, head_dim, calibration, learned_summaries, "
-            "low_beside. For instance "
+            "routing, split, schedule, table, head_dim, efficiency, learned_summaries, "
+            "low_branch. For instance "
             "--set window=3,5,5 --set split=1,1,4.",
         ),
     ] = None,
@@ -98,7 +98,7 @@ def simulate(
     """Simulate the cost of FreqFormer beside dense attention: time, memory and FLOPs for a model on
     a machine.
 
-    FLOPs and bytes are exact counts of the plan; times come from a roofline calibrated on
+    FLOPs and bytes are exact counts of the plan; times come from a roofline fitted to
     measurements. Text encoder, VAE and what a pipeline loses between its operations are left out.
 
     \b
@@ -111,9 +111,9 @@ def simulate(
     outputs = _Outputs(json_path, csv_path, html_path, figures)
     from rich.console import Console
 
-    from freqformer.simulate.console import print_results
-    from freqformer.simulate.settings import Request, scenarios
-    from freqformer.simulate.simulation import simulate as simulate_case
+    from freqformer.simulate.model.settings import Request, scenarios
+    from freqformer.simulate.model.simulation import simulate as simulate_case
+    from freqformer.simulate.present.console import print_results
 
     cases = scenarios(Request(model, hardware, tokens, preset, setting or []))
     results = [simulate_case(case) for case in _progress(cases)]
@@ -129,27 +129,27 @@ def _progress(cases: Sequence[Scenario]) -> Iterable[Scenario]:
 
 def _write_documents(results: list[Result], outputs: _Outputs) -> None:
     if outputs.csv:
-        from freqformer.simulate.export import csv_text
+        from freqformer.simulate.present.export import csv_text
 
         write_document(outputs.csv, csv_text(results))
     if not (outputs.json or outputs.html or outputs.figures):
         return
-    from freqformer.simulate.scale_out import scale_out
-    from freqformer.simulate.sensitivity import sensitivity
+    from freqformer.simulate.model.scale_out import scale_out
+    from freqformer.simulate.model.sensitivity import sensitivity
 
     middle = results[len(results) // 2]
     variants = sensitivity(middle.scenario)
     rows = scale_out(middle) if middle.scenario.machine.hardware.interconnect else []
     if outputs.json:
-        from freqformer.simulate.export import document, json_text
+        from freqformer.simulate.present.export import document, json_text
 
         write_document(outputs.json, json_text(document(results, variants, rows)))
     if outputs.html:
-        from freqformer.simulate.report import report_page
+        from freqformer.simulate.present.report import report_page
 
         write_document(outputs.html, report_page(results, variants, rows))
     if outputs.figures:
-        from freqformer.simulate.charts import all_charts
-        from freqformer.simulate.figures import write_figures
+        from freqformer.simulate.present.charts import all_charts
+        from freqformer.simulate.present.figures import write_figures
 
         write_figures(all_charts(results, variants, rows), outputs.figures)

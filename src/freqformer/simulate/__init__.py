@@ -1,22 +1,32 @@
-"""The complexity model and simulator: exact counts from plans, time from calibrated rooflines, 64K
+"""The complexity model and simulator: exact counts from plans, time from fitted rooflines, 64K
 to 1M tokens."""
 
-from freqformer.simulate.allocations import Routing
-from freqformer.simulate.hardware import load_hardware
-from freqformer.simulate.presets import PRESETS
-from freqformer.simulate.profiles import ProfileError
-from freqformer.simulate.scenarios import Scenario, scenario
-from freqformer.simulate.shapes import load_model
-from freqformer.simulate.simulation import Result, simulate
+from typing import Any
+
+from freqformer.simulate._renamed import renamed
+from freqformer.simulate.model.allocations import Routing
+from freqformer.simulate.model.efficiency import Efficiency, load_efficiency
+from freqformer.simulate.model.hardware import load_hardware
+from freqformer.simulate.model.presets import PRESETS
+from freqformer.simulate.model.profiles import ProfileError
+from freqformer.simulate.model.scenarios import Scenario, scenario
+from freqformer.simulate.model.simulation import Result, simulate
+from freqformer.simulate.model.transformers import load_model
 
 __all__ = [
     "PRESETS",
+    "Efficiency",
     "ProfileError",
     "Result",
     "Routing",
     "Scenario",
+    "load_efficiency",
     "load_hardware",
     "load_model",
     "scenario",
     "simulate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return renamed(__name__, name)

@@ -1,0 +1,1 @@
+"""What attention costs: counts from plans, time from rooflines, scenarios and whole generations."""

@@ -1,0 +1,276 @@
+"""Time of every stage: the larger of compute and memory time, plus launches; work items of
+attention are scheduled.
+
+Derivation: docs/complexity.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from freqformer.buffers import SELECTION_QUERIES, power_of_two, selection_slots
+from freqformer.config import Band
+from freqformer.grid import TILE_SLOTS
+from freqformer.plan import AttentionPlan
+from freqformer.routing.statistics import STATISTIC_TILES
+from freqformer.simulate.model.counts import LayerCounts, StageCounts, band_counts
+from freqformer.simulate.model.efficiency import Efficiency
+from freqformer.simulate.model.hardware import Hardware
+from freqformer.simulate.model.low_branch import prefixed, split_stages
+from freqformer.simulate.model.schedule import makespan
+
+REFERENCE_CHANNELS = 128
+"""The head_dim at which attention rates are measured."""
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """Time of one stage."""
+
+    compute_s: float
+    memory_s: float
+    launch_s: float
+    traffic_bytes: float
+    """Bytes that pass main memory."""
+
+    @property
+    def seconds(self) -> float:
+        """Compute and memory overlap; launches do not."""
+        return max(self.compute_s, self.memory_s) + self.launch_s
+
+    @property
+    def bound(self) -> str:
+        """What takes the time: compute, memory or launches."""
+        parts = {"compute": self.compute_s, "memory": self.memory_s, "launches": self.launch_s}
+        return max(parts, key=lambda name: parts[name])
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine and what kernels achieve of it."""
+
+    hardware: Hardware
+    efficiency: Efficiency
+
+    def attention_rate(self, head_dim: int, fraction: float) -> float:
+        """FLOP/s of attention with heads of this size, from the fraction achieved with heads of
+        128."""
+        softmax = self.efficiency.softmax_channels
+        small = (
+            head_dim / (head_dim + softmax) * (REFERENCE_CHANNELS + softmax) / REFERENCE_CHANNELS
+        )
+        return self.hardware.matrix_flops * fraction * small
+
+    def memory_time(self, traffic: float, fraction: float) -> float:
+        """Seconds to move `traffic` bytes at a fraction of the memory bandwidth."""
+        return traffic / (self.hardware.memory_bandwidth * fraction)
+
+    def layer(
+        self, plan: AttentionPlan, allocation: Sequence[int], counts: LayerCounts, *, parts: int = 1
+    ) -> dict[str, StageTime]:
+        """Time of every stage of a FreqFormer layer, forward.
+
+        Args:
+            plan, allocation: of the heads on this machine.
+            counts: theirs, from `layer_counts`, and `with_low_branch` where there is such a branch.
+            parts: machines that share the queries of these heads; each reads all their keys.
+        """
+        bands = tuple(sorted((Band(band), count) for band, count in Counter(allocation).items()))
+        own, beside = split_stages(counts.stages)
+        times = self._call(plan, bands, own, parts)
+        return (
+            times | prefixed(self._call(plan, ((Band.LOW, len(allocation)),), beside, parts))
+            if beside
+            else times
+        )
+
+    def _call(
+        self,
+        plan: AttentionPlan,
+        bands: tuple[tuple[Band, int], ...],
+        stages: dict[str, StageCounts],
+        parts: int,
+    ) -> dict[str, StageTime]:
+        """Time of the stages of one call, in their order."""
+        achieved, vector, matrix = (
+            self.efficiency,
+            self.hardware.vector_flops,
+            self.hardware.matrix_flops,
+        )
+        times = {"attention": self._attention(plan, bands, stages["attention"], parts)}
+        for name, fraction, rate in (
+            ("prologue", achieved.prologue_bandwidth, vector),
+            ("summaries", achieved.elementwise_bandwidth, matrix * achieved.pooling_rate),
+            ("merge", achieved.merge_bandwidth, vector),
+            ("gates", achieved.elementwise_bandwidth, matrix * achieved.linear_rate),
+            ("sum", achieved.elementwise_bandwidth, vector),
+        ):
+            if name in stages:
+                times[name] = self.stage(stages[name], rate, fraction, parts)
+        if "selection" in stages:
+            times["selection"] = self._selection(plan, stages["selection"], parts)
+        if "router" in stages:
+            heads = sum(count for _, count in bands)
+            times["router"] = self._router(
+                stages["router"], heads * min(plan.layout.num_tiles, STATISTIC_TILES), parts
+            )
+        return {name: times[name] for name in stages}
+
+    def dense(self, counts: LayerCounts, head_dim: int) -> StageTime:
+        """Time of dense attention over the same tokens."""
+        stage = counts.stages["attention"]
+        rate = self.attention_rate(head_dim, self.efficiency.dense_rate)
+        return StageTime(
+            compute_s=stage.flops / rate,
+            memory_s=self.memory_time(stage.bytes, self.efficiency.elementwise_bandwidth),
+            launch_s=stage.launches * self.hardware.launch_s,
+            traffic_bytes=stage.bytes,
+        )
+
+    def linear(self, flops: float, traffic: float, launches: int) -> StageTime:
+        """Time of matrix products."""
+        return StageTime(
+            compute_s=flops / (self.hardware.matrix_flops * self.efficiency.linear_rate),
+            memory_s=self.memory_time(traffic, self.efficiency.elementwise_bandwidth),
+            launch_s=launches * self.hardware.launch_s,
+            traffic_bytes=traffic,
+        )
+
+    def elementwise(self, traffic: float, launches: int) -> StageTime:
+        """Time of operations that only move data."""
+        seconds = self.memory_time(traffic, self.efficiency.elementwise_bandwidth)
+        return StageTime(0.0, seconds, launches * self.hardware.launch_s, traffic)
+
+    def stage(self, stage: StageCounts, rate: float, fraction: float, parts: int = 1) -> StageTime:
+        """Time of a stage at a rate in FLOP/s and a fraction of the memory bandwidth, shared by
+        `parts` machines."""
+        return StageTime(
+            compute_s=stage.executed / parts / rate,
+            memory_s=self.memory_time(stage.bytes / parts, fraction),
+            launch_s=stage.launches * self.hardware.launch_s,
+            traffic_bytes=stage.bytes / parts,
+        )
+
+    def _selection(self, plan: AttentionPlan, stage: StageCounts, parts: int) -> StageTime:
+        """Blocks of 16 query tiles, each against all key tiles, dealt to the processors like
+        attention's work items."""
+        tiles, achieved = plan.layout.num_tiles, self.efficiency
+        # A block's scores are searched padded to a power of two.
+        padded = power_of_two(tiles)
+        slots = min(
+            round(self.hardware.processors * achieved.attention_slots), selection_slots(tiles)
+        )
+        rate = (
+            self.hardware.vector_flops
+            * achieved.selection_rate
+            / (self.hardware.processors * achieved.attention_slots)
+        )
+        seconds = (
+            2 * SELECTION_QUERIES * plan.head_dim * (padded + achieved.selection_item_tiles) / rate
+        )
+        rows = stage.flops / (2 * tiles**2 * plan.head_dim)
+        return StageTime(
+            compute_s=makespan(
+                [(seconds, math.ceil(rows * -(-tiles // SELECTION_QUERIES) / parts))], slots
+            ),
+            memory_s=self.memory_time(stage.bytes / parts, achieved.elementwise_bandwidth),
+            launch_s=stage.launches * self.hardware.launch_s,
+            traffic_bytes=stage.bytes / parts,
+        )
+
+    def _router(self, stage: StageCounts, items: int, parts: int) -> StageTime:
+        """Sampled tiles of every head, dealt to the processors like attention's work items."""
+        if stage.launches == 1:  # of the timestep alone: nothing is sampled
+            return self.stage(
+                stage, self.hardware.vector_flops, self.efficiency.elementwise_bandwidth
+            )
+        achieved = self.efficiency
+        slots = round(self.hardware.processors * achieved.attention_slots)
+        seconds = (
+            stage.executed / items * slots / (self.hardware.matrix_flops * achieved.router_rate)
+        )
+        return StageTime(
+            compute_s=makespan([(seconds, math.ceil(items / parts))], slots) + achieved.router_s,
+            memory_s=self.memory_time(stage.bytes / parts, achieved.elementwise_bandwidth),
+            launch_s=stage.launches * self.hardware.launch_s,
+            traffic_bytes=stage.bytes / parts,
+        )
+
+    def _attention(
+        self,
+        plan: AttentionPlan,
+        bands: tuple[tuple[Band, int], ...],
+        stage: StageCounts,
+        parts: int,
+    ) -> StageTime:
+        achieved = self.efficiency
+        slots = round(self.hardware.processors * achieved.attention_slots)
+        rate = self.attention_rate(plan.head_dim, achieved.attention_rate) / slots
+        block = 4 * TILE_SLOTS**2 * plan.head_dim / rate
+        items = [
+            ((length + achieved.attention_item_blocks) * block, -(-count // parts))
+            for length, count in work_items(plan, bands)
+        ]
+        refetched = sum(heads * self._refetched(plan, band, slots) for band, heads in bands)
+        # Outputs, and as many bytes of queries, are shared by the parts; keys and values are not.
+        traffic = stage.bytes - 2 * stage.write_bytes * (1 - 1 / parts) + refetched / parts
+        return StageTime(
+            compute_s=makespan(items, slots),
+            memory_s=self.memory_time(traffic, achieved.elementwise_bandwidth),
+            launch_s=stage.launches * self.hardware.launch_s,
+            traffic_bytes=traffic,
+        )
+
+    def _refetched(self, plan: AttentionPlan, band: Band, slots: int) -> float:
+        """Bytes of keys and values of one head that are read from main memory again, since the L2
+        cache lost them."""
+        pair = 2 * plan.head_dim * self.hardware.element_size
+        streamed = band_counts(plan, band).kv_slots * pair
+        keys = sum(plan.extra_segments(band)) + (
+            0 if band == Band.LOW else plan.layout.grid.num_tokens
+        )
+        working = working_set(plan, band, slots) * pair
+        kept = min(1.0, self.hardware.l2_bytes / working) if working else 1.0
+        return max(0.0, streamed - keys * pair) * (1 - kept)
+
+
+def work_items(plan: AttentionPlan, bands: tuple[tuple[Band, int], ...]) -> list[tuple[int, int]]:
+    """Work items of the launch, longest first: (blocks of 128 keys, how many). Text queries' lists
+    are split to the longest of the video's."""
+    items: Counter[int] = Counter()
+    text = (
+        plan.layout.num_tiles + -(-plan.num_text_tokens // TILE_SLOTS)
+        if plan.num_text_tokens
+        else None
+    )
+    known = [(band_counts(plan, band).key_blocks, heads) for band, heads in bands]
+    video = [length for blocks, _ in known for length, _ in blocks if length != text]
+    longest = max(1, *video, 0)
+    for blocks, heads in known:
+        for length, count in blocks:
+            pieces = max(1, -(-length // longest))
+            for piece in range(pieces):
+                items[length * (piece + 1) // pieces - length * piece // pieces] += count * heads
+    return sorted(items.items(), reverse=True)
+
+
+@lru_cache(maxsize=256)
+def working_set(plan: AttentionPlan, band: Band, slots: int) -> float:
+    """Keys that the work items of one head that run at the same time read, on average for lists
+    that data chooses."""
+    tiles, extra = plan.layout.num_tiles, sum(plan.extra_segments(band))
+    if band == Band.LOW:
+        return extra
+    lists = {Band.MID: plan.mid_lists, Band.HIGH: plan.high_lists}.get(band)
+    running = min(slots, tiles)
+    if lists is None:
+        kept = tiles if band == Band.DENSE else plan.mid_capacity
+        seen = tiles * (1 - (1 - kept / tiles) ** running)
+    else:
+        middle = lists[(tiles - running) // 2 :][:running]
+        seen = len(middle[middle >= 0].unique())
+    return seen * TILE_SLOTS + extra

@@ -1,0 +1,143 @@
+"""Scenarios from what is typed: a preset, lengths, and NAME=VALUE settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from freqformer.config import FreqFormerConfig
+from freqformer.routing import RoutingTable
+from freqformer.simulate._renamed import RENAMED_SETTINGS, warn_renamed
+from freqformer.simulate.model.allocations import Routing
+from freqformer.simulate.model.presets import Preset, preset_named
+from freqformer.simulate.model.profiles import ProfileError
+from freqformer.simulate.model.scenarios import Scenario, scenario
+
+CONFIG_SETTINGS = tuple(sorted(field.name for field in fields(FreqFormerConfig)))
+ROUTING_SETTINGS = ("routing", "split", "schedule", "table")
+OTHER_SETTINGS = (*ROUTING_SETTINGS, "head_dim", "efficiency", "learned_summaries", "low_branch")
+"""Settings beside the configuration's fields."""
+SWITCHES = ("learned_summaries", "low_branch")
+TEXTS = ("routing", "schedule", "table", "efficiency")
+DENSE_SETTINGS = ("table", "head_dim", "efficiency")
+"""What can be set of dense attention."""
+MOST_TYPED = 1024
+"""Characters of a setting, and"""
+MOST_SHOWN = 80
+"""those of a wrong one that an error repeats."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for, as typed."""
+
+    model: str
+    hardware: str
+    lengths: str
+    """Separated by commas."""
+    preset: str = "default"
+    settings: Sequence[str] = ()
+    """NAME=VALUE."""
+
+
+def scenarios(request: Request) -> list[Scenario]:
+    """The scenarios of a request, one per length.
+
+    Raises:
+        ValueError: for anything unknown, out of range or without effect, naming it.
+    """
+    named, values = preset_named(request.preset), _values(request.settings)
+    _check_dense(named, values)
+    wanted = [part.strip() for part in request.lengths.split(",") if part.strip()]
+    if not wanted:
+        raise ProfileError(
+            "tokens is empty; numbers of tokens or durations, separated by commas, are allowed"
+        )
+    routing = _routing(named, values)
+    changes = {name: values[name] for name in CONFIG_SETTINGS if name in values}
+    base = named.config if routing.table is None else routing.table.config
+    config = FreqFormerConfig.from_dict(base.to_dict() | changes)
+    switches = {name: values[name] for name in SWITCHES if name in values}
+    return [
+        replace(
+            scenario(
+                request.model,
+                request.hardware,
+                length,
+                preset=named.name,
+                config=config,
+                routing=routing,
+                head_dim=values.get("head_dim"),
+                efficiency=values.get("efficiency"),
+            ),
+            **switches,
+        )
+        for length in wanted
+    ]
+
+
+def _values(settings: Sequence[str]) -> dict[str, Any]:
+    """Names and values of the settings; of a name given twice the last one."""
+    known, values = (*CONFIG_SETTINGS, *OTHER_SETTINGS), {}
+    for item in settings:
+        if len(item) > MOST_TYPED:
+            raise ProfileError(
+                f"setting is {item[:MOST_SHOWN]!r}… of {len(item):,} characters; {MOST_TYPED:,} at "
+                "most are allowed"
+            )
+        name, separator, text = item.partition("=")
+        if name in RENAMED_SETTINGS:
+            warn_renamed(f"setting {name}", RENAMED_SETTINGS[name])
+            name = RENAMED_SETTINGS[name]
+        if not separator or name not in known:
+            allowed = f"NAME=VALUE with one of {', '.join(known)} is allowed"
+            raise ProfileError(f"setting is {item[:MOST_SHOWN]!r}; {allowed}")
+        value = text if name in TEXTS else _value(text)
+        if name in SWITCHES and not isinstance(value, bool):
+            raise ProfileError(f"{name} is {text[:MOST_SHOWN]!r}; true and false are allowed")
+        values[name] = value
+    return values
+
+
+def _check_dense(preset: Preset, values: dict[str, Any]) -> None:
+    """Raise ProfileError for settings that dense attention, which has no bands, would ignore."""
+    if preset.attention != "dense":
+        return
+    # A table brings bands to a dense model, and with them a meaning to the configuration.
+    allowed = (*DENSE_SETTINGS, *(CONFIG_SETTINGS if "table" in values else ()))
+    ignored = [name for name in values if name not in allowed]
+    if ignored:
+        raise ProfileError(
+            f"{ignored[0]} is set, and dense attention has no bands to act on; "
+            f"{', '.join(allowed)} are "
+            "allowed with preset dense: leave it out, or take another preset"
+        )
+
+
+def _routing(preset: Preset, values: dict[str, Any]) -> Routing:
+    """The preset's routing with what was set; a kind brings its own schedule and split."""
+    table = _table(values["table"]) if "table" in values else None
+    kind = values.get("routing", preset.routing.kind)
+    return Routing(
+        kind=kind, split=values.get("split"), schedule=values.get("schedule"), table=table
+    )
+
+
+def _value(text: str) -> Any:
+    """A setting's value: JSON where it is some, a tuple of numbers with commas, and text
+    otherwise."""
+    for candidate, as_tuple in ((text, False), (f"[{text}]", True)):
+        try:
+            value = json.loads(candidate)
+        # Too many digits of a number are a ValueError, too many brackets a RecursionError.
+        except (ValueError, RecursionError):
+            continue
+        return tuple(value) if as_tuple else value
+    return text
+
+
+def _table(folder: str) -> RoutingTable:
+    return RoutingTable.load(Path(folder))

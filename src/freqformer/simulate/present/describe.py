@@ -1,0 +1,180 @@
+"""What was simulated and how far to trust it, in words: table, report and JSON say the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from freqformer.config import Band
+from freqformer.simulate.model.allocations import count_heads
+from freqformer.simulate.model.presets import PRESETS
+from freqformer.simulate.model.scenarios import Scenario
+from freqformer.simulate.model.simulation import Result
+from freqformer.simulate.present.units import duration
+
+ROUTERS = {
+    "soft": (
+        "soft: a router weighs each head's band and LOW by the layer's statistics and the "
+        "noise level"
+    ),
+    "timed": "timed: a router weighs each head's band and LOW by the noise level alone",
+    "learned": "learned: a router chooses a band for each head",
+    "fixed": "fixed: no router",
+}
+SCHEDULES = {
+    "fixed": "the same at every step",
+    "prior": "the paper's prior by noise level, as before any training",
+}
+LEFT_OUT = (
+    "Times of steps and generations are those of the transformer's operations, each at the rate "
+    "that "
+    "it reaches alone, dense attention with cuDNN's kernel. Left out: text encoder, VAE, patch "
+    "embedding, output layer and sampler, and what a pipeline loses. On an H200 a block of Wan2.1 "
+    "14B "
+    "with dense attention took 1.14 times the time that is said here when compiled, 1.25 times in "
+    "plain PyTorch, 1.73 times with FlashAttention 2."
+)
+"""What a reader must know before comparing a generation with a stopwatch."""
+
+
+def preset_title(case: Scenario) -> str:
+    """The preset's name and what has been changed."""
+    changes = case.changes
+    return f"preset {case.preset}" + (f" with other {', '.join(changes)}" if changes else "")
+
+
+def settings(case: Scenario) -> dict[str, str]:
+    """Every setting that has a say in the cost, by name."""
+    changes = f", with other {', '.join(case.changes)}" if case.changes else ""
+    preset = f"{case.preset} ({PRESETS[case.preset].title}){changes}"
+    if case.runs_dense:
+        return {"preset": preset, "attention": "dense in every head"}
+    return {
+        "preset": preset,
+        "split": _split(case),
+        "routing": _routing(case),
+        "schedule": _schedule(case),
+        "learned summaries": _summaries(case),
+        "low branch": "gated, beside every head's own band" if case.has_low_branch else "none",
+    } | {
+        name.replace("_", " "): _value(name, value) for name, value in case.config.to_dict().items()
+    }
+
+
+def settings_record(case: Scenario) -> dict[str, Any]:
+    """The settings beside the configuration as JSON-able values."""
+    table = case.routing.table
+    return {
+        "preset": case.preset,
+        "changed_from_preset": case.changes,
+        "attention": case.attention,
+        "routing": {
+            "kind": case.routing.kind,
+            "split": None if case.runs_dense else list(_initial(case)[: Band.DENSE]),
+            "schedule": case.routing.schedule if table is None else "table",
+            "table_shape": None if table is None else list(table.shape),
+            "router_reads": case.router,
+        },
+        "learned_summaries": case.pools_summaries,
+        "low_branch": case.has_low_branch,
+    }
+
+
+def _initial(case: Scenario) -> tuple[int, ...]:
+    return count_heads(case.routing.initial(case.model.heads))
+
+
+def _schedule(case: Scenario) -> str:
+    return (
+        "by the table"
+        if case.routing.table is not None
+        else SCHEDULES[case.routing.schedule or "fixed"]
+    )
+
+
+def _split(case: Scenario) -> str:
+    table = case.routing.table
+    if table is not None:
+        shares = ", ".join(f"{share:.0%} {name}" for name, share in table.shares.items() if share)
+        buckets, layers, _ = table.shape
+        return f"a table of {buckets} noise levels and {layers} layers: {shares} of the heads"
+    heads = zip(Band, _initial(case), strict=True)
+    return (
+        ", ".join(f"{count} {band.name}" for band, count in heads if count)
+        + f" of {case.model.heads} heads at first"
+    )
+
+
+def _routing(case: Scenario) -> str:
+    text = ROUTERS[case.routing.kind]
+    if case.routing.table is not None:
+        text += "; runs beside the table" if case.router else "; the table is in its place"
+    return text if case.router or case.routing.kind == "fixed" else f"{text}, not run"
+
+
+def _summaries(case: Scenario) -> str:
+    if case.config.summary_tokens == 0:
+        return "none, as there are no summary tokens"
+    return (
+        "mid and high ones, pooled by learned queries"
+        if case.pools_summaries
+        else "none, low ones alone"
+    )
+
+
+def _value(name: str, value: object) -> str:
+    if value is None:
+        return {"tile": "chosen for the grid", "mid_tiles": "every tile"}.get(name, "none")
+    return " × ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def dense_rate_note(result: Result) -> str:
+    """The dense generation's time and the rate that this means, to hold against a stopwatch."""
+    whole = result.generation
+    rate = whole.dense_flops / whole.dense_seconds / 1e12
+    steps, passes = result.scenario.model.steps, result.scenario.model.guidance_passes
+    return (
+        f"With dense attention a generation of {result.scenario.tokens:,} tokens takes "
+        f"{duration(whole.dense_seconds)} ({steps} steps of {passes} model "
+        f"call{'s' if passes > 1 else ''}), {rate:,.0f} TFLOP/s on average."
+    )
+
+
+def efficiency_notes(result: Result) -> list[str]:
+    """What a reader must know about where the times come from."""
+    machine = result.scenario.machine
+    efficiency, notes = machine.efficiency, []
+    if efficiency.transferred:
+        notes.append(
+            f"Nothing was measured on {machine.hardware.title}: the fractions that kernels achieve "
+            "are those of "
+            f"{efficiency.name}. Take its times as estimates."
+        )
+    for word, text in (
+        ("probe", "come from probes that are not kept, not from committed benchmarks"),
+        ("assumption", "are assumptions, wholly or in part, until they are measured"),
+    ):
+        sources = efficiency.sources | machine.hardware.sources
+        names = [name for name, source in sources.items() if word in source]
+        if names:
+            notes.append(f"These values {text}: {', '.join(names)}.")
+    return notes
+
+
+def fit_note(fit: dict[str, Any]) -> str:
+    """The errors of the fit and of the hold-out, as a sentence."""
+    parts = [
+        f"{name}: {fit[key]['count']} measurements, median error {fit[key]['median']:.1%}, worst "
+        f"{fit[key]['worst']:.1%}"
+        for name, key in (("fitted", "fit"), ("held out", "held_out"))
+        if fit.get(key, {}).get("count")
+    ]
+    text = "Times against committed measurements. " + "; ".join(parts) + "."
+    if "held_out" not in fit:
+        text += " Nothing was held out, so how well other lengths are predicted is not known."
+    if "memory" in fit:
+        found = fit["memory"]
+        text += (
+            f" Peak memory: {found['count']} layers, median error {found['median']:.1%}, "
+            f"worst {found['worst']:.1%}."
+        )
+    return text
