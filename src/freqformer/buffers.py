@@ -1,13 +1,13 @@
-"""What the fused path holds between its launches, from the plan alone.
+"""How the fused path's buffers are laid out, from the plan alone.
 
-The launches allocate by these figures and the cost model counts by them, so that both say the same;
-no kernel is imported.
+Launches allocate by these figures and `ops/NAME/cost.py` counts by them; no kernel is imported.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from freqformer.cost import STATISTIC_BYTES
 from freqformer.grid import TILE_SLOTS
 from freqformer.plan import AttentionPlan
 
@@ -75,8 +75,6 @@ TEXT_PART_TILES = 64
 """Least key tiles of one part of a text query's list, and"""
 TEXT_PARTS = 16
 """most parts: they run beside each other, and their float32 results wait in scratch memory."""
-STATISTIC_BYTES = 4
-"""Sums over tiles, scores, lists and log-sum-exps are 32 bits wide, whatever the features' type."""
 
 
 def power_of_two(size: int, least: int = 16) -> int:
@@ -111,24 +109,8 @@ def text_parts(tiles: int) -> int:
 
 
 def workspace_bytes(plan: AttentionPlan, rows: int, element_size: int) -> int:
-    """Bytes that one call holds beside query, key, value and output, all at once.
+    """As `ops.cost.workspace_bytes` of a call without a LOW branch; here until the launches read it
+    there."""
+    from freqformer.ops import cost
 
-    Args:
-        plan: the plan of the call.
-        rows: samples times heads; of some of the plan's heads, where others are elsewhere, those.
-        element_size: bytes of an element of the query.
-    """
-    width, tiles, cells = plan.head_dim, plan.layout.num_tiles, plan.cells.num_cells
-    tokens, selects = plan.layout.grid.num_tokens + plan.num_text_tokens, selects_tiles(plan)
-    # Queries, keys and values in tile order, outputs of low tokens, and log-sum-exps.
-    vectors = tokens + 2 * key_layout(plan).rows + plan.num_low_tokens
-    held = rows * vectors * width * element_size + rows * tokens * STATISTIC_BYTES
-    if selects or cells:
-        held += 3 * rows * tiles * width * STATISTIC_BYTES
-    if selects:
-        held += rows * tiles * (plan.mid_capacity + cells) * STATISTIC_BYTES
-        held += score_bytes(rows, tiles)
-    parts = text_parts(tiles)
-    if parts > 1:
-        held += rows * parts * plan.num_text_tokens * (width + 1) * STATISTIC_BYTES
-    return held
+    return cost.workspace_bytes(plan, rows, element_size)

@@ -11,15 +11,13 @@ import pytest
 from tests.support.command_line import invoke, run
 
 from freqformer import FreqFormerConfig, Grid, build_plan
-from freqformer.buffers import workspace_bytes
+from freqformer.ops.cost import training_bytes, workspace_bytes
 from freqformer.routing import even_allocation
 from freqformer.simulate.model.counts import dense_counts, layer_counts
 from freqformer.simulate.model.efficiency import load_efficiency
 from freqformer.simulate.model.gradients import (
     dense_gradient_time,
-    gradient_counts,
     gradient_times,
-    training_bytes,
 )
 from freqformer.simulate.model.hardware import load_hardware
 from freqformer.simulate.model.measurements import read_peaks
@@ -43,7 +41,7 @@ def made_up_layer_results() -> dict:
     def record(grid: Grid, heads: int, learned: bool = False) -> dict:
         plan = build_plan(grid, config, num_heads=heads, head_dim=128, learned_summaries=learned)
         allocation = even_allocation(heads)
-        times = machine.layer(plan, allocation, layer_counts(plan, allocation, router="statistics"))
+        times = machine.layer(layer_counts(plan, allocation, router="statistics"))
         router = times.pop("router")
         kernels = {
             "prologue": "prepare_tiles",
@@ -123,7 +121,7 @@ def test_it_reads_the_kernel_benchmark(tmp_path):
         for density, kept in (("1.0", 512), ("0.1", 51), ("0.05", 26)):
             config = FreqFormerConfig(mid_tiles=kept, summary_tokens=0)
             plan = build_plan(Grid(16, 64, 64), config, num_heads=8, head_dim=head_dim)
-            times = truth.layer(plan, [1] * 8, layer_counts(plan, [1] * 8))
+            times = truth.layer(layer_counts(plan, [1] * 8))
             launch[density] = {"ms": 1e3 * times["attention"].seconds}
         dense = {"ms": 1e3 * truth.dense(dense_counts(65_536, 8, head_dim), head_dim).seconds}
         shape = {"tokens": 65_536, "heads": 8, "head_dim": head_dim}
@@ -166,10 +164,8 @@ def test_it_reads_the_backward_benchmark(tmp_path):
         plan = build_plan(grid, config, num_heads=8, head_dim=128, learned_summaries=learned)
         allocation = even_allocation(8)
         counts = layer_counts(plan, allocation)
-        times = gradient_times(truth, plan, allocation, gradient_counts(plan, allocation, counts))
-        both = sum(
-            t.seconds for t in (*times.values(), *truth.layer(plan, allocation, counts).values())
-        )
+        times = gradient_times(truth, counts)
+        both = sum(t.seconds for t in (*times.values(), *truth.layer(counts).values()))
         launches = [
             [kernels[name], 1e6 * time.seconds] for name, time in times.items() if name in kernels
         ]
@@ -189,8 +185,7 @@ def test_it_reads_the_backward_benchmark(tmp_path):
             num_heads=8,
             head_dim=128,
         )
-        gradients = gradient_counts(plan, [1] * 8, layer_counts(plan, [1] * 8))
-        times = gradient_times(truth, plan, [1] * 8, gradients)
+        times = gradient_times(truth, layer_counts(plan, [1] * 8))
         launches[density] = {
             "launches": {"ms": 1e3 * (times["gather"].seconds + times["attention"].seconds)}
         }

@@ -15,13 +15,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from freqformer import Band, FreqFormerConfig, Grid, build_plan
 from freqformer.bands import compress, dct, interpolation_matrix, low_grid
+from freqformer.cost import compress_flops, dct_flops
 from freqformer.grid import tile_layout
 from freqformer.ops.block_sparse.reference import attend_dense
 from freqformer.ops.prologue import prepare
 from freqformer.patterns import topk_tiles
 from freqformer.plan import AttentionPlan
 from freqformer.routing import RoutingNetwork, routing_statistics
-from freqformer.simulate.model.counts import compress_flops, dct_flops, dense_counts, layer_counts
+from freqformer.simulate.model.counts import dense_counts, layer_counts
 
 HEAD_DIM = 8
 

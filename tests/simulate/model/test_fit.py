@@ -63,7 +63,7 @@ def made_up(noise: float = 0.0) -> list[Measurement]:
                 def predict(
                     at: Machine, plan=plan, counts=counts, stage=stage, allocation=allocation
                 ) -> float:
-                    return at.layer(plan, allocation, counts)[stage].seconds
+                    return at.layer(counts)[stage].seconds
 
                 rows.append((f"{stage} {kept}", grid.num_tokens, predict, informs))
         dense = dense_counts(grid.num_tokens, 12, 128)

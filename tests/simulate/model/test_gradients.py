@@ -12,14 +12,16 @@ from tests.simulate.model.test_counts import HEAD_DIM, scenario
 from torch.utils.flop_counter import FlopCounterMode
 
 from freqformer import Band, FreqFormerConfig, Grid, build_plan, frequency_attention
+from freqformer.cost import Call
+from freqformer.ops.block_sparse.cost import num_keys, num_queries
+from freqformer.ops.cost import training_bytes
 from freqformer.ops.prologue import prepare
-from freqformer.simulate.model.counts import attention_tensors, dense_counts, layer_counts
+from freqformer.simulate.model.counts import dense_counts, layer_counts
 from freqformer.simulate.model.efficiency import load_efficiency
 from freqformer.simulate.model.gradients import (
     dense_gradient_time,
     gradient_counts,
     gradient_times,
-    training_bytes,
 )
 from freqformer.simulate.model.hardware import load_hardware
 from freqformer.simulate.model.roofline import Machine
@@ -57,14 +59,14 @@ def test_attention_equals_pytorchs_counter(band, pattern):
     )
     with FlopCounterMode(display=False) as counter:
         out.sum().backward()
-    assert counter.get_total_flops() == gradient_counts(plan, allocation, counts)["attention"].flops
+    assert counter.get_total_flops() == gradient_counts(counts)["attention"].flops
 
 
 def test_stages_add_up_to_the_backward():
     for seed in range(40):
         plan, allocation = scenario(seed, random.Random(seed).choice(["topk", "axial", "radial"]))
         counts = layer_counts(plan, allocation)
-        gradients = gradient_counts(plan, allocation, counts)
+        gradients = gradient_counts(counts)
         assert sum(stage.flops for stage in gradients.values()) == pytest.approx(
             counts.backward_flops
         ), seed
@@ -99,8 +101,10 @@ def test_attention_writes_a_gradient_for_every_query_key_and_value():
             )
             queries += made.query[..., 0].numel()
             keys += sum(x[..., 0].numel() for x in (made.key, made.extra_key) if x is not None)
-        assert attention_tensors(plan, heads) == (queries, keys), seed
-        gradients = gradient_counts(plan, allocation, layer_counts(plan, allocation))
+        assert (num_queries(Call(plan, heads)), num_keys(Call(plan, heads))) == (queries, keys), (
+            seed
+        )
+        gradients = gradient_counts(layer_counts(plan, allocation))
         assert gradients["attention"].write_bytes == (queries + 2 * keys) * HEAD_DIM * 2, seed
 
 
@@ -109,9 +113,9 @@ def test_halving_a_rate_doubles_its_time(machine):
         Grid(16, 64, 64), FreqFormerConfig(), num_heads=6, head_dim=128, learned_summaries=True
     )
     allocation = [0, 1, 2] * 2
-    gradients = gradient_counts(plan, allocation, layer_counts(plan, allocation))
-    before = gradient_times(machine, plan, allocation, gradients)
-    assert list(before) == list(gradients)
+    counts = layer_counts(plan, allocation)
+    before = gradient_times(machine, counts)
+    assert list(before) == list(gradient_counts(counts))
     for field, name, part in (
         ("attention_gradient_rate", "attention", "compute_s"),
         ("pooling_gradient_rate", "summaries", "compute_s"),
@@ -119,7 +123,7 @@ def test_halving_a_rate_doubles_its_time(machine):
         ("merge_gradient_bandwidth", "merge", "memory_s"),
     ):
         slower = replace(machine.efficiency, **{field: getattr(machine.efficiency, field) / 2})
-        after = gradient_times(replace(machine, efficiency=slower), plan, allocation, gradients)
+        after = gradient_times(replace(machine, efficiency=slower), counts)
         assert getattr(after[name], part) == pytest.approx(2 * getattr(before[name], part)), field
         assert all(after[other] == before[other] for other in before if other != name), field
 

@@ -1,11 +1,12 @@
-"""A LOW branch beside every head's own: its counts against those of LOW heads, of PyTorch's linear
-layer and of tensors."""
+"""A LOW branch in every head: its counts against masks of tokens, PyTorch's own operations and
+tensors; it shares the operation's launches."""
 
 from __future__ import annotations
 
 import csv
 import json
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -15,31 +16,30 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from freqformer import FreqFormerConfig, Grid, build_plan
+from freqformer import Band, FreqFormerConfig, Grid, build_plan
 from freqformer.cli import app
+from freqformer.cost import Call, Cost
 from freqformer.ops.gates.reference import gated_sum
+from freqformer.ops.merge.cost import spread_flops
+from freqformer.plan import AttentionPlan
 from freqformer.simulate import Routing, simulate
 from freqformer.simulate import scenario as named
-from freqformer.simulate.model.counts import StageCounts, layer_counts
+from freqformer.simulate.model.counts import LayerCounts, layer_counts
 from freqformer.simulate.model.efficiency import load_efficiency
 from freqformer.simulate.model.gradients import gradient_counts, gradient_times
 from freqformer.simulate.model.hardware import load_hardware
-from freqformer.simulate.model.low_branch import (
-    low_branch_training_bytes,
-    split_stages,
-    with_low_branch,
-)
-from freqformer.simulate.model.roofline import Machine
+from freqformer.simulate.model.low_branch import gate_gradients, gates_cost, low_branch
+from freqformer.simulate.model.roofline import Machine, work_items
 from freqformer.simulate.model.scale_out import scale_out
 from freqformer.simulate.present.charts import COLOURS, all_charts
 from freqformer.simulate.present.export import scenario_record
 from freqformer.simulate.present.report import report_page
 
 LEVELS = ("layer", "training", "step", "generation")
-CALLS = ("prologue", "summaries", "attention", "merge")
+FIELDS = ("flops", "executed", "read_bytes", "write_bytes", "launches")
 
 
-def cases() -> list[tuple]:
+def cases() -> list[tuple[AttentionPlan, list[int]]]:
     """Random plans, some with text, some with learned summaries, and an allocation each."""
     return [
         scenario(seed, random.Random(seed).choice(["topk", "axial", "radial"]))
@@ -47,128 +47,189 @@ def cases() -> list[tuple]:
     ]
 
 
-def summed(stages: dict[str, StageCounts], field: str) -> float:
-    return sum(getattr(stage, field) for stage in stages.values())
+def both(plan: AttentionPlan, allocation: list[int]) -> tuple[LayerCounts, LayerCounts]:
+    """A layer without a LOW branch, and with it."""
+    return layer_counts(plan, allocation), layer_counts(plan, allocation, low_branch=True)
 
 
-def linear_and_sum(tokens: int, heads: int, head_dim: int) -> dict[str, float]:
-    """FLOPs and bytes of the gates' linear layer and the gated sum, forward, and the layer's FLOPs
-    with its backward: of PyTorch's own operations on bfloat16 tensors, of which every input and
-    output counts once."""
-    width = heads * head_dim
-    hidden = torch.randn(1, tokens, width, dtype=torch.bfloat16, requires_grad=True)
-    linear = nn.Linear(width, 2 * heads, dtype=torch.bfloat16)
-    with FlopCounterMode(display=False) as forward:
-        made = linear(hidden)
-    with FlopCounterMode(display=False) as backward:
-        made.sum().backward()
-    gates = made.detach().unflatten(2, (2, heads))
-    own, low = torch.randn(2, 1, tokens, heads, head_dim, dtype=torch.bfloat16)
-    out = gated_sum(own, low, gates)
-    return {
-        "flops": forward.get_total_flops() + 4 * out.numel(),
-        "read_bytes": sum(x.nbytes for x in (hidden, linear.weight, linear.bias, own, low, gates)),
-        "write_bytes": made.nbytes + out.nbytes,
-        "linear_backward_flops": backward.get_total_flops(),
-    }
+def test_a_default_layer_takes_four_launches():
+    """The prologue's two, one attention launch, one merge; no second prologue and no launch for the
+    sum. The gates are a linear layer of the layer's own."""
+    plan = build_plan(Grid(4, 16, 16), FreqFormerConfig(summary_tokens=0), num_heads=2, head_dim=64)
+    stages = layer_counts(plan, [Band.HIGH] * 2, low_branch=True).stages
+    launches = {name: stage.launches for name, stage in stages.items()}
+    assert launches["prologue"] + launches["summaries"] == 2
+    assert (launches["selection"], launches["attention"], launches["merge"]) == (0, 1, 1)
+    assert sum(launches.values()) == 4 + launches["gates"] == 5
 
 
-def test_it_costs_a_layer_of_low_heads_a_linear_layer_and_a_sum():
+def test_launches_are_those_of_heads_of_every_band():
+    """Of the branch only the merge is a launch more, where no head is LOW; in backward likewise."""
     for plan, allocation in cases():
-        heads, tokens = len(allocation), plan.layout.grid.num_tokens + plan.num_text_tokens
-        without, low = layer_counts(plan, allocation), layer_counts(plan, [0] * heads)
-        found, rest = with_low_branch(without, plan, heads), linear_and_sum(tokens, heads, HEAD_DIM)
-        for field in ("flops", "read_bytes", "write_bytes"):
-            expected = summed(without.stages, field) + summed(low.stages, field) + rest[field]
-            assert summed(found.stages, field) == pytest.approx(expected, rel=1e-12), field
-        assert (
-            summed(found.stages, "launches")
-            == summed(without.stages, "launches") + summed(low.stages, "launches") + 2
+        without, found = both(plan, allocation)
+        merged = int(Band.LOW not in allocation)
+        for one, other, added in (
+            (without.stages, found.stages, {"gates": 1}),
+            (gradient_counts(without), gradient_counts(found), {"gates": 3, "added gradient": 1}),
+        ):
+            assert set(other) - set(one) == set(added)
+            for name, stage in other.items():
+                before = one[name].launches if name in one else 0
+                more = merged if name == "merge" else added.get(name, 0)
+                assert stage.launches == before + more, name
+
+
+def test_attention_is_own_bands_and_low_queries_once():
+    """Video queries of LOW are added to heads of other bands; text queries see everything once, and
+    a LOW head's own band is the branch."""
+    for plan, allocation in cases():
+        without, found = both(plan, allocation)
+        video, text, low = (
+            plan.layout.grid.num_tokens,
+            plan.num_text_tokens,
+            plan.num_low_tokens,
         )
-        assert found.flops == pytest.approx(without.flops + low.flops + rest["flops"], rel=1e-12)
-        assert (
-            found.attention.useful == plan.flops(allocation).useful + plan.flops([0] * heads).useful
-        )
-        assert (
-            found.attention.executed
-            == plan.flops(allocation).executed + plan.flops([0] * heads).executed
-        )
-        assert found.kv_bytes == plan.kv_bytes(allocation) + plan.kv_bytes([0] * heads)
-        assert found.summary_bytes == without.summary_bytes + low.summary_bytes
+        seen = sum(plan.extra_segments(Band.LOW))
+        others = sum(band != Band.LOW for band in allocation)
+        pairs = others * low * seen
+        assert found.attention.useful == without.attention.useful + 4 * HEAD_DIM * pairs
+        blocks = -(-low // 128) * sum(-(-size // 128) for size in plan.extra_segments(Band.LOW))
+        executed = 4 * HEAD_DIM * 128**2 * others * blocks
+        assert found.attention.executed == without.attention.executed + executed
+        assert found.kv_bytes == without.kv_bytes + others * 4 * HEAD_DIM * 128 * blocks
         assert found.band_flops == without.band_flops
+        queries = found.stages["attention"].write_bytes - without.stages["attention"].write_bytes
+        assert queries == others * low * (2 * HEAD_DIM + 4)
+        assert (found.stages["attention"] == without.stages["attention"]) == (not others)
+        assert video or text
 
 
-def test_stages_are_those_of_low_heads():
+def test_work_items_are_longest_first_with_low_ones_among_them():
     for plan, allocation in cases():
-        own, beside = split_stages(
-            with_low_branch(layer_counts(plan, allocation), plan, len(allocation)).stages
-        )
-        low = layer_counts(plan, [0] * len(allocation)).stages
-        assert own == layer_counts(plan, allocation).stages
-        assert {name: beside[name] for name in CALLS} == {name: low[name] for name in CALLS}
-        # Nothing is selected for LOW heads, so that leaving the stage out leaves nothing out.
-        assert low["selection"] == StageCounts(0, 0, 0, 0, 0)
-        assert set(beside) == {*CALLS, "gates", "sum"}
+        call = Call(plan, Counter(map(Band, allocation)), low_branch=True)
+        items = work_items(call)
+        assert items == sorted(items, reverse=True)
+        slots = sum(length * count for length, count in items) * 4 * HEAD_DIM * 128**2
+        assert slots == layer_counts(plan, allocation, low_branch=True).attention.executed
 
 
-def test_backward_is_that_of_both_calls_the_linear_layer_and_the_sum():
+def test_the_prologue_reads_once_and_writes_low_tokens_too():
     for plan, allocation in cases():
-        heads, tokens = len(allocation), plan.layout.grid.num_tokens + plan.num_text_tokens
-        counts = {
-            name: layer_counts(plan, bands)
-            for name, bands in (("own", allocation), ("low", [0] * heads))
-        }
-        found = with_low_branch(counts["own"], plan, heads)
-        own, beside = split_stages(gradient_counts(plan, allocation, found))
-        low = gradient_counts(plan, [0] * heads, counts["low"])
-        assert own == gradient_counts(plan, allocation, counts["own"])
-        assert {name: beside[name] for name in low} == low
-        assert set(beside) - set(low) == {"gates", "sum", "added gradients"}
-        assert (
-            beside["gates"].flops
-            == linear_and_sum(tokens, heads, HEAD_DIM)["linear_backward_flops"]
-        )
-        assert found.backward_flops == pytest.approx(
-            summed(own, "flops") + summed(beside, "flops"), rel=1e-12
-        )
-        both = counts["own"].backward_flops + counts["low"].backward_flops
-        assert found.backward_flops == pytest.approx(
-            both + sum(beside[name].flops for name in ("gates", "sum", "added gradients")),
-            rel=1e-12,
-        )
+        without, found = (counts.stages["prologue"] for counts in both(plan, allocation))
+        others = sum(band != Band.LOW for band in allocation)
+        assert found.read_bytes == without.read_bytes
+        rows = others * 3 * plan.num_low_tokens
+        assert found.write_bytes == without.write_bytes + rows * HEAD_DIM * 2
 
 
-def test_gradients_are_bytes_of_real_tensors():
-    """What PyTorch's backward needs and gives for sum and linear layer; and gradients that are
-    added up."""
+def test_summaries_are_those_that_either_branch_sees():
+    """LOW sees mid and high ones, a HIGH head low and mid ones: three kinds, none made twice."""
+    config = FreqFormerConfig(tile=(4, 4, 8), summary_tokens=4)
+    for learned, kinds in ((True, {0: 2, 1: 3, 2: 3, 3: 2}), (False, {0: 0, 1: 1, 2: 1, 3: 0})):
+        plan = build_plan(
+            Grid(4, 16, 16), config, num_heads=1, head_dim=HEAD_DIM, learned_summaries=learned
+        )
+        for band, number in kinds.items():
+            counts = layer_counts(plan, [band], low_branch=True)
+            assert counts.summary_bytes == number * plan.cells.num_cells * 2 * HEAD_DIM * 2
+        if learned:
+            # Of mid and high ones together, two poolings a head, whatever its band.
+            executed = {
+                layer_counts(plan, [band], low_branch=True).stages["summaries"].executed
+                for band in range(4)
+            }
+            assert executed == {2 * 2.0 * plan.layout.num_tiles * 128**2 * HEAD_DIM}
+
+
+def test_the_merge_reads_and_writes_real_tensors_once():
+    """Own outputs, low tokens' outputs and gates in; the sum out: for a head that is not LOW."""
+    tokens, heads = 270, 3
+    plan = build_plan(Grid(3, 9, 10), FreqFormerConfig(), num_heads=heads, head_dim=16)
+    merge = layer_counts(plan, [1, 2, 3], low_branch=True).stages["merge"]
+    own = torch.randn(1, tokens, heads, 16, dtype=torch.bfloat16)
+    low = torch.randn(heads, plan.num_low_tokens, 16, dtype=torch.bfloat16)
+    gates = torch.randn(1, tokens, 2, heads, dtype=torch.bfloat16)
+    out = gated_sum(own, own, gates)
+    assert merge.read_bytes == own.nbytes + low.nbytes + gates.nbytes
+    assert merge.write_bytes == out.nbytes
+    # Two products and two sums of every output, and the interpolation.
+    assert merge.flops == heads * spread_flops(plan) + 4 * out.numel()
+
+
+def test_the_merge_of_a_low_head_weighs_one_branch():
+    plan = build_plan(
+        Grid(3, 9, 10), FreqFormerConfig(), num_heads=1, head_dim=16, num_text_tokens=7
+    )
+    merge = layer_counts(plan, [Band.LOW], low_branch=True).stages["merge"]
+    assert merge.flops == spread_flops(plan) + 2 * 277 * 16
+    # Low tokens and text queries' outputs, gates; every output is written.
+    assert merge.read_bytes == (plan.num_low_tokens + 7) * 16 * 2 + 277 * 2 * 2
+    assert merge.write_bytes == 277 * 16 * 2
+
+
+def test_one_backward_pass_over_gates_and_merge():
+    """What PyTorch's backward of the sum needs and gives, low tokens in place of LOW's outputs,
+    which are computed again."""
     tokens, heads, head_dim = 270, 3, 16
     plan = build_plan(Grid(3, 9, 10), FreqFormerConfig(), num_heads=heads, head_dim=head_dim)
-    found = with_low_branch(layer_counts(plan, [0, 1, 2]), plan, heads)
-    _, gradients = split_stages(gradient_counts(plan, [0, 1, 2], found))
-    shape = (1, tokens, heads, head_dim)
-    own, low, slope = (
-        torch.randn(shape, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
+    found = gradient_counts(layer_counts(plan, [1, 2, 3], low_branch=True))["merge"]
+    own, spread, slope = (
+        torch.randn(1, tokens, heads, head_dim, dtype=torch.bfloat16, requires_grad=True)
+        for _ in range(3)
     )
     gates = torch.randn(1, tokens, 2, heads, dtype=torch.bfloat16, requires_grad=True)
-    made = torch.autograd.grad(gated_sum(own, low, gates), (own, low, gates), slope)
-    assert gradients["sum"].read_bytes == sum(x.nbytes for x in (slope, own, low, gates))
-    assert gradients["sum"].write_bytes == sum(x.nbytes for x in made)
+    made = torch.autograd.grad(gated_sum(own, spread, gates), (own, spread, gates), slope)
+    low = heads * plan.num_low_tokens * head_dim * 2
+    assert found.read_bytes == slope.nbytes + own.nbytes + gates.nbytes + low
+    assert found.write_bytes == made[0].nbytes + made[2].nbytes + low
     # slope + slope * gate; slope * gate; and for both gates a product and a sum over channels.
-    assert gradients["sum"].flops == (2 + 1 + 2 * 2) * own.numel()
-    hidden = torch.randn(1, tokens, heads * head_dim, dtype=torch.bfloat16, requires_grad=True)
-    linear = nn.Linear(heads * head_dim, 2 * heads, dtype=torch.bfloat16)
-    asked = (hidden, linear.weight, linear.bias)
-    out = linear(hidden)
-    made = torch.autograd.grad(out, asked, torch.ones_like(out))
-    assert (
-        gradients["gates"].read_bytes
-        == out.nbytes + hidden.nbytes + linear.weight.nbytes + linear.bias.nbytes
-    )
-    assert gradients["gates"].write_bytes == sum(x.nbytes for x in made)
-    # Queries, keys, values and the layer's input: two gradients of each are read, one is written.
-    added = gradients["added gradients"]
-    assert (added.read_bytes, added.write_bytes) == (4 * 2 * own.nbytes, 4 * own.nbytes)
-    assert added.flops == 4 * own.numel()
+    weighed = (2 + 1 + 2 * 2) * own.numel()
+    assert found.flops == heads * spread_flops(plan) + weighed
+    assert found.executed == 2 * heads * spread_flops(plan) + weighed
+
+
+def test_gates_are_pytorchs_linear_layer():
+    for plan, allocation in cases():
+        heads, tokens = len(allocation), plan.layout.grid.num_tokens + plan.num_text_tokens
+        width = heads * HEAD_DIM
+        hidden = torch.randn(1, tokens, width, dtype=torch.bfloat16, requires_grad=True)
+        linear = nn.Linear(width, 2 * heads, dtype=torch.bfloat16)
+        with FlopCounterMode(display=False) as forward:
+            made = linear(hidden)
+        with FlopCounterMode(display=False) as backward:
+            made.sum().backward()
+        call = Call(plan, Counter(map(Band, allocation)), low_branch=True)
+        gates, gradients = gates_cost(call), gate_gradients(call)
+        learned = linear.weight.nbytes + linear.bias.nbytes
+        assert gates.flops == forward.get_total_flops()
+        assert (gates.read_bytes, gates.write_bytes) == (hidden.nbytes + learned, made.nbytes)
+        assert gradients["gates"].flops == backward.get_total_flops()
+        assert gradients["gates"].read_bytes == made.nbytes + hidden.nbytes + learned
+        assert gradients["gates"].write_bytes == hidden.nbytes + learned
+        # The layer's input has a gradient of the projections too: two are read, one is written.
+        added = gradients["added gradient"]
+        assert (added.read_bytes, added.write_bytes) == (2 * hidden.nbytes, hidden.nbytes)
+
+
+def test_what_it_adds_is_the_difference():
+    """To every stage, forward and backward; useful FLOPs of the backward are its stages'."""
+    for plan, allocation in cases():
+        without, found = both(plan, allocation)
+        assert found.call is not None
+        nothing = Cost(0, 0, 0, 0, 0)
+        for backward, one, other in (
+            (False, without.stages, found.stages),
+            (True, gradient_counts(without), gradient_counts(found)),
+        ):
+            added = low_branch(found.call, backward=backward)
+            assert set(added) == set(other)
+            for name, cost in added.items():
+                for field in FIELDS:
+                    expected = getattr(one.get(name, nothing), field) + getattr(cost, field)
+                    assert getattr(other[name], field) == pytest.approx(expected), (name, field)
+        assert found.backward_flops == pytest.approx(
+            sum(stage.flops for stage in gradient_counts(found).values())
+        )
 
 
 @pytest.fixture(scope="module")
@@ -178,48 +239,30 @@ def machine() -> Machine:
 
 
 @pytest.mark.parametrize("learned", [False, True])
-def test_times_are_those_of_low_heads_and_of_two_simple_operations(machine, learned):
+def test_stages_that_it_does_not_change_take_the_same_time(machine, learned):
     plan = build_plan(
         Grid(16, 64, 64), FreqFormerConfig(), num_heads=6, head_dim=128, learned_summaries=learned
     )
-    allocation, lows = [0, 1, 2] * 2, [0] * 6
-    without, low = layer_counts(plan, allocation), layer_counts(plan, lows)
-    counts = with_low_branch(without, plan, 6)
-    times = machine.layer(plan, allocation, counts)
-    assert list(times) == list(counts.stages)
-    own, beside = split_stages(times)
-    alone = machine.layer(plan, lows, low)
-    assert own == machine.layer(plan, allocation, without)
-    assert {name: beside[name] for name in CALLS} == {name: alone[name] for name in CALLS}
-    gates, summing = (split_stages(counts.stages)[1][name] for name in ("gates", "sum"))
-    assert beside["gates"] == machine.linear(gates.flops, gates.bytes, 1)
-    assert beside["sum"].seconds == machine.elementwise(summing.bytes, 1).seconds
-
-    gradients = gradient_counts(plan, allocation, counts)
-    times = gradient_times(machine, plan, allocation, gradients)
-    assert list(times) == list(gradients)
-    own, beside = split_stages(times)
-    assert own == gradient_times(
-        machine, plan, allocation, gradient_counts(plan, allocation, without)
-    )
-    alone = gradient_times(machine, plan, lows, gradient_counts(plan, lows, low))
-    assert {name: beside[name] for name in alone} == alone
-    counted = split_stages(gradients)[1]
-    assert beside["gates"] == machine.linear(counted["gates"].flops, counted["gates"].bytes, 3)
-    for name in ("sum", "added gradients"):
-        launches = counted[name].launches
-        assert beside[name].seconds == machine.elementwise(counted[name].bytes, launches).seconds, (
-            name
-        )
+    without, found = both(plan, [0, 1, 2] * 2)
+    times, before = machine.layer(found), machine.layer(without)
+    assert list(times) == list(found.stages)
+    assert times["selection"] == before["selection"]
+    assert (times["summaries"] == before["summaries"]) == (not learned)
+    for name in ("prologue", "attention", "merge"):
+        assert times[name].seconds > before[name].seconds, name
+    gates = found.stages["gates"]
+    assert times["gates"] == machine.linear(gates.flops, gates.bytes, 1)
+    backward = gradient_times(machine, found)
+    assert list(backward) == list(gradient_counts(found))
+    counted = gradient_counts(found)
+    assert backward["gates"] == machine.linear(counted["gates"].flops, counted["gates"].bytes, 3)
 
 
 def test_parts_of_the_queries_share_the_branch(machine):
     plan = build_plan(Grid(16, 64, 64), FreqFormerConfig(), num_heads=2, head_dim=128)
-    counts = with_low_branch(layer_counts(plan, [1, 2]), plan, 2)
-    whole, shared = (
-        split_stages(machine.layer(plan, [1, 2], counts, parts=parts))[1] for parts in (1, 4)
-    )
-    for name in ("prologue", "merge", "gates", "sum"):
+    counts = layer_counts(plan, [1, 2], low_branch=True)
+    whole, shared = (machine.layer(counts, parts=parts) for parts in (1, 4))
+    for name in ("prologue", "merge", "gates"):
         assert shared[name].memory_s == pytest.approx(whole[name].memory_s / 4), name
 
 
@@ -228,27 +271,13 @@ def test_some_heads_of_a_layer_add_up_to_it():
     their own."""
     plan = build_plan(Grid(3, 9, 10), FreqFormerConfig(), num_heads=4, head_dim=HEAD_DIM)
     some, rest, whole = (
-        split_stages(with_low_branch(layer_counts(plan, [0] * heads), plan, heads).stages)[1]
-        for heads in (1, 3, 4)
+        layer_counts(plan, [2] * heads, low_branch=True).stages for heads in (1, 3, 4)
     )
-    for name in ("gates", "sum"):
-        for field in ("flops", "executed", "read_bytes", "write_bytes"):
-            assert getattr(some[name], field) + getattr(rest[name], field) == getattr(
-                whole[name], field
+    for name in ("attention", "merge", "gates"):
+        for field in FIELDS[:-1]:
+            assert getattr(some[name], field) + getattr(rest[name], field) == pytest.approx(
+                getattr(whole[name], field)
             ), (name, field)
-
-
-def test_wrong_use_is_refused():
-    plan, allocation = scenario(0)
-    counts = layer_counts(plan, allocation)
-    for heads in (0, -1, plan.num_heads + 1):
-        with pytest.raises(
-            ValueError, match=f"heads is {heads}; 1 to {plan.num_heads} are allowed"
-        ):
-            with_low_branch(counts, plan, heads)
-    once = with_low_branch(counts, plan, len(allocation))
-    with pytest.raises(ValueError, match="add the branch once"):
-        with_low_branch(once, plan, len(allocation))
 
 
 @pytest.fixture(scope="module")
@@ -287,27 +316,17 @@ def test_it_is_off_unless_asked_for():
 
 def test_levels_hold_what_it_adds(pair):
     without, beside = pair
-    added = {
-        name: time.seconds for name, time in beside.stages.items() if name not in without.stages
-    }
+    added = beside.layer.seconds - without.layer.seconds
     model = without.scenario.model
     calls = model.num_layers * model.guidance_passes
-    assert len(added) == 6
-    assert beside.layer.seconds == pytest.approx(without.layer.seconds + sum(added.values()))
-    assert beside.step.seconds == pytest.approx(without.step.seconds + calls * sum(added.values()))
-    # The branch is the same whatever the router's choice.
-    assert beside.generation.seconds == pytest.approx(
-        without.generation.seconds + model.steps * calls * sum(added.values())
+    assert set(beside.stages) - set(without.stages) == {"gates"}
+    assert added == pytest.approx(
+        sum(time.seconds for time in beside.stages.values())
+        - sum(time.seconds for time in without.stages.values())
     )
-    backward = [
-        seconds
-        for name, seconds in beside.training.parts.items()
-        if name.startswith("backward, low branch, ")
-    ]
-    assert len(backward) == 10
-    assert beside.training.seconds == pytest.approx(
-        without.training.seconds + sum(added.values()) + sum(backward)
-    )
+    assert beside.step.seconds == pytest.approx(without.step.seconds + calls * added)
+    new = set(beside.training.parts) - set(without.training.parts)
+    assert new == {"gates", "backward, gates", "backward, added gradient"}
     for level in LEVELS:
         one, other = getattr(without, level), getattr(beside, level)
         assert other.dense_seconds == one.dense_seconds
@@ -315,40 +334,42 @@ def test_levels_hold_what_it_adds(pair):
         assert other.peak_memory_bytes > one.peak_memory_bytes
 
 
-def test_memory_is_that_of_waiting_tensors(pair):
-    """While the second call runs, the first output and the gates wait; in training three more
-    tensors and their kind."""
+def test_memory_is_low_queries_and_gates(pair):
+    """The sum takes the own output's place; in training that is kept, and its gradient made."""
     without, beside = pair
     tokens, heads, head_dim, size = without.scenario.tokens, 12, 128, 2
-    tensor, gates = tokens * heads * head_dim * size, tokens * 2 * heads * size
-    assert beside.layer.peak_memory_bytes - without.layer.peak_memory_bytes == tensor + gates
-    assert beside.step.peak_memory_bytes - without.step.peak_memory_bytes == tensor + gates
-    held = low_branch_training_bytes(beside.plan, size)
-    assert beside.training.peak_memory_bytes - without.training.peak_memory_bytes == held
-    statistics = heads * (tokens * 4 + beside.plan.num_low_tokens * head_dim * size)
-    assert held == 4 * tensor + 2 * gates + statistics
+    low, tensor = heads * beside.plan.num_low_tokens, tokens * heads * head_dim * size
+    gates = tokens * 2 * heads * size
+    added = low * (head_dim * size + 4) + gates
+    assert beside.layer.peak_memory_bytes - without.layer.peak_memory_bytes == added
+    assert beside.step.peak_memory_bytes - without.step.peak_memory_bytes == added
+    held = beside.training.peak_memory_bytes - without.training.peak_memory_bytes
+    # Low queries and their gradient, what rounding their outputs took, and three numbers a query.
+    assert held == 2 * tensor + 2 * gates + low * (3 * head_dim * size + 3 * 4)
 
 
 def test_elements_of_four_bytes_are_counted_as_such():
-    """On a processor, which takes float32: the second call's stages, and what waits."""
+    """On a processor, which takes float32."""
     case = named("freqformer", "cpu", 4096, preset="paper")
     without, beside = simulate(case), simulate(replace(case, low_branch=True))
-    low = layer_counts(beside.plan, [0] * 6, element_size=4).stages
-    own, found = split_stages(beside.counts.stages)
-    assert own == without.counts.stages
-    assert {name: found[name] for name in CALLS} == {name: low[name] for name in CALLS}
-    tensor, gates = 4096 * 6 * 64 * 4, 4096 * 2 * 6 * 4
-    assert found["sum"].bytes == 3 * tensor + gates
-    assert beside.layer.peak_memory_bytes - without.layer.peak_memory_bytes == tensor + gates
-    _, gradients = split_stages(beside.gradients)
-    assert gradients["sum"].bytes == 5 * tensor + 2 * gates
+    assert beside.counts == layer_counts(
+        beside.plan,
+        beside.allocation,
+        element_size=4,
+        low_branch=True,
+        router=case.router,
+    )
+    gates, low = 4096 * 2 * 6 * 4, 6 * beside.plan.num_low_tokens
+    added = beside.layer.peak_memory_bytes - without.layer.peak_memory_bytes
+    assert added == gates + low * (64 * 4 + 4)
+    assert beside.counts.stages["gates"].write_bytes == gates
 
 
-def test_density_counts_both_calls(pair):
-    """As `FreqAttention.band_costs` does: what one head takes as LOW comes on top of every head's
-    band."""
+def test_density_counts_low_queries(pair):
+    """Of heads in other bands: a LOW head's own band is the branch."""
     without, beside = pair
-    low = beside.plan.band_costs()[0] * 12 / beside.dense_counts.flops
+    low = beside.plan.band_costs()[0] * 8 / beside.dense_counts.flops
+    assert beside.allocation.count(Band.LOW) == 4
     assert beside.density == pytest.approx(without.density + low, rel=1e-12)
 
 
@@ -363,36 +384,26 @@ def test_more_tokens_and_the_branch_cost_more(model, changes):
     for tokens in (16_384, 65_536):
         case = replace(named(model, "h200", tokens, preset="paper"), **changes)
         without, beside = simulate(case), simulate(replace(case, low_branch=True))
-        for counts in ("flops", "backward_flops", "bytes", "kv_bytes", "workspace_bytes"):
+        for counts in ("flops", "backward_flops", "bytes", "workspace_bytes"):
             assert getattr(beside.counts, counts) > getattr(without.counts, counts), counts
         assert beside.traffic_bytes > without.traffic_bytes
-        # Prologue, summaries, attention and merge, and text queries' one more; the gates and the
-        # sum.
-        launches = summed(beside.counts.stages, "launches") - summed(
-            without.counts.stages, "launches"
-        )
-        assert launches == 4 + bool(case.model.joint_text_tokens) + 2
-        flops = beside.counts.flops - without.counts.flops
         rows.append(
             (
-                flops,
+                beside.counts.flops - without.counts.flops,
                 beside.layer.seconds - without.layer.seconds,
                 beside.training.seconds - without.training.seconds,
             )
         )
-    assert all(more > less for less, more in zip(*rows, strict=True))
+    assert all(more > less > 0 for less, more in zip(*rows, strict=True))
 
 
-def test_low_heads_alone_run_twice():
-    """With every head LOW the second call is the first one again."""
-    case = replace(
-        named("wan2.1-1.3b", "h200", 16_384, routing=Routing(kind="fixed", split=(1, 0, 0))),
-        low_branch=True,
-    )
-    found = simulate(case)
-    own, beside = split_stages(found.stages)
-    assert {name: beside[name] for name in CALLS} == {name: own[name] for name in CALLS}
-    assert found.counts.attention.useful == 2 * found.counts.stages["attention"].flops
+def test_low_heads_are_computed_once():
+    """With every head LOW the branch is the own band: only the gates and the sum are added."""
+    case = named("wan2.1-1.3b", "h200", 16_384, routing=Routing(kind="fixed", split=(1, 0, 0)))
+    without, found = simulate(case), simulate(replace(case, low_branch=True))
+    assert found.counts.attention == without.counts.attention
+    changed = {name for name in without.stages if found.stages[name] != without.stages[name]}
+    assert changed == {"merge"}
 
 
 def test_scale_out_runs_the_same_layer(pair):
@@ -412,7 +423,7 @@ def test_scale_out_runs_the_same_layer(pair):
     )
 
 
-def test_scale_out_gathers_low_tokens_of_the_second_call():
+def test_scale_out_gathers_low_tokens():
     """One head on four GPUs of a node, that share its queries: every GPU gets the low tokens of the
     other three."""
     case = named(
@@ -440,19 +451,27 @@ def test_scale_out_gathers_low_tokens_of_the_second_call():
     assert rows[1].communication_seconds - rows[0].communication_seconds == pytest.approx(seconds)
 
 
-def test_charts_and_report_show_it_as_one_part(pair):
+def test_charts_and_report_show_it(pair):
+    """Its queries' share of the launch, and the gates; every name has a colour of its own."""
     without, beside = pair
     charts = {chart.key: chart for chart in all_charts([beside], [], [])}
     layer = {series.name: series.y[0] for series in charts["branches"].series}
     step = {series.name: series.y[0] for series in charts["step"].series}
     assert sum(layer.values()) == pytest.approx(100)
-    extra = beside.layer.seconds - without.layer.seconds
-    assert layer["low branch"] == pytest.approx(100 * extra / beside.layer.seconds)
-    assert step["low branch"] == pytest.approx(beside.step.seconds - without.step.seconds)
-    assert [name for name in step if "low" in name] == ["low branch"]
-    assert len({COLOURS[name] for name in step}) == len(step)
-    text = "gated, beside every head&#x27;s own band"
+    executed = beside.counts.attention.executed - without.counts.attention.executed
+    share = executed / beside.counts.attention.executed * beside.stages["attention"].seconds
+    assert layer["low branch"] == pytest.approx(100 * share / beside.layer.seconds)
+    assert step == pytest.approx(beside.step.parts)
+    for chart in (layer, step):
+        assert len({COLOURS[name] for name in chart}) == len(chart)
+    assert not any(series.name == "low branch" for series in _branches(without))
+    text = "gated, added to every head&#x27;s band"
     assert [text in report_page([result], [], []) for result in (beside, without)] == [True, False]
+
+
+def _branches(result):
+    charts = {chart.key: chart for chart in all_charts([result], [], [])}
+    return charts["branches"].series
 
 
 def test_the_command_line_writes_what_python_finds(pair, tmp_path):
@@ -471,7 +490,7 @@ def test_the_command_line_writes_what_python_finds(pair, tmp_path):
         )
         assert found.exit_code == 0, found.output
         shown = " ".join(found.output.split())
-        assert ("low branch: gated, beside every head's own band" in shown) == (name == "with")
+        assert ("low branch: gated, added to every head's band" in shown) == (name == "with")
     assert paths["without"][0].read_bytes() == paths["default"][0].read_bytes()
     assert paths["without"][1].read_bytes() == paths["default"][1].read_bytes()
     for name, result in (("default", pair[0]), ("with", pair[1])):

@@ -66,10 +66,10 @@ def test_the_default_is_the_librarys(found):
     assert (case.router == "statistics") == (layer.router.num_statistics > 0)
     result = found["default"]
     assert set(result.heads_by_step) == {(0, 0, 12, 0)}
-    # A window's launch, LOW's, and the router's; no summaries are kept.
+    # No summaries are kept.
     assert result.counts.summary_bytes == 0
     assert result.stages["router"].seconds > 0
-    assert "low branch, attention" in result.stages
+    assert "gates" in result.stages
 
 
 def test_a_generation_of_the_default_is_its_steps(found):
@@ -145,7 +145,7 @@ def test_a_router_that_weighs_runs_beside_a_table(table):
         case = scenario("wan2.1-1.3b", "h200", 16_384, routing=Routing(kind=kind, table=table))
         stages[kind] = simulate(case).stages
     assert {kind for kind, found in stages.items() if "router" in found} == {"soft", "timed"}
-    assert {kind for kind, found in stages.items() if "low branch, attention" in found} == {
+    assert {kind for kind, found in stages.items() if "gates" in found} == {
         "soft",
         "timed",
     }

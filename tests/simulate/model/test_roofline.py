@@ -9,7 +9,9 @@ from dataclasses import replace
 import pytest
 
 from freqformer import Band, FreqFormerConfig, Grid, build_plan
-from freqformer.simulate.model.counts import band_counts, dense_counts, layer_counts
+from freqformer.cost import Call
+from freqformer.ops.block_sparse.cost import query_counts
+from freqformer.simulate.model.counts import dense_counts, layer_counts
 from freqformer.simulate.model.efficiency import load_efficiency
 from freqformer.simulate.model.hardware import load_hardware
 from freqformer.simulate.model.roofline import Machine, work_items, working_set
@@ -53,7 +55,7 @@ def test_work_items_are_the_plans_tasks():
             grid, config, num_heads=4, head_dim=64, num_text_tokens=text, learned_summaries=True
         )
         allocation = [0, 1, 2, 1]
-        items = work_items(plan, ((Band.LOW, 1), (Band.MID, 2), (Band.HIGH, 1)))
+        items = work_items(Call(plan, {Band.LOW: 1, Band.MID: 2, Band.HIGH: 1}))
         blocks = -(-text // 128)
         longest = max(
             int(plan.key_blocks(Band(band))[: -blocks or None].max()) for band in set(allocation)
@@ -80,7 +82,7 @@ def plan():
 def test_no_stage_beats_the_machine(machine, plan):
     allocation = [0, 1, 2] * 4
     counts = layer_counts(plan, allocation)
-    for name, time in machine.layer(plan, allocation, counts).items():
+    for name, time in machine.layer(counts).items():
         assert time.seconds * machine.hardware.memory_bandwidth >= counts.stages[name].bytes * (
             1 - 1e-9
         ), name
@@ -96,7 +98,7 @@ def test_wave_quantisation_shows(machine):
 
     def seconds(tiles: int) -> float:
         plan = build_plan(Grid(1, 1, 128 * tiles), config, num_heads=1, head_dim=128)
-        return machine.layer(plan, [2], layer_counts(plan, [2]))["attention"].compute_s
+        return machine.layer(layer_counts(plan, [2]))["attention"].compute_s
 
     assert seconds(slots + 1) == pytest.approx(2 * seconds(slots))
     assert seconds(slots) == pytest.approx(seconds(3))
@@ -113,10 +115,10 @@ def test_keys_are_read_again_only_where_the_cache_is_too_small(machine, plan):
     counts = layer_counts(plan, allocation)
     huge = Machine(replace(machine.hardware, l2_bytes=1e11), machine.efficiency)
     small = Machine(replace(machine.hardware, l2_bytes=1e5), machine.efficiency)
-    read_once = huge.layer(plan, allocation, counts)["attention"].traffic_bytes
+    read_once = huge.layer(counts)["attention"].traffic_bytes
     assert read_once == counts.stages["attention"].bytes
-    again = small.layer(plan, allocation, counts)["attention"].traffic_bytes
-    streamed = 12 * band_counts(plan, Band.MID).kv_slots * 2 * 128 * 2
+    again = small.layer(counts)["attention"].traffic_bytes
+    streamed = 12 * query_counts(plan, Band.MID).kv_slots * 2 * 128 * 2
     assert read_once < again <= counts.stages["attention"].bytes + streamed
 
 
@@ -137,10 +139,22 @@ def test_router_runs_its_sampled_tiles_in_waves(machine):
     def seconds(heads: int) -> float:
         plan = build_plan(Grid(16, 64, 64), FreqFormerConfig(), num_heads=heads, head_dim=128)
         allocation = [2] * heads
-        time = machine.layer(plan, allocation, layer_counts(plan, allocation, router="statistics"))[
-            "router"
-        ]
+        time = machine.layer(layer_counts(plan, allocation, router="statistics"))["router"]
         return time.compute_s - machine.efficiency.router_s
 
     assert seconds(1) == pytest.approx(seconds(8))
     assert seconds(9) == pytest.approx(2 * seconds(8))
+
+
+def test_router_runs_the_tiles_that_statistics_are_taken_over(machine):
+    """One-frame-deep tiles sample 64 of them, of which half as many heads fill a wave."""
+
+    def seconds(heads: int, tile: tuple[int, int, int]) -> float:
+        config = FreqFormerConfig(tile=tile)
+        plan = build_plan(Grid(16, 64, 64), config, num_heads=heads, head_dim=128)
+        counts = layer_counts(plan, [2] * heads, router="statistics")
+        return machine.layer(counts)["router"].compute_s - machine.efficiency.router_s
+
+    assert seconds(5, (1, 8, 16)) == pytest.approx(2 * seconds(4, (1, 8, 16)))
+    assert seconds(5, (2, 8, 8)) == pytest.approx(seconds(4, (2, 8, 8)))
+    assert seconds(4, (1, 8, 16)) == pytest.approx(seconds(8, (2, 8, 8)))

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from freqformer.buffers import SELECTION_QUERIES, power_of_two, selection_slots
 from freqformer.config import Band
+from freqformer.cost import Call, Cost, QueryGroup
 from freqformer.grid import TILE_SLOTS
+from freqformer.ops.block_sparse.cost import query_counts
+from freqformer.ops.routing.cost import sampled_tiles
 from freqformer.plan import AttentionPlan
-from freqformer.routing.statistics import STATISTIC_TILES
-from freqformer.simulate.model.counts import LayerCounts, StageCounts, band_counts
+from freqformer.simulate.model.counts import LayerCounts
 from freqformer.simulate.model.efficiency import Efficiency
 from freqformer.simulate.model.hardware import Hardware
-from freqformer.simulate.model.low_branch import prefixed, split_stages
 from freqformer.simulate.model.schedule import makespan
 
 REFERENCE_CHANNELS = 128
@@ -69,55 +69,30 @@ class Machine:
         """Seconds to move `traffic` bytes at a fraction of the memory bandwidth."""
         return traffic / (self.hardware.memory_bandwidth * fraction)
 
-    def layer(
-        self, plan: AttentionPlan, allocation: Sequence[int], counts: LayerCounts, *, parts: int = 1
-    ) -> dict[str, StageTime]:
+    def layer(self, counts: LayerCounts, *, parts: int = 1) -> dict[str, StageTime]:
         """Time of every stage of a FreqFormer layer, forward.
 
         Args:
-            plan, allocation: of the heads on this machine.
-            counts: theirs, from `layer_counts`, and `with_low_branch` where there is such a branch.
+            counts: of the heads on this machine, from `layer_counts`.
             parts: machines that share the queries of these heads; each reads all their keys.
         """
-        bands = tuple(sorted((Band(band), count) for band, count in Counter(allocation).items()))
-        own, beside = split_stages(counts.stages)
-        times = self._call(plan, bands, own, parts)
-        return (
-            times | prefixed(self._call(plan, ((Band.LOW, len(allocation)),), beside, parts))
-            if beside
-            else times
-        )
-
-    def _call(
-        self,
-        plan: AttentionPlan,
-        bands: tuple[tuple[Band, int], ...],
-        stages: dict[str, StageCounts],
-        parts: int,
-    ) -> dict[str, StageTime]:
-        """Time of the stages of one call, in their order."""
-        achieved, vector, matrix = (
-            self.efficiency,
-            self.hardware.vector_flops,
-            self.hardware.matrix_flops,
-        )
-        times = {"attention": self._attention(plan, bands, stages["attention"], parts)}
+        call, stages = counts.call, counts.stages
+        assert call is not None
+        achieved, vector = self.efficiency, self.hardware.vector_flops
+        matrix = self.hardware.matrix_flops
+        times = {"attention": self._attention(call, stages["attention"], parts)}
         for name, fraction, rate in (
             ("prologue", achieved.prologue_bandwidth, vector),
             ("summaries", achieved.elementwise_bandwidth, matrix * achieved.pooling_rate),
             ("merge", achieved.merge_bandwidth, vector),
             ("gates", achieved.elementwise_bandwidth, matrix * achieved.linear_rate),
-            ("sum", achieved.elementwise_bandwidth, vector),
         ):
             if name in stages:
                 times[name] = self.stage(stages[name], rate, fraction, parts)
-        if "selection" in stages:
-            times["selection"] = self._selection(plan, stages["selection"], parts)
+        times["selection"] = self._selection(call, stages["selection"], parts)
         if "router" in stages:
-            heads = sum(count for _, count in bands)
-            times["router"] = self._router(
-                stages["router"], heads * min(plan.layout.num_tiles, STATISTIC_TILES), parts
-            )
+            items = call.count() * sampled_tiles(call.plan)
+            times["router"] = self._router(stages["router"], items, parts)
         return {name: times[name] for name in stages}
 
     def dense(self, counts: LayerCounts, head_dim: int) -> StageTime:
@@ -145,7 +120,7 @@ class Machine:
         seconds = self.memory_time(traffic, self.efficiency.elementwise_bandwidth)
         return StageTime(0.0, seconds, launches * self.hardware.launch_s, traffic)
 
-    def stage(self, stage: StageCounts, rate: float, fraction: float, parts: int = 1) -> StageTime:
+    def stage(self, stage: Cost, rate: float, fraction: float, parts: int = 1) -> StageTime:
         """Time of a stage at a rate in FLOP/s and a fraction of the memory bandwidth, shared by
         `parts` machines."""
         return StageTime(
@@ -155,10 +130,10 @@ class Machine:
             traffic_bytes=stage.bytes / parts,
         )
 
-    def _selection(self, plan: AttentionPlan, stage: StageCounts, parts: int) -> StageTime:
+    def _selection(self, call: Call, stage: Cost, parts: int) -> StageTime:
         """Blocks of 16 query tiles, each against all key tiles, dealt to the processors like
         attention's work items."""
-        tiles, achieved = plan.layout.num_tiles, self.efficiency
+        tiles, achieved = call.plan.layout.num_tiles, self.efficiency
         # A block's scores are searched padded to a power of two.
         padded = power_of_two(tiles)
         slots = min(
@@ -170,19 +145,21 @@ class Machine:
             / (self.hardware.processors * achieved.attention_slots)
         )
         seconds = (
-            2 * SELECTION_QUERIES * plan.head_dim * (padded + achieved.selection_item_tiles) / rate
+            2
+            * SELECTION_QUERIES
+            * call.plan.head_dim
+            * (padded + achieved.selection_item_tiles)
+            / rate
         )
-        rows = stage.flops / (2 * tiles**2 * plan.head_dim)
+        blocks = call.count(Band.MID) * stage.launches * -(-tiles // SELECTION_QUERIES)
         return StageTime(
-            compute_s=makespan(
-                [(seconds, math.ceil(rows * -(-tiles // SELECTION_QUERIES) / parts))], slots
-            ),
+            compute_s=makespan([(seconds, math.ceil(blocks / parts))], slots),
             memory_s=self.memory_time(stage.bytes / parts, achieved.elementwise_bandwidth),
             launch_s=stage.launches * self.hardware.launch_s,
             traffic_bytes=stage.bytes / parts,
         )
 
-    def _router(self, stage: StageCounts, items: int, parts: int) -> StageTime:
+    def _router(self, stage: Cost, items: int, parts: int) -> StageTime:
         """Sampled tiles of every head, dealt to the processors like attention's work items."""
         if stage.launches == 1:  # of the timestep alone: nothing is sampled
             return self.stage(
@@ -200,22 +177,18 @@ class Machine:
             traffic_bytes=stage.bytes / parts,
         )
 
-    def _attention(
-        self,
-        plan: AttentionPlan,
-        bands: tuple[tuple[Band, int], ...],
-        stage: StageCounts,
-        parts: int,
-    ) -> StageTime:
-        achieved = self.efficiency
+    def _attention(self, call: Call, stage: Cost, parts: int) -> StageTime:
+        achieved, width = self.efficiency, call.plan.head_dim
         slots = round(self.hardware.processors * achieved.attention_slots)
-        rate = self.attention_rate(plan.head_dim, achieved.attention_rate) / slots
-        block = 4 * TILE_SLOTS**2 * plan.head_dim / rate
+        rate = self.attention_rate(width, achieved.attention_rate) / slots
+        block = 4 * TILE_SLOTS**2 * width / rate
         items = [
             ((length + achieved.attention_item_blocks) * block, -(-count // parts))
-            for length, count in work_items(plan, bands)
+            for length, count in work_items(call)
         ]
-        refetched = sum(heads * self._refetched(plan, band, slots) for band, heads in bands)
+        refetched = sum(
+            group.heads * self._refetched(call.plan, group, slots) for group in call.groups
+        )
         # Outputs, and as many bytes of queries, are shared by the parts; keys and values are not.
         traffic = stage.bytes - 2 * stage.write_bytes * (1 - 1 / parts) + refetched / parts
         return StageTime(
@@ -225,29 +198,32 @@ class Machine:
             traffic_bytes=traffic,
         )
 
-    def _refetched(self, plan: AttentionPlan, band: Band, slots: int) -> float:
+    def _refetched(self, plan: AttentionPlan, group: QueryGroup, slots: int) -> float:
         """Bytes of keys and values of one head that are read from main memory again, since the L2
         cache lost them."""
         pair = 2 * plan.head_dim * self.hardware.element_size
-        streamed = band_counts(plan, band).kv_slots * pair
-        keys = sum(plan.extra_segments(band)) + (
-            0 if band == Band.LOW else plan.layout.grid.num_tokens
+        streamed = query_counts(plan, group.band, group.text).kv_slots * pair
+        keys = sum(plan.extra_segments(group.band)) + (
+            0 if group.band == Band.LOW else plan.layout.grid.num_tokens
         )
-        working = working_set(plan, band, slots) * pair
+        working = working_set(plan, group.band, slots) * pair
         kept = min(1.0, self.hardware.l2_bytes / working) if working else 1.0
         return max(0.0, streamed - keys * pair) * (1 - kept)
 
 
-def work_items(plan: AttentionPlan, bands: tuple[tuple[Band, int], ...]) -> list[tuple[int, int]]:
+def work_items(call: Call) -> list[tuple[int, int]]:
     """Work items of the launch, longest first: (blocks of 128 keys, how many). Text queries' lists
     are split to the longest of the video's."""
-    items: Counter[int] = Counter()
+    plan, items = call.plan, Counter[int]()
     text = (
         plan.layout.num_tiles + -(-plan.num_text_tokens // TILE_SLOTS)
         if plan.num_text_tokens
         else None
     )
-    known = [(band_counts(plan, band).key_blocks, heads) for band, heads in bands]
+    known = [
+        (query_counts(plan, group.band, group.text).key_blocks, group.heads)
+        for group in call.groups
+    ]
     video = [length for blocks, _ in known for length, _ in blocks if length != text]
     longest = max(1, *video, 0)
     for blocks, heads in known:

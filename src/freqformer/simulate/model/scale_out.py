@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from freqformer.config import Band
+from freqformer.ops.merge.cost import BRANCHES
 from freqformer.plan import AttentionPlan
 from freqformer.simulate.model.counts import layer_counts
-from freqformer.simulate.model.low_branch import BRANCHES, with_low_branch
 from freqformer.simulate.model.profiles import ProfileError, check_whole
 from freqformer.simulate.model.roofline import Machine, working_set
 from freqformer.simulate.model.simulation import Result
@@ -180,14 +180,13 @@ def _slowest(result: Result, groups: list[list[int]], split: int) -> tuple[float
         key = tuple(sorted(group))
         if key not in times:
             counts = layer_counts(
-                result.plan, key, element_size=size, router=result.scenario.router
+                result.plan,
+                key,
+                element_size=size,
+                router=result.scenario.router,
+                low_branch=result.scenario.has_low_branch,
             )
-            if result.scenario.has_low_branch:
-                counts = with_low_branch(counts, result.plan, len(key), element_size=size)
-            times[key] = sum(
-                stage.seconds
-                for stage in machine.layer(result.plan, key, counts, parts=split).values()
-            )
+            times[key] = sum(stage.seconds for stage in machine.layer(counts, parts=split).values())
         loads.append(times[key])
     return max(loads), max(loads) * len(loads) / sum(loads)
 
@@ -207,10 +206,10 @@ def _communication(
         _foreign_keys(result.plan, Band(band), tokens, split) for band in result.allocation
     )
     if result.scenario.has_low_branch:
-        banded += len(result.allocation) * _foreign_keys(result.plan, Band.LOW, tokens, split)
+        branched = sum(band != Band.LOW for band in result.allocation)
+        banded += branched * _foreign_keys(result.plan, Band.LOW, tokens, split)
     gathered = [rows * pair for rows in (banded, model.heads * tokens * (split - 1) / split)]
-    # q, k, v and the output are four messages, gates one; keys and values two, those of both calls
-    # together.
+    # q, k, v and the output are four messages, gates one; keys and values two.
     turns = [
         links.seconds(moved, ulysses, 1, messages=count)
         for moved, count in ((sent, 4 + bool(gates)), (plain, 4))

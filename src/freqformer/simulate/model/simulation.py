@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from freqformer.config import FreqFormerConfig
+from freqformer.cost import Cost
 from freqformer.grid import Grid, tile_layout
+from freqformer.ops.cost import training_bytes
 from freqformer.plan import AttentionPlan, build_plan
 from freqformer.simulate.model.allocations import (
     Heads,
@@ -23,15 +25,12 @@ from freqformer.simulate.model.allocations import (
     count_heads,
     head_schedule,
 )
-from freqformer.simulate.model.counts import LayerCounts, StageCounts, dense_counts, layer_counts
+from freqformer.simulate.model.counts import LayerCounts, dense_counts, layer_counts
 from freqformer.simulate.model.gradients import (
-    dense_gradient_counts,
     dense_gradient_time,
     gradient_counts,
     gradient_times,
-    training_bytes,
 )
-from freqformer.simulate.model.low_branch import low_branch_training_bytes, with_low_branch
 from freqformer.simulate.model.profiles import ProfileError
 from freqformer.simulate.model.roofline import StageTime
 from freqformer.simulate.model.scenarios import Scenario
@@ -85,7 +84,7 @@ class Result:
     """The band of every head in `layer` and `step`."""
     counts: LayerCounts
     dense_counts: LayerCounts
-    gradients: dict[str, StageCounts]
+    gradients: dict[str, Cost]
     """Of the layer's backward."""
     stages: dict[str, StageTime]
     """Of the attention layer with the initial split of heads."""
@@ -103,8 +102,7 @@ class Result:
 
     @property
     def density(self) -> float:
-        """Useful attention FLOPs, those of a LOW branch beside the own bands too, over those of
-        dense attention alone."""
+        """Useful attention FLOPs, a LOW branch's among them, over those of dense attention."""
         return self.counts.attention.useful / self.dense_counts.flops
 
     @property
@@ -168,13 +166,13 @@ class _Simulation:
                 return self._layers[route]
             allocation = allocation_of(heads)
             counts = layer_counts(
-                plan, allocation, element_size=self.element_size, router=self.case.router
+                plan,
+                allocation,
+                element_size=self.element_size,
+                router=self.case.router,
+                low_branch=self.case.has_low_branch,
             )
-            if self.case.has_low_branch:
-                counts = with_low_branch(
-                    counts, plan, len(allocation), element_size=self.element_size
-                )
-            self._layers[route] = (plan, counts, self.machine.layer(plan, allocation, counts))
+            self._layers[route] = (plan, counts, self.machine.layer(counts))
         return self._layers[route]
 
     def schedule(self) -> tuple[list[list[Route]], Route]:
@@ -200,7 +198,6 @@ class _Simulation:
             (tensors + counts.workspace_bytes, tensors),
             dense.flops,
         )
-        gradients = self._gradients(plan, allocation_of(first[0]), counts)
         steps = Counter(tuple(rows) for rows in schedule)
         return Result(
             scenario=self.case,
@@ -208,40 +205,25 @@ class _Simulation:
             allocation=allocation_of(first[0]),
             counts=counts,
             dense_counts=dense,
-            gradients=gradients,
+            gradients=gradient_counts(counts),
             stages=stages,
             dense_stage=dense_stage,
             layer=layer,
-            training=self._training(layer, plan, allocation_of(first[0]), gradients),
+            training=self._training(layer, plan, counts),
             step=self._step((first,) * self.model.num_layers),
             generation=_sum([(self._step(rows), count) for rows, count in steps.items()]),
             heads_by_step=[_mean_heads([heads for heads, _ in rows]) for rows in schedule],
         )
 
-    def _gradients(
-        self, plan: AttentionPlan, allocation: list[int], counts: LayerCounts
-    ) -> dict[str, StageCounts]:
-        if self.case.runs_dense:
-            return dense_gradient_counts(counts)
-        return gradient_counts(plan, allocation, counts, element_size=self.element_size)
-
-    def _training(
-        self,
-        layer: Level,
-        plan: AttentionPlan,
-        allocation: list[int],
-        gradients: dict[str, StageCounts],
-    ) -> Level:
+    def _training(self, layer: Level, plan: AttentionPlan, counts: LayerCounts) -> Level:
         """The layer and its backward; of dense attention the output and three gradients are held
-        beside the inputs."""
+        in addition to the inputs."""
         dense_time = dense_gradient_time(self.machine, self.dense[0], self.model.head_dim)
         if self.case.runs_dense:
             times, held = {"attention": dense_time}, self._tensors(4)
         else:
-            times = gradient_times(self.machine, plan, allocation, gradients)
-            held = training_bytes(plan, self.element_size)
-        if self.case.has_low_branch:
-            held += low_branch_training_bytes(plan, self.element_size)
+            times = gradient_times(self.machine, counts)
+            held = training_bytes(plan, self.element_size, self.case.has_low_branch)
         dense = self.dense[0]
         return self._made(
             layer.parts | {f"backward, {name}": time.seconds for name, time in times.items()},

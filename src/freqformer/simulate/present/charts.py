@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from freqformer.simulate.model.low_branch import split_stages
 from freqformer.simulate.model.scale_out import ScaleOut
 from freqformer.simulate.model.sensitivity import KNOBS, Variant
 from freqformer.simulate.model.simulation import Result
@@ -23,6 +22,7 @@ COLOURS = {
     "merge": "#D55E00",
     "router": "#8C6BB1",
     "low branch": "#332288",
+    "gates": "#AA4499",
     "linear": "#B8B8B8",
     "attention": "#0072B2",
     "cross-attention": "#117733",
@@ -207,10 +207,11 @@ def branch_chart(results: Sequence[Result]) -> Chart:
     parts: dict[str, list[float]] = {}
     for index, result in enumerate(results):
         executed = {band: flops.executed for band, flops in result.counts.band_flops.items()}
+        executed["low branch"] = result.counts.attention.executed - sum(executed.values())
         attention = result.stages["attention"].seconds / sum(executed.values())
         seconds = {band: attention * flops for band, flops in executed.items()}
         stages = {name: time.seconds for name, time in result.stages.items() if name != "attention"}
-        seconds |= _one_branch(stages)
+        seconds |= stages
         for name, value in seconds.items():
             parts.setdefault(name, [0.0] * len(results))[index] = 100 * value / result.layer.seconds
     return Chart(
@@ -231,7 +232,7 @@ def branch_chart(results: Sequence[Result]) -> Chart:
 def step_chart(results: Sequence[Result]) -> Chart:
     """Time of a denoising step by what is done, with dense attention beside it."""
     labels = [f"{result.scenario.tokens:,}" for result in results]
-    steps = [_one_branch(result.step.parts) for result in results]
+    steps = [result.step.parts for result in results]
     names = list(dict.fromkeys(name for parts in steps for name in parts))
     return Chart(
         key="step",
@@ -246,12 +247,6 @@ def step_chart(results: Sequence[Result]) -> Chart:
             if any(parts.get(name, 0.0) for parts in steps)
         ],
     )
-
-
-def _one_branch(seconds: dict[str, float]) -> dict[str, float]:
-    """The same with all stages of a LOW branch beside the own bands as one."""
-    own, beside = split_stages(seconds)
-    return own | {"low branch": sum(beside.values())} if beside else own
 
 
 def heads_chart(result: Result) -> Chart:

@@ -54,7 +54,7 @@ def settings(case: Scenario) -> dict[str, str]:
         "routing": _routing(case),
         "schedule": _schedule(case),
         "learned summaries": _summaries(case),
-        "low branch": "gated, beside every head's own band" if case.has_low_branch else "none",
+        "low branch": "gated, added to every head's band" if case.has_low_branch else "none",
     } | {
         name.replace("_", " "): _value(name, value) for name, value in case.config.to_dict().items()
     }

@@ -1,0 +1,80 @@
+"""What one call of the operation costs, from what each of its parts states."""
+
+from __future__ import annotations
+
+from freqformer.buffers import key_layout
+from freqformer.cost import STATISTIC_BYTES, Call, Cost
+from freqformer.ops.block_sparse import cost as attention
+from freqformer.ops.merge import cost as merge
+from freqformer.ops.prologue import cost as prologue
+from freqformer.ops.selection import cost as selection
+from freqformer.plan import AttentionPlan
+
+
+def forward_costs(call: Call) -> dict[str, Cost]:
+    """The forward by stage, in the order of its launches."""
+    return {
+        "prologue": prologue.tiles_cost(call),
+        "summaries": prologue.summaries_cost(call),
+        "selection": selection.selection_cost(call),
+        "attention": attention.attention_cost(call),
+        "merge": merge.merge_cost(call),
+    }
+
+
+def backward_costs(call: Call) -> dict[str, Cost]:
+    """The backward by stage: queries, keys and values in tile order are not kept, so that the
+    prologue runs again."""
+    return {
+        "prologue again": prologue.tiles_cost(call).again,
+        "summaries again": prologue.summaries_cost(call).again,
+        "merge": merge.merge_backward_cost(call),
+        "gather": attention.gather_cost(call),
+        "attention": attention.attention_backward_cost(call),
+        "prologue": prologue.tiles_backward_cost(call),
+        "summaries": prologue.summaries_backward_cost(call),
+    }
+
+
+def workspace_bytes(
+    plan: AttentionPlan, rows: int, element_size: int, low_branch: bool = False
+) -> int:
+    """Bytes that one call holds in addition to query, key, value and output, all at once.
+
+    Args:
+        plan: the plan of the call.
+        rows: samples times heads; of some of the plan's heads, where others are elsewhere, those.
+        element_size: bytes of an element of the query.
+        low_branch: whether every head has one; its sum is made in place of the own output.
+    """
+    return (
+        prologue.workspace_bytes(plan, rows, element_size, low_branch)
+        + selection.workspace_bytes(plan, rows)
+        + attention.workspace_bytes(plan, rows, element_size, low_branch)
+    )
+
+
+def training_bytes(plan: AttentionPlan, element_size: int, low_branch: bool = False) -> float:
+    """Most bytes that forward and backward of all the plan's heads hold at once in addition to
+    query, key, value and the output's gradient: when the prologue's gradients are taken.
+
+    Args:
+        plan, element_size, low_branch: as `workspace_bytes` takes them.
+    """
+    tokens, tiles = plan.layout.grid.num_tokens + plan.num_text_tokens, plan.layout.num_tiles
+    queries = prologue.query_rows(plan, low_branch)
+    buffers = queries + 2 * key_layout(plan).rows
+    # The output, what its rounding took and zeros for the gradient of that; three gradients;
+    # buffers and their gradients; outputs of low tokens and their gradient.
+    wide = 6 * tokens + 2 * buffers + 2 * plan.num_low_tokens
+    # A log-sum-exp and two sums for each query; the gradient of every tile's sums.
+    narrow = 3 * queries + 3 * tiles * plan.head_dim
+    gates = 0
+    if low_branch:
+        # The own output, which the sum has not overwritten, its gradient, and gates with theirs.
+        wide += 2 * tokens + plan.num_low_tokens  # and what rounding low tokens' outputs took
+        gates = 2 * merge.BRANCHES * tokens * element_size
+    if plan.learned_summaries and plan.cells.num_cells:
+        narrow += 4 * tokens
+    row = wide * plan.head_dim * element_size + narrow * STATISTIC_BYTES + gates
+    return float(plan.num_heads * row)

@@ -1,0 +1,130 @@
+"""What the prologue costs: one launch over tiles, and one over rows that ends summaries and
+padding.
+
+Derivation: docs/complexity.md; shape legend as in `freqformer.cost`.
+"""
+
+from __future__ import annotations
+
+from freqformer.buffers import key_layout, selects_tiles
+from freqformer.config import Band
+from freqformer.cost import STATISTIC_BYTES, Call, Cost, compress_flops, dct_flops
+from freqformer.grid import TILE_SLOTS
+from freqformer.plan import AttentionPlan
+
+NORM_FLOPS, ROTARY_FLOPS = 4, 3
+"""Per channel: square, add, two products; and two products and a sum of a pair's half."""
+POOLING_FLOPS = 6
+"""Per channel of a learned pooling: scores, weighting and sums."""
+POOLING_PRODUCTS = 2.5
+"""Products with a band's projector in the backward over the forward's: kernels take it in two
+summands of 16 bits, and gradients too."""
+
+
+def tiles_cost(call: Call) -> Cost:
+    """Norm, rotary embedding, tile order, low tokens and sums over tiles, one pass over query, key
+    and value."""
+    plan, channels = call.plan, call.plan.head_dim * call.video
+    # Cosines and sines of half the channels each, shared by all heads.
+    tables = STATISTIC_BYTES * channels
+    scored = call.count(Band.MID) if selects_tiles(plan) else 0
+    flops = (
+        call.count() * 2 * channels * (NORM_FLOPS + ROTARY_FLOPS)
+        + call.low_rows * 3 * compress_flops(plan)
+        + scored * 2 * channels
+    )
+    read = 3 * call.count() * call.tokens * call.row_bytes + tables
+    write = _rows_written(call) * call.row_bytes + sums_bytes(call)
+    return Cost(flops, flops, float(read), float(write), 1)
+
+
+def tiles_backward_cost(call: Call) -> Cost:
+    """Gradients of query, key and value from those of the buffers, and of norms from the inputs."""
+    forward = tiles_cost(call)
+    tokens = call.count() * call.tokens * call.row_bytes
+    return Cost(
+        forward.flops,
+        forward.flops,
+        forward.write_bytes - sums_bytes(call) + 2.0 * tokens,
+        3.0 * tokens,
+        2 if call.plan.num_text_tokens else 1,
+    )
+
+
+def summaries_cost(call: Call) -> Cost:
+    """Summary tokens: means of cells, and learned poolings of band-passed keys and values."""
+    plan = call.plan
+    if plan.cells.num_cells == 0:
+        return Cost(0.0, 0.0, 0.0, 0.0, 1)  # the launch still clears the buffers' padding
+    summed = call.count(Band.MID, Band.HIGH)
+    channels, pair = plan.head_dim * call.video, 2 * call.row_bytes
+    read, flops, poolings = 2.0 * summed * sum_bytes(plan), 2.0 * channels * summed, 0
+    write = sum(call.count(band) * call.summary_keys(band) for band in Band) * pair
+    for band in Band:
+        _, _, mid, high, _ = call.segments(band)
+        pooled = bool(mid) + bool(high)
+        if not pooled:
+            continue
+        # Of keys and values one transform, and one inverse for each band that is pooled.
+        products = 2 * (1 + pooled) * dct_flops(plan) + pooled * POOLING_FLOPS * channels
+        flops += call.count(band) * products
+        read += call.count(band) * call.video * pair
+        poolings += call.count(band) * pooled
+    # Kernels multiply each tile's keys by the band's projector instead of transforming them.
+    executed = 2.0 * poolings * plan.layout.num_tiles * TILE_SLOTS**2 * plan.head_dim
+    return Cost(flops, executed, read, float(write), 1)
+
+
+def summaries_backward_cost(call: Call) -> Cost:
+    """Gradients of learned poolings; those of means are part of the tiles'."""
+    forward = summaries_cost(call)
+    learned = call.plan.learned_summaries and call.plan.cells.num_cells > 0
+    read = forward.read_bytes if learned else 0.0
+    return Cost(forward.flops, POOLING_PRODUCTS * forward.executed, read, 0.0, int(learned))
+
+
+def workspace_bytes(
+    plan: AttentionPlan, rows: int, element_size: int, low_branch: bool = False
+) -> int:
+    """Bytes of the buffers that the prologue leaves: query, key and value in tile order, with a
+    LOW branch its queries too, and sums over tiles.
+
+    Args:
+        plan: of the call.
+        rows: samples times heads.
+        element_size: bytes of an element of the query.
+        low_branch: whether every head has one.
+    """
+    queries = query_rows(plan, low_branch)
+    held = rows * (queries + 2 * key_layout(plan).rows) * plan.head_dim * element_size
+    if selects_tiles(plan) or plan.cells.num_cells:
+        held += 3 * rows * sum_bytes(plan)
+    return held
+
+
+def query_rows(plan: AttentionPlan, low_branch: bool = False) -> int:
+    """Rows of one head in the query buffer: video and text tokens, and a LOW branch's low ones."""
+    own = plan.layout.grid.num_tokens + plan.num_text_tokens
+    return own + (plan.num_low_tokens if low_branch else 0)
+
+
+def sums_bytes(call: Call) -> int:
+    """Bytes of the tile sums of queries, keys and values that MID and HIGH heads keep for selection
+    and low summaries."""
+    needed = selects_tiles(call.plan) or call.plan.cells.num_cells
+    return 3 * call.count(Band.MID, Band.HIGH) * sum_bytes(call.plan) if needed else 0
+
+
+def sum_bytes(plan: AttentionPlan) -> int:
+    """Bytes of one head's sums over tiles of one tensor."""
+    return plan.layout.num_tiles * plan.head_dim * STATISTIC_BYTES
+
+
+def _rows_written(call: Call) -> int:
+    """Rows of query, key and value buffers that are written."""
+    plan, low = call.plan, call.count(Band.LOW)
+    exact = 3 * (call.count() - low) * call.video
+    # With text, LOW heads write exact keys and values too: text queries see them.
+    seen_by_text = 2 * low * call.video if plan.num_text_tokens else 0
+    text = 3 * call.count() * plan.num_text_tokens
+    return exact + seen_by_text + text + 3 * call.low_rows * plan.num_low_tokens
