@@ -388,8 +388,8 @@ class FreqAttention(HeadBands):
         allocation: Tensor | list[int],
         low_branch: BranchGates | None = None,
     ) -> Tensor:
-        """(B, N, H, D) -> the same, every head by its band, with a LOW branch by gates; a list is of
-        bands whose meaning no table changes."""
+        """(B, N, H, D) -> the same, every head by its band, with a LOW branch by gates; a list is
+        of bands whose meaning no table changes."""
         parameters = self._learned(rotary)
         attend = partial(
             frequency_attention,

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -260,6 +260,7 @@ class RoutingTable:
             ) from error
 
 
+@runtime_checkable
 class SampleGates(Protocol):
     """Gates that can be had for some samples, see `BranchGates`."""
 
