@@ -145,6 +145,7 @@ def attend(case: Case, impl: Any, **changes: Any) -> Tensor:
         "text_mask": inputs.text_mask,
         "parameters": inputs.parameters,
         "token_order": case.token_order,
+        "low_branch": inputs.low_branch,
     }
     return frequency_attention(inputs.query, inputs.key, inputs.value, impl=impl, **told | changes)
 
@@ -182,7 +183,7 @@ def test_a_band_out_of_range_on_the_device_gives_nan_in_its_head_alone() -> None
 
     def run(bands: list[int]) -> Tensor:
         call = fused.FusedCall(
-            case.plan, torch.tensor([bands]), frozenset(Band), None, None, "raster"
+            case.plan, torch.tensor([bands]), frozenset(Band), None, None, None, "raster"
         )
         return fused.run(tensors, given, call).out
 

@@ -16,7 +16,7 @@ from tests.support.numerics import Pool, nan_filled_allocations
 
 from freqformer.ops.block_sparse import triton as launch
 from freqformer.ops.block_sparse.tables import launch_tables
-from freqformer.plan import build_plan
+from freqformer.plan import AttentionPlan, build_plan
 
 pytestmark = [
     pytest.mark.gpu,
@@ -49,21 +49,18 @@ def test_nothing_beside_the_outputs_is_written(monkeypatch: pytest.MonkeyPatch) 
         return memory[4096 : 4096 + size].view(shape)
 
     def outputs(
-        query: torch.Tensor, low_bias: torch.Tensor, heads: int, backward: int
-    ) -> tuple[torch.Tensor, ...]:
-        rows, tokens, width = query.shape
-        shapes = (
-            (rows // heads, tokens, heads, width),
-            (rows, len(low_bias), width),
-            (rows, tokens),
+        query: torch.Tensor, plan: AttentionPlan, backward: bool
+    ) -> launch.AttentionOutputs:
+        rows, queries, width = query.shape
+        low, heads = plan.num_low_tokens, plan.num_heads
+        return launch.AttentionOutputs(
+            out=guarded(query, rows // heads, queries - low, heads, width),
+            low_out=guarded(query, rows, low, width),
+            lse=guarded(query, rows, queries, dtype=torch.float32),
+            rounding_residual=query.new_empty(0) if backward else None,
         )
-        written = (
-            guarded(query, *shape, dtype=None if len(shape) > 2 else torch.float32)
-            for shape in shapes
-        )
-        return (*written, query.new_empty(backward))
 
-    monkeypatch.setattr(launch, "_outputs", outputs)
+    monkeypatch.setattr(launch, "_empty_outputs", outputs)
     for seed in range(2000, 2040):
         case, told = random_case(
             seed, form=seed % 3, grids=LARGE, head_dims=(64, 128), device="cuda"
