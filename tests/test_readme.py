@@ -205,8 +205,8 @@ def test_without_training() -> None:
 
 def test_the_shipped_model() -> None:
     record = json.loads((SHIPPED_MODEL / "record.json").read_text(encoding="utf-8"))
-    minutes = sum(part["seconds"] for part in record["parts"]) / 60
-    assert all(part["device"].startswith("NVIDIA H100") for part in record["parts"])
+    minutes = sum(part["seconds"] for part in record["sessions"]) / 60
+    assert all(part["device"].startswith("NVIDIA H100") for part in record["sessions"])
     check(
         f"{record['parameters'] / 1e6:.1f} million weights, trained for {minutes:.1f} minutes on "
         "one H100; "

@@ -39,10 +39,11 @@ def fit_hardware(
 
     \b
     Examples:
-      cd benchmarks/results freqformer calibrate-hardware kernel.json layer.json backward.json
-      --hold-out 75600,131072,1048576 --output h200.json freqformer calibrate-hardware
-      eager_cpu.json --hardware cpu --output cpu.json freqformer calibrate-hardware --measure-cpu
-      cpu.json
+      cd benchmarks/results
+      freqformer calibrate-hardware kernel.json layer.json backward.json \\
+          --hold-out 75600,131072,1048576 --output h200.json
+      freqformer calibrate-hardware eager_cpu.json --hardware cpu --output cpu.json
+      freqformer calibrate-hardware --measure-cpu cpu.json
     """
     if measure_cpu is not None:
         from freqformer.simulate.measure import cpu_profile_text
