@@ -46,7 +46,7 @@ GROUPS = {
     ],
     "layer": ["tests/attention"],
     "model": ["tests/models/test_pipeline.py", "tests/models/test_transformer.py"],
-    "training": ["tests/training/test_run.py", "tests/training/test_state.py"],
+    "training": ["tests/training/test_trainer.py", "tests/training/test_state.py"],
     "plug-in": ["tests/integrations"],
 }
 """What is run on each release. Gluon's kernels need a GPU and have tests of their own."""
