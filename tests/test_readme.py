@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 
 from benchmarks.quality.report import by_variant, mean, overall, read_results
 from benchmarks.speed_tables import layers_text, operation_text, rebuilt
@@ -13,6 +14,7 @@ README = "README.md"
 MOST_WORDS = 500
 DEFAULT = "beside_both"
 """The study's name of the default."""
+OTHER_EXTRAS = {"all", "dev", "docs"}
 
 
 def source() -> str:
@@ -42,6 +44,20 @@ def test_its_outline() -> None:
     assert f"]({PICTURE.relative_to(ROOT).as_posix()})" in source()
     steps = source().split("## How it works")[1].split("## ")[0].strip().splitlines()
     assert len(steps) <= 6
+
+
+def test_what_it_needs_is_what_the_package_declares() -> None:
+    """Versions of Python and torch, and the extras, all of them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    locked = sorted(path.stem.removeprefix("torch-") for path in ROOT.glob("requirements/*.txt"))
+    lowest = project["requires-python"].removeprefix(">=")
+    check_says(README, f"Python {lowest} to", f"torch {locked[0]} to {locked[-1]}.")
+    parts = [name for name in project["optional-dependencies"] if name not in OTHER_EXTRAS]
+    *most, final = (f"`{name}`" for name in parts)
+    check_says(README, f"the extras {', '.join(most)} and {final} bring")
+    needed = [re.split(r"[<>=]", name)[0] for name in project["dependencies"]]
+    assert needed == ["torch", "numpy", "safetensors"]
+    check_says(README, "The operations need torch, numpy and safetensors only")
 
 
 def test_its_files_exist() -> None:
@@ -89,8 +105,8 @@ def test_quality() -> None:
     )
     check_says(
         README,
-        f"the default ends at a loss of {ours} and dense attention, which computes seven times as "
-        f"much, at {dense} ([study]",
+        f"the default ends at a loss of {ours}, and dense attention with seven times the attention "
+        f"FLOPs at {dense} ([study]",
         f"`{DEFAULT}` is the default",
     )
     assert round(1 / runs[DEFAULT][0]["density"]) == 7
