@@ -3,14 +3,8 @@
     PYTHONPATH=src:. python -m benchmarks.speed_tables
 
 rewrites the text between the marks in the README. It takes `results/layers.json`, of whole layers
-in the default configuration, where that file exists, and else `results/layer.json`, of the
-operation with a third of the heads in each band. layers.json has
-
-    {"machine": {...}, "layers": [{"tokens": 115200, "heads": 24, "rows": {
-        "default": {"forward_ms": 1.0, "forward_and_backward_ms": 3.0}, "windows": {...},
-        "paper": {...}, "dense": {...}}}]}
-
-where a row that could not be run is left out.
+in the default configuration (`layers.py`), where that file exists, and else `results/layer.json`,
+of the operation with a third of the heads in each band (`layer.py`).
 """
 
 from __future__ import annotations
@@ -25,10 +19,11 @@ README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- speed: generated -->", "<!-- speed: end -->"
 ROWS = ("default", "windows", "paper", "dense")
 """Configurations of a layer, in the order of the table's columns."""
+PASSES = ("forward", "forward and backward")
 LAYERS_NOTE = (
     "Whole layers with projections, forward / forward and backward in ms, {gpu}, bfloat16, "
     "head_dim 128. `windows`: no LOW branch; `paper`: `FreqFormerConfig.paper()`; `dense`: cuDNN "
-    "(`{command}`)."
+    "(`PYTHONPATH=src:. python benchmarks/layers.py`)."
 )
 OPERATION_NOTE = (
     "Attention without projections, forward, {gpu}, bfloat16, head_dim 128. **Not the default**, "
@@ -52,29 +47,29 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def layers_text(results: dict[str, Any]) -> str:
-    """The table of whole layers."""
-
-    def times(row: dict[str, float] | None) -> str:
-        if row is None:
-            return "–"
-        return f"{row['forward_ms']:.1f} / {row['forward_and_backward_ms']:.1f}"
-
-    def line(size: dict[str, Any]) -> list[str]:
-        rows = size["rows"]
-        ours, dense = rows["default"], rows.get("dense")
-        gains = "–" if dense is None else ratios(ours, dense)
-        cells = [times(rows.get(name)) for name in ROWS]
-        return [f"{size['tokens']:,} × {size['heads']}", *cells, gains]
-
+    """The table of whole layers; a dash for what was not measured."""
     head = ["tokens × heads", *ROWS, "dense / default"]
-    note = LAYERS_NOTE.format(**results["machine"])
-    return f"{note}\n\n{table(head, map(line, results['layers']))}"
+    lines = [size_line(size) for size in results["sizes"].values()]
+    note = LAYERS_NOTE.format(gpu=results["machine"]["gpu"])
+    return f"{note}\n\n{table(head, lines)}"
 
 
-def ratios(ours: dict[str, float], dense: dict[str, float]) -> str:
-    """How many times as long dense attention takes, forward / forward and backward."""
-    parts = ("forward_ms", "forward_and_backward_ms")
-    return " / ".join(f"{dense[part] / ours[part]:.1f}" for part in parts)
+def size_line(size: dict[str, Any]) -> list[str]:
+    """The cells of one size."""
+
+    def ms(row: str, name: str) -> float | None:
+        return size.get(name, {}).get(f"layer {row}", {}).get("ms")
+
+    def both(cells: list[float | None]) -> str:
+        return " / ".join("–" if cell is None else f"{cell:,.1f}" for cell in cells)
+
+    times = {row: [ms(row, name) for name in PASSES] for row in ROWS}
+    gains = [
+        None if ours is None or dense is None else dense / ours
+        for ours, dense in zip(times["default"], times["dense"], strict=True)
+    ]
+    place = f"{size['tokens']:,} × {size['heads']}"
+    return [place, *map(both, times.values()), both(gains)]
 
 
 def operation_text(results: dict[str, Any]) -> str:

@@ -344,6 +344,22 @@ def test_the_order_of_imports_in_contributing() -> None:
     assert all(f"`{name}`" in text for name in anywhere)
 
 
+def test_decisions_name_their_evidence() -> None:
+    """Each is bold, has three lines at most, and ends with files that exist, or says that no file
+    of its probe was kept."""
+    text = (ROOT / "DESIGN.md").read_text(encoding="utf-8").split("## Decisions")[1]
+    decisions = [f"- **{part}".strip() for part in re.split(r"^- \*\*", text, flags=re.MULTILINE)][
+        1:
+    ]
+    assert len(decisions) > 20
+    for decision in (part.split("\n\n")[0] for part in decisions):
+        assert len(decision.splitlines()) <= 3, decision
+        (evidence,) = re.findall(r"\(([^()]+)\)$", decision)
+        named = re.findall(r"[\w./-]+/[\w./-]+", evidence)
+        assert named or "probe" in evidence, decision
+        assert not [name for name in named if not (ROOT / name).exists()], decision
+
+
 def test_every_target_that_is_named_has_a_rule() -> None:
     rules = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("src/**/*.md")]

@@ -74,18 +74,18 @@ def test_the_table_of_speed() -> None:
 
 
 def test_a_table_of_whole_layers() -> None:
-    rows = {
-        "default": {"forward_ms": 2.0, "forward_and_backward_ms": 8.0},
-        "dense": {"forward_ms": 30.0, "forward_and_backward_ms": 100.0},
+    size = {
+        "tokens": 65_536,
+        "heads": 8,
+        "forward": {"layer default": {"ms": 2.0}, "layer dense": {"ms": 30.0}},
+        "forward and backward": {"layer default": {"ms": 8.0}, "layer windows": {"ms": 1000.5}},
     }
-    sizes = [{"tokens": 65_536, "heads": 8, "rows": rows}]
-    sizes += [{"tokens": 1_048_576, "heads": 8, "rows": {"default": rows["default"]}}]
-    machine = {"gpu": "NVIDIA H100", "command": "python benchmarks/layer.py"}
-    text = layers_text({"machine": machine, "layers": sizes})
-    assert "| 65,536 × 8 | 2.0 / 8.0 | – | – | 30.0 / 100.0 | 15.0 / 12.5 |" in text
-    assert "| 1,048,576 × 8 | 2.0 / 8.0 | – | – | – | – |" in text
+    sizes = {"65,536 x 8": size, "1,024 x 2": {"tokens": 1024, "heads": 2, "forward": {}}}
+    text = layers_text({"machine": {"gpu": "NVIDIA H100"}, "sizes": sizes})
+    line = "| 65,536 × 8 | 2.0 / 8.0 | – / 1,000.5 | – / – | 30.0 / – | 15.0 / – |"
+    assert line in text
+    assert "| 1,024 × 2 | – / – | – / – | – / – | – / – | – / – |" in text
     assert "NVIDIA H100" in text
-    assert "python benchmarks/layer.py" in text
 
 
 def test_the_table_of_the_operation() -> None:
