@@ -65,6 +65,12 @@ def key_layout(plan: AttentionPlan) -> KeyLayout:
     return KeyLayout(*offsets, rows=end)
 
 
+def query_rows(plan: AttentionPlan) -> int:
+    """Rows of a head in the query buffer (R, rows, D): video tokens in tile order, text, and low
+    tokens, which LOW heads and a LOW branch ask with."""
+    return plan.layout.grid.num_tokens + plan.num_text_tokens + plan.num_low_tokens
+
+
 SELECTION_QUERIES = 16
 """Query tiles of one block of the selection: the least that a tensor core takes."""
 SELECTION_PROGRAMS = 528
@@ -119,10 +125,11 @@ def workspace_bytes(plan: AttentionPlan, rows: int, element_size: int) -> int:
         element_size: bytes of an element of the query.
     """
     width, tiles, cells = plan.head_dim, plan.layout.num_tiles, plan.cells.num_cells
-    tokens, selects = plan.layout.grid.num_tokens + plan.num_text_tokens, selects_tiles(plan)
+    selects = selects_tiles(plan)
     # Queries, keys and values in tile order, outputs of low tokens, and log-sum-exps.
-    vectors = tokens + 2 * key_layout(plan).rows + plan.num_low_tokens
-    held = rows * vectors * width * element_size + rows * tokens * STATISTIC_BYTES
+    queries = query_rows(plan)
+    vectors = queries + 2 * key_layout(plan).rows + plan.num_low_tokens
+    held = rows * vectors * width * element_size + rows * queries * STATISTIC_BYTES
     if selects or cells:
         held += 3 * rows * tiles * width * STATISTIC_BYTES
     if selects:

@@ -87,15 +87,18 @@ def test_more_elements_than_32_bits_count(
     config = FreqFormerConfig(window=(1, 2, 2), summary_tokens=4)
     plan = build_plan(grid, config, num_heads=heads, head_dim=head_dim)
     tables = launch_tables(plan, torch.device("cuda"))
-    shapes = ((heads, grid.num_tokens, head_dim), *[(heads, tables.keys.rows, head_dim)] * 2)
+    video, queries = grid.num_tokens, grid.num_tokens + plan.num_low_tokens
+    shapes = ((heads, queries, head_dim), *[(heads, tables.keys.rows, head_dim)] * 2)
     assert heads * grid.num_tokens * head_dim > 2**31
     query, key, value = (
         torch.empty(shape, dtype=torch.bfloat16, device="cuda").normal_() for shape in shapes
     )
     bands = torch.full((heads,), Band.HIGH, dtype=torch.int32, device="cuda")
-    out, _, lse = launch.attend(
+    out, _, lse, _ = launch.attend(
         launch.AttentionBuffers(query, key, value),
-        launch.RowBands(bands, torch.arange(heads, dtype=torch.int32, device="cuda")),
+        launch.RowBands(
+            bands, torch.arange(heads, dtype=torch.int32, device="cuda"), any_low=False
+        ),
         tables,
         mid=None,
         summary_offsets=None,
@@ -115,10 +118,9 @@ def test_more_elements_than_32_bits_count(
     bias = torch.cat(
         [torch.zeros(len(keys) - plan.cells.num_cells, device="cuda"), tables.high_bias[-1]]
     ).double()
-    logits = query[last, -128:].double() @ key[last, keys].double().T * head_dim**-0.5 + bias
-    torch.testing.assert_close(
-        lse[last, -128:].double(), logits.logsumexp(-1), rtol=1e-5, atol=1e-5
-    )
+    own = slice(video - 128, video)
+    logits = query[last, own].double() @ key[last, keys].double().T * head_dim**-0.5 + bias
+    torch.testing.assert_close(lse[last, own].double(), logits.logsumexp(-1), rtol=1e-5, atol=1e-5)
     wanted = logits.softmax(-1) @ value[last, keys].double()
     assert float((out[0, -128:, last].double() - wanted).norm() / wanted.norm()) < 4e-3
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from freqformer import FreqFormerConfig, Grid, build_plan
 from freqformer.cli import app
-from freqformer.ops.gates.reference import gated_sum
+from freqformer.ops.merge import gated_sum
 from freqformer.simulate import Routing, simulate
 from freqformer.simulate import scenario as named
 from freqformer.simulate.beside import beside_training_bytes, split_stages, with_low_beside
