@@ -33,8 +33,7 @@ from freqformer.ops.block_sparse.triton_kernel import (
     _summaries,
 )
 from freqformer.ops.block_sparse.triton_softmax import add_product, exp2, product, scaled
-from freqformer.ops.jit import cast
-from freqformer.ops.merge.triton_kernel import branch_gates
+from freqformer.ops.jit import branch_gates, cast
 
 UNSEEN = tl.constexpr(float("inf"))
 """The log-sum-exp of a query that counts for nothing: all its weights are 0."""

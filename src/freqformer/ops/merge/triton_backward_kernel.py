@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from freqformer.ops.jit import cast, dot
-from freqformer.ops.merge.triton_kernel import branch_gates, expanded
+from freqformer.ops.jit import branch_gates, cast, dot
+from freqformer.ops.merge.triton_kernel import expanded
 
 LOW = tl.constexpr(0)
 
