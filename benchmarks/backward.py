@@ -31,7 +31,7 @@ from freqformer.ops.block_sparse.triton import (
     AttentionBuffers,
     MidLists,
     RowBands,
-    attend_for_backward,
+    attend,
 )
 from freqformer.ops.block_sparse.triton_backward import attend_backward
 from freqformer.plan import build_plan
@@ -123,7 +123,7 @@ def launches_of(problem: BackwardProblem) -> Callable[[], tuple[Tensor, Tensor, 
         "text_mask": None,
         "token_order": "tile",
     }
-    outputs = attend_for_backward(**told)
+    outputs = attend(**told, backward=True)
     grad_out = problem.grad_out.transpose(0, 1)[None].contiguous()
 
     def run() -> tuple[Tensor, Tensor, Tensor]:

@@ -148,7 +148,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA GPU: this benchmark measures one")
     source = SyntheticClips(0, **VIDEO)
-    clips = torch.stack([source.load(index).pixels for index in range(CLIPS)]).to(DEVICE)
+    clips = torch.stack([source.load(index).clip for index in range(CLIPS)]).to(DEVICE)
     curves: dict[str, list[list[float]]] = {impl: [] for impl in IMPLS}
     for seed in SEEDS:
         for impl in IMPLS:

@@ -101,7 +101,8 @@ def _best(rows: dict[str, Any]) -> str:
 
 def draw_figures(results: Results, calibration: Calibration, folder: Path) -> None:
     """Velocity errors by noise level, and the calibration's own figures."""
-    from freqformer.analysis.figures import INK, blank_figure, label_axes, save_figure
+    from freqformer._colours import INK
+    from freqformer.analysis.figures import blank_figure, label_axes, save_figure
     from freqformer.calibration.figures import choice_figure, cost_figure, error_figure
 
     figure = blank_figure(11, 4.2)

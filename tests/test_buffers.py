@@ -55,13 +55,14 @@ def test_workspace_is_the_sum_of_its_buffers(
     config = FreqFormerConfig(mid_tiles=mid_tiles, band_features=features, summary_tokens=8)
     plan = build_plan(Grid(1, 1, tokens), config, num_heads=3, head_dim=16, num_text_tokens=text)
     heads, width, tiles, keys = 3, 16, plan.layout.num_tiles, key_layout(plan).rows
+    queries = tokens + text + plan.num_low_tokens
     wide = [
-        (heads, tokens + text, width),
+        (heads, queries, width),
         (heads, keys, width),
         (heads, keys, width),
         (heads, plan.num_low_tokens, width),
     ]
-    narrow = [(heads, tokens + text), (3, heads, tiles, width)]
+    narrow = [(heads, queries), (3, heads, tiles, width)]
     if mid_tiles is not None and mid_tiles < tiles:
         programs = min(heads * -(-tiles // 16), 528)
         narrow += [

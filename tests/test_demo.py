@@ -20,7 +20,8 @@ from freqformer._interrupt import Interrupted
 from freqformer.config import Band
 from freqformer.demo import shipped
 from freqformer.demo.page import render_page
-from freqformer.demo.run import DemoSettings, run_demo
+from freqformer.demo.run import run_demo
+from freqformer.demo.settings import DemoSettings
 from freqformer.demo.shipped import generate_shipped, load_shipped, shipped_model
 from freqformer.demo.stages import inspect_video
 from freqformer.media import VideoError, probe_video, read_clip, write_video
@@ -28,7 +29,7 @@ from freqformer.models.pipeline import FreqFormerPipeline
 from freqformer.training.config import DataConfig, RunConfig, TrainConfig
 from freqformer.training.export import MOST_BYTES, WEIGHTS, export_model
 from freqformer.training.loop import train
-from freqformer.training.run import TrainingRun
+from freqformer.training.trainer import Trainer
 
 TINY = DemoSettings(
     num_frames=4,
@@ -182,13 +183,13 @@ def test_no_width_cuts_the_table(report: Path, width: int) -> None:
 def test_an_interrupted_demo_says_that_it_begins_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    advance = TrainingRun.advance
+    advance = Trainer.advance
 
-    def interrupted(self: TrainingRun, loader: object) -> object:
+    def interrupted(self: Trainer, loader: object) -> object:
         os.kill(os.getpid(), signal.SIGTERM)
         return advance(self, loader)
 
-    monkeypatch.setattr(TrainingRun, "advance", interrupted)
+    monkeypatch.setattr(Trainer, "advance", interrupted)
     with pytest.raises(
         Interrupted, match=r"stopped by SIGTERM: .* keeps what was made.* begins again"
     ) as raised:
@@ -423,7 +424,7 @@ def test_the_model_that_comes_with_this_version() -> None:
     data = json.loads((folder / "train.json").read_text(encoding="utf-8"))["data"]
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert (
-        json.loads((folder / "record.json").read_text(encoding="utf-8"))["parts"][-1]["progress"]
+        json.loads((folder / "record.json").read_text(encoding="utf-8"))["sessions"][-1]["progress"]
         == 1
     )
     assert "freqformer train --config configs/shipped.json" in card

@@ -25,7 +25,7 @@ triton = pytest.importorskip("triton")
 if not triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET=1 is not set: kernels would need a GPU", allow_module_level=True)
 
-from tests.support.cases import Case, make_inputs, random_case  # noqa: E402
+from tests.support.cases import GATES, Case, make_inputs, random_case  # noqa: E402
 from tests.support.fused import check_call  # noqa: E402
 from tests.support.interpreter import patch_language_once  # noqa: E402
 from tests.support.numerics import Pool, nan_filled_allocations  # noqa: E402
@@ -70,6 +70,7 @@ def small_case(**changes: Any) -> Case:
 
 CASES = {
     "plain": small_case(),
+    "LOW branch": small_case(gates=GATES, learned=LEARNED, num_text_tokens=3, mask="random"),
     "learned": small_case(learned=LEARNED, num_text_tokens=3, mask="random"),
     "every text token masked": small_case(num_text_tokens=2, mask="all", dtype=torch.float16),
     "values": small_case(
@@ -144,6 +145,7 @@ def attend(case: Case, impl: Any, **changes: Any) -> Tensor:
         "text_mask": inputs.text_mask,
         "parameters": inputs.parameters,
         "token_order": case.token_order,
+        "low_branch": inputs.low_branch,
     }
     return frequency_attention(inputs.query, inputs.key, inputs.value, impl=impl, **told | changes)
 
@@ -181,7 +183,7 @@ def test_a_band_out_of_range_on_the_device_gives_nan_in_its_head_alone() -> None
 
     def run(bands: list[int]) -> Tensor:
         call = fused.FusedCall(
-            case.plan, torch.tensor([bands]), frozenset(Band), None, None, "raster"
+            case.plan, torch.tensor([bands]), frozenset(Band), None, None, None, "raster"
         )
         return fused.run(tensors, given, call).out
 
@@ -208,17 +210,22 @@ def test_at_most_six_launches(monkeypatch: pytest.MonkeyPatch) -> None:
         "select_tiles",
         "attention_kernel",
         "join_text_kernel",
-        "expand_low",
+        "merge_kernel",
     ]
     names.clear()
     attend(small_case(allocation=((2, 2),)), "triton")
     assert names == ["prepare_tiles", "finish_rows", "attention_kernel"]
+    names.clear()
+    attend(small_case(allocation=((2, 2),), gates=GATES), "triton")
+    assert names == ["prepare_tiles", "finish_rows", "attention_kernel", "merge_kernel"]
 
 
-def test_nothing_on_the_way_waits_for_data() -> None:
+def test_nothing_on_the_way_waits_for_data(monkeypatch: pytest.MonkeyPatch) -> None:
     # Fake tensors hold no data: an operation that needed some (item, nonzero, a branch on a value)
-    # would raise.
-    case = small_case(learned=LEARNED, num_text_tokens=3, mask="random")
+    # would raise. Kernels don't run, and a descriptor would look at an address.
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", lambda *_, **__: None)
+    monkeypatch.setattr("freqformer.ops.block_sparse.triton._has_descriptors", lambda _: False)
+    case = small_case(learned=LEARNED, num_text_tokens=3, mask="random", gates=GATES)
     inputs, plan, cpu = make_inputs(case), case.plan, torch.device("cpu")
     (
         launch_tables(plan, cpu),
@@ -229,17 +236,26 @@ def test_nothing_on_the_way_waits_for_data() -> None:
         (inputs.query, inputs.key, inputs.value),
         inputs.parameters or AttentionParameters(),
         fused.FusedCall(
-            plan, torch.tensor(case.allocation), frozenset(Band), inputs.text_mask, None, "raster"
+            plan,
+            torch.tensor(case.allocation),
+            frozenset(Band),
+            inputs.low_branch,
+            inputs.text_mask,
+            None,
+            "raster",
         ),
     )
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = inputs.map(mode.from_tensor)
         bands = mode.from_tensor(torch.tensor(case.allocation))
-        call = fused.FusedCall(plan, bands, frozenset(Band), inputs.text_mask, None, "raster")
+        call = fused.FusedCall(
+            plan, bands, frozenset(Band), fake.low_branch, inputs.text_mask, None, "raster"
+        )
         made = fused.run(
             (fake.query, fake.key, fake.value), fake.parameters or AttentionParameters(), call
         )
-    for got, wanted in ((made.out, real.out), (made.low_out, real.low_out), (made.lse, real.lse)):
+    pairs = [(made.out, real.out), *zip(made.attention[:3], real.attention[:3], strict=True)]
+    for got, wanted in pairs:
         assert (got.shape, got.dtype, got.stride()) == (wanted.shape, wanted.dtype, wanted.stride())
 
 
@@ -254,7 +270,9 @@ def test_workspace_stays_within_bounds(grid: Grid, heads: int) -> None:
         assert fused.workspace_bytes(plan, 1, torch.bfloat16) <= 1.2 * inputs_and_output
 
 
-@pytest.mark.parametrize("name", ["plain", "learned", "gains", "no summaries", "every tile"])
+@pytest.mark.parametrize(
+    "name", ["plain", "learned", "gains", "no summaries", "every tile", "LOW branch"]
+)
 def test_workspace_is_what_the_launches_allocate(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,7 +290,13 @@ def test_workspace_is_what_the_launches_allocate(
     made.clear()
     tensors = (inputs.query, inputs.key, inputs.value)
     call = fused.FusedCall(
-        case.plan, torch.tensor(case.allocation), frozenset(Band), inputs.text_mask, None, "raster"
+        case.plan,
+        torch.tensor(case.allocation),
+        frozenset(Band),
+        inputs.low_branch,
+        inputs.text_mask,
+        None,
+        "raster",
     )
     out = fused.run(tensors, inputs.parameters or AttentionParameters(), call).out
     held = sum(made) - out.numel() * out.element_size()

@@ -43,7 +43,7 @@ USES = {
     ],
     "train": [
         "import freqformer.media",
-        "import freqformer.training.run",
+        "import freqformer.training.trainer",
         "import freqformer.calibration.figures",
         "from freqformer.training.seeding import seed_everything; seed_everything(1)",
     ],

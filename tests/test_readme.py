@@ -1,217 +1,112 @@
-"""The README's figures are those of the committed result files."""
+"""The README: short, its figures those of committed files, its picture the one that is drawn."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+import re
+import tomllib
 
-from benchmarks.quality.report import by_variant, mean, overall, paired, read_results, tokens_of
-from benchmarks.training_free_report import CALIBRATED
-from typer.testing import CliRunner
+from benchmarks.quality.report import by_variant, mean, overall, read_results
+from benchmarks.speed_tables import layers_text, operation_text, rebuilt
+from tests.support.pages import ROOT, check_says, result
+from tools.draw_bands import PICTURE
 
-from freqformer.cli import app
-from freqformer.demo.shipped import SHIPPED_MODEL
-
-ROOT = Path(__file__).parents[1]
-README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-
-
-def result(name: str) -> dict[str, Any]:
-    return json.loads(
-        (ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8")
-    )
+README = "README.md"
+MOST_WORDS = 500
+DEFAULT = "beside_both"
+"""The study's name of the default."""
+OTHER_EXTRAS = {"all", "dev", "docs"}
 
 
-def check(*parts: str) -> None:
-    for part in parts:
-        assert part in README, part
+def source() -> str:
+    return (ROOT / README).read_text(encoding="utf-8")
 
 
-def test_the_layer() -> None:
-    layers, scaling = result("layer")["layers"], result("layer")["scaling"]
-    for name, place in (
-        ("hunyuan", "115,200 (30 × 48 × 80) × 24"),
-        ("wan", "75,600 (21 × 45 × 80) × 40"),
-    ):
-        for kind in ("bench", "learned summaries", "density 10%"):
-            row = layers[name][kind]
-            times = (
-                f"{row['layer_ms']:.2f} | {layers[name]['dense_ms']:.0f} | "
-                f"{row['times_dense']:.1f} |"
-            )
-            check(f"| {place} | {kind} | {100 * row['density']:.1f}% | {times}")
-    bench = layers["hunyuan"]["bench"]
-    beside = 100 * bench["share_beside_attention"]
-    check(
-        f"It takes {bench['num_launches']} launches, spends {beside:.0f}% of its time beside",
-        f"a workspace of {bench['workspace_of_inputs_and_output']:.2f} times",
-        f"Time grows with tokens to the power {scaling['exponent']:.2f}.",
-    )
-    for point in scaling["points"]:
-        check(
-            f"| {point['tokens']:,} | {point['layer_ms']:.2f} | "
-            f"{point['dense_ms'] / point['layer_ms']:.0f} "
-        )
-    routers = [result("router")["cases"][name] for name in ("hunyuan", "64K")]
-    microseconds, shares = (
-        [scale * router[key] for router in routers]
-        for scale, key in ((1e3, "launches_ms"), (100, "share_of_layer"))
-    )
-    check(
-        f"{microseconds[0]:.0f} µs together ({shares[0]:.1f}%)",
-        f"{microseconds[1]:.0f} µs ({shares[1]:.1f}%) at 65,536",
-    )
-    case = result("router")["cases"]["64K"]
-    timed, statistics = case["weighing"]["timed"], dict(case["launches"])["sum_tiles"] / 1e3
-    soft = (timed["added_to_layer_ms"] + statistics) / timed["layer_in_graph_ms"]
-    check(
-        f"which takes {soft:.1%} of a `FreqAttention`'s time",
-        f"or {timed['added_share_of_layer']:.1%} by timestep alone",
-    )
-    check(f"where it runs live, {shares[1]:.1f}% of a layer's time without projections")
+def test_it_is_short() -> None:
+    """Words of prose: code and tables left out, and the marks that readers don't see."""
+    text = source()
+    for hidden in (r"```.*?```", r"<!--.*?-->", r"^\|[^\n]*$"):
+        text = re.sub(hidden, "", text, flags=re.DOTALL | re.MULTILINE)
+    assert len(text.split()) <= MOST_WORDS
 
 
-def test_the_attention_launch() -> None:
-    kernel = result("kernel")
-    dense = kernel["dense"]["tflops_per_s"]
-    check(f"of cuDNN's dense rate ({dense:.0f} TFLOP/s)")
-    for row in kernel["launch"].values():
-        check(
-            f"| {row['ms']:.2f} | {row['tflops_per_s']:.0f} | {row['tflops_per_s'] / dense:.2f} |"
-        )
+def test_its_outline() -> None:
+    heads = re.findall(r"^## (.*)$", source(), re.MULTILINE)
+    assert heads == [
+        "Install",
+        "Use it",
+        "Train and sample",
+        "Speed",
+        "Quality",
+        "What is missing",
+        "How it works",
+        "Citation",
+    ]
+    assert f"]({PICTURE.relative_to(ROOT).as_posix()})" in source()
+    steps = source().split("## How it works")[1].split("## ")[0].strip().splitlines()
+    assert len(steps) <= 6
 
 
-def test_training() -> None:
-    backward, steps, losses = result("backward"), result("train_step")["sizes"], result("loss_run")
-    layer, long = (
-        backward["layers"][name]["forward_and_backward_ms"] for name in ("hunyuan", "1M tokens")
-    )
-    own, flex = (
-        backward["launches"]["0.1"][name]["tflops_per_s"] for name in ("launches", "FlexAttention")
-    )
-    check(
-        f"runs at {own:.0f} TFLOP/s at 10% of blocks, FlexAttention's at {flex:.0f}",
-        f"take {layer:.1f} ms, {backward['dense_ms'] / layer:.0f} times less than dense",
-        f"and 1,048,576 tokens × 8 heads {long:.0f} ms",
-        f"in {100 * losses['steps_within_range_after_warmup']:.1f}% of the steps after warm-up",
-    )
-    for tokens, size in steps.items():
-        dense, *others = (size["rows"][name]["step_ms"] for name in ("dense", "fixed", "router"))
-        row = " | ".join(f"{ms:,.0f} | {dense / ms:.1f}" for ms in others)
-        assert any(
-            f"| {int(tokens):,}{note} | {dense:,.0f} | {row} |" in README
-            for note in ("", ", with gradient checkpointing")
-        )
-    fixed = steps["65536"]["rows"]["fixed"]
-    share = (
-        100 * (fixed["attention_forward_ms"] + fixed["attention_backward_ms"]) / fixed["step_ms"]
-    )
-    check(
-        f"attention takes {share:.0f}% of the step with fixed bands, linear layers and the rest "
-        f"{100 - share:.0f}%"
-    )
+def test_what_it_needs_is_what_the_package_declares() -> None:
+    """Versions of Python and torch, and the extras, all of them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    locked = sorted(path.stem.removeprefix("torch-") for path in ROOT.glob("requirements/*.txt"))
+    lowest = project["requires-python"].removeprefix(">=")
+    check_says(README, f"Python {lowest} to", f"torch {locked[0]} to {locked[-1]}.")
+    parts = [name for name in project["optional-dependencies"] if name not in OTHER_EXTRAS]
+    *most, final = (f"`{name}`" for name in parts)
+    check_says(README, f"the extras {', '.join(most)} and {final} bring")
+    needed = [re.split(r"[<>=]", name)[0] for name in project["dependencies"]]
+    assert needed == ["torch", "numpy", "safetensors"]
+    check_says(README, "The operations need torch, numpy and safetensors only")
 
 
-def test_the_cpu() -> None:
-    forward, both = (
-        result("eager_cpu")["speed"][name] for name in ("forward", "forward and backward")
-    )
-    check(
-        f"takes {forward['frequency_wall_s']:.2f} s where dense takes "
-        f"{forward['dense_wall_s']:.1f} s",
-        f"{both['frequency_wall_s']:.1f} s with its backward where dense takes "
-        f"{both['dense_wall_s']:.1f} s",
-        f"{forward['speedup_wall']:.1f} and {both['speedup_wall']:.1f} times",
-    )
+def test_its_files_exist() -> None:
+    links = re.findall(r"\]\(((?!https?:)[^)#]+)", source())
+    assert len(links) > 10
+    assert not [link for link in links if not (ROOT / link).exists()]
 
 
-def test_what_low_beside_is_predicted_to_take(tmp_path: Path) -> None:
-    windows = ["--tokens", "115200", "--set", "routing=fixed", "--set", "split=0,0,1"]
-    seconds = []
-    for more in ([], ["--set", "low_beside=true"]):
-        done = CliRunner().invoke(
-            app, ["simulate", *windows, *more, "--json", str(tmp_path / "out.json")]
-        )
-        assert done.exit_code == 0, done.output
-        (case,) = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["scenarios"]
-        seconds.append(case["time_s"])
-    check(
-        f"predicts {seconds[1] / seconds[0] - 1:.0%} more time for a layer of windows with",
-        f"simulate {' '.join(windows)}`",
+def test_the_table_of_speed() -> None:
+    assert rebuilt(source()) == source(), "run `python -m benchmarks.speed_tables`"
+    assert source().count("\n| --- |") == 1
+    whole_layers = (ROOT / "benchmarks/results/layers.json").exists()
+    assert whole_layers != ("Not the default" in source())
+
+
+def test_a_table_of_whole_layers() -> None:
+    size = {
+        "tokens": 65_536,
+        "heads": 8,
+        "forward": {"layer default": {"ms": 2.0}, "layer dense": {"ms": 30.0}},
+        "forward and backward": {"layer default": {"ms": 8.0}, "layer windows": {"ms": 1000.5}},
+    }
+    sizes = {"65,536 x 8": size, "1,024 x 2": {"tokens": 1024, "heads": 2, "forward": {}}}
+    text = layers_text({"machine": {"gpu": "NVIDIA H100"}, "sizes": sizes})
+    line = "| 65,536 × 8 | 2.0 / 8.0 | – / 1,000.5 | – / – | 30.0 / – | 15.0 / – |"
+    assert line in text
+    assert "| 1,024 × 2 | – / – | – / – | – / – | – / – | – / – |" in text
+    assert "NVIDIA H100" in text
+
+
+def test_the_table_of_the_operation() -> None:
+    layer = result("layer")
+    size = layer["layers"]["hunyuan"]
+    own, dense = size["bench"]["layer_ms"], size["dense_ms"]
+    assert f"| 115,200 × 24 | {own:.1f} | {dense:.0f} | {dense / own:.0f} |" in operation_text(
+        layer
     )
 
 
 def test_quality() -> None:
-    groups = by_variant(read_results(), 700)
-    check(
-        f"{len(groups)} variants after 700 steps, front runners after 2,800 with one to five seeds."
-    )
-    longer = by_variant(read_results(), 2800)
-    assert {len(seeds) for seeds in longer.values()} == {1, 2, 3, 4, 5}
-    gain = paired(longer["dense"], longer["beside_both"])
-    assert gain is not None
-    seeds = longer["dense"].keys() & longer["beside_both"].keys()
+    runs = by_variant(read_results(), 2800)
     ours, dense = (
-        mean([overall(longer[name][seed]["losses"]) for seed in seeds]).value
-        for name in ("beside_both", "dense")
+        mean([overall(run["losses"]) for run in runs[name].values()]).text(4)
+        for name in (DEFAULT, "dense")
     )
-    check(
-        f"has {ours / dense:.3f} times the loss of dense attention (lower by {gain.text(4)}, three "
-        "paired"
+    check_says(
+        README,
+        f"the default ends at a loss of {ours}, and dense attention with seven times the attention "
+        f"FLOPs at {dense} ([study]",
+        f"`{DEFAULT}` is the default",
     )
-    assert len(seeds) == 3
-    assert round(1 / longer["beside_both"][0]["density"]) == 7
-    order = list(longer)
-    assert order[0] == "beside_both"
-    assert all(
-        order.index(name) > order.index("gated_plain")
-        for name in longer
-        if name.startswith("router")
-    )
-    gain = paired(longer["gated_plain"], longer["beside_both"])
-    assert gain is not None
-    share = (
-        gain.value / mean([overall(run["losses"]) for run in longer["gated_plain"].values()]).value
-    )
-    check(f"makes {gain.text(4)} ({share:.1%})")
-    long = {
-        run["variant"]: run
-        for run in read_results()
-        if tokens_of(run) == 65_536 and run["seed"] == 0
-    }
-    timed, dense = long["beside_timed"], long["dense"]
-    (loss, step), (dense_loss, dense_step) = (
-        (overall(run["losses"]), run["step_ms"]) for run in (timed, dense)
-    )
-    check(
-        f'At 65,536 tokens and equal steps ({dense["steps"]}, one seed) `routing="timed"` has the '
-        f"loss {loss:.4f} where",
-        f"where dense attention has {dense_loss:.4f}, and a training step takes {step:.0f} ms "
-        "where dense",
-        f"where dense takes {dense_step:.0f}, in the same memory (H100).",
-    )
-    assert abs(timed["peak_gib"] / dense["peak_gib"] - 1) < 0.01
-
-
-def test_without_training() -> None:
-    rows = result("training_free")["budgets"]["0.1"]
-    single = max(row["psnr"] for name, row in rows.items() if name not in CALIBRATED)
-    check(
-        f"keeps {rows['tolerance']['psnr']:.1f} dB of PSNR",
-        f"90% less attention compute, the best single pattern {single:.1f} (",
-    )
-
-
-def test_the_shipped_model() -> None:
-    record = json.loads((SHIPPED_MODEL / "record.json").read_text(encoding="utf-8"))
-    minutes = sum(part["seconds"] for part in record["parts"]) / 60
-    assert all(part["device"].startswith("NVIDIA H100") for part in record["parts"])
-    check(
-        f"{record['parameters'] / 1e6:.1f} million weights, trained for {minutes:.1f} minutes on "
-        "one H100; "
-    )
-    check(f"{record['sample_seconds']:.0f} s a video on two CPU cores")
-    assert (ROOT / "docs/images/shipped.png").read_bytes() == (
-        SHIPPED_MODEL / "samples.png"
-    ).read_bytes()
+    assert round(1 / runs[DEFAULT][0]["density"]) == 7

@@ -30,18 +30,23 @@ FOLDER = ROOT / "build" / "versions"
 COMMAND = "make test-versions"
 GROUPS = {
     "operations": [
-        "tests/ops/block_sparse",
-        "tests/ops/gates",
-        "tests/ops/merge/test_triton.py",
-        "tests/ops/prologue/test_triton.py",
-        "tests/ops/routing",
+        "tests/ops/merge",
+        "tests/ops/prologue",
         "tests/ops/selection",
         "tests/ops/test_jit.py",
     ],
-    "interpreter": ["tests/test_fused.py", "tests/test_fused_backward.py", "tests/test_tracing.py"],
+    "interpreter": [
+        "tests/test_fused.py",
+        "tests/test_fused_backward.py::test_every_branch[all learned, bfloat16]",
+        "tests/test_fused_backward.py::test_every_branch[gains]",
+        "tests/test_fused_backward.py::test_every_branch[LOW branch, all learned]",
+        "tests/test_fused_backward.py::test_operations_are_registered",
+        "tests/test_fused_backward.py::test_compiled_graphs",
+        "tests/test_tracing.py",
+    ],
     "layer": ["tests/attention"],
     "model": ["tests/models/test_pipeline.py", "tests/models/test_transformer.py"],
-    "training": ["tests/training/test_run.py", "tests/training/test_state.py"],
+    "training": ["tests/training/test_trainer.py", "tests/training/test_state.py"],
     "plug-in": ["tests/integrations"],
 }
 """What is run on each release. Gluon's kernels need a GPU and have tests of their own."""

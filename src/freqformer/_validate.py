@@ -3,6 +3,8 @@ the remedy."""
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -12,12 +14,40 @@ from torch import Tensor
 Kind = TypeVar("Kind")
 
 
-def check_whole(name: str, value: Any, least: int, remedy: str = "") -> None:
-    """Raise ValueError unless value is an int of at least `least`; True and False are none."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+_shortened = reprlib.Repr()
+_shortened.maxstring = _shortened.maxother = 100
+_shortened.maxlevel = 3
+
+
+def shown(value: Any) -> str:
+    """A value as errors show it: cut short, since a file may hold megabytes in a field."""
+    return _shortened.repr(value)
+
+
+def check_whole(
+    name: str, value: Any, least: int, remedy: str = "", *, most: int | None = None
+) -> None:
+    """Raise ValueError unless value is an int from `least` to `most`; True and False are none."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        extent = "up" if most is None else f"to {most:,}"
         raise ValueError(
-            f"{name} is {value!r}; whole numbers from {least} up are allowed{_behind(remedy)}"
+            f"{name} is {shown(value)}; whole numbers from {least} {extent} are allowed"
+            f"{_behind(remedy)}"
         )
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise ValueError unless value is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {shown(value)}; True or False is allowed")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise ValueError for anything but a finite number above 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise ValueError(f"{name} is {shown(value)}; finite numbers above 0 are allowed")
 
 
 def check_number(name: str, value: Any, low: float, high: float, remedy: str = "") -> None:
@@ -27,7 +57,8 @@ def check_number(name: str, value: Any, low: float, high: float, remedy: str = "
     # The comparison is False for NaN, so NaN is refused too.
     if not number or not low <= value <= high:
         raise ValueError(
-            f"{name} is {value!r}; numbers from {low:g} to {high:g} are allowed{_behind(remedy)}"
+            f"{name} is {shown(value)}; numbers from {low:g} to {high:g} are allowed"
+            f"{_behind(remedy)}"
         )
 
 
@@ -35,18 +66,15 @@ def check_choice(name: str, value: Any, allowed: Sequence[Any], remedy: str = ""
     """Raise ValueError unless value is one of `allowed`, of the same type too: 1 is not True."""
     if not any(type(value) is type(one) and value == one for one in allowed):
         choices = ", ".join(map(str, allowed))
-        raise ValueError(f"{name} is {value!r}; choose one of {choices}{_behind(remedy)}")
+        raise ValueError(f"{name} is {shown(value)}; choose one of {choices}{_behind(remedy)}")
 
 
 def check_kind(name: str, value: Any, kind: type[Kind], remedy: str) -> None:
     """Raise ValueError unless value is a `kind`, saying how to make one."""
     if not isinstance(value, kind):
-        shown = (
-            f"a {type(value).__name__}"
-            if isinstance(value, Tensor | torch.nn.Module)
-            else f"{value!r}"
-        )
-        raise ValueError(f"{name} is {shown}; a {kind.__name__} is allowed: {remedy}")
+        module = isinstance(value, Tensor | torch.nn.Module)
+        what = f"a {type(value).__name__}" if module else f"{value!r}"
+        raise ValueError(f"{name} is {what}; a {kind.__name__} is allowed: {remedy}")
 
 
 def on_host(x: Tensor) -> bool:

@@ -65,6 +65,12 @@ def key_layout(plan: AttentionPlan) -> KeyLayout:
     return KeyLayout(*offsets, rows=end)
 
 
+def query_rows(plan: AttentionPlan) -> int:
+    """Rows of a head in the query buffer (R, rows, D): video tokens in tile order, text, and low
+    tokens, which LOW heads and a LOW branch ask with."""
+    return plan.layout.grid.num_tokens + plan.num_text_tokens + plan.num_low_tokens
+
+
 SELECTION_QUERIES = 16
 """Query tiles of one block of the selection: the least that a tensor core takes."""
 SELECTION_PROGRAMS = 528
@@ -109,8 +115,7 @@ def text_parts(tiles: int) -> int:
 
 
 def workspace_bytes(plan: AttentionPlan, rows: int, element_size: int) -> int:
-    """As `ops.cost.workspace_bytes` of a call without a LOW branch; here until the launches read it
-    there."""
+    """As `ops.cost.workspace_bytes`; here until the launches read it there."""
     from freqformer.ops import cost
 
     return cost.workspace_bytes(plan, rows, element_size)

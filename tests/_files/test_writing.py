@@ -16,6 +16,7 @@ from tests.support.file_limit import file_limit
 from freqformer._files import (
     FileError,
     remove_folder,
+    syncing,
     write_json,
     write_text,
     writing,
@@ -325,7 +326,10 @@ def test_leftovers_that_are_not_provably_ours_stay(killed, tmp_path, change):
 def test_files_and_folders_reach_the_disk_before_their_name_does(tmp_path, monkeypatch):
     events = []
     real_sync, real_rename = writing.sync, Path.rename
-    monkeypatch.setattr(writing, "sync", lambda path: (events.append(path.name), real_sync(path)))
+    for module in (writing, syncing):
+        monkeypatch.setattr(
+            module, "sync", lambda path: (events.append(path.name), real_sync(path))
+        )
     monkeypatch.setattr(
         Path,
         "rename",

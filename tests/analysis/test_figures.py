@@ -31,7 +31,7 @@ def colours(image: torch.Tensor) -> set[tuple[int, ...]]:
     return {tuple(row) for row in image.flatten(0, 1).unique(dim=0).tolist()}
 
 
-BLUE, GREEN, VERMILION, GREY = (0, 114, 178), (0, 158, 115), (213, 94, 0), (127, 127, 127)
+BLUE, GREEN, VERMILION, GREY = (0, 114, 178), (0, 158, 115), (213, 94, 0), (118, 118, 118)
 
 
 def test_energies(tmp_path: Path) -> None:

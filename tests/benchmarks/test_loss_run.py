@@ -41,7 +41,7 @@ def test_two_computations_train_alike(loss_run, monkeypatch: pytest.MonkeyPatch)
         loss_run, "MODEL", {**loss_run.MODEL, "num_layers": 1, "num_heads": 3, "head_dim": 8}
     )
     source = SyntheticClips(0, num_frames=2, height=16, width=24)
-    clips = torch.stack([source.load(index).pixels for index in range(2)])
+    clips = torch.stack([source.load(index).clip for index in range(2)])
     eager, reference, other = (
         loss_run.losses(impl, seed, clips, 6)
         for impl, seed in (("eager", 0), ("reference", 0), ("eager", 1))

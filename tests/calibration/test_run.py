@@ -11,7 +11,7 @@ from tests.calibration.conftest import CANDIDATES
 
 from freqformer._interrupt import Interrupted
 from freqformer.calibration import calibrate
-from freqformer.calibration.run import _Run
+from freqformer.calibration.sums import EnergySums
 
 OPTIONS = {"candidates": CANDIDATES, "num_buckets": 2, "progress": False}
 
@@ -20,14 +20,14 @@ OPTIONS = {"candidates": CANDIDATES, "num_buckets": 2, "progress": False}
 def test_a_signal_keeps_the_batch_that_is_being_measured(
     dense_model, clips, number, tmp_path, monkeypatch
 ):
-    forward = _Run._forward
+    forward = EnergySums._forward
 
-    def interrupted(self: _Run, *given):
+    def interrupted(self: EnergySums, *given):
         if self.done == 2 and given[-1] == 0:
             os.kill(os.getpid(), number)
         return forward(self, *given)
 
-    monkeypatch.setattr(_Run, "_forward", interrupted)
+    monkeypatch.setattr(EnergySums, "_forward", interrupted)
     with pytest.raises(
         Interrupted, match=r"after batch 2, which .*state keeps: the same command goes on"
     ) as raised:
@@ -43,7 +43,7 @@ def test_a_signal_keeps_the_batch_that_is_being_measured(
 
 
 def test_without_a_state_a_signal_need_not_wait(dense_model, clips, monkeypatch):
-    monkeypatch.setattr(_Run, "_forward", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(EnergySums, "_forward", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         calibrate(dense_model, clips, 0.25, **OPTIONS)
 

@@ -275,10 +275,11 @@ def test_results_that_no_benchmark_writes_are_refused_by_name(
     assert "layer.json holds what benchmarks/layer.json does not write" in output
 
 
+@pytest.mark.filterwarnings("default::FutureWarning")
 def test_the_old_name_works_and_names_the_new_one(tmp_path):
     path = tmp_path / "layer.json"
     path.write_text(json.dumps(made_up_layer_results()))
     shown = run("calibrate-hardware", path, "--output", tmp_path / "out.json")
-    assert "calibrate-hardware is called fit-hardware now" in shown
+    assert "warning: calibrate-hardware is now fit-hardware" in shown
     assert (tmp_path / "out.json").exists()
     assert "calibrate-hardware" not in run("--help")

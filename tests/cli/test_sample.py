@@ -118,14 +118,19 @@ def test_what_can_not_be_written_is_refused_before_a_model_is_loaded(
         (["-o", tmp_path / "folder.mp4"], "folder.mp4, which is a folder"),
         (["-o", tmp_path / "file" / "below" / "x.mp4"], "file is a file"),
         *(
-            (["-o", right, "--fps", fps], f"--fps is {fps}; 0.01 to 1000")
-            for fps in (0, -1, 1e-3, 2000, "nan", "inf")
+            (["-o", right, "--fps", fps], f"fps is {float(fps)}; numbers from 0.001 to 1000")
+            for fps in (0, -1, 5e-4, 2000, "nan", "inf")
         ),
         (["-o", right, "--size", 4, 0, 16], "--size is 4 0 16; FRAMES HEIGHT WIDTH from 1 up"),
         (["-o", right, "--size", 4, -16, 16], "--size is 4 -16 16"),
-        (["-o", right, "--size", 1, 16, 16400], "16 x 16400 pixels; sides up to 16,384"),
+        (
+            ["-o", right, "--size", 1, 16, 16400],
+            "16 x 16400 pixels; up to 16384 pixels",
+        ),
         (["-o", right, "--enlarge", 1000], "16000 x 16000 pixels"),
         (["-o", right, "--dense", "--routing-table", tmp_path], "one of them is allowed"),
+        (["-o", right, "--device", "tpu"], "--device is 'tpu'; cpu"),
+        (["-o", right, "--device", "cuda:99"], "--device is 'cuda:99'; cpu"),
     ]
     for arguments, message in cases:
         refused("sample", trained, *arguments, message=message)
@@ -136,11 +141,35 @@ def test_what_can_not_be_written_is_refused_before_a_model_is_loaded(
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".mp4"] == ["folder.mp4"]
 
 
+def test_sample_says_where_it_computes(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[torch.device] = []
+    monkeypatch.setattr(FreqFormerPipeline, "to", lambda self, device: moved.append(device))
+    short = ["sample", trained, "--steps", 1, "-o"]
+    assert "generating on the CPU, 1 threads" in run(*short, tmp_path / "x.mp4", "--device", "cpu")
+    monkeypatch.setattr("freqformer.cli.devices.torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("freqformer.cli.devices.torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("freqformer.cli.devices.torch.cuda.get_device_name", lambda _: "Some GPU")
+    assert "generating on Some GPU (cuda)" in run(*short, tmp_path / "x.mp4")
+    assert "generating on Some GPU (cuda:1)" in run(
+        *short, tmp_path / "x.mp4", "--device", "cuda:1"
+    )
+    assert [str(device) for device in moved] == ["cpu", "cuda", "cuda:1"]
+    refused(
+        *short,
+        tmp_path / "x.mp4",
+        "--device",
+        "cuda:2",
+        message="--device is 'cuda:2'; cpu, cuda, cuda:0, cuda:1 are allowed on this machine",
+    )
+
+
 def test_the_largest_seed_and_the_lowest_rate(trained: Path, tmp_path: Path) -> None:
     target = tmp_path / "x.mp4"
-    run("sample", trained, "-o", target, "--steps", 1, "--seed", 2**63 - 1, "--fps", 0.01)
+    run("sample", trained, "-o", target, "--steps", 1, "--seed", 2**63 - 1, "--fps", 0.001)
     info = probe_video(target)
-    assert (info.num_frames, info.fps) == (4, pytest.approx(0.01))
+    assert (info.num_frames, info.fps) == (4, pytest.approx(0.001))
 
 
 def test_the_shipped_model_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.support.command_line import TINY, refused, run
 
-from freqformer.training.run import TrainingRun
+from freqformer.training.trainer import Trainer
 
 
 def test_train_writes_its_config_and_a_model(trained: Path) -> None:
@@ -56,7 +56,7 @@ def test_train_from_the_shipped_models_config(
     )
     config = json.loads((tmp_path / "own" / "train.json").read_text())
     assert config["model"]["absolute_positions"] == "space"
-    assert config["run"]["part_seconds"] is None
+    assert "stop_after_seconds" not in config["run"]
     assert config["data"]["path"] == str(video)
     refused("train", "--config", "shipped", message="DATA is missing: the photographs")
 
@@ -141,17 +141,56 @@ def test_a_learning_rate_changes_on_purpose(video: Path, tmp_path: Path) -> None
 def test_an_interrupted_run_says_how_to_go_on(
     video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    advance = TrainingRun.advance
+    advance = Trainer.advance
 
-    def interrupted(self: TrainingRun, loader: object) -> object:
+    def interrupted(self: Trainer, loader: object) -> object:
         if self.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return advance(self, loader)
 
-    monkeypatch.setattr(TrainingRun, "advance", interrupted)
+    monkeypatch.setattr(Trainer, "advance", interrupted)
     command = ["train", video, "-o", tmp_path / "run", "--steps", 4, *TINY]
     output = run(*command, code=143)
     assert "stopped by SIGTERM after step 2, which" in output
     assert output.endswith("keeps: the same command goes on")
     monkeypatch.undo()
     assert "trained model" in run(*command)
+
+
+@pytest.mark.filterwarnings("default::FutureWarning")
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--stop-after", "0.001s"], []),
+        (["--minutes", 0.0001], ["warning: --minutes is now --stop-after 0.006s;"]),
+    ],
+)
+def test_a_call_stops_after_its_time(video: Path, tmp_path: Path, options, told) -> None:
+    command = ["train", video, "-o", tmp_path / "run", *TINY, "--steps", 2]
+    output = run(*command, *options)
+    assert "50% of the run is done: the same command goes on" in output
+    for text in told:
+        assert text in output
+    assert "trained model" in run(*command)
+    record = json.loads((tmp_path / "run" / "train.json").read_text())
+    assert "stop_after_seconds" not in record["run"]
+
+
+@pytest.mark.filterwarnings("default::FutureWarning")
+@pytest.mark.parametrize("option", ["--max-seconds", "--seconds"])
+def test_a_run_ends_after_its_seconds(video: Path, tmp_path: Path, option: str) -> None:
+    output = run("train", video, "-o", tmp_path / "run", *TINY, "--steps", 10**6, option, 0.001)
+    assert "trained model" in output
+    assert "of the run is done" not in output
+    assert ("--seconds is now --max-seconds 0.001;" in output) == (option == "--seconds")
+    record = json.loads((tmp_path / "run" / "train.json").read_text())
+    assert record["run"]["max_seconds"] == 0.001
+
+
+def test_durations_that_are_none_are_refused(video: Path, tmp_path: Path) -> None:
+    command = ["train", video, "-o", tmp_path / "run", *TINY]
+    for text in ("soon", "9 days", "-1m", "nan", "1e9", "", "9" * 40):
+        refused(*command, f"--stop-after={text}", message=f"--stop-after is '{text}'; a number of")
+    refused(*command, "--stop-after", "0", message="stop_after_seconds is 0.0; numbers from 0.001")
+    both = ["--stop-after", "9m", "--minutes", 9]
+    refused(*command, *both, message="--minutes and --stop-after are both given; one of them")

@@ -20,7 +20,7 @@ pytest.importorskip("triton")
 from tests.support.attend_cases import LARGE
 from tests.support.attend_cases import random_case as random_launch
 from tests.support.attend_grads import check_grads
-from tests.support.cases import Case, make_inputs, random_case, run, select
+from tests.support.cases import GATES, Case, make_inputs, random_case, run, select
 from tests.support.fused import check_call
 from tests.support.numerics import Pool, nan_filled_allocations
 
@@ -58,6 +58,9 @@ CASES = {
     "synthesis, axial, tile order": make_case(
         config=replace(CONFIG, mid_pattern="axial", low_output="synthesis"), token_order="tile"
     ),
+    "LOW branch": make_case(gates=GATES, num_text_tokens=77, mask="random"),
+    "LOW branch, windows": make_case(gates=GATES[:1], allocation=((2, 2, 2),), learned=("norm",)),
+    "LOW branch, float32": make_case(gates=GATES, dtype=torch.float32, learned=("rotary",)),
     "by sample": make_case(allocation=((0, 1, 2), (2, 0, 3)), head_dim=64),
 }
 

@@ -17,7 +17,7 @@ from freqformer.grid import Grid
 
 pytest.importorskip("triton")
 
-from tests.support.cases import Case, make_inputs, select
+from tests.support.cases import GATES, Case, make_inputs, select
 from tests.support.fused import check_call
 from tests.support.numerics import nan_filled_allocations
 
@@ -46,6 +46,9 @@ def make_case(**changes: Any) -> Case:
 
 CASES = {
     "plain": make_case(),
+    "LOW branch": make_case(gates=GATES, learned=LEARNED, num_text_tokens=77, mask="random"),
+    "LOW branch, windows": make_case(gates=GATES, allocation=((2, 2, 2),), head_dim=128),
+    "LOW branch, float32": make_case(gates=GATES, learned=LEARNED, dtype=torch.float32),
     "learned": make_case(learned=LEARNED),
     "learned, head_dim 64, text": make_case(
         learned=LEARNED, head_dim=64, num_text_tokens=77, mask="random"

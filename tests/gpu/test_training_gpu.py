@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("diffusers")
 
 from freqformer.training.config import DataConfig, RunConfig, TrainConfig
-from freqformer.training.loader import DrawingLoader
+from freqformer.training.loader import OnDeviceLoader
 from freqformer.training.loop import train
 from freqformer.training.photographs import PhotographClips
 
@@ -24,8 +24,9 @@ SIZE = {"num_frames": 8, "height": 32, "width": 48}
 
 def test_a_gpu_draws_the_clips_of_a_cpu() -> None:
     source = PhotographClips(PHOTOGRAPHS, 0, **SIZE)
-    drawn, _ = DrawingLoader(source, iter(range(8)), seed=0, device=torch.device("cuda")).take(8)
-    expected = torch.stack([source.load(index).pixels for index in range(8)])
+    loader = OnDeviceLoader(source, iter(range(8)), seed=0, device=torch.device("cuda"))
+    drawn = loader.take(8).clip
+    expected = torch.stack([source.load(index).clip for index in range(8)])
     difference = (drawn.cpu() - expected).abs()
     # A place at a pixel's border may fall to either side of it.
     assert float(difference.mean()) < 1e-4
@@ -42,7 +43,7 @@ def test_a_run_in_two_parts_is_a_run_in_one(tmp_path: Path) -> None:
                 data=DataConfig(photographs=str(PHOTOGRAPHS), fps=8, **SIZE),
                 run=RunConfig(
                     max_steps=4,
-                    part_seconds=seconds,
+                    stop_after_seconds=seconds,
                     batch_size=4,
                     precision="bf16",
                     progress=False,

@@ -27,7 +27,7 @@ WRONG_KINDS = [
     ({"attention": {}}, "attention is {}"),
     ({"prior": 1}, "prior is 1"),
     ({"absolute_positions": 1}, "absolute_positions is 1"),
-    ({"prediction": None}, "prediction is None"),
+    ({"prediction_type": None}, "prediction_type is None"),
     ({"low_beside": "yes"}, "low_beside is 'yes'"),
     ({"allocation": 3}, "allocation is 3"),
     ({"allocation": "012"}, "allocation is '012'"),

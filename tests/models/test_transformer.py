@@ -365,11 +365,11 @@ def test_a_predicted_clip_gives_its_velocity():
     video, timestep = make_video(), torch.tensor([20.0, 900.0])
     with torch.no_grad():
         clip = make_model()(video, timestep).sample
-        velocity = make_model(prediction="clip")(video, timestep).sample
+        velocity = make_model(prediction_type="sample")(video, timestep).sample
     # At noise level 0.02 the divisor is held at 0.05.
     torch.testing.assert_close(velocity[0], (video[0] - clip[0]) / 0.05)
     torch.testing.assert_close(velocity[1], (video[1] - clip[1]) / 0.9)
-    new = FreqFormerTransformer3DModel(**SIZE, frequency=FREQUENCY, prediction="clip")
+    new = FreqFormerTransformer3DModel(**SIZE, frequency=FREQUENCY, prediction_type="sample")
     torch.testing.assert_close(new(video, timestep).sample[1], video[1] / 0.9)
-    with pytest.raises(ValueError, match="prediction is 'noise'"):
-        make_model(prediction="noise")
+    with pytest.raises(ValueError, match="prediction_type is 'noise'"):
+        make_model(prediction_type="noise")

@@ -22,16 +22,15 @@ from freqformer.routing.statistics import STATISTIC_TILES
 HEADS, WIDTH = 3, 16
 
 
-@pytest.mark.parametrize("low_branch", [False, True])
 @pytest.mark.parametrize("text", [0, 300])
 @pytest.mark.parametrize("mid_tiles", [4, None])
-def test_workspace_is_its_parts_each_by_its_shapes(text, mid_tiles, low_branch):
+def test_workspace_is_its_parts_each_by_its_shapes(text, mid_tiles):
     config = FreqFormerConfig(mid_tiles=mid_tiles, summary_tokens=8)
     plan = build_plan(
         Grid(1, 1, 16_384), config, num_heads=HEADS, head_dim=WIDTH, num_text_tokens=text
     )
     tiles, low = plan.layout.num_tiles, plan.num_low_tokens
-    queries = 16_384 + text + low * low_branch
+    queries = 16_384 + text + low
     own = {
         "prologue": (
             [(HEADS, queries, WIDTH), *[(HEADS, key_layout(plan).rows, WIDTH)] * 2],
@@ -55,14 +54,13 @@ def test_workspace_is_its_parts_each_by_its_shapes(text, mid_tiles, low_branch):
         name: 2 * sum(map(math.prod, wide)) + 4 * sum(map(math.prod, narrow))
         for name, (wide, narrow) in own.items()
     }
-    assert prologue.workspace_bytes(plan, HEADS, 2, low_branch) == expected["prologue"]
-    assert attention.workspace_bytes(plan, HEADS, 2, low_branch) == expected["attention"]
+    assert prologue.workspace_bytes(plan, HEADS, 2) == expected["prologue"]
+    assert attention.workspace_bytes(plan, HEADS, 2) == expected["attention"]
     assert selection.workspace_bytes(plan, HEADS) == expected["selection"]
-    whole = workspace_bytes(plan, HEADS, 2, low_branch)
+    whole = workspace_bytes(plan, HEADS, 2)
     assert whole == sum(expected.values())
-    assert training_bytes(plan, 2, low_branch) > whole
-    if not low_branch:
-        assert old_workspace_bytes(plan, HEADS, 2) == whole
+    assert old_workspace_bytes(plan, HEADS, 2) == whole
+    assert training_bytes(plan, 2, low_branch=True) > training_bytes(plan, 2) > whole
 
 
 def test_tiles_one_frame_deep_sample_boxes_too():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -18,7 +19,7 @@ NEW = {"Calibration": Efficiency, "load_calibration": load_efficiency}
 @pytest.mark.parametrize("home", ["freqformer.simulate", "freqformer.simulate.calibration"])
 @pytest.mark.parametrize("name", list(NEW))
 def test_old_names_are_the_new_objects(home, name):
-    with pytest.warns(FutureWarning, match=rf"{name} is called freqformer.simulate.\w+ now"):
+    with pytest.warns(FutureWarning, match=rf"{home}.{name} is now freqformer.simulate.model\."):
         found = getattr(import_module(home), name)
     assert found is NEW[name]
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
@@ -33,7 +34,7 @@ def test_public_names_are_there():
 
 
 def test_old_settings_are_the_new_ones():
-    with pytest.warns(FutureWarning, match="calibration is called efficiency now"):
+    with pytest.warns(FutureWarning, match="calibration is now efficiency"):
         case = scenario("freqformer", "h200", 4096, calibration="cpu")
     assert case == scenario("freqformer", "h200", 4096, efficiency="cpu")
     typed = Request("freqformer", "h200", "4096", "paper", ["low_branch=true", "efficiency=cpu"])
@@ -41,10 +42,13 @@ def test_old_settings_are_the_new_ones():
     with pytest.warns(FutureWarning) as warned:
         found = scenarios(old)
     assert [str(one.message).partition(";")[0] for one in warned] == [
-        "setting low_beside is called low_branch now",
-        "setting calibration is called efficiency now",
+        "--set low_beside is now low_branch",
+        "--set calibration is now efficiency",
     ]
     assert found == scenarios(typed)
+    with pytest.warns(FutureWarning, match="low_beside is now low_branch"):
+        changed = replace(case, preset="paper", low_beside=True)
+    assert changed == replace(case, preset="paper", low_branch=True)
 
 
 def test_a_file_saved_under_the_old_name_loads(tmp_path):

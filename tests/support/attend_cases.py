@@ -15,10 +15,16 @@ import torch
 from tests.support.numerics import Pool, check_errors
 from torch import Tensor
 
+from freqformer import buffers
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops.block_sparse.tables import LaunchTables, launch_tables, unseen_bias
-from freqformer.ops.block_sparse.triton import AttentionBuffers, MidLists, RowBands
+from freqformer.ops.block_sparse.triton import (
+    AttentionBuffers,
+    AttentionOutputs,
+    MidLists,
+    RowBands,
+)
 from freqformer.patterns import topk_tiles
 from freqformer.plan import AttentionPlan, build_plan
 
@@ -52,13 +58,14 @@ def make_case(
     text: int = 0,
     learned: bool = False,
     masked: bool = False,
+    branch: bool = False,
     token_order: str = "raster",
     outliers: float = 1.0,
     device: str = "cpu",
     seed: int = 0,
 ) -> AttendCase:
     """A random case; `bands` (batch, heads) holds the band of every head, `outliers` scales one
-    channel in 16."""
+    channel in 16, and with `branch` every row has low queries."""
     draw = torch.Generator(device).manual_seed(seed)
     batch, heads = bands.shape
     plan = build_plan(
@@ -78,17 +85,20 @@ def make_case(
         return torch.randn(*shape, generator=draw, device=device)
 
     allocation = bands.flatten().to(device=device, dtype=torch.int32)
-    query = random(rows, video + text, head_dim) * channel
+    low = plan.num_low_tokens
+    query = random(rows, video + text + low, head_dim) * channel
     key, value = (
         torch.full((rows, tables.keys.rows, head_dim), torch.nan, device=device) for _ in range(2)
     )
     for row, band in enumerate(bands.flatten().tolist()):
         if band == Band.LOW:
-            # Not NaN: these queries run along, and the interpreter warns about a row of nothing but
-            # NaN.
-            query[row, plan.num_low_tokens : video] = 1e3
+            query[row, :video] = torch.nan
+            query[row, : min(buffers.PAD, video)] = 0
+        elif not branch:
+            query[row, video + text :] = torch.nan
+            query[row, video + text :][: buffers.PAD] = 0
         for x, scale in ((key, channel), (value, 1.0)):
-            for start, length, read in _segments(tables, band):
+            for start, length, read in _segments(tables, band, branch):
                 if read:
                     x[row, start : start + length] = random(length, head_dim) * scale
                 x[row, start + length : start + length + 128] = 0
@@ -100,7 +110,7 @@ def make_case(
         plan=plan,
         tables=tables,
         buffers=AttentionBuffers(query.to(dtype), key.to(dtype), value.to(dtype)),
-        rows=RowBands(allocation, order),
+        rows=RowBands(allocation, order, bool((bands == Band.LOW).any()), branch),
         mid=mid,
         summary_offsets=random(batch, heads, 3) if learned else None,
         text_mask=random(batch, text) > 0 if masked else None,
@@ -108,20 +118,21 @@ def make_case(
     )
 
 
-def _segments(tables: LaunchTables, band: int) -> list[tuple[int, int, bool]]:
+def _segments(tables: LaunchTables, band: int, branch: bool) -> list[tuple[int, int, bool]]:
     """(start, length, whether a row of `band` reads it) of every segment of the key buffer."""
     plan, keys = tables.plan, tables.keys
     video, cells, text = plan.layout.grid.num_tokens, plan.cells.num_cells, plan.num_text_tokens
     found = [
         (0, video, band != Band.LOW or text > 0),
-        (keys.low, plan.num_low_tokens, band == Band.LOW),
+        (keys.low, plan.num_low_tokens, branch or band == Band.LOW),
     ]
     for start, other in (
         (keys.low_summaries, 0),
         (keys.mid_summaries, 1),
         (keys.high_summaries, 2),
     ):
-        found.append((start, cells, band not in (other, Band.DENSE)))
+        read = band not in (other, Band.DENSE) or (branch and other != Band.LOW)
+        found.append((start, cells, read))
     found.append((keys.text, text, True))
     if keys.exact:
         found.append((keys.exact, video, band in (Band.MID, Band.HIGH)))
@@ -147,30 +158,27 @@ def expected(case: AttendCase, dtype: torch.dtype = torch.float64) -> tuple[Tens
     on matrix units must, so that its error is the yardstick.
     """
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    plan, buffers = case.plan, case.buffers
-    rows, query_rows, head_dim = buffers.query.shape
+    plan, given = case.plan, case.buffers
+    rows, query_rows, head_dim = given.query.shape
     video, low = plan.layout.grid.num_tokens, plan.num_low_tokens
+    tokens = query_rows - low
     batch = rows // plan.num_heads
-    out = torch.full(
-        (rows, query_rows, head_dim), torch.nan, dtype=dtype, device=buffers.query.device
-    )
-    low_out, lse = (
-        out[:, :low].clone(),
-        torch.full(out.shape[:2], torch.nan, dtype=wide, device=out.device),
-    )
+    device = given.query.device
+    out = torch.full((rows, tokens, head_dim), torch.nan, dtype=dtype, device=device)
+    low_out = torch.full((rows, low, head_dim), torch.nan, dtype=dtype, device=device)
+    lse = torch.full((rows, query_rows), torch.nan, dtype=wide, device=device)
     for row, band in enumerate(case.rows.allocation.tolist()):
         bias = _bias(case, row, band).to(wide)
-        seen = (bias > -torch.inf).any(0)
-        key, value = (x[row, seen].to(wide) for x in (buffers.key, buffers.value))
-        logits = buffers.query[row].to(wide) @ key.T * head_dim**-0.5 + bias[:, seen]
-        lse[row] = logits.logsumexp(-1)
-        weight = (logits - lse[row, :, None]).exp().nan_to_num(0.0).to(dtype).to(wide)
-        result = (weight @ value).to(dtype)
-        if band == Band.LOW:
-            low_out[row] = result[:low]
-            result[:video] = torch.nan
-            lse[row, low:video] = torch.nan
-        out[row] = result
+        held = queries_of(case, band).to(device)
+        seen = (bias[held] > -torch.inf).any(0)
+        key, value = (x[row, seen].to(wide) for x in (given.key, given.value))
+        logits = given.query[row, held].to(wide) @ key.T * head_dim**-0.5 + bias[held][:, seen]
+        lse[row, held] = logits.logsumexp(-1)
+        weight = (logits - lse[row, held, None]).exp().nan_to_num(0.0).to(dtype).to(wide)
+        result = torch.full((query_rows, head_dim), torch.nan, dtype=dtype, device=device)
+        result[held] = (weight @ value).to(dtype)
+        assert not result[held].isnan().any(), "a query of the case reads what no head may read"
+        out[row], low_out[row] = result.split([tokens, low])
     if case.token_order == "raster":
         out[:, :video] = out[:, plan.layout.tile_to_raster.to(out.device)]
     return out.unflatten(0, (batch, -1)).transpose(1, 2).contiguous(), low_out, lse
@@ -181,15 +189,16 @@ def _bias(case: AttendCase, row: int, band: int) -> Tensor:
     float64."""
     plan, keys, device = case.plan, case.tables.keys, case.buffers.query.device
     video, cells, text = plan.layout.grid.num_tokens, plan.cells.num_cells, plan.num_text_tokens
-    bias = torch.full((video + text, keys.rows), -torch.inf, dtype=torch.float64, device=device)
+    low = plan.num_low_tokens
+    shape = (video + text + low, keys.rows)
+    bias = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
     offsets = (
         [0.0] * 3
         if case.summary_offsets is None
         else case.summary_offsets.flatten(0, 1)[row].double().tolist()
     )
-    if band == Band.LOW:
-        bias[:video, keys.low : keys.low + plan.num_low_tokens] = plan.low_weights.log().to(device)
-    else:
+    bias[video + text :, keys.low : keys.low + low] = plan.low_weights.log().to(device)
+    if band != Band.LOW:
         owner = torch.arange(plan.layout.num_tiles).repeat_interleave(plan.layout.counts).to(device)
         seen = _seen(case, row, band)
         bias[:video, :video].masked_fill_(seen.to(device)[owner][:, owner], 0.0)
@@ -202,14 +211,25 @@ def _bias(case: AttendCase, row: int, band: int) -> Tensor:
     for start, other in ((keys.mid_summaries, 1), (keys.high_summaries, 2)):
         if start >= 0 and band not in (other, Band.DENSE):
             bias[:video, start : start + cells] = offsets[other]
+        if start >= 0:
+            bias[video + text :, start : start + cells] = offsets[other]
     if text:
         exact = keys.exact if band in (Band.MID, Band.HIGH) else 0
-        bias[video:, exact : exact + video] = 0.0
+        bias[video : video + text, exact : exact + video] = 0.0
         bias[:, keys.text : keys.text + text] = 0.0
         if case.text_mask is not None:
             hidden = ~case.text_mask[row // plan.num_heads]
             bias[:, keys.text : keys.text + text].masked_fill_(hidden, -torch.inf)
     return bias
+
+
+def queries_of(case: AttendCase, band: int) -> Tensor:
+    """Places of the queries that a row of `band` has, int64."""
+    video, text = case.plan.layout.grid.num_tokens, case.plan.num_text_tokens
+    places = torch.arange(case.buffers.query.shape[1])
+    is_video, is_low = places < video, places >= video + text
+    has_low = case.rows.low_branch or band == Band.LOW
+    return places[~(is_video & (band == Band.LOW)) & (~is_low | has_low)]
 
 
 def _seen(case: AttendCase, row: int, band: int) -> Tensor:
@@ -294,6 +314,7 @@ def random_case(
         "text": text,
         "learned": shape.random() < 0.5,
         "masked": text > 0 and shape.random() < 0.5,
+        "branch": shape.random() < 0.4,
         "token_order": shape.choice(("raster", "tile")),
         "outliers": draw.choice((1.0, 1.0, 30.0)),
         "seed": seed,
@@ -307,7 +328,7 @@ def random_case(
 
 def check_case(
     case: AttendCase,
-    got: tuple[Tensor, Tensor, Tensor],
+    got: AttentionOutputs,
     told: dict[str, Any],
     pool: Pool | None = None,
 ) -> None:
@@ -315,7 +336,9 @@ def check_case(
     in the same dtype."""
     exact, peer = expected(case), expected(case, case.buffers.query.dtype)
     actual, beside, wanted = {}, {}, {}
-    for name, mine, theirs, right in zip(("out", "low_out", "lse"), got, peer, exact, strict=True):
+    for name, mine, theirs, right in zip(
+        ("out", "low_out", "lse"), got[:3], peer, exact, strict=True
+    ):
         empty = right == -torch.inf
         assert torch.equal(mine[empty], theirs[empty]), (
             f"{name} where nothing is seen; case: {told}"

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from tests.support.attend_cases import AttendCase, _bias, _segments, expected
+from tests.support.attend_cases import AttendCase, _bias, _segments, expected, queries_of
 from tests.support.numerics import Pool, check_errors
 from torch import Tensor
 
-from freqformer.config import Band
+from freqformer.ops.block_sparse.triton import AttentionOutputs, attend
+from freqformer.ops.parameters import BranchGates
 
 LOG2_E = math.log2(math.e)
 
@@ -39,22 +40,17 @@ def random_output_grads(case: AttendCase, seed: int = 0) -> tuple[Tensor, Tensor
     return grad_out, grad_low_out
 
 
-def exact_outputs(case: AttendCase) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `attend_for_backward` gives, to the last bit: out, low_out, lse and remainder; NaN where
-    nothing is written."""
+def exact_outputs(case: AttendCase) -> AttentionOutputs:
+    """What `attend` gives with `backward`, to the last bit; NaN where nothing is written."""
     dtype = case.buffers.query.dtype
     out, low_out, lse = expected(case)
     rounded, low_rounded = out.to(dtype), low_out.to(dtype)
     if dtype == torch.float32:
         high = (lse * LOG2_E).floor().float()  # any number near serves; weights need both
-        return (
-            rounded,
-            low_rounded,
-            lse.float(),
-            torch.stack([high, (high - lse * LOG2_E).exp2().float()], -1),
-        )
-    remainder = _by_row(case, out - rounded.double(), low_out - low_rounded.double()).to(dtype)
-    return rounded, low_rounded, lse.float(), remainder
+        residual = torch.stack([high, (high - lse * LOG2_E).exp2().float()], -1)
+    else:
+        residual = _by_row(case, out - rounded.double(), low_out - low_rounded.double()).to(dtype)
+    return AttentionOutputs(rounded, low_rounded, lse.float(), residual)
 
 
 def expected_grads(
@@ -67,7 +63,7 @@ def expected_grads(
     """
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     plan, buffers, layout = case.plan, case.buffers, case.tables.keys
-    video, low, head_dim = plan.layout.grid.num_tokens, plan.num_low_tokens, buffers.query.shape[2]
+    head_dim = buffers.query.shape[2]
     given = _by_row(case, *(x.to(wide) for x in grads))
     inputs = (buffers.query, buffers.key, buffers.value)
     total = [torch.full(x.shape, torch.nan, dtype=wide, device=x.device) for x in inputs]
@@ -76,9 +72,7 @@ def expected_grads(
     )
     for row, band in enumerate(case.rows.allocation.tolist()):
         bias = _bias(case, row, band).to(device=given.device, dtype=wide)
-        queries = torch.arange(bias.shape[0], device=given.device)
-        if band == Band.LOW:
-            queries = queries[(queries < low) | (queries >= video)]
+        queries = queries_of(case, band).to(given.device)
         keys = _held(case, band).to(given.device)
         query, key, value = (
             x[row, own].to(wide) for x, own in zip(inputs, (queries, keys, keys), strict=True)
@@ -144,11 +138,17 @@ def kernel_grads(
 ) -> AttendGrads:
     """The gradients of the kernels, from the exact outputs or from those of the kernels'
     forward."""
-    from freqformer.ops.block_sparse.triton import attend_for_backward
     from freqformer.ops.block_sparse.triton_backward import attend_backward
 
-    outputs = attend_for_backward(**case.arguments) if own_forward else exact_outputs(case)
-    got = attend_backward(grads, outputs, **case.arguments)
+    outputs = attend(**case.arguments, backward=True) if own_forward else exact_outputs(case)
+    arguments: dict[str, Any] = case.arguments
+    if case.rows.low_branch:
+        batch, tokens, heads, _ = grads[0].shape
+        video = tokens - case.plan.num_text_tokens
+        gates = grads[0].new_zeros(batch, 2, heads)  # gates of zero change no gradient
+        own = grads[0].new_empty(batch, video, 2, heads, dtype=torch.float32)
+        arguments |= {"low_branch": BranchGates(by_sample=gates), "gate_grads": own}
+    got = attend_backward(grads, outputs, **arguments)
     offsets = None if got.summary_offsets is None else got.summary_offsets.flatten(0, 1)
     return AttendGrads(got.query, got.key, got.value, offsets)
 
@@ -180,22 +180,20 @@ def named(grads: AttendGrads, exact: AttendGrads) -> dict[str, Tensor]:
 
 
 def _by_row(case: AttendCase, out: Tensor, low_out: Tensor) -> Tensor:
-    """out (B, N + X, H, D) and low_out (R, M, D) as the queries lie: (R, N + X, D)."""
+    """out (B, N + X, H, D) and low_out (R, M, D) as the queries lie: (R, N + X + M, D)."""
     plan = case.plan
     rows = out.transpose(1, 2).flatten(0, 1).clone(memory_format=torch.contiguous_format)
     if case.token_order == "raster":
         video = plan.layout.raster_to_tile.to(out.device)
         rows[:, : len(video)] = rows[:, video]
-    low = (case.rows.allocation == Band.LOW).nonzero().squeeze(1)
-    rows[low, : plan.num_low_tokens] = low_out[low]
-    return rows
+    return torch.cat([rows, low_out], 1)
 
 
 def _held(case: AttendCase, band: int) -> Tensor:
     """Rows of the key buffer that a row of `band` holds something in, int64."""
     parts = [
         torch.arange(start, start + length)
-        for start, length, read in _segments(case.tables, band)
+        for start, length, read in _segments(case.tables, band, case.rows.low_branch)
         if read
     ]
     return torch.cat(parts)

@@ -16,7 +16,7 @@ from torch import Tensor
 from freqformer.attention import frequency_attention
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
-from freqformer.ops.parameters import AttentionParameters
+from freqformer.ops.parameters import AttentionParameters, BranchGates
 from freqformer.ops.prologue import prepare
 from freqformer.ops.tokens import TokenOrder, rms_norm
 from freqformer.patterns import topk_tiles
@@ -25,6 +25,7 @@ from freqformer.plan import AttentionPlan, Selection, build_plan
 PRIMES = (1, 2, 3, 5, 7, 11, 13)
 PINNED_TILES = (None, (1, 2, 4), (2, 2, 4), (3, 2, 5), (1, 4, 4), (4, 4, 8))
 LEARNED = ("summaries", "offsets", "rotary", "norm")
+GATES = ("by_token", "by_sample")
 OUTLIER_SCALE = 30.0
 """What a few channels are multiplied by, as in activations of trained models."""
 
@@ -44,6 +45,8 @@ class Case:
     """No text mask; a random one; or one that hides all text of the first sample."""
     learned: tuple[str, ...] = ()
     """Which parameters are given, of LEARNED; gains come with `band_features="gains"`."""
+    gates: tuple[str, ...] = ()
+    """Which gates of a LOW branch are given, of GATES."""
     outliers: bool = False
     token_order: TokenOrder = "raster"
     seed: int = 0
@@ -74,14 +77,18 @@ class Inputs:
     grad_out: Tensor
     text_mask: Tensor | None
     parameters: AttentionParameters | None
+    low_branch: BranchGates | None = None
 
     def map(self, change: Any) -> Inputs:
         """The inputs with `change` made to every float tensor."""
         tensors = {
             name: change(getattr(self, name)) for name in ("query", "key", "value", "grad_out")
         }
+        branch = None
+        if self.low_branch is not None:
+            branch = BranchGates(*(None if x is None else change(x) for x in self.low_branch.both))
         if self.parameters is None:
-            return replace(self, **tensors)
+            return replace(self, **tensors, low_branch=branch)
         learned = {}
         for entry in fields(self.parameters):
             x = getattr(self.parameters, entry.name)
@@ -89,7 +96,8 @@ class Inputs:
                 learned[entry.name] = tuple(change(table) for table in x)
             elif isinstance(x, Tensor):
                 learned[entry.name] = change(x)
-        return replace(self, **tensors, parameters=replace(self.parameters, **learned))
+        parameters = replace(self.parameters, **learned)
+        return replace(self, **tensors, parameters=parameters, low_branch=branch)
 
     def to(self, dtype: torch.dtype) -> Inputs:
         """Queries, keys, values and output gradient in another dtype; what is learned stays."""
@@ -159,6 +167,7 @@ def random_case(seed: int, *, max_tokens: int = 400, **fixed: Any) -> Case:
         "outliers": rng.random() < 0.3,
         "token_order": rng.choice(("raster", "raster", "tile")),
         "seed": seed,
+        "gates": rng.choice(((), (), GATES, GATES[:1], GATES[1:])),
     }
     case = Case(**{**drawn, **fixed})
     if case.head_dim % 2:
@@ -186,7 +195,8 @@ def make_inputs(case: Case, device: str = "cpu") -> Inputs:
         mask[0] &= case.mask != "all"
     query, key, value, grad_out = (x.to(case.dtype) for x in (query, key, value, grad_out))
     text_mask = None if mask is None else mask.to(device)
-    inputs = Inputs(query, key, value, grad_out, text_mask, _parameters(case, normal))
+    parameters = _parameters(case, normal)
+    inputs = Inputs(query, key, value, grad_out, text_mask, parameters, _gates(case, normal))
     return inputs.map(lambda x: x.to(device))
 
 
@@ -210,6 +220,19 @@ def _parameters(case: Case, normal: Any) -> AttentionParameters | None:
     if features == "gains":
         values["gains"] = 1 + 0.5 * normal(heads, 3)
     return AttentionParameters(**values)
+
+
+def _gates(case: Case, normal: Any) -> BranchGates | None:
+    """Gates by token in the dtype of the call, as a linear layer gives them, and by sample in
+    float32, as a router does."""
+    if not case.gates:
+        return None
+    batch, heads = len(case.allocation), case.num_heads
+    given = {
+        "by_token": lambda: normal(batch, case.grid.num_tokens, 2, heads).to(case.dtype),
+        "by_sample": lambda: normal(batch, 2, heads),
+    }
+    return BranchGates(**{name: given[name]() for name in case.gates})
 
 
 def _rotary(angle: Tensor) -> tuple[Tensor, Tensor]:
@@ -272,6 +295,8 @@ def run(
         x = getattr(inputs.parameters, name, None)
         if x is not None:
             leaves[name] = x
+    for name in case.gates:
+        leaves[name] = getattr(inputs.low_branch, name)
     out = frequency_attention(
         inputs.query,
         inputs.key,
@@ -282,6 +307,7 @@ def run(
         num_text_tokens=case.num_text_tokens,
         text_mask=inputs.text_mask,
         parameters=inputs.parameters,
+        low_branch=inputs.low_branch,
         selection=selection,
         token_order=case.token_order,
         impl=impl,  # type: ignore[arg-type]

@@ -36,7 +36,8 @@ from freqformer.training.config import (
 )
 from freqformer.training.loader import ClipLoader
 from freqformer.training.loop import train
-from freqformer.training.run import StepReport, TrainingRun
+from freqformer.training.report import StepReport
+from freqformer.training.trainer import Trainer
 
 VIDEO = Path(freqformer.__file__).parent / "assets" / "pagoda.mp4"
 CHANGES = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.listdir", "os.scandir")
@@ -177,16 +178,16 @@ def interruptions(folder: Path, number: int) -> None:
     steps = 4 * number
 
     def command(name: str, out: int | None = None) -> None:
-        advance = TrainingRun.advance
+        advance = Trainer.advance
 
-        def told(run: TrainingRun, loader: ClipLoader) -> StepReport:
+        def told(run: Trainer, loader: ClipLoader) -> StepReport:
             report = advance(run, loader)
             write_down(folder / f"{name}.jsonl", report)
             if out is not None:
                 os.write(out, b".")
             return report
 
-        TrainingRun.advance = told
+        Trainer.advance = told
         with (folder / f"{name}.err").open("w") as file:
             os.dup2(file.fileno(), 2)
             os.dup2(file.fileno(), 1)

@@ -44,7 +44,7 @@ def trained_calls(
     model: Any = FreqFormerTransformer3DModel(**sizes, frequency=config.to_dict(), routing="fixed")
     model.train().to(device)
     source = SyntheticClips(0, num_frames=video[0], height=video[1], width=video[2])
-    clips = torch.stack([source.load(index).pixels for index in range(4)]).to(device)
+    clips = torch.stack([source.load(index).clip for index in range(4)]).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     calls: list[tuple[Case, Inputs]] = []
 

@@ -81,9 +81,9 @@ def test_a_release_without_a_lock(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_the_readme_says_the_same() -> None:
-    readme = " ".join((set_up.ROOT / "README.md").read_text(encoding="utf-8").split())
+def test_the_page_of_the_demo_says_the_same() -> None:
+    page = " ".join((set_up.ROOT / "docs" / "index.md").read_text(encoding="utf-8").split())
     size = SIZES["2.13"]["linux-x86_64"]
-    assert f"CUDA's libraries: {size['all'] / 1e9:.1f} GB to download" in readme
+    assert f"CUDA's libraries: {size['all'] / 1e9:.1f} GB to download" in page
     cpu = (size["without_torch"] + set_up.CPU_BUILD_BYTES) / 1e9
-    assert f"a build of PyTorch for CPUs, {cpu:.1f} GB in all" in readme
+    assert f"a build of PyTorch for CPUs, {cpu:.1f} GB in all" in page

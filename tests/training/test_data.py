@@ -20,7 +20,7 @@ from freqformer.training.config import DataConfig, RunConfig, TrainConfig
 from freqformer.training.data import ClipFolder
 from freqformer.training.loader import ClipLoader
 from freqformer.training.loop import train
-from freqformer.training.run import StepReport
+from freqformer.training.report import StepReport
 
 FPS = 8
 CLIP = DataConfig(num_frames=4, height=16, width=24, fps=FPS, workers=2)
@@ -65,29 +65,29 @@ def test_an_epoch_visits_every_part_of_every_file_once(videos):
     source = ClipFolder(at(videos), seed=0)
     # 8 frames hold two clips of 4.
     for epoch in range(2):
-        seen = Counter(file_number(source.load(42 * epoch + i).pixels) for i in range(42))
+        seen = Counter(file_number(source.load(42 * epoch + i).clip) for i in range(42))
         assert seen == dict.fromkeys(range(21), 2)
-    orders = [[file_number(source.load(start + i).pixels) for i in range(42)] for start in (0, 42)]
+    orders = [[file_number(source.load(start + i).clip) for i in range(42)] for start in (0, 42)]
     assert orders[0] != orders[1]
-    starts = {start_frame(source.load(i).pixels) for i in range(84)}
+    starts = {start_frame(source.load(i).clip) for i in range(84)}
     assert starts == {0, 1, 2, 3, 4}
 
 
 def test_clips_follow_from_seed_and_index_alone(videos):
     first, second = (ClipFolder(at(videos), seed=3) for _ in range(2))
     for i in (5, 0, 17):
-        assert torch.equal(first.load(i).pixels, second.load(i).pixels)
+        assert torch.equal(first.load(i).clip, second.load(i).clip)
     assert (
         first.fingerprint() == second.fingerprint() != ClipFolder(at(videos), seed=4).fingerprint()
     )
-    assert first.load(0).pixels.shape == (3, 4, 16, 24)
+    assert first.load(0).clip.shape == (3, 4, 16, 24)
     assert first.bad_files == {}
 
 
 def test_decoding_once_or_every_time_gives_the_same_clips(videos, monkeypatch):
     memory, files = ClipFolder(at(videos), seed=1), ClipFolder(at(videos, cache_mib=0), seed=1)
     for i in range(12):
-        assert torch.equal(memory.load(i).pixels, files.load(i).pixels)
+        assert torch.equal(memory.load(i).clip, files.load(i).clip)
     monkeypatch.setattr("freqformer.training.data.read_clip", None)
     memory.load(0)
     with pytest.raises(TypeError):
@@ -100,7 +100,7 @@ def test_a_single_file_and_its_own_rate(videos, tmp_path):
     for fps in (4, 16, 50):
         source = ClipFolder(at(path, fps=fps), seed=0)
         for i in range(4):
-            clip = source.load(i).pixels
+            clip = source.load(i).clip
             begin = start_frame(clip)
             expected = to_unit(
                 read_clip(path, start=begin / 16, num_frames=4, fps=fps, height=16, width=24)
@@ -114,7 +114,7 @@ def test_a_bad_file_is_named_skipped_and_replaced(copy, caplog):
         source = ClipFolder(at(copy), seed=0)
     assert list(source.bad_files) == [copy / "07.mp4"]
     assert "07.mp4" in caplog.text
-    assert Counter(file_number(source.load(i).pixels) for i in range(40)) == {
+    assert Counter(file_number(source.load(i).clip) for i in range(40)) == {
         i: 2 for i in range(21) if i != 7
     }
 
@@ -122,7 +122,7 @@ def test_a_bad_file_is_named_skipped_and_replaced(copy, caplog):
 def test_a_file_that_breaks_while_training_is_replaced_alike_every_time(copy, caplog):
     # Its header says two windows, but it can't be decoded any more.
     intact = ClipFolder(at(copy, cache_mib=0), seed=0)
-    whole = [intact.load(i).pixels for i in range(42)]
+    whole = [intact.load(i).clip for i in range(42)]
     (copy / "03.mp4").write_bytes(b"")
     struck = [i for i, clip in enumerate(whole) if file_number(clip) == 3]
     assert len(struck) == 2
@@ -134,7 +134,7 @@ def test_a_file_that_breaks_while_training_is_replaced_alike_every_time(copy, ca
             caplog.at_level(logging.WARNING),
             ClipLoader(intact, count(start), seed=0, workers=3, ahead=6) as loader,
         ):
-            clips, _ = loader.take(42 - start)
+            clips = loader.take(42 - start).clip
         return clips, [record.getMessage() for record in caplog.records]
 
     clips, warnings = take(0)
@@ -154,7 +154,7 @@ def test_bad_files_are_left_out_however_many_and_named_up_to_a_number(copy, capl
     with caplog.at_level(logging.WARNING):
         source = ClipFolder(at(copy), seed=0)
     assert len(source.bad_files) == 20
-    assert {file_number(source.load(i).pixels) for i in range(6)} == {0}
+    assert {file_number(source.load(i).clip) for i in range(6)} == {0}
     (record,) = caplog.records
     message = record.getMessage()
     assert "20 of 21 videos" in message
@@ -171,7 +171,7 @@ def test_files_that_break_while_training_are_named_and_left_out_as_long_as_one_i
         if i != 13:
             (copy / f"{i:02d}.mp4").unlink()
     with caplog.at_level(logging.WARNING), ClipLoader(source, count(), seed=0) as loader:
-        clips, _ = loader.take(42)
+        clips = loader.take(42).clip
     assert {file_number(clip) for clip in clips} == {13}
     assert len(source.bad_files) == len(caplog.records) == 20
     (copy / "13.mp4").unlink()
@@ -228,7 +228,7 @@ def test_short_files_are_left_out_and_named(copy, caplog):
         source = ClipFolder(at(copy), seed=0)
     assert "00.mp4 lasts 0.250 s" in caplog.text
     assert source.bad_files == {}
-    assert all(file_number(source.load(i).pixels) != 0 for i in range(40))
+    assert all(file_number(source.load(i).clip) != 0 for i in range(40))
     with pytest.raises(
         VideoError, match=r"(?s)is as long as a clip \(20 s\).*00\.mp4 lasts 0\.250 s.*and 11 more"
     ):
@@ -260,13 +260,13 @@ def test_a_cached_video_that_is_damaged_gives_its_whole_clips(copy):
     assert all(source.bad_files == {} for source in sources)
     for i in range(20):
         cached, read = (source.load(i) for source in sources)
-        assert torch.equal(cached.pixels, read.pixels)
+        assert torch.equal(cached.clip, read.clip)
         assert cached.failures == read.failures
 
 
 def mean_greys(source: ClipFolder, clips: int) -> list[list[int]]:
     return [
-        [round(float(f.float().mean())) for f in from_unit(source.load(i).pixels)]
+        [round(float(f.float().mean())) for f in from_unit(source.load(i).clip)]
         for i in range(clips)
     ]
 

@@ -19,9 +19,9 @@ from freqformer.training.config import DataConfig, RunConfig, TrainConfig
 from freqformer.training.export import MOST_BYTES, WEIGHTS, export_model, fresh_loss
 from freqformer.training.loop import train
 from freqformer.training.objective import sample_timesteps
-from freqformer.training.record import read_parts
-from freqformer.training.run import clip_source
+from freqformer.training.provenance import read_sessions
 from freqformer.training.seeding import derive_generator, derive_seed
+from freqformer.training.sources import clip_source
 
 ROOT = Path(__file__).parents[2]
 PHOTOGRAPHS = ROOT / "benchmarks" / "quality" / "photographs"
@@ -30,7 +30,7 @@ CONFIG = ROOT / "configs" / "shipped.json"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of a finished run of seconds, in two parts."""
+    """The output folder of a finished run of seconds, in two sessions."""
     config = TrainConfig(
         str(tmp_path_factory.mktemp("runs") / "tiny"),
         model={
@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "num_heads": 3,
             "head_dim": 8,
             "patch_size": [2, 4, 4],
-            "prediction": "clip",
+            "prediction_type": "sample",
             "frequency": {"tile": [1, 2, 2], "mid_tiles": 2, "summary_tokens": 4},
         },
         data=DataConfig(photographs=str(PHOTOGRAPHS), num_frames=4, height=16, width=24, workers=1),
@@ -47,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(config.output)
     first: list[int] = []
     train(
-        replace(config, run=replace(config.run, part_seconds=0.001)),
+        replace(config, run=replace(config.run, stop_after_seconds=0.001)),
         on_step=lambda report: first.append(report.step),
     )
     assert first == [1]
@@ -97,12 +97,12 @@ def test_the_card_tells_what_the_records_say(run: Path, exported: Path) -> None:
     )
     config = TrainConfig.from_dict(json.loads((exported / "train.json").read_text()))
     assert facts["bytes"] == (exported / WEIGHTS).stat().st_size
-    assert [vars(part) for part in read_parts(run)] == facts["parts"]
+    assert [vars(session) for session in read_sessions(run)] == facts["sessions"]
     pipeline = FreqFormerPipeline.from_pretrained(str(exported), dtype=torch.float32)
     assert fresh_loss(pipeline, config) == pytest.approx(facts["fresh_loss"], rel=1e-5)
-    for part in facts["parts"]:
-        assert f"| {part['first_step']} to {part['last_step']} | {part['clips']} |" in card
-        assert f"{part['loss']:.4f}" in card
+    for session in facts["sessions"]:
+        assert f"| {session['first_step']} to {session['last_step']} | {session['clips']} |" in card
+        assert f"{session['loss']:.4f}" in card
     for text in (
         f"**{facts['fresh_loss']:.4f}**",
         "danielbuechele",
@@ -125,7 +125,7 @@ def test_the_fresh_loss_of_a_model_that_says_grey_follows_from_the_clips(exporte
     timesteps = sample_timesteps(8, 1.0, derive_generator(seed, "timestep")).clamp_min(LEAST_NOISE)
     # x_t / t - (noise - clip) = clip / t.
     expected = (
-        sum(float((source.load(i).pixels / t).square().mean()) for i, t in enumerate(timesteps)) / 8
+        sum(float((source.load(i).clip / t).square().mean()) for i, t in enumerate(timesteps)) / 8
     )
     assert fresh_loss(pipeline, config, clips=8) == pytest.approx(expected, rel=1e-4)
 

@@ -16,8 +16,9 @@ from freqformer.models.pipeline import FreqFormerPipeline
 from freqformer.training.checkpoint import load_checkpoint, newest_checkpoint
 from freqformer.training.config import TrainConfig
 from freqformer.training.loop import train
-from freqformer.training.record import read_parts
-from freqformer.training.run import StepReport, TrainingRun
+from freqformer.training.provenance import read_sessions
+from freqformer.training.report import StepReport
+from freqformer.training.trainer import Trainer
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 
@@ -49,21 +50,21 @@ def test_a_signal_keeps_the_step_that_is_done_and_the_run_goes_on(config, number
     assert raised.value.signal == number
     assert "finishing the step; once more to stop now" in capfd.readouterr().err
     assert newest_step(config) == 2
-    assert [part.last_step for part in read_parts(Path(config.output))] == [2]
+    assert [session.last_step for session in read_sessions(Path(config.output))] == [2]
     FreqFormerPipeline.from_pretrained(str(Path(config.output) / "pipeline"))
     straight = losses(tiny_config(tmp_path / "straight"))
     assert seen + losses(config) == straight
 
 
 def test_a_signal_in_the_middle_of_a_step_waits_for_its_end(config, monkeypatch):
-    whole = TrainingRun._clip_gradients
+    whole = Trainer._clip_gradients
 
-    def interrupted(self: TrainingRun, taken: list) -> float:
+    def interrupted(self: Trainer, taken: list) -> float:
         if self.step == 1:
             os.kill(os.getpid(), signal.SIGINT)
         return whole(self, taken)
 
-    monkeypatch.setattr(TrainingRun, "_clip_gradients", interrupted)
+    monkeypatch.setattr(Trainer, "_clip_gradients", interrupted)
     with pytest.raises(Interrupted, match="after step 2"):
         train(config)
     assert newest_step(config) == 2
@@ -71,14 +72,14 @@ def test_a_signal_in_the_middle_of_a_step_waits_for_its_end(config, monkeypatch)
 
 def test_a_second_signal_ends_at_once_and_the_newest_checkpoint_stays(config, monkeypatch):
     config = changed(config, "checkpoint", every_steps=1)
-    whole = TrainingRun._clip_gradients
+    whole = Trainer._clip_gradients
 
-    def interrupted(self: TrainingRun, taken: list) -> float:
+    def interrupted(self: Trainer, taken: list) -> float:
         for _ in range(2 * (self.step == 1)):
             os.kill(os.getpid(), signal.SIGTERM)
         return whole(self, taken)
 
-    monkeypatch.setattr(TrainingRun, "_clip_gradients", interrupted)
+    monkeypatch.setattr(Trainer, "_clip_gradients", interrupted)
     with pytest.raises(Interrupted):
         train(config)
     assert newest_step(config) == 1
@@ -86,27 +87,27 @@ def test_a_second_signal_ends_at_once_and_the_newest_checkpoint_stays(config, mo
 
 def test_a_signal_while_a_checkpoint_is_written(config, monkeypatch):
     config = changed(config, "checkpoint", every_steps=1)
-    save = TrainingRun._save
+    save = Trainer._save
 
-    def interrupted(self: TrainingRun) -> None:
+    def interrupted(self: Trainer) -> None:
         if self.step == 2 != self.saved_step:
             os.kill(os.getpid(), signal.SIGINT)
         save(self)
 
-    monkeypatch.setattr(TrainingRun, "_save", interrupted)
+    monkeypatch.setattr(Trainer, "_save", interrupted)
     with pytest.raises(Interrupted, match="after step 2"):
         train(config)
     assert newest_step(config) == 2
 
 
 def test_a_signal_before_the_first_step(config, monkeypatch):
-    loader = TrainingRun.loader
+    loader = Trainer.loader
 
-    def interrupted(self: TrainingRun) -> object:
+    def interrupted(self: Trainer) -> object:
         os.kill(os.getpid(), signal.SIGINT)
         return loader(self)
 
-    monkeypatch.setattr(TrainingRun, "loader", interrupted)
+    monkeypatch.setattr(Trainer, "loader", interrupted)
     with pytest.raises(Interrupted, match="before the first step: the same command begins again"):
         train(config)
     assert newest_step(config) == 0
@@ -114,13 +115,13 @@ def test_a_signal_before_the_first_step(config, monkeypatch):
 
 
 def test_a_signal_after_the_last_step_leaves_a_run_that_is_done(config, monkeypatch):
-    save = TrainingRun.save_pipeline
+    save = Trainer.save_pipeline
 
-    def interrupted(self: TrainingRun) -> Path:
+    def interrupted(self: Trainer) -> Path:
         os.kill(os.getpid(), signal.SIGTERM)
         return save(self)
 
-    monkeypatch.setattr(TrainingRun, "save_pipeline", interrupted)
+    monkeypatch.setattr(Trainer, "save_pipeline", interrupted)
     with pytest.raises(Interrupted, match=r"the run was done: .*pipeline"):
         train(config)
     assert newest_step(config) == 3

@@ -34,7 +34,7 @@ from freqformer.training.config import (
 )
 from freqformer.training.loop import train
 from freqformer.training.objective import learning_rate_factor, resolution_shift
-from freqformer.training.run import TrainingError
+from freqformer.training.report import TrainingError
 
 ROOT = Path(__file__).parents[2]
 VIDEO = Path(freqformer.__file__).parent / "assets" / "pagoda.mp4"
@@ -85,7 +85,7 @@ def test_a_run_reports_saves_and_logs(config):
     assert all(report.gradient_norm > 0 for report in reports)
     output = Path(config.output)
     shown = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
-    assert shown == ["checkpoints", "logs", "parts.json", "pipeline", "train.json"]
+    assert shown == ["checkpoints", "logs", "pipeline", "sessions.json", "train.json"]
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == [
         "step-00000004",
         "step-00000005",

@@ -14,7 +14,7 @@ from freqformer.media import contact_sheet
 from freqformer.training import photographs
 from freqformer.training.config import DataConfig
 from freqformer.training.photographs import PhotographClips
-from freqformer.training.run import clip_source
+from freqformer.training.sources import clip_source
 
 SIZE: dict[str, Any] = {"num_frames": 6, "height": 24, "width": 36}
 
@@ -36,14 +36,14 @@ def places(tmp_path: Path) -> Path:
 
 def test_clips_repeat_by_index_and_differ_by_seed(places: Path) -> None:
     first, again = (PhotographClips(places, 3, **SIZE) for _ in range(2))
-    clip = first.load(7).pixels
+    clip = first.load(7).clip
     assert clip.shape == (3, 6, 24, 36)
     assert clip.dtype == torch.float32
     assert clip.abs().max() <= 1
-    assert torch.equal(clip, again.load(7).pixels)
-    assert not torch.equal(clip, first.load(8).pixels)
+    assert torch.equal(clip, again.load(7).clip)
+    assert not torch.equal(clip, first.load(8).clip)
     other = PhotographClips(places, 4, **SIZE)
-    assert not torch.equal(clip, other.load(7).pixels)
+    assert not torch.equal(clip, other.load(7).clip)
     assert first.fingerprint() == again.fingerprint() != other.fingerprint()
 
 
@@ -54,7 +54,7 @@ def test_the_camera_moves_straight_within_the_photograph(
     source = PhotographClips(places, 0, **SIZE)
     moves = []
     for index in range(40):
-        red, green = source.load(index).pixels[:2].double()
+        red, green = source.load(index).clip[:2].double()
         # A view beyond the border would repeat or fold colours; within it both rise by equal steps.
         for colour, axis in ((red, 2), (green, 1)):
             steps = colour.diff(dim=axis)
@@ -72,7 +72,7 @@ def test_balls_are_in_every_frame_and_move(tmp_path: Path) -> None:
     source = PhotographClips(tmp_path, 0, **SIZE)
     paths = []
     for index in range(20):
-        pixels = source.load(index).pixels
+        pixels = source.load(index).clip
         # Shadows are grey; balls have colours.
         coloured = (pixels.amax(0) - pixels.amin(0)) > 0.2
         shares = coloured.flatten(1).double().mean(1)
@@ -90,12 +90,12 @@ def test_clips_are_the_same_one_by_one_and_together(places: Path) -> None:
     balls = {len(source._numbers(index)[2]) for index in range(12)}
     assert balls == {1, 2, 3}
     for index, clip in enumerate(together):
-        torch.testing.assert_close(clip, source.load(index).pixels, rtol=0, atol=1e-6)
+        torch.testing.assert_close(clip, source.load(index).clip, rtol=0, atol=1e-6)
 
 
 def test_a_config_with_photographs_makes_such_clips(places: Path) -> None:
     source = clip_source(DataConfig(photographs=str(places), **SIZE), 5)
-    assert torch.equal(source.load(0).pixels, PhotographClips(places, 5, **SIZE).load(0).pixels)
+    assert torch.equal(source.load(0).clip, PhotographClips(places, 5, **SIZE).load(0).clip)
     with pytest.raises(ValueError, match="photographs is 'a' and path 'b'"):
         DataConfig(photographs="a", path="b")
 

@@ -38,7 +38,7 @@ def config(tmp_path: Path) -> TrainConfig:
 
 
 def numbers(source, indices: range) -> list[float]:
-    return [float(source.load(index).pixels.mean()) for index in indices]
+    return [float(source.load(index).clip.mean()) for index in indices]
 
 
 def test_an_epoch_of_a_dataset_shows_each_clip_once_in_an_order_of_its_own():
@@ -66,7 +66,7 @@ def test_an_iterable_is_taken_in_its_order_again_and_again():
     source = given_source(Stream(), CONFIG, 0, 3)
     assert isinstance(source, IterableClips)
     with ClipLoader(source, iter(range(10**6)), seed=0, workers=1) as loader:
-        taken = loader.take(6)[0].mean((1, 2, 3, 4))
+        taken = loader.take(6).clip.mean((1, 2, 3, 4))
     assert taken.tolist() == [0, 0.25, 0.5, 0.75, 0, 0.25]
     # A resumed run passes over what was seen.
     assert numbers(given_source(Stream(), CONFIG, 0, 3), range(6, 8)) == [0.5, 0.75]
@@ -98,7 +98,9 @@ def test_latents_of_a_models_own_channels_train(config):
     latent = torch.randn(6, 4, 2, 8, 16)
     own = FreqFormerTransformer3DModel(**{**MODEL, "in_channels": 4})
     assert len(losses(config, model=own, clips=list(latent))) == 3
-    with pytest.raises(ValueError, match=r"model has in_channels=4, and videos 3; .*clips="):
+    with pytest.raises(
+        ValueError, match=r"model has in_channels=4 and the clips 3 channels; .*clips="
+    ):
         losses(config, model=own)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from freqformer._colours import BANDS, FAINT, GRID, INK
 from freqformer._files import writing_file
 from freqformer._optional import needs
 from freqformer.analysis.spectra import BAND_NAMES, Spectrum
@@ -22,12 +23,6 @@ with needs("simulate"):
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch as LegendPatch
     from matplotlib.ticker import LogLocator, NullLocator
-
-BAND_COLOURS = ("#0072B2", "#009E73", "#D55E00", "#7F7F7F")
-"""Of LOW, MID, HIGH and DENSE; told apart by people who don't see all colours (Okabe and Ito,
-2008)."""
-INK = "#2B2F36"
-"""Of text."""
 
 
 def blank_figure(width: float, height: float) -> Figure:
@@ -70,14 +65,12 @@ def energies_figure(spectrum: Spectrum, fps: float, path: str | Path) -> None:
         shares = (100 * spectrum.shares[:, band]).clamp_min(1e-3).tolist()
         label = f"{name}, {100 * total[band]:.1f}% of all"
         # One level per step of tiles: the bands are defined on whole tiles.
-        axes.stairs(
-            shares, edges, baseline=None, color=BAND_COLOURS[band], linewidth=2.2, label=label
-        )
+        axes.stairs(shares, edges, baseline=None, color=BANDS[band], linewidth=2.2, label=label)
     axes.set_yscale("log")
     axes.set_xlim(0, edges[-1])
     axes.set_ylim(top=130)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}%")
-    axes.grid(axis="y", color="#E3E6EA", linewidth=0.8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
     figure.legend(frameon=False, fontsize=9, labelcolor=INK, loc="outside lower center", ncols=3)
     label_axes(axes, "Energy per band, without the mean colour", "seconds", "share of the energy")
     save_figure(figure, path)
@@ -104,13 +97,13 @@ def loss_figure(
         )
     figure = blank_figure(8, 3.6)
     axes = figure.subplots()
-    axes.plot(steps, losses, color="#B9C3CE", linewidth=0.8, label="each step")
+    axes.plot(steps, losses, color=FAINT, linewidth=0.8, label="each step")
     width = min(window, len(losses))
     smooth = torch.tensor(losses, dtype=torch.float64).unfold(0, width, 1).mean(-1).tolist()
     axes.plot(
         steps[width - 1 :],
         smooth,
-        color=BAND_COLOURS[0],
+        color=BANDS[0],
         linewidth=2.2,
         label=f"mean of {width} steps",
     )
@@ -118,7 +111,7 @@ def loss_figure(
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.grid(axis="y", color="#E3E6EA", linewidth=0.8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     label_axes(axes, "Flow-matching loss", "optimizer step", "mean squared error of the velocity")
     save_figure(figure, path)
@@ -141,11 +134,11 @@ def allocation_figure(allocations: Tensor, timesteps: Sequence[float], path: str
         rows.numpy(),
         aspect="auto",
         interpolation="nearest",
-        cmap=ListedColormap(BAND_COLOURS),
+        cmap=ListedColormap(BANDS),
         vmin=0,
         vmax=3,
     )
-    handles = [LegendPatch(color=BAND_COLOURS[band], label=band.name.lower()) for band in used]
+    handles = [LegendPatch(color=BANDS[band], label=band.name.lower()) for band in used]
     axes.legend(
         handles=handles,
         frameon=False,

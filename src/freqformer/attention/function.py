@@ -9,9 +9,14 @@ from torch import Tensor
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops import fused, unfused
-from freqformer.ops.checks import check_options, check_parameters, check_tensors
+from freqformer.ops.checks import (
+    check_low_branch,
+    check_options,
+    check_parameters,
+    check_tensors,
+)
 from freqformer.ops.implementation import ImplChoice, resolve
-from freqformer.ops.parameters import AttentionParameters
+from freqformer.ops.parameters import AttentionParameters, BranchGates
 from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import AttentionPlan, Selection, build_plan
 
@@ -27,6 +32,7 @@ def frequency_attention(
     num_text_tokens: int = 0,
     text_mask: Tensor | None = None,
     parameters: AttentionParameters | None = None,
+    low_branch: BranchGates | None = None,
     plan: AttentionPlan | None = None,
     selection: Selection | None = None,
     token_order: TokenOrder = "raster",
@@ -51,6 +57,8 @@ def frequency_attention(
         text_mask: bool (batch, num_text_tokens), True where a text token may be seen. What masked
             tokens hold, NaN included, reaches no other token.
         parameters: what is learned; None takes low summaries only, no offsets and unit gains.
+        low_branch: gates that add a LOW branch to every head's own band, in the same launches;
+            None leaves heads with their band alone.
         plan: the plan of this grid and config, built outside a compiled region; None builds or
             finds it.
         selection: the tiles of MID heads for `mid_pattern="topk"`; None chooses them by tile means,
@@ -69,6 +77,7 @@ def frequency_attention(
     check_tensors(query, key, value, grid, num_text_tokens, text_mask)
     check_options(config, selection, token_order, impl)
     check_parameters(parameters, query, grid, config)
+    check_low_branch(low_branch, query, grid)
     plan = _plan_for(query, grid, config, num_text_tokens, parameters, plan)
     tensors = (query, key, value)
     chosen = resolve(impl, query.device.type, fused.obstacle(tensors, parameters))
@@ -78,6 +87,7 @@ def frequency_attention(
             allocation,
             plan=plan,
             parameters=parameters,
+            low_branch=low_branch,
             text_mask=text_mask,
             selection=selection,
             token_order=token_order,
@@ -87,6 +97,7 @@ def frequency_attention(
         allocation,
         plan=plan,
         parameters=parameters,
+        low_branch=low_branch,
         text_mask=text_mask,
         selection=selection,
         token_order=token_order,

@@ -7,7 +7,7 @@ Shape legend: B batch, N video tokens, C channels, H heads, D head_dim.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, get_args
 
@@ -23,9 +23,9 @@ from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops import fused
 from freqformer.ops.checks import IMPLS
-from freqformer.ops.gates.api import gated_sum
 from freqformer.ops.implementation import ImplChoice
-from freqformer.ops.parameters import AttentionParameters
+from freqformer.ops.merge import gated_sum
+from freqformer.ops.parameters import AttentionParameters, BranchGates
 from freqformer.ops.routing.api import score
 from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import build_plan
@@ -43,8 +43,6 @@ from freqformer.routing.table import attend_by_bucket
 
 Tensors = tuple[Tensor, Tensor, Tensor]
 """Query, key and value."""
-Attend = Callable[[list[int]], Tensor]
-"""A layer's attention with these bands, (B, N, H, D)."""
 NORM_EPS = 1e-6
 
 
@@ -300,13 +298,22 @@ class FreqAttention(HeadBands):
             logits, best = self._score(tensors, hidden_states, grid, timestep, token_order, impl)
             self.last_logits = logits
             self.last_allocation = allocation = self._choose(logits, best, grid, timestep)
-            out = attend(allocation)
+            weights = self._weights(logits)
+            branch = None
+            if gates is not None or weights is not None:
+                branch = BranchGates(gates, weights)
             if logits is not None and self._learns_routing():
+                out = attend(allocation)
                 bands = other_bands(allocation, self.router_training)
                 with torch.no_grad():
                     others = [attend(other) for other in bands]
                 out = straight_through(out, others, bands, logits)
-            out = self._with_low(out, gates, self._weights(logits), attend, impl)
+                if branch is not None:
+                    # The router's gradient is of the own band alone, so LOW is a call of its own.
+                    low = attend([Band.LOW.value] * self.num_heads)
+                    out = gated_sum(out, low, *branch.both)
+            else:
+                out = attend(allocation, branch)
         return self.to_out(out.flatten(2))
 
     def _exact(
@@ -379,9 +386,10 @@ class FreqAttention(HeadBands):
         token_order: TokenOrder,
         impl: ImplChoice,
         allocation: Tensor | list[int],
+        low_branch: BranchGates | None = None,
     ) -> Tensor:
-        """(B, N, H, D) -> the same, every head by its band; a list is of bands whose meaning no
-        table changes."""
+        """(B, N, H, D) -> the same, every head by its band, with a LOW branch by gates; a list is
+        of bands whose meaning no table changes."""
         parameters = self._learned(rotary)
         attend = partial(
             frequency_attention,
@@ -392,7 +400,7 @@ class FreqAttention(HeadBands):
         )
         if isinstance(allocation, list):
             return attend(*tensors, allocation=allocation, config=self.configs[0])
-        return attend_by_bucket(attend, tensors, allocation, self.configs, timestep)
+        return attend_by_bucket(attend, tensors, allocation, self.configs, timestep, low_branch)
 
     def _weights(self, logits: Tensor | None) -> Tensor | None:
         """What soft routing adds to the gates of the own branch and of LOW, (B, 2, H): the logits
@@ -401,21 +409,6 @@ class FreqAttention(HeadBands):
             return None
         own = logits.gather(2, self.allocation.expand(len(logits), -1)[..., None])[..., 0]
         return torch.stack([own, logits[..., Band.LOW.value]], 1)
-
-    def _with_low(
-        self,
-        out: Tensor,
-        gates: Tensor | None,
-        weights: Tensor | None,
-        attend: Attend,
-        impl: ImplChoice,
-    ) -> Tensor:
-        """(B, N, H, D) -> the output with LOW beside every head's own band, by gates (B, N, 2, H)
-        and weights (B, 2, H)."""
-        if gates is None and weights is None:
-            return out
-        low = attend([Band.LOW.value] * self.num_heads)
-        return gated_sum(out, low, gates, weights, fused=fused.runs((out, low, low), impl))
 
     def _learned(self, rotary: tuple[Tensor, Tensor] | None) -> AttentionParameters:
         gains = self.gains

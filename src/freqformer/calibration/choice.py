@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from freqformer._validate import check_positive
 from freqformer.calibration.candidates import Candidates
 from freqformer.config import Band
 from freqformer.grid import Grid
@@ -165,10 +165,3 @@ class Calibration:
             errors=errors.gather(-1, column[..., None])[..., 0],
             costs=(self.costs / self.costs[dense])[column],
         )
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Raise ValueError for anything but a finite number above 0."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value!r}; finite numbers above 0 are allowed")

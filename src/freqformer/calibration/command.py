@@ -13,7 +13,7 @@ from freqformer.calibration.report import EARLIER, FILES, write_report
 from freqformer.calibration.run import calibrate
 from freqformer.models.transformer import FreqFormerTransformer3DModel
 from freqformer.training.config import DataConfig
-from freqformer.training.run import clip_source
+from freqformer.training.sources import clip_source
 
 TOLERANCE = 0.1
 """Where neither a tolerance nor a budget is asked for."""
@@ -56,14 +56,14 @@ def calibrate_on_clips(
         )
     with output_folder(output, "calibrate", FILES, earlier=(*EARLIER, "state")):
         source = clip_source(data, seed)
-        clips = [source.load(index) for index in range(num_clips)]
-        for clip in clips:
-            source.report(clip)
+        samples = [source.load(index) for index in range(num_clips)]
+        for sample in samples:
+            source.report(sample)
         transformer.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
         tolerance = TOLERANCE if tolerance is None else tolerance
         _, calibration = calibrate(
             transformer,
-            [clip.pixels[None] for clip in clips],
+            [sample.clip[None] for sample in samples],
             tolerance,
             candidates=candidates,
             num_buckets=num_buckets,

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from freqformer._colours import BANDS, GRID, INK
 from freqformer._optional import needs
-from freqformer.analysis.figures import BAND_COLOURS, INK, blank_figure, label_axes, save_figure
+from freqformer.analysis.figures import blank_figure, label_axes, save_figure
 from freqformer.calibration.choice import Calibration, Choice
 from freqformer.config import Band
 
@@ -54,7 +55,7 @@ def error_figure(calibration: Calibration, path: str | Path) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.grid(axis="y", color="#E3E6EA", linewidth=0.8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.legend(
         frameon=False, fontsize=9, labelcolor=INK, loc="center left", bbox_to_anchor=(1, 0.5)
     )
@@ -70,7 +71,7 @@ def _colours(bands: list[Band]) -> list[tuple[float, float, float]]:
     for place, band in enumerate(bands):
         first, count = bands.index(band), bands.count(band)
         light = 0.55 * (1 - (place - first + 1) / count)
-        colours.append(tuple(light + (1 - light) * part for part in to_rgb(BAND_COLOURS[band])))
+        colours.append(tuple(light + (1 - light) * part for part in to_rgb(BANDS[band])))
     return colours
 
 
@@ -91,7 +92,7 @@ def choice_figure(choice: Choice, path: str | Path) -> None:
     for bucket, axes in enumerate(panels[:buckets]):
         axes.imshow(
             bands[bucket].numpy(),
-            cmap=ListedColormap(BAND_COLOURS),
+            cmap=ListedColormap(BANDS),
             vmin=0,
             vmax=3,
             aspect="auto",
@@ -106,7 +107,7 @@ def choice_figure(choice: Choice, path: str | Path) -> None:
         axes.set_yticks([0, layers - 1] if layers > 1 else [0])
     for axes in panels[buckets:]:
         axes.remove()
-    handles = [Patch(color=BAND_COLOURS[band], label=band.name.lower()) for band in Band]
+    handles = [Patch(color=BANDS[band], label=band.name.lower()) for band in Band]
     figure.legend(
         handles=handles, frameon=False, fontsize=9, labelcolor=INK, loc="outside right center"
     )
@@ -148,19 +149,19 @@ def cost_figure(
         tolerances.tolist(),
         (100 * costs).tolist(),
         where="post",
-        color=BAND_COLOURS[0],
+        color=BANDS[0],
         linewidth=2.2,
     )
     axes.plot(
         [tolerance],
         [100 * choice.cost],
         "o",
-        color=BAND_COLOURS[2],
+        color=BANDS[2],
         label=f"chosen: {100 * choice.cost:.1f}%",
     )
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}%")
-    axes.grid(color="#E3E6EA", linewidth=0.8)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     label_axes(
         axes, "Attention FLOPs relative to dense", "tolerance: relative L2 error of a head", ""

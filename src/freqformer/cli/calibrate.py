@@ -52,9 +52,10 @@ def calibrate(
 
     \b
     Examples:
-      freqformer calibrate runs/dense --output table/ --flops 0.1 freqformer calibrate runs/dense
-      videos/ -o table/ --tolerance 0.2 --clips 16 --mid-tiles 8,16,32,64 freqformer sample
-      runs/dense -o new.mp4 --routing-table table/
+      freqformer calibrate runs/dense --output table/ --flops 0.1
+      freqformer calibrate runs/dense videos/ -o table/ --tolerance 0.2 --clips 16 \\
+          --mid-tiles 8,16,32,64
+      freqformer sample runs/dense -o new.mp4 --routing-table table/
     """
     check_folder(output)
     folder = model_folder(model)

@@ -48,8 +48,9 @@ def demo(
 
     \b
     Examples:
-      freqformer demo freqformer demo --video holiday.mp4 --train-steps 1500 --train-seconds 900
-      --output holiday-demo
+      freqformer demo
+      freqformer demo --video holiday.mp4 --train-steps 1500 --train-seconds 900 \\
+          --output holiday-demo
     """
     check_folder(output)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from freqformer._renamed import warn_renamed
 from freqformer.cli.console import errors
 from freqformer.cli.documents import is_stdout, write_document
 
@@ -40,10 +41,11 @@ def fit_hardware(
 
     \b
     Examples:
-      cd benchmarks/results freqformer fit-hardware kernel.json layer.json backward.json
-      --hold-out 75600,131072,1048576 --output h200.json freqformer fit-hardware
-      eager_cpu.json --hardware cpu --output cpu.json freqformer fit-hardware --measure-cpu
-      cpu.json
+      cd benchmarks/results
+      freqformer fit-hardware kernel.json layer.json backward.json \\
+          --hold-out 75600,131072,1048576 --output h200.json
+      freqformer fit-hardware eager_cpu.json --hardware cpu --output cpu.json
+      freqformer fit-hardware --measure-cpu cpu.json
     """
     if measure_cpu is not None:
         from freqformer.simulate.model.processor import cpu_profile_text
@@ -77,7 +79,7 @@ def fit_hardware(
 
 @wraps(fit_hardware)
 def calibrate_hardware(*given: Any, **named: Any) -> None:
-    errors.print("calibrate-hardware is called fit-hardware now: use that name")
+    warn_renamed("calibrate-hardware", "fit-hardware")
     fit_hardware(*given, **named)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Annotated, Any
+import sys
+import warnings
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.logging import RichHandler
@@ -44,6 +46,23 @@ class _TidyGroup(TyperGroup):
             raise typer.Exit(USER_ERROR) from error
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """As `warnings.showwarning`; what has a new name is told in one line, without a place in the
+    code."""
+    if not issubclass(category, FutureWarning):
+        print(warnings.formatwarning(message, category, filename, lineno, line), file=sys.stderr)
+        return
+    errors.print("warning:", style="bold yellow", end=" ")
+    errors.print(str(message), markup=False, highlight=False)
+
+
 app = typer.Typer(
     cls=_TidyGroup,
     name="freqformer",
@@ -81,18 +100,19 @@ def main(
 
     \b
     Examples:
-      freqformer demo                                  a real video in, a generated video and a
-      report out freqformer inspect holiday.mp4                   what the low, mid and high band of
-      a video hold freqformer train videos/ --output runs/first     train on a folder of videos
-      freqformer sample runs/first --output new.mp4    generate freqformer export runs/first -o
-      model/           a small model folder with a card, to ship freqformer calibrate runs/dense -o
-      table/        give a trained dense model bands, without training freqformer simulate
-      --hardware h100              what attention costs on a GPU, 64K to 1M tokens
+      freqformer demo                                 a real video in, a generated one out
+      freqformer inspect holiday.mp4                  what each band of a video holds
+      freqformer train videos/ --output runs/first    train on a folder of videos
+      freqformer sample runs/first --output new.mp4   generate
+      freqformer export runs/first -o model/          a small model folder with a card, to ship
+      freqformer calibrate runs/dense -o table/       bands for a dense model, without training
+      freqformer simulate --hardware h100             what attention costs on a GPU
     """
     # OpenMP reads this when torch is imported, which no command has done yet. Threads that wait by
     # spinning take the cores from those that work: beside other load, `sample` used six times the
     # processor time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    warnings.showwarning = _show_warning
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(message)s",

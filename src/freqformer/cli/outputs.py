@@ -13,15 +13,10 @@ def check_folder(path: Path) -> None:
     _check_above(path, path if path.exists() else _nearest_above(path))
 
 
-def check_file(path: Path, ending: str) -> None:
-    """Raise ValueError where `--output` can't become a file with this ending."""
-    if path.suffix.lower() != ending:
-        raise ValueError(
-            f"--output is {path}, which does not end in {ending}; nothing else is written: rename "
-            "it"
-        )
+def check_file(path: Path) -> None:
+    """Raise ValueError where `--output` can't become a file."""
     if path.is_dir():
-        example = path / f"new{ending}"
+        example = path / f"new{path.suffix}"
         raise ValueError(
             f"--output is {path}, which is a folder; name a file in it, like {example}"
         )

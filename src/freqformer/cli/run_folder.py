@@ -46,10 +46,7 @@ def run_config(named: str) -> dict[str, Any]:
     """
     if named != SHIPPED:
         return read_config(Path(named))
-    values = read_config(model_folder(SHIPPED) / TRAIN_FILE)
-    # It belongs to the last call of that run, not to the run: another run would stop after it.
-    values.get("run", {}).pop("part_seconds", None)
-    return values
+    return read_config(model_folder(SHIPPED) / TRAIN_FILE)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -7,18 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from freqformer.cli.console import errors
 from freqformer.cli.options import Model, Seed
 from freqformer.cli.outputs import check_file
 from freqformer.cli.run_folder import load_pipeline, model_folder, pipeline_folder, training_data
 
 DEFAULT_FPS = 8.0
 """Frames per second of a model whose training run left no record."""
-FPS_RANGE = (0.01, 1000.0)
-"""Frames per second of files that players show."""
-LARGEST_SIDE = 16_384
-"""Pixels of a picture's side that H.264 encoders take."""
-LARGEST_AREA = 2**27
-"""Pixels of a picture that FFmpeg is sure to take."""
 
 
 def sample(
@@ -50,6 +45,10 @@ def sample(
     dense: Annotated[
         bool, typer.Option("--dense", help="Exact attention alone in every head, to compare.")
     ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda or cuda:1; a GPU where there is one, if left out."),
+    ] = None,
 ) -> None:
     """Generate videos with a trained model.
 
@@ -66,11 +65,17 @@ def sample(
     trained = training_data(folder)
     num_frames, height, width = _size(folder, size, trained)
     rate = fps if fps is not None else trained["fps"] if trained else DEFAULT_FPS
-    _check_target(output, rate, enlarge * height, enlarge * width)
+    check_file(output)
     if routing_table is not None and dense:
         raise ValueError(
             "--routing-table and --dense both say what heads do; one of them is allowed"
         )
+
+    from freqformer.cli.devices import chosen_device, device_name
+    from freqformer.media import check_target
+
+    check_target(output, rate, enlarge * height, enlarge * width)
+    where = chosen_device(device)
     pipeline = load_pipeline(folder)
 
     import torch
@@ -81,6 +86,8 @@ def sample(
     if routing_table is not None:
         pipeline.transformer.set_routing_table(RoutingTable.load(routing_table))
     pipeline.transformer.set_dense(dense)
+    pipeline.to(where)
+    errors.print(f"generating on {device_name(where)}", highlight=False)
     made = pipeline(
         num_frames,
         height,
@@ -89,26 +96,12 @@ def sample(
         generator=torch.Generator().manual_seed(seed),
         batch_size=count,
         output_type="uint8",
-    ).frames
+    ).frames.cpu()
     large = made.repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
     FreqFormerPipelineOutput(frames=large).save(output, rate)
     typer.echo(
         f"wrote {count} video{'s' * (count > 1)} of {num_frames} x {height} x {width} as {output}"
     )
-
-
-def _check_target(output: Path, fps: float, height: int, width: int) -> None:
-    """Refuse a file that can't be written before anything is generated for it."""
-    check_file(output, ".mp4")
-    least, most = FPS_RANGE
-    if not least <= fps <= most:
-        raise ValueError(f"--fps is {fps:g}; {least:g} to {most:g} frames per second are allowed")
-    if max(height, width) > LARGEST_SIDE or height * width > LARGEST_AREA:
-        raise ValueError(
-            f"frames would be {height} x {width} pixels; sides up to {LARGEST_SIDE:,} and "
-            f"{LARGEST_AREA:,} pixels are "
-            "allowed in a video: lower --size or --enlarge"
-        )
 
 
 def _size(

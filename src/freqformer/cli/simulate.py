@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -103,28 +103,35 @@ def simulate(
 
     \b
     Examples:
-      freqformer simulate freqformer simulate --preset paper --tokens 64K,256K,1M freqformer
-      simulate --model hunyuanvideo --hardware h100 --tokens 65536,262144 --html report.html
-      freqformer simulate --tokens 5s@720p,60s@720p/24 --set window=3,5,5 --json out.json --csv
-      out.csv
+      freqformer simulate
+      freqformer simulate --preset paper --tokens 64K,256K,1M
+      freqformer simulate --model hunyuanvideo --hardware h100 --tokens 65536,262144 \\
+          --html report.html
+      freqformer simulate --tokens 5s@720p,60s@720p/24 --set window=3,5,5 --json out.json
     """
     outputs = _Outputs(json_path, csv_path, html_path, figures)
     from rich.console import Console
 
     from freqformer.simulate.model.settings import Request, scenarios
-    from freqformer.simulate.model.simulation import simulate as simulate_case
     from freqformer.simulate.present.console import print_results
 
     cases = scenarios(Request(model, hardware, tokens, preset, setting or []))
-    results = [simulate_case(case) for case in _progress(cases)]
+    results = _simulated(cases)
     print_results(results, errors if outputs.piped else Console())
     _write_documents(results, outputs)
 
 
-def _progress(cases: Sequence[Scenario]) -> Iterable[Scenario]:
-    from rich.progress import track
+def _simulated(cases: Sequence[Scenario]) -> list[Result]:
+    """The results of all cases, with a bar meanwhile."""
+    from freqformer._progress import progress_bar
+    from freqformer.simulate.model.simulation import simulate as simulate_case
 
-    return track(cases, description="simulating", transient=True, console=errors)
+    results = []
+    with progress_bar("simulating", len(cases), counted="lengths", transient=True) as bar:
+        for case in cases:
+            results.append(simulate_case(case))
+            bar.advance()
+    return results
 
 
 def _write_documents(results: list[Result], outputs: _Outputs) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from freqformer.cli.console import errors
+from freqformer.cli.options import duration, renamed_option
 from freqformer.cli.outputs import check_folder
 from freqformer.cli.run_folder import SHIPPED, clip_fields, model_folder, run_config
 
@@ -35,10 +36,17 @@ def train(
     steps: Annotated[
         int | None, typer.Option(help="Optimizer steps; short for --set run.max_steps=...")
     ] = None,
-    seconds: Annotated[float | None, typer.Option(help="Seconds to train for at most.")] = None,
-    minutes: Annotated[
+    max_seconds: Annotated[
         float | None,
-        typer.Option(help="Minutes that this call may take; the same command goes on from there."),
+        typer.Option(help="Seconds of training of the whole run at most, as run.max_seconds."),
+    ] = None,
+    stop_after: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="Time that this call may take, like 540s, 9m or 1.5h; the same command goes on "
+            "from there.",
+        ),
     ] = None,
     config: Annotated[
         str | None,
@@ -69,6 +77,8 @@ def train(
             ),
         ),
     ] = False,
+    seconds: Annotated[float | None, typer.Option(hidden=True)] = None,
+    minutes: Annotated[float | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Train a video diffusion transformer; the same command again goes on where it stopped.
 
@@ -83,14 +93,15 @@ def train(
 
     \b
     Examples:
-      freqformer train videos/ --output runs/first freqformer train videos/ -o runs/second --steps
-      20000 --set data.height=96 --set data.width=160 \\
-          --set model.num_layers=8 --set run.precision=bf16
-      freqformer train synthetic -o runs/dense --set model.attention=dense freqformer train videos/
-      -o runs/third --config runs/second/train.json freqformer train videos/ -o runs/fourth --config
-      shipped --minutes 9 freqformer train holiday.mp4 -o runs/own --init-from shipped --set
-      data.height=64 --set data.width=96 freqformer train videos/ -o runs/first --set
-      optimizer.learning_rate=3e-4 --accept-changes
+      freqformer train videos/ --output runs/first
+      freqformer train videos/ -o runs/second --steps 20000 --set data.height=96 \\
+          --set data.width=160 --set model.num_layers=8 --set run.precision=bf16
+      freqformer train synthetic -o runs/dense --set model.attention=dense
+      freqformer train videos/ -o runs/third --config runs/second/train.json
+      freqformer train videos/ -o runs/fourth --config shipped --stop-after 9m
+      freqformer train holiday.mp4 -o runs/own --init-from shipped --set data.height=64 \\
+          --set data.width=96
+      freqformer train videos/ -o runs/first --set optimizer.learning_rate=3e-4 --accept-changes
     """
     values = run_config(config) if config is not None else {}
     for setting in settings or []:
@@ -106,11 +117,14 @@ def train(
         )
     if output is not None:
         values["output"] = str(output)
-    part_seconds = None if minutes is None else 60 * minutes
+    if seconds is not None:
+        max_seconds = renamed_option("--seconds", seconds, "--max-seconds", max_seconds)
+    if minutes is not None:
+        stop_after = renamed_option("--minutes", f"{60 * minutes:.9g}s", "--stop-after", stop_after)
     shortcuts = {
         "max_steps": steps,
-        "max_seconds": seconds,
-        "part_seconds": part_seconds,
+        "max_seconds": max_seconds,
+        "stop_after_seconds": None if stop_after is None else duration("--stop-after", stop_after),
         "init_from": None if init_from is None else str(model_folder(init_from)),
     }
     _update(values, "data", {} if data is None else clip_fields(data))

@@ -7,7 +7,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from freqformer.analysis.figures import BAND_COLOURS
+from freqformer import _colours
 from freqformer.analysis.spectra import BAND_NAMES
 
 OPERATORS = (
@@ -115,6 +115,7 @@ def render_page(facts: dict[str, Any]) -> str:
     shown = {name: escape(str(text)) for name, text in texts.items()}
     return _template("page.html").substitute(
         shown,
+        **{name.lower(): getattr(_colours, name) for name in ("INK", "LOW", "MID", "HIGH")},
         band_rows="".join(map(_row, rows, range(3))),
         headings="".join(f'<th class="number">{label}</th>' for label in COLUMNS),
         costs="".join(
@@ -140,7 +141,7 @@ def _template(name: str) -> Template:
 
 
 def _row(cells: tuple[str, float, float, float], band: int) -> str:
-    dot = f'<span class="dot" style="background:{BAND_COLOURS[band]}"></span>'
+    dot = f'<span class="dot" style="background:{_colours.BANDS[band]}"></span>'
     # A phone shows a row as a list, in which every cell says what it is.
     numbers = "".join(
         f'<td class="number" data-label="{label}">{_percent(cell)}</td>'

@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from freqformer import __version__
-from freqformer._files import output_folder, read_json, write_json, write_text
+from freqformer._files import output_folder
 from freqformer._interrupt import Interrupted, signal_name
-from freqformer.analysis.figures import allocation_figure, loss_figure, weights_figure
-from freqformer.analysis.spectra import Spectrum
-from freqformer.config import Band, FreqFormerConfig
 from freqformer.demo import TRAIN_SECONDS
-from freqformer.demo.page import render_page
+from freqformer.demo.report import measured_facts, planned_costs, write_page, write_pictures
+from freqformer.demo.run_folder import RUN_MARK, fresh_run_folder
+from freqformer.demo.settings import DemoSettings
 from freqformer.demo.shipped import generate_shipped, load_shipped
 from freqformer.demo.stages import INSPECTED, Generated, generate, inspect_video
 from freqformer.demo.verdict import Verdict
-from freqformer.grid import Grid, tile_layout
-from freqformer.media import VideoError, contact_sheet, enlarge, probe_video, read_clip, write_video
-from freqformer.plan import build_plan
+from freqformer.media import VideoError, probe_video, read_clip, write_video
 from freqformer.training.config import (
     DataConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
     RoutingConfig,
     RunConfig,
     TrainConfig,
@@ -46,18 +34,6 @@ SHIPPED_CLIP = Path(__file__).parents[1] / "assets" / "pagoda.mp4"
 SHIPPED_CREDIT = (
     "The pagoda was photographed by danielbuechele, the dahlia by vultilion (both CC BY 2.0)."
 )
-GRID_720P = Grid(21, 45, 80)
-"""Tokens of 5 s of 720p in the latents of a usual video VAE."""
-
-FINE_TUNING_RATE = 3e-3
-"""Learning rate where the weights are trained already. After 300 steps on the shipped clip the
-video was 23.7 dB similar to it, and 19.4 dB at a third of this rate."""
-
-RUN_MARK = "made-by-the-demo"
-OF_A_RUN = {
-    *(RUN_MARK, "checkpoints", "logs", "pipeline", "parts.json", "train.json"),
-    *(".freqformer.lock", ".freqformer.lock.json", ".freqformer-output.json"),
-}
 FILES = (
     *(
         "index.html",
@@ -73,83 +49,6 @@ FILES = (
 """What a demo writes beside OUTPUT/run."""
 
 Say = Callable[[str], Any]
-
-
-@dataclass(frozen=True)
-class DemoSettings:
-    """Sizes of the demo from scratch, chosen so that about two minutes on two CPU cores show the
-    clip's content.
-
-    Steps are worth more than size here: large patches make a clip few tokens, so a step is short,
-    and small tiles still cut it into 32 tiles, so that the bands' operators leave something out.
-    """
-
-    num_frames: int = 16
-    height: int = 48
-    width: int = 80
-    fps: float = 8.0
-    model: dict[str, Any] = field(
-        default_factory=lambda: {
-            "patch_size": [2, 8, 8],
-            "num_layers": 3,
-            "num_heads": 6,
-            "head_dim": 32,
-            "frequency": {"tile": [1, 3, 5], "mid_tiles": 8, "compression": 128},
-            "routing": "learned",
-            "absolute_positions": True,
-            "prediction": "clip",
-        }
-    )
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(
-            learning_rate=2.5e-3, warmup_steps=20, weight_decay=0.0
-        )
-    )
-    # Much noise is where a clip has to be known by heart.
-    objective: ObjectiveConfig = field(
-        default_factory=lambda: ObjectiveConfig(logit_mean=1.2, logit_std=0.8)
-    )
-    batch_size: int = 1
-    max_steps: int = 800
-    fine_tuning_steps: int = 300
-    """Steps where the weights are trained already."""
-    inference_steps: int = 30
-    inspect_side: int = 384
-    enlarge: int = 4
-    """Pixels that are shown for a pixel of the model."""
-
-    @property
-    def seconds(self) -> float:
-        """Length of a clip."""
-        return self.num_frames / self.fps
-
-    @property
-    def size(self) -> tuple[int, int, int]:
-        """(frames, height, width) of a clip."""
-        return (self.num_frames, self.height, self.width)
-
-    def of_model(self, folder: Path) -> DemoSettings:
-        """These settings for fine-tuning an exported model: its sizes, and smaller steps than from
-        scratch.
-
-        Raises:
-            ValueError: for a folder that holds none.
-        """
-        place = folder / "train.json"
-        if not place.is_file():
-            raise ValueError(
-                f"{folder} holds no exported model; give a folder that `freqformer export` wrote"
-            )
-        record = read_json(place, remedy="export the model again")
-        sizes = {name: record["data"][name] for name in ("num_frames", "height", "width", "fps")}
-        optimizer = replace(self.optimizer, learning_rate=FINE_TUNING_RATE, ema_decay=0.98)
-        return replace(
-            self,
-            model=record["model"],
-            optimizer=optimizer,
-            max_steps=self.fine_tuning_steps,
-            **sizes,
-        )
 
 
 @dataclass(frozen=True)
@@ -231,7 +130,7 @@ def _run(
     stage, start, shipped = _Stages(say, 4 if model is None else 5), None, None
     with stage(f"inspecting {source.name}"):
         _check_length(source, settings)
-        run = _fresh_run_folder(output)
+        run = fresh_run_folder(output)
         spectrum = inspect_video(source, output, side=settings.inspect_side, patch=(1, 4, 4))
         clip = _write_clip(source, output / "input.mp4", settings)
     if model is not None:
@@ -253,8 +152,8 @@ def _run(
         generated = generate(pipeline, settings.size, steps=settings.inference_steps, seed=seed)
     verdict = _judge(generated, clip, trained.reports, settings)
     with stage("writing the report"):
-        _write_pictures(output, settings, trained.reports, generated)
-        facts = _facts(settings, trained.reports, spectrum, generated) | _costs(
+        write_pictures(output, settings, trained.reports, generated)
+        facts = measured_facts(settings, trained.reports, spectrum, generated) | planned_costs(
             settings, pipeline.transformer, generated
         )
         facts["verdict"] = asdict(verdict) | {
@@ -265,7 +164,7 @@ def _run(
         )
         facts["credit"] = SHIPPED_CREDIT if video is None else ""
         facts["total_seconds"] = time.perf_counter() - began
-        page = _write_page(output, facts)
+        page = write_page(output, facts)
     for line in verdict.lines():
         say(line)
     return page
@@ -292,26 +191,6 @@ def _check_length(video: Path, settings: DemoSettings) -> None:
             f"{video} lasts {duration:.2f} s; the demo needs {settings.seconds:g} s: choose a "
             "longer one"
         )
-
-
-def _fresh_run_folder(output: Path) -> Path:
-    """OUTPUT/run, empty but for a mark that the demo may replace it."""
-    run = output / "run"
-    mark = run / RUN_MARK
-    foreign = (
-        [path.name for path in run.iterdir() if path.name not in OF_A_RUN] if run.is_dir() else []
-    )
-    if os.path.lexists(run) and (foreign or run.is_symlink() or not mark.is_file()):
-        what = (
-            f"holds {', '.join(foreign[:3])}, which no demo made,"
-            if foreign
-            else "was not made by a demo"
-        )
-        raise ValueError(f"{run} {what} and is kept; choose another --output, or move it away")
-    shutil.rmtree(run, ignore_errors=True)
-    run.mkdir(parents=True)
-    mark.touch()
-    return run
 
 
 def _write_clip(video: Path, path: Path, settings: DemoSettings) -> Path:
@@ -377,83 +256,3 @@ def _judge(
         planned_steps=settings.max_steps,
         seconds=reports[-1].seconds,
     )
-
-
-def _write_pictures(
-    output: Path, settings: DemoSettings, reports: list[StepReport], generated: Generated
-) -> None:
-    large = enlarge(generated.frames, settings.enlarge)
-    write_video(large, output / "generated.mp4", settings.fps)
-    contact_sheet(large, output / "contact_sheet.png", columns=4)
-    loss_figure(
-        [report.step for report in reports],
-        [report.loss for report in reports],
-        output / "loss.png",
-    )
-    if generated.low_weights is None:
-        allocation_figure(generated.allocations, generated.timesteps, output / "routing.png")
-    else:
-        weights_figure(generated.low_weights, generated.timesteps, output / "routing.png")
-
-
-def _facts(
-    settings: DemoSettings, reports: list[StepReport], spectrum: Spectrum, generated: Generated
-) -> dict[str, Any]:
-    """What the run measured."""
-    tenth = max(len(reports) // 10, 1)
-    losses = [report.loss for report in reports]
-    return {
-        "version": __version__,
-        "torch_version": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "clip": {
-            "frames": settings.num_frames,
-            "height": settings.height,
-            "width": settings.width,
-            "fps": settings.fps,
-        },
-        "compression": spectrum.layout.grid.num_tokens / spectrum.num_low_tokens,
-        "band_shares": dict(zip(("low", "mid", "high"), spectrum.total_shares, strict=True)),
-        "train_steps": len(reports),
-        "train_seconds": reports[-1].seconds,
-        "first_loss": sum(losses[:tenth]) / tenth,
-        "last_loss": sum(losses[-tenth:]) / tenth,
-        "inference_steps": settings.inference_steps,
-        "generate_seconds": generated.seconds,
-    }
-
-
-def _costs(
-    settings: DemoSettings, model: FreqFormerTransformer3DModel, generated: Generated
-) -> dict[str, Any]:
-    """What the plan says that the chosen allocation costs, relative to dense attention."""
-    grid = model.grid_for((settings.num_frames, settings.height, settings.width))
-    shares = [float((generated.allocations == band).double().mean()) for band in Band]
-    # The demo's tiles are small for the sake of a small clip; what matters at 720p is what one
-    # would use there.
-    large = build_plan(
-        GRID_720P, FreqFormerConfig(), num_heads=1, head_dim=64, learned_summaries=True
-    )
-    costs = {}
-    for name, where, flops in (
-        ("here", grid, model.routing_costs(grid)),
-        ("720p", GRID_720P, large.band_costs()),
-    ):
-        of_band = [cost / flops[Band.DENSE] for cost in flops]
-        density = sum(share * cost for share, cost in zip(shares, of_band, strict=True))
-        costs[name] = {"tokens": where.num_tokens, "bands": of_band[:3], "density": density}
-    return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "tiles": tile_layout(grid, model.band_config.tile).num_tiles,
-        "head_shares": shares[:3],
-        "routing": model.attentions[0].routing,
-        "attention_flops_of_dense": costs,
-    }
-
-
-def _write_page(output: Path, facts: dict[str, Any]) -> Path:
-    write_json(output / "summary.json", facts)
-    page = output / "index.html"
-    write_text(page, render_page(facts))
-    return page

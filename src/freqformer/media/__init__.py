@@ -21,13 +21,14 @@ from freqformer.media.listing import ENDINGS, list_videos
 from freqformer.media.opening import VideoError
 from freqformer.media.probing import VideoInfo, probe_video
 from freqformer.media.reading import DecodedVideo, decode_video, read_clip
-from freqformer.media.writing import contact_sheet, write_video
+from freqformer.media.writing import check_target, contact_sheet, write_video
 
 __all__ = [
     "ENDINGS",
     "DecodedVideo",
     "VideoError",
     "VideoInfo",
+    "check_target",
     "contact_sheet",
     "decode_video",
     "enlarge",

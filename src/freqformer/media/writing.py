@@ -25,20 +25,32 @@ MIN_FPS, MAX_FPS = 1e-3, 1e3
 """Frame rates that are written. Players stumble over others, though MP4 can name them."""
 MAX_SIDE = 2**14
 """Pixels along a side, as H.264 has it."""
+MAX_AREA = 2**27
+"""Pixels of a picture that FFmpeg is sure to take."""
 
 
-def check_target(path: str | Path, fps: float) -> None:
-    """Raise as `write_video` does for a name or frame rate that it won't take, before any work is
-    done.
+def check_target(path: str | Path, fps: float, height: int, width: int) -> None:
+    """Raise as `write_video` does for a name, frame rate or size that it won't take, before any
+    work is done.
+
+    Args:
+        path: of the file.
+        fps: frames per second.
+        height, width: pixels of a frame.
 
     Raises:
-        ValueError: for a path that does not end in .mp4 (a VideoError), or an fps that is not from
-            0.001 to 1000.
+        ValueError: for a path that does not end in .mp4 (a VideoError), an fps that is not from
+            0.001 to 1000, or frames beyond 16384 pixels along a side or 2**27 in all.
     """
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not MIN_FPS <= fps <= MAX_FPS:
         raise ValueError(f"fps is {fps!r}; numbers from {MIN_FPS:g} to {MAX_FPS:g} are allowed")
     if Path(path).suffix.lower() != ".mp4":
         raise VideoError(f"{path} does not end in .mp4; MP4 is what is written: rename it")
+    if max(height, width) > MAX_SIDE or height * width > MAX_AREA:
+        raise ValueError(
+            f"frames are {height} x {width} pixels; up to {MAX_SIDE} pixels along a side and "
+            f"{MAX_AREA:,} in all are allowed in a video: make it smaller"
+        )
 
 
 def write_video(frames: Tensor, path: str | Path, fps: float) -> None:
@@ -48,7 +60,7 @@ def write_video(frames: Tensor, path: str | Path, fps: float) -> None:
     both. The file appears under its name only once it is whole.
 
     Args:
-        frames: uint8 (F, H, W, 3), up to 16384 pixels along a side.
+        frames: uint8 (F, H, W, 3), up to 16384 pixels along a side and 2**27 in all.
         path: ends in .mp4; its folder is made if need be.
         fps: frames per second, from 0.001 to 1000.
 
@@ -57,11 +69,7 @@ def write_video(frames: Tensor, path: str | Path, fps: float) -> None:
         VideoError: where the file can't be written.
     """
     check_frames(frames)
-    check_target(path, fps)
-    if max(frames.shape[1:3]) > MAX_SIDE:
-        raise ValueError(
-            f"frames is {tuple(frames.shape)}; up to {MAX_SIDE} pixels along a side are allowed"
-        )
+    check_target(path, fps, frames.shape[1], frames.shape[2])
     odd = (0, frames.shape[2] % 2, 0, frames.shape[1] % 2)
     channels_first = frames.cpu().permute(0, 3, 1, 2)
     even = torch.nn.functional.pad(channels_first, odd, mode="replicate").permute(0, 2, 3, 1)

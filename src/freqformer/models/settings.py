@@ -16,7 +16,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "routing": (None, *get_args(Routing)),
     "prior": (None, *get_args(Prior)),
     "absolute_positions": (False, True, "space"),
-    "prediction": ("velocity", "clip"),
+    "prediction_type": ("velocity", "sample"),
     "low_beside": (None, True, False),
 }
 

@@ -17,6 +17,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from freqformer._renamed import current_model_arguments, takes_old_model_arguments
 from freqformer._validate import check_kind
 from freqformer.attention import SOFT, FreqAttention
 from freqformer.attention.inputs import check_timestep
@@ -70,9 +71,9 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
             embedding alone it has to infer it from its distance to the borders, which takes long to
             learn. "space" tells the place in the frame alone, so that what a token is told does not
             depend on the video's length.
-        prediction: what the last layer gives: `velocity`, or the `clip`, from which the velocity
-            follows. Noise does not fit through a layer narrower than a patch, a clip does (Li and
-            He, arXiv 2511.13720): take it for large patches.
+        prediction_type: what the last layer gives: `velocity`, or the `sample` (the clip), from
+            which the velocity follows. Noise does not fit through a layer narrower than a patch, a
+            clip does (Li and He, arXiv 2511.13720): take it for large patches.
         low_beside: whether every head adds a gated LOW branch to its own; None where a router
             weighs.
 
@@ -87,6 +88,7 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
     # in half of it; gains are read in float32 by kernels.
     _keep_in_fp32_modules: ClassVar[list[str]] = ["router", "gains"]
 
+    @takes_old_model_arguments
     @register_to_config
     def __init__(
         self,
@@ -102,7 +104,7 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         allocation: Sequence | None = None,
         prior: str | None = None,
         absolute_positions: bool | str = False,
-        prediction: str = "velocity",
+        prediction_type: str = "velocity",
         low_beside: bool | None = None,
     ) -> None:
         super().__init__()
@@ -168,6 +170,7 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in diffusers, without what a saved config holds and could not act: older versions
         saved that too."""
+        config_dict = current_model_arguments(config_dict)
         attention = kwargs.get("attention", config_dict.get("attention"))
         routing = kwargs.get("routing", config_dict.get("routing"))
         idle = [] if routing == "learned" else ["prior"]
@@ -329,7 +332,7 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
             self.proj_out(modulate(tokens, *output_modulation.unbind(1))), layout, order, "raster"
         )
         sample = unpatchify(patches, grid, self.patch_size)
-        if self.config["prediction"] == "clip":
+        if self.config["prediction_type"] == "sample":
             noisy, divisor = (
                 hidden_states.float(),
                 noise_level.clamp_min(LEAST_NOISE)[:, None, None, None, None],

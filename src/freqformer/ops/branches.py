@@ -10,8 +10,8 @@ from torch import Tensor
 
 from freqformer.config import Band
 from freqformer.ops.block_sparse import Impl, TileLists, block_sparse_attention, dense_attention
-from freqformer.ops.merge import expand_low
-from freqformer.ops.parameters import AttentionParameters
+from freqformer.ops.merge import expand_low, gated_sum
+from freqformer.ops.parameters import AttentionParameters, BranchGates
 from freqformer.ops.prologue import BandInputs, prepare
 from freqformer.ops.tokens import TokenOrder, reorder, rms_norm, rotate
 from freqformer.patterns import topk_tiles
@@ -44,9 +44,32 @@ class Branches:
         self.video = plan.layout.grid.num_tokens
         self.text_mask = None if text_mask is None else text_mask.repeat_interleave(self.heads, 0)
 
-    def output(self, bands: Tensor, selection: Selection | None) -> Tensor:
-        """(batch, tokens, heads, head_dim), video queries by the band of their row and text queries
-        exactly."""
+    def output(
+        self, bands: Tensor, selection: Selection | None, low_branch: BranchGates | None
+    ) -> Tensor:
+        """(batch, tokens, heads, head_dim), video queries by the band of their row, with a LOW
+        branch where gates are given, and text queries exactly."""
+        out = self._own(bands, selection)
+        everyone = torch.arange(self.query.shape[0], device=self.query.device)
+        if low_branch is not None:
+            low = self._banded(Band.LOW, everyone, None)
+            out = self._by_rows(
+                gated_sum(self._by_heads(out), self._by_heads(low), *low_branch.both)
+            )
+        if self.plan.num_text_tokens:
+            out = torch.cat([out, self._exact(self.query[:, self.video :], everyone)], 1)
+        return self._by_heads(out)
+
+    def _by_heads(self, x: Tensor) -> Tensor:
+        """(R, tokens, D) -> (batch, tokens, heads, D)."""
+        return x.unflatten(0, (self.batch, self.heads)).transpose(1, 2)
+
+    def _by_rows(self, x: Tensor) -> Tensor:
+        """(batch, tokens, heads, D) -> (R, tokens, D)."""
+        return x.transpose(1, 2).flatten(0, 1)
+
+    def _own(self, bands: Tensor, selection: Selection | None) -> Tensor:
+        """Outputs of the video queries by the band of their row, (R, N, D)."""
         parts, order = [], []
         for band in Band:
             rows = (bands == band).nonzero().squeeze(1)
@@ -55,11 +78,7 @@ class Branches:
                     self._dense(rows) if band == Band.DENSE else self._banded(band, rows, selection)
                 )
                 order.append(rows)
-        out = torch.cat(parts).index_select(0, torch.cat(order).argsort())
-        if self.plan.num_text_tokens:
-            everyone = torch.arange(self.query.shape[0], device=self.query.device)
-            out = torch.cat([out, self._exact(self.query[:, self.video :], everyone)], 1)
-        return out.unflatten(0, (self.batch, self.heads)).transpose(1, 2)
+        return torch.cat(parts).index_select(0, torch.cat(order).argsort())
 
     def _banded(self, band: Band, rows: Tensor, selection: Selection | None) -> Tensor:
         """Prologue, selection, attention and merge of the rows in one band: (R, N, D)."""

@@ -12,7 +12,7 @@ from freqformer._validate import check_choice, check_kind, check_whole, mapped
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, TokenOrder, check_grid
 from freqformer.ops.implementation import ImplChoice
-from freqformer.ops.parameters import AttentionParameters
+from freqformer.ops.parameters import AttentionParameters, BranchGates
 from freqformer.plan import Selection, checked_bands
 from freqformer.routing import even_allocation
 
@@ -143,11 +143,34 @@ def check_rotary(rotary: tuple[Tensor, Tensor] | None, query: Tensor, grid: Grid
         _check_learned("rotary", table, (grid.num_tokens, head_dim // 2), query)
 
 
+def check_low_branch(low_branch: BranchGates | None, query: Tensor, grid: Grid) -> None:
+    """Raise ValueError unless the gates of a LOW branch fit the video tokens and heads of the
+    query."""
+    if low_branch is None:
+        return
+    check_kind("low_branch", low_branch, BranchGates, "pass BranchGates(by_token=...)")
+    batch, _, heads, _ = query.shape
+    shapes = {"by_token": (batch, grid.num_tokens, 2, heads), "by_sample": (batch, 2, heads)}
+    if low_branch.by_token is None and low_branch.by_sample is None:
+        raise ValueError(
+            "low_branch has no gates; by_token, by_sample or both are allowed: pass None for no "
+            "LOW branch"
+        )
+    for name, shape in shapes.items():
+        x = getattr(low_branch, name)
+        if x is not None:
+            _check_floats(f"low_branch.{name}", x, shape, query)
+
+
 def _check_learned(name: str, x: Tensor, shape: tuple[int, ...], query: Tensor) -> None:
-    check_kind(f"parameters.{name}", x, Tensor, "pass a tensor")
+    _check_floats(f"parameters.{name}", x, shape, query)
+
+
+def _check_floats(name: str, x: Tensor, shape: tuple[int, ...], query: Tensor) -> None:
+    check_kind(name, x, Tensor, "pass a tensor")
     if tuple(x.shape) != shape or not x.is_floating_point() or x.device != query.device:
         raise ValueError(
-            f"parameters.{name} is {x.dtype} {tuple(x.shape)} on {x.device}; floats {shape} on "
+            f"{name} is {x.dtype} {tuple(x.shape)} on {x.device}; floats {shape} on "
             f"{query.device} are allowed "
             "for these queries: heads, head_dim and video tokens must agree"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from freqformer.buffers import key_layout
+from freqformer.buffers import key_layout, query_rows
 from freqformer.cost import STATISTIC_BYTES, Call, Cost
 from freqformer.ops.block_sparse import cost as attention
 from freqformer.ops.merge import cost as merge
@@ -36,21 +36,19 @@ def backward_costs(call: Call) -> dict[str, Cost]:
     }
 
 
-def workspace_bytes(
-    plan: AttentionPlan, rows: int, element_size: int, low_branch: bool = False
-) -> int:
-    """Bytes that one call holds in addition to query, key, value and output, all at once.
+def workspace_bytes(plan: AttentionPlan, rows: int, element_size: int) -> int:
+    """Bytes that one call holds in addition to query, key, value and output, all at once; a LOW
+    branch holds no more, since its sum takes the own output's place.
 
     Args:
         plan: the plan of the call.
         rows: samples times heads; of some of the plan's heads, where others are elsewhere, those.
         element_size: bytes of an element of the query.
-        low_branch: whether every head has one; its sum is made in place of the own output.
     """
     return (
-        prologue.workspace_bytes(plan, rows, element_size, low_branch)
+        prologue.workspace_bytes(plan, rows, element_size)
         + selection.workspace_bytes(plan, rows)
-        + attention.workspace_bytes(plan, rows, element_size, low_branch)
+        + attention.workspace_bytes(plan, rows, element_size)
     )
 
 
@@ -59,21 +57,23 @@ def training_bytes(plan: AttentionPlan, element_size: int, low_branch: bool = Fa
     query, key, value and the output's gradient: when the prologue's gradients are taken.
 
     Args:
-        plan, element_size, low_branch: as `workspace_bytes` takes them.
+        plan, element_size: as `workspace_bytes` takes them.
+        low_branch: whether every head has one; its gates are counted too.
     """
-    tokens, tiles = plan.layout.grid.num_tokens + plan.num_text_tokens, plan.layout.num_tiles
-    queries = prologue.query_rows(plan, low_branch)
+    video, tiles = plan.layout.grid.num_tokens, plan.layout.num_tiles
+    tokens, queries = video + plan.num_text_tokens, query_rows(plan)
+    # The output, and gradients of query, key and value; what rounding took, and zeros for the
+    # gradient of that; buffers and their gradients; outputs of low tokens and their gradient.
     buffers = queries + 2 * key_layout(plan).rows
-    # The output, what its rounding took and zeros for the gradient of that; three gradients;
-    # buffers and their gradients; outputs of low tokens and their gradient.
-    wide = 6 * tokens + 2 * buffers + 2 * plan.num_low_tokens
+    wide = 4 * tokens + 2 * queries + 2 * buffers + 2 * plan.num_low_tokens
     # A log-sum-exp and two sums for each query; the gradient of every tile's sums.
     narrow = 3 * queries + 3 * tiles * plan.head_dim
     gates = 0
     if low_branch:
-        # The own output, which the sum has not overwritten, its gradient, and gates with theirs.
-        wide += 2 * tokens + plan.num_low_tokens  # and what rounding low tokens' outputs took
-        gates = 2 * merge.BRANCHES * tokens * element_size
+        # The own bands' output is kept, and zeros made for its gradient; gates, their gradients and
+        # those before they are rounded.
+        wide += 2 * tokens
+        gates = merge.BRANCHES * video * (2 * element_size + STATISTIC_BYTES)
     if plan.learned_summaries and plan.cells.num_cells:
         narrow += 4 * tokens
     row = wide * plan.head_dim * element_size + narrow * STATISTIC_BYTES + gates

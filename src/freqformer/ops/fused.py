@@ -21,13 +21,13 @@ from freqformer import buffers
 from freqformer.config import Band
 from freqformer.ops.checks import check_bands, head_bands
 from freqformer.ops.implementation import ImplChoice, resolve
-from freqformer.ops.parameters import AttentionParameters
+from freqformer.ops.parameters import AttentionParameters, BranchGates
 from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import AttentionPlan, Selection
 from freqformer.tracing import constant_result
 
 if TYPE_CHECKING:
-    from freqformer.ops.block_sparse.triton import MidLists
+    from freqformer.ops.block_sparse.triton import AttentionOutputs, MidLists
     from freqformer.ops.prologue.tables import PrologueTables
     from freqformer.ops.prologue.triton import PreparedRows
 
@@ -94,6 +94,7 @@ class FusedCall:
     """The band of every head on the device, whole numbers (B, H)."""
     present: frozenset[int]
     """Which bands may be among them."""
+    low_branch: BranchGates | None
     text_mask: Tensor | None
     selection: Selection | None
     token_order: TokenOrder
@@ -105,11 +106,10 @@ class FusedOutputs:
 
     out: Tensor
     """(B, N + X, H, D)."""
-    low_out: Tensor
-    lse: Tensor
+    attention: AttentionOutputs
+    """What the attention launch gave. Its `out` is the one above, but for a call with a LOW branch
+    of which gradients will be asked for: then it holds the bands' outputs."""
     mid: MidLists | None
-    remainder: Tensor | None = None
-    """See `attend_for_backward`; None where no gradients will be asked for."""
 
 
 def fused_attention(
@@ -118,6 +118,7 @@ def fused_attention(
     *,
     plan: AttentionPlan,
     parameters: AttentionParameters | None,
+    low_branch: BranchGates | None,
     text_mask: Tensor | None,
     selection: Selection | None,
     token_order: TokenOrder,
@@ -129,9 +130,13 @@ def fused_attention(
     """
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
     bands, present = _device_bands(allocation, query)
-    call = FusedCall(plan, bands, present, text_mask, selection, token_order)
+    if low_branch is not None:
+        low_branch = BranchGates(*(contiguous(x) for x in low_branch.both))
+    call = FusedCall(plan, bands, present, low_branch, text_mask, selection, token_order)
     given = _as_launched(parameters or AttentionParameters(), len(query))
+    gates = (None, None) if low_branch is None else low_branch.both
     learned = (
+        *gates,
         given.summary_queries,
         given.summary_offsets,
         given.gains,
@@ -166,12 +171,7 @@ def run(
     # Imported here, since Triton decides at import whether it interprets, and a CPU may have no
     # Triton at all.
     from freqformer.ops.block_sparse.tables import launch_tables
-    from freqformer.ops.block_sparse.triton import (
-        AttentionBuffers,
-        RowBands,
-        attend,
-        attend_for_backward,
-    )
+    from freqformer.ops.block_sparse.triton import AttentionBuffers, RowBands, attend
     from freqformer.ops.merge.tables import merge_tables
     from freqformer.ops.merge.triton import merge_low
     from freqformer.ops.prologue.tables import prologue_tables
@@ -179,6 +179,7 @@ def run(
 
     plan, device, dtype = call.plan, tensors[0].device, tensors[0].dtype
     launch, tables = launch_tables(plan, device), prologue_tables(plan, device, dtype)
+    branch, any_low = call.low_branch is not None, Band.LOW in call.present
     rows = prepare_rows(
         tensors,
         call.bands,
@@ -187,22 +188,29 @@ def run(
         parameters=parameters,
         token_order=call.token_order,
         text_mask=call.text_mask,
+        low_branch=branch,
     )
     mid = None
     if Band.MID in call.present and plan.mid_lists is None:
         mid = _mid_lists(rows, tables, call.selection)
-    out, low_out, lse, *remainder = (attend_for_backward if backward else attend)(
+    attention = attend(
         AttentionBuffers(rows.query, rows.key, rows.value),
-        RowBands(rows.bands, rows.order),
+        RowBands(rows.bands, rows.order, any_low, branch),
         launch,
         mid=mid,
         summary_offsets=contiguous(parameters.summary_offsets),
         text_mask=contiguous(call.text_mask),
         token_order=call.token_order,
+        backward=backward,
     )
-    if Band.LOW in call.present:
-        merge_low(low_out, out, call.bands, merge_tables(plan, device, dtype), call.token_order)
-    return FusedOutputs(out, low_out, lse, mid, *remainder)
+    own = out = attention.out
+    if branch and backward:
+        out = torch.empty_like(own)
+    if any_low or branch:
+        merge = merge_tables(plan, device, dtype)
+        order, gates = call.token_order, call.low_branch
+        merge_low(attention.low_out, own, out, call.bands, merge, order, gates)
+    return FusedOutputs(out, attention, mid)
 
 
 def contiguous(x: Tensor | None) -> Tensor | None:

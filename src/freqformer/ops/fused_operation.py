@@ -9,248 +9,335 @@ tokens, T tiles, k kept tiles, C cells, D head_dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from freqformer.config import Band
 from freqformer.ops.block_sparse.tables import launch_tables
-from freqformer.ops.block_sparse.triton import AttentionBuffers, MidLists, RowBands
+from freqformer.ops.block_sparse.triton import (
+    AttentionBuffers,
+    AttentionOutputs,
+    MidLists,
+    RowBands,
+)
 from freqformer.ops.block_sparse.triton_backward import attend_backward
 from freqformer.ops.fused import EVERY_BAND, FusedCall, contiguous, run
 from freqformer.ops.merge.backward_tables import collapse_tables
-from freqformer.ops.merge.triton_backward import merge_low_backward
-from freqformer.ops.parameters import LEARNED, AttentionParameters
+from freqformer.ops.merge.tables import merge_tables
+from freqformer.ops.merge.triton_backward import low_gate_grads, merge_low_backward
+from freqformer.ops.parameters import LEARNED, AttentionParameters, BranchGates
 from freqformer.ops.prologue.tables import prologue_tables
 from freqformer.ops.prologue.triton import prepare_rows
 from freqformer.ops.prologue.triton_backward import prepare_rows_backward
+from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import Selection, check_known, plan_numbered
 
 BAND_SETS = [frozenset(band for band in Band if bits >> band & 1) for bits in range(16)]
 """Sets of bands by the sum of 2^band."""
 
 
+class Inputs(NamedTuple):
+    """What the operation takes, in the order of its schema."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    bands: Tensor
+    """Whole numbers (B, H)."""
+    summary_queries: Tensor | None
+    summary_offsets: Tensor | None
+    gains: Tensor | None
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    by_token: Tensor | None
+    by_sample: Tensor | None
+    """Gates of a LOW branch, see `BranchGates`; both None for no branch."""
+    cos: Tensor | None
+    sin: Tensor | None
+    text_mask: Tensor | None
+    selection: Tensor | None
+    plan: int
+    """First number of `AttentionPlan.key`, and"""
+    sizes: Sequence[int]
+    """the others."""
+    chooses: bool
+    """Whether MID lists are a choice, as top-k is."""
+    eps: float
+    present: int
+    """Which bands there may be, an index into `BAND_SETS`."""
+    raster: bool
+    """Whether tokens come in raster order."""
+    backward: bool
+    """Whether gradients will be asked for."""
+
+    @property
+    def parameters(self) -> AttentionParameters:
+        rotary = None if self.cos is None or self.sin is None else (self.cos, self.sin)
+        learned = {name: getattr(self, name) for name in LEARNED}
+        return AttentionParameters(**learned, rotary=rotary, norm_eps=self.eps)
+
+    @property
+    def low_branch(self) -> BranchGates | None:
+        if self.by_token is None and self.by_sample is None:
+            return None
+        return BranchGates(self.by_token, self.by_sample)
+
+    @property
+    def token_order(self) -> TokenOrder:
+        return "raster" if self.raster else "tile"
+
+
+DIFFERENTIABLE = ("query", "key", "value", *LEARNED, "by_token", "by_sample")
+"""Inputs that get a gradient."""
+
+
+class Kept(NamedTuple):
+    """What a forward pass keeps for the backward; empty where there is none."""
+
+    own: Tensor
+    """The bands' outputs (B, N + X, H, D), with a LOW branch alone; else they are the output."""
+    low_out: Tensor
+    lse: Tensor
+    rounding_residual: Tensor
+    lists: Tensor
+    lengths: Tensor
+    bias: Tensor
+
+
+INPUT_SCHEMA = (
+    "Tensor query, Tensor key, Tensor value, Tensor bands, Tensor? summary_queries, "
+    "Tensor? summary_offsets, Tensor? gains, Tensor? query_norm, Tensor? key_norm, "
+    "Tensor? by_token, Tensor? by_sample, Tensor? cos, Tensor? sin, Tensor? text_mask, "
+    "Tensor? selection, SymInt plan, SymInt[] sizes, bool chooses, float eps, int present, "
+    "bool raster, bool backward"
+)
+EIGHT = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+TEN = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+
+
 def attention(
     tensors: tuple[Tensor, Tensor, Tensor], parameters: AttentionParameters, call: FusedCall
 ) -> Tensor:
-    """`fused.run` as an operation, differentiable in the tensors and in what is learned."""
+    """`fused.run` as an operation, differentiable in the tensors, in what is learned and in the
+    gates."""
     plan = call.plan
     if not torch.compiler.is_compiling():
         check_known(plan)
-    learned: list[Tensor | None] = [getattr(parameters, name) for name in LEARNED]
-    tables: list[Tensor | None] = (
-        [None, None] if parameters.rotary is None else list(parameters.rotary)
-    )
-    asked = torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in (*tensors, *learned)
-    )
-    outputs = torch.ops.freqformer.attention(
+    cos, sin = (None, None) if parameters.rotary is None else parameters.rotary
+    gates = call.low_branch or BranchGates()
+    inputs = Inputs(
         *tensors,
-        call.bands,
-        *learned,
-        *tables,
-        call.text_mask,
-        None if call.selection is None else call.selection.tiles,
-        plan.key[0],
-        plan.key[1:],
-        plan.mid_lists is None,
-        parameters.norm_eps,
-        15 if call.present is EVERY_BAND else sum(1 << band for band in call.present),
-        call.token_order == "raster",
-        asked,
+        bands=call.bands,
+        summary_queries=parameters.summary_queries,
+        summary_offsets=parameters.summary_offsets,
+        gains=parameters.gains,
+        query_norm=parameters.query_norm,
+        key_norm=parameters.key_norm,
+        by_token=gates.by_token,
+        by_sample=gates.by_sample,
+        cos=cos,
+        sin=sin,
+        text_mask=call.text_mask,
+        selection=None if call.selection is None else call.selection.tiles,
+        plan=plan.key[0],
+        sizes=plan.key[1:],
+        chooses=plan.mid_lists is None,
+        eps=parameters.norm_eps,
+        present=15 if call.present is EVERY_BAND else sum(1 << band for band in call.present),
+        raster=call.token_order == "raster",
+        backward=False,
     )
-    return outputs[0]
+    given = [getattr(inputs, name) for name in DIFFERENTIABLE]
+    asked = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
+    out, *_ = torch.ops.freqformer.attention(*inputs._replace(backward=asked))
+    return out
 
 
+# torch.library wants the arguments by name and in the schema's order; `Inputs` is both.
 @torch.library.custom_op(
-    "freqformer::attention",
-    mutates_args=(),
-    schema="(Tensor query, Tensor key, Tensor value, Tensor bands, Tensor? summary_queries, "
-    "Tensor? summary_offsets, "
-    "Tensor? gains, Tensor? query_norm, Tensor? key_norm, Tensor? cos, Tensor? sin, Tensor? "
-    "text_mask, Tensor? selection, "
-    "SymInt plan, SymInt[] sizes, bool chooses, float eps, int present, bool raster, bool "
-    "backward) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "freqformer::attention", mutates_args=(), schema=f"({INPUT_SCHEMA}) -> {EIGHT}"
 )
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bands: Tensor,
-    summary_queries: Tensor | None,
-    summary_offsets: Tensor | None,
-    gains: Tensor | None,
-    query_norm: Tensor | None,
-    key_norm: Tensor | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    text_mask: Tensor | None,
-    selection: Tensor | None,
-    plan: int,
-    sizes: Sequence[int],
-    chooses: bool,
-    eps: float,
-    present: int,
-    raster: bool,
-    backward: bool,
-) -> tuple[Tensor, ...]:
-    """out, and without `backward` six empty tensors, with it low_out, lse, remainder, and MID
-    lists, lengths and bias.
-
-    `plan` and `sizes` are `AttentionPlan.key`, and `chooses` says that MID lists are a choice, as
-    top-k is.
-    """
-    choice = None if selection is None else Selection(selection)
+def _attention(*arguments: Any, **named: Any) -> tuple[Tensor, ...]:
+    """out, and what is kept; without `backward` that is empty."""
+    inputs = Inputs(*arguments, **named)
+    choice = None if inputs.selection is None else Selection(inputs.selection)
     call = FusedCall(
-        plan_numbered(plan),
-        bands,
-        BAND_SETS[present],
-        text_mask,
+        plan_numbered(inputs.plan),
+        inputs.bands,
+        BAND_SETS[inputs.present],
+        inputs.low_branch,
+        inputs.text_mask,
         choice,
-        "raster" if raster else "tile",
+        inputs.token_order,
     )
-    learned = (summary_queries, summary_offsets, gains, query_norm, key_norm, cos, sin)
-    outputs = run((query, key, value), _parameters(learned, eps), call, backward=backward)
-    nothing = [query.new_empty(0) for _ in range(6)]
-    if not backward:
-        return outputs.out, *nothing
-    assert outputs.remainder is not None
-    kept = [outputs.low_out, outputs.lse, outputs.remainder]
+    query = inputs.query
+    tensors = (query, inputs.key, inputs.value)
+    outputs = run(tensors, inputs.parameters, call, backward=inputs.backward)
+    kept = Kept(*(query.new_empty(0) for _ in Kept._fields))
+    if not inputs.backward:
+        return outputs.out, *kept
+    given = outputs.attention
+    assert given.rounding_residual is not None
+    kept = kept._replace(
+        low_out=given.low_out, lse=given.lse, rounding_residual=given.rounding_residual
+    )
+    if call.low_branch is not None:
+        kept = kept._replace(own=given.out)
     if outputs.mid is not None:
+        named_lists = {name: getattr(outputs.mid, name) for name in ("lists", "lengths", "bias")}
+        kept = kept._replace(**{name: x for name, x in named_lists.items() if x is not None})
+    if choice is not None and outputs.mid is not None:
         # A selection given as int32 would be an output that is an input.
-        lists = outputs.mid.lists.clone() if choice is not None else outputs.mid.lists
-        rest = (lists, outputs.mid.lengths, outputs.mid.bias)
-        nothing[3:] = [
-            empty if x is None else x for x, empty in zip(rest, nothing[3:], strict=True)
-        ]
-    return outputs.out, *kept, *nothing[3:]
+        kept = kept._replace(lists=kept.lists.clone())
+    return outputs.out, *kept
 
 
 @_attention.register_fake
-def _(query, *rest):
-    selection, _, sizes, chooses, _, present, _, backward = rest[11:]
+def _(*arguments, **named):
+    inputs = Inputs(*arguments, **named)
+    query, selection = inputs.query, inputs.selection
     batch, tokens, heads, head_dim = query.shape
-    rows, (low, tiles, kept, cells) = batch * heads, sizes
+    rows, (low, tiles, kept_tiles, cells) = batch * heads, inputs.sizes
     out = query.new_empty(batch, tokens, heads, head_dim)
-    if not backward:
-        return out, *(query.new_empty(0) for _ in range(6))
-    wide, whole = {"dtype": torch.float32}, {"dtype": torch.int32}
-    nothing, given = (0,), selection is not None
-    kept = selection.shape[-1] if given else kept
-    chosen = chooses and Band.MID in BAND_SETS[present] and (given or kept < tiles)
-    return (
-        out,
-        query.new_empty(rows, low, head_dim),
-        query.new_empty(rows, tokens, **wide),
-        query.new_empty(rows, tokens, 2 if query.dtype == torch.float32 else head_dim),
-        query.new_empty((rows, tiles, kept), **whole) if chosen else query.new_empty(nothing),
-        query.new_empty((rows, tiles), **whole) if chosen and given else query.new_empty(nothing),
-        query.new_empty((rows, tiles, cells), **wide)
-        if chosen and cells
-        else query.new_empty(nothing),
+    kept = Kept(*(query.new_empty(0) for _ in Kept._fields))
+    if not inputs.backward:
+        return out, *kept
+    queries, narrow = tokens + low, 2 if query.dtype == torch.float32 else head_dim
+    kept = kept._replace(
+        low_out=query.new_empty(rows, low, head_dim),
+        lse=query.new_empty(rows, queries, dtype=torch.float32),
+        rounding_residual=query.new_empty(rows, queries, narrow),
     )
+    if inputs.low_branch is not None:
+        kept = kept._replace(own=torch.empty_like(out))
+    given = selection is not None
+    kept_tiles = selection.shape[-1] if given else kept_tiles
+    if inputs.chooses and Band.MID in BAND_SETS[inputs.present] and (given or kept_tiles < tiles):
+        kept = kept._replace(lists=query.new_empty((rows, tiles, kept_tiles), dtype=torch.int32))
+        if given:
+            kept = kept._replace(lengths=query.new_empty((rows, tiles), dtype=torch.int32))
+        if cells:
+            kept = kept._replace(bias=query.new_empty((rows, tiles, cells), dtype=torch.float32))
+    return out, *kept
 
 
 @torch.library.custom_op(
     "freqformer::attention_backward",
     mutates_args=(),
-    schema="(Tensor grad_out, Tensor[] tensors, Tensor bands, Tensor?[] learned, Tensor? "
-    "text_mask, Tensor[] kept, "
-    "SymInt plan, float eps, int present, bool raster) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "
-    "Tensor, Tensor, Tensor)",
+    schema=f"(Tensor grad_out, Tensor out, Tensor[] kept, {INPUT_SCHEMA}) -> {TEN}",
 )
 def _attention_backward(
-    grad_out: Tensor,
-    tensors: Sequence[Tensor],
-    bands: Tensor,
-    learned: Sequence[Tensor | None],
-    text_mask: Tensor | None,
-    kept: Sequence[Tensor],
-    plan: int,
-    eps: float,
-    present: int,
-    raster: bool,
+    grad_out: Tensor, out: Tensor, kept: Sequence[Tensor], *arguments: Any, **named: Any
 ) -> tuple[Tensor, ...]:
-    """Gradients of query, key, value and `LEARNED`, empty for what isn't given; `kept` are the
-    outputs of the forward."""
-    query, key, value = tensors
-    out, low_out, lse, remainder, lists, lengths, bias = kept
-    parameters, order = _parameters(learned, eps), "raster" if raster else "tile"
-    own, grad_out = plan_numbered(plan), grad_out.contiguous()
-    launch, tables = (
-        launch_tables(own, query.device),
-        prologue_tables(own, query.device, query.dtype),
-    )
-    given = {"parameters": parameters, "token_order": order, "text_mask": text_mask}
-    rows = prepare_rows((query, key, value), bands, tables, launch.band_blocks, **given)
-    grad_low_out = low_out
-    if Band.LOW in BAND_SETS[present]:
-        collapse = collapse_tables(own, query.device, query.dtype, order)
-        grad_low_out = merge_low_backward(grad_out, rows.bands, collapse, own.num_low_tokens)
+    """Gradients of `DIFFERENTIABLE`, empty for what isn't given; `out` and `kept` are the outputs
+    of the forward."""
+    inputs, saved = Inputs(*arguments, **named), Kept(*kept)
+    query, order, gates = inputs.query, inputs.token_order, inputs.low_branch
+    tensors, parameters = (query, inputs.key, inputs.value), inputs.parameters
+    plan, grad_out = plan_numbered(inputs.plan), grad_out.contiguous()
+    tables = prologue_tables(plan, query.device, query.dtype)
+    launch = launch_tables(plan, query.device)
+    branch, any_low = gates is not None, Band.LOW in BAND_SETS[inputs.present]
+    given: dict[str, Any] = {
+        "parameters": parameters,
+        "token_order": order,
+        "text_mask": inputs.text_mask,
+        "low_branch": branch,
+    }
+    rows = prepare_rows(tensors, inputs.bands, tables, launch.band_blocks, **given)
+    grad_low_out, gate_grads = saved.low_out, None
+    if any_low or branch:
+        collapse = collapse_tables(plan, query.device, query.dtype, order)
+        grad_low_out = merge_low_backward(
+            grad_out, rows.bands, collapse, plan.num_low_tokens, gates
+        )
+    if branch:
+        batch, _, heads, _ = query.shape
+        video = plan.layout.grid.num_tokens
+        gate_grads = query.new_empty(batch, video, 2, heads, dtype=torch.float32)
+        merge = merge_tables(plan, query.device, query.dtype)
+        low_gate_grads(grad_out, saved.low_out, gate_grads, rows.bands, merge, order)
     mid = None
-    if lists.numel():
-        mid = MidLists(lists, lengths if lengths.numel() else None, bias if bias.numel() else None)
+    if saved.lists.numel():
+        mid = MidLists(saved.lists, _unless_empty(saved.lengths), _unless_empty(saved.bias))
     attention = attend_backward(
         (grad_out, grad_low_out),
-        (out, low_out, lse, remainder),
+        AttentionOutputs(
+            saved.own if branch else out, saved.low_out, saved.lse, saved.rounding_residual
+        ),
         AttentionBuffers(rows.query, rows.key, rows.value),
-        RowBands(rows.bands, rows.order),
+        RowBands(rows.bands, rows.order, any_low, branch),
         launch,
         mid=mid,
         summary_offsets=contiguous(parameters.summary_offsets),
-        text_mask=contiguous(text_mask),
+        text_mask=contiguous(inputs.text_mask),
         token_order=order,
+        low_branch=gates,
+        gate_grads=gate_grads,
     )
     prologue = prepare_rows_backward(
         (attention.query, attention.key, attention.value),
-        (query, key, value),
+        tensors,
         rows.bands,
         (rows.key, rows.value, rows.pool_lse),
         tables,
         **given,
     )
-    rest = (
+    grads = (
+        *prologue.tensors,
         prologue.summary_queries,
         attention.summary_offsets,
         prologue.gains,
         prologue.query_norm,
         prologue.key_norm,
+        *_gate_grads(inputs, gate_grads),
     )
-    return (*prologue.tensors, *(query.new_empty(0) if x is None else x for x in rest))
+    return tuple(query.new_empty(0) if x is None else x for x in grads)
+
+
+def _unless_empty(x: Tensor) -> Tensor | None:
+    return x if x.numel() else None
+
+
+def _gate_grads(inputs: Inputs, grads: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the gates by token and by sample from those of their sum, (B, N, 2, H)."""
+    by_token, by_sample = None, None
+    if grads is not None and inputs.by_token is not None:
+        by_token = grads.to(inputs.by_token.dtype)
+    if grads is not None and inputs.by_sample is not None:
+        by_sample = grads.sum(1).to(inputs.by_sample.dtype)
+    # What an operation returns may not be an input or another output.
+    return by_token, by_sample
 
 
 @_attention_backward.register_fake
-def _(grad_out, tensors, bands, learned, *_):
-    rest = (
-        grad_out.new_empty(0) if x is None else torch.empty_like(x) for x in learned[: len(LEARNED)]
-    )
-    return (*(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in tensors), *rest)
+def _(grad_out, out, kept, *arguments, **named):
+    inputs = Inputs(*arguments, **named)
+    given = (getattr(inputs, name) for name in DIFFERENTIABLE)
+    # Contiguous, whatever the strides of what came.
+    return tuple(grad_out.new_empty(0) if x is None else x.new_empty(x.shape) for x in given)
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    tensors, (text_mask, _, plan, _, _, eps, present, raster, _) = inputs[:11], inputs[11:]
-    ctx.save_for_backward(text_mask, *tensors, *output)
-    ctx.options = (plan, eps, present, raster)
-    ctx.mark_non_differentiable(*output[1:])
+    named = Inputs(*inputs)._asdict()
+    ctx.tensors = [name for name, x in named.items() if isinstance(x, Tensor)]
+    ctx.others = {name: x for name, x in named.items() if not isinstance(x, Tensor)}
+    out, *kept = output
+    ctx.save_for_backward(*(named[name] for name in ctx.tensors), out, *kept)
+    ctx.mark_non_differentiable(*kept)
 
 
 def _backward(ctx: Any, grad_out: Tensor, *_: Tensor) -> tuple:
-    text_mask, query, key, value, bands, *rest = ctx.saved_tensors
-    learned, kept = rest[:7], rest[7:]
-    grads = torch.ops.freqformer.attention_backward(
-        grad_out, [query, key, value], bands, learned, text_mask, kept, *ctx.options
+    saved = iter(ctx.saved_tensors)
+    inputs = Inputs(**{name: next(saved) for name in ctx.tensors}, **ctx.others)
+    out, *kept = saved
+    grads = torch.ops.freqformer.attention_backward(grad_out, out, kept, *inputs)
+    own = dict(zip(DIFFERENTIABLE, grads, strict=True))
+    return tuple(
+        own[name] if name in own and x is not None else None for name, x in inputs._asdict().items()
     )
-    own = [None if x is None else grad for x, grad in zip(learned, grads[3:], strict=False)]
-    return (*grads[:3], None, *own, *(None for _ in range(11)))
 
 
 _attention.register_autograd(_backward, setup_context=_setup)
-
-
-def _parameters(learned: Sequence[Tensor | None], eps: float) -> AttentionParameters:
-    named = dict(zip(LEARNED, learned, strict=False))
-    cos, sin = learned[len(LEARNED) :]
-    rotary = None if cos is None or sin is None else (cos, sin)
-    return AttentionParameters(**named, rotary=rotary, norm_eps=eps)

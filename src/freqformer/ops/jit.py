@@ -75,3 +75,22 @@ def norm_tokens(x, weight, eps, D: tl.constexpr):
     scale = tl.rsqrt(tl.sum(wide * wide, 1) / D + eps)
     gain = tl.load(weight + tl.arange(0, D)).to(tl.float32)
     return cast(wide * scale[:, None] * gain[None, :], x.dtype)
+
+
+@triton.jit
+def branch_gates(by_token, by_sample, sample, head, heads, video, place, live):
+    """Gates of the own band and of LOW for the video tokens `place` of one row, float32.
+
+    The two gates of a token lie `heads` apart, so that the heads of a token are neighbours: the
+    programs of a tile's rows run side by side and share what one of them brings into the cache.
+    """
+    own, low = tl.zeros(place.shape, tl.float32), tl.zeros(place.shape, tl.float32)
+    if by_token is not None:
+        entry = (sample.to(tl.int64) * video + place) * 2 * heads + head
+        own += tl.load(by_token + entry, mask=live, other=0.0).to(tl.float32)
+        low += tl.load(by_token + entry + heads, mask=live, other=0.0).to(tl.float32)
+    if by_sample is not None:
+        entry = sample * 2 * heads + head
+        own += tl.load(by_sample + entry).to(tl.float32)
+        low += tl.load(by_sample + entry + heads).to(tl.float32)
+    return own, low

@@ -39,6 +39,31 @@ class AttentionParameters:
     """Added to the mean square in both norms."""
 
 
+@dataclass(frozen=True, eq=False)
+class BranchGates:
+    """Gates that add a LOW branch to the own band of every head.
+
+    A video token of a head gets (1 + g[0]) * own + g[1] * low, with g = by_token + by_sample. Gates
+    of zero leave the own band as it is. Text queries see everything exactly in both branches, so
+    gates don't reach them.
+    """
+
+    by_token: Tensor | None = None
+    """Of every video token in the order of the call, (batch, video tokens, 2, heads)."""
+    by_sample: Tensor | None = None
+    """Of every sample, (batch, 2, heads)."""
+
+    @property
+    def both(self) -> tuple[Tensor | None, Tensor | None]:
+        """by_token and by_sample."""
+        return self.by_token, self.by_sample
+
+    def of(self, samples: list[int]) -> BranchGates:
+        """The gates of some samples, by their indices."""
+        pick = (None if x is None else x[samples] for x in (self.by_token, self.by_sample))
+        return BranchGates(*pick)
+
+
 LEARNED = ("summary_queries", "summary_offsets", "gains", "query_norm", "key_norm")
 """Fields of `AttentionParameters` in the order in which operations take them, which the rotary
 tables follow."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from freqformer.ops.block_sparse import Impl
 from freqformer.ops.branches import Branches
 from freqformer.ops.checks import head_bands, row_numbers
-from freqformer.ops.parameters import AttentionParameters
+from freqformer.ops.parameters import AttentionParameters, BranchGates
 from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import AttentionPlan, Selection
 
@@ -21,6 +21,7 @@ def unfused_attention(
     *,
     plan: AttentionPlan,
     parameters: AttentionParameters | None,
+    low_branch: BranchGates | None,
     text_mask: Tensor | None,
     selection: Selection | None,
     token_order: TokenOrder,
@@ -38,10 +39,11 @@ def unfused_attention(
             bands,
             plan=plan,
             parameters=parameters,
+            low_branch=low_branch,
             text_mask=text_mask,
             selection=selection,
             token_order=token_order,
             impl=impl,
         )
     branches = Branches(tensors, text_mask, plan, parameters, token_order, impl)
-    return branches.output(row_numbers(bands, query), selection)
+    return branches.output(row_numbers(bands, query), selection, low_branch)

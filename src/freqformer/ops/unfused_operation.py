@@ -16,7 +16,7 @@ from torch import Tensor
 from freqformer.ops.block_sparse import Impl
 from freqformer.ops.branches import Branches
 from freqformer.ops.checks import row_numbers
-from freqformer.ops.parameters import LEARNED, AttentionParameters
+from freqformer.ops.parameters import LEARNED, AttentionParameters, BranchGates
 from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import AttentionPlan, Selection, plan_numbered
 
@@ -25,11 +25,12 @@ INPUTS = (
     "summary_offsets, "
     "Tensor? gains, Tensor? query_norm, Tensor? key_norm, Tensor? cos, Tensor? sin, Tensor? "
     "text_mask, "
-    "Tensor? selection, SymInt plan, float eps, bool given, str order, str impl"
+    "Tensor? selection, Tensor? by_token, Tensor? by_sample, SymInt plan, float eps, "
+    "bool given, str order, str impl"
 )
 LEARNED_AT = slice(4, 11)
 """Where what is learned, and the rotary tables, stand among the inputs."""
-TENSORS = 13
+TENSORS = 15
 """Inputs that are tensors; the rest are numbers and words."""
 
 # By the lower interface of torch.library: a custom_op's code runs below autograd, and this backward
@@ -45,6 +46,7 @@ def attention(
     *,
     plan: AttentionPlan,
     parameters: AttentionParameters | None,
+    low_branch: BranchGates | None,
     text_mask: Tensor | None,
     selection: Selection | None,
     token_order: TokenOrder,
@@ -61,6 +63,7 @@ def attention(
         *rotary,
         text_mask,
         None if selection is None else selection.tiles,
+        *((None, None) if low_branch is None else (low_branch.by_token, low_branch.by_sample)),
         plan.key[0],
         given.norm_eps,
         parameters is not None,
@@ -71,13 +74,16 @@ def attention(
 
 def _attend(*inputs: Any) -> Tensor:
     query, key, value, bands = inputs[:4]
-    *_, text_mask, selection, number, eps, given, order, impl = inputs
+    *_, text_mask, selection, by_token, by_sample, number, eps, given, order, impl = inputs
     plan = plan_numbered(number)
     parameters = _parameters(inputs[LEARNED_AT], eps) if given else None
     choice = None if selection is None else Selection(selection)
+    gates = None
+    if by_token is not None or by_sample is not None:
+        gates = BranchGates(by_token, by_sample)
     branches = Branches((query, key, value), text_mask, plan, parameters, order, impl)
     # In memory of its own, as what is traced says of it.
-    return branches.output(row_numbers(bands, query), choice).contiguous()
+    return branches.output(row_numbers(bands, query), choice, gates).contiguous()
 
 
 def _parameters(learned: Sequence[Tensor | None], eps: float) -> AttentionParameters:

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -260,12 +260,20 @@ class RoutingTable:
             ) from error
 
 
+@runtime_checkable
+class SampleGates(Protocol):
+    """Gates that can be had for some samples, see `BranchGates`."""
+
+    def of(self, samples: list[int]) -> SampleGates: ...
+
+
 def attend_by_bucket(
     attend: Callable[..., Tensor],
     tensors: tuple[Tensor, ...],
     allocation: Tensor,
     configs: Sequence[FreqFormerConfig],
     timestep: Tensor,
+    low_branch: SampleGates | None = None,
 ) -> Tensor:
     """Attention whose config is that of every sample's timestep bucket.
 
@@ -277,15 +285,21 @@ def attend_by_bucket(
         configs: of every bucket. Where they differ, timesteps are read on the host, and samples
             that share one run together.
         timestep: (B,) in [0, 1].
+        low_branch: gates of a LOW branch, None for none.
     """
     if len(set(configs)) == 1:
-        return attend(*tensors, allocation=allocation, config=configs[0])
+        return attend(*tensors, allocation=allocation, config=configs[0], low_branch=low_branch)
     own = [configs[bucket] for bucket in timestep_bucket(timestep, len(configs)).tolist()]
     outputs, order = [], []
     for config in dict.fromkeys(own):
         rows = [row for row, other in enumerate(own) if other == config]
         outputs.append(
-            attend(*(x[rows] for x in tensors), allocation=allocation[rows], config=config)
+            attend(
+                *(x[rows] for x in tensors),
+                allocation=allocation[rows],
+                config=config,
+                low_branch=None if low_branch is None else low_branch.of(rows),
+            )
         )
         order += rows
     return torch.cat(outputs)[torch.tensor(order).argsort().to(allocation.device)]

@@ -1,9 +1,7 @@
 """The complexity model and simulator: exact counts from plans, time from fitted rooflines, 64K
 to 1M tokens."""
 
-from typing import Any
-
-from freqformer.simulate._renamed import renamed
+from freqformer._renamed import moved_names
 from freqformer.simulate.model.allocations import Routing
 from freqformer.simulate.model.efficiency import Efficiency, load_efficiency
 from freqformer.simulate.model.hardware import load_hardware
@@ -27,6 +25,10 @@ __all__ = [
     "simulate",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    return renamed(__name__, name)
+__getattr__ = moved_names(
+    __name__,
+    {
+        "Calibration": "freqformer.simulate.model.efficiency.Efficiency",
+        "load_calibration": "freqformer.simulate.model.efficiency.load_efficiency",
+    },
+)

@@ -1,11 +1,13 @@
-"""Old names of `freqformer.simulate.model.efficiency`: they work for one release, and warn."""
+"""Old names of `freqformer.simulate.model.efficiency`: they work for one more release, and warn."""
 
 from __future__ import annotations
 
-from typing import Any
+from freqformer._renamed import moved_names
 
-from freqformer.simulate._renamed import renamed
-
-
-def __getattr__(name: str) -> Any:
-    return renamed(__name__, name)
+__getattr__ = moved_names(
+    __name__,
+    {
+        "Calibration": "freqformer.simulate.model.efficiency.Efficiency",
+        "load_calibration": "freqformer.simulate.model.efficiency.load_efficiency",
+    },
+)

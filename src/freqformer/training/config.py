@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import reprlib
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
 
+from freqformer._renamed import current_model_arguments, renamed_fields, renamed_keys
+from freqformer._validate import check_choice, check_flag, check_number, check_whole, shown
 from freqformer.routing import RouterTraining
+from freqformer.training.config_dict import build, check_json, sections
+from freqformer.training.samples import PIXEL_CHANNELS
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu"]
@@ -25,8 +27,6 @@ _MOST_WORKERS = 1024
 _MOST_MIB = 2**24
 _MOST_KEPT = 10**6
 _MOST_SEED = 2**63 - 1
-_MOST_LEVELS = 16
-_CHANNELS = 3
 
 
 @dataclass(frozen=True)
@@ -57,30 +57,30 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.path is not None and not isinstance(self.path, str):
             raise ValueError(
-                f"path is {_shown(self.path)}; a path as text, or None for synthetic clips, is "
+                f"path is {shown(self.path)}; a path as text, or None for synthetic clips, is "
                 "allowed"
             )
         if self.photographs is not None and (
             not isinstance(self.photographs, str) or self.path is not None
         ):
             raise ValueError(
-                f"photographs is {_shown(self.photographs)} and path {_shown(self.path)}; a folder "
+                f"photographs is {shown(self.photographs)} and path {shown(self.path)}; a folder "
                 "as"
                 " text is allowed, and path None: clips come from videos or are synthetic"
             )
-        _whole("num_frames", self.num_frames, 1, _MOST_FRAMES)
+        check_whole("num_frames", self.num_frames, 1, most=_MOST_FRAMES)
         for name in ("height", "width"):
-            _whole(name, getattr(self, name), 1, _MOST_SIDE)
-        if _CHANNELS * self.num_frames * self.height * self.width > _MOST_VALUES:
+            check_whole(name, getattr(self, name), 1, most=_MOST_SIDE)
+        if PIXEL_CHANNELS * self.num_frames * self.height * self.width > _MOST_VALUES:
             raise ValueError(
                 f"num_frames, height and width are {self.num_frames} x {self.height} x "
                 f"{self.width};"
-                f" {_MOST_VALUES // _CHANNELS:,} pixels in a clip at most are allowed: make it"
+                f" {_MOST_VALUES // PIXEL_CHANNELS:,} pixels in a clip at most are allowed: make it"
                 " smaller"
             )
-        _whole("workers", self.workers, 1, _MOST_WORKERS)
-        _whole("cache_mib", self.cache_mib, 0, _MOST_MIB)
-        _number("fps", self.fps, 1e-3, 1e3)
+        check_whole("workers", self.workers, 1, most=_MOST_WORKERS)
+        check_whole("cache_mib", self.cache_mib, 0, most=_MOST_MIB)
+        check_number("fps", self.fps, 1e-3, 1e3)
 
 
 @dataclass(frozen=True)
@@ -105,22 +105,22 @@ class OptimizerConfig:
     ema_decay: float = 0.999
 
     def __post_init__(self) -> None:
-        _number("learning_rate", self.learning_rate, 0, 10)
-        _whole("warmup_steps", self.warmup_steps, 0, _MOST_STEPS)
-        _number("weight_decay", self.weight_decay, 0, 10)
+        check_number("learning_rate", self.learning_rate, 0, 10)
+        check_whole("warmup_steps", self.warmup_steps, 0, most=_MOST_STEPS)
+        check_number("weight_decay", self.weight_decay, 0, 10)
         # JSON gives lists; records compare by value.
         object.__setattr__(
             self, "betas", tuple(self.betas) if isinstance(self.betas, list) else self.betas
         )
         if not isinstance(self.betas, tuple) or len(self.betas) != 2:
             raise ValueError(
-                f"betas is {_shown(self.betas)}; two numbers from 0 to below 1 are allowed, like "
+                f"betas is {shown(self.betas)}; two numbers from 0 to below 1 are allowed, like "
                 "(0.9, 0.99)"
             )
         for beta in self.betas:
-            _number("betas", beta, 0, 1 - 1e-9)
-        _number("max_grad_norm", self.max_grad_norm, 1e-9, _LARGE)
-        _number("ema_decay", self.ema_decay, 0, 1)
+            check_number("betas", beta, 0, 1 - 1e-9)
+        check_number("max_grad_norm", self.max_grad_norm, 1e-9, _LARGE)
+        check_number("ema_decay", self.ema_decay, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -142,10 +142,10 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         if self.shift is not None:
-            _number("shift", self.shift, 0.01, 100)
-        _number("logit_mean", self.logit_mean, -10, 10)
-        _number("logit_std", self.logit_std, 0, 10)
-        _flag("stratified", self.stratified)
+            check_number("shift", self.shift, 0.01, 100)
+        check_number("logit_mean", self.logit_mean, -10, 10)
+        check_number("logit_std", self.logit_std, 0, 10)
+        check_flag("stratified", self.stratified)
 
 
 @dataclass(frozen=True)
@@ -168,13 +168,19 @@ class RoutingConfig:
     entropy_weight: float = 0.01
 
     def __post_init__(self) -> None:
-        _choice("mode", self.mode, get_args(RouterTraining))
+        check_choice("mode", self.mode, get_args(RouterTraining))
         if self.budget is not None:
-            _number("budget", self.budget, 1e-6, 1)
-        _number("budget_weight", self.budget_weight, 0, _LARGE)
-        _number("entropy_weight", self.entropy_weight, -10, 10)
+            check_number("budget", self.budget, 1e-6, 1)
+        check_number("budget_weight", self.budget_weight, 0, _LARGE)
+        check_number("entropy_weight", self.entropy_weight, -10, 10)
 
 
+RUN_RENAMED = {"part_seconds": "stop_after_seconds"}
+OF_A_SESSION = ("stop_after_seconds",)
+"""Fields of `RunConfig` that belong to one call, and not to the run."""
+
+
+@renamed_fields(**RUN_RENAMED)
 @dataclass(frozen=True)
 class RunConfig:
     """How long and on what a run trains.
@@ -182,11 +188,11 @@ class RunConfig:
     Args:
         max_steps: optimizer steps.
         max_seconds: seconds of training after which the run ends though steps are left, pauses
-            between resumed parts not counted; the learning rate then follows the clock and the run
+            between sessions not counted; the learning rate then follows the clock and the run
             is not repeatable bit for bit.
-        part_seconds: seconds after which this part of the run, building the model included, ends
-            with a checkpoint; the same call goes on from there. The learning rate is that of the
-            whole run.
+        stop_after_seconds: seconds after which this session, building the model included, ends with
+            a checkpoint; the same call goes on from there. The learning rate is that of the whole
+            run, whose record has nothing of it.
         batch_size: clips per process and forward pass.
         accumulation: forward passes per optimizer step.
         precision: `bf16` computes in bfloat16 by autocast and keeps weights in float32.
@@ -203,7 +209,7 @@ class RunConfig:
 
     max_steps: int = 1000
     max_seconds: float | None = None
-    part_seconds: float | None = None
+    stop_after_seconds: float | None = None
     batch_size: int = 4
     accumulation: int = 1
     precision: Precision = "fp32"
@@ -215,21 +221,21 @@ class RunConfig:
     init_from: str | None = None
 
     def __post_init__(self) -> None:
-        _whole("max_steps", self.max_steps, 1, _MOST_STEPS)
+        check_whole("max_steps", self.max_steps, 1, most=_MOST_STEPS)
         for name in ("batch_size", "accumulation"):
-            _whole(name, getattr(self, name), 1, _MOST_BATCH)
-        for name in ("max_seconds", "part_seconds"):
+            check_whole(name, getattr(self, name), 1, most=_MOST_BATCH)
+        for name in ("max_seconds", "stop_after_seconds"):
             if getattr(self, name) is not None:
-                _number(name, getattr(self, name), 1e-3, _LARGE)
-        _choice("precision", self.precision, get_args(Precision))
-        _flag("gradient_checkpointing", self.gradient_checkpointing)
-        _flag("compile", self.compile)
-        _whole("seed", self.seed, 0, _MOST_SEED)
-        _choice("device", self.device, get_args(Device))
-        _flag("progress", self.progress)
+                check_number(name, getattr(self, name), 1e-3, _LARGE)
+        check_choice("precision", self.precision, get_args(Precision))
+        check_flag("gradient_checkpointing", self.gradient_checkpointing)
+        check_flag("compile", self.compile)
+        check_whole("seed", self.seed, 0, most=_MOST_SEED)
+        check_choice("device", self.device, get_args(Device))
+        check_flag("progress", self.progress)
         if self.init_from is not None and not (isinstance(self.init_from, str) and self.init_from):
             raise ValueError(
-                f"init_from is {_shown(self.init_from)}; the path of a folder, as text, or None is "
+                f"init_from is {shown(self.init_from)}; the path of a folder, as text, or None is "
                 "allowed"
             )
 
@@ -253,10 +259,10 @@ class CheckpointConfig:
     accept_changes: bool = False
 
     def __post_init__(self) -> None:
-        _whole("every_steps", self.every_steps, 1, _MOST_STEPS)
-        _whole("keep", self.keep, 1, _MOST_KEPT)
-        _flag("resume", self.resume)
-        _flag("accept_changes", self.accept_changes)
+        check_whole("every_steps", self.every_steps, 1, most=_MOST_STEPS)
+        check_whole("keep", self.keep, 1, most=_MOST_KEPT)
+        check_flag("resume", self.resume)
+        check_flag("accept_changes", self.accept_changes)
 
 
 @dataclass(frozen=True)
@@ -284,24 +290,32 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.output, str) or not self.output:
             raise ValueError(
-                f"output is {_shown(self.output)}; the path of a folder, as text, is allowed"
+                f"output is {shown(self.output)}; the path of a folder, as text, is allowed"
             )
         if not isinstance(self.model, dict):
             raise ValueError(
-                f"model is {_shown(self.model)}; a dict of the model's constructor arguments is "
+                f"model is {shown(self.model)}; a dict of the model's constructor arguments is "
                 "allowed"
             )
-        _check_json("model", self.model)
+        check_json("model", self.model)
+        object.__setattr__(self, "model", current_model_arguments(self.model, "model."))
         refuse_text(self.model)
-        for name, kind in _sections().items():
+        for name, kind in sections(type(self)).items():
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(
-                    f"{name} is {_shown(getattr(self, name))}; a {kind.__name__} is allowed"
+                    f"{name} is {shown(getattr(self, name))}; a {kind.__name__} is allowed"
                 )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values; `from_dict` reads them back."""
         return asdict(self)
+
+    def to_record(self) -> dict[str, Any]:
+        """As `to_dict`, without what belongs to one call alone: what a run's train.json holds."""
+        values = self.to_dict()
+        for name in OF_A_SESSION:
+            del values["run"][name]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
@@ -311,105 +325,16 @@ class TrainConfig:
             ValueError: for anything that is no dict of dicts, unknown or missing names, and values
                 out of range, naming the field.
         """
-        return _build(cls, "config", values)
+        if isinstance(values, dict) and isinstance(values.get("run"), dict):
+            values = {**values, "run": renamed_keys(values["run"], RUN_RENAMED, "run.")}
+        return build(cls, "config", values)
 
 
 def refuse_text(arguments: Mapping[str, Any]) -> None:
     """Raise ValueError for constructor arguments of a model that takes text, which no clip has."""
     if arguments.get("text_dim") is not None:
         raise ValueError(
-            f"model has text_dim={_shown(arguments['text_dim'])}; None is allowed: training feeds"
+            f"model has text_dim={shown(arguments['text_dim'])}; None is allowed: training feeds"
             " no text, so what reads text would never learn. Leave text_dim out, or write a loop"
             " of your own with freqformer.training.objective"
         )
-
-
-def _sections() -> dict[str, type]:
-    hints = get_type_hints(TrainConfig)
-    return {name: kind for name, kind in hints.items() if is_dataclass(kind)}  # type: ignore[misc]
-
-
-def _build(kind: type, name: str, values: Any) -> Any:
-    """The record with these fields; its own sections are built of dicts, too."""
-    if isinstance(values, kind):
-        return values
-    known = [item.name for item in fields(kind)]
-    if not isinstance(values, dict):
-        raise ValueError(f"{name} is {_shown(values)}; an object with fields of {known} is allowed")
-    unknown = sorted(_shown(field) for field in values if field not in known)
-    if unknown:
-        raise ValueError(
-            f"{name} has unknown fields [{', '.join(unknown)}]; {known} are allowed: remove or "
-            "rename the others"
-        )
-    needed = [item.name for item in fields(kind) if item.default is item.default_factory is MISSING]
-    missing = [field for field in needed if field not in values]
-    if missing:
-        raise ValueError(f"{name} lacks {missing}; give {'them' if missing[1:] else 'it'}")
-    sections = _sections() if kind is TrainConfig else {}
-    made = {
-        field: _build(sections[field], field, value) if field in sections else value
-        for field, value in values.items()
-    }
-    return kind(**made)
-
-
-def _check_json(name: str, value: Any) -> None:
-    """Raise ValueError for what JSON can't hold, NaN included, and for what no model needs."""
-    level = [value]
-    for _ in range(_MOST_LEVELS):
-        inner: list[Any] = []
-        for part in level:
-            if isinstance(part, dict) and all(isinstance(key, str) for key in part):
-                inner += part.values()
-            elif isinstance(part, list | tuple):
-                inner += part
-            elif not (part is None or isinstance(part, str | int) or _finite(part)):
-                raise ValueError(
-                    f"{name} is {_shown(value)} with {_shown(part)}; values that JSON holds are "
-                    "allowed, no NaN"
-                )
-        if not inner:
-            return
-        level = inner
-    raise ValueError(
-        f"{name} is {_shown(value)}, nested deeper than {_MOST_LEVELS} levels; fewer are allowed"
-    )
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
-
-
-_shortened = reprlib.Repr()
-_shortened.maxstring = _shortened.maxother = 100
-_shortened.maxlevel = 3
-
-
-def _shown(value: Any) -> str:
-    """A value as errors show it: cut short, since a file may hold megabytes in a field."""
-    return _shortened.repr(value)
-
-
-def _number(name: str, value: Any, low: float, high: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    # The comparison is False for NaN, so NaN is refused too.
-    if not number or not low <= value <= high:
-        raise ValueError(f"{name} is {_shown(value)}; numbers from {low:g} to {high:g} are allowed")
-
-
-def _whole(name: str, value: Any, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(
-            f"{name} is {_shown(value)}; whole numbers from {low} to {high:,} are allowed"
-        )
-
-
-def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} is {_shown(value)}; choose one of {', '.join(allowed)}")
-
-
-def _flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} is {_shown(value)}; True or False is allowed")

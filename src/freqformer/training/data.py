@@ -25,7 +25,8 @@ from freqformer.media import (
     to_unit,
 )
 from freqformer.training.config import DataConfig
-from freqformer.training.loader import BadFile, Clip, ClipSource, listed
+from freqformer.training.loader import ClipSource, listed
+from freqformer.training.samples import PIXEL_CHANNELS, BadFile, TrainingSample
 from freqformer.training.seeding import derive_generator, derive_seed
 
 logger = logging.getLogger(__name__)
@@ -94,16 +95,21 @@ class ClipFolder(ClipSource):
     def _length(self) -> float:
         return self.config.num_frames / self.config.fps
 
-    def load(self, index: int) -> Clip:
+    @property
+    def channels(self) -> int:
+        """Of pixels."""
+        return PIXEL_CHANNELS
+
+    def load(self, index: int) -> TrainingSample:
         """Clip `index`, or the one that stands in where its file is bad. Raises VideoError where no
         file can be read."""
         failures: dict[Path, str] = {}
         for window, share in self._candidates(index):
             windows, place = self._window(window)
             try:
-                return Clip(
+                return TrainingSample(
                     self._read(windows.info, windows.start(place, share)),
-                    tuple(BadFile(path, reason) for path, reason in failures.items()),
+                    failures=tuple(BadFile(path, reason) for path, reason in failures.items()),
                 )
             except VideoError as error:
                 failures.setdefault(windows.info.path, str(error))
@@ -113,9 +119,9 @@ class ClipFolder(ClipSource):
             f"whether they are still there\n{listed(list(failures.values()))}"
         )
 
-    def report(self, clip: Clip) -> None:
-        """Name the bad files that a clip met, each once."""
-        for failure in clip.failures:
+    def report(self, sample: TrainingSample) -> None:
+        """Name the bad files that a sample met, each once."""
+        for failure in sample.failures:
             if failure.path not in self.bad_files:
                 self.bad_files[failure.path] = failure.reason
                 logger.warning("skipped, another clip stands in: %s", failure.reason)
@@ -180,7 +186,7 @@ class ClipFolder(ClipSource):
         """All frames of all videos, where they fit into `config.cache_mib`."""
         config = self.config
         frames = sum(info.num_frames for info in infos)
-        if frames * config.height * config.width * 3 > config.cache_mib * 2**20:
+        if frames * config.height * config.width * PIXEL_CHANNELS > config.cache_mib * 2**20:
             return {}
 
         def decode(info: VideoInfo) -> DecodedVideo | None:

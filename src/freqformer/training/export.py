@@ -23,7 +23,7 @@ from freqformer._files import (
 )
 from freqformer.training.checkpoint import CheckpointError
 from freqformer.training.config import DataConfig, TrainConfig
-from freqformer.training.record import LOSS_STEPS, TRAIN_FILE, Part, read_parts
+from freqformer.training.provenance import LOSS_STEPS, TRAIN_FILE, Session, read_sessions
 
 if TYPE_CHECKING:
     from freqformer.models.pipeline import FreqFormerPipeline
@@ -44,7 +44,7 @@ def export_model(run: Path, target: Path, *, most_bytes: int = MOST_BYTES) -> Pa
     records.
 
     Args:
-        run: output folder of `freqformer train`, with its train.json, parts.json and pipeline.
+        run: output folder of `freqformer train`, with its train.json, sessions.json and pipeline.
         target: folder to write; an earlier export is replaced once the new one is whole, and
             nothing else is.
         most_bytes: largest size of the weights.
@@ -60,7 +60,7 @@ def export_model(run: Path, target: Path, *, most_bytes: int = MOST_BYTES) -> Pa
     """
     from freqformer.models.pipeline import FreqFormerPipeline
 
-    config, parts = _finished_run(run)
+    config, sessions = _finished_run(run)
     told = _data_and_licence(config.data)
     with writing_folder(target, kind="export", error=CheckpointError) as folder:
         FreqFormerPipeline.from_pretrained(
@@ -78,11 +78,11 @@ def export_model(run: Path, target: Path, *, most_bytes: int = MOST_BYTES) -> Pa
         pipeline = FreqFormerPipeline.from_pretrained(str(folder), dtype=torch.float32)
         facts = _facts(pipeline, config, folder / SAMPLES_FILE) | {
             "bytes": size,
-            "parts": [vars(part) for part in parts],
+            "sessions": [vars(session) for session in sessions],
         }
         write_json(folder / TRAIN_FILE, config.to_dict())
         write_json(folder / RECORD_FILE, facts)
-        write_text(folder / CARD_FILE, _card(target, config.data, parts, facts, told))
+        write_text(folder / CARD_FILE, _card(target, config.data, sessions, facts, told))
     return target
 
 
@@ -110,9 +110,9 @@ def fresh_loss(
         clips: how many.
     """
     from freqformer.training.loader import ClipLoader
-    from freqformer.training.objective import flow_matching_loss, resolution_shift, sample_timesteps
-    from freqformer.training.run import clip_source
+    from freqformer.training.objective import batch_loss, resolution_shift, sample_timesteps
     from freqformer.training.seeding import derive_generator, derive_seed
+    from freqformer.training.sources import clip_source
 
     settings, data, model = config.objective, config.data, pipeline.transformer
     seed = derive_seed(config.run.seed, "fresh")
@@ -130,23 +130,23 @@ def fresh_loss(
         torch.no_grad(),
     ):
         for timestep in sample_timesteps(clips, shift, draw, **options):
-            clip, noise = loader.take(1)
-            losses.append(float(flow_matching_loss(model, clip, timestep[None], noise)))
+            batch = loader.take(1)
+            losses.append(float(batch_loss(model, batch, timestep[None])))
     return fmean(losses)
 
 
-def _finished_run(run: Path) -> tuple[TrainConfig, list[Part]]:
-    parts, file = read_parts(run), run / TRAIN_FILE
-    if not (parts and file.is_file() and (run / "pipeline" / "model_index.json").is_file()):
+def _finished_run(run: Path) -> tuple[TrainConfig, list[Session]]:
+    sessions, file = read_sessions(run), run / TRAIN_FILE
+    if not (sessions and file.is_file() and (run / "pipeline" / "model_index.json").is_file()):
         raise ValueError(
             f"{run} holds no run that ended; give the output folder of `freqformer train`"
         )
-    if parts[-1].progress < 1:
+    if sessions[-1].progress < 1:
         raise ValueError(
-            f"{run} is {100 * parts[-1].progress:.0f}% done; a whole run is allowed: train on, "
+            f"{run} is {100 * sessions[-1].progress:.0f}% done; a whole run is allowed: train on, "
             "then export"
         )
-    return TrainConfig.from_dict(read_json(file, remedy="train again to write it")), parts
+    return TrainConfig.from_dict(read_json(file, remedy="train again to write it")), sessions
 
 
 def _facts(pipeline: FreqFormerPipeline, config: TrainConfig, sheet: Path) -> dict[str, Any]:
@@ -179,21 +179,25 @@ def _facts(pipeline: FreqFormerPipeline, config: TrainConfig, sheet: Path) -> di
 
 
 def _card(
-    target: Path, data: DataConfig, parts: list[Part], facts: dict[str, Any], told: tuple[str, str]
+    target: Path,
+    data: DataConfig,
+    sessions: list[Session],
+    facts: dict[str, Any],
+    told: tuple[str, str],
 ) -> str:
-    last = parts[-1]
+    last = sessions[-1]
     rows = [
-        f"| {number} | {part.first_step:,} to {part.last_step:,} | {part.clips:,} | "
-        f"{part.seconds:.0f} | {part.loss:.4f} | "
-        f"{part.device} | {(part.commit or 'unknown')[:12]} | `{part.command}` |"
-        for number, part in enumerate(parts, 1)
+        f"| {number} | {session.first_step:,} to {session.last_step:,} | {session.clips:,} | "
+        f"{session.seconds:.0f} | {session.loss:.4f} | "
+        f"{session.device} | {(session.commit or 'unknown')[:12]} | `{session.command}` |"
+        for number, session in enumerate(sessions, 1)
     ]
     text = {
         "name": f"FreqFormer, {data.num_frames} x {data.height} x {data.width}",
         "place": target.as_posix(),
         "parameters": f"{facts['parameters'] / 1e6:.2f}",
         "megabytes": f"{facts['bytes'] / 1e6:.1f}",
-        "minutes": f"{sum(part.seconds for part in parts) / 60:.1f}",
+        "minutes": f"{sum(session.seconds for session in sessions) / 60:.1f}",
         "frames": data.num_frames,
         "height": data.height,
         "width": data.width,
@@ -204,7 +208,7 @@ def _card(
         "stride": facts["sample_stride"],
         **{name: facts[name] for name in ("inference_steps", "threads")},
         "sample_seconds": f"{facts['sample_seconds']:.1f}",
-        "parts": "\n".join(rows),
+        "sessions": "\n".join(rows),
         "loss_steps": LOSS_STEPS,
         "fresh": facts["fresh_clips"],
         "come": "drawn by another seed"

@@ -6,27 +6,19 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from freqformer._renamed import moved_names, warn_renamed
+from freqformer.training.samples import BadFile, TrainingBatch, TrainingSample
 from freqformer.training.seeding import derive_generator, derive_seed
 
 NAMED = 10
 """Files that a message lists; it counts the others."""
-
-
-@dataclass(frozen=True)
-class BadFile:
-    """A file that can't be read, and why."""
-
-    path: Path
-    reason: str
 
 
 def listed(reasons: Sequence[str]) -> str:
@@ -37,49 +29,46 @@ def listed(reasons: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Clip:
-    """One clip, and the files that it stands in for."""
-
-    pixels: Tensor
-    """(3, F, H, W) float32 in [-1, 1]."""
-    failures: tuple[BadFile, ...] = ()
-
-
 class ClipSource(ABC):
     """An endless sequence of clips. Clip `index` depends on the index alone, so training can go on
     from any place."""
 
+    @property
+    def channels(self) -> int:
+        """Channels of every clip, 3 of pixels. Looked up in clip 0, unless a source knows it
+        without loading one."""
+        return len(self.load(0).clip)
+
     @abstractmethod
-    def load(self, index: int) -> Clip:
+    def load(self, index: int) -> TrainingSample:
         """Clip `index`. Called from several threads at once, in any order."""
 
     @abstractmethod
-    def report(self, clip: Clip) -> None:
-        """Take note of a clip's failures. Called in the order of the clips."""
+    def report(self, sample: TrainingSample) -> None:
+        """Take note of a sample's failures. Called in the order of the clips."""
 
     @abstractmethod
     def fingerprint(self) -> str:
         """A text that differs where the sequence differs."""
 
 
-class DrawnClips(ClipSource):
+class ProceduralClips(ClipSource):
     """Clips that are computed rather than read, many at once and on any device."""
 
     @abstractmethod
     def draw(self, indices: Sequence[int], device: torch.device) -> Tensor:
-        """The clips of these numbers, (clips, 3, F, H, W) float32 in [-1, 1]; on equal devices
-        always the same."""
+        """The clips of these numbers, (clips, C, F, H, W) float32, pixels in [-1, 1]; on
+        equal devices always the same."""
 
-    def load(self, index: int) -> Clip:
+    def load(self, index: int) -> TrainingSample:
         """Clip `index`, drawn on the CPU."""
-        return Clip(self.draw([index], torch.device("cpu"))[0])
+        return TrainingSample(self.draw([index], torch.device("cpu"))[0])
 
-    def report(self, clip: Clip) -> None:
+    def report(self, sample: TrainingSample) -> None:
         """Nothing is read, so there is no failure."""
 
 
-class DrawingLoader:
+class OnDeviceLoader:
     """Draws clips and their noise on the device that trains, when they are asked for: a GPU draws
     faster than threads do.
 
@@ -91,14 +80,13 @@ class DrawingLoader:
     """
 
     def __init__(
-        self, source: DrawnClips, indices: Iterator[int], *, seed: int, device: torch.device
+        self, source: ProceduralClips, indices: Iterator[int], *, seed: int, device: torch.device
     ) -> None:
         self._source, self._indices, self._seed, self._device = source, indices, seed, device
         self._generator = torch.Generator(device)
 
-    def take(self, count: int) -> tuple[Tensor, Tensor]:
-        """The next `count` clips and standard normal noise, each (count, 3, F, H, W) float32 on the
-        device."""
+    def take(self, count: int) -> TrainingBatch:
+        """The next `count` clips with their noise, on the device."""
         indices = list(islice(self._indices, count))
         clips = self._source.draw(indices, self._device)
         noise = torch.empty_like(clips)
@@ -106,7 +94,7 @@ class DrawingLoader:
             noise[place].normal_(
                 generator=self._generator.manual_seed(derive_seed(self._seed, "noise", index))
             )
-        return clips, noise
+        return TrainingBatch(clips, noise)
 
     def __enter__(self) -> Self:
         return self
@@ -146,32 +134,29 @@ class ClipLoader:
     ) -> None:
         self._source, self._indices, self._seed, self._ahead = source, indices, seed, ahead
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="clips")
-        self._pending: deque[Future[tuple[Clip, Tensor]]] = deque()
+        self._pending: deque[Future[tuple[TrainingSample, Tensor]]] = deque()
 
-    def take(self, count: int) -> tuple[Tensor, Tensor]:
-        """The next `count` clips and standard normal noise, each (count, 3, F, H, W) float32 on the
-        CPU.
+    def take(self, count: int) -> TrainingBatch:
+        """The next `count` samples with their noise, on the CPU.
 
         Raises:
             VideoError: where no file of the source can be read any more.
+            ValueError: for samples that don't make a batch, as `TrainingBatch.of`.
         """
         pairs = [self._next() for _ in range(count)]
-        return torch.stack([pixels for pixels, _ in pairs]), torch.stack(
-            [noise for _, noise in pairs]
-        )
+        return TrainingBatch.of([sample for sample, _ in pairs], [noise for _, noise in pairs])
 
-    def _next(self) -> tuple[Tensor, Tensor]:
+    def _next(self) -> tuple[TrainingSample, Tensor]:
         while len(self._pending) <= self._ahead:
             self._pending.append(self._pool.submit(self._load, next(self._indices)))
-        clip, noise = self._pending.popleft().result()
-        self._source.report(clip)
-        return clip.pixels, noise
+        sample, noise = self._pending.popleft().result()
+        self._source.report(sample)
+        return sample, noise
 
-    def _load(self, index: int) -> tuple[Clip, Tensor]:
-        clip = self._source.load(index)
-        return clip, torch.randn(
-            clip.pixels.shape, generator=derive_generator(self._seed, "noise", index)
-        )
+    def _load(self, index: int) -> tuple[TrainingSample, Tensor]:
+        sample = self._source.load(index)
+        generator = derive_generator(self._seed, "noise", index)
+        return sample, torch.randn(sample.clip.shape, generator=generator)
 
     def close(self) -> None:
         """Drop what was loaded ahead and end the threads."""
@@ -187,3 +172,23 @@ class ClipLoader:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _old_clip(pixels: Tensor, failures: tuple[BadFile, ...] = ()) -> TrainingSample:
+    return TrainingSample(pixels, failures=failures)
+
+
+_moved = moved_names(
+    __name__,
+    {
+        "DrawnClips": f"{__name__}.ProceduralClips",
+        "DrawingLoader": f"{__name__}.OnDeviceLoader",
+    },
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Clip":
+        warn_renamed(f"{__name__}.Clip", "freqformer.training.samples.TrainingSample")
+        return _old_clip
+    return _moved(name)

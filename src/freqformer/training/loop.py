@@ -13,8 +13,9 @@ from freqformer.training.config import TrainConfig
 from freqformer.training.loader import ClipSource
 from freqformer.training.processes import check_launch, only_run
 from freqformer.training.progress import ShownProgress, progress_shown
-from freqformer.training.run import StepReport, TrainingRun
+from freqformer.training.report import StepReport
 from freqformer.training.starting import with_initial_model
+from freqformer.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,12 +33,12 @@ def train(
     """Train a model and save it as a pipeline folder; goes on from the newest checkpoint in
     `config.output`.
 
-    Writes `checkpoints/`, TensorBoard's `logs/`, and in the end, of each part too, `pipeline/` with
-    the averaged weights and `parts.json` (see `freqformer.training.record`). Runs under `accelerate
-    launch` on several devices too.
+    Writes `checkpoints/`, TensorBoard's `logs/`, and in the end, of each session too, `pipeline/`
+    with the averaged weights and `sessions.json` (see `freqformer.training.provenance`). Runs under
+    `accelerate launch` on several devices too.
 
-    Ctrl-C and SIGTERM end a part after the step that is being done, with all of that; a second one
-    ends at once, and the newest checkpoint stays.
+    Ctrl-C and SIGTERM end a session after the step that is being done, with all of that; a second
+    one ends at once, and the newest checkpoint stays.
 
     Args:
         config: the run.
@@ -65,47 +66,47 @@ def train(
         only_run(Path(config.output), accelerator),
         _progress(config, accelerator) as progress,
     ):
-        run = TrainingRun(config, accelerator, model, clips)
-        run.resume()
+        trainer = Trainer(config, accelerator, model, clips)
+        trainer.resume()
         with between_steps("finishing the step") as stop:
-            _steps(run, stop, progress, on_step)
-            stopped = run.any_process(stop.asked)
-            run.save()
+            _steps(trainer, stop, progress, on_step)
+            stopped = trainer.any_process(stop.asked)
+            trainer.save()
             # What was stopped before its first step has nothing to show.
-            pipeline = run.save_pipeline() if run.step or not stopped else None
+            pipeline = trainer.save_pipeline() if trainer.step or not stopped else None
         if stop.asked:
-            raise stop.interrupted(_what_is_kept(run, pipeline))
+            raise stop.interrupted(_what_is_kept(trainer, pipeline))
         assert pipeline is not None
         return pipeline
 
 
 def _steps(
-    run: TrainingRun,
+    trainer: Trainer,
     stop: StopRequest,
     progress: ShownProgress,
     on_step: Callable[[StepReport], None] | None,
 ) -> None:
-    """Train until the run or its part is over, or a signal came."""
-    main = run.accelerator.is_main_process
-    with run.loader() as loader:
-        progress.begin(run.seconds)
-        while run.progress < 1 and not run.any_process(stop.asked):
-            report = run.advance(loader)
+    """Train until the run or its session is over, or a signal came."""
+    main = trainer.accelerator.is_main_process
+    with trainer.loader() as loader:
+        progress.begin(trainer.clock.seconds)
+        while trainer.clock.progress < 1 and not trainer.any_process(stop.asked):
+            report = trainer.advance(loader)
             progress.show(report)
             if on_step is not None and main:
                 on_step(report)
-            if run.step % run.config.checkpoint.every_steps == 0:
-                run.save()
-            if run.part_is_over:
+            if trainer.step % trainer.config.checkpoint.every_steps == 0:
+                trainer.save()
+            if trainer.clock.session_is_over:
                 break
 
 
-def _what_is_kept(run: TrainingRun, pipeline: Path | None) -> str:
+def _what_is_kept(trainer: Trainer, pipeline: Path | None) -> str:
     if pipeline is None:
         return " before the first step: the same command begins again"
-    if run.progress >= 1:
+    if trainer.clock.progress >= 1:
         return f", and the run was done: {pipeline}"
-    return f" after step {run.step}, which {run.folder} keeps: the same command goes on"
+    return f" after step {trainer.step}, which {trainer.folder} keeps: the same command goes on"
 
 
 def _progress(config: TrainConfig, accelerator: Accelerator) -> Any:

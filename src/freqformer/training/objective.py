@@ -1,17 +1,27 @@
 """Rectified-flow training: noise levels, and the loss of the flow's velocity.
 
 Source: Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis",
-arXiv 2403.03206. Shape legend: B batch, C channels, F frames, H height, W width. Timesteps are in
+arXiv 2403.03206. Shape legend: B batch, C channels, F frames, H height, W width, L text
+tokens, E their channels. Timesteps are in
 [0, 1], and 1 is pure noise.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from freqformer.routing import routing_loss
+from freqformer.training.samples import TrainingBatch
+
+if TYPE_CHECKING:
+    from freqformer.grid import Grid
+    from freqformer.models.transformer import FreqFormerTransformer3DModel
+    from freqformer.training.config import RoutingConfig
 
 BASE_TOKENS = 3024
 """Tokens up to which timesteps are not shifted. The square-root law through it gives 75,600 tokens
@@ -73,7 +83,33 @@ def sample_timesteps(
     return timestep.clamp(torch.finfo(torch.float32).tiny, 1 - torch.finfo(torch.float32).eps / 2)
 
 
-def flow_matching_loss(model: nn.Module, clip: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+def batch_loss(model: nn.Module, batch: TrainingBatch, timestep: Tensor) -> Tensor:
+    """`flow_matching_loss` of a batch, its text included.
+
+    Args:
+        model: as there.
+        batch: on the model's device.
+        timestep: (B,) in [0, 1].
+    """
+    return flow_matching_loss(
+        model,
+        batch.clip,
+        timestep,
+        batch.noise,
+        prompt_embeds=batch.prompt_embeds,
+        prompt_attention_mask=batch.prompt_attention_mask,
+    )
+
+
+def flow_matching_loss(
+    model: nn.Module,
+    clip: Tensor,
+    timestep: Tensor,
+    noise: Tensor,
+    *,
+    prompt_embeds: Tensor | None = None,
+    prompt_attention_mask: Tensor | None = None,
+) -> Tensor:
     """Mean squared error of the velocity at x_t = (1 - t) clip + t noise; the target is noise -
     clip.
 
@@ -83,6 +119,8 @@ def flow_matching_loss(model: nn.Module, clip: Tensor, timestep: Tensor, noise: 
         clip: (B, C, F, H, W), in [-1, 1] for pixels.
         timestep: (B,) in [0, 1].
         noise: standard normal, shaped like the clip.
+        prompt_embeds: (B, L, E) of a model with text, passed on as `encoder_hidden_states`.
+        prompt_attention_mask: (B, L) bool, passed on as `encoder_attention_mask`.
 
     Returns: a scalar, float32 at least.
 
@@ -96,7 +134,13 @@ def flow_matching_loss(model: nn.Module, clip: Tensor, timestep: Tensor, noise: 
             "like the clip and one timestep per clip are allowed"
         )
     t = timestep.to(clip).view(-1, *[1] * (clip.ndim - 1))
-    velocity = model((1 - t) * clip + t * noise, timestep * TIMESTEP_SCALE, return_dict=False)[0]
+    text = {
+        "encoder_hidden_states": prompt_embeds,
+        "encoder_attention_mask": prompt_attention_mask,
+    }
+    given = {name: value for name, value in text.items() if value is not None}
+    noisy = (1 - t) * clip + t * noise
+    velocity = model(noisy, timestep * TIMESTEP_SCALE, return_dict=False, **given)[0]
     target = noise - clip
     if velocity.shape != target.shape:
         raise ValueError(
@@ -104,6 +148,32 @@ def flow_matching_loss(model: nn.Module, clip: Tensor, timestep: Tensor, noise: 
             "allowed"
         )
     return functional.mse_loss(velocity.to(target), target)
+
+
+def router_terms(
+    model: FreqFormerTransformer3DModel, grid: Grid, settings: RoutingConfig, progress: float
+) -> Tensor | None:
+    """Budget and entropy terms of the last forward pass, a scalar; None where no router learns to
+    choose.
+
+    Args:
+        model: that ran.
+        grid: of the clip's tokens.
+        settings: weights of the terms.
+        progress: share of the run that is done, with which the entropy's weight falls to 0.
+    """
+    if settings.mode == "off" or not any(layer.chooses for layer in model.attentions):
+        return None
+    costs = model.routing_costs(grid)
+    *cheap, dense = costs
+    even = sum(cheap) / len(cheap) / dense
+    return routing_loss(
+        model.routing_logits,
+        costs,
+        budget=even if settings.budget is None else settings.budget,
+        budget_weight=settings.budget_weight,
+        entropy_weight=settings.entropy_weight * (1 - progress),
+    )
 
 
 def learning_rate_factor(step: int, progress: float, warmup_steps: int) -> float:

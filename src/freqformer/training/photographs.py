@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from freqformer._optional import needs
-from freqformer.training.loader import BadFile, DrawnClips, listed
+from freqformer.training.loader import ProceduralClips, listed
+from freqformer.training.samples import PIXEL_CHANNELS, BadFile
 from freqformer.training.seeding import derive_generator
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ SHADOW = 0.35
 """Share of the light that a ball takes from what is behind it."""
 
 
-class PhotographClips(DrawnClips):
+class PhotographClips(ProceduralClips):
     """An endless source of clips; clip `index` is always the same.
 
     Args:
@@ -65,6 +66,11 @@ class PhotographClips(DrawnClips):
         self.seed, self.shape = seed, (num_frames, height, width)
         self.photographs = read_photographs(folder, DETAIL * height, DETAIL * width)
         self._copies: dict[torch.device, Tensor] = {}
+
+    @property
+    def channels(self) -> int:
+        """Of pixels."""
+        return PIXEL_CHANNELS
 
     def draw(self, indices: Sequence[int], device: torch.device) -> Tensor:
         """The clips of these numbers: (clips, 3, F, H, W) float32 in [-1, 1] on the device."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from freqformer._files import output_folder
 from freqformer.training.checkpoint import CheckpointError
-from freqformer.training.record import PARTS_FILE
+from freqformer.training.provenance import OLD_SESSIONS_FILE, SESSIONS_FILE
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -39,7 +39,11 @@ def only_run(folder: Path, accelerator: Accelerator) -> Iterator[None]:
         yield
         return
     with output_folder(
-        folder, "train", (PARTS_FILE,), earlier=("checkpoints",), error=CheckpointError
+        folder,
+        "train",
+        (SESSIONS_FILE, OLD_SESSIONS_FILE),
+        earlier=("checkpoints",),
+        error=CheckpointError,
     ):
         yield
 

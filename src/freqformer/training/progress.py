@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from freqformer._optional import needs
+from freqformer._progress import ProgressBar, progress_bar
 from freqformer.training.config import RunConfig
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from freqformer.training.report import StepReport
 
 LONG = 600.0
@@ -34,10 +32,10 @@ class ShownProgress:
     Args:
         run: how long the run is.
         device: that it trains on.
-        bar: with one task; None draws nothing.
+        bar: that is drawn, or not.
     """
 
-    def __init__(self, run: RunConfig, device: torch.device, bar: Progress | None) -> None:
+    def __init__(self, run: RunConfig, device: torch.device, bar: ProgressBar) -> None:
         self._run, self._device, self._bar = run, device, bar
         self._loss: float | None = None
         # A first step that compiles, or loads kernels, says nothing of the next.
@@ -45,30 +43,29 @@ class ShownProgress:
         self._told, self._line = False, -SECONDS_BETWEEN_LINES
 
     def begin(self, seconds: float) -> None:
-        """The first step begins, after so many seconds of training in earlier parts."""
+        """The first step begins, after so many seconds of training in earlier sessions."""
         self._pace.begin(seconds)
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], text="first step under way")
+        self._bar.update(text="first step under way")
 
     def show(self, report: StepReport) -> None:
         """One more step is done."""
-        if self._bar is None:
+        if not self._bar.is_drawn:
             return
         smooth = report.loss if self._loss is None else self._loss
         self._loss = SMOOTHING * smooth + (1 - SMOOTHING) * report.loss
         self._pace.add(report.seconds)
         pace = self._pace.seconds_per_step
         text = f"step {report.step}  loss {self._loss:.4f}  {pace:.2g} s a step"
-        self._bar.update(self._bar.task_ids[0], completed=report.progress, text=text)
+        self._bar.update(completed=report.progress, text=text)
         if not self._told and self._pace.is_measured:
             self._told = True
             estimate = foretold(self._run, report, pace, self._device)
             if estimate is not None:
-                self._bar.console.print(estimate, style="yellow", highlight=False)
+                self._bar.print(estimate, style="yellow")
         now = time.monotonic()
-        if not self._bar.console.is_terminal and now - self._line >= SECONDS_BETWEEN_LINES:
+        if not self._bar.on_terminal and now - self._line >= SECONDS_BETWEEN_LINES:
             self._line = now
-            self._bar.console.print(f"training  {100 * report.progress:.0f}%  {text}")
+            self._bar.print(f"training  {100 * report.progress:.0f}%  {text}")
 
 
 class _Pace:
@@ -140,23 +137,5 @@ def progress_shown(
 ) -> Iterator[ShownProgress]:
     """A bar on standard error from before the first step to the end; none where it isn't
     enabled."""
-    if not enabled:
-        yield ShownProgress(run, device, None)
-        return
-    with needs("train"):
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            TaskProgressColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-    times = (TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    columns = (TextColumn("training"), BarColumn(), *times, TextColumn("{task.fields[text]}"))
-    console = Console(stderr=True, soft_wrap=True)
-    with Progress(*columns, console=console) as bar:
-        bar.add_task("training", total=1.0, text="starting")
+    with progress_bar("training", 1.0, enabled=enabled, text="starting") as bar:
         yield ShownProgress(run, device, bar)

@@ -23,6 +23,6 @@ class StepReport:
     """Before clipping."""
     learning_rate: float
     seconds: float
-    """Training time so far, earlier parts of a resumed run included."""
+    """Training time so far, earlier sessions of a resumed run included."""
     progress: float
     """Share of the run that is done, from 0 to 1."""

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from freqformer._renamed import current_model_arguments
 from freqformer.training.checkpoint import CheckpointError
 from freqformer.training.config import TrainConfig
 
@@ -19,6 +20,7 @@ MAY_CHANGE = {
     "data": ("path", "photographs", "workers"),
     "run": (
         *("max_steps", "max_seconds", "part_seconds", "batch_size", "accumulation", "device"),
+        # `part_seconds` is of versions that kept there what belongs to one call alone.
         *("progress", "gradient_checkpointing", "compile"),
     ),
 }
@@ -55,8 +57,8 @@ def check_resumable(
     """
     _check_sound(path, state)
     # Through JSON, which makes lists of tuples.
-    now = _by_dotted_name(json.loads(json.dumps(config.to_dict())))
-    then = _by_dotted_name(state["config"])
+    now = _by_dotted_name(json.loads(json.dumps(config.to_record())))
+    then = _by_dotted_name(_current(state["config"]))
     now["clips_per_step"] = clips_per_step
     then["clips_per_step"] = state["clips_per_step"]
     changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
@@ -92,6 +94,14 @@ def _check_sound(path: Path, state: dict[str, Any]) -> None:
         raise CheckpointError(
             f"{path} lacks sound {wrong} in its state; it is damaged or not of training: remove it"
         )
+
+
+def _current(config: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's config with the model's arguments by today's names."""
+    model = config.get("model")
+    if not isinstance(model, dict):
+        return config
+    return {**config, "model": current_model_arguments(model, "model.")}
 
 
 def _by_dotted_name(config: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from freqformer.training.config import DataConfig
-from freqformer.training.loader import Clip, ClipSource
+from freqformer.training.loader import ClipSource
+from freqformer.training.samples import TrainingSample
 from freqformer.training.seeding import derive_generator, derive_seed
 
 LARGEST_VALUE = 32.0
@@ -92,16 +93,21 @@ class DatasetClips(ClipSource):
             raise ValueError("clips is empty; one clip at least is allowed")
         self._order = lru_cache(maxsize=2)(self._permutation)
 
-    def load(self, index: int) -> Clip:
+    @property
+    def channels(self) -> int:
+        """C of the shape."""
+        return self._shape[0]
+
+    def load(self, index: int) -> TrainingSample:
         """Clip `index` of the endless sequence."""
         epoch, place = divmod(index, self._size)
         number = int(self._order(epoch)[place])
         # Few datasets are made for threads, and the threads that load here do not know of it.
         with self._lock:
             item = self._dataset[number]
-        return Clip(_checked(item, number, self._shape))
+        return TrainingSample(_checked(item, number, self._shape))
 
-    def report(self, clip: Clip) -> None:
+    def report(self, sample: TrainingSample) -> None:
         """A dataset's errors are raised where they happen."""
 
     def fingerprint(self) -> str:
@@ -129,15 +135,20 @@ class IterableClips(ClipSource):
         self._given = 0
         """Clips that were taken so far, those of earlier passes included."""
 
-    def load(self, index: int) -> Clip:
+    @property
+    def channels(self) -> int:
+        """C of the shape."""
+        return self._shape[0]
+
+    def load(self, index: int) -> TrainingSample:
         """Clip `index`, which is not before any that was loaded."""
         if index < self._given:
             raise ValueError(f"clip {index} was passed; an iterable gives {self._given} next")
         while self._given < index:
             self._next()
-        return Clip(_checked(self._next(), index, self._shape))
+        return TrainingSample(_checked(self._next(), index, self._shape))
 
-    def report(self, clip: Clip) -> None:
+    def report(self, sample: TrainingSample) -> None:
         """An iterable's errors are raised where they happen."""
 
     def fingerprint(self) -> str:

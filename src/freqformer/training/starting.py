@@ -46,6 +46,22 @@ def starting_model(
     return FreqFormerTransformer3DModel(**config.model)
 
 
+def prepared_model(
+    config: TrainConfig, given: FreqFormerTransformer3DModel | None
+) -> FreqFormerTransformer3DModel:
+    """The starting model as the run trains it; raises as `starting_model`."""
+    model = starting_model(config, given)
+    model.train()
+    if any(layer.chooses for layer in model.attentions):
+        model.set_router_training(config.routing.mode)
+    if config.run.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    if config.run.compile:
+        # Block by block: one compilation serves all layers, and clips of a run have one shape.
+        model.compile_repeated_blocks(dynamic=False)
+    return model
+
+
 def check_model(model: object) -> None:
     """Raise ValueError for anything but a transformer of this package, with what to give
     instead."""

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from freqformer.training.loader import Clip, ClipSource
+from freqformer.training.loader import ClipSource
+from freqformer.training.samples import PIXEL_CHANNELS, TrainingSample
 from freqformer.training.seeding import derive_generator
 
 
@@ -28,7 +29,12 @@ class SyntheticClips(ClipSource):
     ) -> None:
         self.seed, self.shape, self.sprites = seed, (num_frames, height, width), sprites
 
-    def load(self, index: int) -> Clip:
+    @property
+    def channels(self) -> int:
+        """Of pixels."""
+        return PIXEL_CHANNELS
+
+    def load(self, index: int) -> TrainingSample:
         """Clip `index`: (3, F, H, W) float32 in [-1, 1]."""
         generator = derive_generator(self.seed, "synthetic", index)
         frames, height, width = self.shape
@@ -53,9 +59,9 @@ class SyntheticClips(ClipSource):
             # One pixel wide, so an edge moves smoothly.
             inside = ((radius - distance) * side + 0.5).clamp(0, 1)
             clip = clip + inside * (_texture(generator, y - row, x - column, octaves) - clip)
-        return Clip(clip.clamp(-1, 1))
+        return TrainingSample(clip.clamp(-1, 1))
 
-    def report(self, clip: Clip) -> None:
+    def report(self, sample: TrainingSample) -> None:
         """No file, so no failure."""
 
     def fingerprint(self) -> str:

@@ -35,7 +35,7 @@ from freqformer.ops.block_sparse.transposed import (  # noqa: E402
     transpose_lists,
     transposed_tables,
 )
-from freqformer.ops.block_sparse.triton import attend_for_backward  # noqa: E402
+from freqformer.ops.block_sparse.triton import attend  # noqa: E402
 from freqformer.ops.block_sparse.triton_backward import attend_backward  # noqa: E402
 from freqformer.plan import build_plan  # noqa: E402
 
@@ -120,6 +120,13 @@ CASES = {
         [[0, 2]],
         TEXT,
     ),
+    "LOW branch": (GRID, CONFIG, [[0, 1, 2, 3]], {"branch": True}),
+    "LOW branch, learned summaries, text": (
+        Grid(3, 5, 7),
+        CONFIG,
+        [[0, 1], [2, 3]],
+        {"branch": True, **LEARNED},
+    ),
     "low tokens fill two blocks": (
         Grid(4, 5, 8),
         replace(CONFIG, tile=(4, 5, 6), compression=1),
@@ -184,6 +191,7 @@ def test_one_key_takes_nearly_all_weight(dtype: torch.dtype) -> None:
         "learned summaries, text, mask",
         "exact keys beside band features",
         "full tiles of two blocks",
+        "LOW branch, learned summaries, text",
         "low tokens fill a block",
         "low tokens fill two blocks",
     ],
@@ -223,7 +231,8 @@ def test_what_rounding_took_is_kept() -> None:
     case = make_case(
         grid, config, bands=torch.tensor(bands), head_dim=16, dtype=torch.float16, **options
     )
-    out, low_out, _, remainder = attend_for_backward(**case.arguments)
+    out, low_out, _, remainder = attend(**case.arguments, backward=True)
+    assert remainder is not None
     rounded, exact = _by_row(case, out, low_out).double(), _by_row(case, *expected(case)[:2])
     live = ~exact.isnan()
     assert (rounded + remainder.double() - exact)[live].abs().mean() < 0.8 * (rounded - exact)[
@@ -235,7 +244,8 @@ def test_what_rounding_took_is_kept() -> None:
 def test_float32_keeps_the_largest_logit_and_the_sum() -> None:
     grid, config, bands, options = CASES["learned summaries, text, mask"]
     case = make_case(grid, config, bands=torch.tensor(bands), head_dim=16, **options)
-    *_, remainder = attend_for_backward(**case.arguments)
+    remainder = attend(**case.arguments, backward=True).rounding_residual
+    assert remainder is not None
     exact = expected(case)[2] / math.log(2)
     live = ~exact.isnan()
     largest, share = remainder.double()[live].unbind(-1)
@@ -259,11 +269,10 @@ def test_a_query_without_keys_gives_no_gradient() -> None:
     """A log-sum-exp of -inf, which only a masked case could have, leaves every gradient finite and
     its query's zero."""
     case = make_case(GRID, CONFIG, bands=torch.tensor([[2]]), head_dim=16)
-    out, low_out, lse, remainder = exact_outputs(case)
-    lse[0, 3] = remainder[0, 3, 0] = -torch.inf
-    got = attend_backward(
-        random_output_grads(case), (out, low_out, lse, remainder), **case.arguments
-    )
+    outputs = exact_outputs(case)
+    assert outputs.rounding_residual is not None
+    outputs.lse[0, 3] = outputs.rounding_residual[0, 3, 0] = -torch.inf
+    got = attend_backward(random_output_grads(case), outputs, **case.arguments)
     assert bool((got.query[0, 3] == 0).all())
     exact = expected_grads(case, random_output_grads(case))
     assert all(

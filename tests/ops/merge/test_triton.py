@@ -10,7 +10,8 @@ import torch
 
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
-from freqformer.ops.merge import expand_low
+from freqformer.ops.merge import expand_low, gated_sum
+from freqformer.ops.parameters import BranchGates
 from freqformer.plan import AttentionPlan, build_plan
 
 triton = pytest.importorskip("triton")
@@ -43,7 +44,7 @@ def make_plan(grid: Grid, **changes: Any) -> AttentionPlan:
 
 def merged(plan: AttentionPlan, low: torch.Tensor, order: Any) -> torch.Tensor:
     out = torch.full((2, plan.layout.grid.num_tokens + TEXT, 3, 16), 7.0, dtype=low.dtype)
-    merge_low(low, out, BANDS, merge_tables(plan, torch.device("cpu"), low.dtype), order)
+    merge_low(low, out, out, BANDS, merge_tables(plan, torch.device("cpu"), low.dtype), order)
     return out
 
 
@@ -91,23 +92,51 @@ def test_other_rows_and_text_stay_and_a_row_of_no_band_is_nan() -> None:
     assert out[1, :105, 2].isnan().all()
 
 
-def test_operator_checks() -> None:
-    plan = make_plan(Grid(2, 3, 5))
-    tables = merge_tables(plan, torch.device("cpu"), torch.float32)
-    out = torch.randn(2, 30, 3, 16)
-    layout = [tables.tile_offsets, tables.raster, tables.tile_class]
-    arguments = (
-        torch.randn(6, plan.num_low_tokens, 16),
-        out,
-        BANDS.clamp_max(3),
-        layout,
-        tables.near,
-        tables.weights,
-        True,
-    )
-    checks = torch.library.opcheck(
-        torch.ops.freqformer.merge_low.default,
-        arguments,
-        test_utils=("test_schema", "test_faketensor"),
-    )
-    assert set(checks.values()) == {"SUCCESS"}
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("given", [("by_token", "by_sample"), ("by_token",), ("by_sample",)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_gated_sum_of_own_and_low(dtype: torch.dtype, given: tuple[str, ...], apart: bool) -> None:
+    """Every head's video tokens; text is the own band's; a LOW head's own branch is LOW."""
+    plan = make_plan(Grid(3, 5, 7))
+    bands, tokens = BANDS.clamp_max(3), plan.layout.grid.num_tokens
+    low = torch.randn(6, plan.num_low_tokens, 16).to(dtype)
+    own = torch.randn(2, tokens + TEXT, 3, 16).to(dtype)
+    own[:, :tokens].transpose(1, 2)[bands == Band.LOW] = torch.nan  # never written
+    gates = {"by_token": torch.randn(2, tokens, 2, 3).to(dtype), "by_sample": torch.randn(2, 2, 3)}
+    branch = BranchGates(**{name: gates[name] for name in given})
+    for order in ("raster", "tile"):
+        kept = own.clone()
+        out = torch.full_like(own, torch.nan) if apart else kept
+        tables = merge_tables(plan, torch.device("cpu"), dtype)
+        merge_low(low, kept, out, bands, tables, order, branch)
+        assert torch.equal(out[:, tokens:], own[:, tokens:])
+        results = [expected_sum(own, low, bands, plan, order, branch, t) for t in (dtype, None)]
+        check_errors(*({"out": x} for x in (out[:, :tokens], *results)), case=(order, given))
+
+
+def expected_sum(
+    own: torch.Tensor,
+    low: torch.Tensor,
+    bands: torch.Tensor,
+    plan: AttentionPlan,
+    order: Any,
+    branch: BranchGates,
+    dtype: torch.dtype | None,
+) -> torch.Tensor:
+    """By the reference, in a dtype; None is float64."""
+    wide = dtype or torch.float64
+    spread = expand_low(low.to(wide), plan, order).unflatten(0, (2, 3)).transpose(1, 2)
+    is_low = (bands == Band.LOW)[:, None, :, None]
+    mine = torch.where(is_low, spread, own[:, : spread.shape[1]].to(wide))
+    gates = (None if x is None else x.to(wide) for x in branch.both)
+    return gated_sum(mine, spread, *gates)
+
+
+def test_gates_of_zero_leave_the_own_band_to_the_bit() -> None:
+    plan = make_plan(Grid(3, 5, 7))
+    own = torch.randn(2, 105 + TEXT, 3, 16).to(torch.bfloat16)
+    out, low = torch.empty_like(own), torch.randn(6, plan.num_low_tokens, 16).to(own.dtype)
+    tables = merge_tables(plan, torch.device("cpu"), own.dtype)
+    high = torch.full((2, 3), Band.HIGH)
+    merge_low(low, own, out, high, tables, "raster", BranchGates(torch.zeros(2, 105, 2, 3)))
+    assert torch.equal(out, own)

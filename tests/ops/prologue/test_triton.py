@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from freqformer.buffers import PAD
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 
@@ -142,6 +143,11 @@ class Row:
             }
         return found
 
+    def expected_low(self, case: Case, tables: PrologueTables) -> dict[str, Tensor]:
+        """What a LOW branch adds: low tokens, and summaries of the bands that they see."""
+        given = replace(self, band=Band.LOW).expected(case, tables)
+        return {name: x for name, x in given.items() if name not in ("key", "value")}
+
     def exact(self, case: Case) -> list[Tensor]:
         rotary = self.parameters.rotary
         turned = [x if rotary is None else rotate(x, rotary) for x in self.video[:2]]
@@ -174,7 +180,7 @@ def found(
     places = {
         "query": (made.query, 0, video),
         "query text": (made.query, video, text),
-        "low query": (made.query, 0, low),
+        "low query": (made.query, video + text, low),
     }
     for name, buffer in (("key", made.key), ("value", made.value)):
         places |= {
@@ -195,8 +201,19 @@ def found(
     return {name: results[name] for name in names}
 
 
+def check_zeros(made: PreparedRows, row: int, band: Band, case: Case, branch: bool) -> None:
+    """Where a row has no queries, zeros lie as far as blocks of the queries before read on."""
+    tokens = case.grid.num_tokens + case.num_text_tokens
+    if band == Band.LOW:
+        assert not made.query[row, : min(PAD, case.grid.num_tokens)].any()
+    elif not branch:
+        assert not made.query[row, tokens : tokens + PAD].any()
+
+
+@pytest.mark.parametrize("branch", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_every_segment(name: str) -> None:
+def test_every_segment(name: str, branch: bool) -> None:
+    """With a LOW branch every row has the segments of a LOW row in addition to its own."""
     case = CASES[name]
     inputs, wide = make_inputs(case), make_inputs(case).double()
     tables = prologue_tables(case.plan, torch.device("cpu"), case.dtype)
@@ -209,13 +226,19 @@ def test_every_segment(name: str) -> None:
             BLOCKS,
             parameters=inputs.parameters,
             token_order=case.token_order,
+            low_branch=branch,
         )
     for sample, bands in enumerate(case.allocation):
         for head in range(len(bands)):
             peer = make_row(case, inputs, sample, head).expected(case, tables)
             exact = make_row(case, wide, sample, head).expected(case, tables)
             row = sample * len(bands) + head
+            if branch:
+                low = make_row(case, inputs, sample, head).expected_low(case, tables)
+                peer |= low
+                exact |= make_row(case, wide, sample, head).expected_low(case, tables)
             check_errors(found(made, row, list(exact), case, tables), peer, exact, case=(name, row))
+            check_zeros(made, row, Band(bands[head]), case, branch)
             for start in tables.zeros.tolist():
                 assert not made.key[row, start : start + 128].any()
                 assert not made.value[row, start : start + 128].any()
@@ -246,28 +269,3 @@ def test_an_allocation_shared_by_samples_has_stride_zero() -> None:
             tensors, shared.expand(2, 2), tables, BLOCKS, parameters=None, token_order="raster"
         )
         assert made.bands.tolist() == [0, 1, 0, 1]
-
-
-def test_operator_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[Any, ...]] = []
-    operator = torch.ops.freqformer.prologue.default
-    for case in (
-        small_case(grid=Grid(1, 3, 5), learned=LEARNED),
-        small_case(grid=Grid(1, 3, 5), allocation=((3, 3, 3, 3),)),
-    ):
-        inputs = make_inputs(case)
-        tables = prologue_tables(case.plan, torch.device("cpu"), case.dtype)
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                torch.ops.freqformer,
-                "prologue",
-                lambda *told: calls.append(told) or operator(*told),
-            )
-            tensors, bands = (inputs.query, inputs.key, inputs.value), torch.tensor(case.allocation)
-            prepare_rows(
-                tensors, bands, tables, BLOCKS, parameters=inputs.parameters, token_order="raster"
-            )
-        checks = torch.library.opcheck(
-            operator, calls[-1], test_utils=("test_schema", "test_faketensor")
-        )
-        assert set(checks.values()) == {"SUCCESS"}

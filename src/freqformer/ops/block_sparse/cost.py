@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from freqformer.buffers import selects_tiles, text_parts
+from freqformer.buffers import query_rows, selects_tiles, text_parts
 from freqformer.config import Band
 from freqformer.cost import STATISTIC_BYTES, Call, Cost
 from freqformer.grid import TILE_SLOTS
@@ -20,6 +20,9 @@ dK) against two."""
 QUERY_PRODUCTS, KEY_PRODUCTS = 3, 4
 """Products per pair of blocks, where the forward has two: scores, dP and dQ in the launch that
 finds gradients of queries; scores, dP, dV and dK in those of keys and values."""
+GATE_GRADIENT_FLOPS = 3
+"""Per channel of the own band, with a LOW branch: the gradient times its gate; and of the gate's
+own gradient a product, and a sum over channels."""
 BACKWARD_LAUNCHES = 4
 """Gradients of queries, of video keys, of extra keys, and what joins the parts of the last."""
 
@@ -104,10 +107,14 @@ def attention_cost(call: Call) -> Cost:
 
 
 def gather_cost(call: Call) -> Cost:
-    """The output's gradient into tile order: read with the output and what its rounding took."""
-    queries = num_queries(call)
+    """The output's gradient into tile order: read with the output and what its rounding took. With
+    a LOW branch it is scaled by the own band's gate, which gets its gradient here, float32."""
+    queries, gated = num_queries(call), call.branched * call.video
     wide = float(queries * call.row_bytes)
-    return Cost(0.0, 0.0, 3 * wide, wide + _statistics(queries), 1)
+    flops = float(GATE_GRADIENT_FLOPS * gated * call.plan.head_dim)
+    read = 3 * wide + gated * call.element_size
+    write = wide + _statistics(queries) + gated * STATISTIC_BYTES
+    return Cost(flops, flops, read, write, 1)
 
 
 def attention_backward_cost(call: Call) -> Cost:
@@ -127,9 +134,7 @@ def _statistics(queries: int) -> int:
     return 2 * queries * STATISTIC_BYTES
 
 
-def workspace_bytes(
-    plan: AttentionPlan, rows: int, element_size: int, low_branch: bool = False
-) -> int:
+def workspace_bytes(plan: AttentionPlan, rows: int, element_size: int) -> int:
     """Bytes that the launch holds in addition to its inputs and the output: outputs of low tokens,
     log-sum-exps, and parts of text queries' lists.
 
@@ -137,11 +142,10 @@ def workspace_bytes(
         plan: of the call.
         rows: samples times heads.
         element_size: bytes of an element of the query.
-        low_branch: whether every head has one.
     """
     text, width = plan.num_text_tokens, plan.head_dim
-    queries = plan.layout.grid.num_tokens + text + (plan.num_low_tokens if low_branch else 0)
-    held = rows * (plan.num_low_tokens * width * element_size + queries * STATISTIC_BYTES)
+    low = plan.num_low_tokens * width * element_size
+    held = rows * (low + query_rows(plan) * STATISTIC_BYTES)
     parts = text_parts(plan.layout.num_tiles)
     if parts > 1:
         held += rows * parts * text * (width + 1) * STATISTIC_BYTES

@@ -7,10 +7,9 @@ tokens, M low tokens, T tiles, L longest list, C cells, D head_dim, S rows of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from freqformer.buffers import text_parts
 from freqformer.ops.block_sparse.tables import LaunchTables
 from freqformer.ops.block_sparse.triton_kernel import attention_kernel, join_text_kernel
+from freqformer.plan import AttentionPlan
 
 JOIN_ROWS = 16
 """Text queries that one program joins."""
@@ -31,10 +31,10 @@ class AttentionBuffers:
     call."""
 
     query: Tensor
-    """(R, N + X, D), normalised and rotated, not scaled. Rows of MID, HIGH and DENSE heads hold the
-    video tokens in tile order; a LOW row holds its M low tokens at its start instead, zeros up to
-    `PAD`, since blocks of the row before read so far backward, and anything between them and the
-    text. Text tokens are at N."""
+    """(R, N + X + M, D), normalised and rotated, not scaled: video tokens in tile order, text and
+    low tokens. A LOW row has no video tokens, and the others have low tokens with a LOW branch
+    only; what a row doesn't have is zero as far as blocks of the queries before read on, `PAD`
+    places, and anything behind them."""
     key: Tensor
     """(R, S, D), see `KeyLayout`."""
     value: Tensor
@@ -50,6 +50,15 @@ class RowBands:
     order: Tensor
     """Rows by descending `LaunchTables.band_blocks[allocation]`, int32 (R,): the longest lists
     start first."""
+    any_low: bool = True
+    """Whether a row may be LOW, so far as the host knows."""
+    low_branch: bool = False
+    """Whether every row has low queries in addition to those of its band."""
+
+    @property
+    def lows(self) -> bool:
+        """Whether any row may have low queries."""
+        return self.any_low or self.low_branch
 
 
 @dataclass(frozen=True)
@@ -57,13 +66,32 @@ class MidLists:
     """The top-k choice of one call for its MID rows; other rows are not read and may hold
     anything."""
 
-    lists: Tensor
-    """Key tiles, int32 (R, T, k), without duplicates; entries behind a length are not read."""
+    lists: Tensor | None
+    """Key tiles, int32 (R, T, k), without duplicates; entries behind a length are not read. None:
+    every tile."""
     lengths: Tensor | None
     """int32 (R, T); None: every list has k tiles."""
     bias: Tensor | None
     """log(tokens of the cell that the query tile doesn't see exactly), float32 (R, T, C); None
     without summaries."""
+
+
+class AttentionOutputs(NamedTuple):
+    """What the attention launch gives."""
+
+    out: Tensor
+    """(B, N + X, H, D); video tokens of LOW heads are left unwritten for the merge launch."""
+    low_out: Tensor
+    """(R, M, D), written in rows that have low queries."""
+    lse: Tensor
+    """float32 (R, N + X + M), natural log-sum-exp of the query at the same place in
+    `buffers.query`; -inf where a query sees no key (its output is zero)."""
+    rounding_residual: Tensor | None
+    """What out and lse are too narrow for and the backward reads, at the places of the queries;
+    None unless gradients will be asked for. In 16 bit it is what rounding took from the outputs,
+    (R, N + X + M, D): where few keys take nearly all weight, gradients are differences that need
+    it. In float32 it is what a weight follows from without the rounding of the log-sum-exp: the
+    largest logit in base 2, and 1 over the sum of exp2(logit - largest), (R, N + X + M, 2)."""
 
 
 def attend(
@@ -75,9 +103,10 @@ def attend(
     summary_offsets: Tensor | None,
     text_mask: Tensor | None,
     token_order: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+    backward: bool = False,
+) -> AttentionOutputs:
     """Attention of all rows, one launch (and a small second one that joins the parts of text
-    queries, if there is text).
+    queries, if there is text and no backward).
 
     Args:
         buffers: queries, keys and values.
@@ -90,188 +119,105 @@ def attend(
             is zero.
         text_mask: bool (B, X), True where a text token may be seen; None sees all.
         token_order: order of the video tokens in `out`, `raster` or `tile`.
-
-    Returns:
-        out: (B, N + X, H, D); video rows of LOW heads are left unwritten for the merge launch.
-        low_out: (R, M, D), written in LOW rows only. lse: float32 (R, N + X), natural log-sum-exp
-        of the query at the same place in `buffers.query`; -inf where
-            a query sees no key (its output is zero).
+        backward: whether gradients will be asked for, which need one more output.
     """
-    out, low_out, lse, _ = _attend(
-        buffers, rows, tables, mid, summary_offsets, text_mask, token_order, False
-    )
-    return out, low_out, lse
-
-
-def attend_for_backward(
-    buffers: AttentionBuffers,
-    rows: RowBands,
-    tables: LaunchTables,
-    *,
-    mid: MidLists | None,
-    summary_offsets: Tensor | None,
-    text_mask: Tensor | None,
-    token_order: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`attend` in one launch, whose fourth output the backward reads.
-
-    Returns: out, low_out and lse of `attend`, and `remainder`: what they are too narrow for, at the
-        places of the queries.
-        In 16 bit that is what rounding took from the outputs, (R, N + X, D): where few keys take
-        nearly all weight, gradients are differences that need it. In float32 it is what a weight
-        follows from without the rounding of the log-sum-exp: the largest logit in base 2, and 1
-        over the sum of exp2(logit - largest), (R, N + X, 2).
-    """
-    return _attend(buffers, rows, tables, mid, summary_offsets, text_mask, token_order, True)
-
-
-def _attend(
-    buffers: AttentionBuffers,
-    rows: RowBands,
-    tables: LaunchTables,
-    mid: MidLists | None,
-    summary_offsets: Tensor | None,
-    text_mask: Tensor | None,
-    token_order: str,
-    backward: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     plan, slots = tables.plan, tables.plan.layout.slots
-    if mid is None:
-        mid_lists, mid_lengths, mid_bias = tables.mid_lists, tables.mid_lengths, tables.mid_bias
-    else:
-        mid_lists, mid_lengths, mid_bias = mid.lists, mid.lengths, mid.bias
-    return _block_sparse_attention(
-        buffers.query,
-        buffers.key,
-        buffers.value,
-        rows.allocation,
-        rows.order,
-        [
-            tables.tile_offsets,
-            tables.tile_counts,
-            tables.every_tile,
-            tables.high_lists,
-            tables.low_bias,
-        ],
-        [mid_lists, mid_lengths, tables.high_bias, mid_bias, summary_offsets],
-        text_mask,
-        tables.raster if token_order == "raster" else None,
-        tables.keys.offsets,
-        [
-            plan.num_heads,
-            plan.num_text_tokens,
-            slots,
-            slots if tables.uniform else 0,
-            int(backward),
-        ],
-    )
-
-
-@torch.library.custom_op(
-    "freqformer::block_sparse_attention",
-    mutates_args=(),
-    schema="(Tensor query, Tensor key, Tensor value, Tensor allocation, Tensor order, Tensor[] "
-    "static, Tensor?[] given, "
-    "Tensor? text_mask, Tensor? raster, int[] segments, int[] sizes) -> (Tensor, Tensor, Tensor, "
-    "Tensor)",
-)
-def _block_sparse_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    allocation: Tensor,
-    order: Tensor,
-    static: Sequence[Tensor],
-    given: Sequence[Tensor | None],
-    text_mask: Tensor | None,
-    raster: Tensor | None,
-    segments: Sequence[int],
-    sizes: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operation behind `attend`.
-
-    `sizes` are heads, text tokens, slots of a tile, tokens of every tile or 0, and `backward`.
-    """
-    tile_offsets, tile_counts, every_tile, high_lists, low_bias = static
-    mid_lists, mid_lengths, high_bias, mid_bias, summary_offsets = given
-    heads, num_text, slots, tile_tokens, backward = sizes
-    rows, query_rows, head_dim = query.shape
-    tiles, num_tokens = every_tile.shape[0], query_rows - num_text
-    out, low_out, lse, remainder = _outputs(query, low_bias, heads, backward)
+    query, key, value = buffers.query, buffers.key, buffers.value
+    lists = mid or MidLists(tables.mid_lists, tables.mid_lengths, tables.mid_bias)
+    num_text, num_low, tiles = plan.num_text_tokens, plan.num_low_tokens, plan.layout.num_tiles
+    num_rows, query_rows, head_dim = query.shape
+    outputs = _empty_outputs(query, plan, backward)
     parts = text_parts(tiles) if num_text and not backward else 1
-    part_out = (
-        query.new_empty(rows, parts, num_text, head_dim, dtype=torch.float32) if parts > 1 else None
-    )
-    part_lse = query.new_empty(rows, parts, num_text, dtype=torch.float32) if parts > 1 else None
-    launch = _launch(query, slots, rows * key.shape[1])
-    text_tasks = -(-num_text // launch.block_q) * parts
-    cells = 0 if high_bias is None else high_bias.shape[1]
-    arguments = (
-        *(
+    part_out, part_lse = _text_parts(query, parts, num_text)
+    join_constants: dict[str, Any] = {"ROWS": JOIN_ROWS, "HEAD_DIM": head_dim}
+    launch = _launch(query, slots, num_rows * key.shape[1])
+    tasks = tiles * _cdiv(slots, launch.block_q) + _cdiv(num_text, launch.block_q) * parts
+    if rows.lows:
+        tasks += _cdiv(num_low, launch.block_q)
+    written = (part_out, part_lse, outputs.rounding_residual)
+    mid_steps = (*_steps(lists.lists), _steps(lists.bias)[1])
+    with torch.cuda.device_of(query):
+        attention_kernel[(num_rows * tasks,)](
             launch.matrix(query, launch.block_q),
             launch.matrix(key, launch.block_k),
             launch.matrix(value, launch.block_k),
-        ),
-        *(
-            (out, raster, low_out, lse, part_out, part_lse, remainder if backward else None),
-            order,
-            allocation,
-        ),
-        *(tile_offsets, tile_counts),
-        *(
-            (every_tile, high_lists, mid_lists, mid_lengths),
-            (low_bias, high_bias, mid_bias, summary_offsets),
+            (
+                outputs.out,
+                tables.raster if token_order == "raster" else None,
+                outputs.low_out,
+                outputs.lse,
+                *written,
+            ),
+            rows.order,
+            rows.allocation,
+            tables.tile_offsets,
+            tables.tile_counts,
+            (tables.every_tile, tables.high_lists, lists.lists, lists.lengths),
+            (tables.low_bias, tables.high_bias, lists.bias, summary_offsets),
             text_mask,
-        ),
-        *(
             LOG2_E * head_dim**-0.5,
-            rows,
-            heads,
+            num_rows,
+            plan.num_heads,
             tiles,
-            num_tokens,
+            query_rows - num_text - num_low,
             num_text,
-            low_bias.shape[0],
-            cells,
-        ),
-        *(
-            high_lists.shape[1],
-            *_steps(mid_lists),
-            _steps(mid_bias)[1],
-            *segments,
+            num_low,
+            plan.cells.num_cells,
+            tables.high_lists.shape[1],
+            *mid_steps,
+            *tables.keys.offsets,
             key.shape[1],
             parts,
-        ),
-    )
-    with torch.cuda.device_of(query):
-        attention_kernel[(rows * (text_tasks + tiles * -(-slots // launch.block_q)),)](
-            *arguments,  # pyright: ignore[reportCallIssue]
-            **launch.constants(head_dim, slots, tile_tokens, num_text),
+            **launch.constants(head_dim, slots, slots if tables.uniform else 0, num_text),
+            **low_constants(rows),
         )
         if parts > 1:
-            constants: dict[str, Any] = {"ROWS": JOIN_ROWS, "HEAD_DIM": head_dim}
-            join_text_kernel[(rows * -(-num_text // JOIN_ROWS),)](
-                part_out, part_lse, out, lse, heads, parts, num_tokens, num_text, **constants
+            join_text_kernel[(num_rows * _cdiv(num_text, JOIN_ROWS),)](
+                part_out,
+                part_lse,
+                outputs.out,
+                outputs.lse,
+                plan.num_heads,
+                parts,
+                query_rows - num_text - num_low,
+                num_text,
+                num_low,
+                **join_constants,
             )
-    return out, low_out, lse, remainder
+    return outputs
 
 
-@_block_sparse_attention.register_fake
-def _(query, key, value, allocation, order, static, given, text_mask, raster, segments, sizes):
-    return _outputs(query, static[-1], sizes[0], sizes[4])
-
-
-def _outputs(
-    query: Tensor, low_bias: Tensor, heads: int, backward: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _empty_outputs(query: Tensor, plan: AttentionPlan, backward: bool) -> AttentionOutputs:
     rows, query_rows, head_dim = query.shape
-    return (
-        query.new_empty(rows // heads, query_rows, heads, head_dim),
-        query.new_empty(rows, low_bias.shape[0], head_dim),
-        query.new_empty(rows, query_rows, dtype=torch.float32),
-        query.new_empty(
-            rows if backward else 0, query_rows, 2 if query.dtype == torch.float32 else head_dim
-        ),
+    batch, tokens = rows // plan.num_heads, query_rows - plan.num_low_tokens
+    width = 2 if query.dtype == torch.float32 else head_dim
+    return AttentionOutputs(
+        out=query.new_empty(batch, tokens, plan.num_heads, head_dim),
+        low_out=query.new_empty(rows, plan.num_low_tokens, head_dim),
+        lse=query.new_empty(rows, query_rows, dtype=torch.float32),
+        rounding_residual=query.new_empty(rows, query_rows, width) if backward else None,
     )
+
+
+def _text_parts(query: Tensor, parts: int, num_text: int) -> tuple[Tensor | None, Tensor | None]:
+    """Where results of parts of text queries wait, and their log-sum-exp; None for one part."""
+    if parts == 1:
+        return None, None
+    rows, _, head_dim = query.shape
+    wide = {"dtype": torch.float32, "device": query.device}
+    return (
+        torch.empty(rows, parts, num_text, head_dim, **wide),
+        torch.empty(rows, parts, num_text, **wide),
+    )
+
+
+def low_constants(rows: RowBands) -> dict[str, Any]:
+    """What kernels are compiled for by the rows that have low queries."""
+    return {"LOWS": rows.lows, "BRANCH": rows.low_branch}
+
+
+def _cdiv(total: int, step: int) -> int:
+    return -(-total // step)
 
 
 def _steps(per_row: Tensor | None) -> tuple[int, int]:

@@ -25,9 +25,11 @@ from freqformer.ops.block_sparse.transposed import (
 from freqformer.ops.block_sparse.triton import (
     LOG2_E,
     AttentionBuffers,
+    AttentionOutputs,
     MidLists,
     RowBands,
     _has_descriptors,
+    low_constants,
 )
 from freqformer.ops.block_sparse.triton_backward_extras import (
     extra_grads_kernel,
@@ -38,6 +40,7 @@ from freqformer.ops.block_sparse.triton_backward_queries import (
     gather_grads_kernel,
     query_grads_kernel,
 )
+from freqformer.ops.parameters import BranchGates
 
 GATHER_ROWS = 32
 JOIN_ROWS = 32
@@ -49,13 +52,13 @@ MOST_PARTS = 16
 
 @dataclass(frozen=True)
 class AttentionGrads:
-    """Gradients of `AttentionBuffers` and of the summary offsets.
+    """Gradients of `AttentionBuffers`, of the summary offsets and of the own band's gates.
 
     The buffers are written where a row of its band holds something; other places hold anything.
     """
 
     query: Tensor
-    """(R, N + X, D)."""
+    """(R, N + X + M, D)."""
     key: Tensor
     """(R, S, D)."""
     value: Tensor
@@ -65,7 +68,7 @@ class AttentionGrads:
 
 def attend_backward(
     grads: tuple[Tensor, Tensor],
-    outputs: tuple[Tensor, Tensor, Tensor, Tensor],
+    outputs: AttentionOutputs,
     buffers: AttentionBuffers,
     rows: RowBands,
     tables: LaunchTables,
@@ -74,117 +77,78 @@ def attend_backward(
     summary_offsets: Tensor | None,
     text_mask: Tensor | None,
     token_order: str,
+    low_branch: BranchGates | None = None,
+    gate_grads: Tensor | None = None,
 ) -> AttentionGrads:
-    """Gradients of `attend_for_backward`, from what it took and gave: no wait for the device, and
-    the same bits every time.
+    """Gradients of `attend`, from what it took and gave: no wait for the device, and the same bits
+    every time.
 
     Args:
         grads: gradients of out (B, N + X, H, D) and low_out (R, M, D); those of places that it
-            doesn't write aren't read.
-        outputs: of `attend_for_backward`.
+            doesn't write aren't read. With gates the first is of what `merge_low` makes of `out`.
+        outputs: of `attend` with `backward`.
         buffers, rows, tables, mid, summary_offsets, text_mask, token_order: as it took them.
+        low_branch: the gates of `merge_low` (contiguous), None for no LOW branch.
+        gate_grads: float32 (B, N, 2, H) with a LOW branch; gradients of the own band's gates are
+            written into it, but in LOW rows.
     """
     plan, slots = tables.plan, tables.plan.layout.slots
-    high, mid_turned = transposed_tables(plan, buffers.query.device)
-    lists, mid_bias = (tables.mid_lists, tables.mid_lengths), tables.mid_bias
-    if tables.mid_lists is None and mid is not None:
-        mid_turned = transpose_lists(mid.lists, mid.lengths, rows.allocation == Band.MID)
-        lists, mid_bias = (mid.lists, mid.lengths), mid.bias
-    out = torch.ops.freqformer.block_sparse_attention_backward(
-        [x.contiguous() for x in grads],
-        [x.contiguous() for x in outputs],
-        [buffers.query, buffers.key, buffers.value],
-        [rows.allocation, rows.order],
-        [tables.tile_offsets, tables.tile_counts],
-        [tables.every_tile, tables.high_lists, *lists],
-        [
-            high.starts,
-            high.queries,
-            *((None, None) if mid_turned is None else (mid_turned.starts, mid_turned.queries)),
-        ],
-        [tables.low_bias, tables.high_bias, mid_bias, summary_offsets],
-        text_mask,
-        tables.raster if token_order == "raster" else None,
-        tables.keys.offsets,
-        [plan.num_text_tokens, slots, slots if tables.uniform else 0],
-    )
-    return AttentionGrads(*out[:3], summary_offsets=None if summary_offsets is None else out[3])
-
-
-@torch.library.custom_op(
-    "freqformer::block_sparse_attention_backward",
-    mutates_args=(),
-    schema="(Tensor[] grads, Tensor[] outputs, Tensor[] buffers, Tensor[] rows, Tensor[] layout, "
-    "Tensor?[] lists, "
-    "Tensor?[] transposed, Tensor?[] biases, Tensor? text_mask, Tensor? raster, int[] segments, "
-    "int[] sizes) -> (Tensor, Tensor, Tensor, Tensor)",
-)
-def _block_sparse_attention_backward(
-    grads: Sequence[Tensor],
-    outputs: Sequence[Tensor],
-    buffers: Sequence[Tensor],
-    rows: Sequence[Tensor],
-    layout: Sequence[Tensor],
-    lists: Sequence[Tensor | None],
-    transposed: Sequence[Tensor | None],
-    biases: Sequence[Tensor | None],
-    text_mask: Tensor | None,
-    raster: Tensor | None,
-    segments: Sequence[int],
-    sizes: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operation behind `attend_backward`; `sizes` are text tokens, slots of a tile, and tokens
-    of every tile or 0."""
-    query, key, value = buffers
-    out, low_out, lse, remainder = outputs
-    num_text, slots, tile_tokens = sizes
+    query, key = buffers.query, buffers.key
     num_rows, query_rows, head_dim = query.shape
-    cells = 0 if biases[1] is None else biases[1].shape[1]
-    tiles, num_video = layout[1].shape[0], query_rows - num_text
+    num_text, num_low, tiles = plan.num_text_tokens, plan.num_low_tokens, plan.layout.num_tiles
+    num_video = query_rows - num_text - num_low
+    high, mid_turned = transposed_tables(plan, query.device)
+    lists = MidLists(tables.mid_lists, tables.mid_lengths, tables.mid_bias)
+    if tables.mid_lists is None and mid is not None and mid.lists is not None:
+        mid_turned = transpose_lists(mid.lists, mid.lengths, rows.allocation == Band.MID)
+        lists = mid
+    grad_out, grad_low_out = (x.contiguous() for x in grads)
+    out, low_out, lse, residual = outputs
     grad = torch.empty_like(query)
     statistic_rows = _cdiv(query_rows, 16) * 16
     log_sums, deltas, rests = (lse.new_empty(num_rows, statistic_rows) for _ in range(3))
     statistics = (log_sums, deltas, rests if query.dtype == torch.float32 else None)
     call = _Call(
-        buffers=(query, key, value),
+        buffers=(query, key, buffers.value),
         grad=grad,
         statistics=statistics,
-        allocation=rows[0],
-        order=rows[1],
-        layout=tuple(layout),
+        rows=rows,
+        layout=(tables.tile_offsets, tables.tile_counts),
         tile_slots=slots,
-        tile_tokens=tile_tokens,
-        biases=tuple(biases),
+        tile_tokens=slots if tables.uniform else 0,
+        biases=(tables.low_bias, tables.high_bias, lists.bias, summary_offsets),
         text_mask=None if text_mask is None else text_mask.view(torch.uint8),
-        sizes=(num_rows, out.shape[2], tiles, num_video, num_text, low_out.shape[1], cells),
-        segments=(*segments, key.shape[1]),
+        sizes=(num_rows, plan.num_heads, tiles, num_video, num_text, num_low, plan.cells.num_cells),
+        segments=(*tables.keys.offsets, key.shape[1]),
     )
-    grad_query, grad_key, grad_value = (torch.empty_like(x) for x in buffers)
+    grad_query, grad_key, grad_value = (torch.empty_like(x) for x in (query, key, buffers.value))
     with torch.cuda.device_of(query):
         _launch(
             gather_grads_kernel,
             num_rows * _cdiv(query_rows, GATHER_ROWS),
-            (out, low_out, remainder),
-            tuple(grads),
+            (out.contiguous(), low_out.contiguous(), residual),
+            (grad_out, grad_low_out),
             (grad, *statistics),
             lse,
-            raster,
-            rows[0],
-            *(num_rows, out.shape[2], num_video, num_text, low_out.shape[1], statistic_rows),
+            (None, None) if low_branch is None else low_branch.both,
+            gate_grads,
+            tables.raster if token_order == "raster" else None,
+            rows.allocation,
+            *(num_rows, plan.num_heads, num_video, num_text, num_low, statistic_rows),
             ROWS=GATHER_ROWS,
             HEAD_DIM=head_dim,
             PAD=PAD,
+            BRANCH=rows.low_branch,
         )
-        call.query_grads(grad_query, lists)
-        call.video_grads(grad_key, grad_value, lists[0], transposed)
+        call.query_grads(
+            grad_query, (tables.every_tile, tables.high_lists, lists.lists, lists.lengths)
+        )
+        turned = (None, None) if mid_turned is None else (mid_turned.starts, mid_turned.queries)
+        call.video_grads(
+            grad_key, grad_value, tables.every_tile, (high.starts, high.queries, *turned)
+        )
         grad_offsets = call.extra_grads(grad_key, grad_value)
-    return grad_query, grad_key, grad_value, grad_offsets
-
-
-@_block_sparse_attention_backward.register_fake
-def _(grads, outputs, buffers, rows, layout, lists, transposed, biases, *_):
-    grad_offsets = buffers[0].new_empty(0) if biases[3] is None else torch.empty_like(biases[3])
-    return (*(torch.empty_like(x) for x in buffers), grad_offsets)
+    return AttentionGrads(grad_query, grad_key, grad_value, grad_offsets)
 
 
 @dataclass(frozen=True)
@@ -197,8 +161,7 @@ class _Call:
     statistics: tuple[Tensor, Tensor, Tensor | None]
     """Log-sum-exp in base 2, delta, and in float32 what the first lacks, of every query, float32
     (R, N + X or more)."""
-    allocation: Tensor
-    order: Tensor
+    rows: RowBands
     layout: tuple[Tensor, ...]
     """First token of every tile, and tokens of every tile."""
     tile_slots: int
@@ -214,18 +177,19 @@ class _Call:
 
     def query_grads(self, grad_query: Tensor, lists: Sequence[Tensor | None]) -> None:
         blocks = _Blocks.of_queries(grad_query)
-        rows, _, tiles, _, num_text, _, _ = self.sizes
+        rows, _, tiles, _, num_text, num_low, _ = self.sizes
         every_tile, high_lists, mid_lists, mid_lengths = lists
         assert high_lists is not None
         query_blocks = _cdiv(self.tile_slots, blocks.query)
+        low_tasks = _cdiv(num_low, blocks.query) if self.rows.lows else 0
         _launch(
             query_grads_kernel,
-            rows * (tiles * query_blocks + _cdiv(num_text, blocks.query)),
+            rows * (tiles * query_blocks + _cdiv(num_text, blocks.query) + low_tasks),
             *self.described(blocks),
             *self.statistics,
             grad_query,
-            self.order,
-            self.allocation,
+            self.rows.order,
+            self.rows.allocation,
             *self.layout,
             (every_tile, high_lists, mid_lists, mid_lengths),
             self.biases,
@@ -242,6 +206,7 @@ class _Call:
             TILE_BLOCKS=_cdiv(self.tile_slots, blocks.key),
             SAFE=self.tile_slots % blocks.key // 8 * 8,
             TEXT=num_text > 0,
+            **low_constants(self.rows),
             **self.options(blocks),
         )
 
@@ -256,7 +221,7 @@ class _Call:
         rows, _, tiles, _, num_text, _, _ = self.sizes
         high_starts, high_queries, mid_starts, mid_queries = transposed
         assert high_starts is not None
-        order = key_task_order(self.allocation, high_starts, mid_starts, tiles)
+        order = key_task_order(self.rows.allocation, high_starts, mid_starts, tiles)
         key_blocks = _cdiv(self.tile_slots, blocks.key)
         _launch(
             video_grads_kernel,
@@ -266,7 +231,7 @@ class _Call:
             grad_key,
             grad_value,
             order,
-            self.allocation,
+            self.rows.allocation,
             *self.layout,
             (every_tile, high_starts, high_queries, mid_starts, mid_queries),
             self.scale,
@@ -280,14 +245,15 @@ class _Call:
             **self.options(blocks),
         )
 
-    def extra_grads(self, grad_key: Tensor, grad_value: Tensor) -> Tensor:
+    def extra_grads(self, grad_key: Tensor, grad_value: Tensor) -> Tensor | None:
         """Gradients of low tokens, summaries and text keys; returns those of the learned offsets,
-        empty without them."""
+        None without them."""
         blocks = _Blocks.of_keys(grad_key)
         rows, heads, tiles, _, num_text, num_low, cells = self.sizes
         cell_blocks = _cdiv(cells, blocks.key)
         shared = cell_blocks * (1 if self.segments[2] < 0 else 3) + _cdiv(num_text, blocks.key)
         parts = max(1, min(MOST_PARTS, tiles // PART_TILES))
+        low_tasks = _cdiv(num_low, blocks.key) if self.rows.lows else 0
         starts = [start for start in self.segments[1:5] if start >= 0] or [0]
         region_rows = starts[-1] + (num_text or cells) - starts[0]
         wide = {"dtype": torch.float32, "device": grad_key.device}
@@ -297,14 +263,14 @@ class _Call:
         partial = (*sums, slopes)
         _launch(
             extra_grads_kernel,
-            rows * (shared * parts + _cdiv(num_low, blocks.key)),
+            rows * (shared * parts + low_tasks),
             *self.described(blocks),
             *self.statistics,
             grad_key,
             grad_value,
             partial,
-            self.order,
-            self.allocation,
+            self.rows.order,
+            self.rows.allocation,
             *self.layout,
             self.biases,
             self.text_mask,
@@ -313,6 +279,7 @@ class _Call:
             *self.segments,
             *(_per_row(self.biases[2]), starts[0], region_rows, parts, self.statistics[0].shape[1]),
             QUERY_BLOCKS=_cdiv(self.tile_slots, blocks.query),
+            BRANCH=self.rows.low_branch,
             **self.options(blocks),
         )
         if region_rows:
@@ -322,15 +289,16 @@ class _Call:
                 partial,
                 grad_key,
                 grad_value,
-                self.allocation,
+                self.rows.allocation,
                 *self.sizes,
                 *self.segments,
                 *(starts[0], region_rows, parts),
                 ROWS=JOIN_ROWS,
                 HEAD_DIM=grad_key.shape[2],
+                BRANCH=self.rows.low_branch,
             )
         if slopes is None or offsets is None:
-            return grad_key.new_empty(0)
+            return None
         return slopes.reshape(rows // heads, heads, 3, cell_blocks * parts).sum(3).to(offsets.dtype)
 
     @property
@@ -351,13 +319,8 @@ class _Call:
     def descriptors(self, blocks: _Blocks) -> bool:
         """Whether blocks are read by tensor descriptors, whose coordinates are int32, or by
         pointers."""
-        # A descriptor can't leave out what lies behind the low tokens of a LOW row, where every
-        # query of a block counts.
-        fits = not blocks.sums_queries or self.sizes[5] >= blocks.query
-        fits &= (
-            self.grad.dtype != torch.float32
-            and max(x.shape[0] * x.shape[1] for x in self.buffers) < 2**31
-        )
+        rows = max(x.shape[0] * x.shape[1] for x in self.buffers)
+        fits = self.grad.dtype != torch.float32 and rows < 2**31
         return fits and _has_descriptors(self.grad.device)
 
     def options(self, blocks: _Blocks) -> dict[str, Any]:
@@ -381,8 +344,6 @@ class _Blocks:
     key: int
     warps: int
     stages: int
-    sums_queries: bool
-    """Whether results are sums over queries, so that what lies behind the last may not be read."""
 
     @staticmethod
     def of_queries(query: Tensor) -> _Blocks:
@@ -390,25 +351,19 @@ class _Blocks:
         if query.dtype == torch.float32:
             # Without matrix units the operands of a product live in registers: small blocks, or
             # they spill.
-            return _Blocks(32, 16, 8, 1, False)
+            return _Blocks(32, 16, 8, 1)
         if not _has_descriptors(query.device):
-            return (
-                _Blocks(64, 32, 4, 2, False)
-                if query.shape[2] <= 128
-                else _Blocks(32, 32, 4, 1, False)
-            )
-        return _Blocks(64, 64, 4 if query.shape[2] <= 128 else 8, 2, False)
+            return _Blocks(64, 32, 4, 2) if query.shape[2] <= 128 else _Blocks(32, 32, 4, 1)
+        return _Blocks(64, 64, 4 if query.shape[2] <= 128 else 8, 2)
 
     @staticmethod
     def of_keys(key: Tensor) -> _Blocks:
         """For gradients of keys and values: a program holds one block of keys."""
         if key.dtype == torch.float32:
-            return _Blocks(16, 32, 8, 1, True)
+            return _Blocks(16, 32, 8, 1)
         if not _has_descriptors(key.device):
-            return (
-                _Blocks(32, 64, 4, 2, True) if key.shape[2] <= 128 else _Blocks(32, 32, 4, 1, True)
-            )
-        return _Blocks(64, 64, 4, 2, True) if key.shape[2] <= 128 else _Blocks(32, 64, 8, 2, True)
+            return _Blocks(32, 64, 4, 2) if key.shape[2] <= 128 else _Blocks(32, 32, 4, 1)
+        return _Blocks(64, 64, 4, 2) if key.shape[2] <= 128 else _Blocks(32, 64, 8, 2)
 
 
 def _launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:

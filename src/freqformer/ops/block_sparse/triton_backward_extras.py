@@ -77,6 +77,7 @@ def extra_grads_kernel(
     BLOCK_K: tl.constexpr,
     QUERY_BLOCKS: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
+    BRANCH: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -106,7 +107,7 @@ def extra_grads_kernel(
     band = tl.load(allocation + row)
     kind, shift, bias_step, text_queries = 3, 0.0, 0, 0
     bias, at, left = low_bias, low_at, num_low
-    seen = band == LOW
+    seen = (band == LOW) | BRANCH
     if not is_low:
         block, part = block // parts, block % parts
         if block < cell_blocks:
@@ -121,11 +122,11 @@ def extra_grads_kernel(
         elif block < cell_blocks + learned_blocks:
             block -= cell_blocks
             kind, at, left = 1, mid_sums_at, cells
-            seen = (band == LOW) | (band == HIGH)
+            seen = (band == LOW) | (band == HIGH) | BRANCH
         elif block < text_first:
             block -= cell_blocks + learned_blocks
             kind, at, left = 2, high_sums_at, cells
-            seen = (band == LOW) | (band == MID)
+            seen = (band == LOW) | (band == MID) | BRANCH
         else:
             block -= text_first
             at, left, seen = text_at, num_text, True
@@ -137,7 +138,8 @@ def extra_grads_kernel(
         if kind < 3:
             shift = tl.load(summary_offsets + row * 3 + kind).to(tl.float32) * LOG2_E
 
-    query_rows = num_tokens + num_text
+    first_low = num_tokens + num_text
+    query_rows = first_low + num_low
     wide_row = row.to(tl.int64)
     # Rows of the statistics start at multiples of 16, so that neighbours are loaded together.
     statistic_at = wide_row * tl.multiple_of(statistic_rows, 16)
@@ -163,37 +165,38 @@ def extra_grads_kernel(
     if text_mask is not None:
         text_mask += row // heads * num_text
 
-    # Queries come in units: blocks of low tokens, or tiles of QUERY_BLOCKS blocks.
-    units, blocks = tiles, QUERY_BLOCKS
-    if band == LOW:
-        units, blocks = tl.cdiv(num_low, BLOCK_Q), 1
-    begin, end = 0, units
-    if not is_low:
-        begin, end = units * part // parts, units * (part + 1) // parts
+    # Three runs of query blocks: the tiles that see these keys, QUERY_BLOCKS blocks each, the low
+    # tokens, and in the last part of a text key the text.
+    video_seen = (band != LOW) & (not is_low)
+    low_seen = ((band == LOW) | BRANCH) & (kind != 0)
+    if kind == 0:
         if mid_bias is None:
-            if (band == MID) & (kind == 0):
-                end = begin  # where MID sees every tile, no query reads its low summaries
-    steps = (end - begin) * blocks
+            # where MID sees every tile, no query reads its low summaries
+            video_seen = video_seen & (band != MID)
+    if kind == 1:
+        video_seen = band == HIGH
+    if kind == 2:
+        video_seen = band == MID
+    begin, video_steps = tiles * part // parts, 0
+    if video_seen:
+        video_steps = (tiles * (part + 1) // parts - begin) * QUERY_BLOCKS
+    low_blocks = tl.cdiv(num_low, BLOCK_Q)
+    low_begin, low_end = 0, low_blocks
+    if not is_low:
+        low_begin, low_end = low_blocks * part // parts, low_blocks * (part + 1) // parts
+    steps = video_steps + tl.where(low_seen, low_end - low_begin, 0)
     column = tl.arange(0, BLOCK_Q)
     for step in tl.range(0, steps + tl.cdiv(text_queries, BLOCK_Q), num_stages=STAGES):
-        unit = begin + step // blocks
-        first = unit * BLOCK_Q
-        limit = num_low
-        if band != LOW:
-            unit = tl.where(step < steps, unit, 0)
-            token, tokens = _extent(tile_offsets, tile_counts, unit, TILE_TOKENS)
-            first, limit = token + step % blocks * BLOCK_Q, token + tokens
+        unit = tl.where(step < video_steps, begin + step // QUERY_BLOCKS, 0)
+        token, tokens = _extent(tile_offsets, tile_counts, unit, TILE_TOKENS)
+        start, limit = token + step % QUERY_BLOCKS * BLOCK_Q, token + tokens
+        if step >= video_steps:
+            start = first_low + (low_begin + step - video_steps) * BLOCK_Q
+            limit = query_rows
         if step >= steps:
-            first, limit = num_tokens + (step - steps) * BLOCK_Q, query_rows
-        start = first
-        if DESCRIPTORS:
-            # Behind the low tokens of a row may lie anything: its last block starts earlier, and
-            # skips what it saw before.
-            if band == LOW:
-                if step < steps:
-                    start = tl.minimum(first, num_low - BLOCK_Q)
+            start, limit = num_tokens + (step - steps) * BLOCK_Q, first_low
         query_place = start + column
-        live = (query_place >= first) & (query_place < limit)
+        live = query_place < limit
         statistics = statistics_of(log_sums, rests, deltas, query_place, live)
         in_first = is_low | (kind == 0)
         added = key_bias(
@@ -265,6 +268,7 @@ def join_extra_grads_kernel(
     parts,
     ROWS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    BRANCH: tl.constexpr,
 ):
     """ROWS gradients of summaries and text keys of one row, as the sums of their parts in order.
 
@@ -278,9 +282,9 @@ def join_extra_grads_kernel(
     used = (text_at >= 0) & (place >= text_at) & (place < text_at + num_text)
     if (band == MID) | (band == HIGH):
         used |= (low_sums_at >= 0) & (place >= low_sums_at) & (place < low_sums_at + cells)
-    if (band == LOW) | (band == HIGH):
+    if (band == LOW) | (band == HIGH) | BRANCH:
         used |= (mid_sums_at >= 0) & (place >= mid_sums_at) & (place < mid_sums_at + cells)
-    if (band == LOW) | (band == MID):
+    if (band == LOW) | (band == MID) | BRANCH:
         used |= (high_sums_at >= 0) & (place >= high_sums_at) & (place < high_sums_at + cells)
     dk = tl.zeros([ROWS, HEAD_DIM], tl.float32)
     dv = tl.zeros([ROWS, HEAD_DIM], tl.float32)

@@ -183,7 +183,7 @@ def video_grads_kernel(
     if (count <= 0) | ((is_exact | (band == LOW)) & (text_count == 0)):
         return
 
-    query_rows = num_tokens + num_text
+    query_rows = num_tokens + num_text + num_low
     wide_row = row.to(tl.int64)
     # Rows of the statistics start at multiples of 16, so that neighbours are loaded together.
     statistic_at = wide_row * tl.multiple_of(statistic_rows, 16)

@@ -33,6 +33,7 @@ from freqformer.ops.block_sparse.triton_kernel import (
     _summaries,
 )
 from freqformer.ops.block_sparse.triton_softmax import add_product, exp2, product, scaled
+from freqformer.ops.jit import branch_gates, cast
 
 UNSEEN = tl.constexpr(float("inf"))
 """The log-sum-exp of a query that counts for nothing: all its weights are 0."""
@@ -46,6 +47,8 @@ def gather_grads_kernel(
     grads,
     targets,
     lse,
+    gates,
+    gate_grads,
     raster,
     allocation,
     rows,
@@ -57,33 +60,41 @@ def gather_grads_kernel(
     ROWS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PAD: tl.constexpr,
+    BRANCH: tl.constexpr,
 ):
     """ROWS output gradients of one row in the places of its queries, with their log-sum-exp in base
     2 and their delta.
 
     Args:
-        outputs, grads: out (B, N + X, H, D), low_out (R, M, D) and the remainder of
-            `attend_for_backward`, and gradients of the first two.
-        targets: gradients (R, N + X, D) as the queries lie; log_sums, deltas and, in float32 alone,
-            rests, float32 (R, N + X). With rests, log_sums are the largest logits, and weights are
-            exp2(logit - log_sum) * rest.
-        lse: float32 (R, N + X).
+        outputs, grads: out (B, N + X, H, D), low_out (R, M, D) and the rounding residual of
+            `attend`, and gradients of the first two; with BRANCH the first of what `merge_low`
+            makes of it.
+        targets: gradients (R, N + X + M, D) as the queries lie; log_sums, deltas and, in float32
+            alone, rests, float32 (R, N + X + M). With rests, log_sums are the largest logits, and
+            weights are exp2(logit - log_sum) * rest.
+        lse: float32 (R, N + X + M).
+        gates: by token (B, N, 2, H) and by sample (B, 2, H), each may be None.
+        gate_grads: float32 (B, N, 2, H); with BRANCH those of the own band are written, but in LOW
+            rows.
         raster: place in `out` of every video token in tile order; None where that is its own.
-        statistic_rows: how far apart rows of the statistics lie, N + X or more.
-        PAD: how many places of a LOW row hold zeros where it has no query: so far blocks of the row
+        statistic_rows: how far apart rows of the statistics lie, N + X + M or more.
+        PAD: how many places hold zeros where a row has no queries: so far blocks of the queries
             before read on.
     """
     row = (tl.program_id(0) % rows).to(tl.int64)
     place = tl.program_id(0) // rows * ROWS + tl.arange(0, ROWS)
-    video = place < num_tokens
-    low = video & (tl.load(allocation + row) == LOW)
-    live = (place < num_tokens + num_text) & ((place < num_low) | ~low)
+    tokens = num_tokens + num_text
+    query_rows = tokens + num_low
+    is_low_row = tl.load(allocation + row) == LOW
+    video, low = place < num_tokens, place >= tokens
+    live = (place < query_rows) & ~(video & is_low_row)
+    if not BRANCH:
+        live &= is_low_row | ~low
     source = place
     if raster is not None:
         source = tl.where(video, tl.load(raster + place, mask=live & video, other=0), place)
-    query_rows = num_tokens + num_text
-    at = ((row // heads * query_rows + source) * heads + row % heads)[:, None] * HEAD_DIM
-    low_at = (row * num_low + place)[:, None] * HEAD_DIM
+    at = ((row // heads * tokens + source) * heads + row % heads)[:, None] * HEAD_DIM
+    low_at = (row * num_low + place - tokens)[:, None] * HEAD_DIM
     channel = tl.arange(0, HEAD_DIM)[None, :]
     out = tl.load(
         tl.where(low[:, None], outputs[1] + low_at, outputs[0] + at) + channel,
@@ -96,7 +107,19 @@ def gather_grads_kernel(
         other=0.0,
     )
     target, statistic = row * query_rows + place, row * statistic_rows + place
-    _store(targets[0], target, grad, live | (low & (place < PAD)), HEAD_DIM)
+    if BRANCH:
+        gated = live & video
+        own_gate, _low_gate = branch_gates(  # pyright: ignore[reportGeneralTypeIssues]
+            gates[0], gates[1], row // heads, row % heads, heads, num_tokens, source, gated
+        )
+        # The gate's own gradient, of what the merge gave; delta is of what the band gave, below.
+        agree = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
+        entry = (row // heads * num_tokens + source) * 2 * heads + row % heads
+        tl.store(gate_grads + entry, agree, mask=gated)
+        scaled_grad = cast(grad.to(tl.float32) * (1.0 + own_gate)[:, None], grad.dtype)
+        grad = tl.where(gated[:, None], scaled_grad, grad)
+    empty = (place < PAD) | (low & (place < tokens + PAD))
+    _store(targets[0], target, grad, live | (empty & (place < query_rows)), HEAD_DIM)
     exact = out.to(tl.float32)
     if targets[3] is not None:
         log_sum = tl.load(outputs[2] + target * 2, mask=live, other=0.0)
@@ -299,6 +322,8 @@ def query_grads_kernel(
     TILE_TOKENS: tl.constexpr,
     SAFE: tl.constexpr,
     TEXT: tl.constexpr,
+    LOWS: tl.constexpr,
+    BRANCH: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -308,9 +333,10 @@ def query_grads_kernel(
     lists = (every_tile, high_lists, high_length, mid_lists, mid_lengths, mid_length, mid_step)
     low_bias, high_bias, mid_bias, summary_offsets = biases
     biases = (low_bias, high_bias, mid_bias, mid_bias_step, summary_offsets)
-    query_rows = num_tokens + num_text
+    first_low = num_tokens + num_text
+    query_rows = first_low + num_low
     program = tl.program_id(0)
-    is_text = False
+    is_text, is_low = False, False
     per_row = tiles * QUERY_BLOCKS
     if TEXT:
         # Text queries see everything: the longest lists, so they start first.
@@ -318,6 +344,12 @@ def query_grads_kernel(
         is_text = program < rows * text_tasks
         per_row = tl.where(is_text, text_tasks, per_row)
         program -= tl.where(is_text, 0, rows * text_tasks)
+    if LOWS:
+        low_tasks = tl.cdiv(num_low, BLOCK_Q)
+        is_low = (program < rows * low_tasks) & (not is_text)
+        per_row = tl.where(is_low, low_tasks, per_row)
+        if not is_text:
+            program -= tl.where(is_low, 0, rows * low_tasks)
     row = tl.load(order + program // per_row)
     block = program % per_row
     band = tl.load(allocation + row)
@@ -335,15 +367,17 @@ def query_grads_kernel(
     first, mid_sums, high_sums = (text_at, 0, low_bias, 0.0), (text_at, 0, 0.0), (text_at, 0, 0.0)
     if is_text:
         start = num_tokens + block * BLOCK_Q
-        count = query_rows - start
+        count = first_low - start
         length = tiles
         if (band == MID) | (band == HIGH):
             video_at = key_at + exact_at
-    elif band == LOW:
-        start = block * BLOCK_Q
-        count = num_low - start
+    elif is_low:
+        start = first_low + block * BLOCK_Q
+        count = query_rows - start
+        if not BRANCH:
+            count = tl.where(band == LOW, count, 0)
         _, mid_sums, high_sums = _summaries(  # pyright: ignore[reportGeneralTypeIssues]
-            band, row, block, tiles, cells, sums_at, biases
+            LOW, row, block, tiles, cells, sums_at, biases
         )
         first = (low_at, num_low, low_bias, 0.0)
     else:
@@ -351,10 +385,12 @@ def query_grads_kernel(
         block = block // QUERY_BLOCKS
         start, count = _extent(tile_offsets, tile_counts, block, TILE_TOKENS)  # pyright: ignore[reportGeneralTypeIssues]
         start, count = start + skip, count - skip
+        if LOWS:
+            count = tl.where(band == LOW, 0, count)
         listed, length = _listed_tiles(band, row, block, tiles, lists)
         first, mid_sums, high_sums = _summaries(band, row, block, tiles, cells, sums_at, biases)
     if count <= 0:
-        # a LOW row has fewer query blocks than tiles, and a short tile fewer than a full one
+        # a row without such queries, or a short tile, which has fewer blocks than a full one
         return
 
     live = tl.arange(0, BLOCK_Q) < count

@@ -270,15 +270,22 @@ def attention_kernel(
     TILE_TOKENS: tl.constexpr,
     SAFE: tl.constexpr,
     TEXT: tl.constexpr,
+    LOWS: tl.constexpr,
+    BRANCH: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """One block of queries of one row: over its listed tiles, then over low tokens, summaries and
-    text."""
+    text.
+
+    LOWS: whether any row may have low queries: LOW rows do in place of video queries. BRANCH:
+    whether every row does, for the LOW branch of its head.
+    """
     out, raster, low_out, lse, part_out, part_lse, remainder = outputs
-    query_rows = num_tokens + num_text
+    first_low = num_tokens + num_text
+    query_rows = first_low + num_low
     program = tl.program_id(0)
-    is_text = False
+    is_text, is_low = False, False
     per_row = tiles * QUERY_BLOCKS
     if TEXT:
         # Text queries see everything, in parts: the longest lists, so they start first.
@@ -286,6 +293,13 @@ def attention_kernel(
         is_text = program < rows * text_tasks
         per_row = tl.where(is_text, text_tasks, per_row)
         program -= tl.where(is_text, 0, rows * text_tasks)
+    if LOWS:
+        # Low queries see all low tokens, mostly more keys than a window or a choice of tiles holds.
+        low_tasks = tl.cdiv(num_low, BLOCK_Q)
+        is_low = (program < rows * low_tasks) & (not is_text)
+        per_row = tl.where(is_low, low_tasks, per_row)
+        if not is_text:
+            program -= tl.where(is_low, 0, rows * low_tasks)
     row = tl.load(order + program // per_row)
     block = program % per_row
     band = tl.load(allocation + row)
@@ -309,18 +323,20 @@ def attention_kernel(
     if is_text:
         part = block % text_parts
         start = num_tokens + block // text_parts * BLOCK_Q
-        count = query_rows - start
+        count = first_low - start
         begin = tiles * part // text_parts
         listed, length = every_tile + begin, tiles * (part + 1) // text_parts - begin
         if (band == MID) | (band == HIGH):
             video_at = key_at + exact_at
         if part > 0:
             text_count = 0
-    elif band == LOW:
-        start = block * BLOCK_Q
-        count = num_low - start
+    elif is_low:
+        start = first_low + block * BLOCK_Q
+        count = query_rows - start
+        if not BRANCH:
+            count = tl.where(band == LOW, count, 0)
         _, mid_sums, high_sums = _summaries(  # pyright: ignore[reportGeneralTypeIssues]
-            band, row, block, tiles, cells, sums_at, biases
+            LOW, row, block, tiles, cells, sums_at, biases
         )
         if (TILE_TOKENS == TILE_BLOCKS * BLOCK_K) and (out.dtype.element_ty != tl.float32):
             # Every tile is full, so all low tokens have one bias: whole blocks of them go as tiles
@@ -336,10 +352,12 @@ def attention_kernel(
         block = block // QUERY_BLOCKS
         start, count = _extent(tile_offsets, tile_counts, block, TILE_TOKENS)  # pyright: ignore[reportGeneralTypeIssues]
         start, count = start + skip, count - skip
+        if LOWS:
+            count = tl.where(band == LOW, 0, count)
         listed, length = _listed_tiles(band, row, block, tiles, lists)
         first, mid_sums, high_sums = _summaries(band, row, block, tiles, cells, sums_at, biases)
     if count <= 0:
-        # a LOW row has fewer query blocks than tiles, and a short tile fewer than a full one
+        # a row without such queries, or a short tile, which has fewer blocks than a full one
         return
 
     q = _block(query, query_at + start, query_rows, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
@@ -347,7 +365,7 @@ def attention_kernel(
     written = tl.arange(0, BLOCK_Q) < count
     if raster is not None:
         # Loaded now, since the store at the end would wait for it.
-        if (not is_text) & (band != LOW):
+        if (not is_text) & (not is_low):
             target = tl.load(raster + target, mask=written, other=0)
     top = tl.full([BLOCK_Q], MASKED, tl.float32)
     total = tl.zeros([BLOCK_Q], tl.float32)
@@ -412,9 +430,9 @@ def attention_kernel(
                 written,
                 HEAD_DIM,
             )
-    matrix, begin, hop = low_out, row.to(tl.int64) * num_low, 1
-    if is_text | (band != LOW):
-        matrix, begin, hop = out, (row // heads).to(tl.int64) * query_rows * heads + head, heads
+    matrix, begin, hop = out, (row // heads).to(tl.int64) * first_low * heads + head, heads
+    if is_low:
+        matrix, begin, hop = low_out, row.to(tl.int64) * num_low - first_low, 1
     _store(matrix, begin + target.to(tl.int64) * hop, acc, written, HEAD_DIM)
 
 
@@ -435,6 +453,7 @@ def join_text_kernel(
     text_parts,
     num_tokens,
     num_text,
+    num_low,
     ROWS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
 ):
@@ -461,13 +480,13 @@ def join_text_kernel(
         total += weight
     some = total > 0
     total = tl.where(some, total, 1.0)
-    query_rows = num_tokens + num_text
+    tokens = num_tokens + num_text
     log_sum = tl.where(some, base + tl.log(total), MASKED)
-    tl.store(lse + row * query_rows + num_tokens + place, log_sum, mask=written)
+    tl.store(lse + row * (tokens + num_low) + num_tokens + place, log_sum, mask=written)
     acc = acc * (1.0 / total)[:, None]
     _store(
         out,
-        (row // heads * query_rows + num_tokens + place) * heads + row % heads,
+        (row // heads * tokens + num_tokens + place) * heads + row % heads,
         acc,
         written,
         HEAD_DIM,

@@ -30,6 +30,8 @@ class CollapseTables:
     """Everything static about the backward of a merge for one plan, device, dtype and order; made
     by `collapse_tables`."""
 
+    num_tokens: int
+    """N."""
     tile_class: Tensor
     """int32 (T,)."""
     low_place: Tensor
@@ -59,6 +61,7 @@ def collapse_tables(
         return pad(x, (0, columns - x.shape[1]), value=-1).to(torch.int32).contiguous().to(device)
 
     return CollapseTables(
+        num_tokens=layout.grid.num_tokens,
         tile_class=classes.of_tile.to(torch.int32).to(device),
         low_place=upload(low_place, low_slots),
         reach=upload(reach, width),

@@ -1,22 +1,25 @@
 """What the merge costs: low tokens' outputs back to all tokens, and with a LOW branch the gated
 sum with the own band's, in one launch.
 
-Derivation: docs/complexity.md; shape legend as in `freqformer.cost`.
+Gates reach video tokens only. Derivation: docs/complexity.md; shape legend as in
+`freqformer.cost`.
 """
 
 from __future__ import annotations
 
 from freqformer.bands import low_grid
 from freqformer.config import Band
-from freqformer.cost import NOTHING, Call, Cost, compress_flops
+from freqformer.cost import NOTHING, STATISTIC_BYTES, Call, Cost, compress_flops
 from freqformer.plan import AttentionPlan
 
 BRANCHES = 2
 """Gates of a token and head: of the own band, and of LOW."""
-GATE_FLOPS = 2
-"""Per channel and gate: a product and a sum."""
+SUM_FLOPS = 4
+"""Per channel of (1 + g0) own + g1 low: two products and two sums."""
+SCALE_FLOPS = 1
+"""Per channel of a gradient times its gate."""
 GATE_GRADIENT_FLOPS = 2
-"""Per channel and gate: the gate's gradient, a product and a sum over channels."""
+"""Per channel of a gate's gradient: a product, and a sum over channels."""
 
 
 def merge_cost(call: Call) -> Cost:
@@ -25,38 +28,34 @@ def merge_cost(call: Call) -> Cost:
     if call.low_rows == 0:
         return NOTHING
     spread = call.low_rows * spread_flops(call.plan)
-    read = call.low_rows * call.plan.num_low_tokens * call.row_bytes
+    low = call.low_rows * call.plan.num_low_tokens * call.row_bytes
+    write = float(call.low_rows * call.video * call.row_bytes)
     if not call.low_branch:
-        write = call.low_rows * call.video * call.row_bytes
-        return Cost(spread, spread, float(read), float(write), 1)
-    flops = spread + GATE_FLOPS * _gated_channels(call)
-    read += _own_bytes(call) + gate_bytes(call)
-    return Cost(flops, flops, float(read), float(_out_bytes(call)), 1)
+        return Cost(spread, spread, float(low), write, 1)
+    flops = spread + SUM_FLOPS * call.count() * call.video * call.plan.head_dim
+    # A LOW head's own output is the low tokens' too.
+    own = call.branched * call.video * call.row_bytes
+    return Cost(flops, flops, float(low + own + gate_bytes(call)), write, 1)
 
 
 def merge_backward_cost(call: Call) -> Cost:
-    """The transpose; with a LOW branch one pass that also finds gradients of own outputs and gates,
-    for which it computes LOW's outputs again.
-
-    Args:
-        call, low_token_flops: as `merge_cost` takes them.
-    """
+    """The transpose; with a LOW branch of gradients times their gate. Then the gates' gradients,
+    for which LOW's outputs are computed again; those of the own band's gates are by-products of
+    `block_sparse.cost.gather_cost`."""
     forward = merge_cost(call)
     if not call.low_branch:
         return forward.transposed
     spread = call.low_rows * spread_flops(call.plan)
-    channels, gated = call.count() * call.tokens * call.plan.head_dim, _gated_channels(call)
-    # (1 + g0) g of the own band, or (1 + g0 + g1) g where LOW is the same; g1 g of LOW else.
-    scaled = GATE_FLOPS * channels + (gated - channels)
-    useful = spread + scaled + GATE_GRADIENT_FLOPS * gated
+    tokens = call.count() * call.video
+    scaled = (SCALE_FLOPS + GATE_GRADIENT_FLOPS) * tokens * call.plan.head_dim
     low = call.low_rows * call.plan.num_low_tokens * call.row_bytes
-    return Cost(
-        flops=useful,
-        executed=useful + spread,
-        read_bytes=float(_out_bytes(call) + _own_bytes(call) + low + gate_bytes(call)),
-        write_bytes=float(_own_bytes(call) + low + gate_bytes(call)),
-        launches=1,
-    )
+    # The output's gradient is read by both launches; gates' gradients are rounded by a third.
+    sums = tokens * BRANCHES * STATISTIC_BYTES
+    read = 2 * tokens * call.row_bytes + gate_bytes(call) + low + sums
+    # Of a LOW head both gates' gradients are known here.
+    found = (tokens + call.count(Band.LOW) * call.video) * STATISTIC_BYTES
+    write = low + found + gate_bytes(call)
+    return Cost(spread + scaled, 2 * spread + scaled, float(read), float(write), 3)
 
 
 def spread_flops(plan: AttentionPlan) -> float:
@@ -72,22 +71,5 @@ def spread_flops(plan: AttentionPlan) -> float:
 
 
 def gate_bytes(call: Call) -> int:
-    """Bytes of the gates of all tokens and heads."""
-    return call.count() * call.tokens * BRANCHES * call.element_size
-
-
-def _gated_channels(call: Call) -> int:
-    """Channels of all branches that are weighed: two, and one where LOW is the own band or a text
-    query, which sees the same in both."""
-    video = (call.count() + call.branched) * call.video
-    return (video + call.count() * call.plan.num_text_tokens) * call.plan.head_dim
-
-
-def _own_bytes(call: Call) -> int:
-    """Bytes of outputs of the own bands, and of text: those of LOW heads are low tokens'."""
-    video = (call.count() - call.count(Band.LOW)) * call.video
-    return (video + call.count() * call.plan.num_text_tokens) * call.row_bytes
-
-
-def _out_bytes(call: Call) -> int:
-    return call.count() * call.tokens * call.row_bytes
+    """Bytes of the gates of all video tokens and heads."""
+    return call.count() * call.video * BRANCHES * call.element_size

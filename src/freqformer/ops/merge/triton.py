@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from freqformer.ops.merge.tables import MergeTables
-from freqformer.ops.merge.triton_kernel import expand_low
+from freqformer.ops.merge.triton_kernel import merge_kernel
+from freqformer.ops.parameters import BranchGates
 from freqformer.ops.tokens import TokenOrder
 
 NEAR_STEP = 64
@@ -16,69 +16,56 @@ NEAR_STEP = 64
 
 
 def merge_low(
-    low_out: Tensor, out: Tensor, allocation: Tensor, tables: MergeTables, token_order: TokenOrder
+    low_out: Tensor,
+    own: Tensor,
+    out: Tensor,
+    allocation: Tensor,
+    tables: MergeTables,
+    token_order: TokenOrder,
+    low_branch: BranchGates | None = None,
 ) -> None:
-    """Write the video tokens of LOW heads into `out`, from outputs on low tokens.
+    """Write into `out` what low tokens give: the video tokens of LOW heads, or with gates the sum
+    of every head's own band and its LOW branch.
 
     Args:
         low_out: (R, M, D), R = batch * heads rows.
-        out: (B, N + X, H, D) contiguous; other heads and text tokens stay as they are.
+        own: (B, N + X, H, D) contiguous, outputs of the bands; may be `out` itself.
+        out: (B, N + X, H, D) contiguous; without gates other heads and text tokens stay as they
+            are.
         allocation: the band of every head, whole numbers (B, H) on the device, any strides. A head
             with a number that is no band gets NaN: the device can't raise an error, and a wrong
             result must not pass for a right one.
         tables: `merge_tables` of the plan on this device.
-        token_order: order of the video tokens of `out`.
+        token_order: order of the video tokens.
+        low_branch: gates (contiguous) of the branches; None for no LOW branch.
     """
-    torch.ops.freqformer.merge_low(
-        low_out,
-        out,
-        allocation,
-        [tables.tile_offsets, tables.raster, tables.tile_class],
-        tables.near,
-        tables.weights,
-        token_order == "raster",
-    )
-
-
-@torch.library.custom_op(
-    "freqformer::merge_low",
-    mutates_args=("out",),
-    schema="(Tensor low_out, Tensor(a!) out, Tensor allocation, Tensor[] layout, Tensor near, "
-    "Tensor weights, bool raster) "
-    "-> ()",
-)
-def _merge_low(
-    low_out: Tensor,
-    out: Tensor,
-    allocation: Tensor,
-    layout: Sequence[Tensor],
-    near: Tensor,
-    weights: Tensor,
-    raster: bool,
-) -> None:
     rows, num_low, head_dim = low_out.shape
     _, tokens, heads, _ = out.shape
-    tiles, side = near.shape
-    expand_low[(rows * tiles,)](
+    slots, (tiles, side) = tables.weights.shape[2], tables.near.shape
+    video = tables.raster.shape[0]
+    # Text has no branch; it is copied where `out` is another tensor.
+    text_blocks = 0 if low_branch is None or own is out else -(-(tokens - video) // slots)
+    constants: dict[str, Any] = {
+        "SLOTS": slots,
+        "NEAR": side,
+        "STEP": min(side, NEAR_STEP),
+        "D": head_dim,
+        "RASTER": token_order == "raster",
+        "BRANCH": low_branch is not None,
+        "PARTS": tables.weights.shape[0],
+        "num_warps": 4 if low_branch is None else 8,
+    }
+    merge_kernel[(rows * (tiles + text_blocks),)](
         low_out,
+        own,
         out,
+        (None, None) if low_branch is None else low_branch.both,
         allocation,
         allocation.stride(),
-        tuple(layout),
-        near,
-        weights,
-        weights.stride(0),
-        (heads, rows, tokens, num_low),
-        SLOTS=weights.shape[2],
-        NEAR=side,
-        STEP=min(side, NEAR_STEP),
-        D=head_dim,
-        RASTER=raster,
-        PARTS=weights.shape[0],
-        num_warps=4,  # pyright: ignore[reportCallIssue]
+        (tables.tile_offsets, tables.raster, tables.tile_class),
+        tables.near,
+        tables.weights,
+        tables.weights.stride(0),
+        (heads, rows, tokens, video, num_low, tiles),
+        **constants,
     )
-
-
-@_merge_low.register_fake
-def _(low_out, out, allocation, layout, near, weights, raster):
-    return None

@@ -6,7 +6,7 @@ Derivation: docs/complexity.md; shape legend as in `freqformer.cost`.
 
 from __future__ import annotations
 
-from freqformer.buffers import key_layout, selects_tiles
+from freqformer.buffers import key_layout, query_rows, selects_tiles
 from freqformer.config import Band
 from freqformer.cost import STATISTIC_BYTES, Call, Cost, compress_flops, dct_flops
 from freqformer.grid import TILE_SLOTS
@@ -83,29 +83,19 @@ def summaries_backward_cost(call: Call) -> Cost:
     return Cost(forward.flops, POOLING_PRODUCTS * forward.executed, read, 0.0, int(learned))
 
 
-def workspace_bytes(
-    plan: AttentionPlan, rows: int, element_size: int, low_branch: bool = False
-) -> int:
-    """Bytes of the buffers that the prologue leaves: query, key and value in tile order, with a
-    LOW branch its queries too, and sums over tiles.
+def workspace_bytes(plan: AttentionPlan, rows: int, element_size: int) -> int:
+    """Bytes of the buffers that the prologue leaves: query, key and value in tile order with low
+    tokens, and sums over tiles.
 
     Args:
         plan: of the call.
         rows: samples times heads.
         element_size: bytes of an element of the query.
-        low_branch: whether every head has one.
     """
-    queries = query_rows(plan, low_branch)
-    held = rows * (queries + 2 * key_layout(plan).rows) * plan.head_dim * element_size
+    held = rows * (query_rows(plan) + 2 * key_layout(plan).rows) * plan.head_dim * element_size
     if selects_tiles(plan) or plan.cells.num_cells:
         held += 3 * rows * sum_bytes(plan)
     return held
-
-
-def query_rows(plan: AttentionPlan, low_branch: bool = False) -> int:
-    """Rows of one head in the query buffer: video and text tokens, and a LOW branch's low ones."""
-    own = plan.layout.grid.num_tokens + plan.num_text_tokens
-    return own + (plan.num_low_tokens if low_branch else 0)
 
 
 def sums_bytes(call: Call) -> int:

@@ -32,8 +32,8 @@ class PrologueTables:
     tile_class: Tensor
     """int32 (T,)."""
     reduction: Tensor
-    """What a tile's tokens are reduced to: A of `bands`, low tokens, by class, and then, in the
-    first row of one more matrix, the sum of all: summands (1 or 2, K + 1, LOW_SLOTS, SLOTS)."""
+    """What a tile's tokens are reduced to, by class: A of `bands`, low tokens, and in the last row
+    the sum of all, so that one product gives both: summands (1 or 2, K, LOW_SLOTS, SLOTS)."""
     projectors: Tensor | None
     """From a tile's tokens to its low, mid and high band: summands (1 or 2, K, 3, SLOTS, SLOTS).
     None where neither band features nor learned summaries need them."""
@@ -78,7 +78,8 @@ def prologue_tables(
     boxes = [[extents[axis][i] for axis, i in enumerate(place)] for place in places]
     low_place = _low_places(plan)
     reductions = [kron([analysis_matrix(n, m) for n, m in box]) for box in boxes]
-    reductions.append(torch.ones(1, slots, dtype=torch.float64))
+    reduction = padded(reductions, low_place.shape[1], slots)
+    reduction[:, -1] = 1
     projectors = None
     if plan.learned_summaries or config.band_features != "full":
         projectors = parts(_projectors(plan, classes, boxes, slots), dtype).to(device)
@@ -88,7 +89,7 @@ def prologue_tables(
         tile_offsets=upload(layout.offsets),
         raster=upload(layout.raster_to_tile),
         tile_class=upload(classes.of_tile),
-        reduction=parts(padded(reductions, low_place.shape[1], slots), dtype).to(device),
+        reduction=parts(reduction, dtype).to(device),
         projectors=projectors,
         low_place=upload(low_place),
         cell_tiles=upload(members(plan.cells.cell_of_tile, plan.cells.num_cells)),
@@ -122,9 +123,9 @@ def _low_places(plan: AttentionPlan) -> Tensor:
         ).repeat_interleave(samples)
     assert owner.shape == low_grid(layout, plan.config)
     places = members(owner.flatten(), layout.num_tiles)
-    return torch.nn.functional.pad(
-        places, (0, power_of_two(places.shape[1]) - places.shape[1]), value=-1
-    )
+    # One slot more than low tokens: the last row of a reduction is the sum of all.
+    spare = power_of_two(places.shape[1] + 1) - places.shape[1]
+    return torch.nn.functional.pad(places, (0, spare), value=-1)
 
 
 def members(owner: Tensor, groups: int) -> Tensor:

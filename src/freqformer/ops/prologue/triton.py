@@ -33,7 +33,9 @@ class PreparedRows:
     """What the prologue leaves for the launches behind it."""
 
     query: Tensor
-    """(R, N + X, D): video tokens in tile order, or M low tokens in LOW rows, then text."""
+    """(R, N + X + M, D): video tokens in tile order, unless the row is LOW, then text, then low
+    tokens of LOW rows, and of all with a LOW branch. So far as blocks of the queries before read
+    on, what holds none is zero."""
     key: Tensor
     """(R, S, D), see `KeyLayout`."""
     value: Tensor
@@ -59,6 +61,7 @@ def prepare_rows(
     parameters: AttentionParameters | None,
     token_order: TokenOrder,
     text_mask: Tensor | None = None,
+    low_branch: bool = False,
 ) -> PreparedRows:
     """Norm, band features, rotary embedding, tile order, low tokens, summaries, text and tile sums
     of all rows.
@@ -73,6 +76,7 @@ def prepare_rows(
         parameters: learned inputs, or None.
         token_order: order of the video tokens and of the rotary tables.
         text_mask: bool (B, X), False for text tokens that nothing may reach from; None for none.
+        low_branch: whether every row has low tokens, for the LOW branch of its head.
     """
     plan, keys = tables.plan, tables.keys
     learned = parameters or AttentionParameters()
@@ -85,7 +89,7 @@ def prepare_rows(
         learned.gains,
         learned.summary_queries,
     )
-    outputs = torch.ops.freqformer.prologue(
+    outputs = _prologue(
         *tensors,
         allocation,
         [tables.tile_offsets, tables.raster, tables.tile_class, tables.low_place],
@@ -93,7 +97,7 @@ def prepare_rows(
         [tables.cell_tiles, tables.cell_counts, tables.zeros, band_blocks],
         [None if x is None else x.contiguous() for x in optional],
         learned.norm_eps,
-        [*keys.offsets, keys.rows, plan.num_low_tokens],
+        [*keys.offsets, keys.rows, plan.num_low_tokens, int(low_branch)],
         plan.num_text_tokens,
         token_order == "raster",
         FEATURES.index(plan.config.band_features),
@@ -103,16 +107,6 @@ def prepare_rows(
     return PreparedRows(*outputs)
 
 
-@torch.library.custom_op(
-    "freqformer::prologue",
-    mutates_args=(),
-    schema="(Tensor query, Tensor key, Tensor value, Tensor allocation, Tensor[] layout, "
-    "Tensor?[] matrices, "
-    "Tensor[] cells, Tensor?[] learned, float eps, int[] segments, int num_text, bool raster, int "
-    "features, bool sums, "
-    "Tensor? text_mask) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
 def _prologue(
     query: Tensor,
     key: Tensor,
@@ -143,7 +137,9 @@ def _prologue(
     inputs, strides = (query, key, value), tuple(x.stride()[:3] for x in (query, key, value))
     reduction, projectors = matrices
     assert reduction is not None
-    parts, classes, low_slots, slots = reduction.shape
+    parts, _, low_slots, slots = reduction.shape
+    branch = bool(segments[8])
+    query_rows = tokens + segments[7]
     rotary = None if cos is None else (cos, sin)
     projector_step = 0 if projectors is None else projectors.stride(0)
     full = FEATURES[features] == "full"
@@ -157,7 +153,7 @@ def _prologue(
         tuple(layout),
         (reduction, reduction.stride(0), projectors, projector_step),
         (query_norm, key_norm, rotary, gains),
-        (heads, rows, tokens, segments[6], tiles, classes - 1),
+        (heads, rows, tokens, query_rows, segments[6], tiles),
         (segments[0], segments[5]),
         eps,
         SLOTS=slots,
@@ -167,6 +163,7 @@ def _prologue(
         RASTER=raster,
         FEATURES=features,
         TEXT=num_text > 0,
+        BRANCH=branch,
         PARTS=parts,
         num_warps=4 if full else 8,  # pyright: ignore[reportCallIssue]
         num_stages=3 if full else 1,  # pyright: ignore[reportCallIssue]
@@ -188,7 +185,7 @@ def _prologue(
         (order, bands, cells[3]),
         cells[2],
         text_mask,
-        (heads, rows, tokens, segments[6], tiles, tokens - num_text, segments[7]),
+        (heads, rows, tokens, query_rows, segments[6], tiles, tokens - num_text, segments[7]),
         tuple(segments[1:5]),
         jobs,
         eps,
@@ -200,31 +197,11 @@ def _prologue(
         TEXT_SLOTS=TEXT_SLOTS,
         PAD=PAD,
         ROWS=power_of_two(rows),
+        BRANCH=branch,
         num_warps=4 if pooling is None else 8,  # pyright: ignore[reportCallIssue]
         num_stages=1,  # pyright: ignore[reportCallIssue]
     )
     return outputs
-
-
-@_prologue.register_fake
-def _(
-    query,
-    key,
-    value,
-    allocation,
-    layout,
-    matrices,
-    cells,
-    learned,
-    eps,
-    segments,
-    num_text,
-    raster,
-    features,
-    sums,
-    *_,
-):
-    return _outputs(query, layout, cells, learned, segments, sums)
 
 
 def _outputs(
@@ -238,7 +215,7 @@ def _outputs(
     batch, tokens, heads, head_dim = query.shape
     rows, tiles = batch * heads, layout[0].shape[0] - 1 if sums else 0
     return (
-        query.new_empty(rows, tokens, head_dim),
+        query.new_empty(rows, tokens + segments[7], head_dim),
         query.new_empty(rows, segments[6], head_dim),
         query.new_empty(rows, segments[6], head_dim),
         query.new_empty(3, rows, tiles, head_dim, dtype=torch.float32),

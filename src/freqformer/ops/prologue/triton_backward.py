@@ -48,6 +48,7 @@ def prepare_rows_backward(
     parameters: AttentionParameters | None,
     token_order: TokenOrder,
     text_mask: Tensor | None = None,
+    low_branch: bool = False,
 ) -> PrologueGrads:
     """Gradients of `prepare_rows`, from those of its buffers, the same bits every time.
 
@@ -58,8 +59,8 @@ def prepare_rows_backward(
         bands: `Band` of every row, int32 (R,).
         pools: key and value buffers, whose summaries are read, and the log-sum-exp of pooling
             scores float32 (R, C, 2).
-        tables, parameters, token_order, text_mask: as in `prepare_rows`. The rotary tables get no
-            gradient.
+        tables, parameters, token_order, text_mask, low_branch: as in `prepare_rows`. The rotary
+            tables get no gradient.
     """
     plan, keys = tables.plan, tables.keys
     learned = parameters or AttentionParameters()
@@ -72,7 +73,7 @@ def prepare_rows_backward(
         learned.gains,
         learned.summary_queries,
     )
-    outputs = torch.ops.freqformer.prologue_backward(
+    outputs = _prologue_backward(
         list(buffer_grads),
         list(tensors),
         bands,
@@ -87,6 +88,7 @@ def prepare_rows_backward(
         token_order == "raster",
         FEATURES.index(plan.config.band_features),
         None if text_mask is None else text_mask.contiguous(),
+        low_branch,
     )
     given = (learned.query_norm, learned.key_norm, learned.gains, learned.summary_queries)
     rest = (grad if x is not None else None for x, grad in zip(given, outputs[3:], strict=True))
@@ -99,15 +101,6 @@ def cell_of_tile(plan: AttentionPlan, device: torch.device) -> Tensor:
     return plan.cells.cell_of_tile.to(torch.int32).to(device)
 
 
-@torch.library.custom_op(
-    "freqformer::prologue_backward",
-    mutates_args=(),
-    schema="(Tensor[] buffer_grads, Tensor[] tensors, Tensor bands, Tensor[] pools, Tensor[] "
-    "layout, Tensor?[] matrices, "
-    "Tensor[] cells, Tensor?[] learned, float eps, int[] segments, int num_text, bool raster, int "
-    "features, "
-    "Tensor? text_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
 def _prologue_backward(
     buffer_grads: Sequence[Tensor],
     tensors: Sequence[Tensor],
@@ -123,9 +116,11 @@ def _prologue_backward(
     raster: bool,
     features: int,
     text_mask: Tensor | None,
+    low_branch: bool,
 ) -> tuple[Tensor, ...]:
     batch, tokens, heads, head_dim = tensors[0].shape
     rows, key_rows, tiles = batch * heads, buffer_grads[1].shape[1], layout[2].shape[0]
+    query_rows = buffer_grads[0].shape[1]
     query_norm, key_norm, cos, sin, gains, pooling = learned
     reduction, projectors = matrices
     assert reduction is not None
@@ -152,6 +147,7 @@ def _prologue_backward(
         "CHUNK": min(slots, CHUNK),
         "D": head_dim,
         "RASTER": raster,
+        "BRANCH": low_branch,
         "PARTS": parts,
     }
     pool_vectors = None
@@ -196,7 +192,7 @@ def _prologue_backward(
         (reduction, reduction.stride(0), projectors, projector_step),
         (query_norm, key_norm, rotary, gains, pooling),
         pool_vectors,
-        (heads, rows, tokens, tokens - num_text, key_rows, tiles, tiles + text_blocks),
+        (heads, rows, tokens, query_rows, tokens - num_text, key_rows, tiles, tiles + text_blocks),
         (segments[0], sums_at, segments[5]),
         eps,
         **constants,
@@ -211,7 +207,16 @@ def _prologue_backward(
             shares,
             (query_norm, key_norm),
             text_mask,
-            (heads, rows, tokens, tokens - num_text, key_rows, tiles, tiles + text_blocks),
+            (
+                heads,
+                rows,
+                tokens,
+                query_rows,
+                tokens - num_text,
+                key_rows,
+                tiles,
+                tiles + text_blocks,
+            ),
             segments[4],
             eps,
             **constants,
@@ -236,10 +241,3 @@ def _sums(
         total = share.unflatten(0, (-1, heads)).sum((0, 2)) if per_head else share.sum((0, 1))
         sums.append(total.to(x.dtype))
     return sums
-
-
-@_prologue_backward.register_fake
-def _(buffer_grads, tensors, bands, pools, layout, matrices, cells, learned, *_):
-    given = (*learned[:2], *learned[4:])
-    rest = (tensors[0].new_empty(0) if x is None else torch.empty_like(x) for x in given)
-    return (*(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in tensors), *rest)

@@ -63,6 +63,7 @@ def pool_slopes(
     CHUNK: tl.constexpr,
     D: tl.constexpr,
     RASTER: tl.constexpr,
+    BRANCH: tl.constexpr,
     PARTS: tl.constexpr,
 ):
     """How the tokens of one tile of one row take part in the pooled summaries that the row sees.
@@ -87,7 +88,8 @@ def pool_slopes(
     sample, head, wide_row = row // heads, row % heads, row.to(tl.int64)
     band = tl.load(bands + row)
     if band == DENSE:
-        return
+        if not BRANCH:
+            return
     channel = tl.arange(0, D)
     raster = None
     if RASTER:
@@ -96,7 +98,7 @@ def pool_slopes(
     cell = tl.load(cell_of_tile + index)
     projectors += tl.load(layout[2] + index) * 3 * SLOTS * SLOTS
     for other in tl.static_range(1, 3):  # pyright: ignore[reportGeneralTypeIssues]
-        if band != other:
+        if (band != other) | BRANCH:
             summary = wide_row * key_rows * D + (sums_at[other] + cell) * D + channel
             key_grad = tl.load(summary_grads[0] + summary).to(tl.float32)
             value_grad = tl.load(summary_grads[1] + summary).to(tl.float32)
@@ -156,6 +158,7 @@ def _token_grads(
     D: tl.constexpr,
     FEATURES: tl.constexpr,
     KEPT: tl.constexpr,
+    BRANCH: tl.constexpr,
     PARTS: tl.constexpr,
 ):
     """Gradients of normalised tokens x (CHUNK, D) of one tile, and what they give to the gains of
@@ -171,7 +174,8 @@ def _token_grads(
     own, place, live = tile
     # fmt: off
     g = exact_grads(grad, band, own, live, low[0], low[1], exact_start, mean,
-                    reduction + skip, reduction_step, SLOTS, D, FEATURES, KEPT, PARTS)
+                    reduction + skip, reduction_step, SLOTS, D, FEATURES, KEPT, BRANCH,
+                    PARTS)
     low_share, mid_share, high_share = 0.0, 0.0, 0.0
     if rotary is not None:
         g = turned_back(g, rotary_tables(rotary, place, live, D))
@@ -208,6 +212,7 @@ def tile_grads(
     RASTER: tl.constexpr,
     FEATURES: tl.constexpr,
     TEXT: tl.constexpr,
+    BRANCH: tl.constexpr,
     PARTS: tl.constexpr,
 ):
     """Gradients of one tile of one row, heads fastest as in the forward kernel.
@@ -215,7 +220,7 @@ def tile_grads(
     Args:
         inputs, strides: query, key and value (B, N + X, H, D), and the first three strides of each.
         bands: `Band` of every row, int32 (R,).
-        buffer_grads: gradients of the buffers, query (R, N + X, D), key and value (R, S, D).
+        buffer_grads: gradients of the buffers, query (R, N + X + M, D), key and value (R, S, D).
         grads: gradients of the inputs, (B, N + X, H, D) contiguous.
         shares: what the tile gives to the gradients of query norm and key norm (R, shares of a row,
             D) and gains (R, T, 3), float32; None for what isn't learned.
@@ -226,12 +231,12 @@ def tile_grads(
         learned: norm weights of queries and keys, rotary tables, gains and pooling queries; each
             may be None.
         pools: what `pool_slopes` wrote.
-        sizes: H, R, N + X, N, S, T, shares of a row.
+        sizes: H, R, N + X, N + X + M, N, S, T, shares of a row.
         segments: first rows of low tokens, of the three summaries, and of the exact segment, 0
             where there is none.
         CHUNK: tokens taken at once.
     """
-    heads, rows, tokens, video, key_rows, tiles, row_shares = sizes
+    heads, rows, tokens, query_rows, video, key_rows, tiles, row_shares = sizes
     query_norm, key_norm, rotary, gains, pooling = learned
     reduction, reduction_step, projectors, projector_step = matrices
     low_at, sums_at, exact_at = segments
@@ -248,7 +253,7 @@ def tile_grads(
     if gains is not None:
         gains += head * 3
     query_grad, key_grad = (
-        buffer_grads[0] + wide_row * tokens * D,
+        buffer_grads[0] + wide_row * query_rows * D,
         buffer_grads[1] + wide_row * key_rows * D,
     )
     value_grad = buffer_grads[2] + wide_row * key_rows * D
@@ -284,9 +289,9 @@ def tile_grads(
         if query_norm is not None:
             x = norm_tokens(raw, query_norm, eps, D)
         g, low, mid, high = _token_grads(
-            x, query_grad, band, tile, skip, extent, raster, rotary, (low_place, 0), 0, None,
+            x, query_grad, band, tile, skip, extent, raster, rotary, (low_place, tokens), 0, None,
             reduction, reduction_step, projectors, projector_step, gains, SLOTS, D, TURNED, False,
-            PARTS)
+            BRANCH, PARTS)
         if query_norm is not None:
             g, share = norm_grads(g, raw, query_norm, eps, D)
             query_share += share
@@ -301,11 +306,11 @@ def tile_grads(
             x, key_grad, band, tile, skip, extent, raster, rotary, (low_place, low_at), exact_at,
             key_mean,
             reduction, reduction_step, projectors, projector_step, gains, SLOTS, D, TURNED, TEXT,
-            PARTS)
+            BRANCH, PARTS)
         low_gain, mid_gain, high_gain = low_gain + low, mid_gain + mid, high_gain + high
         if pooling is not None:
             for other in tl.static_range(1, 3):
-                if (band != other) & (band != DENSE):
+                if ((band != other) & (band != DENSE)) | BRANCH:
                     vectors = pools + (wide_row * 2 + other - 1) * 2 * video
                     g = pooled_key_grads(
                         g, skip, extent, raster, rotary, vectors, vectors + video,
@@ -322,11 +327,11 @@ def tile_grads(
             x, value_grad, band, tile, skip, extent, raster, None, (low_place, low_at), exact_at,
             value_mean,
             reduction, reduction_step, projectors, projector_step, gains, SLOTS, D, FEATURES, TEXT,
-            PARTS)
+            BRANCH, PARTS)
         low_gain, mid_gain, high_gain = low_gain + low, mid_gain + mid, high_gain + high
         if pooling is not None:
             for other in tl.static_range(1, 3):
-                if (band != other) & (band != DENSE):
+                if ((band != other) & (band != DENSE)) | BRANCH:
                     g = pooled_value_grads(
                         g, skip, extent, pools + (wide_row * 2 + other - 1) * 2 * video,
                         tl.load(value_grad + sums_at[other] * D + summary).to(tl.float32),
@@ -364,10 +369,10 @@ def text_grads(
     Args:
         norms: norm weights of queries and keys, each may be None.
         text_mask: as in `finish_rows`.
-        sizes: H, R, N + X, N, S, T, shares of a row.
+        sizes: H, R, N + X, N + X + M, N, S, T, shares of a row.
         text_at: first row of the text in the key buffer.
     """
-    heads, rows, tokens, video, key_rows, tiles, row_shares = sizes
+    heads, rows, tokens, query_rows, video, key_rows, tiles, row_shares = sizes
     row, block = tl.program_id(0) % rows, tl.program_id(0) // rows
     sample, head, wide_row = row // heads, row % heads, row.to(tl.int64)
     slot = block * TEXT_SLOTS + tl.arange(0, TEXT_SLOTS)
@@ -375,7 +380,7 @@ def text_grads(
     own_grads = (sample.to(tl.int64) * tokens * heads + head) * D
     share_at = (wide_row * row_shares + tiles + block) * D + tl.arange(0, D)
     seen = seen_text(text_mask, sample, tokens - video, slot, live)
-    g = given(buffer_grads[0] + wide_row * tokens * D, place, live, D).to(tl.float32)
+    g = given(buffer_grads[0] + wide_row * query_rows * D, place, live, D).to(tl.float32)
     if norms[0] is not None:
         raw = load_tokens(inputs[0], strides[0], sample, head, place, live, D)
         if text_mask is not None:

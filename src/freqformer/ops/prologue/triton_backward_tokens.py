@@ -95,6 +95,7 @@ def exact_grads(
     D: tl.constexpr,
     FEATURES: tl.constexpr,
     KEPT: tl.constexpr,
+    BRANCH: tl.constexpr,
     PARTS: tl.constexpr,
 ):
     """Gradients of the rotated tokens of a tile with all bands: float32 (SLOTS, D).
@@ -108,14 +109,16 @@ def exact_grads(
             summaries.
         reduction: the analysis matrix, its columns for these tokens.
         KEPT: whether text queries see the tokens of LOW rows.
+        BRANCH: whether every row has low tokens.
     """
     g = tl.zeros((own.shape[0], D), tl.float32)
-    if band == LOW:
+    if (band == LOW) | BRANCH:
         low = given(grad + low_start * D, low_place, low_place >= 0, D)
         slot, column = tl.arange(0, low_place.shape[0]), tl.arange(0, own.shape[0])
         entry = reduction + slot[None, :] * SLOTS + column[:, None]
         for part in tl.static_range(PARTS):  # pyright: ignore[reportGeneralTypeIssues]
             g = dot(tl.load(entry + part * reduction_step), low, g)
+    if band == LOW:
         if KEPT:
             g += given(grad, own, live, D).to(tl.float32)
     else:

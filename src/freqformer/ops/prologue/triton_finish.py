@@ -191,6 +191,7 @@ def finish_rows(
     TEXT_SLOTS: tl.constexpr,
     PAD: tl.constexpr,
     ROWS: tl.constexpr,
+    BRANCH: tl.constexpr,
 ):
     """What no single tile can do: summaries, text tokens, zero rows, and the order of rows. One job
     of one row.
@@ -198,17 +199,22 @@ def finish_rows(
     Args:
         inputs, strides, allocation, allocation_strides, buffers, sums, eps: as in `prepare_tiles`.
         pool_lse: float32 (R, C, 2), log-sum-exp of the pooling scores of every cell in the mid and
-        high band. layout: tile offsets, raster places and classes of tiles. cells: tiles of every
-        cell, tokens of every cell, most tiles of a cell. projectors, projector_step: band
-        projectors (PARTS, classes, 3, SLOTS, SLOTS), and how far apart the parts are. learned: norm
-        weights of queries and keys, rotary tables and pooling queries; each may be None. routing:
-        order int32 (R,) and bands int32 (R,) to write, and key blocks by band. zeros: first rows of
-        the zero rows. text_mask: (B, X), 0 where a text token may not be seen; None where all may.
-        sizes: H, R, N + X, S, T, N, M. segments: first rows of the low, mid and high summaries and
-        of the text. jobs: how many programs of a row do cells, text and zero rows; one more does
-        the order.
+            high band.
+        layout: tile offsets, raster places and classes of tiles.
+        cells: tiles of every cell, tokens of every cell, most tiles of a cell.
+        projectors, projector_step: band projectors (PARTS, classes, 3, SLOTS, SLOTS), and how far
+            apart the parts are.
+        learned: norm weights of queries and keys, rotary tables and pooling queries; each may be
+            None.
+        routing: order int32 (R,) and bands int32 (R,) to write, and key blocks by band.
+        zeros: first rows of the zero rows.
+        text_mask: (B, X), 0 where a text token may not be seen; None where all may.
+        sizes: H, R, N + X, N + X + M, S, T, N, M.
+        segments: first rows of the low, mid and high summaries and of the text.
+        jobs: how many programs of a row do cells, text and zero rows; one more does the order.
+        BRANCH: whether every row has low tokens, for the LOW branch of its head.
     """
-    heads, rows, tokens, key_rows, tiles, video, num_low = sizes
+    heads, rows, tokens, query_rows, key_rows, tiles, video, num_low = sizes
     query_norm, key_norm, rotary, pooling = learned
     row, job = tl.program_id(0) % rows, tl.program_id(0) // rows
     sample, head = row // heads, row % heads
@@ -225,7 +231,7 @@ def finish_rows(
                 )
         if pooling is not None:
             for other in tl.static_range(1, 3):  # pyright: ignore[reportGeneralTypeIssues]
-                if (band != other) & (band != DENSE):
+                if ((band != other) & (band != DENSE)) | BRANCH:
                     place = (segments[other] + job) * D
                     query = pooling + (head * 2 + other - 1) * D
                     # fmt: off
@@ -249,7 +255,7 @@ def finish_rows(
             query = norm_tokens(query, query_norm, eps, D)
         if key_norm is not None:
             key = norm_tokens(key, key_norm, eps, D)
-        write_tokens(buffers[0] + wide_row * tokens * D, video + place, live, query)
+        write_tokens(buffers[0] + wide_row * query_rows * D, video + place, live, query)
         write_tokens(keys, segments[3] + place, live, key)
         write_tokens(values, segments[3] + place, live, value)
     elif job < jobs[0] + jobs[1] + jobs[2]:
@@ -259,13 +265,17 @@ def finish_rows(
         nothing = tl.zeros((PAD, D), buffers[1].dtype.element_ty)
         tl.store(keys + entry, nothing)
         tl.store(values + entry, nothing)
-        if (band == LOW) & (job == jobs[0] + jobs[1]):
-            # Backward, blocks of the row before read so far behind its end; what they read counts
-            # for nothing, if finite.
-            place = num_low + tl.arange(0, PAD)
-            write_tokens(
-                buffers[0] + wide_row * tokens * D, place, place < tl.minimum(video, PAD), nothing
-            )
+        if job == jobs[0] + jobs[1]:
+            # Backward, blocks of the queries before read so far behind their end; what they read
+            # counts for nothing, if finite.
+            empty_at, empty = tokens, num_low
+            if (band == LOW) | BRANCH:
+                empty = 0
+            if band == LOW:
+                empty_at, empty = 0, video
+            place = empty_at + tl.arange(0, PAD)
+            written = tl.arange(0, PAD) < empty
+            write_tokens(buffers[0] + wide_row * query_rows * D, place, written, nothing)
     else:
         _rank(
             allocation,

@@ -13,7 +13,6 @@ import triton.language as tl
 
 from freqformer.ops.jit import cast, load_tokens, norm_tokens
 from freqformer.ops.prologue.triton_tokens import (
-    DENSE,
     HIGH,
     LOW,
     MID,
@@ -150,14 +149,16 @@ def _take(
 
 
 @triton.jit
-def _leave(reduced, band, target, low_place, sums):
-    """Write what a tile was reduced to: low tokens of a LOW row, or the sum of all, which is in the
-    first row."""
-    if band == LOW:
+def _leave(reduced, band, target, low_place, sums, BRANCH: tl.constexpr):
+    """Write what a tile was reduced to: low tokens, and the sum of all, which is in the last
+    row."""
+    if (band == LOW) | BRANCH:
         write_tokens(target, low_place, low_place >= 0, reduced)
-    elif sums is not None:
-        if band != DENSE:
-            tl.store(sums + tl.arange(0, reduced.shape[1]), tl.sum(reduced, 0))
+    if sums is not None:
+        if (band == MID) | (band == HIGH):
+            last = tl.arange(0, reduced.shape[0]) == reduced.shape[0] - 1
+            total = tl.sum(tl.where(last[:, None], reduced, 0.0), 0)
+            tl.store(sums + tl.arange(0, reduced.shape[1]), total)
 
 
 @triton.jit
@@ -192,6 +193,7 @@ def prepare_tiles(
     RASTER: tl.constexpr,
     FEATURES: tl.constexpr,
     TEXT: tl.constexpr,
+    BRANCH: tl.constexpr,
     PARTS: tl.constexpr,
 ):
     """One tile of one row, heads fastest so that neighbouring programs read neighbouring memory.
@@ -199,20 +201,21 @@ def prepare_tiles(
     Args:
         inputs, strides: query, key and value (B, N + X, H, D), and the first three strides of each.
         allocation, allocation_strides: the band of every (sample, head).
-        buffers: query (R, N + X, D), key and value (R, S, D).
+        buffers: query (R, N + X + M, D), key and value (R, S, D).
         sums: float32 (3, R, T, D), sums of queries, keys and values over tiles; None where nothing
             needs them.
         layout: tile offsets, raster places, classes of tiles and places of low tokens.
         matrices: reductions, how far apart their summands are, projectors or None, and the same of
-            them. The reduction of a class is its analysis matrix, of a last class the sum.
+            them. The reduction of a class is its analysis matrix over a row of ones.
         learned: norm weights of queries and keys, rotary tables and gains; each may be None.
-        sizes: H, R, N + X, S, T, classes of tiles.
+        sizes: H, R, N + X, N + X + M, S, T.
         segments: first rows of the low and the exact segment; 0 where there is no exact one.
         CHUNK: tokens taken at once: a few keep many loads in flight; band features need the whole
             tile.
         TEXT: whether there are text queries, which see every exact token whatever the band.
+        BRANCH: whether every row has low tokens, for the LOW branch of its head.
     """
-    heads, rows, tokens, key_rows, tiles, classes = sizes
+    heads, rows, tokens, query_rows, key_rows, tiles = sizes
     query_norm, key_norm, rotary, gains = learned
     reduction, reduction_step, projectors, projector_step = matrices
     row, index = tl.program_id(0) % rows, tl.program_id(0) // rows
@@ -221,13 +224,13 @@ def prepare_tiles(
     first, last = tl.load(layout[0] + index), tl.load(layout[0] + index + 1)
     kind = tl.load(layout[2] + index)
     low_place = tl.load(layout[3] + index * LOW_SLOTS + tl.arange(0, LOW_SLOTS))
-    reduction += tl.where(band == LOW, kind, classes) * LOW_SLOTS * SLOTS
+    reduction += kind * LOW_SLOTS * SLOTS
     if projectors is not None:
         projectors += kind * 3 * SLOTS * SLOTS
     if gains is not None:
         gains += head * 3
     wide_row = row.to(tl.int64)
-    query_out = buffers[0] + wide_row * tokens * D
+    query_out = buffers[0] + wide_row * query_rows * D
     key_out, value_out = buffers[1] + wide_row * key_rows * D, buffers[2] + wide_row * key_rows * D
     TURNED_FEATURES: tl.constexpr = FULL if FEATURES == VALUES else FEATURES
 
@@ -264,6 +267,6 @@ def prepare_tiles(
         query_sums = sums + (wide_row * tiles + index) * D
         key_sums = query_sums + rows.to(tl.int64) * tiles * D
         value_sums = key_sums + rows.to(tl.int64) * tiles * D
-    _leave(low_query, band, query_out, low_place, query_sums)
-    _leave(low_key, band, key_out + segments[0] * D, low_place, key_sums)
-    _leave(low_value, band, value_out + segments[0] * D, low_place, value_sums)
+    _leave(low_query, band, query_out + tokens * D, low_place, query_sums, BRANCH)
+    _leave(low_key, band, key_out + segments[0] * D, low_place, key_sums, BRANCH)
+    _leave(low_value, band, value_out + segments[0] * D, low_place, value_sums, BRANCH)

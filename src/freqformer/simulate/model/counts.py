@@ -94,7 +94,7 @@ def layer_counts(
         },
         kv_bytes=kv_bytes(call),
         summary_bytes=stages["summaries"].write_bytes,
-        workspace_bytes=workspace_bytes(plan, call.count(), element_size, low_branch)
+        workspace_bytes=workspace_bytes(plan, call.count(), element_size)
         + (gate_bytes(call) if low_branch else 0),
         backward_flops=sum(stage.flops for stage in layer_gradients(call).values()),
         call=call,

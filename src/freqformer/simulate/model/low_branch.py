@@ -2,7 +2,8 @@
 
 LOW's queries are more rows of the operation's one attention launch, its low tokens come from the
 prologue's one pass, and the merge interpolates, weighs and adds: (1 + g0) own + g1 low, with gates
-of a linear layer per token and head. So it adds no launch to a layer of LOW heads but the gates'.
+of a linear layer per video token and head. So it adds no launch to a layer with LOW heads but the
+gates'.
 Derivation: docs/complexity.md; shape legend as in `freqformer.cost`.
 """
 
@@ -70,9 +71,9 @@ def _weights(call: Call) -> int:
 def _products(call: Call) -> float:
     """FLOPs of the linear layer."""
     width = call.plan.num_heads * call.plan.head_dim
-    return 2.0 * call.tokens * width * BRANCHES * call.count()
+    return 2.0 * call.video * width * BRANCHES * call.count()
 
 
 def _tensor_bytes(call: Call) -> int:
-    """Bytes of one value per token and channel of these heads."""
-    return call.count() * call.tokens * call.row_bytes
+    """Bytes of one value per video token and channel of these heads."""
+    return call.count() * call.video * call.row_bytes

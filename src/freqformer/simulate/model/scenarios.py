@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+from freqformer._renamed import renamed_arguments, renamed_fields
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
-from freqformer.simulate._renamed import warn_renamed
 from freqformer.simulate.model.allocations import RouterInputs, Routing
 from freqformer.simulate.model.efficiency import load_efficiency
 from freqformer.simulate.model.hardware import load_hardware
@@ -25,6 +25,7 @@ from freqformer.simulate.model.roofline import Machine
 from freqformer.simulate.model.transformers import ModelShape, load_model
 
 
+@renamed_fields(low_beside="low_branch")
 @dataclass(frozen=True)
 class Scenario:
     """What is simulated.
@@ -124,6 +125,7 @@ class Scenario:
         return changed
 
 
+@renamed_arguments(calibration="efficiency")
 def scenario(
     model: str | Path,
     hardware: str | Path,
@@ -134,7 +136,6 @@ def scenario(
     routing: Routing | None = None,
     head_dim: int | None = None,
     efficiency: str | Path | None = None,
-    calibration: str | Path | None = None,
 ) -> Scenario:
     """A scenario from names.
 
@@ -149,14 +150,10 @@ def scenario(
         routing: who gives heads to bands; None for the preset's.
         head_dim: cut the model's width into heads of this size.
         efficiency: a known machine's name, or a JSON file; None takes the machine's own.
-        calibration: the old name of `efficiency`.
 
     Raises:
         ProfileError: for anything unknown, missing or out of range, naming it.
     """
-    if calibration is not None:
-        warn_renamed("calibration", "efficiency")
-        efficiency = calibration if efficiency is None else efficiency
     shape, machine, named = load_model(model), load_hardware(hardware), preset_named(preset)
     if head_dim is not None:
         shape = shape.with_head_dim(head_dim)

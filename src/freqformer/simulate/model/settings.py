@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from freqformer._renamed import warn_renamed
 from freqformer.config import FreqFormerConfig
 from freqformer.routing import RoutingTable
-from freqformer.simulate._renamed import RENAMED_SETTINGS, warn_renamed
 from freqformer.simulate.model.allocations import Routing
 from freqformer.simulate.model.presets import Preset, preset_named
 from freqformer.simulate.model.profiles import ProfileError
@@ -24,6 +24,8 @@ SWITCHES = ("learned_summaries", "low_branch")
 TEXTS = ("routing", "schedule", "table", "efficiency")
 DENSE_SETTINGS = ("table", "head_dim", "efficiency")
 """What can be set of dense attention."""
+RENAMED_SETTINGS = {"calibration": "efficiency", "low_beside": "low_branch"}
+"""New name of every old setting."""
 MOST_TYPED = 1024
 """Characters of a setting, and"""
 MOST_SHOWN = 80
@@ -90,7 +92,7 @@ def _values(settings: Sequence[str]) -> dict[str, Any]:
             )
         name, separator, text = item.partition("=")
         if name in RENAMED_SETTINGS:
-            warn_renamed(f"setting {name}", RENAMED_SETTINGS[name])
+            warn_renamed(f"--set {name}", RENAMED_SETTINGS[name])
             name = RENAMED_SETTINGS[name]
         if not separator or name not in known:
             allowed = f"NAME=VALUE with one of {', '.join(known)} is allowed"

@@ -6,29 +6,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from freqformer import _colours
 from freqformer.simulate.model.scale_out import ScaleOut
 from freqformer.simulate.model.sensitivity import KNOBS, Variant
 from freqformer.simulate.model.simulation import Result
 
 COLOURS = {
-    "FreqFormer": "#0072B2",
-    "dense": "#767676",
-    "low": "#0072B2",
-    "mid": "#009E73",
-    "high": "#E69F00",
+    "FreqFormer": _colours.LOW,
+    "dense": _colours.DENSE,
+    "low": _colours.LOW,
+    "mid": _colours.MID,
+    "high": _colours.HIGH,
     "prologue": "#CC79A7",
     "summaries": "#882255",
     "selection": "#56B4E9",
-    "merge": "#D55E00",
+    "merge": "#E69F00",
     "router": "#8C6BB1",
     "low branch": "#332288",
     "gates": "#AA4499",
     "linear": "#B8B8B8",
-    "attention": "#0072B2",
+    "attention": _colours.LOW,
     "cross-attention": "#117733",
     "elementwise": "#DDCC77",
     "machine": "#333333",
-    "naive": "#D55E00",
+    "naive": _colours.HIGH,
     "ideal": "#BBBBBB",
 }
 """Colours that people with any colour vision tell apart (Okabe and Ito), one per meaning."""

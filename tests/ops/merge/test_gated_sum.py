@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from freqformer.ops.gates.reference import gated_sum
+from freqformer.ops.merge import gated_sum
 
 
 def _branches(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

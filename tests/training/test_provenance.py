@@ -1,4 +1,4 @@
-"""The record of a run's parts, and runs that are cut into parts by the clock."""
+"""The record of a run's sessions, and runs that are cut into sessions by the clock."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from freqformer.training import record
+from freqformer.training import provenance
 from freqformer.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from freqformer.training.config import CheckpointConfig, DataConfig, RunConfig, TrainConfig
 from freqformer.training.loop import train
-from freqformer.training.record import (
+from freqformer.training.provenance import (
     COMMIT_VARIABLE,
-    PARTS_FILE,
+    SESSIONS_FILE,
     TRAIN_FILE,
-    Part,
-    parts_up_to,
-    read_parts,
-    with_part,
-    write_parts,
+    Session,
+    read_sessions,
+    sessions_up_to,
+    with_session,
+    write_sessions,
 )
-from freqformer.training.run import StepReport
+from freqformer.training.report import StepReport
 
-PART = Part(0, 10, 40, 5.0, 0.5, 1.0, "CPU", "2", "1", None, "train")
+SESSION = Session(0, 10, 40, 5.0, 0.5, 1.0, "CPU", "2", "1", None, "train")
 
 
 @pytest.fixture
@@ -45,16 +45,16 @@ def config(tmp_path: Path) -> TrainConfig:
     )
 
 
-def test_a_run_in_parts_is_the_run_in_one(
+def test_a_run_in_sessions_is_the_run_in_one(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(COMMIT_VARIABLE, "abc123")
     whole: list[StepReport] = []
     train(replace(config, output=str(tmp_path / "whole")), on_step=whole.append)
     cut: list[StepReport] = []
-    short = replace(config, run=replace(config.run, part_seconds=0.001))
+    short = replace(config, run=replace(config.run, stop_after_seconds=0.001))
     for step in (1, 2, 3):
-        # A part does one step at least, however short it is.
+        # A session does one step at least, however short it is.
         train(short, on_step=cut.append)
         assert len(cut) == step
         newest = newest_checkpoint(Path(config.output) / "checkpoints")
@@ -62,35 +62,35 @@ def test_a_run_in_parts_is_the_run_in_one(
         assert newest.name == f"step-0000000{step}"
     for one, other in zip(whole, cut, strict=True):
         assert replace(one, seconds=0) == replace(other, seconds=0)
-    parts = read_parts(Path(config.output))
-    assert [(part.first_step, part.last_step, part.clips) for part in parts] == [
+    sessions = read_sessions(Path(config.output))
+    assert [(session.first_step, session.last_step, session.clips) for session in sessions] == [
         (0, 1, 2),
         (1, 2, 2),
         (2, 3, 2),
     ]
-    assert [part.progress for part in parts] == pytest.approx([1 / 3, 2 / 3, 1])
-    assert [part.loss for part in parts] == [report.loss for report in whole]
-    assert sum(part.seconds for part in parts) == pytest.approx(cut[-1].seconds, abs=0.01)
+    assert [session.progress for session in sessions] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert [session.loss for session in sessions] == [report.loss for report in whole]
+    assert sum(session.seconds for session in sessions) == pytest.approx(cut[-1].seconds, abs=0.01)
     assert all(
-        part.seconds > 0 and part.device.startswith("CPU") and part.commit == "abc123"
-        for part in parts
+        session.seconds > 0 and session.device.startswith("CPU") and session.commit == "abc123"
+        for session in sessions
     )
-    (only,) = read_parts(tmp_path / "whole")
+    (only,) = read_sessions(tmp_path / "whole")
     assert only.loss == pytest.approx(sum(report.loss for report in whole) / 3)
 
 
-def test_a_part_that_went_back_replaces_what_it_went_behind(tmp_path: Path) -> None:
-    assert read_parts(tmp_path) == []
+def test_a_session_that_went_back_replaces_what_it_went_behind(tmp_path: Path) -> None:
+    assert read_sessions(tmp_path) == []
     later, again = (
-        replace(PART, first_step=10, last_step=30),
-        replace(PART, first_step=10, last_step=25),
+        replace(SESSION, first_step=10, last_step=30),
+        replace(SESSION, first_step=10, last_step=25),
     )
-    parts: list[Part] = []
-    for part in (PART, later, again):
-        parts = with_part(parts, part)
-        write_parts(tmp_path, parts)
-    assert read_parts(tmp_path) == [PART, again]
-    assert parts_up_to(parts, 20) == [PART]
+    sessions: list[Session] = []
+    for session in (SESSION, later, again):
+        sessions = with_session(sessions, session)
+        write_sessions(tmp_path, sessions)
+    assert read_sessions(tmp_path) == [SESSION, again]
+    assert sessions_up_to(sessions, 20) == [SESSION]
 
 
 @pytest.mark.parametrize(
@@ -101,16 +101,16 @@ def test_a_part_that_went_back_replaces_what_it_went_behind(tmp_path: Path) -> N
         '[{"first_step": 0}]',
         "3",
         "[" * 10**5,
-        json.dumps([{**asdict(PART), "clips": "many"}]),
+        json.dumps([{**asdict(SESSION), "clips": "many"}]),
     ],
 )
 def test_damaged_records_are_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / PARTS_FILE).write_text(text)
-    with pytest.raises(ValueError, match=r"parts\.json .*remove it, and train again"):
-        read_parts(tmp_path)
+    (tmp_path / SESSIONS_FILE).write_text(text)
+    with pytest.raises(ValueError, match=r"sessions\.json .*remove it, and train again"):
+        read_sessions(tmp_path)
 
 
-def test_a_killed_part_is_recorded_up_to_its_checkpoint(config: TrainConfig) -> None:
+def test_a_killed_session_is_recorded_up_to_its_checkpoint(config: TrainConfig) -> None:
     """F111: steps, clips and seconds of the card are those of the weights."""
     config = replace(config, checkpoint=CheckpointConfig(every_steps=1))
 
@@ -124,31 +124,31 @@ def test_a_killed_part_is_recorded_up_to_its_checkpoint(config: TrainConfig) -> 
     with pytest.raises(Killed):
         train(config, on_step=kill)
     folder = Path(config.output)
-    (part,) = read_parts(folder)
-    assert (part.first_step, part.last_step, part.clips) == (0, 1, 2)
+    (session,) = read_sessions(folder)
+    assert (session.first_step, session.last_step, session.clips) == (0, 1, 2)
     # Killed behind the checkpoint and before the copy: the checkpoint knows.
-    (folder / PARTS_FILE).unlink()
+    (folder / SESSIONS_FILE).unlink()
     train(config)
-    first, second = read_parts(folder)
-    assert first == part
+    first, second = read_sessions(folder)
+    assert first == session
     assert (second.first_step, second.last_step, second.clips) == (1, 3, 4)
     assert json.loads((folder / TRAIN_FILE).read_text())["run"]["max_steps"] == 3
 
 
-def test_a_run_of_an_earlier_version_keeps_its_parts(config: TrainConfig) -> None:
-    train(replace(config, run=replace(config.run, part_seconds=0.001)))
+def test_a_run_of_an_earlier_version_keeps_its_sessions(config: TrainConfig) -> None:
+    train(replace(config, run=replace(config.run, stop_after_seconds=0.001)))
     folder = Path(config.output)
     newest = newest_checkpoint(folder / "checkpoints")
     assert newest is not None
     groups, state = load_checkpoint(newest)
-    del state["parts"]
+    del state["sessions"]
     save_checkpoint(
         folder / "checkpoints", 1, {name: dict(group) for name, group in groups.items()}, state
     )
-    before = read_parts(folder)
+    before = read_sessions(folder)
     train(config)
-    assert read_parts(folder)[0] == before[0]
-    assert len(read_parts(folder)) == 2
+    assert read_sessions(folder)[0] == before[0]
+    assert len(read_sessions(folder)) == 2
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -178,16 +178,16 @@ def test_the_commit_is_that_of_the_package_alone(
 ) -> None:
     """F111: a user's repository around an installed package tells nothing of its code."""
     package, commit = commit_with(tmp_path / "own", "freqformer")
-    assert record._repository_commit(package) == commit
+    assert provenance._repository_commit(package) == commit
     other, _ = commit_with(tmp_path / "users", "thesis")
     inside = tmp_path / "users" / ".venv" / "lib" / "freqformer"
     inside.mkdir(parents=True)
-    assert record._repository_commit(other) is None
-    assert record._repository_commit(inside) is None
-    assert record._repository_commit(commit_with(tmp_path / "bare", None)[0]) is None
+    assert provenance._repository_commit(other) is None
+    assert provenance._repository_commit(inside) is None
+    assert provenance._repository_commit(commit_with(tmp_path / "bare", None)[0]) is None
     # As in a hook of another repository.
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "users" / ".git"))
-    assert record._repository_commit(package) == commit
+    assert provenance._repository_commit(package) == commit
 
 
 @pytest.mark.parametrize(
@@ -207,8 +207,8 @@ def test_the_commit_that_an_installer_noted(
         def read_text(self, name: str) -> str | None:
             return text if name == "direct_url.json" else None
 
-    monkeypatch.setattr(record, "distribution", lambda name: Installed())
-    assert record._direct_commit() == expected
+    monkeypatch.setattr(provenance, "distribution", lambda name: Installed())
+    assert provenance._direct_commit() == expected
 
 
 def test_without_git_the_commit_is_unknown(
@@ -216,8 +216,19 @@ def test_without_git_the_commit_is_unknown(
 ) -> None:
     monkeypatch.delenv(COMMIT_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(record, "_direct_commit", lambda: None)
-    record._installed_commit.cache_clear()
-    monkeypatch.setattr(record, "_installed_commit", record._installed_commit.__wrapped__)
+    monkeypatch.setattr(provenance, "_direct_commit", lambda: None)
+    provenance._installed_commit.cache_clear()
+    monkeypatch.setattr(provenance, "_installed_commit", provenance._installed_commit.__wrapped__)
     train(replace(config, run=replace(config.run, max_steps=1)))
-    assert json.loads((Path(config.output) / PARTS_FILE).read_text())[0]["commit"] is None
+    assert json.loads((Path(config.output) / SESSIONS_FILE).read_text())[0]["commit"] is None
+
+
+def test_the_record_of_a_run_has_nothing_of_one_session(config: TrainConfig) -> None:
+    short = replace(config, run=replace(config.run, stop_after_seconds=0.001))
+    train(short)
+    record = json.loads((Path(config.output) / TRAIN_FILE).read_text())
+    assert "stop_after_seconds" not in record["run"]
+    assert TrainConfig.from_dict(record).run == config.run
+    newest = newest_checkpoint(Path(config.output) / "checkpoints")
+    assert newest is not None
+    assert load_checkpoint(newest)[1]["config"] == record

@@ -1,1 +1,0 @@
-"""Branches of one head, added up by gates."""

@@ -1,0 +1,51 @@
+"""The averaged weights of a run as a pipeline folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from freqformer._files import writing_folder
+from freqformer._optional import needs
+from freqformer.training.checkpoint import CheckpointError
+
+if TYPE_CHECKING:
+    from diffusers.training_utils import EMAModel
+
+    from freqformer.models.transformer import FreqFormerTransformer3DModel
+
+WITHOUT_MANIFEST = ("model_index.json", "transformer/*", "scheduler/*")
+"""What a run's pipeline of versions without manifest consists of."""
+
+
+def write_averaged(
+    target: Path, model: FreqFormerTransformer3DModel, ema: EMAModel, shift: float
+) -> None:
+    """Write a pipeline with the averaged weights; the model keeps its own.
+
+    Args:
+        target: folder to write; an earlier pipeline of the run is replaced.
+        model: in training.
+        ema: the average of its weights.
+        shift: of the timesteps, for the scheduler.
+
+    Raises:
+        CheckpointError: where it can't be written, or the folder holds anything else.
+    """
+    with needs("train"):
+        from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+            FlowMatchEulerDiscreteScheduler,
+        )
+
+    from freqformer.models.pipeline import FreqFormerPipeline
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    ema.store(model.parameters())
+    ema.copy_to(model.parameters())
+    try:
+        with writing_folder(
+            target, kind="pipeline", known=WITHOUT_MANIFEST, error=CheckpointError
+        ) as folder:
+            FreqFormerPipeline(transformer=model, scheduler=scheduler).save_pretrained(folder)
+    finally:
+        ema.restore(model.parameters())

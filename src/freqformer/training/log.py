@@ -1,0 +1,58 @@
+"""TensorBoard's log of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from freqformer.training.report import StepReport, TrainingError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+LOGGED = ("loss", "routing_loss", "gradient_norm", "learning_rate", "seconds")
+"""What of a step's report is logged."""
+
+
+class RunLog:
+    """Writes what steps did to `logs/` in a run's folder.
+
+    Args:
+        accelerator: of the run; its trackers write.
+        folder: of the run.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path) -> None:
+        self._accelerator, self._folder = accelerator, folder
+
+    def begin(self, step: int) -> None:
+        """Open the log to go on from a step; those after it will be logged again.
+
+        Raises:
+            TrainingError: where it can't be written.
+        """
+        with self._writing():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._accelerator.init_trackers(
+                "logs", init_kwargs={"tensorboard": {"purge_step": step + 1}}
+            )
+
+    def add(self, report: StepReport) -> None:
+        """Log one step; as `begin`."""
+        values = {name: getattr(report, name) for name in LOGGED}
+        with self._writing():
+            self._accelerator.log(values, step=report.step)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # A log that is broken can't be closed either, which would hide this error.
+            self._accelerator.trackers = []
+            raise TrainingError(
+                f"output is {self._folder}, which can't be written: {error}; free space or choose "
+                "another folder"
+            ) from error

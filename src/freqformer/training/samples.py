@@ -1,0 +1,105 @@
+"""What training learns from: one sample of a source, and the batch of a forward pass.
+
+Shape legend: B samples, C channels, F frames, H rows, W columns, L text tokens, E their channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from freqformer._renamed import warn_renamed
+
+PIXEL_CHANNELS = 3
+"""Channels of what is read from videos and photographs, or drawn: red, green and blue."""
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file that can't be read, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class TrainingSample:
+    """One clip, the text that describes it, and the files that it stands in for."""
+
+    clip: Tensor
+    """(C, F, H, W) float32: pixels in [-1, 1], or latents scaled to about 1."""
+    prompt_embeds: Tensor | None = None
+    """(L, E), floating point; None where no text describes the clip."""
+    prompt_attention_mask: Tensor | None = None
+    """(L,) bool, true where a text token may be seen; None shows all of them."""
+    failures: tuple[BadFile, ...] = ()
+
+    @property
+    def pixels(self) -> Tensor:
+        """The old name of `clip`."""
+        warn_renamed("pixels of a clip", "clip of a TrainingSample")
+        return self.clip
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """What one forward pass takes, noise included."""
+
+    clip: Tensor
+    """(B, C, F, H, W) float32."""
+    noise: Tensor
+    """Standard normal, shaped like the clip."""
+    prompt_embeds: Tensor | None = None
+    """(B, L, E), floating point."""
+    prompt_attention_mask: Tensor | None = None
+    """(B, L) bool."""
+
+    @classmethod
+    def of(cls, samples: Sequence[TrainingSample], noise: Sequence[Tensor]) -> TrainingBatch:
+        """The batch of these samples and their noise, on the CPU.
+
+        Args:
+            samples: one at least, alike in their shapes and in what they hold.
+            noise: of every sample, shaped like its clip.
+
+        Raises:
+            ValueError: where some samples have text and others none, or texts of other lengths.
+        """
+        return cls(
+            torch.stack([sample.clip for sample in samples]),
+            torch.stack(list(noise)),
+            _stacked("prompt_embeds", [sample.prompt_embeds for sample in samples]),
+            _stacked("prompt_attention_mask", [sample.prompt_attention_mask for sample in samples]),
+        )
+
+    def to(self, device: torch.device) -> TrainingBatch:
+        """The batch with its tensors on a device."""
+        embeds, mask = self.prompt_embeds, self.prompt_attention_mask
+        return TrainingBatch(
+            self.clip.to(device),
+            self.noise.to(device),
+            None if embeds is None else embeds.to(device),
+            None if mask is None else mask.to(device),
+        )
+
+
+def _stacked(name: str, given: Sequence[Tensor | None]) -> Tensor | None:
+    tensors = [one for one in given if one is not None]
+    if not tensors:
+        return None
+    if len(tensors) < len(given):
+        raise ValueError(
+            f"{name} is there in {len(tensors)} of {len(given)} samples of a batch; all or none "
+            "are allowed: give a clip without text the embeddings of an empty one"
+        )
+    shapes = sorted({tuple(one.shape) for one in tensors})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"{name} has the shapes {shapes} in one batch; one shape is allowed: pad the texts to "
+            "one length, and give prompt_attention_mask"
+        )
+    return torch.stack(tensors)

@@ -1,0 +1,343 @@
+"""The state of a run, and what moves it on by one optimizer step: a function of this state and of
+the step's number alone."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from freqformer._files import write_json
+from freqformer._optional import needs
+from freqformer.training.averaged import write_averaged
+from freqformer.training.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from freqformer.training.clock import RunClock
+from freqformer.training.config import TrainConfig
+from freqformer.training.loader import ClipLoader, ClipSource, OnDeviceLoader, ProceduralClips
+from freqformer.training.log import RunLog
+from freqformer.training.objective import (
+    batch_loss,
+    learning_rate_factor,
+    resolution_shift,
+    router_terms,
+    sample_timesteps,
+)
+from freqformer.training.optimizer import adamw
+from freqformer.training.provenance import (
+    LOSS_STEPS,
+    TRAIN_FILE,
+    Session,
+    describe_session,
+    read_sessions,
+    sessions_of_state,
+    sessions_up_to,
+    with_session,
+    write_sessions,
+)
+from freqformer.training.report import StepReport, TrainingError
+from freqformer.training.resuming import check_resumable
+from freqformer.training.samples import TrainingBatch
+from freqformer.training.seeding import derive_generator, seed_everything
+from freqformer.training.sharding import StepShards
+from freqformer.training.sources import IterableClips, clip_source, given_source
+from freqformer.training.starting import prepared_model
+from freqformer.training.state import capture_run, restore_run
+
+with needs("train"):
+    from diffusers.training_utils import EMAModel
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from freqformer.models.transformer import FreqFormerTransformer3DModel
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Model, optimizer, average and data of a run, on the devices of an accelerator."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        model: FreqFormerTransformer3DModel | None = None,
+        clips: Any = None,
+    ) -> None:
+        self.config, self.accelerator, self.folder = config, accelerator, Path(config.output)
+        self.clock = RunClock(config.run, accelerator.device)
+        self.log = RunLog(accelerator, self.folder)
+        seed_everything(config.run.seed, "model")
+        self.model: Any = prepared_model(config, model)
+        self.optimizer = adamw(self.model, config.optimizer)
+        self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
+        # Made after prepare, which moves the weights to their device.
+        self.ema = EMAModel(self.model.parameters(), decay=config.optimizer.ema_decay, foreach=True)
+        self.source = self._clip_source(clips)
+        data, run = config.data, config.run
+        self.grid = self.model.grid_for((data.num_frames, data.height, data.width))
+        shift = config.objective.shift
+        self.shift = resolution_shift(self.grid.num_tokens) if shift is None else shift
+        self.shards = StepShards(
+            run.batch_size,
+            run.accumulation,
+            accelerator.num_processes,
+            accelerator.process_index,
+        )
+        self.step = 0
+        """Steps done."""
+        self.saved_step = 0
+        """That of the newest checkpoint."""
+        self.sessions: list[Session] = []
+        """What earlier calls of `train` did."""
+        self.reports: deque[StepReport] = deque(maxlen=LOSS_STEPS)
+        """Of the last steps of this call."""
+        self.begun = (0, 0.0)
+        """Steps and seconds of training that were done before this call."""
+
+    def resume(self) -> None:
+        """Go to the newest checkpoint of the output folder, if there is one, and start the clock
+        and the log."""
+        newest = newest_checkpoint(self._checkpoints)
+        if newest is not None:
+            if not self.config.checkpoint.resume:
+                raise CheckpointError(
+                    f"{self.folder} holds a run up to {newest.name} and resume is False: set it to "
+                    "go on, or choose an "
+                    "empty output folder"
+                )
+            groups, state = load_checkpoint(newest)
+            check_resumable(newest, state, self.config, self.shards.clips_per_step)
+            if state["data"] != self.source.fingerprint():
+                logger.warning(
+                    "the clips are not those that %s was trained on; they differ from here on",
+                    newest,
+                )
+            restore_run(self.model, self.ema, self.optimizer, groups)
+            self.ema.optimization_step = state["ema_steps"]
+            self.step = self.saved_step = state["step"]
+            self.sessions = self._earlier_sessions(newest, state)
+            self.begun = (self.step, state["seconds"])
+            logger.info("going on from %s", newest)
+        self.clock.start(*self.begun)
+        self.log.begin(self.step)
+
+    def loader(self) -> ClipLoader | OnDeviceLoader:
+        """The clips from this step on. A GPU draws what can be drawn there; the rest is loaded by
+        threads."""
+        batch, device = self.config.run.batch_size, self.accelerator.device
+        if isinstance(self.source, ProceduralClips) and device.type != "cpu":
+            return OnDeviceLoader(
+                self.source,
+                self.shards.indices(self.step),
+                seed=self.config.run.seed,
+                device=device,
+            )
+        # An iterable gives its clips in order, so one thread asks for them.
+        workers = 1 if isinstance(self.source, IterableClips) else self.config.data.workers
+        return ClipLoader(
+            self.source,
+            self.shards.indices(self.step),
+            seed=self.config.run.seed,
+            workers=workers,
+            ahead=max(2 * batch, workers),
+        )
+
+    def advance(self, loader: ClipLoader | OnDeviceLoader) -> StepReport:
+        """Do one optimizer step. Raises TrainingError, with the weights as they were, where it is
+        not finite."""
+        run = self.config.run
+        # All random numbers of a step follow from its number: a resumed run need not know the
+        # earlier ones.
+        seed_everything(run.seed, "step", self.step, self.accelerator.process_index)
+        rate = self.config.optimizer.learning_rate * learning_rate_factor(
+            self.step, self.clock.progress, self.config.optimizer.warmup_steps
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        losses, norm = [], 0.0
+        for timestep in self._timesteps():
+            batch = self._take(loader)
+            with self.accelerator.accumulate(self.wrapped):
+                losses.append(self._backward(batch, timestep))
+                if self.accelerator.sync_gradients:
+                    norm = self._clip_gradients(losses)
+                self.stepper.step()
+                self.stepper.zero_grad()
+        self.ema.step(self.model.parameters())
+        self.step += 1
+        self.clock.advance(self.step)
+        loss, routing = self._mean(losses)
+        report = StepReport(
+            step=self.step,
+            loss=loss,
+            routing_loss=routing,
+            gradient_norm=norm,
+            learning_rate=rate,
+            seconds=self.clock.seconds,
+            progress=self.clock.progress,
+        )
+        self.log.add(report)
+        self.reports.append(report)
+        return report
+
+    def any_process(self, asked: bool) -> bool:
+        """Whether one of the processes says so: a signal may reach one of them a step early."""
+        if self.accelerator.num_processes == 1:
+            return asked
+        votes = self.accelerator.reduce(
+            torch.tensor(float(asked), device=self.accelerator.device), "sum"
+        )
+        assert isinstance(votes, Tensor)
+        return bool(votes > 0)
+
+    def save(self) -> None:
+        """Write a checkpoint, unless this step has one, with the run's config and the record of its
+        sessions beside it."""
+        self._save()
+        self.accelerator.wait_for_everyone()
+
+    def _save(self) -> None:
+        if self.step != self.saved_step and self.accelerator.is_main_process:
+            sessions = (
+                with_session(self.sessions, self._session()) if self.reports else self.sessions
+            )
+            state = {
+                "config": self.config.to_record(),
+                "clips_per_step": self.shards.clips_per_step,
+                "data": self.source.fingerprint(),
+                "ema_steps": self.ema.optimization_step,
+                "sessions": [asdict(one) for one in sessions],
+                "seconds": self.clock.seconds,
+                "step": self.step,
+            }
+            groups = capture_run(self.model, self.ema, self.optimizer)
+            save_checkpoint(
+                self._checkpoints, self.step, groups, state, keep=self.config.checkpoint.keep
+            )
+            write_sessions(self.folder, sessions)
+            write_json(self.folder / TRAIN_FILE, self.config.to_record())
+        self.saved_step = self.step
+
+    def save_pipeline(self) -> Path:
+        """Write the pipeline with the averaged weights; returns its folder."""
+        target = self.folder / "pipeline"
+        model = self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        model.set_router_training("off")
+        if self.accelerator.is_main_process:
+            write_averaged(target, model, self.ema, self.shift)
+        self.accelerator.wait_for_everyone()
+        return target
+
+    def _clip_source(self, clips: Any) -> ClipSource:
+        """The clips that are given, or those of the config; of as many channels as the model
+        has."""
+        channels, data = self.model.config["in_channels"], self.config.data
+        if clips is None:
+            source = clip_source(data, self.config.run.seed)
+        else:
+            source = given_source(clips, data, self.config.run.seed, channels)
+        if source.channels != channels:
+            raise ValueError(
+                f"model has in_channels={channels} and the clips {source.channels} channels; the "
+                "same is allowed: give train(clips=...) latents of your own, or set in_channels"
+            )
+        return source
+
+    def _take(self, loader: ClipLoader | OnDeviceLoader) -> TrainingBatch:
+        """The next clips and their noise. Where there are none, what is learned is kept first."""
+        try:
+            return loader.take(self.config.run.batch_size)
+        except Exception:
+            # Weights change at the end of a step, so they are whole. Others don't wait: they may
+            # have clips.
+            self._save()
+            if self.step:
+                logger.warning("%s keeps step %d", self._checkpoints, self.step)
+            raise
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def _timesteps(self) -> list[Tensor]:
+        """The timesteps (batch,) of every forward pass; drawn for the whole step, so its split does
+        not matter."""
+        settings = self.config.objective
+        drawn = sample_timesteps(
+            self.shards.clips_per_step,
+            self.shift,
+            derive_generator(self.config.run.seed, "timestep", self.step),
+            mean=settings.logit_mean,
+            std=settings.logit_std,
+            stratified=settings.stratified,
+        )
+        return self.shards.slices(drawn)
+
+    def _backward(self, batch: TrainingBatch, timestep: Tensor) -> Tensor:
+        """Add one forward pass's gradient; returns its (flow-matching loss, routing loss), (2,)
+        float32."""
+        device = self.accelerator.device
+        loss = batch_loss(self.wrapped, batch.to(device), timestep.to(device))
+        routing = router_terms(self.model, self.grid, self.config.routing, self.clock.progress)
+        routing = torch.zeros_like(loss) if routing is None else routing
+        self.accelerator.backward(loss + routing)
+        return torch.stack([loss.detach(), routing.detach()]).float()
+
+    def _clip_gradients(self, losses: list[Tensor]) -> float:
+        """Clip by norm; returns the norm before. Raises TrainingError where it or a loss is not
+        finite."""
+        norm = self.accelerator.clip_grad_norm_(
+            self.model.parameters(), self.config.optimizer.max_grad_norm
+        )
+        loss, norm = self._mean(losses)[0], float(norm if norm is not None else 0)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            kept = (
+                f"{self._checkpoints} keeps step {self.saved_step}"
+                if self.saved_step
+                else "no checkpoint was written yet"
+            )
+            raise TrainingError(
+                f"loss is {loss} and its gradient's norm {norm} at step {self.step + 1}; finite "
+                "numbers are allowed: lower "
+                f'the learning rate, lengthen the warm-up, or train with precision="fp32"; {kept}'
+            )
+        return norm
+
+    def _mean(self, losses: list[Tensor]) -> tuple[float, float]:
+        """(flow-matching loss, routing loss) over forward passes and processes."""
+        mean = self.accelerator.reduce(torch.stack(losses).mean(0), "mean")
+        assert isinstance(mean, Tensor)
+        return float(mean[0]), float(mean[1])
+
+    def _session(self) -> Session:
+        """What this call of `train` did so far."""
+        return describe_session(
+            self.reports, self.begun, self.shards.clips_per_step, self.accelerator.device
+        )
+
+    def _earlier_sessions(self, path: Path, state: dict[str, Any]) -> list[Session]:
+        """The sessions that a checkpoint holds, which sessions.json is made to agree with."""
+        try:
+            sessions = sessions_of_state(state)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path} has damaged sessions in its state ({error}): remove it"
+            ) from error
+        if sessions is None:
+            # Of a version that kept them in a file alone.
+            sessions = sessions_up_to(read_sessions(self.folder), self.step)
+        if self.accelerator.is_main_process:
+            write_sessions(self.folder, sessions)
+        return sessions

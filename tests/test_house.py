@@ -1,0 +1,373 @@
+"""The rules of CONTRIBUTING.md that can be counted, over the tree.
+
+`EXCEPTIONS` has every place that may go over a limit, how far and why. A place that stays within
+the limit must leave the table. `RATCHETS` are limits that the tree has not reached yet: they fall
+with what is measured and never rise.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "freqformer"
+LINE_WIDTH = 100
+FILE_LINES = 400
+FUNCTION_LINES = 60
+KERNEL_LINES = 150
+PUBLIC_ARGUMENTS = 8
+PRAGMA = re.compile(r"\s+# (?:noqa|pyright|type): ?.*$")
+"""Comments for a checker, which ruff leaves out of a line's width too, as it does a line that is
+one word."""
+NO_FOLDER = {"__init__.py", "__main__.py", "__pycache__"}
+
+
+class Exceeds(NamedTuple):
+    """How far a named place may go over a limit, and why."""
+
+    at_most: int
+    reason: str
+
+
+class Ratchet(NamedTuple):
+    """A limit on its way to its target. `today` is what the tree has, rounded up or down."""
+
+    target: int
+    today: int
+
+
+COMMAND = "its arguments are the options of a command, which Typer reads from the signature"
+NARROW = "grew past the limit when its lines became narrow; it is next to be cut"
+ORDER = "one launch from end to end, in the order in which the device does it"
+BACKWARD = "what the backward of one launch reads: tensors, their gradients and tables"
+INPUTS = "independent inputs of one operation, all but the first few by keyword"
+STORY = "one behaviour of one part, told in order; halves would repeat what they set up"
+
+EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
+    "lines of a file": {
+        "src/freqformer/attention/layer.py": Exceeds(434, NARROW),
+        "src/freqformer/demo/run.py": Exceeds(459, NARROW),
+        "src/freqformer/models/transformer.py": Exceeds(405, NARROW),
+        "src/freqformer/ops/block_sparse/triton_backward_queries.py": Exceeds(445, NARROW),
+        "src/freqformer/ops/block_sparse/triton_kernel.py": Exceeds(493, NARROW),
+        "src/freqformer/plan.py": Exceeds(409, NARROW),
+        "src/freqformer/training/config.py": Exceeds(415, NARROW),
+        "src/freqformer/training/run.py": Exceeds(427, NARROW),
+        "tests/attention/test_function.py": Exceeds(431, STORY),
+        "tests/test_demo.py": Exceeds(435, STORY),
+        "tests/training/test_loop.py": Exceeds(525, STORY),
+    },
+    "lines of a function": {
+        "src/freqformer/cli/calibrate.py:calibrate": Exceeds(68, COMMAND),
+        "src/freqformer/cli/sample.py:sample": Exceeds(64, COMMAND),
+        "src/freqformer/cli/simulate.py:simulate": Exceeds(62, COMMAND),
+        "src/freqformer/cli/train.py:train": Exceeds(91, COMMAND),
+        "src/freqformer/ops/block_sparse/triton.py:attend": Exceeds(75, ORDER),
+        "src/freqformer/ops/block_sparse/triton_backward.py:attend_backward": Exceeds(71, ORDER),
+        "src/freqformer/ops/fused_operation.py:_attention_backward": Exceeds(65, ORDER),
+        "src/freqformer/ops/checks.py:check_tensors": Exceeds(62, "one check after another"),
+        "src/freqformer/ops/prologue/triton.py:_prologue": Exceeds(95, ORDER),
+        "src/freqformer/ops/prologue/triton_backward.py:_prologue_backward": Exceeds(121, ORDER),
+        "tests/cli/test_fit_hardware.py:test_it_reads_the_backward_benchmark": Exceeds(
+            75, "a whole result file of the benchmark, written out"
+        ),
+        "tests/support/attend_cases.py:make_case": Exceeds(66, "one draw after another"),
+    },
+    "lines of a kernel": {
+        "src/freqformer/ops/block_sparse/triton_backward_extras.py:extra_grads_kernel": Exceeds(
+            186, ORDER
+        ),
+        "src/freqformer/ops/block_sparse/triton_backward_queries.py:query_grads_kernel": Exceeds(
+            163, ORDER
+        ),
+        "src/freqformer/ops/block_sparse/triton_kernel.py:attention_kernel": Exceeds(198, ORDER),
+    },
+    "arguments of a public function": {
+        "src/freqformer/attention/function.py:frequency_attention": Exceeds(14, INPUTS),
+        "src/freqformer/calibration/command.py:calibrate_on_clips": Exceeds(
+            9, "the options of `freqformer calibrate`, for use from Python"
+        ),
+        "src/freqformer/cli/calibrate.py:calibrate": Exceeds(10, COMMAND),
+        "src/freqformer/cli/sample.py:sample": Exceeds(10, COMMAND),
+        "src/freqformer/cli/simulate.py:simulate": Exceeds(9, COMMAND),
+        "src/freqformer/cli/train.py:train": Exceeds(9, COMMAND),
+        "src/freqformer/models/transformer.py:FreqFormerTransformer3DModel.__init__": Exceeds(
+            14, "diffusers saves a model's constructor arguments as its configuration, flat"
+        ),
+        "src/freqformer/ops/block_sparse/triton_backward.py:attend_backward": Exceeds(11, BACKWARD),
+        "src/freqformer/ops/prologue/triton_backward.py:prepare_rows_backward": Exceeds(
+            9, BACKWARD
+        ),
+        "src/freqformer/ops/unfused.py:unfused_attention": Exceeds(9, INPUTS),
+        "src/freqformer/ops/unfused_operation.py:attention": Exceeds(9, INPUTS),
+    },
+}
+RATCHETS = {
+    "literal subscripts per 1,000 lines of ops": Ratchet(target=10, today=40),
+    "parallel assignments per 1,000 lines of ops": Ratchet(target=8, today=24),
+    "arguments of a kernel": Ratchet(target=8, today=47),
+    "comments per 100 lines of kernels": Ratchet(target=8, today=2),
+}
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    """The syntax trees of all Python files that we keep, by their path from the root."""
+    folders = ("src", "benchmarks", "tools", "tests", "examples")
+    return {
+        path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for folder in folders
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    }
+
+
+def lines_of(name: str) -> list[str]:
+    return (ROOT / name).read_text(encoding="utf-8").splitlines()
+
+
+def is_kernel(function: ast.FunctionDef) -> bool:
+    """Whether Triton or Gluon compiles it."""
+    marks = [ast.unparse(mark).partition("(")[0] for mark in function.decorator_list]
+    return any(mark.endswith(".jit") for mark in marks)
+
+
+def functions(*folders: str) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Every function and method in these folders, with a name that a reader can find."""
+    for name, tree in modules().items():
+        if not name.startswith(folders):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                for method in node.body:
+                    if isinstance(method, ast.FunctionDef):
+                        yield f"{name}:{node.name}.{method.name}", method
+        methods = {
+            method
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ClassDef)
+            for method in node.body
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and node not in methods:
+                yield f"{name}:{node.name}", node
+
+
+def length(function: ast.FunctionDef) -> int:
+    """Lines of a function, its docstring left out."""
+    first, last = function.lineno, function.end_lineno or function.lineno
+    docstring = 0
+    if ast.get_docstring(function) is not None:
+        text = function.body[0]
+        docstring = (text.end_lineno or text.lineno) - text.lineno + 1
+    return last - first + 1 - docstring
+
+
+def arguments(function: ast.FunctionDef) -> int:
+    """Arguments that a caller may give."""
+    given = function.args
+    named = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+    return sum(argument.arg not in ("self", "cls") for argument in named)
+
+
+def is_public(place: str, function: ast.FunctionDef) -> bool:
+    """Whether it is called from other modules: no part of its name is private."""
+    names = place.partition(":")[2].split(".")
+    return not any(name.startswith("_") and name != "__init__" for name in names) and not is_kernel(
+        function
+    )
+
+
+def measured(rule: str) -> dict[str, int]:
+    """What a rule counts, by place."""
+    if rule == "lines of a file":
+        return {name: len(lines_of(name)) for name in modules()}
+    if rule == "lines of a kernel":
+        return {place: length(node) for place, node in functions("src") if is_kernel(node)}
+    everything = functions("src", "benchmarks", "tools", "tests", "examples")
+    if rule == "lines of a function":
+        return {place: length(node) for place, node in everything if not is_kernel(node)}
+    assert rule == "arguments of a public function"
+    own = functions("src", "benchmarks", "tools")
+    return {place: arguments(node) for place, node in own if is_public(place, node)}
+
+
+@pytest.mark.parametrize(
+    ("rule", "limit"),
+    [
+        ("lines of a file", FILE_LINES),
+        ("lines of a function", FUNCTION_LINES),
+        ("lines of a kernel", KERNEL_LINES),
+        ("arguments of a public function", PUBLIC_ARGUMENTS),
+    ],
+)
+def test_limits(rule: str, limit: int) -> None:
+    over = {place: count for place, count in measured(rule).items() if count > limit}
+    allowed = EXCEPTIONS.get(rule, {})
+    more = {
+        place: count
+        for place, count in over.items()
+        if place not in allowed or count > allowed[place].at_most
+    }
+    assert not more, f"{rule}: at most {limit}; cut these, or name them in EXCEPTIONS: {more}"
+    spare = sorted(allowed.keys() - over.keys())
+    assert not spare, f"{rule}: within {limit} again, so take these out of EXCEPTIONS: {spare}"
+    assert all(len(exception.reason) > 15 for exception in allowed.values())
+
+
+def test_lines_are_narrow() -> None:
+    wide = [
+        f"{name}:{number}"
+        for name in modules()
+        for number, line in enumerate(lines_of(name), 1)
+        if len(PRAGMA.sub("", line)) > LINE_WIDTH and " " in line.strip()
+    ]
+    assert not wide
+
+
+def operations() -> dict[str, ast.Module]:
+    return {name: tree for name, tree in modules().items() if "freqformer/ops/" in name}
+
+
+def is_literal_subscript(node: ast.AST) -> bool:
+    """`outputs[4]`: a place in a tuple by its number. A shape's axes have no other name."""
+    if not (isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant)):
+        return False
+    of_a_shape = isinstance(node.value, ast.Attribute) and node.value.attr == "shape"
+    return isinstance(node.slice.value, int) and not of_a_shape
+
+
+def is_parallel_assignment(node: ast.AST) -> bool:
+    """`a, b = x, y`: two assignments on one line."""
+    return (
+        isinstance(node, ast.Assign)
+        and isinstance(node.value, ast.Tuple)
+        and any(isinstance(target, ast.Tuple) for target in node.targets)
+    )
+
+
+def per_thousand_lines(counts) -> float:
+    trees = operations()
+    found = sum(counts(node) for tree in trees.values() for node in ast.walk(tree))
+    return 1000 * found / sum(len(lines_of(name)) for name in trees)
+
+
+def comments_of_kernels() -> float:
+    """Comments per 100 lines of the files that hold kernels."""
+    comments = lines = 0
+    for name, tree in operations().items():
+        if any(isinstance(node, ast.FunctionDef) and is_kernel(node) for node in ast.walk(tree)):
+            text = (ROOT / name).read_text(encoding="utf-8")
+            lines += len(text.splitlines())
+            tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+            comments += sum(token.type == tokenize.COMMENT for token in tokens)
+    return 100 * comments / lines
+
+
+def test_ratchets() -> None:
+    falling = {
+        "literal subscripts per 1,000 lines of ops": per_thousand_lines(is_literal_subscript),
+        "parallel assignments per 1,000 lines of ops": per_thousand_lines(is_parallel_assignment),
+        "arguments of a kernel": max(arguments(k) for _, k in functions("src") if is_kernel(k)),
+    }
+    for name, value in falling.items():
+        ratchet = RATCHETS[name]
+        assert value <= max(ratchet.today, ratchet.target), f"{name}: {value:.1f}, {ratchet}"
+        assert value > ratchet.today - 2 or ratchet.today == ratchet.target, (
+            f"{name} fell to {value:.1f}: lower `today`, to the target at least, {ratchet}"
+        )
+    name, value = "comments per 100 lines of kernels", comments_of_kernels()
+    ratchet = RATCHETS[name]
+    assert value >= min(ratchet.today, ratchet.target), f"{name}: {value:.1f}, {ratchet}"
+    assert value < ratchet.today + 2 or ratchet.today == ratchet.target, (
+        f"{name} rose to {value:.1f}: raise `today`, to the target at most, {ratchet}"
+    )
+
+
+def children(folder: Path) -> set[str]:
+    """What a layout list must name: folders with a slash, and modules."""
+    return {
+        path.name + "/" * path.is_dir()
+        for path in folder.iterdir()
+        if path.name not in NO_FOLDER and (path.is_dir() or path.suffix == ".py")
+    }
+
+
+def layout(page: str) -> dict[str, set[str]]:
+    """The names that a page's layout block lists, by the folder that they are in.
+
+    A line without indent opens a folder, and the lines below it begin with what it holds. Two
+    spaces end the names.
+    """
+    text = (ROOT / page).read_text(encoding="utf-8")
+    block = text.split("## Layout")[1].split("```")[1]
+    listed: dict[str, set[str]] = {}
+    inside: set[str] = set()
+    for line in block.strip().splitlines():
+        names = re.split(r"\s{2,}", line.strip())[0].split()
+        if line.startswith(" "):
+            inside |= set(names)
+            continue
+        for name in names:
+            inside = listed.setdefault(name, set())
+    return listed
+
+
+def test_the_layout_in_design() -> None:
+    listed = layout("DESIGN.md")
+    folders = {"src/freqformer/": PACKAGE, "src/freqformer/ops/": PACKAGE / "ops"}
+    for name, folder in folders.items():
+        assert listed.pop(name) == children(folder), name
+    top = {"benchmarks/", "docs/", "examples/", "requirements/", "tests/", "tools/", "configs/"}
+    assert listed.keys() == top
+    assert all((ROOT / name).is_dir() for name in top)
+
+
+def test_the_order_of_imports_in_contributing() -> None:
+    """The order in words is the linter's, each layer and nothing else."""
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = [c for c in rules["tool"]["importlinter"]["contracts"] if c["type"] == "layers"]
+    layers = [layer.replace("freqformer.", "") for layer in reversed(contract["layers"])]
+    words = " → ".join(layer.replace(" | ", ", ") for layer in layers)
+    text = " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
+    assert words in text, f"it must say: {words}"
+    existing = {name.removesuffix("/").removesuffix(".py") for name in children(PACKAGE)}
+    layered = set(re.split(r" → |, ", words))
+    assert layered <= existing
+    anywhere = {"_files", "_interrupt", "_optional", "_validate", "media"}
+    assert existing - layered == {*anywhere, "assets"}
+    assert all(f"`{name}`" in text for name in anywhere)
+
+
+def test_decisions_name_their_evidence() -> None:
+    """Each is bold, has three lines at most, and ends with files that exist, or says that no file
+    of its probe was kept."""
+    text = (ROOT / "DESIGN.md").read_text(encoding="utf-8").split("## Decisions")[1]
+    decisions = [f"- **{part}".strip() for part in re.split(r"^- \*\*", text, flags=re.MULTILINE)][
+        1:
+    ]
+    assert len(decisions) > 20
+    for decision in (part.split("\n\n")[0] for part in decisions):
+        assert len(decision.splitlines()) <= 3, decision
+        (evidence,) = re.findall(r"\(([^()]+)\)$", decision)
+        named = re.findall(r"[\w./-]+/[\w./-]+", evidence)
+        assert named or "probe" in evidence, decision
+        assert not [name for name in named if not (ROOT / name).exists()], decision
+
+
+def test_every_target_that_is_named_has_a_rule() -> None:
+    rules = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("src/**/*.md")]
+    pages += [*ROOT.glob("examples/*.md"), *(ROOT / name for name in modules())]
+    for page in pages:
+        named = set(re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8")))
+        assert named <= rules, f"{page.name} names targets without a rule"

@@ -1,0 +1,198 @@
+"""The figures of docs/performance.md are those of the committed result files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks.quality.report import by_variant, mean, overall, paired, read_results, tokens_of
+from benchmarks.training_free_report import CALIBRATED
+from tests.support.pages import ROOT, check_says, result, text_of
+from typer.testing import CliRunner
+
+from freqformer.cli import app
+
+PAGE = "docs/performance.md"
+
+
+def check(*parts: str) -> None:
+    check_says(PAGE, *parts)
+
+
+def test_the_layer() -> None:
+    layers, scaling = result("layer")["layers"], result("layer")["scaling"]
+    for name, place in (
+        ("hunyuan", "115,200 (30 × 48 × 80) × 24"),
+        ("wan", "75,600 (21 × 45 × 80) × 40"),
+    ):
+        for kind in ("bench", "learned summaries", "density 10%"):
+            row = layers[name][kind]
+            times = (
+                f"{row['layer_ms']:.2f} | {layers[name]['dense_ms']:.0f} | "
+                f"{row['times_dense']:.1f} |"
+            )
+            check(f"| {place} | {kind} | {100 * row['density']:.1f}% | {times}")
+    bench = layers["hunyuan"]["bench"]
+    beside = 100 * bench["share_beside_attention"]
+    check(
+        f"takes {bench['num_launches']} launches, spends {beside:.0f}% of its time outside",
+        f"a workspace of {bench['workspace_of_inputs_and_output']:.2f} times",
+        f"Time grows with tokens to the power {scaling['exponent']:.2f}.",
+    )
+    for point in scaling["points"]:
+        check(
+            f"| {point['tokens']:,} | {point['layer_ms']:.2f} | "
+            f"{point['dense_ms'] / point['layer_ms']:.0f} "
+        )
+    routers = [result("router")["cases"][name] for name in ("hunyuan", "64K")]
+    microseconds, shares = (
+        [scale * router[key] for router in routers]
+        for scale, key in ((1e3, "launches_ms"), (100, "share_of_layer"))
+    )
+    check(
+        f"{microseconds[0]:.0f} µs together ({shares[0]:.1f}%)",
+        f"{microseconds[1]:.0f} µs ({shares[1]:.1f}%) at 65,536 tokens × 8 heads, where 1% was the",
+    )
+    case = result("router")["cases"]["64K"]
+    timed, statistics = case["weighing"]["timed"], dict(case["launches"])["sum_tiles"] / 1e3
+    soft = (timed["added_to_layer_ms"] + statistics) / timed["layer_in_graph_ms"]
+    check(
+        f"two branches takes {soft:.1%} of a `FreqAttention`'s time",
+        f"or {timed['added_share_of_layer']:.1%} by timestep only",
+    )
+
+
+def test_the_attention_launch() -> None:
+    kernel = result("kernel")
+    dense = kernel["dense"]["tflops_per_s"]
+    check(f"of cuDNN's dense rate ({dense:.0f} TFLOP/s)")
+    for row in kernel["launch"].values():
+        check(
+            f"| {row['ms']:.2f} | {row['tflops_per_s']:.0f} | {row['tflops_per_s'] / dense:.2f} |"
+        )
+
+
+def test_training() -> None:
+    backward, steps, losses = result("backward"), result("train_step")["sizes"], result("loss_run")
+    layer, long = (
+        backward["layers"][name]["forward_and_backward_ms"] for name in ("hunyuan", "1M tokens")
+    )
+    own, flex = (
+        backward["launches"]["0.1"][name]["tflops_per_s"] for name in ("launches", "FlexAttention")
+    )
+    check(
+        f"runs at {own:.0f} TFLOP/s at 10% of blocks, FlexAttention's at {flex:.0f}",
+        f"take {layer:.1f} ms, {backward['dense_ms'] / layer:.0f} times less than dense",
+        f"and at 1,048,576 tokens × 8 heads {long:.0f} ms",
+        f"in {100 * losses['steps_within_range_after_warmup']:.1f}% of the steps after warm-up",
+    )
+    for tokens, size in steps.items():
+        dense, *others = (size["rows"][name]["step_ms"] for name in ("dense", "fixed", "router"))
+        row = " | ".join(f"{ms:,.0f} | {dense / ms:.1f}" for ms in others)
+        assert any(
+            f"| {int(tokens):,}{note} | {dense:,.0f} | {row} |" in text_of(PAGE)
+            for note in ("", ", with gradient checkpointing")
+        )
+    fixed = steps["65536"]["rows"]["fixed"]
+    share = (
+        100 * (fixed["attention_forward_ms"] + fixed["attention_backward_ms"]) / fixed["step_ms"]
+    )
+    check(
+        f"attention takes {share:.0f}% of the step with fixed bands, linear layers and the rest "
+        f"{100 - share:.0f}%"
+    )
+
+
+def test_the_cpu() -> None:
+    forward, both = (
+        result("eager_cpu")["speed"][name] for name in ("forward", "forward and backward")
+    )
+    check(
+        f"takes {forward['frequency_wall_s']:.2f} s where dense takes "
+        f"{forward['dense_wall_s']:.1f} s",
+        f"{both['frequency_wall_s']:.1f} s with its backward where dense takes "
+        f"{both['dense_wall_s']:.1f} s",
+        f"{forward['speedup_wall']:.1f} and {both['speedup_wall']:.1f} times less",
+    )
+
+
+def test_what_the_low_branch_is_predicted_to_take(tmp_path: Path) -> None:
+    windows = ["--tokens", "115200", "--set", "routing=fixed", "--set", "split=0,0,1"]
+    seconds = []
+    for more in ([], ["--set", "low_beside=true"]):
+        done = CliRunner().invoke(
+            app, ["simulate", *windows, *more, "--json", str(tmp_path / "out.json")]
+        )
+        assert done.exit_code == 0, done.output
+        (case,) = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["scenarios"]
+        seconds.append(case["time_s"])
+    check(
+        f"a layer of windows the simulator predicts {seconds[1] / seconds[0] - 1:.0%} more time",
+        f"simulate {' '.join(windows)}`",
+    )
+
+
+def test_quality() -> None:
+    groups = by_variant(read_results(), 700)
+    check(
+        f"trains {len(groups)} variants for 700 steps, and front runners for 2,800 with one to five"
+    )
+    longer = by_variant(read_results(), 2800)
+    assert {len(seeds) for seeds in longer.values()} == {1, 2, 3, 4, 5}
+    gain = paired(longer["dense"], longer["beside_both"])
+    assert gain is not None
+    seeds = longer["dense"].keys() & longer["beside_both"].keys()
+    ours, dense = (
+        mean([overall(longer[name][seed]["losses"]) for seed in seeds]).value
+        for name in ("beside_both", "dense")
+    )
+    check(
+        f"has {ours / dense:.3f} times the loss of dense attention (lower by {gain.text(4)}, three "
+        "paired"
+    )
+    assert len(seeds) == 3
+    assert round(1 / longer["beside_both"][0]["density"]) == 7
+    order = list(longer)
+    assert order[0] == "beside_both"
+    assert all(
+        order.index(name) > order.index("gated_plain")
+        for name in longer
+        if name.startswith("router")
+    )
+    gain = paired(longer["gated_plain"], longer["beside_both"])
+    assert gain is not None
+    share = (
+        gain.value / mean([overall(run["losses"]) for run in longer["gated_plain"].values()]).value
+    )
+    check(f"makes {gain.text(4)} ({share:.1%})")
+    long = {
+        run["variant"]: run
+        for run in read_results()
+        if tokens_of(run) == 65_536 and run["seed"] == 0
+    }
+    timed, dense = long["beside_timed"], long["dense"]
+    (loss, step), (dense_loss, dense_step) = (
+        (overall(run["losses"]), run["step_ms"]) for run in (timed, dense)
+    )
+    check(
+        f'At 65,536 tokens and equal steps ({dense["steps"]}, one seed) `routing="timed"` has the '
+        f"loss {loss:.4f} where",
+        f"where dense attention has {dense_loss:.4f}, and a training step takes {step:.0f} ms "
+        "where dense",
+        f"where dense takes {dense_step:.0f}, in the same memory (H100).",
+    )
+    assert abs(timed["peak_gib"] / dense["peak_gib"] - 1) < 0.01
+
+
+def test_without_training() -> None:
+    rows = result("training_free")["budgets"]["0.1"]
+    single = max(row["psnr"] for name, row in rows.items() if name not in CALIBRATED)
+    check(
+        f"keeps {rows['tolerance']['psnr']:.1f} dB of PSNR",
+        f"90% less attention compute, the best single pattern {single:.1f} (",
+    )
+
+
+def test_its_figure_is_the_benchmarks() -> None:
+    shown, made = ROOT / "docs/figures/layer.png", ROOT / "benchmarks/results/layer.png"
+    assert shown.read_bytes() == made.read_bytes()
