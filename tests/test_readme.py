@@ -63,7 +63,7 @@ def test_the_layer() -> None:
         f"{microseconds[1]:.0f} µs ({shares[1]:.1f}%) at 65,536",
     )
     case = result("router")["cases"]["64K"]
-    timed, statistics = case["weighing"]["timed"], dict(case["launches"])["sum_tiles"] / 1e3
+    timed, statistics = case["weighing"]["timestep"], dict(case["launches"])["sum_tiles"] / 1e3
     soft = (timed["added_to_layer_ms"] + statistics) / timed["layer_in_graph_ms"]
     check(
         f"which takes {soft:.1%} of a `FreqAttention`'s time",
@@ -185,8 +185,8 @@ def test_quality() -> None:
         (overall(run["losses"]), run["step_ms"]) for run in (timed, dense)
     )
     check(
-        f'At 65,536 tokens and equal steps ({dense["steps"]}, one seed) `routing="timed"` has the '
-        f"loss {loss:.4f} where",
+        f"At 65,536 tokens and equal steps ({dense['steps']}, one seed) "
+        f'`routing="timestep"` has the loss {loss:.4f} where',
         f"where dense attention has {dense_loss:.4f}, and a training step takes {step:.0f} ms "
         "where dense",
         f"where dense takes {dense_step:.0f}, in the same memory (H100).",

@@ -92,12 +92,16 @@ class DemoSettings:
         default_factory=lambda: {
             "patch_size": [2, 8, 8],
             "num_layers": 3,
-            "num_heads": 6,
-            "head_dim": 32,
-            "frequency": {"tile": [1, 3, 5], "mid_tiles": 8, "compression": 128},
-            "routing": "learned",
+            "num_attention_heads": 6,
+            "attention_head_dim": 32,
+            "frequency": {
+                "preset": "paper",
+                "tile": [1, 3, 5],
+                "mid_tiles": 8,
+                "compression": 128,
+            },
             "absolute_positions": True,
-            "prediction": "clip",
+            "prediction_type": "sample",
         }
     )
     optimizer: OptimizerConfig = field(
@@ -433,7 +437,7 @@ def _costs(
     # The demo's tiles are small for the sake of a small clip; what matters at 720p is what one
     # would use there.
     large = build_plan(
-        GRID_720P, FreqFormerConfig(), num_heads=1, head_dim=64, learned_summaries=True
+        GRID_720P, FreqFormerConfig.paper(), num_heads=1, head_dim=64, learned_summaries=True
     )
     costs = {}
     for name, where, flops in (
@@ -445,9 +449,9 @@ def _costs(
         costs[name] = {"tokens": where.num_tokens, "bands": of_band[:3], "density": density}
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "tiles": tile_layout(grid, model.band_config.tile).num_tiles,
+        "tiles": tile_layout(grid, model.frequency_config.tile).num_tiles,
         "head_shares": shares[:3],
-        "routing": model.attentions[0].routing,
+        "routing": model.frequency_config.routing,
         "attention_flops_of_dense": costs,
     }
 

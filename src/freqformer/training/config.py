@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, get_args, get_type_hints
 
+from freqformer._older import current_settings
 from freqformer.routing import RouterTraining
 
 Precision = Literal["fp32", "bf16"]
@@ -307,20 +308,24 @@ class TrainConfig:
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """The config with these fields, sections as dicts.
 
+        A model's settings of an older version are taken in today's words, with a FutureWarning.
+
         Raises:
             ValueError: for anything that is no dict of dicts, unknown or missing names, and values
                 out of range, naming the field.
         """
-        return _build(cls, "config", values)
+        made: TrainConfig = _build(cls, "config", values)
+        return replace(made, model=current_settings(made.model))
 
 
 def refuse_text(arguments: Mapping[str, Any]) -> None:
     """Raise ValueError for constructor arguments of a model that takes text, which no clip has."""
-    if arguments.get("text_dim") is not None:
+    if arguments.get("cross_attention_dim") is not None:
         raise ValueError(
-            f"model has text_dim={_shown(arguments['text_dim'])}; None is allowed: training feeds"
-            " no text, so what reads text would never learn. Leave text_dim out, or write a loop"
-            " of your own with freqformer.training.objective"
+            f"model has cross_attention_dim={_shown(arguments['cross_attention_dim'])}; None is"
+            " allowed: training feeds no text, so what reads text would never learn. Leave"
+            " cross_attention_dim out, or write a loop of your own with"
+            " freqformer.training.objective"
         )
 
 

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from freqformer._older import current_settings
 from freqformer.training.checkpoint import CheckpointError
 from freqformer.training.config import TrainConfig
 
@@ -56,7 +57,7 @@ def check_resumable(
     _check_sound(path, state)
     # Through JSON, which makes lists of tuples.
     now = _by_dotted_name(json.loads(json.dumps(config.to_dict())))
-    then = _by_dotted_name(state["config"])
+    then = _by_dotted_name(state["config"] | {"model": _current(state["config"].get("model", {}))})
     now["clips_per_step"] = clips_per_step
     then["clips_per_step"] = state["clips_per_step"]
     changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
@@ -79,6 +80,11 @@ def check_resumable(
         )
     if told:
         logger.warning("going on from %s with changes: %s", path, ", ".join(told.values()))
+
+
+def _current(model: dict[str, Any]) -> dict[str, Any]:
+    """A model's settings in today's words, lists for tuples; the run that goes on was warned."""
+    return json.loads(json.dumps(current_settings(model, warn=False)))
 
 
 def _check_sound(path: Path, state: dict[str, Any]) -> None:
