@@ -138,7 +138,9 @@ def test_gradients_are_bytes_of_real_tensors():
     """What PyTorch's backward needs and gives for sum and linear layer; and gradients that are
     added up."""
     tokens, heads, head_dim = 270, 3, 16
-    plan = build_plan(Grid(3, 9, 10), FreqFormerConfig(), num_heads=heads, head_dim=head_dim)
+    plan = build_plan(
+        Grid(3, 9, 10), FreqFormerConfig(summary_tokens=256), num_heads=heads, head_dim=head_dim
+    )
     found = with_low_beside(layer_counts(plan, [0, 1, 2]), plan, heads)
     _, gradients = split_stages(gradient_counts(plan, [0, 1, 2], found))
     shape = (1, tokens, heads, head_dim)
@@ -176,7 +178,11 @@ def machine() -> Machine:
 @pytest.mark.parametrize("learned", [False, True])
 def test_times_are_those_of_low_heads_and_of_two_simple_operations(machine, learned):
     plan = build_plan(
-        Grid(16, 64, 64), FreqFormerConfig(), num_heads=6, head_dim=128, learned_summaries=learned
+        Grid(16, 64, 64),
+        FreqFormerConfig(summary_tokens=256),
+        num_heads=6,
+        head_dim=128,
+        learned_summaries=learned,
     )
     allocation, lows = [0, 1, 2] * 2, [0] * 6
     without, low = layer_counts(plan, allocation), layer_counts(plan, lows)
@@ -210,7 +216,9 @@ def test_times_are_those_of_low_heads_and_of_two_simple_operations(machine, lear
 
 
 def test_parts_of_the_queries_share_the_branch(machine):
-    plan = build_plan(Grid(16, 64, 64), FreqFormerConfig(), num_heads=2, head_dim=128)
+    plan = build_plan(
+        Grid(16, 64, 64), FreqFormerConfig(summary_tokens=256), num_heads=2, head_dim=128
+    )
     counts = with_low_beside(layer_counts(plan, [1, 2]), plan, 2)
     whole, shared = (
         split_stages(machine.layer(plan, [1, 2], counts, parts=parts))[1] for parts in (1, 4)
@@ -222,7 +230,9 @@ def test_parts_of_the_queries_share_the_branch(machine):
 def test_some_heads_of_a_layer_add_up_to_it():
     """Gates of the heads of one machine read their share of the input; the biases and weights are
     their own."""
-    plan = build_plan(Grid(3, 9, 10), FreqFormerConfig(), num_heads=4, head_dim=HEAD_DIM)
+    plan = build_plan(
+        Grid(3, 9, 10), FreqFormerConfig(summary_tokens=256), num_heads=4, head_dim=HEAD_DIM
+    )
     some, rest, whole = (
         split_stages(with_low_beside(layer_counts(plan, [0] * heads), plan, heads).stages)[1]
         for heads in (1, 3, 4)
@@ -350,7 +360,7 @@ def test_density_counts_both_calls(pair):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"learned_summaries": False}, {"routing": Routing(kind="learned", split=(1, 0, 0))}],
+    [{}, {"learned_summaries": False}, {"routing": Routing(kind="hard", split=(1, 0, 0))}],
 )
 @pytest.mark.parametrize("model", ["freqformer", "hunyuanvideo"])
 def test_more_tokens_and_the_branch_cost_more(model, changes):

@@ -346,7 +346,7 @@ def _merge(plan: AttentionPlan, heads: Counter[Band], element_size: int) -> Stag
     # Separable linear interpolation, time first: two products an output of each axis.
     outputs = frames * low_rows * low_columns + frames * rows * low_columns + _video(plan)
     flops = 4.0 * low * outputs * plan.head_dim
-    if plan.config.low_output == "synthesis":
+    if plan.config.low_output == "inverse_dct":
         flops = float(low * compress_flops(plan))
     read = low * plan.num_low_tokens * plan.head_dim * element_size
     write = low * _video(plan) * plan.head_dim * element_size

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from freqformer.simulate.describe import LEFT_OUT, settings, settings_record
+from freqformer.simulate.describe import LEFT_OUT, plan_settings, settings, settings_record
 from freqformer.simulate.scale_out import ScaleOut
 from freqformer.simulate.sensitivity import Variant
 from freqformer.simulate.simulation import Level, Result
@@ -74,7 +74,7 @@ def scenario_record(result: Result) -> dict[str, Any]:
         "tile": list(result.plan.layout.tile),
         "padding": result.plan.layout.padding,
         "seconds_of_video": case.seconds_of_video,
-        "config": case.config.to_dict(),
+        "config": plan_settings(case),
         **settings_record(case),
         "heads": dict(zip(("low", "mid", "high", "dense"), _heads(result.allocation), strict=True)),
         "density": result.density,

@@ -34,20 +34,20 @@ PRESETS = {
             "default",
             "the library's default: a window and a gated LOW branch in every head, weighed by a "
             "router",
-            FreqFormerConfig(summary_tokens=0),
+            FreqFormerConfig(),
             Routing(),
         ),
         Preset(
             "paper",
             "the method of arXiv 2604.22808: a third of the heads in each band, which a router "
             "chooses by noise level",
-            FreqFormerConfig(),
-            Routing(kind="learned"),
+            FreqFormerConfig.paper(),
+            Routing(kind="hard"),
         ),
         Preset(
             "dense",
             "dense attention in every head",
-            FreqFormerConfig(),
+            FreqFormerConfig.dense(),
             Routing(kind="fixed"),
             "dense",
         ),

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from freqformer.config import FreqFormerConfig
+from freqformer.config import LAYER_FIELDS, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.simulate.allocations import RouterInputs, Routing
 from freqformer.simulate.calibration import load_calibration
@@ -109,7 +109,8 @@ class Scenario:
     @property
     def changes(self) -> list[str]:
         """Names of settings that are not those of the preset."""
-        made, own = PRESETS[self.preset], [f.name for f in fields(FreqFormerConfig)]
+        made = PRESETS[self.preset]
+        own = [f.name for f in fields(FreqFormerConfig) if f.name not in LAYER_FIELDS]
         changed = [name for name in own if getattr(made.config, name) != getattr(self.config, name)]
         changed += [
             {"kind": "routing"}.get(part.name, part.name)

@@ -8,14 +8,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from freqformer.config import FreqFormerConfig
+from freqformer.config import LAYER_FIELDS, FreqFormerConfig
 from freqformer.routing import RoutingTable
 from freqformer.simulate.allocations import Routing
 from freqformer.simulate.presets import Preset, preset_named
 from freqformer.simulate.profiles import ProfileError
 from freqformer.simulate.scenarios import Scenario, scenario
 
-CONFIG_SETTINGS = tuple(sorted(field.name for field in fields(FreqFormerConfig)))
+CONFIG_SETTINGS = tuple(
+    sorted(field.name for field in fields(FreqFormerConfig) if field.name not in LAYER_FIELDS)
+)
 ROUTING_SETTINGS = ("routing", "split", "schedule", "table")
 OTHER_SETTINGS = (*ROUTING_SETTINGS, "head_dim", "calibration", "learned_summaries", "low_beside")
 """Settings beside the configuration's fields."""
