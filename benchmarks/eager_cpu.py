@@ -33,6 +33,7 @@ import record
 from freqformer import FreqFormerConfig, Grid, frequency_attention
 
 HEADS, HEAD_DIM = 8, 64
+CONFIG = FreqFormerConfig(summary_tokens=256)
 ALLOCATION = [0, 0, 0, 1, 1, 2, 2, 2]
 GRID = Grid(num_frames=16, height=32, width=32)
 LENGTHS = (4, 8, 16, 32, 64)
@@ -54,7 +55,7 @@ def inputs(grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
 def frequency(grid: Grid, tensors: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     query, key, value = tensors
     return frequency_attention(
-        query, key, value, grid=grid, allocation=ALLOCATION, config=FreqFormerConfig(), impl="eager"
+        query, key, value, grid=grid, allocation=ALLOCATION, config=CONFIG, impl="eager"
     )
 
 

@@ -30,15 +30,21 @@ from freqformer.training.synthetic import SyntheticClips
 DEVICE = "cuda"
 VIDEO = {"num_frames": 8, "height": 64, "width": 64}
 """2,048 tokens of 4 x 4 pixels, 16 tiles."""
-CONFIG = FreqFormerConfig(mid_tiles=4, window=(1, 2, 2), summary_tokens=16)
+CONFIG = FreqFormerConfig(
+    mid_tiles=4,
+    window=(1, 2, 2),
+    summary_tokens=16,
+    allocation="thirds",
+    routing="fixed",
+    low_branch=False,
+)
 MODEL: dict[str, Any] = {
     "patch_size": (1, 4, 4),
     "num_layers": 3,
-    "num_heads": 6,
-    "head_dim": 64,
-    "routing": "fixed",
+    "num_attention_heads": 6,
+    "attention_head_dim": 64,
 }
-"""Two heads in each band."""
+"""Six heads, two in each band."""
 SEEDS = (0, 1, 2)
 STEPS, WARMUP, CLIPS, BATCH = 200, 20, 32, 2
 LEARNING_RATE = 1e-3
@@ -48,7 +54,7 @@ IMPLS: tuple[ImplChoice, ...] = ("eager", "triton")
 def losses(impl: ImplChoice, seed: int, clips: Tensor, steps: int) -> list[float]:
     """Flow-matching loss of every step, bfloat16 by autocast; clips (count, 3, F, H, W)."""
     torch.manual_seed(seed)
-    model: Any = FreqFormerTransformer3DModel(**MODEL, frequency=CONFIG.to_dict())
+    model: Any = FreqFormerTransformer3DModel(**MODEL, frequency=CONFIG)
     model.train().to(DEVICE)
     model.set_impl(impl)
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99))

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 import record
-from freqformer.attention import SOFT, FreqAttention
-from freqformer.config import Band
+from freqformer.attention import FreqAttention
+from freqformer.config import WEIGHING
 from freqformer.grid import Grid
 from freqformer.ops.routing import triton
 from freqformer.routing import RoutingNetwork
@@ -69,7 +69,9 @@ def measure(layer: Layer) -> dict[str, Any]:
     query, key, value = layer.tensors
     given, device = layer.parameters, query.device
     found = live_router(layer, record.median_ms(layer.run))
-    network = RoutingNetwork(query.shape[2], initial=layer.allocation).to(device)
+    network = RoutingNetwork(query.shape[2], prior="noise_level", initial=layer.allocation).to(
+        device
+    )
     timestep = torch.tensor([0.5], device=device)
     features, norms = (query, key, value.flatten(2)), (given.query_norm, given.key_norm)
     inputs = (features, norms, given.norm_eps, layer.grid, layer.config, "raster")
@@ -106,17 +108,15 @@ def measure_weighing(grid: Grid, heads: int) -> dict[str, dict[str, float]]:
     """What a router that weighs adds to a layer of windows with LOW beside them, projections
     included."""
     config, dim = replace(BENCH, summary_tokens=0), heads * HEAD_DIM
-    bands, calls = [Band.HIGH.value] * heads, {}
+    calls = {}
     hidden = torch.randn(1, grid.num_tokens, dim, device="cuda", dtype=torch.bfloat16)
     timestep = torch.tensor([0.5], device="cuda")
-    for routing in ("fixed", *SOFT):
+    for routing in ("fixed", *WEIGHING):
         torch.manual_seed(0)
-        layer = FreqAttention(
-            dim, heads, config, allocation=bands, routing=routing, low_beside=True
-        )
+        layer = FreqAttention(dim, heads, replace(config, routing=routing))
         calls[routing] = partial(layer.to("cuda", torch.bfloat16).eval(), hidden, grid, timestep)
     found = {}
-    for routing in SOFT:
+    for routing in WEIGHING:
         plain, added = difference_ms(calls["fixed"], calls[routing])
         found[routing] = {
             "layer_in_graph_ms": plain,

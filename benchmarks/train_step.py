@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,19 @@ MODEL: dict[str, Any] = {
     "in_channels": 16,
     "patch_size": (1, 2, 2),
     "num_layers": 6,
-    "num_heads": 8,
-    "head_dim": 128,
+    "num_attention_heads": 8,
+    "attention_head_dim": 128,
 }
 """86 million weights; latents of 16 channels, as those of Wan's and HunyuanVideo's autoencoders."""
 ROWS: dict[str, dict[str, Any]] = {
-    "dense": {"attention": "dense"},
-    "fixed": {"routing": "fixed"},
-    "router": {"routing": "learned"},
+    "dense": {"allocation": "dense", "routing": "fixed", "low_branch": False},
+    "fixed": {"allocation": "thirds", "routing": "fixed", "low_branch": False},
+    "router": {
+        "allocation": "thirds",
+        "routing": "hard",
+        "low_branch": False,
+        "prior": "noise_level",
+    },
 }
 """Dense attention; a third of the heads in each band; and routers that learn, running one more
 branch per head and step."""
@@ -68,7 +74,7 @@ def training_step(
 ) -> tuple[Callable[[], object], torch.nn.Module]:
     """One optimizer step of the model of a row, and the model."""
     torch.manual_seed(0)
-    model: Any = FreqFormerTransformer3DModel(**MODEL, frequency=BENCH.to_dict(), **ROWS[name])
+    model: Any = FreqFormerTransformer3DModel(**MODEL, frequency=replace(BENCH, **ROWS[name]))
     model.train().to(DEVICE)
     if name == "router":
         model.set_router_training("sampled")
@@ -200,9 +206,13 @@ def main() -> None:
     }
     for tokens in arguments.tokens:
         grid = grid_of(tokens)
-        heads = MODEL["num_heads"]
+        heads = MODEL["num_attention_heads"]
         plan = build_plan(
-            grid, BENCH, num_heads=heads, head_dim=MODEL["head_dim"], learned_summaries=True
+            grid,
+            BENCH,
+            num_heads=heads,
+            head_dim=MODEL["attention_head_dim"],
+            learned_summaries=True,
         )
         results["sizes"][str(tokens)] = {
             "grid": list(grid.shape),

@@ -7,7 +7,7 @@ python examples/attention_in_your_dit.py
 import torch
 from torch import nn
 
-from freqformer import FreqAttention, FreqFormerConfig, Grid
+from freqformer import FreqAttention, Grid
 from freqformer.models.embeddings import rotary_tables
 
 
@@ -15,7 +15,7 @@ class Block(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
-        self.attention = FreqAttention(dim, num_heads, FreqFormerConfig())
+        self.attention = FreqAttention(dim, num_heads)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(self, tokens, grid, timestep, rotary):

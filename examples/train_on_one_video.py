@@ -34,8 +34,8 @@ def main(arguments: list[str] | None = None) -> Path:
         output=asked.output,
         model={
             "num_layers": 2,
-            "num_heads": 4,
-            "head_dim": 32,
+            "num_attention_heads": 4,
+            "attention_head_dim": 32,
             "patch_size": [2, 8, 8],
             "frequency": {"tile": [1, 3, 5], "summary_tokens": 0},
             "absolute_positions": True,

@@ -12,7 +12,7 @@ from freqformer.grid import Grid
 from freqformer.plan import build_plan
 
 
-@pytest.mark.parametrize("features", ["full", "values"])
+@pytest.mark.parametrize("features", ["full", "high_pass_values"])
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("text", [0, 7])
 @pytest.mark.parametrize("cells", [0, 3])
@@ -43,7 +43,7 @@ def test_segments_follow_each_other_with_room_between(
     assert keys.rows == end
 
 
-@pytest.mark.parametrize("features", ["full", "values"])
+@pytest.mark.parametrize("features", ["full", "high_pass_values"])
 @pytest.mark.parametrize("text", [0, 300])
 @pytest.mark.parametrize(
     ("tokens", "mid_tiles"), [(130, 16), (16_384, 4), (16_384, None), (130_000, 16)]

@@ -44,8 +44,8 @@ CHANGE = re.compile(r"`([^`]+)` -> `([^`]*)`")
 TINY = {
     "model": {
         "num_layers": 1,
-        "num_heads": 2,
-        "head_dim": 12,
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
         "patch_size": [1, 8, 8],
         "frequency": {"tile": [2, 2, 4], "summary_tokens": 0},
     },
@@ -106,7 +106,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_video(pixels, folder / name, 8)
     (folder / "tiny.json").write_text(json.dumps(TINY), encoding="utf-8")
     dense = json.loads(json.dumps(TINY))
-    dense["model"]["attention"] = "dense"
+    dense["model"]["frequency"]["preset"] = "dense"
     (folder / "dense.json").write_text(json.dumps(dense), encoding="utf-8")
     run(
         "train",

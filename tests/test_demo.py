@@ -36,12 +36,16 @@ TINY = DemoSettings(
     height=16,
     width=32,
     model={
-        "routing": "learned",
         "patch_size": [1, 4, 4],
         "num_layers": 2,
-        "num_heads": 3,
-        "head_dim": 8,
-        "frequency": {"tile": [2, 2, 2], "mid_tiles": 2, "summary_tokens": 4},
+        "num_attention_heads": 3,
+        "attention_head_dim": 8,
+        "frequency": {
+            "preset": "paper",
+            "tile": [2, 2, 2],
+            "mid_tiles": 2,
+            "summary_tokens": 4,
+        },
     },
     max_steps=6,
     fine_tuning_steps=6,
@@ -303,7 +307,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported model, trained for seconds on clips of 4 frames."""
     config = TrainConfig(
         str(tmp_path_factory.mktemp("runs") / "run"),
-        model={**TINY.model, "absolute_positions": "space", "routing": "timed"},
+        model={
+            **TINY.model,
+            "absolute_positions": "space",
+            "frequency": {"tile": [2, 2, 2], "mid_tiles": 2, "routing": "timestep"},
+        },
         data=DataConfig(num_frames=4, height=16, width=24, fps=10),
         run=RunConfig(max_steps=8, batch_size=2, device="cpu", progress=False),
     )

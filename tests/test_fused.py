@@ -74,15 +74,17 @@ CASES = {
     "learned": small_case(learned=LEARNED, num_text_tokens=3, mask="random"),
     "every text token masked": small_case(num_text_tokens=2, mask="all", dtype=torch.float16),
     "values": small_case(
-        config=replace(SMALL, band_features="values"), learned=("rotary",), num_text_tokens=3
+        config=replace(SMALL, band_features="high_pass_values"),
+        learned=("rotary",),
+        num_text_tokens=3,
     ),
     "gains": small_case(
-        config=replace(SMALL, band_features="gains"),
+        config=replace(SMALL, band_features="band_gains"),
         learned=LEARNED,
         num_text_tokens=3,
         dtype=torch.float16,
     ),
-    "strict": small_case(config=replace(SMALL, band_features="strict"), learned=("summaries",)),
+    "strict": small_case(config=replace(SMALL, band_features="own_band"), learned=("summaries",)),
     "axial": small_case(config=replace(SMALL, mid_pattern="axial"), learned=("offsets",)),
     "radial": small_case(config=replace(SMALL, mid_pattern="radial", radial_radius=1)),
     "every tile": small_case(
@@ -90,7 +92,7 @@ CASES = {
     ),
     "no summaries": small_case(config=replace(SMALL, summary_tokens=0)),
     "synthesis": small_case(
-        config=replace(SMALL, low_output="synthesis"), allocation=((0, 0),), learned=("rotary",)
+        config=replace(SMALL, low_output="inverse_dct"), allocation=((0, 0),), learned=("rotary",)
     ),
     "no compression": small_case(config=replace(SMALL, compression=1), allocation=((0, 0),)),
     "tile order": small_case(token_order="tile", learned=LEARNED),
@@ -263,7 +265,7 @@ def test_nothing_on_the_way_waits_for_data(monkeypatch: pytest.MonkeyPatch) -> N
     ("grid", "heads"), [(Grid(30, 48, 80), 24), (Grid(21, 45, 80), 40), (Grid(256, 64, 64), 8)]
 )
 def test_workspace_stays_within_bounds(grid: Grid, heads: int) -> None:
-    config = FreqFormerConfig(mid_tiles=32)
+    config = FreqFormerConfig(mid_tiles=32, summary_tokens=256)
     for learned in (False, True):
         plan = build_plan(grid, config, num_heads=heads, head_dim=128, learned_summaries=learned)
         inputs_and_output = 4 * grid.num_tokens * heads * 128 * 2

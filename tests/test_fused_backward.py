@@ -64,21 +64,23 @@ CASES = {
         learned=("norm",), num_text_tokens=33, mask="all", allocation=((0, 2),)
     ),
     "values": small(
-        config=replace(CONFIG, band_features="values"),
+        config=replace(CONFIG, band_features="high_pass_values"),
         learned=("rotary", "norm"),
         num_text_tokens=2,
     ),
     "gains": small(
-        config=replace(CONFIG, band_features="gains"), learned=("norm",), allocation=((1, 2, 0),)
+        config=replace(CONFIG, band_features="band_gains"),
+        learned=("norm",),
+        allocation=((1, 2, 0),),
     ),
     "gains, text, float16": small(
-        config=replace(CONFIG, band_features="gains"),
+        config=replace(CONFIG, band_features="band_gains"),
         learned=LEARNED,
         num_text_tokens=2,
         dtype=torch.float16,
     ),
     "strict": small(
-        config=replace(CONFIG, band_features="strict"), learned=LEARNED, allocation=((1, 2),)
+        config=replace(CONFIG, band_features="own_band"), learned=LEARNED, allocation=((1, 2),)
     ),
     "axial": small(
         config=replace(CONFIG, mid_pattern="axial"), learned=("offsets",), allocation=((1, 2),)
@@ -92,7 +94,7 @@ CASES = {
         allocation=((1, 0),),
     ),
     "synthesis": small(
-        config=replace(CONFIG, low_output="synthesis"), allocation=((0, 0),), learned=("rotary",)
+        config=replace(CONFIG, low_output="inverse_dct"), allocation=((0, 0),), learned=("rotary",)
     ),
     "tile order": small(token_order="tile", learned=LEARNED, num_text_tokens=2),
     "samples apart": small(allocation=((0, 1), (2, 0)), learned=LEARNED),

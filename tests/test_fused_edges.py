@@ -53,7 +53,7 @@ def test_equal_tiles_are_chosen_alike(same: str, sign: float) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_gains_of_any_dtype_are_float32_in_the_kernels(dtype: torch.dtype) -> None:
     config = FreqFormerConfig(
-        tile=(1, 4, 4), band_features="gains", window=(1, 1, 1), summary_tokens=0
+        tile=(1, 4, 4), band_features="band_gains", window=(1, 1, 1), summary_tokens=0
     )
     tensors = [torch.randn(1, GRID.num_tokens, 1, HEAD_DIM).requires_grad_() for _ in range(3)]
     results = []

@@ -167,7 +167,7 @@ def test_segments_and_validity(structure: dict[str, Any]) -> None:
 
 def _plan(**changes: Any) -> AttentionPlan:
     config = FreqFormerConfig(
-        tile=(2, 2, 2), mid_tiles=2, mid_pattern=changes.pop("pattern", "topk")
+        summary_tokens=256, tile=(2, 2, 2), mid_tiles=2, mid_pattern=changes.pop("pattern", "topk")
     )
     return build_plan(Grid(4, 4, 4), config, num_heads=2, head_dim=HEAD_DIM, **changes)
 

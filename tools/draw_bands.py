@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 
 from freqformer import patterns
+from freqformer._colours import BANDS, INK
 from freqformer._files import write_text
-from freqformer.analysis.figures import BAND_COLOURS, INK
 from freqformer.bands import low_grid
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
@@ -82,7 +82,7 @@ def seen(plan: AttentionPlan) -> dict[str, Seen]:
     disc = moving_disc(plan)
     best = patterns.topk_tiles(disc, disc, plan.mid_capacity)[0, query].tolist()
     near = tokens_of(plan, plan.high_lists[query].tolist())
-    colours = dict(zip(Band, BAND_COLOURS, strict=True))
+    colours = dict(zip(Band, BANDS, strict=True))
     return {
         "LOW": Seen([], "", True),
         "MID": Seen(tokens_of(plan, best), colours[Band.MID], False),
@@ -116,7 +116,7 @@ def low_tokens(plan: AttentionPlan) -> str:
         frame, row, column = ((i + 0.5) * side for i, side in zip(place, sides, strict=True))
         x, y = corner(int(frame), row, column)
         drawn += f"M{x:g} {y:g}h0"
-    colour = BAND_COLOURS[Band.LOW]
+    colour = BANDS[Band.LOW]
     return f'<path stroke="{colour}" stroke-width="{CELL}" stroke-linecap="round" d="{drawn}"/>'
 
 

@@ -10,14 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from freqformer.attention import NORM_EPS, Attend, FreqAttention, Tensors
-from freqformer.config import FreqFormerConfig
-from freqformer.grid import Grid
-from freqformer.ops.implementation import ImplChoice
-from freqformer.ops.parameters import AttentionParameters
-from freqformer.ops.routing import reference
-from freqformer.ops.tokens import TokenOrder
-from freqformer.routing import RoutingNetwork
+from freqformer.attention import FreqAttention, LayerCall, Projected
+from freqformer.config import FreqFormerConfig, Routing
+from freqformer.routing import Decision, RouterInputs, RoutingNetwork, branch_weights
 
 NOISE_WEIGHT = 2.0
 """How much the low summaries' offset rises from the middle of the noise levels to the end, at
@@ -28,7 +23,7 @@ first."""
 class Mixing:
     """What a head does beside attending to its own band."""
 
-    low_beside: bool = False
+    low_branch: bool = False
     """A LOW branch is added to the head's own."""
     gates: Literal["none", "token", "routed", "both"] = "none"
     """What branches are multiplied by: nothing; a linear function of the token; what a routing
@@ -40,13 +35,13 @@ class Mixing:
     """Whether a routing network adds to the offsets of the low, mid and high summaries."""
 
     def __post_init__(self) -> None:
-        if self.low_beside and self.gates == "none":
+        if self.low_branch and self.gates == "none":
             raise ValueError(
-                "low_beside is True and gates 'none'; a LOW branch is added by a gate: choose which"
+                "low_branch is True and gates 'none'; a LOW branch is added by a gate: choose which"
             )
-        if self.soft and not self.low_beside:
+        if self.soft and not self.low_branch:
             raise ValueError(
-                f"low_beside is False and gates {self.gates!r}; a network weighs two branches: "
+                f"low_branch is False and gates {self.gates!r}; a network weighs two branches: "
                 "take True"
             )
 
@@ -54,6 +49,26 @@ class Mixing:
     def soft(self) -> bool:
         """Whether a routing network has a say in gates."""
         return self.gates in ("routed", "both")
+
+
+class SummaryRouter(RoutingNetwork):
+    """The layer's own bands; a network and the noise level weigh their summaries.
+
+    Args:
+        num_heads: heads of the layer.
+    """
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__(num_heads, prior="none")
+
+    def decide(self, given: RouterInputs) -> Decision:
+        """See `freqformer.routing.Router`."""
+        offsets, _ = given.score(self)
+        lean = NOISE_WEIGHT * (2 * given.timestep.to(offsets) - 1)
+        return Decision(
+            given.allocation.expand(len(offsets), -1),
+            summary_offsets=offsets + functional.pad(lean[:, None, None], (0, 2)),
+        )
 
 
 class MixedAttention(FreqAttention):
@@ -64,7 +79,7 @@ class MixedAttention(FreqAttention):
     2505.13389), which has a gate for each channel.
 
     Args:
-        dim, config: as in `FreqAttention`.
+        dim, config: as in `FreqAttention`; who has which band is said by the others.
         allocation: the own band of every head, or with which a router starts.
         mixing: what is done beside it.
         routed: whether a router chooses the own bands.
@@ -79,67 +94,44 @@ class MixedAttention(FreqAttention):
         *,
         routed: bool = False,
     ) -> None:
-        weighing = "soft" if mixing.statistics else "timed"
-        routing = "learned" if routed else weighing if mixing.soft else "fixed"
-        options = {"routing": routing, "low_beside": mixing.low_beside}
-        super().__init__(dim, len(allocation), config, allocation=allocation, **options)  # type: ignore[arg-type]
-        self.mixing, self.weigher = mixing, None
-        if mixing.gates == "token" and not mixing.low_beside:
+        weighing: Routing = "soft" if mixing.statistics else "timestep"
+        routing: Routing = "hard" if routed else weighing if mixing.soft else "fixed"
+        record = replace(
+            config,
+            allocation=tuple(allocation),
+            routing=routing,
+            low_branch=mixing.low_branch,
+            prior="noise_level" if routed else "none",
+        )
+        super().__init__(dim, len(allocation), record)
+        self.mixing = mixing
+        if mixing.gates == "token" and not mixing.low_branch:
             self.gates = nn.Linear(dim, self.num_heads)
             for parameter in self.gates.parameters():
                 nn.init.zeros_(parameter)
         elif mixing.gates == "routed":
             self.gates = None
         if mixing.weighed:
-            self.weigher = RoutingNetwork(self.num_heads, prior="none")
+            self.router = SummaryRouter(self.num_heads)
         self.held_logits: Tensor | None = None
         """(H, 3) in place of what soft routing makes, for tables; None for the network's own."""
-        self._offsets: Tensor | None = None
 
     def gates_of(self, logits: Tensor) -> Tensor:
         """What logits (B, H, 3) of soft routing add to the gates of the own branch and of LOW, (B,
         2, H)."""
-        weights = self._weights(logits)
-        assert weights is not None
-        return weights
+        return branch_weights(logits, self.allocation)
 
-    def _score(
-        self,
-        tensors: Tensors,
-        hidden_states: Tensor,
-        grid: Grid,
-        timestep: Tensor,
-        token_order: TokenOrder,
-        impl: ImplChoice,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        if self.held_logits is not None:
-            return self.held_logits.expand(len(timestep), -1, -1), None
-        if self.weigher is not None and self.summary_offsets is not None:
-            features, norms = (*tensors[:2], hidden_states), (self.query_norm, self.key_norm)
-            statistics = reference.statistics(
-                features, norms, NORM_EPS, grid, self.config, token_order
-            )
-            offsets = self.summary_offsets + self.weigher(statistics, timestep)
-            lean = NOISE_WEIGHT * (2 * timestep.to(offsets) - 1)
-            self._offsets = offsets + functional.pad(lean[:, None, None], (0, 2))
-        return super()._score(tensors, hidden_states, grid, timestep, token_order, impl)
+    def decide(self, projected: Projected, call: LayerCall) -> Decision:
+        """As `FreqAttention`, unless logits are held."""
+        if self.held_logits is None:
+            return super().decide(projected, call)
+        logits = self.held_logits.expand(len(call.timestep), -1, -1)
+        bands = self.allocation.expand(len(logits), -1)
+        return Decision(bands, self.gates_of(logits), logits)
 
-    def _learned(self, rotary: tuple[Tensor, Tensor] | None) -> AttentionParameters:
-        parameters = super()._learned(rotary)
-        return (
-            parameters
-            if self._offsets is None
-            else replace(parameters, summary_offsets=self._offsets)
-        )
-
-    def _with_low(
-        self,
-        out: Tensor,
-        gates: Tensor | None,
-        weights: Tensor | None,
-        attend: Attend,
-        impl: ImplChoice,
-    ) -> Tensor:
-        if gates is None or self.mixing.low_beside:
-            return super()._with_low(out, gates, weights, attend, impl)
-        return torch.addcmul(out, out, gates.to(out.dtype).transpose(2, 3))
+    def attend(self, projected: Projected, decision: Decision, call: LayerCall) -> Tensor:
+        """As `FreqAttention`; where there is no LOW branch, gates multiply the own one."""
+        out = super().attend(projected, decision, call)
+        if projected.gates is None or self.mixing.low_branch:
+            return out
+        return torch.addcmul(out, out, projected.gates.to(out.dtype).transpose(2, 3))

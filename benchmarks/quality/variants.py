@@ -78,7 +78,7 @@ class Variant:
     """What heads do beside their own band."""
     learned: bool = False
     """Whether a router chooses bands."""
-    prior: Prior = "paper"
+    prior: Prior = "noise_level"
     """Of the router."""
     low_offset: float = 0.0
     """Offset of the low summaries at first. At 0 and with scores near 0 they take the weight of all
@@ -95,7 +95,7 @@ class Variant:
 
 PLAIN = replace(CUBES, summary_tokens=0)
 MID, HIGH = (0, 6, 0), (0, 0, 6)
-BESIDE = Mixing(low_beside=True, gates="token")
+BESIDE = Mixing(low_branch=True, gates="token")
 VARIANTS: dict[str, Variant] = {
     "dense": Variant("every head sees every token; more FLOPs, for reference", dense=True),
     "window": Variant("every head a window", PLAIN, (HIGH,)),
@@ -113,7 +113,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "vsa": Variant(
         "like VSA: gated sum of attention between tile means and to the best tiles",
-        replace(PLAIN, mid_tiles=36, compression=128, low_output="synthesis"),
+        replace(PLAIN, mid_tiles=36, compression=128, low_output="inverse_dct"),
         (MID,),
         mixing=BESIDE,
     ),
@@ -160,11 +160,14 @@ VARIANTS: dict[str, Variant] = {
     ),
     "freq_full": Variant("FreqFormer 2/2/2, full features"),
     "freq_values": Variant(
-        "FreqFormer 2/2/2, values without the low band", replace(CUBES, band_features="values")
+        "FreqFormer 2/2/2, values without the low band",
+        replace(CUBES, band_features="high_pass_values"),
     ),
-    "freq_gains": Variant("FreqFormer 2/2/2, learned gains", replace(CUBES, band_features="gains")),
+    "freq_gains": Variant(
+        "FreqFormer 2/2/2, learned gains", replace(CUBES, band_features="band_gains")
+    ),
     "freq_strict": Variant(
-        "FreqFormer 2/2/2, only the own band", replace(CUBES, band_features="strict")
+        "FreqFormer 2/2/2, only the own band", replace(CUBES, band_features="own_band")
     ),
     "freq_105_quiet": Variant(
         "FreqFormer 1/0/5, low summaries start nearly unseen", CUBES, ((1, 0, 5),), low_offset=-4.0
@@ -262,7 +265,7 @@ def head_costs(variant: Variant, size: Size = STUDY) -> tuple[float, float, floa
         learned_summaries=True,
     )
     low, mid, high, dense = plan.band_costs()
-    beside = low if variant.mixing is not None and variant.mixing.low_beside else 0.0
+    beside = low if variant.mixing is not None and variant.mixing.low_branch else 0.0
     return (low, beside + mid, beside + high, dense)
 
 
@@ -319,14 +322,24 @@ def _model(variant: Variant, size: Size) -> FreqFormerTransformer3DModel:
     return FreqFormerTransformer3DModel(
         patch_size=size.patch,
         num_layers=size.layers,
-        num_heads=size.heads,
-        head_dim=size.head_dim,
-        attention="dense" if variant.dense else "frequency",
-        frequency=variant.config.to_dict(),
-        routing=None if variant.dense else "learned" if variant.learned else "fixed",
-        allocation=None if variant.dense else bands(variant.splits[0]),
-        prior=variant.prior if variant.learned else None,
+        num_attention_heads=size.heads,
+        attention_head_dim=size.head_dim,
+        frequency=_record(variant),
         absolute_positions=True,
+    )
+
+
+def _record(variant: Variant) -> FreqFormerConfig:
+    """What the layers of a variant do, but for what a head does beside its own band."""
+    if variant.dense:
+        dense = {"allocation": "dense", "routing": "fixed", "low_branch": False}
+        return replace(variant.config, **dense)  # type: ignore[arg-type]
+    return replace(
+        variant.config,
+        allocation=tuple(bands(variant.splits[0])),
+        routing="hard" if variant.learned else "fixed",
+        low_branch=False,
+        prior=variant.prior if variant.learned else "none",
     )
 
 

@@ -105,37 +105,3 @@ def moved_names(module: str, places: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(import_module(home), new)
 
     return find
-
-
-MODEL_ARGUMENTS = {"prediction": "prediction_type"}
-"""New name of every old argument of `FreqFormerTransformer3DModel`."""
-MODEL_VALUES = {"prediction_type": {"clip": "sample"}}
-"""New value of every old one, by the argument's new name."""
-
-
-def current_model_arguments(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Arguments of the transformer, or a saved config of it, by today's names and values.
-
-    Args:
-        values: by name.
-        where: names their place in the warning.
-
-    Raises:
-        ValueError: as `renamed_keys`.
-    """
-    made = renamed_keys(values, MODEL_ARGUMENTS, where)
-    for old in MODEL_ARGUMENTS.keys() & values.keys():
-        new = MODEL_ARGUMENTS[old]
-        value = made[new]
-        made[new] = MODEL_VALUES[new].get(value, value) if isinstance(value, str) else value
-    return made
-
-
-def takes_old_model_arguments(init: Called) -> Called:
-    """The constructor of the transformer, which takes arguments by their old names too."""
-
-    @wraps(init)
-    def call(self: Any, *given: Any, **named: Any) -> None:
-        init(self, *given, **current_model_arguments(named))
-
-    return call  # type: ignore[return-value]

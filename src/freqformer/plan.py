@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from operator import index
 from weakref import WeakValueDictionary
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from freqformer import patterns
 from freqformer._validate import check_choice, check_kind, check_whole
 from freqformer.bands import low_grid, low_weights
-from freqformer.config import Band, FreqFormerConfig
+from freqformer.config import Band, FreqFormerConfig, checked_bands
 from freqformer.grid import TILE_SLOTS, Grid, TileLayout, check_grid, tile_layout
 from freqformer.tracing import constant_result
 
@@ -303,31 +302,6 @@ def _blocks(tokens: int) -> int:
     return -(-tokens // TILE_SLOTS)
 
 
-def checked_bands(allocation: Sequence[int], num_heads: int) -> list[int]:
-    """The band of every head as plain numbers; ValueError for other than `num_heads` numbers from 0
-    to 3."""
-    try:
-        given = allocation.tolist() if isinstance(allocation, Tensor) else list(allocation)
-        bands = (
-            None
-            if any(isinstance(band, bool) for band in given)
-            else [index(band) for band in given]
-        )
-    except TypeError:  # nothing to go through, or numbers that aren't whole
-        bands = None
-    if (
-        bands is None
-        or len(bands) != num_heads
-        or not all(0 <= band <= Band.DENSE for band in bands)
-    ):
-        shown = allocation if bands is None else bands
-        raise ValueError(
-            f"allocation is {shown}; {num_heads} bands from 0 to 3 are allowed (LOW, MID, HIGH, "
-            "DENSE), one per head"
-        )
-    return bands
-
-
 def _checked(allocation: Sequence[int], num_heads: int) -> list[Band]:
     return [Band(band) for band in checked_bands(allocation, num_heads)]
 
@@ -346,7 +320,7 @@ def build_plan(
 
     Args:
         grid: the video's token grid.
-        config: bands, patterns and summaries.
+        config: bands, patterns and summaries. The plan holds its `for_plan()`.
         num_heads, head_dim: of the attention.
         num_text_tokens: text tokens behind the video tokens.
         learned_summaries: whether mid and high summaries take part, as they do when parameters are
@@ -364,7 +338,9 @@ def build_plan(
         ("num_text_tokens", num_text_tokens, 0),
     ):
         check_whole(name, value, least)
-    return _cached_plan(grid, config, num_heads, head_dim, num_text_tokens, learned_summaries)
+    # Layers that differ in what no plan depends on share one.
+    made = config.for_plan()
+    return _cached_plan(grid, made, num_heads, head_dim, num_text_tokens, learned_summaries)
 
 
 @lru_cache(maxsize=64)

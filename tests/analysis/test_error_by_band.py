@@ -38,7 +38,7 @@ def learned(heads: int, head_dim: int) -> AttentionParameters:
     shape=st.tuples(st.integers(1, 3), st.integers(1, 7), st.integers(1, 9)),
     seed=st.integers(0, 1000),
     scale=st.sampled_from([0.3, 1.0, 4.0]),
-    features=st.sampled_from(["full", "values", "gains", "strict"]),
+    features=st.sampled_from(["full", "high_pass_values", "band_gains", "own_band"]),
     pattern=st.sampled_from(["topk", "axial", "radial"]),
     summaries=st.sampled_from([0, 4]),
 )
@@ -54,7 +54,7 @@ def test_bound_holds(shape, seed, scale, features, pattern, summaries):
         radial_radius=1,
         summary_tokens=summaries,
     )
-    parameters = learned(4, 32) if features in ("gains", "strict") else None
+    parameters = learned(4, 32) if features in ("band_gains", "own_band") else None
     found = error_by_band(
         *qkv(grid, 4, 32, seed, scale),
         grid=grid,

@@ -89,14 +89,14 @@ def test_vmap_and_forward_mode_are_refused_with_the_remedy() -> None:
         torch.func.jvp(attend, (tensors[0],), (torch.ones_like(tensors[0]),))
 
 
-@pytest.mark.parametrize("routing", ["soft", "timed", "learned", "fixed"])
+@pytest.mark.parametrize("routing", ["soft", "timestep", "hard", "fixed"])
 def test_every_parameter_gets_a_gradient_in_one_step(routing: Any) -> None:
     """A process of several that finds a parameter without one waits for it, unless told that some
     are unused."""
     for config in (
         CONFIG,
         replace(CONFIG, summary_tokens=0),
-        replace(CONFIG, band_features="gains"),
+        replace(CONFIG, band_features="band_gains"),
     ):
         for allocation in (
             [Band.HIGH] * HEADS,
@@ -108,12 +108,12 @@ def test_every_parameter_gets_a_gradient_in_one_step(routing: Any) -> None:
                 continue
             if (
                 allocation[1] == Band.LOW
-                and routing == "learned"
-                and config.band_features == "gains"
+                and routing == "hard"
+                and config.band_features == "band_gains"
             ):
                 continue  # which bands a router chooses decides whether gains are used
             layer = make_layer(config, routing=routing, allocation=allocation).train()
-            if routing == "learned":
+            if routing == "hard":
                 layer.set_router_training("all")
             layer(make_input(), GRID, TIMESTEP).square().mean().backward()
             assert [name for name, x in layer.named_parameters() if x.grad is None] == []

@@ -117,7 +117,8 @@ def test_eager_is_as_near_float64_as_the_reference_in_a_long_sweep() -> None:
 def test_eager_is_as_near_float64_at_length() -> None:
     for seed, dtype in enumerate((torch.float32, torch.float16, torch.bfloat16)):
         case = random_case(
-            seed, grid=Grid(7, 11, 13), config=FreqFormerConfig(), allocation=ALL_BANDS,
+            seed, grid=Grid(7, 11, 13), allocation=ALL_BANDS,
+            config=FreqFormerConfig(summary_tokens=256),
             head_dim=64, dtype=dtype,
             num_text_tokens=20, mask="random", learned=LEARNED, outliers=False,
         )  # fmt: skip
@@ -144,18 +145,18 @@ def test_eager_in_float64(seed: int) -> None:
 
 PLACES: tuple[tuple[Grid, MidPattern, LowOutput, int, TokenOrder], ...] = (
     (Grid(3, 2, 5), "topk", "interpolate", 4, "raster"),
-    (Grid(1, 5, 5), "axial", "synthesis", 1, "tile"),
+    (Grid(1, 5, 5), "axial", "inverse_dct", 1, "tile"),
     (Grid(5, 2, 2), "radial", "interpolate", 0, "tile"),
-    (Grid(1, 1, 3), "topk", "synthesis", 256, "tile"),
+    (Grid(1, 1, 3), "topk", "inverse_dct", 256, "tile"),
     (Grid(2, 3, 3), "topk", "interpolate", 1, "raster"),
 )
 FEATURES: tuple[tuple[BandFeatures, tuple[str, ...], int], ...] = (
     ("full", (), 0),
     ("full", LEARNED, 2),
-    ("values", (), 2),
-    ("values", LEARNED, 0),
-    ("gains", LEARNED, 2),
-    ("strict", LEARNED, 0),
+    ("high_pass_values", (), 2),
+    ("high_pass_values", LEARNED, 0),
+    ("band_gains", LEARNED, 2),
+    ("own_band", LEARNED, 0),
 )
 GRADCHECK = [
     Case(
@@ -355,7 +356,7 @@ def _zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.zeros(*shape, dtype=dtype)
 
 
-GAINS, STRICT = (replace(SMALL, band_features=features) for features in ("gains", "strict"))
+GAINS, STRICT = (replace(SMALL, band_features=features) for features in ("band_gains", "own_band"))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from tests.support.layers import (
     make_table,
 )
 
-from freqformer import frequency_attention
+from freqformer import AttentionParameters, FreqAttention, frequency_attention
+from freqformer.attention import NORM_EPS
 from freqformer.grid import tile_layout
 from freqformer.plan import build_plan
 
@@ -52,7 +53,7 @@ CALLS: dict[str, tuple[Any, str]] = {
     ),  # type: ignore[arg-type]
     "a dict for a config": (lambda: attend(config={"tile": (2, 2, 3)}), "config is .* from_dict"),
     "a dict for the layer's config": (
-        lambda: make_layer({}),
+        lambda: FreqAttention(24, 3, {}),
         "config is {}; a FreqFormerConfig is allowed",
     ),  # type: ignore[arg-type]
     "a tensor for a selection": (
@@ -93,25 +94,25 @@ CALLS: dict[str, tuple[Any, str]] = {
         r"timestep is \[nan, nan\]",
     ),
     "a negative timestep of a dense layer": (
-        lambda: make_layer(attention="dense")(HIDDEN, GRID, -TIMESTEP),
+        lambda: make_layer(allocation="dense")(HIDDEN, GRID, -TIMESTEP),
         "timestep is",
     ),
     "an unknown impl of a dense layer": (
-        lambda: make_layer(attention="dense")(HIDDEN, GRID, TIMESTEP, impl="nonsense"),  # type: ignore[arg-type]
+        lambda: make_layer(allocation="dense")(HIDDEN, GRID, TIMESTEP, impl="nonsense"),  # type: ignore[arg-type]
         "impl is 'nonsense'; choose one of auto, eager, reference, triton",
     ),
     "an unknown order of a dense layer": (
-        lambda: make_layer(attention="dense")(HIDDEN, GRID, TIMESTEP, token_order="rows"),  # type: ignore[arg-type]
+        lambda: make_layer(allocation="dense")(HIDDEN, GRID, TIMESTEP, token_order="rows"),  # type: ignore[arg-type]
         "token_order is 'rows'",
     ),
     "rotary tables of other tokens": (
-        lambda: make_layer(attention="dense")(
+        lambda: make_layer(allocation="dense")(
             HIDDEN, GRID, TIMESTEP, (torch.ones(1, 4), torch.ones(1, 4))
         ),
         "parameters.rotary is torch.float32",
     ),
     "one rotary table": (
-        lambda: make_layer(attention="dense")(HIDDEN, GRID, TIMESTEP, make_rotary()[0]),
+        lambda: make_layer(allocation="dense")(HIDDEN, GRID, TIMESTEP, make_rotary()[0]),
         "rotary is a Tensor; a pair",
     ),  # type: ignore[arg-type]
     "a config for a table": (
@@ -133,7 +134,7 @@ CALLS: dict[str, tuple[Any, str]] = {
     ),
     "one number for bands": (
         lambda: make_layer(routing="fixed", allocation=1),
-        "allocation is 1; 3 bands",
+        "allocation is 1; bands from 0 to 3",
     ),
     "nonsense for dense": (lambda: make_layer().set_dense("yes"), "dense is 'yes'"),  # type: ignore[arg-type]
 }
@@ -154,7 +155,14 @@ def test_layer_and_function_take_raster_order_unless_told() -> None:
         out, layer(HIDDEN, GRID, TIMESTEP, rotary, token_order="tile"), atol=1e-3
     )
     tensors = [to(HIDDEN).unflatten(2, (HEADS, -1)) for to in (layer.to_q, layer.to_k, layer.to_v)]
-    parameters = layer._learned(rotary)
+    parameters = AttentionParameters(
+        layer.summary_queries,
+        layer.summary_offsets,
+        rotary=rotary,
+        query_norm=layer.query_norm,
+        key_norm=layer.key_norm,
+        norm_eps=NORM_EPS,
+    )
     attended = frequency_attention(
         *tensors, grid=GRID, allocation=layer.bands, config=CONFIG, parameters=parameters
     )
@@ -164,7 +172,7 @@ def test_layer_and_function_take_raster_order_unless_told() -> None:
 @pytest.mark.parametrize("impl", ["reference", "eager"])
 @pytest.mark.parametrize("order", ["raster", "tile"])
 def test_a_dense_layer_runs_the_code_that_is_asked_for(impl: Any, order: Any) -> None:
-    layer, rotary = make_layer(attention="dense"), make_rotary()
+    layer, rotary = make_layer(allocation="dense"), make_rotary()
     if order == "tile":
         rotary = tuple(x[tile_layout(GRID, CONFIG.tile).raster_to_tile] for x in rotary)  # type: ignore[assignment]
     usual = layer(HIDDEN, GRID, TIMESTEP, rotary, token_order=order)
@@ -175,9 +183,9 @@ def test_a_dense_layer_runs_the_code_that_is_asked_for(impl: Any, order: Any) ->
         layer(HIDDEN, GRID, TIMESTEP, impl="triton")  # heads of 8 channels
 
 
-@pytest.mark.parametrize("routing", ["soft", "learned", "fixed"])
+@pytest.mark.parametrize("routing", ["soft", "hard", "fixed"])
 def test_dense_on_request_is_exact_attention_alone(routing: Any) -> None:
-    layer, dense = make_layer(routing=routing, low_beside=True), make_layer(attention="dense")
+    layer, dense = make_layer(routing=routing, low_branch=True), make_layer(allocation="dense")
     assert layer.gates is not None
     torch.nn.init.constant_(layer.gates.bias, 0.3)
     own = {
@@ -189,8 +197,8 @@ def test_dense_on_request_is_exact_attention_alone(routing: Any) -> None:
     before = layer(HIDDEN, GRID, TIMESTEP)
     layer.set_dense(True)
     assert torch.equal(layer(HIDDEN, GRID, TIMESTEP), dense(HIDDEN, GRID, TIMESTEP))
-    assert layer.last_allocation is not None
-    assert layer.last_allocation.tolist() == [[3] * HEADS] * len(HIDDEN)
+    assert layer.allocation_used is not None
+    assert layer.allocation_used.tolist() == [[3] * HEADS] * len(HIDDEN)
     layer.set_routing_table(make_table(torch.zeros(1, 1, HEADS, dtype=torch.int64)))
     assert torch.equal(layer(HIDDEN, GRID, TIMESTEP), dense(HIDDEN, GRID, TIMESTEP))
     layer.set_routing_table(None)

@@ -18,10 +18,12 @@ from tests.support.layers import (
     make_layer,
     make_rotary,
     make_table,
+    record_fields,
     weights_of,
 )
 
 from freqformer import AttentionParameters, FreqAttention, Grid, frequency_attention
+from freqformer.attention import DenseAttention
 from freqformer.config import Band
 from freqformer.grid import tile_layout
 from freqformer.plan import build_plan
@@ -31,19 +33,19 @@ from freqformer.routing import RoutingTable
 @pytest.mark.parametrize("rotary", [None, make_rotary()])
 def test_all_dense_heads_are_the_dense_layer(rotary):
     banded = make_layer(routing="fixed", allocation=[3, 3, 3])
-    dense = make_layer(attention="dense")
+    dense = make_layer(allocation="dense")
     dense.load_state_dict(weights_of(banded))
     hidden = make_input()
     expected = dense(hidden, GRID, TIMESTEP, rotary)
     torch.testing.assert_close(
         banded(hidden, GRID, TIMESTEP, rotary), expected, rtol=1e-5, atol=1e-6
     )
-    assert torch.equal(dense.last_allocation, torch.full((2, 3), Band.DENSE.value))
+    assert torch.equal(dense.allocation_used, torch.full((2, 3), Band.DENSE.value))
 
 
 @pytest.mark.parametrize("order", ["raster", "tile"])
 def test_a_dense_layer_takes_a_table_and_low_summaries_alone(order):
-    dense, hidden, rotary = make_layer(attention="dense"), make_input(), make_rotary(order)
+    dense, hidden, rotary = make_layer(allocation="dense"), make_input(), make_rotary(order)
     config = replace(CONFIG, window=(1, 2, 1), compression=8)  # other bands than the layer's own
     before = dense(hidden, GRID, TIMESTEP, rotary, token_order=order)
     dense.set_routing_table(make_table(torch.full((1, 1, HEADS), Band.DENSE.value)))
@@ -70,43 +72,43 @@ def test_a_dense_layer_takes_a_table_and_low_summaries_alone(order):
 
 
 def test_the_dense_layer_has_the_same_parameters_but_router_summaries_and_gains():
-    names = set(make_layer(replace(CONFIG, band_features="gains")).state_dict())
+    names = set(make_layer(replace(CONFIG, band_features="band_gains")).state_dict())
     extra = {
         name
         for name in names
         if name.split(".")[0] in ("router", "summary_queries", "summary_offsets", "gains")
     }
-    assert set(make_layer(attention="dense").state_dict()) == names - extra
+    assert set(make_layer(allocation="dense").state_dict()) == names - extra
     assert "gains" not in make_layer().state_dict()
 
 
-@pytest.mark.parametrize("options", [{}, {"routing": "fixed"}, {"attention": "dense"}])
+@pytest.mark.parametrize("options", [{}, {"routing": "fixed"}, {"allocation": "dense"}])
 def test_raster_and_tile_order_agree(options):
     layer, hidden = make_layer(**options), make_input()
     layout = tile_layout(GRID, CONFIG.tile)
     tiled = layer(
         hidden[:, layout.raster_to_tile], GRID, TIMESTEP, make_rotary("tile"), token_order="tile"
     )
-    bands = layer.last_allocation
+    bands = layer.allocation_used
     raster = layer(hidden, GRID, TIMESTEP, make_rotary("raster"), token_order="raster")
-    assert torch.equal(layer.last_allocation, bands)
+    assert torch.equal(layer.allocation_used, bands)
     torch.testing.assert_close(tiled, raster[:, layout.raster_to_tile], rtol=1e-4, atol=1e-6)
 
 
 def test_the_router_hears_the_input_and_the_timestep():
     layer, hidden = make_layer(prior="none"), make_input()
     layer(hidden, GRID, TIMESTEP)
-    first = layer.last_logits
+    first = layer.router_logits
     layer(make_input(seed=9), GRID, TIMESTEP)
-    assert ((layer.last_logits - first).abs().amax(-1) > 1e-4).all()
+    assert ((layer.router_logits - first).abs().amax(-1) > 1e-4).all()
     layer(hidden, GRID, TIMESTEP + 0.05)
-    assert ((layer.last_logits - first).abs().amax(-1) > 1e-4).all()
+    assert ((layer.router_logits - first).abs().amax(-1) > 1e-4).all()
     layer(hidden, GRID, TIMESTEP)
-    assert torch.equal(layer.last_logits, first)
+    assert torch.equal(layer.router_logits, first)
 
 
 def test_every_parameter_gets_a_gradient():
-    for features in ("full", "values", "gains", "strict"):
+    for features in ("full", "high_pass_values", "band_gains", "own_band"):
         layer = make_layer(replace(CONFIG, band_features=features))
         layer.set_router_training("all")
         layer(make_input(), GRID, TIMESTEP, make_rotary()).square().sum().backward()
@@ -140,7 +142,7 @@ def test_the_routers_gradient_is_that_of_mixed_branches():
     weight = torch.randn_like(hidden)
     (layer(hidden, GRID, TIMESTEP) * weight).sum().backward()
     gradient = layer.router.head_bias.grad.clone()
-    logits = layer.last_logits.detach().requires_grad_()
+    logits = layer.router_logits.detach().requires_grad_()
     mixture = sum(
         logits.softmax(-1)[:, None, :, band, None] * branch for band, branch in enumerate(branches)
     )
@@ -165,8 +167,8 @@ def test_a_table_decides_by_timestep_in_place_of_the_router():
     layer, hidden = make_layer(), make_input()
     layer.set_routing_table(make_table(torch.tensor([[[0, 1, 2]], [[2, 3, 1]]])))
     out = layer(hidden, GRID, TIMESTEP, make_rotary())
-    assert layer.last_logits is None
-    assert layer.last_allocation.tolist() == [[0, 1, 2], [2, 3, 1]]
+    assert layer.router_logits is None
+    assert layer.allocation_used.tolist() == [[0, 1, 2], [2, 3, 1]]
     for sample, bands in enumerate(([0, 1, 2], [2, 3, 1])):
         fixed = make_layer(routing="fixed", allocation=bands)
         fixed.load_state_dict(weights_of(layer, "router"))
@@ -176,7 +178,7 @@ def test_a_table_decides_by_timestep_in_place_of_the_router():
         torch.testing.assert_close(out[sample : sample + 1], expected, rtol=1e-5, atol=1e-6)
     layer.set_routing_table(None)
     layer(hidden, GRID, TIMESTEP)
-    assert layer.last_logits is not None
+    assert layer.router_logits is not None
 
 
 def test_buckets_may_keep_other_numbers_of_tiles():
@@ -215,15 +217,15 @@ def test_a_flop_budget_holds_and_waits_while_the_router_learns():
         ).band_costs()
     )
     layer(hidden, GRID, TIMESTEP)
-    free = layer.last_allocation
+    free = layer.allocation_used
     spent = costs[free].sum(-1) / (HEADS * costs[3])
     budget = float(spent.min()) * 0.9
     layer.set_flop_budget(budget)
     layer(hidden, GRID, TIMESTEP)
-    assert (costs[layer.last_allocation].sum(-1) / (HEADS * costs[3]) <= budget * (1 + 1e-6)).all()
+    assert (costs[layer.allocation_used].sum(-1) / (HEADS * costs[3]) <= budget * (1 + 1e-6)).all()
     layer.set_router_training("sampled")
     layer(hidden, GRID, TIMESTEP)
-    assert torch.equal(layer.last_allocation, free)
+    assert torch.equal(layer.allocation_used, free)
     layer.set_flop_budget(1e-6)
     layer.eval()
     with pytest.raises(ValueError, match="budget is 1e-06 of dense attention"):
@@ -231,7 +233,7 @@ def test_a_flop_budget_holds_and_waits_while_the_router_learns():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"attention": "dense"}, {"routing": "soft"}, {"routing": "timed"}]
+    "options", [{}, {"allocation": "dense"}, {"routing": "soft"}, {"routing": "timestep"}]
 )
 def test_half_precision_is_near_full_precision(options):
     layer, hidden = make_layer(**options), make_input()
@@ -240,10 +242,10 @@ def test_half_precision_is_near_full_precision(options):
     full = layer(hidden, GRID, TIMESTEP, make_rotary())
     with torch.autocast("cpu", torch.bfloat16):
         mixed = layer(hidden, GRID, TIMESTEP, make_rotary())
-    bands = layer.last_allocation
+    bands = layer.allocation_used
     half = copy.deepcopy(layer).bfloat16()
     out = half(hidden.bfloat16(), GRID, TIMESTEP, make_rotary())
-    assert torch.equal(half.last_allocation, bands)
+    assert torch.equal(half.allocation_used, bands)
     for result in (mixed, out):
         assert result.dtype == torch.bfloat16
         assert (result - full).norm() < 0.03 * full.norm()
@@ -253,8 +255,8 @@ def test_a_layer_can_be_copied_after_a_call():
     layer = make_layer()
     layer(make_input(), GRID, TIMESTEP)
     copied = copy.deepcopy(layer)
-    assert copied.last_logits is None
-    assert layer.last_logits is not None
+    assert copied.router_logits is None
+    assert layer.router_logits is not None
 
 
 @pytest.mark.parametrize(
@@ -263,19 +265,15 @@ def test_a_layer_can_be_copied_after_a_call():
         (24, 5, {}, "dim is 24 and num_heads 5"),
         (9, 3, {}, "even head_dim"),
         (24, 0, {}, "num_heads 0"),
-        (24, 3, {"routing": "random"}, "routing is 'random'"),
-        (24, 3, {"attention": "sparse"}, "attention is 'sparse'"),
-        (24, 3, {"prior": "other"}, "prior is 'other'"),
-        (24, 3, {"allocation": [0, 1]}, r"allocation is \[0, 1\]"),
-        (24, 3, {"allocation": [0, 1, 4], "routing": "fixed"}, r"allocation is \[0, 1, 4\]"),
-        (24, 3, {"allocation": [0, 1, 3], "routing": "learned"}, 'routing="fixed"'),
-        (24, 3, {"allocation": [0, 1, 3]}, r"allocation \[0, 1, 3\]; with routing='soft'"),
-        (24, 3, {"low_beside": False}, "low_beside is False and allocation .* None or True"),
+        (24, 3, {"allocation": (0, 1)}, r"allocation is \[0, 1\]; 3 bands from 0 to 3"),
+        (24, 3, {"allocation": "dense"}, r"take make_attention\(dim, num_heads, config\)"),
     ],
 )
-def test_wrong_options_are_refused(dim, heads, options, message):
+def test_wrong_sizes_are_refused(dim, heads, options, message):
     with pytest.raises(ValueError, match=message):
-        FreqAttention(dim, heads, CONFIG, **options)
+        FreqAttention(dim, heads, replace(CONFIG, **record_fields(options)))
+    with pytest.raises(ValueError, match=r"config\.allocation is 'high'; 'dense' is allowed"):
+        DenseAttention(24, 3, CONFIG)
 
 
 def test_autocast_reaches_the_operation(monkeypatch):
@@ -287,7 +285,7 @@ def test_autocast_reaches_the_operation(monkeypatch):
         taken.append((*(x.dtype for x in tensors), given["impl"]))
         return frequency_attention(*tensors, **given)
 
-    monkeypatch.setattr("freqformer.attention.layer.frequency_attention", attend)
+    monkeypatch.setattr("freqformer.attention.base.frequency_attention", attend)
     with torch.autocast("cpu", torch.bfloat16):
         out = make_layer()(make_input(), GRID, TIMESTEP)
     assert taken == [(torch.bfloat16,) * 3 + ("auto",)]
@@ -321,7 +319,7 @@ def test_wrong_inputs_are_refused():
 
 
 def test_what_needs_a_router_or_bands_says_so():
-    fixed, dense = make_layer(routing="fixed"), make_layer(attention="dense")
+    fixed, dense = make_layer(routing="fixed"), make_layer(allocation="dense")
     table = make_table(torch.tensor([[[0, 1, 2]]]))
     for layer in (fixed, dense):
         layer.set_router_training("off")
@@ -334,7 +332,7 @@ def test_what_needs_a_router_or_bands_says_so():
         make_layer().set_router_training("both")
     dense.set_routing_table(None)
     with pytest.raises(ValueError, match="a dense layer has learned none"):
-        dense.set_routing_table(replace(table, config=replace(CONFIG, band_features="gains")))
+        dense.set_routing_table(replace(table, config=replace(CONFIG, band_features="band_gains")))
     with pytest.raises(ValueError, match="layer 1 of 3 heads"):
         dense.set_routing_table(table, 1)
     with pytest.raises(ValueError, match="layer 1 of 3 heads"):
@@ -345,7 +343,7 @@ def test_what_needs_a_router_or_bands_says_so():
 
 def test_a_call_in_inference_mode_leaves_nothing_that_training_stumbles_over():
     grid = Grid(3, 4, 7)  # of no other test: its layout, plan and matrices are first made here
-    layer = make_layer(replace(CONFIG, band_features="strict"))
+    layer = make_layer(replace(CONFIG, band_features="own_band"))
     hidden = torch.randn(2, grid.num_tokens, DIM)
     with torch.inference_mode():
         layer(hidden, grid, TIMESTEP, token_order="raster")

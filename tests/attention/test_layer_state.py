@@ -26,9 +26,9 @@ from freqformer.config import Band
 
 OPTIONS: list[dict[str, Any]] = [
     {"routing": "soft", "allocation": [1, 2, 2]},
-    {"routing": "learned"},
+    {"routing": "hard"},
     {"routing": "fixed", "allocation": [2, 1, 3]},
-    {"attention": "dense"},
+    {"allocation": "dense"},
 ]
 
 
@@ -74,8 +74,8 @@ def test_a_table_survives_moves_and_the_meta_device():
         one.set_routing_table(table)
     layer.to_empty(device="cpu").load_state_dict(whole.state_dict())
     assert_same(layer, whole)
-    assert layer.last_allocation is not None
-    assert layer.last_allocation.tolist() == [[0, 1, 2], [2, 3, 1]]
+    assert layer.allocation_used is not None
+    assert layer.allocation_used.tolist() == [[0, 1, 2], [2, 3, 1]]
     assert_same(copy.deepcopy(whole), whole)
     assert [name for name in whole.state_dict() if "table" in name] == []
 
@@ -125,7 +125,9 @@ def test_what_no_head_uses_is_no_parameter_and_older_states_with_it_load():
     with pytest.raises(RuntimeError, match="summary_queries"):
         layer.load_state_dict(summarised.state_dict())
     dense_heads = make_layer(
-        replace(CONFIG, band_features="gains"), routing="fixed", allocation=[Band.DENSE] * HEADS
+        replace(CONFIG, band_features="band_gains"),
+        routing="fixed",
+        allocation=[Band.DENSE] * HEADS,
     )
     assert {name.split(".")[0] for name, _ in dense_heads.named_parameters()} == {
         *("to_q", "to_k", "to_v", "to_out", "query_norm", "key_norm")

@@ -38,7 +38,9 @@ def test_what_it_says_of_curves(loss_run, monkeypatch: pytest.MonkeyPatch) -> No
 def test_two_computations_train_alike(loss_run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss_run, "DEVICE", "cpu")
     monkeypatch.setattr(
-        loss_run, "MODEL", {**loss_run.MODEL, "num_layers": 1, "num_heads": 3, "head_dim": 8}
+        loss_run,
+        "MODEL",
+        {**loss_run.MODEL, "num_layers": 1, "num_attention_heads": 3, "attention_head_dim": 8},
     )
     source = SyntheticClips(0, num_frames=2, height=16, width=24)
     clips = torch.stack([source.load(index).clip for index in range(2)])

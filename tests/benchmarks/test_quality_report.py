@@ -227,11 +227,11 @@ def test_what_is_written_by_hand_of_longer_clips_and_of_cost_is_what_the_results
     assert f"A step takes {times}, in the same {one['peak_gib']:.1f} GiB" in text
     assert f"{dense['peak_gib']:.1f}" == f"{one['peak_gib']:.1f}"
     case = json.loads((report.RESULTS.parent / "router.json").read_text())["cases"]["64K"]
-    timed, layer = case["weighing"]["timed"], case["weighing"]["timed"]["layer_in_graph_ms"]
+    timed, layer = case["weighing"]["timestep"], case["weighing"]["timestep"]["layer_in_graph_ms"]
     statistics = dict(case["launches"])["sum_tiles"]
     added = 1e3 * timed["added_to_layer_ms"]
     assert (
-        f'({layer:.2f} ms with its projections, H100), `routing="timed"` adds {added:.0f} µs'
+        f'({layer:.2f} ms with its projections, H100), `routing="timestep"` adds {added:.0f} µs'
         in text
     )
     assert (

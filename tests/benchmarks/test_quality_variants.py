@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from benchmarks.quality.operators import MixedAttention, Mixing
+from benchmarks.quality.operators import MixedAttention, Mixing, SummaryRouter
 from benchmarks.quality.variants import (
     CUBES,
     STUDY,
@@ -25,7 +25,7 @@ from benchmarks.quality.variants import (
 from tests.support.layers import weights_of
 
 from freqformer.attention import FreqAttention
-from freqformer.config import Band
+from freqformer.config import Band, FreqFormerConfig
 from freqformer.models.transformer import FreqFormerTransformer3DModel
 from freqformer.routing import RoutingNetwork, timestep_bucket
 from freqformer.training.objective import sample_timesteps
@@ -56,7 +56,7 @@ def test_flops_of_a_schedule_are_expected_over_training() -> None:
 def test_the_prior_is_that_of_an_untrained_router() -> None:
     variant = VARIANTS["prior"]
     start = bands((2, 2, 2))
-    network = RoutingNetwork(STUDY.heads, prior="paper", initial=start)
+    network = RoutingNetwork(STUDY.heads, prior="noise_level", initial=start)
     for parameter in network.layers.parameters():
         torch.nn.init.zeros_(parameter)
     middles = (torch.arange(6) + 0.5) / 6
@@ -76,12 +76,18 @@ def test_variants_start_alike_where_they_can_and_seeds_differ() -> None:
     assert not torch.equal(other["proj_in.weight"], dense["proj_in.weight"])
 
 
+def plain_layer(config: FreqFormerConfig, allocation: list[int]) -> FreqAttention:
+    """A layer whose heads have these bands, and nothing beside."""
+    record = replace(config, allocation=tuple(allocation), routing="fixed", low_branch=False)
+    return FreqAttention(32, 2, record)
+
+
 def test_a_gated_head_starts_as_its_own_branch_and_can_turn_to_low() -> None:
     config = replace(CUBES, mid_tiles=2, summary_tokens=0)
     torch.manual_seed(0)
-    gated = MixedAttention(32, config, [1, 2], Mixing(low_beside=True, gates="token"))
-    plain = FreqAttention(32, 2, config, allocation=[1, 2], routing="fixed")
-    low = FreqAttention(32, 2, config, allocation=[Band.LOW] * 2, routing="fixed")
+    gated = MixedAttention(32, config, [1, 2], Mixing(low_branch=True, gates="token"))
+    plain = plain_layer(config, [1, 2])
+    low = plain_layer(config, [Band.LOW] * 2)
     for layer in (plain, low):
         layer.load_state_dict(weights_of(gated), strict=False)
     x, grid, timestep = torch.randn(1, TINY.grid.num_tokens, 32), TINY.grid, torch.tensor([0.5])
@@ -93,11 +99,14 @@ def test_a_gated_head_starts_as_its_own_branch_and_can_turn_to_low() -> None:
 
 def test_the_default_is_the_variant_that_won() -> None:
     model = FreqFormerTransformer3DModel(
-        patch_size=TINY.patch, num_layers=TINY.layers, num_heads=6, head_dim=TINY.head_dim
+        patch_size=TINY.patch,
+        num_layers=TINY.layers,
+        num_attention_heads=6,
+        attention_head_dim=TINY.head_dim,
     )
     won = build(VARIANTS["beside_both"], TINY, 0)
     for layer, other in zip(model.attentions, won.attentions, strict=True):
-        assert layer.routing == other.routing == "soft"
+        assert layer.config.routing == other.config.routing == "soft"
         assert torch.equal(layer.allocation, other.allocation)
         assert {name: p.shape for name, p in layer.named_parameters()} == {
             n: p.shape for n, p in other.named_parameters()
@@ -111,9 +120,9 @@ def test_gates_by_a_network_can_turn_to_low_and_be_held(gates: str, statistics: 
     config = replace(CUBES, mid_tiles=2, summary_tokens=0)
     torch.manual_seed(0)
     mixed = MixedAttention(
-        32, config, [1, 2], Mixing(low_beside=True, gates=gates, statistics=statistics)
+        32, config, [1, 2], Mixing(low_branch=True, gates=gates, statistics=statistics)
     )
-    low = FreqAttention(32, 2, config, allocation=[Band.LOW] * 2, routing="fixed")
+    low = plain_layer(config, [Band.LOW] * 2)
     low.load_state_dict(weights_of(mixed), strict=False)
     x, grid, timestep = (
         torch.randn(2, TINY.grid.num_tokens, 32),
@@ -172,12 +181,12 @@ def test_weighed_summaries_start_quiet_without_noise_and_loud_with_it() -> None:
         TINY.grid,
         torch.tensor([0.0, 0.5, 1.0]),
     )
-    assert weighed.weigher is not None
-    torch.nn.init.zeros_(weighed.weigher.layers[-1].weight)
+    assert isinstance(weighed.router, SummaryRouter)
+    torch.nn.init.zeros_(weighed.router.layers[-1].weight)
     torch.nn.init.constant_(weighed.summary_offsets, -2.0)
     out = weighed(x, grid, timestep)
     for sample, low in enumerate((-4.0, -2.0, 0.0)):
-        plain = FreqAttention(32, 2, config, allocation=[2, 2], routing="fixed")
+        plain = plain_layer(config, [2, 2])
         plain.load_state_dict(weights_of(weighed), strict=False)
         plain.summary_offsets.data[:, 0] = low
         torch.testing.assert_close(
@@ -185,7 +194,7 @@ def test_weighed_summaries_start_quiet_without_noise_and_loud_with_it() -> None:
         )
     out.square().sum().backward()
     assert all(
-        p.grad is not None and bool(p.grad.any()) for p in weighed.weigher.layers[-1].parameters()
+        p.grad is not None and bool(p.grad.any()) for p in weighed.router.layers[-1].parameters()
     )
 
 
@@ -195,9 +204,9 @@ def test_a_gated_head_costs_both_branches() -> None:
 
 
 def test_a_low_branch_without_a_gate_is_refused() -> None:
-    with pytest.raises(ValueError, match="low_beside is True and gates 'none'"):
-        Mixing(low_beside=True)
-    with pytest.raises(ValueError, match="low_beside is False and gates 'routed'"):
+    with pytest.raises(ValueError, match="low_branch is True and gates 'none'"):
+        Mixing(low_branch=True)
+    with pytest.raises(ValueError, match="low_branch is False and gates 'routed'"):
         Mixing(gates="routed")
 
 

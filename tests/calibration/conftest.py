@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -15,6 +17,11 @@ CONFIG = FreqFormerConfig(
 CANDIDATES = Candidates(CONFIG, (1, 2, 4), ((1, 1, 1), (1, 2, 2)))
 
 
+def dense(config: FreqFormerConfig) -> FreqFormerConfig:
+    """The record with exact attention in every head."""
+    return replace(config, allocation="dense", routing="fixed", low_branch=False)
+
+
 @pytest.fixture
 def dense_model() -> FreqFormerTransformer3DModel:
     """Two layers of three heads for clips (2, 5, 8, 12), whose heads differ in how sharply they
@@ -24,10 +31,10 @@ def dense_model() -> FreqFormerTransformer3DModel:
         "in_channels": 2,
         "patch_size": (1, 2, 2),
         "num_layers": 2,
-        "num_heads": 3,
-        "head_dim": 8,
+        "num_attention_heads": 3,
+        "attention_head_dim": 8,
     }
-    model = FreqFormerTransformer3DModel(**sizes, attention="dense", frequency=CONFIG.to_dict())
+    model = FreqFormerTransformer3DModel(**sizes, frequency=dense(CONFIG))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)

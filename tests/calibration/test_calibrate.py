@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.calibration.conftest import CANDIDATES
+from tests.calibration.conftest import CANDIDATES, dense
 
-from freqformer import FreqFormerTransformer3DModel
+from freqformer import FreqFormerConfig, FreqFormerTransformer3DModel
 from freqformer._files import locked
 from freqformer.calibration import Candidates, calibrate
 from freqformer.config import Band
@@ -107,7 +107,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
 KILLED = """
 import os, signal, sys
 from tests.calibration import conftest
-from freqformer import FreqFormerTransformer3DModel
+from freqformer import FreqFormerConfig, FreqFormerTransformer3DModel
 from freqformer._files import locked
 from freqformer.calibration import calibrate
 from safetensors.torch import load_file
@@ -198,13 +198,11 @@ def test_text_reaches_the_model(clips):
         "in_channels": 2,
         "patch_size": (1, 2, 2),
         "num_layers": 1,
-        "num_heads": 3,
-        "head_dim": 8,
-        "text_dim": 10,
+        "num_attention_heads": 3,
+        "attention_head_dim": 8,
+        "cross_attention_dim": 10,
     }
-    model = FreqFormerTransformer3DModel(
-        **sizes, attention="dense", frequency=CANDIDATES.config.to_dict()
-    )
+    model = FreqFormerTransformer3DModel(**sizes, frequency=dense(CANDIDATES.config))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -243,9 +241,13 @@ def test_only_dense_models_are_calibrated(dense_model, clips):
     with pytest.raises(ValueError, match="model has a routing table in layer 0"):
         calibrate(dense_model, clips, 0.25, **OPTIONS)
     banded = FreqFormerTransformer3DModel(
-        in_channels=2, patch_size=(1, 2, 2), num_layers=1, num_heads=3, head_dim=8
+        in_channels=2,
+        patch_size=(1, 2, 2),
+        num_layers=1,
+        num_attention_heads=3,
+        attention_head_dim=8,
     )
-    with pytest.raises(ValueError, match="model has attention='frequency' in layer 0"):
+    with pytest.raises(ValueError, match="model has a FreqAttention in layer 0"):
         calibrate(banded, clips, 0.25, **OPTIONS)
 
 
@@ -254,18 +256,21 @@ def test_banded_layers_with_dense_heads_become_dense_ones_as_documented(clips):
         "in_channels": 2,
         "patch_size": (1, 2, 2),
         "num_layers": 1,
-        "num_heads": 3,
-        "head_dim": 8,
+        "num_attention_heads": 3,
+        "attention_head_dim": 8,
     }
-    banded = FreqFormerTransformer3DModel(**sizes, routing="fixed", allocation=[3, 3, 3])
+    heads = FreqFormerConfig(allocation=(3, 3, 3), routing="fixed", low_branch=False)
+    banded = FreqFormerTransformer3DModel(**sizes, frequency=heads)
     with torch.no_grad():
         for parameter in banded.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    dense = FreqFormerTransformer3DModel.from_config(banded.config, attention="dense")
-    dense.load_state_dict(
+    model = FreqFormerTransformer3DModel.from_config(
+        banded.config, frequency=FreqFormerConfig.dense()
+    )
+    model.load_state_dict(
         {name: x for name, x in banded.state_dict().items() if "summary" not in name}
     )
     torch.testing.assert_close(
-        velocity(dense, clips), velocity(banded, clips), rtol=1e-4, atol=1e-5
+        velocity(model, clips), velocity(banded, clips), rtol=1e-4, atol=1e-5
     )
-    assert calibrate(dense, clips[:1], 0.25, **OPTIONS)[0].shape == (3, 1, 3)
+    assert calibrate(model, clips[:1], 0.25, **OPTIONS)[0].shape == (3, 1, 3)

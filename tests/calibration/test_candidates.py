@@ -65,5 +65,5 @@ def test_what_can_not_be_measured_is_refused(config, counts, windows):
 
 
 def test_gains_have_to_be_learned():
-    with pytest.raises(ValueError, match="band_features is 'gains'"):
-        Candidates.usual(replace(CONFIG, band_features="gains"))
+    with pytest.raises(ValueError, match="band_features is 'band_gains'"):
+        Candidates.usual(replace(CONFIG, band_features="band_gains"))

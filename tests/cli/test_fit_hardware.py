@@ -36,7 +36,7 @@ def made_up_layer_results() -> dict:
     }
     changes |= {"router_rate": 0.1, "router_s": 2e-5}
     machine = Machine(hardware, replace(load_efficiency(hardware), **changes))
-    config = FreqFormerConfig(mid_tiles=32)
+    config = FreqFormerConfig(mid_tiles=32, summary_tokens=256)
 
     def record(grid: Grid, heads: int, learned: bool = False) -> dict:
         plan = build_plan(grid, config, num_heads=heads, head_dim=128, learned_summaries=learned)
@@ -160,7 +160,7 @@ def test_it_reads_the_backward_benchmark(tmp_path):
     kernels |= {"summaries": "pool_slopes", "merge": "collapse_low"}
 
     def layer(grid: Grid, learned: bool) -> dict:
-        config = FreqFormerConfig(mid_tiles=32)
+        config = FreqFormerConfig(mid_tiles=32, summary_tokens=256)
         plan = build_plan(grid, config, num_heads=8, head_dim=128, learned_summaries=learned)
         allocation = even_allocation(8)
         counts = layer_counts(plan, allocation)

@@ -34,7 +34,7 @@ def test_train_from_a_config_with_changes(trained: Path, tmp_path: Path) -> None
     config = json.loads((tmp_path / "next" / "train.json").read_text())
     assert config["run"]["max_steps"] == 1
     assert config["data"]["path"] is None
-    assert config["model"]["num_heads"] == 3
+    assert config["model"]["num_attention_heads"] == 3
 
 
 def test_train_from_the_shipped_models_config(
@@ -97,8 +97,8 @@ def test_errors_are_one_line(video: Path, tmp_path: Path) -> None:
         ),
         (["train", video, *out, "--config", tmp_path / "deep.json"], "deep.json"),
         (
-            ["train", video, *out, "--set", "model.text_dim=32"],
-            "model has text_dim=32; None is allowed",
+            ["train", video, *out, "--set", "model.cross_attention_dim=32"],
+            "model has cross_attention_dim=32; None is allowed",
         ),
         (
             ["train", video, *out, "--init-from", tmp_path / "empty"],
@@ -120,7 +120,7 @@ def test_train_begins_with_the_weights_of_a_model(
     settings = [part for pair in pairs if not pair[1].startswith("model.") for part in pair]
     run("train", video, "-o", tmp_path / "next", "--init-from", trained, "--steps", 1, *settings)
     config = json.loads((tmp_path / "next" / "train.json").read_text())
-    assert config["model"]["num_heads"] == 3
+    assert config["model"]["num_attention_heads"] == 3
     assert config["run"]["init_from"] == str(trained)
 
 

@@ -23,8 +23,8 @@ from tests.support.cases import Case, make_inputs, run
 from tests.support.interpreter import patch_language_once
 
 from freqformer import buffers
-from freqformer.attention import FreqAttention, Routing
-from freqformer.config import FreqFormerConfig
+from freqformer.attention import FreqAttention
+from freqformer.config import FreqFormerConfig, Routing
 from freqformer.grid import Grid
 from freqformer.ops.block_sparse import triton, triton_backward
 
@@ -53,12 +53,12 @@ CASES = {
         Case(FULL, CONFIG, BANDS, 128, torch.float16, learned=LEARNED)
     ),
     "float32, gains": Checked(
-        Case(RAGGED, replace(CONFIG, band_features="gains"), BANDS, 64, learned=("norm",))
+        Case(RAGGED, replace(CONFIG, band_features="band_gains"), BANDS, 64, learned=("norm",))
     ),
     "strict, by sample": Checked(
         Case(
             RAGGED,
-            replace(CONFIG, band_features="strict"),
+            replace(CONFIG, band_features="own_band"),
             ((0, 1), (2, 1)),
             64,
             torch.bfloat16,
@@ -68,7 +68,12 @@ CASES = {
     "values, axial, synthesis, tile order": Checked(
         Case(
             RAGGED,
-            replace(CONFIG, band_features="values", mid_pattern="axial", low_output="synthesis"),
+            replace(
+                CONFIG,
+                band_features="high_pass_values",
+                mid_pattern="axial",
+                low_output="inverse_dct",
+            ),
             ((1, 0, 2),),
             64,
             torch.bfloat16,
@@ -102,14 +107,14 @@ def check(checked: Checked, device: str) -> None:
 def check_router(routing: Routing, device: str) -> None:
     """Run a layer with a router, without gradients and with them; AssertionError where a number is
     not finite."""
-    layer = FreqAttention(3 * 64, 3, CONFIG, routing=routing).to(device, torch.bfloat16)
+    layer = FreqAttention(3 * 64, 3, replace(CONFIG, routing=routing)).to(device, torch.bfloat16)
     layer.set_impl("triton")
     hidden = torch.randn(2, RAGGED.num_tokens, layer.dim, device=device, dtype=torch.bfloat16)
     for gradients in (False, True):
         with torch.set_grad_enabled(gradients):
             out = layer(hidden, RAGGED, torch.tensor([0.2, 0.9], device=device))
-        assert layer.last_logits is not None
-        assert bool(layer.last_logits.isfinite().all())
+        assert layer.router_logits is not None
+        assert bool(layer.router_logits.isfinite().all())
     out.sum().backward()
     assert all(bool(p.grad.isfinite().all()) for p in layer.parameters() if p.grad is not None)
 
@@ -120,6 +125,6 @@ if __name__ == "__main__":
     for name, checked in CASES.items():
         check(checked, device)
         print(name, flush=True)
-    for routing in ("learned", "soft", "timed"):
+    for routing in ("hard", "soft", "timestep"):
         check_router(routing, device)
         print(f"router, {routing}", flush=True)

@@ -50,13 +50,15 @@ CASES = {
         grid=Grid(8, 16, 16), dtype=torch.float32, outliers=True, learned=()
     ),
     "full tiles, outliers": make_case(grid=Grid(8, 16, 32), outliers=True, dtype=torch.float16),
-    "gains, text": make_case(config=replace(CONFIG, band_features="gains"), num_text_tokens=5),
-    "strict": make_case(config=replace(CONFIG, band_features="strict"), dtype=torch.float16),
+    "gains, text": make_case(config=replace(CONFIG, band_features="band_gains"), num_text_tokens=5),
+    "strict": make_case(config=replace(CONFIG, band_features="own_band"), dtype=torch.float16),
     "values": make_case(
-        config=replace(CONFIG, band_features="values"), num_text_tokens=5, learned=("norm",)
+        config=replace(CONFIG, band_features="high_pass_values"),
+        num_text_tokens=5,
+        learned=("norm",),
     ),
     "synthesis, axial, tile order": make_case(
-        config=replace(CONFIG, mid_pattern="axial", low_output="synthesis"), token_order="tile"
+        config=replace(CONFIG, mid_pattern="axial", low_output="inverse_dct"), token_order="tile"
     ),
     "LOW branch": make_case(gates=GATES, num_text_tokens=77, mask="random"),
     "LOW branch, windows": make_case(gates=GATES[:1], allocation=((2, 2, 2),), learned=("norm",)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -24,10 +26,9 @@ def test_errors_are_those_of_the_cpu():
     model = FreqFormerTransformer3DModel(
         patch_size=(1, 2, 2),
         num_layers=2,
-        num_heads=3,
-        head_dim=32,
-        attention="dense",
-        frequency=CONFIG.to_dict(),
+        num_attention_heads=3,
+        attention_head_dim=32,
+        frequency=replace(CONFIG, allocation="dense", routing="fixed", low_branch=False),
     )
     with torch.no_grad():
         for parameter in model.parameters():

@@ -57,18 +57,22 @@ CASES = {
         grid=Grid(8, 16, 32), learned=LEARNED, outliers=True, dtype=torch.float16
     ),
     "float32": make_case(learned=LEARNED, dtype=torch.float32),
-    "values": make_case(config=replace(CONFIG, band_features="values"), num_text_tokens=5),
+    "values": make_case(
+        config=replace(CONFIG, band_features="high_pass_values"), num_text_tokens=5
+    ),
     "gains": make_case(
-        config=replace(CONFIG, band_features="gains"), learned=LEARNED, num_text_tokens=5
+        config=replace(CONFIG, band_features="band_gains"), learned=LEARNED, num_text_tokens=5
     ),
     "gains in float32": make_case(
-        config=replace(CONFIG, band_features="gains"), learned=LEARNED, dtype=torch.float32
+        config=replace(CONFIG, band_features="band_gains"), learned=LEARNED, dtype=torch.float32
     ),
     "strict": make_case(
-        config=replace(CONFIG, band_features="strict"), learned=("summaries",), dtype=torch.float16
+        config=replace(CONFIG, band_features="own_band"),
+        learned=("summaries",),
+        dtype=torch.float16,
     ),
     "axial": make_case(
-        config=replace(CONFIG, mid_pattern="axial", low_output="synthesis"), token_order="tile"
+        config=replace(CONFIG, mid_pattern="axial", low_output="inverse_dct"), token_order="tile"
     ),
     "little compression": make_case(
         config=replace(CONFIG, compression=2), allocation=((0, 0),), head_dim=64

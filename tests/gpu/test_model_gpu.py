@@ -3,10 +3,12 @@ compiled and not."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from tests.support.layers import record_fields
 from torch._dynamo.testing import CompileCounterWithBackend
 
 pytest.importorskip("diffusers")
@@ -24,20 +26,19 @@ VIDEO = (2, 3, 9, 44, 60)
 
 
 def make_model(
-    text_dim: int | None = None, mid_pattern: str = "topk", **options
+    text_dim: int | None = None, mid_pattern: str = "topk", routing: str = "hard"
 ) -> FreqFormerTransformer3DModel:
     """Two layers in bfloat16 with a table whose bands differ between layers and timesteps."""
     torch.manual_seed(0)
     frequency = FreqFormerConfig(
         mid_tiles=4, summary_tokens=9, tile=(4, 4, 8), mid_pattern=mid_pattern
     )  # type: ignore[arg-type]
-    options = {
-        "routing": "learned",
-        "text_dim": text_dim,
-        "frequency": frequency.to_dict(),
-        **options,
-    }
-    model = FreqFormerTransformer3DModel(num_layers=2, num_heads=4, **options)
+    model = FreqFormerTransformer3DModel(
+        num_layers=2,
+        num_attention_heads=4,
+        cross_attention_dim=text_dim,
+        frequency=replace(frequency, **record_fields({"routing": routing})),
+    )
     for parameter in model.parameters():  # what starts at zero would hide the attention
         parameter.data += 0.05 * torch.randn_like(parameter)
     bands = torch.tensor([[[0, 0, 1, 2], [0, 1, 2, 2]], [[2, 2, 1, 1], [Band.DENSE, 2, 2, 0]]])
@@ -47,7 +48,8 @@ def make_model(
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("text_dim", "routing"), [(None, "learned"), (32, "learned"), (None, "soft"), (None, "timed")]
+    ("text_dim", "routing"),
+    [(None, "hard"), (32, "hard"), (None, "soft"), (None, "timestep")],
 )
 def test_a_cuda_graph_holds_a_step_with_frozen_bands(text_dim: int | None, routing: str) -> None:
     model = make_model(text_dim, routing=routing)
@@ -79,7 +81,7 @@ def test_a_cuda_graph_holds_a_step_with_frozen_bands(text_dim: int | None, routi
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("routing", ["learned", "soft"])
+@pytest.mark.parametrize("routing", ["hard", "soft"])
 def test_it_runs_the_fused_plan_and_agrees_with_eager(routing: str) -> None:
     # A choice of tiles may fall otherwise by a rounding.
     model = make_model(mid_pattern="axial", routing=routing).float()
@@ -97,10 +99,10 @@ def test_it_runs_the_fused_plan_and_agrees_with_eager(routing: str) -> None:
 
 @pytest.mark.filterwarnings("default")  # of the compiler's own code
 @pytest.mark.parametrize(
-    ("routing", "low_beside"), [("learned", False), ("learned", True), ("soft", True)]
+    ("routing", "low_branch"), [("hard", False), ("hard", True), ("soft", True)]
 )
 def test_training_in_bfloat16_with_checkpointed_and_compiled_blocks(
-    routing: str, low_beside: bool
+    routing: str, low_branch: bool
 ) -> None:
     """Routers learn too. The loss and every gradient are finite, and compiled blocks are compiled
     once for three steps."""
@@ -108,16 +110,14 @@ def test_training_in_bfloat16_with_checkpointed_and_compiled_blocks(
     losses = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        frequency = FreqFormerConfig(mid_tiles=4, summary_tokens=9, tile=(4, 4, 8)).to_dict()
-        options: dict[str, Any] = {
-            "frequency": frequency,
-            "routing": routing,
-            "low_beside": low_beside,
-        }
-        model = FreqFormerTransformer3DModel(num_layers=2, num_heads=4, **options)
+        plain = FreqFormerConfig(mid_tiles=4, summary_tokens=9, tile=(4, 4, 8))
+        fields = record_fields({"routing": routing, "low_branch": low_branch})
+        model: Any = FreqFormerTransformer3DModel(
+            num_layers=2, num_attention_heads=4, frequency=replace(plain, **fields)
+        )
         model.to("cuda").train()
         model.set_impl("triton")  # an error where it can't run
-        model.set_router_training("sampled" if routing == "learned" else "off")
+        model.set_router_training("sampled" if routing == "hard" else "off")
         model.enable_gradient_checkpointing()
         counter = CompileCounterWithBackend("inductor")
         if compiled:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -49,7 +51,10 @@ def test_logits_are_the_references(grid, tile, dtypes, heads, head_dim) -> None:
         FreqFormerConfig(tile=tile),
         "raster",
     )
-    network, timestep = RoutingNetwork(heads).cuda(), torch.tensor([0.1, 0.8], device="cuda")
+    network, timestep = (
+        RoutingNetwork(heads, prior="noise_level").cuda(),
+        torch.tensor([0.1, 0.8], device="cuda"),
+    )
     expected = reference.statistics(*inputs)
     with nan_filled_allocations():
         statistics = triton.statistics(*inputs)
@@ -76,10 +81,8 @@ def test_weights_by_the_timestep_alone_are_the_networks(heads) -> None:
 
 
 def make_layer() -> tuple[FreqAttention, Grid]:
-    config = FreqFormerConfig(mid_tiles=4, summary_tokens=9)
-    return FreqAttention(4 * 64, 4, config, routing="learned").to("cuda", torch.bfloat16), Grid(
-        9, 17, 25
-    )
+    config = replace(FreqFormerConfig.paper(), mid_tiles=4, summary_tokens=9)
+    return FreqAttention(4 * 64, 4, config).to("cuda", torch.bfloat16), Grid(9, 17, 25)
 
 
 @torch.no_grad()
@@ -95,14 +98,14 @@ def test_a_cuda_graph_holds_a_layer_that_chooses() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):  # which fails where anything waits for the device
         captured = layer(hidden, grid, timestep)
-    chosen, seen = layer.last_allocation, set()
+    chosen, seen = layer.allocation_used, set()
     for noise in (0.0, 0.4, 1.0):
         timestep.copy_(torch.tensor([noise, 1 - noise]))
         hidden.normal_()
         graph.replay()
         assert chosen is not None
         wanted = layer(hidden, grid, timestep)
-        assert torch.equal(layer.last_allocation, chosen)
+        assert torch.equal(layer.allocation_used, chosen)
         assert torch.equal(captured, wanted)
         seen.add(tuple(chosen.flatten().tolist()))
     assert len(seen) > 1

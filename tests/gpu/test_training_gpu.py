@@ -39,7 +39,12 @@ def test_a_run_in_two_parts_is_a_run_in_one(tmp_path: Path) -> None:
         for seconds in parts:
             config = TrainConfig(
                 output=str(tmp_path / name),
-                model={"patch_size": [2, 4, 4], "num_layers": 2, "num_heads": 2, "head_dim": 32},
+                model={
+                    "patch_size": [2, 4, 4],
+                    "num_layers": 2,
+                    "num_attention_heads": 2,
+                    "attention_head_dim": 32,
+                },
                 data=DataConfig(photographs=str(PHOTOGRAPHS), fps=8, **SIZE),
                 run=RunConfig(
                     max_steps=4,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ CONFIG = "transformer/config.json"
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     model = FreqFormerTransformer3DModel(
-        patch_size=(1, 2, 2), num_layers=1, num_heads=3, head_dim=8
+        patch_size=(1, 2, 2), num_layers=1, num_attention_heads=3, attention_head_dim=8
     )
     FreqFormerPipeline(model, FlowMatchEulerDiscreteScheduler()).save_pretrained(folder)
     return folder
@@ -38,6 +39,12 @@ def change(folder, name, old, new):
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
+
+
+def make_dense(path: Path) -> None:
+    config = json.loads(path.read_text())
+    config["frequency"] |= {"allocation": "dense", "routing": "fixed", "low_branch": False}
+    path.write_text(json.dumps(config))
 
 
 DAMAGE = {
@@ -53,19 +60,21 @@ DAMAGE = {
     "no config": (lambda folder: (folder / CONFIG).unlink(), r"config\.json can't be read"),
     "config cut short": (lambda folder: (folder / CONFIG).write_text("{"), r"json can't be read"),
     "config out of range": (
-        lambda folder: change(folder, CONFIG, '"head_dim": 8', '"head_dim": 7'),
-        r"head_dim is 21, .*weights of another model with 24",
+        lambda folder: change(folder, CONFIG, '"attention_head_dim": 8', '"attention_head_dim": 7'),
+        r"attention_head_dim is 21, .*weights of another model with 24",
     ),
     "config of a wider model": (
-        lambda folder: change(folder, CONFIG, '"head_dim": 8', '"head_dim": 16'),
-        r"head_dim is 48, .* with 24",
+        lambda folder: change(
+            folder, CONFIG, '"attention_head_dim": 8', '"attention_head_dim": 16'
+        ),
+        r"attention_head_dim is 48, .* with 24",
     ),
     "config of a deeper model": (
         lambda folder: change(folder, CONFIG, '"num_layers": 1', '"num_layers": 2'),
         r"config\.json: num_layers is 2, and the folder holds weights of another model with 1",
     ),
     "config of a dense model": (
-        lambda folder: change(folder, CONFIG, '"attention": "frequency"', '"attention": "dense"'),
+        lambda folder: make_dense(folder / CONFIG),
         "0 are missing .* unknown .*router",
     ),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "can't be loaded"),
@@ -147,7 +156,7 @@ def test_nothing_else_in_a_folder_is_listed(tmp_path):
     (tmp_path / "b.mp4").touch()
     (tmp_path / "README.md").touch()
     FreqFormerTransformer3DModel(
-        patch_size=(1, 2, 2), num_layers=1, num_heads=3, head_dim=8
+        patch_size=(1, 2, 2), num_layers=1, num_attention_heads=3, attention_head_dim=8
     ).save_pretrained(tmp_path)
     listed = json.loads((tmp_path / MANIFEST_NAME).read_text())["files"]
     assert set(listed) == {"config.json", "diffusion_pytorch_model.safetensors"}

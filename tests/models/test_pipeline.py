@@ -33,8 +33,8 @@ def make_pipeline(vae=None, shift: float = 2.0, **options) -> FreqFormerPipeline
         "in_channels": 3,
         "patch_size": (1, 2, 2),
         "num_layers": 1,
-        "num_heads": 3,
-        "head_dim": 8,
+        "num_attention_heads": 3,
+        "attention_head_dim": 8,
     }
     model = FreqFormerTransformer3DModel(**{**size, "frequency": FREQUENCY, **options})
     with torch.no_grad():
@@ -168,16 +168,30 @@ def test_a_batch_has_one_seed_per_sample():
 
 
 def test_text_reaches_the_model():
-    pipeline = make_pipeline(text_dim=6)
+    pipeline = make_pipeline(cross_attention_dim=6)
     text, mask = torch.randn(1, 4, 6), torch.tensor([[True, True, False, False]])
-    first = pipeline(**VIDEO, generator=seeded(), text=(text, mask), output_type="latent").frames
+    first = pipeline(
+        **VIDEO,
+        generator=seeded(),
+        prompt_embeds=text,
+        prompt_attention_mask=mask,
+        output_type="latent",
+    ).frames
     other = text.clone()
     other[:, 2:] += 9
     assert torch.equal(
-        pipeline(**VIDEO, generator=seeded(), text=(other, mask), output_type="latent").frames,
+        pipeline(
+            **VIDEO,
+            generator=seeded(),
+            prompt_embeds=other,
+            prompt_attention_mask=mask,
+            output_type="latent",
+        ).frames,
         first,
     )
-    changed = pipeline(**VIDEO, generator=seeded(), text=(other, None), output_type="latent").frames
+    changed = pipeline(
+        **VIDEO, generator=seeded(), prompt_embeds=other, output_type="latent"
+    ).frames
     assert (changed - first).abs().max() > 1e-3
     with pytest.raises(ValueError, match="encoder_hidden_states is None"):
         pipeline(**VIDEO)
@@ -276,8 +290,11 @@ def test_the_progress_bar_counts_the_steps(capsys):
             r"generator is 1180591620717411303424; .* torch\.Generator\(\)\.manual_seed\(seed\)",
         ),
         ({"generator": [7]}, r"generator is \[7\]; a torch\.Generator, a list"),
-        ({"text": torch.zeros(1, 2, 3)}, r"text is a Tensor; \(embeddings, mask\) is allowed"),
-        ({"text": ("a cat", None)}, "text is a tuple"),
+        ({"prompt_embeds": ("a cat",)}, "prompt_embeds is a tuple; a tensor or None"),
+        (
+            {"prompt_attention_mask": torch.ones(1, 2)},
+            "prompt_attention_mask is given and prompt_embeds is None",
+        ),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"output_type": "gif"}, "output_type is 'gif'"),

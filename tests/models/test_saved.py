@@ -26,7 +26,7 @@ INDEX, CONFIG = "model_index.json", "transformer/config.json"
 
 def make_saved(folder: Path, vae: Any = None) -> Path:
     model = FreqFormerTransformer3DModel(
-        patch_size=(1, 2, 2), num_layers=1, num_heads=3, head_dim=8
+        patch_size=(1, 2, 2), num_layers=1, num_attention_heads=3, attention_head_dim=8
     )
     FreqFormerPipeline(model, FlowMatchEulerDiscreteScheduler(), vae).save_pretrained(folder)
     for manifest in folder.rglob(MANIFEST_NAME):
@@ -135,7 +135,7 @@ def test_arguments_that_would_run_code_are_refused(options: dict[str, Any], fold
 
 def test_parts_that_the_caller_made_may_be_missing_in_the_folder(folder: Path) -> None:
     model = FreqFormerTransformer3DModel(
-        patch_size=(1, 2, 2), num_layers=2, num_heads=3, head_dim=8
+        patch_size=(1, 2, 2), num_layers=2, num_attention_heads=3, attention_head_dim=8
     )
     index = json.loads((folder / INDEX).read_text())
     del index["transformer"]
@@ -152,8 +152,11 @@ def test_parts_that_the_caller_made_may_be_missing_in_the_folder(folder: Path) -
             {"num_layers": 10**9},
             "num_layers is 1000000000, and the folder holds weights of another model with 1",
         ),
-        ({"num_heads": 10**9}, r"num_heads \* head_dim is 8000000000, .* with 24"),
-        ({"head_dim": 10**9}, r"num_heads \* head_dim is 3000000000"),
+        (
+            {"num_attention_heads": 10**9},
+            r"num_attention_heads \* attention_head_dim is 8000000000, .* with 24",
+        ),
+        ({"attention_head_dim": 10**9}, r"num_attention_heads \* attention_head_dim is 3000000000"),
         ({"in_channels": 10**9}, r"in_channels \* patch_size is 4000000000, .* with 12"),
         ({"patch_size": [1, 2, 10**9]}, r"in_channels \* patch_size is 6000000000"),
     ],

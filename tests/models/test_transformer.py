@@ -20,10 +20,10 @@ def make_text() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(2, 7, 10, generator=generator), torch.tensor([[1] * 7, [1] * 3 + [0] * 4])
 
 
-@pytest.mark.parametrize("attention", ["frequency", "dense"])
+@pytest.mark.parametrize("options", [{}, {"allocation": "dense"}])
 @pytest.mark.parametrize("shape", [(5, 8, 12), (1, 2, 2), (1, 6, 10), (7, 2, 26)])
-def test_any_size_that_the_patch_divides(attention, shape):
-    model = make_model(attention=attention)
+def test_any_size_that_the_patch_divides(options, shape):
+    model = make_model(**options)
     video = make_video(*shape)
     model(video, TIMESTEP).sample.square().mean().backward()
     assert model(video, TIMESTEP).sample.shape == video.shape
@@ -36,7 +36,7 @@ def test_any_size_that_the_patch_divides(attention, shape):
 
 
 def test_a_new_model_predicts_zero_and_its_blocks_change_nothing():
-    model = FreqFormerTransformer3DModel(**settings_of(None), text_dim=10)
+    model = FreqFormerTransformer3DModel(**settings_of(), cross_attention_dim=10)
     with torch.no_grad():
         assert model(make_video(), TIMESTEP, *make_text()).sample.abs().max() == 0
         model.proj_out.weight.copy_(torch.randn_like(model.proj_out.weight))
@@ -47,7 +47,7 @@ def test_a_new_model_predicts_zero_and_its_blocks_change_nothing():
 
 def test_all_dense_heads_are_the_dense_model():
     banded = make_model(routing="fixed", allocation=[3, 3, 3])
-    dense = make_model(attention="dense")
+    dense = make_model(allocation="dense")
     missing, unexpected = dense.load_state_dict(weights_of(banded), strict=False)
     assert missing == []
     assert all("summary" in name for name in unexpected)
@@ -59,10 +59,10 @@ def test_all_dense_heads_are_the_dense_model():
 
 
 def test_the_dense_model_has_the_same_parameters_but_router_and_summaries():
-    names = set(make_model(text_dim=10).state_dict())
+    names = set(make_model(cross_attention_dim=10).state_dict())
     extra = {name for name in names if "router" in name or "summary" in name}
     assert extra
-    assert set(make_model(attention="dense", text_dim=10).state_dict()) == names - extra
+    assert set(make_model(allocation="dense", cross_attention_dim=10).state_dict()) == names - extra
 
 
 def test_an_axis_of_the_video_is_not_mistaken_for_another():
@@ -79,7 +79,7 @@ def test_an_axis_of_the_video_is_not_mistaken_for_another():
 
 @pytest.mark.parametrize("mode", ["off", "all", "sampled"])
 def test_checkpointing_changes_no_bit(mode):
-    model, video = make_model(text_dim=10), make_video()
+    model, video = make_model(cross_attention_dim=10), make_video()
     model.set_router_training(mode)
     results = []
     for checkpointing in (False, True):
@@ -112,7 +112,7 @@ def test_routing_is_reported_per_layer():
         True,
         True,
     ]
-    fixed = make_model(routing="fixed", allocation=[[0, 1, 2], [3, 2, 1]])
+    fixed = make_model(routing="fixed", layer_allocations=[[0, 1, 2], [3, 2, 1]])
     fixed(make_video(), TIMESTEP)
     assert fixed.routing_logits == [None, None]
     assert [bands.tolist() for bands in fixed.allocations] == [[[0, 1, 2]] * 2, [[3, 2, 1]] * 2]
@@ -127,7 +127,9 @@ def test_a_frozen_table_repeats_what_the_routers_chose():
     with torch.no_grad():
         expected = model(video, TIMESTEP).sample
         observed = torch.stack(model.routing_logits, 1)
-        table = RoutingTable.freeze(TIMESTEP / 1000, observed, model.band_config, num_buckets=4)
+        table = RoutingTable.freeze(
+            TIMESTEP / 1000, observed, model.frequency_config, num_buckets=4
+        )
         model.set_routing_table(table)
         assert torch.equal(model(video, TIMESTEP).sample, expected)
         assert model.routing_logits == [None, None]
@@ -145,7 +147,9 @@ def test_a_table_with_another_tile_moves_the_tile_order_too():
     bands = torch.tensor([[[0, 1, 2], [2, 1, 0]]])
     outputs = []
     for model in (free, pinned):
-        model.set_routing_table(RoutingTable(bands, torch.full_like(bands, 2), pinned.band_config))
+        model.set_routing_table(
+            RoutingTable(bands, torch.full_like(bands, 2), pinned.frequency_config)
+        )
         with torch.no_grad():
             outputs.append(model(make_video(), TIMESTEP).sample)
     assert tile_layout(Grid(5, 4, 6)).tile != (2, 2, 3)
@@ -153,13 +157,13 @@ def test_a_table_with_another_tile_moves_the_tile_order_too():
 
 
 def test_a_dense_model_takes_a_table_and_goes_back():
-    model, video = make_model(attention="dense"), make_video()
+    model, video = make_model(allocation="dense"), make_video()
     dense = torch.full((1, 2, 3), 3)
     with torch.no_grad():
         expected = model(video, TIMESTEP).sample
         for bands, same in ((dense, True), (torch.tensor([[[0, 1, 2], [2, 1, 3]]]), False)):
             model.set_routing_table(
-                RoutingTable(bands, torch.full_like(bands, 2), model.band_config)
+                RoutingTable(bands, torch.full_like(bands, 2), model.frequency_config)
             )
             sample = model(video, TIMESTEP).sample
             assert torch.allclose(sample, expected, rtol=1e-4, atol=1e-5) == same
@@ -191,7 +195,7 @@ def test_every_layer_takes_the_chosen_computation():
 
 
 def test_masked_text_is_not_seen():
-    model, video = make_model(text_dim=10), make_video()
+    model, video = make_model(cross_attention_dim=10), make_video()
     text, mask = make_text()
     with torch.no_grad():
         expected = model(video, TIMESTEP, text, mask).sample
@@ -204,7 +208,7 @@ def test_masked_text_is_not_seen():
 
 
 def test_a_sample_without_any_text_reads_nothing():
-    model, video = make_model(text_dim=10), make_video()
+    model, video = make_model(cross_attention_dim=10), make_video()
     text, mask = make_text()
     mask[1] = 0
     sample = model(video, TIMESTEP, text, mask).sample
@@ -215,9 +219,9 @@ def test_a_sample_without_any_text_reads_nothing():
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("attention", ["frequency", "dense"])
-def test_half_precision_is_near_full_precision(attention, tmp_path):
-    model, video = make_model(attention=attention), make_video()
+@pytest.mark.parametrize("options", [{}, {"allocation": "dense"}])
+def test_half_precision_is_near_full_precision(options, tmp_path):
+    model, video = make_model(**options), make_video()
     model.save_pretrained(tmp_path)
     half = FreqFormerTransformer3DModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16
@@ -236,9 +240,9 @@ def test_half_precision_is_near_full_precision(attention, tmp_path):
     "options",
     [
         {},
-        {"attention": "dense", "text_dim": 10},
-        {"routing": "fixed", "allocation": [[0, 1, 2], [3, 2, 1]]},
-        {"frequency": {**FREQUENCY, "band_features": "gains"}, "prior": "none"},
+        {"allocation": "dense", "cross_attention_dim": 10},
+        {"routing": "fixed", "layer_allocations": [[0, 1, 2], [3, 2, 1]]},
+        {"frequency": {**FREQUENCY, "band_features": "band_gains"}, "prior": "none"},
     ],
 )
 def test_saving_keeps_every_bit(options, tmp_path):
@@ -246,13 +250,13 @@ def test_saving_keeps_every_bit(options, tmp_path):
     model.save_pretrained(tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
     loaded = FreqFormerTransformer3DModel.from_pretrained(tmp_path)
-    text = make_text() if options.get("text_dim") else ()
+    text = make_text() if options.get("cross_attention_dim") else ()
     with torch.no_grad():
         assert torch.equal(
             loaded(make_video(), TIMESTEP, *text).sample,
             model(make_video(), TIMESTEP, *text).sample,
         )
-    assert loaded.band_config == model.band_config
+    assert loaded.frequency_config == model.frequency_config
 
 
 def test_a_copy_after_a_call_works():
@@ -266,26 +270,30 @@ def test_a_copy_after_a_call_works():
     [
         ({"num_layers": 0}, "num_layers is 0"),
         ({"in_channels": 0}, "in_channels is 0"),
-        ({"text_dim": -1}, "text_dim is -1"),
+        ({"cross_attention_dim": -1}, "cross_attention_dim is -1"),
         ({"patch_size": (1, 2)}, "patch_size is"),
         ({"patch_size": (1, 0, 2)}, "patch_size is 0"),
-        ({"head_dim": 4}, "head_dim 4"),
-        ({"head_dim": 9}, "head_dim 9"),
+        ({"attention_head_dim": 4}, "attention_head_dim 4"),
+        ({"attention_head_dim": 9}, "attention_head_dim 9"),
         ({"frequency": {"windows": 3}}, "unknown fields"),
         ({"frequency": {"compression": float("nan")}}, "compression is nan"),
-        ({"attention": "sparse"}, "attention is 'sparse'"),
-        ({"allocation": [0, 1]}, "allocation is"),
-        ({"allocation": [[0, 1, 2]]}, "allocation has 1 entries"),
-        ({"allocation": [[0, 1, 2], 1]}, "allocation has 2 entries"),
+        ({"frequency": {"routing": "sparse"}}, "routing is 'sparse'"),
+        ({"allocation": [0, 1]}, r"allocation is \[0, 1\]; 3 bands"),
+        ({"layer_allocations": [[0, 1, 2]]}, "layer_allocations is .*; 2 lists of one band"),
+        ({"layer_allocations": [[0, 1, 2], 1]}, "layer_allocations holds 1"),
+        (
+            {"layer_allocations": [[0, 1, 2]] * 2, "allocation": "dense"},
+            "layer_allocations is given and frequency's allocation is 'dense'",
+        ),
     ],
 )
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        FreqFormerTransformer3DModel(**settings_of(None) | options)
+        FreqFormerTransformer3DModel(**settings_of(**options))
 
 
 def test_wrong_inputs_are_refused():
-    model, reader = make_model(), make_model(text_dim=10)
+    model, reader = make_model(), make_model(cross_attention_dim=10)
     video, (text, mask) = make_video(), make_text()
     for call, message in (
         (
@@ -298,7 +306,7 @@ def test_wrong_inputs_are_refused():
         (lambda: model(video, TIMESTEP[:1]), "timestep"),
         (lambda: model(video, torch.tensor(5.0)), "timestep"),
         (lambda: model(video.double(), TIMESTEP), "dtype torch.float64"),
-        (lambda: model(video, TIMESTEP, text), "text_dim None"),
+        (lambda: model(video, TIMESTEP, text), "cross_attention_dim None"),
         (lambda: model(video, TIMESTEP, None, mask), "encoder_attention_mask is"),
         (lambda: reader(video, TIMESTEP), "encoder_hidden_states is None"),
         (lambda: reader(video, TIMESTEP, text[:1]), "encoder_hidden_states has shape"),
@@ -320,13 +328,13 @@ def test_a_size_has_one_grid_object():
     assert model.grid_for((2, 2, 5, 8, 12)) is make_model().grid_for((1, 2, 5, 8, 12))
 
 
-@pytest.mark.parametrize("attention", ["frequency", "dense"])
-def test_training_fits_one_clip(attention):
+@pytest.mark.parametrize("options", [{}, {"allocation": "dense"}])
+def test_training_fits_one_clip(options):
     """The whole model learns: the velocity of a fixed noisy clip, to a small part of where it
     started."""
     torch.manual_seed(0)
-    model = FreqFormerTransformer3DModel(**settings_of(attention), attention=attention)
-    model.set_router_training("sampled" if attention == "frequency" else "off")
+    model = FreqFormerTransformer3DModel(**settings_of(**options))
+    model.set_router_training("off" if options else "sampled")
     noisy, target = torch.randn(2, 2, 2, 5, 8, 12)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     losses = []
@@ -339,12 +347,12 @@ def test_training_fits_one_clip(attention):
     assert losses[-1] < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize("attention", ["frequency", "dense"])
-def test_absolute_positions_tell_equal_patches_apart(attention):
+@pytest.mark.parametrize("options", [{}, {"allocation": "dense"}])
+def test_absolute_positions_tell_equal_patches_apart(options):
     video = torch.ones(2, 2, 4, 8, 12)
     outputs = []
     for absolute in (False, True, "space"):
-        model = make_model(attention=attention, absolute_positions=absolute)
+        model = make_model(**options, absolute_positions=absolute)
         del model.transformer_blocks[:-1]
         with torch.no_grad():
             # Closed gates leave the embedding of the tokens alone.
@@ -358,7 +366,7 @@ def test_absolute_positions_tell_equal_patches_apart(attention):
     assert torch.equal(frames, frames[:, :1].expand_as(frames))
     assert torch.pdist(frames[0, 0]).min() > 1e-4
     with pytest.raises(ValueError, match="absolute_positions is 'time'"):
-        make_model(attention=attention, absolute_positions="time")
+        make_model(**options, absolute_positions="time")
 
 
 def test_a_predicted_clip_gives_its_velocity():

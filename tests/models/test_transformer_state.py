@@ -8,49 +8,35 @@ import pickle
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from tests.support.layers import weights_of
-from tests.support.models import FREQUENCY, SIZE, TIMESTEP, make_model, make_video, settings_of
+from tests.support.layers import record_fields
+from tests.support.models import SIZE, TIMESTEP, make_model, make_video, settings_of
 
-from freqformer import FreqFormerTransformer3DModel
+from freqformer import FreqFormerConfig, FreqFormerTransformer3DModel
+from freqformer.attention import DenseAttention
 
 
 @pytest.mark.parametrize(
-    "options", [{"routing": "soft"}, {"routing": "learned"}, {"attention": "dense"}]
+    "options", [{"routing": "soft"}, {"routing": "hard"}, {"allocation": "dense"}]
 )
 def test_saved_settings_say_what_ran_and_load_again(options, tmp_path):
     model = make_model(**options)
-    chosen = model.config["routing"], model.config["prior"]
-    assert chosen == {"soft": ("soft", None), "learned": ("learned", "paper")}.get(
-        options.get("routing"), (None, None)
-    )
+    assert model.config["frequency"] == model.frequency_config.to_dict()
     model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())["frequency"]
+    assert FreqFormerConfig.from_dict(saved) == model.frequency_config
     loaded = FreqFormerTransformer3DModel.from_pretrained(tmp_path)
-    assert (loaded.config["routing"], loaded.config["prior"]) == chosen
+    assert loaded.frequency_config == model.frequency_config
 
 
-def test_a_file_of_an_older_version_loads(tmp_path, caplog):
-    """Its config holds what could not act, its weights no bands but summaries that nothing used."""
-    model = make_model(routing="soft", frequency={**FREQUENCY, "summary_tokens": 0})
-    model.save_pretrained(tmp_path)
-    weights, config = tmp_path / "diffusion_pytorch_model.safetensors", tmp_path / "config.json"
-    old = weights_of(model)
-    for index in range(len(model.attentions)):
-        old[f"transformer_blocks.{index}.attn1.summary_queries"] = torch.randn(3, 2, 8)
-        old[f"transformer_blocks.{index}.attn1.summary_offsets"] = torch.randn(3, 3)
-    save_file(old, weights)
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"prior": "paper"}))
-    for manifest in set(tmp_path.iterdir()) - {weights, config}:
-        manifest.unlink()
-    with caplog.at_level("WARNING"):
-        loaded = FreqFormerTransformer3DModel.from_pretrained(tmp_path)
-    assert caplog.records == []
-    with torch.no_grad():
-        assert torch.equal(
-            loaded(make_video(), TIMESTEP).sample, model(make_video(), TIMESTEP).sample
-        )
-    meta = FreqFormerTransformer3DModel.from_config(model.config)
-    assert meta.load_state_dict(old).missing_keys == []
+def test_the_record_may_be_given_in_every_form():
+    for given in (None, {}, FreqFormerConfig(), FreqFormerConfig().to_dict()):
+        model = FreqFormerTransformer3DModel(**SIZE, frequency=given)
+        assert model.frequency_config == FreqFormerConfig()
+        assert {layer.config for layer in model.attentions} == {FreqFormerConfig()}
+    paper = FreqFormerTransformer3DModel(**SIZE, frequency=FreqFormerConfig.paper())
+    assert [layer.allocation.tolist() for layer in paper.attentions] == [[0, 1, 2]] * 2
+    dense = FreqFormerTransformer3DModel(**SIZE, frequency=FreqFormerConfig.dense())
+    assert {type(layer) for layer in dense.attentions} == {DenseAttention}
 
 
 @pytest.mark.parametrize("place", ["cpu", {"": "cpu"}, "auto"])
@@ -71,7 +57,9 @@ def test_a_file_is_placed_by_a_device_map(place, tmp_path):
 def test_a_file_of_other_bands_is_refused(tmp_path):
     make_model(routing="soft").save_pretrained(tmp_path)
     config = tmp_path / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"allocation": [1, 1, 1]}))
+    changed = json.loads(config.read_text())
+    changed["frequency"]["allocation"] = [1, 1, 1]
+    config.write_text(json.dumps(changed))
     for path in tmp_path.iterdir():
         if "manifest" in path.name:
             path.unlink()
@@ -80,11 +68,11 @@ def test_a_file_of_other_bands_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"routing": "soft"}, {"routing": "fixed"}, {"attention": "dense"}]
+    "options", [{"routing": "soft"}, {"routing": "fixed"}, {"allocation": "dense"}]
 )
 def test_models_from_the_meta_device_and_pickles_are_the_model(options):
     model = make_model(**options)
-    settings = settings_of(options.get("attention")) | options
+    settings = settings_of(**options)
     with torch.device("meta"):
         first, second = (FreqFormerTransformer3DModel(**settings) for _ in range(2))
     first.to_empty(device="cpu").load_state_dict(model.state_dict())
@@ -96,7 +84,7 @@ def test_models_from_the_meta_device_and_pickles_are_the_model(options):
 
 
 @pytest.mark.parametrize("buffers", [False, True])
-@pytest.mark.parametrize("routing", ["soft", "timed", "learned", "fixed"])
+@pytest.mark.parametrize("routing", ["soft", "timestep", "hard", "fixed"])
 def test_a_model_runs_under_sequential_offload(routing, buffers):
     accelerate = pytest.importorskip("accelerate")
     model = make_model(routing=routing).eval()
@@ -116,10 +104,11 @@ def test_a_model_runs_with_weights_stored_in_eight_bits():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"routing": "timed"}, {"routing": "fixed"}, {"attention": "dense"}]
+    "options", [{}, {"routing": "timestep"}, {"routing": "fixed"}, {"allocation": "dense"}]
 )
 def test_every_parameter_of_a_default_model_gets_a_gradient(options):
     sizes = {name: value for name, value in SIZE.items() if name != "in_channels"}
-    model = FreqFormerTransformer3DModel(**sizes, **options)
+    frequency = record_fields(options) if options else None
+    model = FreqFormerTransformer3DModel(**sizes, frequency=frequency)
     model(torch.randn(1, 3, 4, 4, 4), TIMESTEP[:1]).sample.square().mean().backward()
     assert [name for name, x in model.named_parameters() if x.grad is None] == []

@@ -23,7 +23,7 @@ def test_every_statistic_alone_changes_the_logits(index):
     assert ((router(changed, timestep) - router(statistics, timestep)).abs().amax(-1) > 1e-4).all()
 
 
-@pytest.mark.parametrize("prior", ["paper", "none"])
+@pytest.mark.parametrize("prior", ["noise_level", "none"])
 def test_the_timestep_alone_changes_the_logits(prior):
     router = make_router(prior=prior)
     statistics = torch.randn(1, 3, NUM_STATISTICS).expand(5, -1, -1)
@@ -35,7 +35,7 @@ def test_the_timestep_alone_changes_the_logits(prior):
 
 @pytest.mark.parametrize("cause", ["statistics", "timestep"])
 def test_it_learns_a_choice_that_depends_on_one_input_alone(cause):
-    router = make_router(prior="paper")
+    router = make_router(prior="noise_level")
     generator = torch.Generator().manual_seed(0)
 
     def draw() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -69,7 +69,7 @@ def test_heads_with_the_same_statistics_differ():
 def test_the_prior_favours_low_at_high_noise_and_high_at_low_noise():
     statistics = torch.randn(2, 3, NUM_STATISTICS)
     noise_level = torch.tensor([1.0, 0.0])
-    lean = make_router(prior="paper")(statistics, noise_level) - make_router(prior="none")(
+    lean = make_router(prior="noise_level")(statistics, noise_level) - make_router(prior="none")(
         statistics, noise_level
     )
     expected = torch.tensor([[0.75, 0.0, -0.75], [-0.75, 0.0, 0.75]])[:, None].expand(-1, 3, -1)

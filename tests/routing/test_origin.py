@@ -18,8 +18,13 @@ CONFIG = FreqFormerConfig(tile=(1, 2, 2), mid_tiles=2)
 
 def make_model(seed: int, layers: int = 2) -> FreqFormerTransformer3DModel:
     torch.manual_seed(seed)
-    sizes = {"patch_size": (1, 2, 2), "num_layers": layers, "num_heads": 3, "head_dim": 8}
-    return FreqFormerTransformer3DModel(**sizes, attention="dense")
+    sizes = {
+        "patch_size": (1, 2, 2),
+        "num_layers": layers,
+        "num_attention_heads": 3,
+        "attention_head_dim": 8,
+    }
+    return FreqFormerTransformer3DModel(**sizes, frequency=FreqFormerConfig.dense())
 
 
 def make_table(model: FreqFormerTransformer3DModel) -> RoutingTable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -148,7 +149,10 @@ def test_training_finds_the_planted_band_of_every_head(mode, steps):
     )
     planted = torch.randint(0, 3, (2, 1, heads))
     table = RoutingTable(planted, torch.full_like(planted, 3), config)
-    layer = FreqAttention(heads * 4, heads, config, routing="learned")
+    chooses = replace(
+        config, allocation="thirds", routing="hard", low_branch=False, prior="noise_level"
+    )
+    layer = FreqAttention(heads * 4, heads, chooses)
     layer.set_router_training(mode)
     assert layer.router is not None
     with torch.no_grad():
@@ -172,5 +176,5 @@ def test_training_finds_the_planted_band_of_every_head(mode, steps):
     timestep = torch.tensor([0.05, 0.2, 0.35, 0.65, 0.8, 0.95])
     with torch.no_grad():
         layer(torch.randn(6, grid.num_tokens, heads * 4), grid, timestep)
-    found = layer.last_allocation == planted[(timestep > 0.5).long(), 0]
+    found = layer.allocation_used == planted[(timestep > 0.5).long(), 0]
     assert found.double().mean() >= 0.95

@@ -51,6 +51,13 @@ def test_old_settings_are_the_new_ones():
     assert changed == replace(case, preset="paper", low_branch=True)
 
 
+@pytest.mark.parametrize(("old", "new"), [("timed", "timestep"), ("learned", "hard")])
+def test_old_words_for_routing_are_the_new_ones(old, new):
+    with pytest.warns(FutureWarning, match=f"--set routing={old} is now routing={new}"):
+        found = scenarios(Request("freqformer", "h200", "4096", settings=[f"routing={old}"]))
+    assert found == scenarios(Request("freqformer", "h200", "4096", settings=[f"routing={new}"]))
+
+
 def test_a_file_saved_under_the_old_name_loads(tmp_path):
     """As `calibrate-hardware --output` wrote it: the fields have kept their names."""
     data = Path(freqformer.simulate.__file__).parent / "data" / "efficiency" / "h200.json"

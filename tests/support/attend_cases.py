@@ -300,7 +300,7 @@ def random_case(
     config = FreqFormerConfig(
         tile=shape.choice((None, None, (4, 4, 8), (2, 4, 8), (3, 5, 7))),
         compression=shape.choice((2, 8, 32, 128)),
-        band_features=shape.choice(("full", "full", "values")),
+        band_features=shape.choice(("full", "full", "high_pass_values")),
         mid_pattern=shape.choice(("topk", "topk", "topk", "axial", "radial")),
         mid_tiles=None if shape.random() < 0.2 else draw.choice((1, 2, 3)),
         radial_radius=draw.choice((0, 1)),

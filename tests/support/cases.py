@@ -44,7 +44,7 @@ class Case:
     mask: Literal["none", "random", "all"] = "none"
     """No text mask; a random one; or one that hides all text of the first sample."""
     learned: tuple[str, ...] = ()
-    """Which parameters are given, of LEARNED; gains come with `band_features="gains"`."""
+    """Which parameters are given, of LEARNED; gains come with `band_features="band_gains"`."""
     gates: tuple[str, ...] = ()
     """Which gates of a LOW branch are given, of GATES."""
     outliers: bool = False
@@ -135,13 +135,13 @@ def random_config(rng: random.Random) -> FreqFormerConfig:
         tile=rng.choice(PINNED_TILES),
         compression=rng.choice((1, 4, 10.5, 16, 32, 64, 128)),
         mid_cutoff=rng.choice((0.25, 0.5, 0.8, 1)),
-        band_features=rng.choice(("full", "full", "values", "gains", "strict")),
+        band_features=rng.choice(("full", "full", "high_pass_values", "band_gains", "own_band")),
         mid_pattern=rng.choice(("topk", "topk", "axial", "radial")),
         mid_tiles=rng.choice((None, 1, 2, 3, 5, 16)),
         radial_radius=rng.choice((0, 1, 2, 4)),
         window=(rng.choice((1, 2, 3)), rng.choice((1, 2, 3)), rng.choice((1, 3, 4))),
         summary_tokens=rng.choice((0, 1, 4, 16, 256)),
-        low_output=rng.choice(("interpolate", "interpolate", "synthesis")),
+        low_output=rng.choice(("interpolate", "interpolate", "inverse_dct")),
     )
 
 
@@ -203,7 +203,7 @@ def make_inputs(case: Case, device: str = "cpu") -> Inputs:
 def _parameters(case: Case, normal: Any) -> AttentionParameters | None:
     heads, width, features = case.num_heads, case.head_dim, case.config.band_features
     batch = len(case.allocation)
-    if not case.learned and features not in ("gains", "strict"):
+    if not case.learned and features not in ("band_gains", "own_band"):
         return None
     given = {
         "summaries": lambda: {"summary_queries": normal(heads, 2, width)},
@@ -217,7 +217,7 @@ def _parameters(case: Case, normal: Any) -> AttentionParameters | None:
         },
     }
     values = {name: x for part in case.learned for name, x in given[part]().items()}
-    if features == "gains":
+    if features == "band_gains":
         values["gains"] = 1 + 0.5 * normal(heads, 3)
     return AttentionParameters(**values)
 

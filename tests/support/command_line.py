@@ -18,7 +18,14 @@ TINY = [
         "--set",
         "data.fps=10",
     ),
-    *("--set", "model.num_layers=1", "--set", "model.num_heads=3", "--set", "model.head_dim=8"),
+    *(
+        "--set",
+        "model.num_layers=1",
+        "--set",
+        "model.num_attention_heads=3",
+        "--set",
+        "model.attention_head_dim=8",
+    ),
     *("--set", "run.batch_size=1", "--set", "run.progress=false", "--set", "run.device=cpu"),
 ]
 """Settings of the smallest run."""

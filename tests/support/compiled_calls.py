@@ -8,6 +8,7 @@ for several grids, and of a layer for several timesteps.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -88,9 +89,9 @@ def count_layer_graphs(device: str, backend: str) -> None:
     """Graphs of a layer whose router chooses or weighs, and that finds its plan by the grid: one
     for each of two grids."""
     counters = []
-    options: tuple[dict[str, Any], ...] = ({"routing": "learned"}, {"routing": "soft"})
+    options: tuple[dict[str, Any], ...] = ({"routing": "hard"}, {"routing": "soft"})
     for given in options:
-        layer = FreqAttention(48, 3, CONFIG, **given).to(device)
+        layer = FreqAttention(48, 3, replace(CONFIG, **given)).to(device)
         if layer.gates is not None:
             torch.nn.init.normal_(layer.gates.bias)
         layer.set_impl(IMPL)

@@ -15,18 +15,18 @@ from freqformer.training.config import DataConfig, RunConfig, TrainConfig
 from freqformer.training.loop import train
 
 
-def run(folder: Path, attention: str, compiled: bool) -> dict[str, list]:
+def run(folder: Path, preset: str, compiled: bool) -> dict[str, list]:
     """Losses of three steps, and the graphs that had been compiled after each."""
     counter, compile_module = CompileCounterWithBackend("eager"), nn.Module.compile
     losses, graphs = [], []
     config = TrainConfig(
-        str(folder / f"{attention}-{compiled}"),
+        str(folder / f"{preset}-{compiled}"),
         model={
             "num_layers": 2,
-            "num_heads": 3,
-            "head_dim": 8,
+            "num_attention_heads": 3,
+            "attention_head_dim": 8,
             "patch_size": [1, 4, 4],
-            "attention": attention,
+            "frequency": {"preset": preset},
         },
         data=DataConfig(num_frames=2, height=8, width=16),
         run=RunConfig(max_steps=3, batch_size=1, device="cpu", progress=False, compile=compiled),
@@ -46,6 +46,6 @@ def run(folder: Path, attention: str, compiled: bool) -> dict[str, list]:
 if __name__ == "__main__":
     runs = {
         a: [run(Path(sys.argv[1]), a, compiled) for compiled in (False, True)]
-        for a in ("frequency", "dense")
+        for a in ("default", "dense")
     }
     print(json.dumps(runs))

@@ -77,7 +77,12 @@ def config(folder: Path, *, steps: int, every: int, path: Path | None = None) ->
     """A run of a tiny model with learned routers, two forward passes a step."""
     return TrainConfig(
         str(folder),
-        model={"num_layers": 1, "num_heads": 3, "head_dim": 8, "patch_size": [1, 4, 4]},
+        model={
+            "num_layers": 1,
+            "num_attention_heads": 3,
+            "attention_head_dim": 8,
+            "patch_size": [1, 4, 4],
+        },
         data=DataConfig(
             path=None if path is None else str(path), num_frames=4, height=16, width=24
         ),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 
-from freqformer import FreqAttention, FreqFormerConfig, Grid
+from freqformer import FreqFormerConfig, Grid
+from freqformer.attention import make_attention
 from freqformer.grid import tile_layout
 from freqformer.routing import RoutingTable
 
@@ -13,13 +17,27 @@ CONFIG = FreqFormerConfig(
     tile=(2, 2, 3), compression=16, window=(1, 1, 1), mid_tiles=2, summary_tokens=6
 )
 TIMESTEP = torch.tensor([0.2, 0.9])
+DENSE = {"allocation": "dense"}
 
 
-def make_layer(config: FreqFormerConfig = CONFIG, **options) -> FreqAttention:
-    """A layer whose norms and summaries are not at their neutral start."""
+def record_fields(options: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a record, completed by what usually goes with them; a router chooses where nothing
+    is said."""
+    if options.get("allocation") == "dense":
+        return {"routing": "fixed", "low_branch": False} | options
+    routing = options.get("routing", "hard")
+    if routing in ("soft", "timestep"):
+        return options
+    prior = "noise_level" if routing == "hard" else "none"
+    usual = {"allocation": "thirds", "routing": routing, "low_branch": False, "prior": prior}
+    return usual | options
+
+
+def make_layer(config: FreqFormerConfig = CONFIG, **options: Any) -> Any:
+    """A layer whose norms and summaries are not at their neutral start; `options` are fields of its
+    record."""
     torch.manual_seed(0)
-    routing = {} if options.get("attention") == "dense" else {"routing": "learned"}
-    layer = FreqAttention(DIM, HEADS, config, **{**routing, **options})
+    layer = make_attention(DIM, HEADS, replace(config, **record_fields(options)))
     with torch.no_grad():
         for parameter in (layer.query_norm, layer.key_norm):
             parameter.add_(torch.rand_like(parameter))

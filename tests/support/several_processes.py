@@ -27,10 +27,10 @@ if __name__ == "__main__":
             folder,
             model={
                 "num_layers": 1,
-                "num_heads": 3,
-                "head_dim": 8,
+                "num_attention_heads": 3,
+                "attention_head_dim": 8,
                 "patch_size": [1, 4, 4],
-                "routing": "fixed",
+                "frequency": {"preset": "paper", "routing": "fixed", "prior": "none"},
             },
             data=DataConfig(num_frames=4, height=16, width=24),
             optimizer=OptimizerConfig(warmup_steps=1),

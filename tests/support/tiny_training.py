@@ -11,10 +11,10 @@ from freqformer.training.loop import StepReport, train
 
 MODEL = {
     "num_layers": 1,
-    "num_heads": 2,
-    "head_dim": 8,
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
     "patch_size": [1, 4, 4],
-    "routing": "fixed",
+    "frequency": {"preset": "paper", "routing": "fixed", "prior": "none"},
 }
 
 

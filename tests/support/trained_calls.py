@@ -3,6 +3,7 @@ they really are."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -37,11 +38,12 @@ def trained_calls(
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
         "num_layers": LAYERS,
-        "num_heads": HEADS,
-        "head_dim": head_dim,
+        "num_attention_heads": HEADS,
+        "attention_head_dim": head_dim,
         "patch_size": (1, PATCH, PATCH),
     }
-    model: Any = FreqFormerTransformer3DModel(**sizes, frequency=config.to_dict(), routing="fixed")
+    record = replace(config, allocation="thirds", routing="fixed", low_branch=False)
+    model: Any = FreqFormerTransformer3DModel(**sizes, frequency=record)
     model.train().to(device)
     source = SyntheticClips(0, num_frames=video[0], height=video[1], width=video[2])
     clips = torch.stack([source.load(index).clip for index in range(4)]).to(device)

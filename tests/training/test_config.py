@@ -82,8 +82,8 @@ def test_counts_out_of_range_are_refused_by_name(section, name, value):
         (CheckpointConfig, {"resume": "yes"}),
         (TrainConfig, {"output": ""}),
         (TrainConfig, {"output": "out", "model": None}),
-        (TrainConfig, {"output": "out", "model": {"head_dim": math.nan}}),
-        (TrainConfig, {"output": "out", "model": {"head_dim": {1, 2}}}),
+        (TrainConfig, {"output": "out", "model": {"attention_head_dim": math.nan}}),
+        (TrainConfig, {"output": "out", "model": {"attention_head_dim": {1, 2}}}),
         (TrainConfig, {"output": "out", "data": {"fps": 8}}),
     ],
 )
@@ -135,10 +135,13 @@ def test_fields_that_are_unknown_missing_or_no_objects_are_refused(values, messa
 
 def test_a_model_that_takes_text_is_refused_before_anything_starts():
     with pytest.raises(
-        ValueError, match=r"model has text_dim=32; None is allowed: training feeds no text.*Leave"
+        ValueError,
+        match=r"model has cross_attention_dim=32; None is allowed: training feeds no text.*Leave",
     ):
-        TrainConfig("out", model={"text_dim": 32})
-    assert TrainConfig("out", model={"text_dim": None}).model == {"text_dim": None}
+        TrainConfig("out", model={"cross_attention_dim": 32})
+    assert TrainConfig("out", model={"cross_attention_dim": None}).model == {
+        "cross_attention_dim": None
+    }
 
 
 def test_clips_beyond_any_memory_are_refused():

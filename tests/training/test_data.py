@@ -320,7 +320,12 @@ def test_videos_that_go_bad_end_a_run_with_a_checkpoint_and_it_goes_on(copy, tmp
     """F115: one of them is replaced; without any, what is learned is kept."""
     config = TrainConfig(
         str(tmp_path / "out"),
-        model={"num_layers": 1, "num_heads": 3, "head_dim": 8, "patch_size": [1, 4, 4]},
+        model={
+            "num_layers": 1,
+            "num_attention_heads": 3,
+            "attention_head_dim": 8,
+            "patch_size": [1, 4, 4],
+        },
         data=at(copy, cache_mib=0),
         run=RunConfig(max_steps=8, batch_size=1, device="cpu", progress=False),
     )

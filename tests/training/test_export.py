@@ -35,8 +35,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(tmp_path_factory.mktemp("runs") / "tiny"),
         model={
             "num_layers": 1,
-            "num_heads": 3,
-            "head_dim": 8,
+            "num_attention_heads": 3,
+            "attention_head_dim": 8,
             "patch_size": [2, 4, 4],
             "prediction_type": "sample",
             "frequency": {"tile": [1, 2, 2], "mid_tiles": 2, "summary_tokens": 4},

@@ -40,11 +40,12 @@ ROOT = Path(__file__).parents[2]
 VIDEO = Path(freqformer.__file__).parent / "assets" / "pagoda.mp4"
 MODEL = {
     "num_layers": 1,
-    "num_heads": 3,
-    "head_dim": 8,
+    "num_attention_heads": 3,
+    "attention_head_dim": 8,
     "patch_size": [1, 4, 4],
-    "routing": "learned",
+    "frequency": {"preset": "paper"},
 }
+FIXED = {"preset": "paper", "routing": "fixed", "prior": "none"}
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def test_the_average_follows_its_rule(config):
 
 def test_accumulation_is_the_big_batch(config):
     """Four clips a step, split as 4, 2 + 2 and 1 + 1 + 1 + 1."""
-    config = changed(replace(config, model={**MODEL, "routing": "fixed"}), "run", batch_size=4)
+    config = changed(replace(config, model={**MODEL, "frequency": FIXED}), "run", batch_size=4)
     results = []
     for batch in (4, 2, 1):
         split = replace(config, output=f"{config.output}-{batch}")
@@ -199,7 +200,7 @@ def test_weight_decay_spares_vectors(config):
 
 
 def test_training_lowers_the_loss(config):
-    config = replace(config, model={**MODEL, "num_heads": 6, "head_dim": 16})
+    config = replace(config, model={**MODEL, "num_attention_heads": 6, "attention_head_dim": 16})
     config = changed(config, "run", max_steps=40, batch_size=4)
     reports, _ = run(changed(config, "optimizer", learning_rate=1e-2, warmup_steps=5))
     losses = torch.tensor([report.loss for report in reports])
@@ -252,10 +253,9 @@ def test_a_tight_budget_costs(config):
     assert first[1] > 1
 
 
-@pytest.mark.parametrize("attention", ["dense", "frequency"])
-def test_bfloat16_keeps_float32_weights(config, attention):
-    routing = {"routing": None} if attention == "dense" else {}
-    model = {**MODEL, "attention": attention, **routing}
+@pytest.mark.parametrize("preset", ["dense", "paper"])
+def test_bfloat16_keeps_float32_weights(config, preset):
+    model = {**MODEL, "frequency": {"preset": preset}}
     config = replace(changed(config, "run", precision="bf16"), model=model)
     reports, folder = run(config)
     assert all(math.isfinite(report.loss) for report in reports)
@@ -385,8 +385,8 @@ def test_another_run_in_the_folder_is_refused(config, section, values, message):
     run(changed(config, "run", max_steps=1))
     with pytest.raises(CheckpointError, match=message):
         run(changed(config, section, **values))
-    with pytest.raises(CheckpointError, match=r"model\.num_heads was 3 and is 4"):
-        run(replace(config, model={**MODEL, "num_heads": 4}))
+    with pytest.raises(CheckpointError, match=r"model\.num_attention_heads was 3 and is 4"):
+        run(replace(config, model={**MODEL, "num_attention_heads": 4}))
 
 
 def test_what_may_change_when_a_run_goes_on(config):

@@ -35,10 +35,10 @@ def config(tmp_path: Path) -> TrainConfig:
         str(tmp_path / "run"),
         model={
             "num_layers": 1,
-            "num_heads": 3,
-            "head_dim": 8,
+            "num_attention_heads": 3,
+            "attention_head_dim": 8,
             "patch_size": [1, 4, 4],
-            "routing": "fixed",
+            "frequency": {"preset": "paper", "routing": "fixed", "prior": "none"},
         },
         data=DataConfig(num_frames=2, height=8, width=16),
         run=RunConfig(max_steps=3, batch_size=2, device="cpu", progress=False),

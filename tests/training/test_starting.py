@@ -43,7 +43,7 @@ def test_a_run_begins_with_the_weights_of_a_folder(trained, place, tmp_path):
     for name, weight in pipeline.transformer.state_dict().items():
         assert torch.equal(weight, weights[0]["model"][name]), name
     # The checkpoint names the whole model, and so may the config.
-    assert weights[1]["config"]["model"]["num_heads"] == MODEL["num_heads"]
+    assert weights[1]["config"]["model"]["num_attention_heads"] == MODEL["num_attention_heads"]
     assert losses(replace(config, model=MODEL)) == []
 
 
@@ -75,8 +75,10 @@ def test_folders_and_models_that_do_not_fit(trained, tmp_path):
     ):
         with pytest.raises(ValueError, match=rf"init_from is '.*{folder}'.* {message}"):
             with_initial_model(changed(config, "run", init_from=str(tmp_path / folder)))
-    with pytest.raises(ValueError, match=r"model\.num_heads is 4 and .* has 2; .*leave it out"):
-        losses(replace(config, model={"num_heads": 4}))
+    with pytest.raises(
+        ValueError, match=r"model\.num_attention_heads is 4 and .* has 2; .*leave it out"
+    ):
+        losses(replace(config, model={"num_attention_heads": 4}))
     with pytest.raises(ValueError, match=r"model\.layers is 4 and .* has no such argument"):
         losses(replace(config, model={"layers": 4}))
     with pytest.raises(ValueError, match=r"model is given and run.init_from is"):
@@ -106,6 +108,6 @@ def test_models_of_other_kinds_are_refused_with_what_to_give_instead(trained, tm
         losses(config, model=FreqFormerPipeline.from_pretrained(str(trained / "pipeline")))
     with pytest.raises(ValueError, match=r"give what is in its attribute 'module'"):
         check_model(torch.nn.DataParallel(FreqFormerTransformer3DModel(**MODEL)))
-    with pytest.raises(ValueError, match=r"model has text_dim=16; None is allowed"):
-        losses(config, model=FreqFormerTransformer3DModel(**MODEL, text_dim=16))
+    with pytest.raises(ValueError, match=r"model has cross_attention_dim=16; None is allowed"):
+        losses(config, model=FreqFormerTransformer3DModel(**MODEL, cross_attention_dim=16))
     assert not (tmp_path / "out" / "checkpoints").exists()

@@ -122,7 +122,12 @@ def test_tensors_that_do_not_belong_are_named(group, name, tensor, message):
 
 def test_a_run_of_an_older_version_goes_on():
     """Its weights name no bands, and hold summaries that nothing used, in every group."""
-    sizes = {"patch_size": (1, 2, 2), "num_layers": 1, "num_heads": 3, "head_dim": 8}
+    sizes = {
+        "patch_size": (1, 2, 2),
+        "num_layers": 1,
+        "num_attention_heads": 3,
+        "attention_head_dim": 8,
+    }
     model = FreqFormerTransformer3DModel(**sizes)
     optimizer = torch.optim.AdamW(model.parameters())
     ema = EMAModel(model.parameters())

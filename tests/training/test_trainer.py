@@ -18,10 +18,10 @@ from freqformer.training.loop import train
 ROOT = Path(__file__).parents[2]
 MODEL = {
     "num_layers": 2,
-    "num_heads": 3,
-    "head_dim": 8,
+    "num_attention_heads": 3,
+    "attention_head_dim": 8,
     "patch_size": [1, 4, 4],
-    "routing": "fixed",
+    "frequency": {"preset": "paper", "routing": "fixed", "prior": "none"},
 }
 
 

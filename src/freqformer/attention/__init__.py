@@ -1,15 +1,19 @@
 """Frequency-banded attention, as a function and as a layer."""
 
+from freqformer.attention.base import AttentionLayer
+from freqformer.attention.dense import DenseAttention
 from freqformer.attention.function import frequency_attention
-from freqformer.attention.layer import NORM_EPS, FreqAttention, Tensors
-from freqformer.attention.options import SOFT, Attention, Routing
+from freqformer.attention.inputs import NORM_EPS, QKV, LayerCall, Projected
+from freqformer.attention.layer import FreqAttention, make_attention
 
 __all__ = [
     "NORM_EPS",
-    "SOFT",
-    "Attention",
+    "QKV",
+    "AttentionLayer",
+    "DenseAttention",
     "FreqAttention",
-    "Routing",
-    "Tensors",
+    "LayerCall",
+    "Projected",
     "frequency_attention",
+    "make_attention",
 ]

@@ -27,8 +27,8 @@ def frequency_attention(
     value: Tensor,
     *,
     grid: Grid,
-    allocation: Tensor | Sequence[int],
-    config: FreqFormerConfig,
+    allocation: Tensor | Sequence[int] | None = None,
+    config: FreqFormerConfig = FreqFormerConfig(),
     num_text_tokens: int = 0,
     text_mask: Tensor | None = None,
     parameters: AttentionParameters | None = None,
@@ -48,10 +48,11 @@ def frequency_attention(
             float16 or bfloat16; queries and keys normalised and rotated, but for what `parameters`
             asks the operation to do.
         grid: the video's token grid.
-        allocation: `Band` of every head, (heads,) or (batch, heads), whole numbers 0 to 3.
-            impl="triton" doesn't read back one that is on the GPU: a head whose number is no band
-            gives NaN there.
-        config: bands, patterns and summaries.
+        allocation: `Band` of every head, (heads,) or (batch, heads), whole numbers 0 to 3; None
+            takes the config's. impl="triton" doesn't read back one that is on the GPU: a head whose
+            number is no band gives NaN there.
+        config: bands, patterns and summaries. Its routing and prior are what a layer does, and so
+            is its low_branch.
         num_text_tokens: text tokens behind the video tokens. Text is never compressed; text queries
             see everything.
         text_mask: bool (batch, num_text_tokens), True where a text token may be seen. What masked
@@ -79,11 +80,13 @@ def frequency_attention(
     check_parameters(parameters, query, grid, config)
     check_low_branch(low_branch, query, grid)
     plan = _plan_for(query, grid, config, num_text_tokens, parameters, plan)
-    tensors = (query, key, value)
-    chosen = resolve(impl, query.device.type, fused.obstacle(tensors, parameters))
+    qkv = (query, key, value)
+    if allocation is None:
+        allocation = config.bands(query.shape[2])
+    chosen = resolve(impl, query.device.type, fused.obstacle(qkv, parameters))
     if chosen == "triton":
         return fused.fused_attention(
-            tensors,
+            qkv,
             allocation,
             plan=plan,
             parameters=parameters,
@@ -93,7 +96,7 @@ def frequency_attention(
             token_order=token_order,
         )
     return unfused.unfused_attention(
-        tensors,
+        qkv,
         allocation,
         plan=plan,
         parameters=parameters,
@@ -136,7 +139,7 @@ def _plan_for(
         plan.num_text_tokens,
         plan.learned_summaries,
     )
-    asked = (grid, config, heads, head_dim, num_text_tokens, learned)
+    asked = (grid, config.for_plan(), heads, head_dim, num_text_tokens, learned)
     if made != asked:
         raise ValueError(
             f"plan was built for {made}; this call has {asked}: build it with build_plan for this "

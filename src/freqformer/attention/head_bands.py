@@ -22,7 +22,8 @@ class HeadBands(nn.Module):
     table that replaces them isn't part of it.
     """
 
-    attention: str
+    forgets_summaries = True
+    """Whether a state of an older version may hold summaries that nothing used."""
     bands: tuple[int, ...]
     allocation: Tensor
     """int64 (H,)."""
@@ -93,7 +94,7 @@ class HeadBands(nn.Module):
         else:
             # Older versions saved no bands, but summaries that nothing used.
             for unused in SUMMARIES:
-                if self.attention != "dense" and getattr(self, unused, None) is None:
+                if self.forgets_summaries and getattr(self, unused, None) is None:
                     state_dict.pop(prefix + unused, None)
             found = state_dict.get(f"{prefix}to_q.weight", self.allocation)
         state_dict[name] = torch.tensor(self.bands, device=found.device)

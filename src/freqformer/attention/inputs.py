@@ -5,15 +5,62 @@ Shape legend: B batch, N video tokens, C channels, H heads, D head_dim.
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from dataclasses import dataclass
+from typing import Any, NamedTuple, get_args
 
 from torch import Tensor
 from torch.nn import functional
 
 from freqformer._validate import check_choice, check_kind, on_host
+from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, TokenOrder, check_grid
 from freqformer.ops.checks import check_rotary
+from freqformer.ops.implementation import ImplChoice
 from freqformer.ops.tokens import rms_norm, rotate
+
+NORM_EPS = 1e-6
+
+
+class QKV(NamedTuple):
+    """Query, key and value of a layer, each (B, N, H, D)."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Projected:
+    """What a layer makes of its tokens one by one."""
+
+    qkv: QKV
+    gates: Tensor | None = None
+    """What the token says of its own branch and of LOW, (B, N, 2, H)."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCall:
+    """One call of a layer, as `forward` is given it."""
+
+    hidden_states: Tensor
+    """(B, N, C), tokens in `token_order`."""
+    grid: Grid
+    timestep: Tensor
+    """(B,)."""
+    rotary: tuple[Tensor, Tensor] | None
+    token_order: TokenOrder
+    impl: ImplChoice
+
+
+def check_size(dim: Any, num_heads: Any, config: Any) -> None:
+    """Raise ValueError unless `num_heads` heads of an even head_dim make `dim` channels."""
+    whole = all(isinstance(size, int) and not isinstance(size, bool) for size in (dim, num_heads))
+    if not whole or num_heads < 1 or dim < 1 or dim % (2 * num_heads):
+        raise ValueError(
+            f"dim is {dim!r} and num_heads {num_heads!r}; dim = num_heads * an even head_dim is "
+            "allowed, whole numbers"
+        )
+    check_kind("config", config, FreqFormerConfig, "FreqFormerConfig() is the default")
 
 
 def check_inputs(hidden_states: Any, grid: Any, timestep: Any, dim: int, token_order: Any) -> None:
@@ -58,7 +105,7 @@ def check_timestep(timestep: Tensor, most: float, remedy: str) -> None:
 
 
 def dense_attention(
-    tensors: tuple[Tensor, Tensor, Tensor],
+    qkv: QKV,
     norms: tuple[Tensor, Tensor],
     rotary: tuple[Tensor, Tensor] | None,
     grid: Grid,
@@ -66,7 +113,7 @@ def dense_attention(
 ) -> Tensor:
     """Exact attention of all heads by torch's own operation, (B, N, H, D) in any one order of
     tokens."""
-    query, key, value = tensors
+    query, key, value = qkv
     check_rotary(rotary, query, grid)
     query, key = (
         rms_norm(x, norm, eps).transpose(1, 2) for x, norm in zip((query, key), norms, strict=True)

@@ -29,10 +29,10 @@ class Candidates:
     windows: tuple[Extents, ...]
 
     def __post_init__(self) -> None:
-        if self.config.band_features == "gains":
+        if self.config.band_features == "band_gains":
             raise ValueError(
-                "config.band_features is 'gains', which are learned; 'full', 'values' or 'strict' "
-                "is allowed"
+                "config.band_features is 'band_gains', which are learned; 'full', "
+                "'high_pass_values' or 'own_band' is allowed"
             )
         counts, windows = self.mid_tiles, self.windows
         none = len(counts) == 0 or len(windows) == 0
@@ -54,7 +54,7 @@ class Candidates:
         object.__setattr__(
             self,
             "config",
-            replace(self.config, mid_tiles=self.mid_tiles[0], window=self.windows[0]),
+            replace(self.config.for_plan(), mid_tiles=self.mid_tiles[0], window=self.windows[0]),
         )
         _ = self.operators  # FreqFormerConfig refuses counts and windows that are out of range
 

@@ -9,7 +9,7 @@ Shape legend: B batch, N video tokens, H heads, D head_dim, L layers, C candidat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from freqformer.attention import NORM_EPS, FreqAttention, frequency_attention
+from freqformer.attention import NORM_EPS, QKV, AttentionLayer, frequency_attention
 from freqformer.calibration.candidates import Candidates
 from freqformer.ops.parameters import AttentionParameters
 
@@ -34,7 +34,7 @@ class Energies:
 
 
 @contextmanager
-def measured(layers: list[FreqAttention], candidates: Candidates) -> Iterator[Energies]:
+def measured(layers: Sequence[AttentionLayer], candidates: Candidates) -> Iterator[Energies]:
     """Measure in every forward pass inside the block; the sums grow with each.
 
     Hooks are gone at the end, errors included.
@@ -60,7 +60,7 @@ class _Meter:
     """What one layer is given and gives, and the energies it adds to."""
 
     def __init__(
-        self, layer: FreqAttention, candidates: Candidates, error: Tensor, output: Tensor
+        self, layer: AttentionLayer, candidates: Candidates, error: Tensor, output: Tensor
     ) -> None:
         self.layer, self.candidates, self.error, self.output = layer, candidates, error, output
         self.call: dict[str, Any] = {}
@@ -89,8 +89,8 @@ class _Meter:
     def _compare(self, projection: nn.Module, given: tuple[Tensor]) -> None:
         """Add the energies of this call, whose dense outputs (B, N, H * D) are about to be
         projected."""
-        tensors = [self.projected[name] for name in ("to_q", "to_k", "to_v")]
-        dense = given[0].unflatten(2, tensors[0].shape[2:])
+        qkv = QKV(*(self.projected[name] for name in ("to_q", "to_k", "to_v")))
+        dense = given[0].unflatten(2, qkv.query.shape[2:])
         norms = {
             "query_norm": self.layer.query_norm,
             "key_norm": self.layer.key_norm,
@@ -102,7 +102,7 @@ class _Meter:
         with torch.autocast(dense.device.type, enabled=False):
             for place, (band, config) in enumerate(self.candidates.operators):
                 out = frequency_attention(
-                    *tensors,
+                    *qkv,
                     grid=self.call["grid"],
                     allocation=[band.value] * self.layer.num_heads,
                     config=config,

@@ -17,6 +17,7 @@ from freqformer._files import locked
 from freqformer._interrupt import StopRequest, between_steps
 from freqformer._progress import progress_bar
 from freqformer._validate import check_positive, check_whole
+from freqformer.attention import DenseAttention
 from freqformer.calibration.candidates import Candidates
 from freqformer.calibration.choice import Calibration
 from freqformer.calibration.sums import Batch, EnergySums, clips_of
@@ -50,12 +51,12 @@ def calibrate(
     second one ends at once, and the batches before it are kept.
 
     Args:
-        model: with `attention="dense"`; it comes back as it was.
+        model: with `frequency=FreqFormerConfig.dense()`; it comes back as it was.
         batches: finite; clean clips (B, C, F, H, W) of one size as the model was trained on (pixels
             in [-1, 1], or latents), or tuples (clips, text embeddings[, text mask]) for a model
             with text. Moved to the model's device.
         tolerance: largest relative L2 error of a head's output, above 0.
-        candidates: what is measured; None takes those of the model's band config.
+        candidates: what is measured; None takes those of the model's record.
         num_buckets: equal shares of the noise levels.
         seed: of noise and noise levels.
         state: folder that keeps what is done after every batch. The same call goes on from there,
@@ -80,7 +81,7 @@ def calibrate(
     if first is None:
         raise ValueError("batches is empty; one batch of clips at least is allowed")
     grid = model.grid_for(clips_of(first).shape)
-    candidates = (candidates or Candidates.usual(model.band_config)).pinned(grid)
+    candidates = (candidates or Candidates.usual(model.frequency_config)).pinned(grid)
     total = len(batches) if isinstance(batches, Sized) else None
     folder = Path(state) if state is not None else None
     # What no state keeps need not be finished.
@@ -113,14 +114,11 @@ def calibrate(
 
 def _check_dense(model: FreqFormerTransformer3DModel) -> None:
     for index, layer in enumerate(model.attentions):
-        if layer.attention != "dense" or layer.table_bands is not None:
-            has = (
-                "a routing table"
-                if layer.table_bands is not None
-                else f"attention={layer.attention!r}"
-            )
+        dense, tabled = isinstance(layer, DenseAttention), layer.table_bands is not None
+        if not dense or tabled:
+            has = "a routing table" if tabled else f"a {type(layer).__name__}"
             raise ValueError(
                 f"model has {has} in layer {index}; dense layers are allowed: call "
-                "set_routing_table(None), or load the "
-                "weights, without 'allocation', into a model with attention='dense'"
+                "set_routing_table(None), or load the weights, without 'allocation', into a model "
+                "with frequency=FreqFormerConfig.dense()"
             )

@@ -14,7 +14,7 @@ from freqformer.cli.run_folder import clip_fields, load_pipeline, model_folder, 
 
 def calibrate(
     model: Annotated[
-        str, typer.Argument(help="Output folder of a training run with model.attention=dense.")
+        str, typer.Argument(help="Output folder of a training run of dense attention.")
     ],
     data: Annotated[
         str, typer.Argument(help="A video, a folder of videos, or 'synthetic' for moving sprites.")
@@ -71,7 +71,7 @@ def calibrate(
             f"{model} is no training run on pixels; call freqformer.calibration.calibrate with "
             "your own clips"
         )
-    usual = Candidates.usual(pipeline.transformer.band_config)
+    usual = Candidates.usual(pipeline.transformer.frequency_config)
     counts = _whole_numbers("--mid-tiles", mid_tiles) if mid_tiles is not None else usual.mid_tiles
     windows: Any = tuple(_whole_numbers("--window", text) for text in window or ()) or usual.windows
     record = {"output": str(folder), "data": {**trained, **clip_fields(data)}}

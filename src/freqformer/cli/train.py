@@ -86,17 +86,17 @@ def train(
     measure how long it will take, and say so. Ctrl-C ends after the step that is being done and
     keeps it.
 
-    Every field of a run is set by --config or --set: model (num_layers, num_heads, head_dim,
-    patch_size, attention, ...), data (num_frames, height, width, fps, ...), optimizer, objective,
-    routing, run (batch_size, precision, seed, ...) and checkpoint. The whole of them is written to
-    OUTPUT/train.json. TensorBoard shows OUTPUT/logs.
+    Every field of a run is set by --config or --set: model (num_layers, num_attention_heads,
+    attention_head_dim, patch_size, frequency, ...), data (num_frames, height, width, fps, ...),
+    optimizer, objective, routing, run (batch_size, precision, seed, ...) and checkpoint. The whole
+    of them is written to OUTPUT/train.json. TensorBoard shows OUTPUT/logs.
 
     \b
     Examples:
       freqformer train videos/ --output runs/first
       freqformer train videos/ -o runs/second --steps 20000 --set data.height=96 \\
           --set data.width=160 --set model.num_layers=8 --set run.precision=bf16
-      freqformer train synthetic -o runs/dense --set model.attention=dense
+      freqformer train synthetic -o runs/dense --set model.frequency.preset=dense
       freqformer train videos/ -o runs/third --config runs/second/train.json
       freqformer train videos/ -o runs/fourth --config shipped --stop-after 9m
       freqformer train holiday.mp4 -o runs/own --init-from shipped --set data.height=64 \\
@@ -155,10 +155,11 @@ def _update(values: dict[str, Any], section: str, fields: dict[str, Any]) -> Non
 
 
 def _apply_setting(values: dict[str, Any], setting: str) -> None:
-    """Put `section.field=value` into nested dicts; the value is JSON, or else text."""
+    """Put `section.field=value`, or a field of a field, into nested dicts; the value is JSON, or
+    else text."""
     name, found, text = setting.partition("=")
-    section, dot, field = name.partition(".")
-    if not (found and dot and field):
+    *sections, field = name.split(".")
+    if not (found and sections and all((*sections, field))):
         raise ValueError(
             f"--set is {setting!r}; section.field=value is allowed, like data.height=64"
         )
@@ -166,9 +167,12 @@ def _apply_setting(values: dict[str, Any], setting: str) -> None:
         value = json.loads(text)
     except (ValueError, RecursionError):
         value = text
-    inner = values.setdefault(section, {})
-    if not isinstance(inner, dict):
-        raise ValueError(
-            f"--set is {setting!r} and {section} holds {inner!r}; fields of a section are allowed"
-        )
+    inner = values
+    for place, section in enumerate(sections):
+        inner = inner.setdefault(section, {})
+        if not isinstance(inner, dict):
+            holds = ".".join(sections[: place + 1])
+            raise ValueError(
+                f"--set is {setting!r} and {holds} holds {inner!r}; fields of a section are allowed"
+            )
     inner[field] = value

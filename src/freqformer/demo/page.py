@@ -110,7 +110,7 @@ def render_page(facts: dict[str, Any]) -> str:
             for name in ("similarity", "judgement", "shortfall", "planned_steps")
         },
         **(FROM_SCRATCH if facts["shipped"] is None else FINE_TUNED),
-        **{"learned": CHOOSING, "soft": SOFT, "timed": TIMED, "fixed": FIXED}[facts["routing"]],
+        **{"hard": CHOOSING, "soft": SOFT, "timestep": TIMED, "fixed": FIXED}[facts["routing"]],
     }
     shown = {name: escape(str(text)) for name, text in texts.items()}
     return _template("page.html").substitute(

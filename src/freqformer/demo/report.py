@@ -83,7 +83,7 @@ def planned_costs(
     # The demo's tiles are small for the sake of a small clip; what matters at 720p is what one
     # would use there.
     large = build_plan(
-        GRID_720P, FreqFormerConfig(), num_heads=1, head_dim=64, learned_summaries=True
+        GRID_720P, FreqFormerConfig.paper(), num_heads=1, head_dim=64, learned_summaries=True
     )
     costs = {}
     for name, where, flops in (
@@ -95,9 +95,9 @@ def planned_costs(
         costs[name] = {"tokens": where.num_tokens, "bands": of_band[:3], "density": density}
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "tiles": tile_layout(grid, model.band_config.tile).num_tiles,
+        "tiles": tile_layout(grid, model.frequency_config.tile).num_tiles,
         "head_shares": shares[:3],
-        "routing": model.attentions[0].routing,
+        "routing": model.frequency_config.routing,
         "attention_flops_of_dense": costs,
     }
 

@@ -31,10 +31,14 @@ class DemoSettings:
         default_factory=lambda: {
             "patch_size": [2, 8, 8],
             "num_layers": 3,
-            "num_heads": 6,
-            "head_dim": 32,
-            "frequency": {"tile": [1, 3, 5], "mid_tiles": 8, "compression": 128},
-            "routing": "learned",
+            "num_attention_heads": 6,
+            "attention_head_dim": 32,
+            "frequency": {
+                "preset": "paper",
+                "tile": [1, 3, 5],
+                "mid_tiles": 8,
+                "compression": 128,
+            },
             "absolute_positions": True,
             "prediction_type": "sample",
         }

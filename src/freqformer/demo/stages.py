@@ -113,10 +113,7 @@ def generate(
         seed: of the starting noise.
     """
     allocations, weights, timesteps = [], [], []
-    soft = all(
-        layer.router is not None and not layer.chooses and not layer.exact
-        for layer in pipeline.transformer.attentions
-    )
+    soft = all(layer.config.weighs and not layer.exact for layer in pipeline.transformer.attentions)
 
     def note(module: torch.nn.Module, inputs: tuple) -> None:
         timesteps.append(float(inputs[1][0]) / 1000)

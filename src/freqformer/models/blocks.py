@@ -14,7 +14,7 @@ from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 from torch.nn import functional
 
-from freqformer.attention import FreqAttention
+from freqformer.attention import AttentionLayer
 from freqformer.grid import Grid
 from freqformer.ops.tokens import TokenOrder
 from freqformer.routing import sinusoidal_embedding
@@ -74,19 +74,19 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to text where `text_dim` is given, and feed-forward, each
-    added to its input."""
+    """Self-attention, cross-attention to text where `cross_attention_dim` is given, and
+    feed-forward, each added to its input."""
 
-    def __init__(self, attention: FreqAttention, text_dim: int | None) -> None:
+    def __init__(self, attention: AttentionLayer, cross_attention_dim: int | None) -> None:
         super().__init__()
         dim = attention.dim
         self.attn1 = attention
         self.attn2: Attention | None = None
-        if text_dim is not None:
+        if cross_attention_dim is not None:
             self.norm_text = nn.LayerNorm(dim, eps=NORM_EPS)
             self.attn2 = Attention(
                 query_dim=dim,
-                cross_attention_dim=text_dim,
+                cross_attention_dim=cross_attention_dim,
                 heads=attention.num_heads,
                 dim_head=attention.head_dim,
                 bias=True,

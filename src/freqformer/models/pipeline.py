@@ -142,7 +142,8 @@ class FreqFormerPipeline(DiffusionPipeline):
         num_inference_steps: int = 30,
         generator: torch.Generator | list[torch.Generator] | None = None,
         batch_size: int = 1,
-        text: tuple[Tensor, Tensor | None] | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
         output_type: OutputType = "pt",
     ) -> FreqFormerPipelineOutput:
         """Generate videos.
@@ -154,8 +155,10 @@ class FreqFormerPipeline(DiffusionPipeline):
             generator: of the starting noise; the same seed gives the same video. One per sample, or
                 one for all.
             batch_size: videos to generate.
-            text: embeddings (batch_size, L, text_dim) and their mask (batch_size, L) or None, for a
-                model with text.
+            prompt_embeds: text embeddings (batch_size, L, cross_attention_dim), for a model with
+                text.
+            prompt_attention_mask: bool or 0/1 integers (batch_size, L), true where a text token may
+                be seen; None where all may.
             output_type: `pt` float (batch, frames, channels, height, width) in [0, 1]; `uint8` a
                 tensor (batch, frames, height, width, channels); `np` and `pil` as diffusers gives
                 them; `latent` before decoding, (batch, channels, frames, height, width).
@@ -174,14 +177,14 @@ class FreqFormerPipeline(DiffusionPipeline):
             counts | {"num_inference_steps": num_inference_steps, "batch_size": batch_size}
         )
         _check_generator(generator)
-        embeddings, mask = _text_and_mask(text)
+        _check_text(prompt_embeds, prompt_attention_mask)
         size = latent_size((num_frames, height, width), self.vae)
         self.transformer.grid_for(size)  # refuses what the patch doesn't divide, before any work
         device, dtype = self._execution_device, self.transformer.dtype
         shape = (batch_size, self.transformer.config["in_channels"], *size)
         latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        embeddings = None if embeddings is None else embeddings.to(device, dtype)
-        mask = None if mask is None else mask.to(device)
+        embeddings = None if prompt_embeds is None else prompt_embeds.to(device, dtype)
+        mask = None if prompt_attention_mask is None else prompt_attention_mask.to(device)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         # Without it the scheduler looks its place up on the host at every step.
         self.scheduler.set_begin_index(0)
@@ -221,14 +224,12 @@ def _check_generator(generator: Any) -> None:
         )
 
 
-def _text_and_mask(text: Any) -> tuple[Tensor | None, Tensor | None]:
-    """The embeddings and the mask that `text` holds."""
-    if text is None:
-        return None, None
-    pair = tuple(text) if isinstance(text, tuple | list) else ()
-    if len(pair) != 2 or not isinstance(pair[0], Tensor) or not isinstance(pair[1], Tensor | None):
-        kind = type(text).__name__
+def _check_text(embeds: Any, mask: Any) -> None:
+    for name, value in (("prompt_embeds", embeds), ("prompt_attention_mask", mask)):
+        if value is not None and not isinstance(value, Tensor):
+            raise ValueError(f"{name} is a {type(value).__name__}; a tensor or None is allowed")
+    if mask is not None and embeds is None:
         raise ValueError(
-            f"text is a {kind}; (embeddings, mask) is allowed, tensors, or None for the mask"
+            "prompt_attention_mask is given and prompt_embeds is None; a mask is of embeddings: "
+            "pass both"
         )
-    return pair[0], pair[1]

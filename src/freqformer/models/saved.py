@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from freqformer._files import FileError, read_json
+from freqformer._older import current_settings
 from freqformer.models.loading import check_complete
 
 INDEX_NAME = "model_index.json"
@@ -183,16 +184,16 @@ def check_transformer_sizes(folder: str | os.PathLike) -> None:
         ValueError: naming the file, what it says and what the weights have.
     """
     path = Path(folder) / CONFIG_NAME
-    config = read_json(path, remedy=REMEDY)
+    config = current_settings(read_json(path, remedy=REMEDY), warn=False)
     shapes = tensor_shapes(Path(folder))
     layers = {name.split(".")[1] for name in shapes if re.match(r"transformer_blocks\.\d+\.", name)}
     told = {"num_layers": config.get("num_layers", len(layers))}
     found = {"num_layers": len(layers)}
     if len(entry := shapes.get("proj_in.weight", ())) == 2:
         width, patch = entry
-        sizes = (config.get("num_heads", 6), config.get("head_dim", 64))
-        told["num_heads * head_dim"] = _product(sizes)
-        found["num_heads * head_dim"] = width
+        sizes = (config.get("num_attention_heads", 6), config.get("attention_head_dim", 64))
+        told["num_attention_heads * attention_head_dim"] = _product(sizes)
+        found["num_attention_heads * attention_head_dim"] = width
         sides = config.get("patch_size", [1, 4, 4])
         if isinstance(sides, list):
             told["in_channels * patch_size"] = _product((config.get("in_channels", 3), *sides))

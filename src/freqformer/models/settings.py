@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from freqformer._validate import check_choice, check_whole
-from freqformer.attention.options import Attention, Routing
-from freqformer.routing import Prior
+from freqformer.config import FreqFormerConfig
 
 LEAST_HEAD_DIM = 6
 """Rotary embedding turns a pair of channels per axis at least."""
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "attention": get_args(Attention),
-    "routing": (None, *get_args(Routing)),
-    "prior": (None, *get_args(Prior)),
     "absolute_positions": (False, True, "space"),
     "prediction_type": ("velocity", "sample"),
-    "low_beside": (None, True, False),
 }
 
 
@@ -29,11 +25,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     """
     for name, allowed in CHOICES.items():
         check_choice(name, settings[name], allowed)
-    for name in ("in_channels", "num_layers", "num_heads"):
+    for name in ("in_channels", "num_layers", "num_attention_heads"):
         check_whole(name, settings[name], 1)
-    if settings["text_dim"] is not None:
-        check_whole("text_dim", settings["text_dim"], 1, "None makes a model without text")
-    patch, head_dim = settings["patch_size"], settings["head_dim"]
+    if settings["cross_attention_dim"] is not None:
+        remedy = "None makes a model without text"
+        check_whole("cross_attention_dim", settings["cross_attention_dim"], 1, remedy)
+    patch, head_dim = settings["patch_size"], settings["attention_head_dim"]
     if isinstance(patch, list | tuple):
         for side in patch:
             check_whole("patch_size", side, 1)
@@ -41,35 +38,51 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     triple = isinstance(patch, list | tuple) and len(patch) == len(("frames", "rows", "columns"))
     if not triple or not whole or head_dim < LEAST_HEAD_DIM or head_dim % 2:
         raise ValueError(
-            f"patch_size is {patch!r} and head_dim {head_dim!r}; (frames, rows, columns) and an "
-            "even number from "
-            f"{LEAST_HEAD_DIM} up are allowed: rotary embedding turns a pair of channels per axis "
-            "at least"
+            f"patch_size is {patch!r} and attention_head_dim {head_dim!r}; (frames, rows, columns) "
+            f"and an even number from {LEAST_HEAD_DIM} up are allowed: rotary embedding turns a "
+            "pair of channels per axis at least"
         )
     frequency = settings["frequency"]
-    if frequency is not None and not isinstance(frequency, Mapping):
+    if not isinstance(frequency, FreqFormerConfig | Mapping | None):
         raise ValueError(
-            f"frequency is {frequency!r}; a dict of FreqFormerConfig's fields or None is allowed: "
-            "pass config.to_dict()"
+            f"frequency is {frequency!r}; a FreqFormerConfig, a dict of its fields or None is "
+            "allowed: FreqFormerConfig() is the default"
         )
 
 
-def allocation_by_layer(allocation: Any, num_layers: int) -> list[Sequence[int] | None]:
-    """The allocation of every layer.
+def records_by_layer(
+    config: FreqFormerConfig, layer_allocations: Any, num_layers: int
+) -> list[FreqFormerConfig]:
+    """The record of every layer.
+
+    Args:
+        config: the model's.
+        layer_allocations: bands of every layer's heads, or None.
+        num_layers: of the model.
 
     Raises:
-        ValueError: unless it is None, one list of bands, or a list of them for every layer.
+        ValueError: for other than one list of bands a layer, or for dense layers with any.
     """
-    if allocation is None:
-        return [None] * num_layers
-    if not isinstance(allocation, Sequence) or isinstance(allocation, str):
-        raise ValueError(f"allocation is {allocation!r}; {_ALLOWED.format(num_layers)}")
-    nested = [isinstance(bands, Sequence) and not isinstance(bands, str) for bands in allocation]
-    if not any(nested):
-        return [allocation] * num_layers
-    if len(allocation) != num_layers or not all(nested):
-        raise ValueError(f"allocation has {len(allocation)} entries; {_ALLOWED.format(num_layers)}")
-    return list(allocation)
+    if layer_allocations is None:
+        return [config] * num_layers
+    if config.is_dense:
+        raise ValueError(
+            "layer_allocations is given and frequency's allocation is 'dense', whose layers have "
+            "no bands; None is allowed: leave it out, or take another allocation"
+        )
+    listed = isinstance(layer_allocations, list | tuple)
+    if not listed or len(layer_allocations) != num_layers:
+        raise ValueError(
+            f"layer_allocations is {layer_allocations!r}; {num_layers} lists of one band per head "
+            "are allowed: where all layers are alike, set frequency's allocation"
+        )
+    return [replace(config, allocation=tuple(_listed(bands))) for bands in layer_allocations]
 
 
-_ALLOWED = "one band per head, or {} lists of them are allowed"
+def _listed(bands: Any) -> list[int]:
+    if not isinstance(bands, list | tuple):
+        raise ValueError(
+            f"layer_allocations holds {bands!r}; a list of one band per head for each layer is "
+            "allowed: where all layers are alike, set frequency's allocation"
+        )
+    return list(bands)

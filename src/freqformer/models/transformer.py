@@ -17,11 +17,10 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from freqformer._renamed import current_model_arguments, takes_old_model_arguments
+from freqformer._older import current_settings, takes_old_settings
 from freqformer._validate import check_kind
-from freqformer.attention import SOFT, FreqAttention
+from freqformer.attention import DenseAttention, FreqAttention, make_attention
 from freqformer.attention.inputs import check_timestep
-from freqformer.attention.options import DEFAULT_PRIOR, DEFAULT_ROUTING
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, tile_layout
 from freqformer.models.blocks import Conditions, TimestepModulation, TransformerBlock, modulate
@@ -35,7 +34,7 @@ from freqformer.models.loading import (
     vouch,
 )
 from freqformer.models.saved import NUM_TRAIN_TIMESTEPS, check_transformer_sizes
-from freqformer.models.settings import allocation_by_layer, check_settings
+from freqformer.models.settings import check_settings, records_by_layer
 from freqformer.ops.implementation import ImplChoice
 from freqformer.ops.tokens import TokenOrder, reorder
 from freqformer.routing import RouterTraining, RoutingTable
@@ -50,32 +49,29 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
 
     It predicts the velocity noise - clip of a noisy clip (1 - t) * clip + t * noise, from pixels or
     from a VAE's latents. Tokens are put in tile order once at the entry and back once at the exit.
-    `frequency` may pin the tile, so that bands mean the same at every video size.
+
+    `frequency_config` is the record that its layers were made with; `config`, which is saved, holds
+    it as a dict.
 
     Args:
         in_channels: channels of the video or latent, and of the output.
         patch_size: (frames, rows, columns) that make one token.
-        num_layers, num_heads, head_dim: size of the model; head_dim even, from 6 up.
-        text_dim: channels of text embeddings for cross-attention; None makes a model without text.
-        attention: `frequency`, or `dense` for the same model with dense attention: to compare, or
-            to be given a routing table after training (docs/calibration.md).
-        frequency: fields of `FreqFormerConfig`; None takes its defaults, with routers that weigh no
-            summaries.
-        routing: `soft`, `timed`, `learned` or `fixed`, see `FreqAttention`; None is `soft`. Dense
-            attention takes none.
-        allocation: initial or fixed band of every head, for all layers, or one list per layer; None
-            as in `FreqAttention`.
-        prior: of routers that choose, `paper` or `none`; None is `paper` there. No other routing
-            takes one.
+        num_layers, num_attention_heads, attention_head_dim: size of the model; attention_head_dim
+            even, from 6 up.
+        cross_attention_dim: channels of text embeddings; None makes a model without text.
+        frequency: what attention layers do, a `FreqFormerConfig` or a dict of its fields; None is
+            `FreqFormerConfig()`. It may pin the tile, so that bands mean the same at every video
+            size. `FreqFormerConfig.dense()` makes the same model with dense attention: to compare,
+            or to be given a routing table after training (docs/calibration.md).
+        layer_allocations: the bands of every layer's heads, in place of the record's `allocation`;
+            None where all layers are alike.
         absolute_positions: whether a token is told its place in the whole video too. With rotary
             embedding alone it has to infer it from its distance to the borders, which takes long to
             learn. "space" tells the place in the frame alone, so that what a token is told does not
             depend on the video's length.
-        prediction_type: what the last layer gives: `velocity`, or the `sample` (the clip), from
-            which the velocity follows. Noise does not fit through a layer narrower than a patch, a
-            clip does (Li and He, arXiv 2511.13720): take it for large patches.
-        low_beside: whether every head adds a gated LOW branch to its own; None where a router
-            weighs.
+        prediction_type: what the last layer gives: `velocity`, or the clean `sample`, from which
+            the velocity follows. Noise does not fit through a layer narrower than a patch, a clip
+            does (Li and He, arXiv 2511.13720): take it for large patches.
 
     Raises:
         ValueError: for a value that does not fit, naming the argument.
@@ -88,54 +84,37 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
     # in half of it; gains are read in float32 by kernels.
     _keep_in_fp32_modules: ClassVar[list[str]] = ["router", "gains"]
 
-    @takes_old_model_arguments
+    @takes_old_settings
     @register_to_config
     def __init__(
         self,
         in_channels: int = 3,
         patch_size: Sequence[int] = (1, 4, 4),
         num_layers: int = 6,
-        num_heads: int = 6,
-        head_dim: int = 64,
-        text_dim: int | None = None,
-        attention: str = "frequency",
-        frequency: dict | None = None,
-        routing: str | None = None,
-        allocation: Sequence | None = None,
-        prior: str | None = None,
+        num_attention_heads: int = 6,
+        attention_head_dim: int = 64,
+        cross_attention_dim: int | None = None,
+        frequency: FreqFormerConfig | dict | None = None,
+        layer_allocations: Sequence | None = None,
         absolute_positions: bool | str = False,
         prediction_type: str = "velocity",
-        low_beside: bool | None = None,
     ) -> None:
         super().__init__()
         check_settings(self.config)
-        if attention == "frequency":
-            routing = routing or DEFAULT_ROUTING
-            if routing == "learned":
-                prior = prior or DEFAULT_PRIOR
-            # What is saved says what ran, whatever later versions take for a default.
-            self.register_to_config(routing=routing, prior=prior)
+        if not isinstance(frequency, FreqFormerConfig):
+            frequency = FreqFormerConfig.from_dict(dict(frequency or {}))
+        self.frequency_config = frequency
+        # What is saved says what ran, whatever later versions take for a default.
+        self.register_to_config(frequency=frequency.to_dict())
         self.patch_size = (patch_size[0], patch_size[1], patch_size[2])
-        plain = {"summary_tokens": 0} if routing in (None, *SOFT) else {}
-        self.band_config = FreqFormerConfig.from_dict(
-            plain if frequency is None else dict(frequency)
-        )
-        dim, patch = (
-            num_heads * head_dim,
-            in_channels * patch_size[0] * patch_size[1] * patch_size[2],
-        )
+        dim = num_attention_heads * attention_head_dim
+        patch = in_channels * patch_size[0] * patch_size[1] * patch_size[2]
         self.proj_in = nn.Linear(patch, dim)
         self.time_modulation = TimestepModulation(dim)
-        options = {
-            "routing": routing,
-            "attention": attention,
-            "prior": prior,
-            "low_beside": low_beside,
-        }
         blocks = []
-        for bands in allocation_by_layer(allocation, num_layers):
-            layer = FreqAttention(dim, num_heads, self.band_config, allocation=bands, **options)  # type: ignore[arg-type]
-            blocks.append(TransformerBlock(layer, text_dim))
+        for record in records_by_layer(frequency, layer_allocations, num_layers):
+            layer = make_attention(dim, num_attention_heads, record)
+            blocks.append(TransformerBlock(layer, cross_attention_dim))
         self.transformer_blocks = nn.ModuleList(blocks)
         self.proj_out = nn.Linear(dim, patch)
         nn.init.zeros_(self.proj_out.weight)
@@ -168,17 +147,9 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in diffusers, without what a saved config holds and could not act: older versions
-        saved that too."""
-        config_dict = current_model_arguments(config_dict)
-        attention = kwargs.get("attention", config_dict.get("attention"))
-        routing = kwargs.get("routing", config_dict.get("routing"))
-        idle = [] if routing == "learned" else ["prior"]
-        if attention == "dense":
-            idle = ["routing", "allocation", "prior", "low_beside"]
-        return super().extract_init_dict(
-            {k: v for k, v in config_dict.items() if k not in idle}, **kwargs
-        )
+        """As in diffusers; a config of an older version is taken in today's words, with a
+        FutureWarning that names them."""
+        return super().extract_init_dict(current_settings(config_dict), **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         """As diffusers' `ModelMixin.save_pretrained`, with a manifest of checksums beside the
@@ -188,7 +159,7 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
             vouch(save_directory, "transformer")
 
     @property
-    def attentions(self) -> list[FreqAttention]:
+    def attentions(self) -> list[FreqAttention | DenseAttention]:
         """The self-attention of every layer."""
         return [block.attn1 for block in self.transformer_blocks]  # type: ignore[misc]
 
@@ -196,12 +167,12 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
     def routing_logits(self) -> list[Tensor | None]:
         """The last forward pass' router logits (B, heads, 3) per layer; None where no router
         ran."""
-        return [layer.last_logits for layer in self.attentions]
+        return [layer.router_logits for layer in self.attentions]
 
     @property
     def allocations(self) -> list[Tensor | None]:
         """The last forward pass' bands, int64 (B, heads), per layer; None before the first."""
-        return [layer.last_allocation for layer in self.attentions]
+        return [layer.allocation_used for layer in self.attentions]
 
     def set_router_training(self, mode: RouterTraining) -> None:
         """How routers learn in training mode: `off`, or with gradients from `all` branches or one
@@ -288,7 +259,8 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
                 divides.
             timestep: (B,) from 0 (clean) to 1000 (noise). The range is checked on the CPU; a GPU
                 would have to be waited for.
-            encoder_hidden_states: text embeddings (B, L, text_dim), for a model with `text_dim`.
+            encoder_hidden_states: text embeddings (B, L, cross_attention_dim), for a model that has
+                one.
             encoder_attention_mask: bool or 0/1 integers (B, L), true where a text token may be
                 seen.
             return_dict: whether to return an object with `sample`, or a tuple.
@@ -343,7 +315,8 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
     def _check(
         self, video: Tensor, timestep: Tensor, text: Tensor | None, mask: Tensor | None
     ) -> None:
-        channels, text_dim = self.config["in_channels"], self.config["text_dim"]
+        channels = self.config["in_channels"]
+        text_dim = self.config["cross_attention_dim"]
         check_kind(
             "hidden_states",
             video,
@@ -381,7 +354,7 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         if (text is None) != (text_dim is None):
             raise ValueError(
                 f"encoder_hidden_states is {'None' if text is None else tuple(text.shape)} and the "
-                "model's text_dim "
+                "model's cross_attention_dim "
                 f"{text_dim}; both or neither are allowed: pass embeddings, or make the model for "
                 "them"
             )

@@ -13,8 +13,7 @@ from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, TokenOrder, check_grid
 from freqformer.ops.implementation import ImplChoice
 from freqformer.ops.parameters import AttentionParameters, BranchGates
-from freqformer.plan import Selection, checked_bands
-from freqformer.routing import even_allocation
+from freqformer.plan import Selection
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 IMPLS = get_args(ImplChoice)
@@ -91,11 +90,11 @@ def check_parameters(
     """Raise ValueError unless the learned inputs are there that the config needs, in the shapes of
     these queries."""
     if parameters is None:
-        if config.band_features in ("gains", "strict"):
+        if config.band_features in ("band_gains", "own_band"):
             raise ValueError(
                 f"parameters is None and band_features is {config.band_features!r}, which only a "
                 "trained layer knows: "
-                "pass its AttentionParameters, or choose band_features 'full' or 'values'"
+                "pass its AttentionParameters, or choose band_features 'full' or 'high_pass_values'"
             )
         return
     check_kind(
@@ -105,9 +104,10 @@ def check_parameters(
         "name what is learned, AttentionParameters(...)",
     )
     heads, head_dim = query.shape[2:]
-    if config.band_features == "gains" and parameters.gains is None:
+    if config.band_features == "band_gains" and parameters.gains is None:
         raise ValueError(
-            f"parameters.gains is None and band_features is 'gains'; pass a tensor ({heads}, 3)"
+            "parameters.gains is None and band_features is 'band_gains'; pass a tensor "
+            f"({heads}, 3)"
         )
     shapes: dict[str, tuple[int, ...]] = {
         "summary_queries": (heads, 2, head_dim),
@@ -229,11 +229,3 @@ def head_bands(allocation: Tensor | Sequence[int], query: Tensor) -> Tensor:
             "allowed: one Band per head"
         )
     return bands.expand(batch, heads)
-
-
-def layer_bands(allocation: Sequence[int] | None, num_heads: int) -> list[int]:
-    """The initial or fixed band of every head of a layer, a third of them in each where None is
-    given."""
-    if allocation is None:
-        return even_allocation(num_heads)
-    return checked_bands(allocation, num_heads)

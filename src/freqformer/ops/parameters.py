@@ -27,7 +27,7 @@ class AttentionParameters:
     seen.
     """
     gains: Tensor | None = None
-    """Gain per head and band for `band_features="gains"`, (heads, 3)."""
+    """Gain per head and band for `band_features="band_gains"`, (heads, 3)."""
     rotary: tuple[Tensor, Tensor] | None = None
     """cos and sin of the rotary embedding, each (video tokens, head_dim / 2) in the order of the
     call's tokens."""

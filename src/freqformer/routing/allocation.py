@@ -16,17 +16,6 @@ from freqformer.config import Band
 from freqformer.routing.network import NUM_BANDS
 
 
-def even_allocation(num_heads: int) -> list[int]:
-    """A third of the heads in each band, LOW first; what is left over goes to HIGH, then to LOW."""
-    high = -(-num_heads // 3)
-    low = -(-(num_heads - high) // 2)
-    return (
-        [Band.LOW.value] * low
-        + [Band.MID.value] * (num_heads - high - low)
-        + [Band.HIGH.value] * high
-    )
-
-
 def allocate(
     logits: Tensor, *, costs: Sequence[float] | None = None, budget: float | None = None
 ) -> Tensor:

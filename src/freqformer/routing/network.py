@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from freqformer._validate import check_choice, check_whole
+from freqformer.config import Prior
 from freqformer.routing.statistics import NUM_STATISTICS
-
-Prior = Literal["paper", "none"]
 
 NUM_BANDS = 3
 """Bands that a router chooses from: LOW, MID and HIGH."""
 PRIOR_STRENGTH = 0.75
-"""Logits that the paper's prior adds at most. With INITIAL_STRENGTH 1 it moves an untrained LOW or
-HIGH head only at the last sixth of the noise levels (2 * 0.75 * |2t - 1| > 1), and a MID head
-never."""
+"""Logits that the prior by noise level adds at most. With INITIAL_STRENGTH 1 it moves an untrained
+LOW or HIGH head only at the last sixth of the noise levels (2 * 0.75 * |2t - 1| > 1), and a MID
+head never."""
 STATISTIC_SCALE = 0.25
 FASTEST = 100.0
 """Angular frequency of the timestep's fastest sinusoid."""
@@ -61,8 +60,9 @@ class RoutingNetwork(nn.Module):
     Args:
         num_heads: heads of the layer.
         hidden: width of the two hidden layers; 72 gives about 10,000 parameters.
-        prior: `paper` adds fixed logits `0.75 * (2t - 1)` to LOW and the negative to HIGH, so LOW
-            is favoured at high noise and HIGH at low noise (arXiv 2604.22808); `none` adds nothing.
+        prior: `noise_level` adds fixed logits `0.75 * (2t - 1)` to LOW and the negative to HIGH, so
+            LOW is favoured at high noise and HIGH at low noise (arXiv 2604.22808); `none` adds
+            nothing.
         initial: the band that every head starts with, LOW, MID or HIGH; it gets a learned logit of
             1 at first. None starts all heads alike.
         statistics: whether it is given the layer's statistics. False leaves it the timestep and the
@@ -76,7 +76,7 @@ class RoutingNetwork(nn.Module):
         self,
         num_heads: int,
         hidden: int = 72,
-        prior: Prior = "paper",
+        prior: Prior = "none",
         initial: Sequence[int] | None = None,
         *,
         statistics: bool = True,
@@ -148,7 +148,7 @@ class RoutingNetwork(nn.Module):
     @property
     def prior_strength(self) -> float:
         """Logits that the prior adds at most."""
-        return PRIOR_STRENGTH if self.prior == "paper" else 0.0
+        return PRIOR_STRENGTH if self.prior == "noise_level" else 0.0
 
     def _check(self, statistics: Tensor | None, timestep: Tensor) -> None:
         allowed = (

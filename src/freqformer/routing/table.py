@@ -63,11 +63,12 @@ class RoutingTable:
     H)."""
     config: FreqFormerConfig
     """The bands' definition, its tile pinned, so that the table means the same at every video
-    size."""
+    size. What no plan depends on is left out of it, see `FreqFormerConfig.for_plan`."""
     origin: Origin | None = None
     """What marks the model that it was made from; None fits any model of its shape."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "config", self.config.for_plan())
         if self.config.tile is None:
             raise ValueError(
                 "config.tile is None; a table needs it pinned, for its bands to mean the same at "
@@ -197,12 +198,13 @@ class RoutingTable:
                 "table from this model"
             )
         own = replace(config, mid_tiles=self.config.mid_tiles, tile=config.tile or self.config.tile)
-        # How it is computed is the layer's, and no part of what bands mean.
-        if own != replace(self.config, deterministic=own.deterministic):
+        # How it is computed and routed is the layer's, and no part of what bands mean.
+        meaning = replace(self.config, deterministic=own.deterministic)
+        if own.for_plan() != meaning:
             raise ValueError(
-                f"table.config is {self.config}; the layer has {config}, and only mid_tiles, "
-                "deterministic and an unpinned "
-                "tile may differ: freeze a table from this model"
+                f"table.config is {self.config}; the layer has {config.for_plan()}, and only "
+                "mid_tiles, deterministic and an unpinned tile may differ: freeze a table from "
+                "this model"
             )
         kept = self.mid_tiles[:, layer, 0].tolist()
         return self.bands[:, layer], [replace(own, mid_tiles=tiles or None) for tiles in kept]
@@ -269,7 +271,7 @@ class SampleGates(Protocol):
 
 def attend_by_bucket(
     attend: Callable[..., Tensor],
-    tensors: tuple[Tensor, ...],
+    qkv: tuple[Tensor, ...],
     allocation: Tensor,
     configs: Sequence[FreqFormerConfig],
     timestep: Tensor,
@@ -279,7 +281,7 @@ def attend_by_bucket(
 
     Args:
         attend: `frequency_attention` with all but tensors, `allocation` and `config`.
-        tensors: query, key and value (B, N, H, D), and what else `attend` takes by sample behind
+        qkv: query, key and value (B, N, H, D), and what else `attend` takes by sample behind
             them.
         allocation: bands (B, H).
         configs: of every bucket. Where they differ, timesteps are read on the host, and samples
@@ -288,14 +290,14 @@ def attend_by_bucket(
         low_branch: gates of a LOW branch, None for none.
     """
     if len(set(configs)) == 1:
-        return attend(*tensors, allocation=allocation, config=configs[0], low_branch=low_branch)
+        return attend(*qkv, allocation=allocation, config=configs[0], low_branch=low_branch)
     own = [configs[bucket] for bucket in timestep_bucket(timestep, len(configs)).tolist()]
     outputs, order = [], []
     for config in dict.fromkeys(own):
         rows = [row for row, other in enumerate(own) if other == config]
         outputs.append(
             attend(
-                *(x[rows] for x in tensors),
+                *(x[rows] for x in qkv),
                 allocation=allocation[rows],
                 config=config,
                 low_branch=None if low_branch is None else low_branch.of(rows),

@@ -114,7 +114,7 @@ def routing_loss(
         raise ValueError(
             f"logits holds {len(present)} layers and budget is {budget!r}; at least one layer with "
             "a learned router and a "
-            'budget above 0 are allowed: use routing="learned"'
+            'budget above 0 are allowed: use routing="hard"'
         )
     *cheap, dense = checked_costs(costs)
     log_p = torch.stack([layer.float().log_softmax(-1) for layer in present])

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from freqformer._renamed import current_model_arguments, renamed_fields, renamed_keys
+from freqformer._older import current_settings
+from freqformer._renamed import renamed_fields, renamed_keys
 from freqformer._validate import check_choice, check_flag, check_number, check_whole, shown
 from freqformer.routing import RouterTraining
 from freqformer.training.config_dict import build, check_json, sections
@@ -298,7 +299,7 @@ class TrainConfig:
                 "allowed"
             )
         check_json("model", self.model)
-        object.__setattr__(self, "model", current_model_arguments(self.model, "model."))
+        object.__setattr__(self, "model", current_settings(self.model))
         refuse_text(self.model)
         for name, kind in sections(type(self)).items():
             if not isinstance(getattr(self, name), kind):
@@ -321,6 +322,8 @@ class TrainConfig:
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """The config with these fields, sections as dicts.
 
+        A model's settings of an older version are taken in today's words, with a FutureWarning.
+
         Raises:
             ValueError: for anything that is no dict of dicts, unknown or missing names, and values
                 out of range, naming the field.
@@ -332,9 +335,10 @@ class TrainConfig:
 
 def refuse_text(arguments: Mapping[str, Any]) -> None:
     """Raise ValueError for constructor arguments of a model that takes text, which no clip has."""
-    if arguments.get("text_dim") is not None:
+    if arguments.get("cross_attention_dim") is not None:
         raise ValueError(
-            f"model has text_dim={shown(arguments['text_dim'])}; None is allowed: training feeds"
-            " no text, so what reads text would never learn. Leave text_dim out, or write a loop"
-            " of your own with freqformer.training.objective"
+            f"model has cross_attention_dim={shown(arguments['cross_attention_dim'])}; None is"
+            " allowed: training feeds no text, so what reads text would never learn. Leave"
+            " cross_attention_dim out, or write a loop of your own with"
+            " freqformer.training.objective"
         )

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from freqformer._renamed import current_model_arguments
+from freqformer._older import current_settings
 from freqformer.training.checkpoint import CheckpointError
 from freqformer.training.config import TrainConfig
 
@@ -58,7 +58,7 @@ def check_resumable(
     _check_sound(path, state)
     # Through JSON, which makes lists of tuples.
     now = _by_dotted_name(json.loads(json.dumps(config.to_record())))
-    then = _by_dotted_name(_current(state["config"]))
+    then = _by_dotted_name(state["config"] | {"model": _current(state["config"].get("model", {}))})
     now["clips_per_step"] = clips_per_step
     then["clips_per_step"] = state["clips_per_step"]
     changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
@@ -83,6 +83,11 @@ def check_resumable(
         logger.warning("going on from %s with changes: %s", path, ", ".join(told.values()))
 
 
+def _current(model: dict[str, Any]) -> dict[str, Any]:
+    """A model's settings in today's words, lists for tuples; the run that goes on was warned."""
+    return json.loads(json.dumps(current_settings(model, warn=False)))
+
+
 def _check_sound(path: Path, state: dict[str, Any]) -> None:
     wrong = sorted(name for name, kind in STATE.items() if not isinstance(state.get(name), kind))
     counts = (name for name in ("step", "ema_steps", "seconds") if name not in wrong)
@@ -94,14 +99,6 @@ def _check_sound(path: Path, state: dict[str, Any]) -> None:
         raise CheckpointError(
             f"{path} lacks sound {wrong} in its state; it is damaged or not of training: remove it"
         )
-
-
-def _current(config: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's config with the model's arguments by today's names."""
-    model = config.get("model")
-    if not isinstance(model, dict):
-        return config
-    return {**config, "model": current_model_arguments(model, "model.")}
 
 
 def _by_dotted_name(config: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from freqformer._older import current_settings
+from freqformer.config import FreqFormerConfig
 from freqformer.training.config import TrainConfig, refuse_text
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ def with_initial_model(config: TrainConfig) -> TrainConfig:
         return config
     path = _transformer(config) / "config.json"
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = current_settings(json.loads(path.read_text(encoding="utf-8")), warn=False)
         saved = {name: saved[name] for name in _arguments() & saved.keys()}
     except (OSError, ValueError, RecursionError, AttributeError, TypeError) as error:
         raise ValueError(
@@ -100,6 +102,10 @@ def with_initial_model(config: TrainConfig) -> TrainConfig:
         ) from error
     # Through JSON, which makes lists of tuples.
     asked: dict[str, Any] = json.loads(json.dumps(config.model))
+    if isinstance(asked.get("frequency"), dict):
+        # Saved with all fields, and asked for with some.
+        whole = FreqFormerConfig.from_dict(asked["frequency"]).to_dict()
+        asked["frequency"] = json.loads(json.dumps(whole))
     for name, value in asked.items():
         if name not in saved or value != saved[name]:
             has = f"{saved[name]!r}" if name in saved else "no such argument"

@@ -83,7 +83,7 @@ def test_split_text_queries_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_text_queries_read_the_exact_copy() -> None:
-    config = replace(SMALL, band_features="values")
+    config = replace(SMALL, band_features="high_pass_values")
     case = make_case(Grid(4, 8, 16), config, bands=EVERY_BAND, head_dim=16, text=2)
     assert case.tables.keys.exact > 0
     check_case(case, run(case), {})

@@ -98,13 +98,13 @@ CASES = {
     ),
     "exact keys beside band features": (
         GRID,
-        replace(CONFIG, band_features="values"),
+        replace(CONFIG, band_features="high_pass_values"),
         [[0, 1, 2, 3]],
         TEXT,
     ),
     "exact keys, learned summaries": (
         GRID,
-        replace(CONFIG, band_features="strict"),
+        replace(CONFIG, band_features="own_band"),
         [[1, 2]],
         LEARNED,
     ),

@@ -66,7 +66,7 @@ def test_tile_sums_and_means(grid: Grid) -> None:
     assert tile_means(x.bfloat16(), plan).dtype == torch.float32
 
 
-@pytest.mark.parametrize("features", ["full", "values", "gains", "strict"])
+@pytest.mark.parametrize("features", ["full", "high_pass_values", "band_gains", "own_band"])
 @pytest.mark.parametrize("band", [Band.MID, Band.HIGH])
 def test_band_features_come_before_the_rotation(features: Any, band: Band) -> None:
     plan, tensors = _plan(band_features=features), _tensors()
@@ -75,9 +75,9 @@ def test_band_features_come_before_the_rotation(features: Any, band: Band) -> No
     split = [torch.stack(split_bands(x, GRID, plan.config)) for x in tensors]
     wanted = {
         "full": tensors,
-        "values": [*tensors[:2], split[2][1:].sum(0)],
-        "gains": [torch.einsum("hb,bhnc->hnc", gains, bands) for bands in split],
-        "strict": [bands[band] for bands in split],
+        "high_pass_values": [*tensors[:2], split[2][1:].sum(0)],
+        "band_gains": [torch.einsum("hb,bhnc->hnc", gains, bands) for bands in split],
+        "own_band": [bands[band] for bands in split],
     }[features]
     order = plan.layout.raster_to_tile
     rotated = [rotate(wanted[0], ROTARY), rotate(wanted[1], ROTARY), wanted[2]]
@@ -87,7 +87,7 @@ def test_band_features_come_before_the_rotation(features: Any, band: Band) -> No
 
 
 def test_choice_and_low_tokens_come_after_the_rotation() -> None:
-    plan, tensors = _plan(band_features="strict"), _tensors()
+    plan, tensors = _plan(band_features="own_band"), _tensors()
     parameters = AttentionParameters(rotary=ROTARY)
     turned = [rotate(x, ROTARY) for x in tensors[:2]]
     means = _prepare(tensors, Band.MID, plan, parameters).selection_means

@@ -58,13 +58,13 @@ CASES = {
     "raw": small_case(learned=LEARNED, num_text_tokens=3),
     "tile order": small_case(learned=LEARNED, token_order="tile"),
     "values": small_case(
-        config=replace(SMALL, band_features="values"), learned=LEARNED, num_text_tokens=2
+        config=replace(SMALL, band_features="high_pass_values"), learned=LEARNED, num_text_tokens=2
     ),
     "gains": small_case(
-        config=replace(SMALL, band_features="gains"), num_text_tokens=2, dtype=torch.float16
+        config=replace(SMALL, band_features="band_gains"), num_text_tokens=2, dtype=torch.float16
     ),
     "strict": small_case(
-        config=replace(SMALL, band_features="strict"),
+        config=replace(SMALL, band_features="own_band"),
         learned=("summaries", "rotary"),
         dtype=torch.float16,
     ),

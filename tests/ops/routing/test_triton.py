@@ -3,12 +3,14 @@ logits, and their choice."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from freqformer.attention import FreqAttention, Routing
-from freqformer.config import FreqFormerConfig
+from freqformer.attention import FreqAttention
+from freqformer.config import FreqFormerConfig, Routing
 from freqformer.grid import Grid, tile_layout
 from freqformer.routing import RoutingNetwork
 from freqformer.routing.statistics import STATISTIC_TILES
@@ -61,7 +63,7 @@ def check_score(
     features: reference.Features, norms: reference.Norms, grid: Grid, config: FreqFormerConfig
 ) -> None:
     """Statistics within float32 rounding, logits too, and the choice by them."""
-    network, timestep = RoutingNetwork(HEADS, prior="paper"), torch.rand(2)
+    network, timestep = RoutingNetwork(HEADS, prior="noise_level"), torch.rand(2)
     call = (features, norms, EPS, grid, config, "raster")
     expected = reference.statistics(*call)
     with nan_filled_allocations():
@@ -143,7 +145,7 @@ def test_a_sample_alone_has_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("statistics", [True, False])
-@pytest.mark.parametrize("prior", ["paper", "none"])
+@pytest.mark.parametrize("prior", ["noise_level", "none"])
 @pytest.mark.parametrize("hidden", [72, 20])
 def test_any_network_and_timestep(prior: str, hidden: int, statistics: bool) -> None:
     options = {"prior": prior, "initial": [2, 0, 1], "statistics": statistics}
@@ -165,24 +167,24 @@ def test_any_network_and_timestep(prior: str, hidden: int, statistics: bool) -> 
         assert torch.equal(bands, logits.argmax(-1))
 
 
-@pytest.mark.parametrize("routing", ["learned", "soft", "timed"])
+@pytest.mark.parametrize("routing", ["hard", "soft", "timestep"])
 def test_a_layer_scores_its_heads_alike_with_and_without_the_launches(routing: Routing) -> None:
     grid = Grid(2, 4, 3)
     config = FreqFormerConfig(tile=(2, 2, 3), mid_tiles=2, window=(1, 1, 1), summary_tokens=2)
-    layer = FreqAttention(HEADS * HEAD_DIM, HEADS, config, routing=routing)
+    layer = FreqAttention(HEADS * HEAD_DIM, HEADS, replace(config, routing=routing))
     hidden, timestep = torch.randn(1, grid.num_tokens, HEADS * HEAD_DIM), torch.tensor([0.9])
     layer(hidden, grid, timestep, impl="eager")
-    expected, allocation = layer.last_logits, layer.last_allocation
+    expected, allocation = layer.router_logits, layer.allocation_used
     assert isinstance(expected, Tensor)
     layer(hidden, grid, timestep, impl="triton")
-    learned = layer.last_logits
+    learned = layer.router_logits
     with torch.no_grad():
         layer(hidden, grid, timestep, impl="triton")
-    for logits in (learned, layer.last_logits):
+    for logits in (learned, layer.router_logits):
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
     assert learned is not None
     assert learned.requires_grad
-    assert torch.equal(layer.last_allocation, allocation)
+    assert torch.equal(layer.allocation_used, allocation)
 
 
 def test_an_input_of_another_width_is_refused() -> None:

@@ -242,7 +242,9 @@ def test_dense_and_low_equal_pytorchs_counter():
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         scaled_dot_product_attention(*tensors)
     assert counter.get_total_flops() == dense_counts(270, 2, HEAD_DIM).flops
-    plan = build_plan(Grid(3, 9, 10), FreqFormerConfig(), num_heads=2, head_dim=HEAD_DIM)
+    plan = build_plan(
+        Grid(3, 9, 10), FreqFormerConfig(summary_tokens=256), num_heads=2, head_dim=HEAD_DIM
+    )
     query, key = (torch.randn(2, 270, HEAD_DIM, requires_grad=True) for _ in range(2))
     with FlopCounterMode(display=False) as counter:
         out = attend_dense(query, key, key, None)

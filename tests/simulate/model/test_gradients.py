@@ -110,7 +110,11 @@ def test_attention_writes_a_gradient_for_every_query_key_and_value():
 
 def test_halving_a_rate_doubles_its_time(machine):
     plan = build_plan(
-        Grid(16, 64, 64), FreqFormerConfig(), num_heads=6, head_dim=128, learned_summaries=True
+        Grid(16, 64, 64),
+        FreqFormerConfig(summary_tokens=256),
+        num_heads=6,
+        head_dim=128,
+        learned_summaries=True,
     )
     allocation = [0, 1, 2] * 2
     counts = layer_counts(plan, allocation)
@@ -143,7 +147,11 @@ def test_training_holds_more_than_the_gradients():
     sizes = []
     for learned in (False, True):
         plan = build_plan(
-            Grid(4, 16, 16), FreqFormerConfig(), num_heads=3, head_dim=64, learned_summaries=learned
+            Grid(4, 16, 16),
+            FreqFormerConfig(summary_tokens=256),
+            num_heads=3,
+            head_dim=64,
+            learned_summaries=learned,
         )
         tensor = 1024 * 3 * 64 * 2
         sizes.append(training_bytes(plan, 2))

@@ -74,10 +74,10 @@ TEXTS = (
         "topk",
         "radial",
         "axial",
-        "gains",
-        "strict",
+        "band_gains",
+        "own_band",
         "fixed",
-        "learned",
+        "hard",
         "prior",
     ),
 )

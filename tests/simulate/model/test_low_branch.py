@@ -137,7 +137,9 @@ def test_summaries_are_those_that_either_branch_sees():
 def test_the_merge_reads_and_writes_real_tensors_once():
     """Own outputs, low tokens' outputs and gates in; the sum out: for a head that is not LOW."""
     tokens, heads = 270, 3
-    plan = build_plan(Grid(3, 9, 10), FreqFormerConfig(), num_heads=heads, head_dim=16)
+    plan = build_plan(
+        Grid(3, 9, 10), FreqFormerConfig(summary_tokens=256), num_heads=heads, head_dim=16
+    )
     merge = layer_counts(plan, [1, 2, 3], low_branch=True).stages["merge"]
     own = torch.randn(1, tokens, heads, 16, dtype=torch.bfloat16)
     low = torch.randn(heads, plan.num_low_tokens, 16, dtype=torch.bfloat16)
@@ -152,7 +154,11 @@ def test_the_merge_reads_and_writes_real_tensors_once():
 def test_the_merge_of_a_low_head_reads_low_tokens_alone():
     """Gates reach no text, which stays where it is."""
     plan = build_plan(
-        Grid(3, 9, 10), FreqFormerConfig(), num_heads=1, head_dim=16, num_text_tokens=7
+        Grid(3, 9, 10),
+        FreqFormerConfig(summary_tokens=256),
+        num_heads=1,
+        head_dim=16,
+        num_text_tokens=7,
     )
     merge = layer_counts(plan, [Band.LOW], low_branch=True).stages["merge"]
     assert merge.flops == spread_flops(plan) + 4 * 270 * 16
@@ -164,7 +170,9 @@ def test_backward_of_gates_and_merge_is_pytorchs_of_the_sum():
     """Products of PyTorch's backward, in the merge's launches and in the one that gathers; low
     tokens in place of LOW's outputs, which are computed again."""
     tokens, heads, head_dim = 270, 3, 16
-    plan = build_plan(Grid(3, 9, 10), FreqFormerConfig(), num_heads=heads, head_dim=head_dim)
+    plan = build_plan(
+        Grid(3, 9, 10), FreqFormerConfig(summary_tokens=256), num_heads=heads, head_dim=head_dim
+    )
     without, found = (gradient_counts(counts) for counts in both(plan, [1, 2, 3]))
     shape = (1, tokens, heads, head_dim)
     own, slope = (torch.randn(shape, dtype=torch.bfloat16) for _ in range(2))
@@ -238,7 +246,11 @@ def machine() -> Machine:
 @pytest.mark.parametrize("learned", [False, True])
 def test_stages_that_it_does_not_change_take_the_same_time(machine, learned):
     plan = build_plan(
-        Grid(16, 64, 64), FreqFormerConfig(), num_heads=6, head_dim=128, learned_summaries=learned
+        Grid(16, 64, 64),
+        FreqFormerConfig(summary_tokens=256),
+        num_heads=6,
+        head_dim=128,
+        learned_summaries=learned,
     )
     without, found = both(plan, [0, 1, 2] * 2)
     times, before = machine.layer(found), machine.layer(without)
@@ -256,7 +268,9 @@ def test_stages_that_it_does_not_change_take_the_same_time(machine, learned):
 
 
 def test_parts_of_the_queries_share_the_branch(machine):
-    plan = build_plan(Grid(16, 64, 64), FreqFormerConfig(), num_heads=2, head_dim=128)
+    plan = build_plan(
+        Grid(16, 64, 64), FreqFormerConfig(summary_tokens=256), num_heads=2, head_dim=128
+    )
     counts = layer_counts(plan, [1, 2], low_branch=True)
     whole, shared = (machine.layer(counts, parts=parts) for parts in (1, 4))
     for name in ("prologue", "merge", "gates"):
@@ -266,7 +280,9 @@ def test_parts_of_the_queries_share_the_branch(machine):
 def test_some_heads_of_a_layer_add_up_to_it():
     """Gates of the heads of one machine read their share of the input; the biases and weights are
     their own."""
-    plan = build_plan(Grid(3, 9, 10), FreqFormerConfig(), num_heads=4, head_dim=HEAD_DIM)
+    plan = build_plan(
+        Grid(3, 9, 10), FreqFormerConfig(summary_tokens=256), num_heads=4, head_dim=HEAD_DIM
+    )
     some, rest, whole = (
         layer_counts(plan, [2] * heads, low_branch=True).stages for heads in (1, 3, 4)
     )

@@ -114,7 +114,7 @@ def test_density_counts_low_queries(pair):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"learned_summaries": False}, {"routing": Routing(kind="learned", split=(1, 0, 0))}],
+    [{}, {"learned_summaries": False}, {"routing": Routing(kind="hard", split=(1, 0, 0))}],
 )
 @pytest.mark.parametrize("model", ["freqformer", "hunyuanvideo"])
 def test_more_tokens_and_the_branch_cost_more(model, changes):

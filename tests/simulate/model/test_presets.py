@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from freqformer import Band, FreqFormerConfig
-from freqformer.attention import Routing as LayerRouting
+from freqformer.config import Routing as LayerRouting
 from freqformer.models.transformer import FreqFormerTransformer3DModel
 from freqformer.routing import RoutingTable
 from freqformer.simulate import (
@@ -58,8 +58,8 @@ def test_the_default_is_the_librarys(found):
     """What a model without options has in every layer."""
     model = FreqFormerTransformer3DModel()
     layer, case = model.attentions[0], scenario("freqformer", "h200", 4096)
-    assert (case.preset, case.routing.kind) == ("default", layer.routing)
-    assert case.config == model.band_config
+    assert (case.preset, case.routing.kind) == ("default", layer.config.routing)
+    assert case.config == model.frequency_config
     assert case.routing.initial(layer.num_heads) == layer.allocation.tolist()
     assert case.has_low_branch == (layer.gates is not None)
     assert layer.router is not None
@@ -72,6 +72,25 @@ def test_the_default_is_the_librarys(found):
     assert "gates" in result.stages
 
 
+@pytest.mark.parametrize(
+    ("name", "record"),
+    [
+        ("default", FreqFormerConfig()),
+        ("paper", FreqFormerConfig.paper()),
+        ("dense", FreqFormerConfig.dense()),
+    ],
+)
+def test_presets_are_the_records(name, record):
+    """Every field has its say, and a preset has no value beside the record's."""
+    case, found = scenario("wan2.1-1.3b", "h200", TOKENS, preset=name), simulated(name)
+    assert case.config == PRESETS[name].config == record
+    assert case.routing.kind == record.routing
+    assert case.routing.schedule == ("prior" if record.prior == "noise_level" else "fixed")
+    assert case.has_low_branch == record.low_branch
+    assert case.runs_dense == record.is_dense
+    assert sorted(found.allocation) == sorted(record.bands(12))
+
+
 def test_a_generation_of_the_default_is_its_steps(found):
     """No step has other heads: without a name, flags that describe the default kept the paper's
     schedule."""
@@ -81,7 +100,7 @@ def test_a_generation_of_the_default_is_its_steps(found):
         "wan2.1-1.3b",
         "h200",
         TOKENS,
-        config=FreqFormerConfig(summary_tokens=0),
+        config=FreqFormerConfig(),
         routing=Routing(split=(0, 0, 1)),
     )
     assert simulate(described).generation.seconds == result.generation.seconds
@@ -131,7 +150,7 @@ def test_costs_are_relative_to_dense_attention_alone(found):
 
 def test_more_is_dearer(found):
     assert found["dense"].layer.seconds > found["default"].layer.seconds > 0
-    timed = simulated("default", routing=Routing(kind="timed"))
+    timed = simulated("default", routing=Routing(kind="timestep"))
     assert 0 < timed.stages["router"].seconds < found["default"].stages["router"].seconds
     plain = simulated("default", routing=Routing(kind="fixed", split=(0, 0, 1)))
     assert "router" not in plain.stages
@@ -144,10 +163,10 @@ def test_a_router_that_weighs_runs_beside_a_table(table):
     for kind in get_args(Kind):
         case = scenario("wan2.1-1.3b", "h200", 16_384, routing=Routing(kind=kind, table=table))
         stages[kind] = simulate(case).stages
-    assert {kind for kind, found in stages.items() if "router" in found} == {"soft", "timed"}
+    assert {kind for kind, found in stages.items() if "router" in found} == {"soft", "timestep"}
     assert {kind for kind, found in stages.items() if "gates" in found} == {
         "soft",
-        "timed",
+        "timestep",
     }
 
 
@@ -157,14 +176,13 @@ def test_a_layer_runs_its_router_beside_a_table_likewise(table):
 
     grid = Grid(4, 4, 8)
     for kind in get_args(Kind):
-        layer = FreqAttention(
-            24, 12, replace(table.config, summary_tokens=256), routing=kind
-        ).eval()
+        weighs = kind in ("soft", "timestep")
+        layer = FreqAttention(24, 12, replace(table.config, routing=kind, low_branch=weighs)).eval()
         layer.set_routing_table(table)
         with torch.no_grad():
             layer(torch.randn(1, grid.num_tokens, 24), grid, torch.ones(1), token_order="raster")
         ran = Routing(kind=kind, table=table).running is not None
-        assert (layer.last_logits is not None) == ran, kind
+        assert (layer.router_logits is not None) == ran, kind
 
 
 def test_a_table_brings_its_config_and_every_document_takes_it(table):
@@ -214,7 +232,7 @@ def test_reports_name_the_preset_and_what_differs():
     changed = replace(
         case,
         config=replace(case.config, mid_tiles=32),
-        routing=Routing(kind="learned", split=(1, 1, 4)),
+        routing=Routing(kind="hard", split=(1, 1, 4)),
         learned_summaries=False,
     )
     assert changed.changes == [
@@ -228,7 +246,7 @@ def test_reports_name_the_preset_and_what_differs():
     assert settings(changed)["preset"].endswith("), with other " + ", ".join(changed.changes))
     record = settings_record(changed)
     assert record["routing"] == {
-        "kind": "learned",
+        "kind": "hard",
         "split": [2, 2, 8],
         "schedule": "prior",
         "table_shape": None,
@@ -248,9 +266,9 @@ def test_contradictions_are_refused():
     ):
         scenario("wan2.1-1.3b", "h200", 16_384, preset="papers")
     with pytest.raises(
-        ProfileError, match="routing is 'hard'; choose one of soft, timed, learned, fixed"
+        ProfileError, match="routing is 'learned'; choose one of soft, timestep, hard, fixed"
     ):
-        Routing(kind="hard")  # type: ignore[arg-type]
+        Routing(kind="learned")  # type: ignore[arg-type]
     with pytest.raises(ProfileError, match="schedule is 'prior' with routing 'soft'"):
         Routing(schedule="prior")
     with pytest.raises(ProfileError, match="low_branch is false with routing 'soft'"):

@@ -185,6 +185,6 @@ def test_the_own_shape_is_the_models_default():
         for name, value in signature(FreqFormerTransformer3DModel.__init__).parameters.items()
     }
     assert (model.num_layers, model.heads, model.head_dim) == tuple(
-        defaults[name] for name in ("num_layers", "num_heads", "head_dim")
+        defaults[name] for name in ("num_layers", "num_attention_heads", "attention_head_dim")
     )
     assert model.patch == tuple(defaults["patch_size"])

@@ -48,7 +48,9 @@ def test_work_items_are_the_plans_tasks():
     alike."""
     grid, config = (
         Grid(5, 11, 13),
-        FreqFormerConfig(tile=(2, 4, 4), mid_pattern="radial", window=(2, 2, 2)),
+        FreqFormerConfig(
+            tile=(2, 4, 4), mid_pattern="radial", window=(2, 2, 2), summary_tokens=256
+        ),
     )
     for text in (0, 100):
         plan = build_plan(
@@ -76,7 +78,9 @@ def machine() -> Machine:
 
 @pytest.fixture
 def plan():
-    return build_plan(Grid(18, 45, 80), FreqFormerConfig(), num_heads=12, head_dim=128)
+    return build_plan(
+        Grid(18, 45, 80), FreqFormerConfig(summary_tokens=256), num_heads=12, head_dim=128
+    )
 
 
 def test_no_stage_beats_the_machine(machine, plan):
@@ -137,7 +141,9 @@ def test_router_runs_its_sampled_tiles_in_waves(machine):
     wave."""
 
     def seconds(heads: int) -> float:
-        plan = build_plan(Grid(16, 64, 64), FreqFormerConfig(), num_heads=heads, head_dim=128)
+        plan = build_plan(
+            Grid(16, 64, 64), FreqFormerConfig(summary_tokens=256), num_heads=heads, head_dim=128
+        )
         allocation = [2] * heads
         time = machine.layer(layer_counts(plan, allocation, router="statistics"))["router"]
         return time.compute_s - machine.efficiency.router_s

@@ -72,7 +72,7 @@ def test_the_prior_moves_heads_to_low_at_high_noise(result):
     assert first[Band.LOW] > last[Band.LOW]
     assert first[Band.HIGH] < last[Band.HIGH]
     assert all(sum(heads) == 40 for heads in result.heads_by_step)
-    fixed = simulate(replace(result.scenario, routing=Routing(kind="learned", schedule="fixed")))
+    fixed = simulate(replace(result.scenario, routing=Routing(kind="hard", schedule="fixed")))
     assert set(fixed.heads_by_step) == {tuple(result.allocation.count(band) for band in range(4))}
     assert fixed.generation.seconds == pytest.approx(50 * fixed.step.seconds)
 
@@ -200,7 +200,7 @@ def test_scale_out(result):
 )
 def test_balanced_heads_never_take_longer(model, split):
     """Also where heads don't divide by the GPUs, and with a router in every layer."""
-    found = simulate(scenario(model, "h200", 65_536, routing=Routing(kind="learned", split=split)))
+    found = simulate(scenario(model, "h200", 65_536, routing=Routing(kind="hard", split=split)))
     rows = scale_out(found)
     assert rows[0].seconds == pytest.approx(found.step.seconds)
     assert all(row.seconds <= row.naive_seconds * (1 + 1e-12) for row in rows)

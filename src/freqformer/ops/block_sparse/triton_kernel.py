@@ -431,8 +431,9 @@ def attention_kernel(
                 HEAD_DIM,
             )
     matrix, begin, hop = out, (row // heads).to(tl.int64) * first_low * heads + head, heads
-    if is_low:
-        matrix, begin, hop = low_out, row.to(tl.int64) * num_low - first_low, 1
+    # Asked anew, not remembered: a scalar that lives through the loop costs the loop a register.
+    if start >= num_tokens + num_text:
+        matrix, begin, hop = low_out, row.to(tl.int64) * num_low - num_tokens - num_text, 1
     _store(matrix, begin + target.to(tl.int64) * hop, acc, written, HEAD_DIM)
 
 

@@ -61,7 +61,7 @@ def merge_backward_cost(call: Call) -> Cost:
 def spread_flops(plan: AttentionPlan) -> float:
     """FLOPs of one head's low tokens back to all tokens: linear interpolation, or the inverse DCT,
     which costs what making low tokens does."""
-    if plan.config.low_output == "synthesis":
+    if plan.config.low_output == "inverse_dct":
         return compress_flops(plan)
     frames, rows, _ = plan.layout.grid.shape
     _, low_rows, low_columns = low_grid(plan.layout, plan.config)

@@ -11,6 +11,9 @@ from freqformer.ops.merge.triton_kernel import merge_kernel
 from freqformer.ops.parameters import BranchGates
 from freqformer.ops.tokens import TokenOrder
 
+BLOCK_ROWS = 64
+"""Tokens of one program: sums of a whole tile take so many registers that too few programs fit."""
+WARPS = 4
 NEAR_STEP = 64
 """Low tokens that are multiplied at once."""
 
@@ -45,17 +48,19 @@ def merge_low(
     video = tables.raster.shape[0]
     # Text has no branch; it is copied where `out` is another tensor.
     text_blocks = 0 if low_branch is None or own is out else -(-(tokens - video) // slots)
+    block = min(slots, BLOCK_ROWS)
     constants: dict[str, Any] = {
         "SLOTS": slots,
+        "ROWS": block,
         "NEAR": side,
         "STEP": min(side, NEAR_STEP),
         "D": head_dim,
         "RASTER": token_order == "raster",
         "BRANCH": low_branch is not None,
         "PARTS": tables.weights.shape[0],
-        "num_warps": 4 if low_branch is None else 8,
+        "num_warps": WARPS,
     }
-    merge_kernel[(rows * (tiles + text_blocks),)](
+    merge_kernel[(rows * (tiles + text_blocks) * (slots // block),)](
         low_out,
         own,
         out,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from freqformer.ops.merge.backward_tables import STEP, CollapseTables
 from freqformer.ops.merge.tables import MergeTables
-from freqformer.ops.merge.triton import NEAR_STEP
+from freqformer.ops.merge.triton import BLOCK_ROWS, NEAR_STEP, WARPS
 from freqformer.ops.merge.triton_backward_kernel import collapse_kernel, low_gate_grads_kernel
 from freqformer.ops.parameters import BranchGates
 from freqformer.ops.tokens import TokenOrder
@@ -79,16 +79,19 @@ def low_gate_grads(
     rows, num_low, head_dim = low_out.shape
     _, tokens, heads, _ = grad_out.shape
     tiles, side = tables.near.shape
+    slots = tables.weights.shape[2]
+    block = min(slots, BLOCK_ROWS)
     constants: dict[str, Any] = {
-        "SLOTS": tables.weights.shape[2],
+        "SLOTS": slots,
+        "ROWS": block,
         "NEAR": side,
         "STEP": min(side, NEAR_STEP),
         "D": head_dim,
         "RASTER": token_order == "raster",
         "PARTS": tables.weights.shape[0],
-        "num_warps": 8,
+        "num_warps": WARPS,
     }
-    low_gate_grads_kernel[(rows * tiles,)](
+    low_gate_grads_kernel[(rows * tiles * (slots // block),)](
         grad_out,
         low_out,
         gate_grads,

@@ -95,14 +95,15 @@ def low_gate_grads_kernel(
     weight_step,
     sizes,
     SLOTS: tl.constexpr,
+    ROWS: tl.constexpr,
     NEAR: tl.constexpr,
     STEP: tl.constexpr,
     D: tl.constexpr,
     RASTER: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Gradients of the LOW gates of one tile of one row: every token's output gradient times its
-    LOW output, which is interpolated once more rather than kept.
+    """Gradients of the LOW gates of ROWS tokens of one tile of one row: every token's output
+    gradient times its LOW output, which is interpolated once more rather than kept.
 
     Args:
         grad_out: (B, N + X, H, D).
@@ -112,19 +113,23 @@ def low_gate_grads_kernel(
         The rest as in `merge_kernel`.
     """
     heads, rows, tokens, video, num_low, _ = sizes
+    PARTS_OF_TILE: tl.constexpr = SLOTS // ROWS
     row, index = tl.program_id(0) % rows, tl.program_id(0) // rows
+    first_slot = index % PARTS_OF_TILE * ROWS
+    index = index // PARTS_OF_TILE
     sample, head = (row // heads).to(tl.int64), row % heads
-    slot, channel = tl.arange(0, SLOTS), tl.arange(0, D)
+    slot, channel = first_slot + tl.arange(0, ROWS), tl.arange(0, D)
     start = tl.load(layout[0] + index)
     live = slot < tl.load(layout[0] + index + 1) - start
     place = start + slot
     if RASTER:
         place = tl.load(layout[1] + place, mask=live, other=0)
     entry = ((sample * tokens + place)[:, None] * heads + head) * D + channel[None, :]
-    grad = tl.load(grad_out + entry, mask=live[:, None], other=0.0).to(tl.float32)
-    matrix = weights + tl.load(layout[2] + index) * SLOTS * NEAR
+    read = live[:, None]
+    grad = tl.load(grad_out + entry, mask=read, other=0.0, cache_modifier=".cg").to(tl.float32)
+    matrix = weights + (tl.load(layout[2] + index) * SLOTS + first_slot) * NEAR
     near += index * NEAR
-    low = expanded(low_out, row, near, matrix, weight_step, num_low, SLOTS, NEAR, STEP, D, PARTS)
+    low = expanded(low_out, row, near, matrix, weight_step, num_low, ROWS, NEAR, STEP, D, PARTS)
     agree = tl.sum(grad * low, 1)
     target = (sample * video + place) * 2 * heads + head
     tl.store(gate_grads + target + heads, agree, mask=live)

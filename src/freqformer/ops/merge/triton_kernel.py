@@ -22,29 +22,30 @@ def expanded(
     matrix,
     weight_step,
     num_low,
-    SLOTS: tl.constexpr,
+    ROWS: tl.constexpr,
     NEAR: tl.constexpr,
     STEP: tl.constexpr,
     D: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """The tokens of one tile from the low tokens near it, float32 (SLOTS, D).
+    """ROWS tokens of one tile from the low tokens near it, float32 (ROWS, D).
 
     Args:
         low_out: (R, M, D).
         near: low tokens near the tile, (NEAR,), -1 for none.
-        matrix, weight_step: summands (SLOTS, NEAR) of the tile's class, and how far apart they are.
+        matrix, weight_step: the tokens' rows of the summands (SLOTS, NEAR) of the tile's class, and
+            how far apart the summands are.
         STEP: low tokens that are multiplied at once.
     """
-    slot, channel = tl.arange(0, SLOTS), tl.arange(0, D)
-    total = tl.zeros((SLOTS, D), tl.float32)
+    token, channel = tl.arange(0, ROWS), tl.arange(0, D)
+    total = tl.zeros((ROWS, D), tl.float32)
     for first in range(0, NEAR, STEP):
         step = first + tl.arange(0, STEP)
         source = tl.load(near + step)
         entry = (row.to(tl.int64) * num_low + source)[:, None] * D + channel[None, :]
         low = tl.load(low_out + entry, mask=(source >= 0)[:, None], other=0.0)
         for part in tl.static_range(PARTS):  # pyright: ignore[reportGeneralTypeIssues]
-            weight = tl.load(matrix + part * weight_step + slot[:, None] * NEAR + step[None, :])
+            weight = tl.load(matrix + part * weight_step + token[:, None] * NEAR + step[None, :])
             total = dot(weight, low, total)
     return total
 
@@ -63,6 +64,7 @@ def merge_kernel(
     weight_step,
     sizes,
     SLOTS: tl.constexpr,
+    ROWS: tl.constexpr,
     NEAR: tl.constexpr,
     STEP: tl.constexpr,
     D: tl.constexpr,
@@ -70,8 +72,8 @@ def merge_kernel(
     BRANCH: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """One tile of one row: outputs of LOW heads return to all tokens, and with BRANCH every head
-    gets (1 + g[0]) * own + g[1] * low. NaN for a row whose band is none.
+    """ROWS tokens of one tile of one row: outputs of LOW heads return to all tokens, and with
+    BRANCH every head gets (1 + g[0]) * own + g[1] * low. NaN for a row whose band is none.
 
     Args:
         low_out: (R, M, D).
@@ -86,9 +88,13 @@ def merge_kernel(
         sizes: H, R, N + X, N, M, T.
     """
     heads, rows, tokens, video, num_low, tiles = sizes
+    PARTS_OF_TILE: tl.constexpr = SLOTS // ROWS
+    # Heads run fastest: in memory the heads of a token are neighbours.
     row, index = tl.program_id(0) % rows, tl.program_id(0) // rows
+    first_slot = index % PARTS_OF_TILE * ROWS
+    index = index // PARTS_OF_TILE
     sample, head = row // heads, row % heads
-    slot, channel = tl.arange(0, SLOTS), tl.arange(0, D)
+    slot, channel = first_slot + tl.arange(0, ROWS), tl.arange(0, D)
     first_out = sample.to(tl.int64) * tokens
     if BRANCH:
         if index >= tiles:
@@ -108,16 +114,18 @@ def merge_kernel(
     if RASTER:
         place = tl.load(layout[1] + place, mask=live, other=0)
     target = ((first_out + place)[:, None] * heads + head) * D + channel[None, :]
-    matrix = weights + tl.load(layout[2] + index) * SLOTS * NEAR
+    matrix = weights + (tl.load(layout[2] + index) * SLOTS + first_slot) * NEAR
     near += index * NEAR
-    low = expanded(low_out, row, near, matrix, weight_step, num_low, SLOTS, NEAR, STEP, D, PARTS)
+    low = expanded(low_out, row, near, matrix, weight_step, num_low, ROWS, NEAR, STEP, D, PARTS)
     if BRANCH:
         own_gate, low_gate = branch_gates(
             gates[0], gates[1], sample, head, heads, video, place, live
         )
-        x = tl.load(own + target, mask=live[:, None] & (band != LOW), other=0.0).to(tl.float32)
+        # Read once, so kept out of the first cache, where the weights of a class stay.
+        read = live[:, None] & (band != LOW)
+        x = tl.load(own + target, mask=read, other=0.0, cache_modifier=".cg").to(tl.float32)
         x = tl.where(band == LOW, low, x)
         low = x + own_gate[:, None] * x + low_gate[:, None] * low
     if not known:
-        low = tl.full((SLOTS, D), float("nan"), tl.float32)
+        low = tl.full((ROWS, D), float("nan"), tl.float32)
     tl.store(out + target, cast(low, out.dtype.element_ty), mask=live[:, None])

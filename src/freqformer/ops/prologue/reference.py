@@ -150,11 +150,11 @@ def _band_features(
     """Queries, keys and values (R, N, D) of MID or HIGH rows in tile order, bands weighted before
     the rotary embedding."""
     features = rows.plan.config.band_features
-    if features == "values":
+    if features == "high_pass_values":
         passed = (query, key, rows.passed(value, value.new_tensor((0.0, 1.0, 1.0))))
     else:
         gains = value.new_tensor(ONE_HOT[band])
-        if features == "gains":
+        if features == "band_gains":
             assert rows.parameters is not None  # check_parameters asks for them
             assert rows.parameters.gains is not None
             gains = rows.parameters.gains[rows.heads]

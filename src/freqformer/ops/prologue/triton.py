@@ -19,7 +19,7 @@ from freqformer.ops.prologue.triton_finish import finish_rows
 from freqformer.ops.prologue.triton_prepare import prepare_tiles
 from freqformer.ops.tokens import TokenOrder
 
-FEATURES = ("full", "values", "gains", "strict")
+FEATURES = ("full", "high_pass_values", "band_gains", "own_band")
 CHUNK = 16
 """Tokens that one program holds at once: few, so that many programs have loads in flight."""
 TEXT_SLOTS = 32

@@ -10,7 +10,8 @@ from typing import Literal, get_args
 
 import torch
 
-from freqformer.config import Band, FreqFormerConfig
+from freqformer.config import WEIGHING, Band, FreqFormerConfig
+from freqformer.config import Routing as Kind
 from freqformer.routing import (
     RoutingNetwork,
     RoutingTable,
@@ -22,11 +23,7 @@ from freqformer.routing.network import NUM_STATISTICS
 from freqformer.simulate.model.profiles import ProfileError, shown
 from freqformer.simulate.model.transformers import ModelShape
 
-Kind = Literal["soft", "timed", "learned", "fixed"]
-"""How the layers are routed, in the words of `FreqAttention`'s `routing`."""
 Schedule = Literal["fixed", "prior"]
-WEIGHING: tuple[Kind, ...] = ("soft", "timed")
-"""Routers that weigh each head's band and a LOW branch beside it, rather than choose a band."""
 RouterInputs = Literal["statistics", "timestep"]
 """What a running router reads: statistics of the layer's tokens, or the timestep alone."""
 
@@ -46,9 +43,9 @@ class Routing:
             where no router chooses.
     """
 
-    kind: Kind = "soft"
+    kind: Kind = FreqFormerConfig.routing
     """As `routing` of `FreqAttention`: `soft` weighs each head's band and LOW by statistics and
-    timestep, `timed` by the timestep alone, `learned` chooses a band for each head, `fixed` does
+    timestep, `timestep` by the timestep alone, `hard` chooses a band for each head, `fixed` does
     neither."""
     split: tuple[int, int, int] | None = None
     """Heads that start in LOW, MID and HIGH; in proportion where the model has another number.
@@ -66,23 +63,28 @@ class Routing:
                 f"routing is {shown(self.kind)}; choose one of {', '.join(get_args(Kind))}"
             )
         if self.schedule is None:
-            object.__setattr__(self, "schedule", "prior" if self.kind == "learned" else "fixed")
+            object.__setattr__(self, "schedule", "prior" if self.kind == "hard" else "fixed")
         if self.schedule not in get_args(Schedule):
             raise ProfileError(
                 f"schedule is {shown(self.schedule)}; choose one of {', '.join(get_args(Schedule))}"
             )
-        if self.schedule == "prior" and self.kind != "learned":
+        if self.schedule == "prior" and self.kind != "hard":
             raise ProfileError(
                 f"schedule is 'prior' with routing {self.kind!r}; a router that chooses has a "
                 "prior: take "
-                "routing=learned, or schedule=fixed"
+                "routing=hard, or schedule=fixed"
             )
         if self.split is not None:
             object.__setattr__(self, "split", _checked_split(self.split))
 
+    @classmethod
+    def of(cls, config: FreqFormerConfig) -> Routing:
+        """As a record says; its prior is a schedule."""
+        return cls(config.routing, schedule="prior" if config.prior != "none" else "fixed")
+
     @property
     def weighs(self) -> bool:
-        """Whether a router weighs each head's band and LOW, which needs a LOW branch beside it."""
+        """Whether a router weighs each head's band and LOW, which needs a LOW branch."""
         return self.kind in WEIGHING
 
     @property
@@ -91,9 +93,9 @@ class Routing:
 
         A table takes the place of a router that chooses; one that weighs runs beside a table too.
         """
-        if self.kind == "learned":
+        if self.kind == "hard":
             return "statistics" if self.table is None else None
-        inputs: dict[Kind, RouterInputs] = {"soft": "statistics", "timed": "timestep"}
+        inputs: dict[Kind, RouterInputs] = {"soft": "statistics", "timestep": "timestep"}
         return inputs.get(self.kind)
 
     def initial(self, num_heads: int) -> list[int]:
@@ -158,7 +160,7 @@ def _untrained(initial: tuple[int, ...], noise: tuple[float, ...]) -> list[list[
     """Allocations, step by step, of a router that knows its prior and the heads' first bands
     alone."""
     with torch.random.fork_rng(devices=[]):
-        network = RoutingNetwork(len(initial), hidden=1, prior="paper", initial=initial)
+        network = RoutingNetwork(len(initial), hidden=1, prior="noise_level", initial=initial)
     with torch.no_grad():
         for parameter in network.layers.parameters():
             parameter.zero_()

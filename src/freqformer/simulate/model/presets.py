@@ -12,19 +12,27 @@ from freqformer.simulate.model.allocations import Routing
 from freqformer.simulate.model.profiles import ProfileError
 
 Attention = Literal["frequency", "dense"]
-"""As `attention` of `FreqAttention`."""
+"""Heads of bands, or exact attention in every head."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What a model does in its attention layers."""
+    """What a model does in its attention layers, as a record says."""
 
     name: str
     title: str
     """What it is, in a few words."""
     config: FreqFormerConfig
-    routing: Routing
-    attention: Attention = "frequency"
+
+    @property
+    def routing(self) -> Routing:
+        """Who decides which band each head belongs to."""
+        return Routing.of(self.config)
+
+    @property
+    def attention(self) -> Attention:
+        """`dense` for exact attention in every head."""
+        return "dense" if self.config.is_dense else "frequency"
 
 
 PRESETS = {
@@ -34,23 +42,15 @@ PRESETS = {
             "default",
             "the library's default: a window and a gated LOW branch in every head, weighed by a "
             "router",
-            FreqFormerConfig(summary_tokens=0),
-            Routing(),
+            FreqFormerConfig(),
         ),
         Preset(
             "paper",
             "the method of arXiv 2604.22808: a third of the heads in each band, which a router "
             "chooses by noise level",
-            FreqFormerConfig(),
-            Routing(kind="learned"),
+            FreqFormerConfig.paper(),
         ),
-        Preset(
-            "dense",
-            "dense attention in every head",
-            FreqFormerConfig(),
-            Routing(kind="fixed"),
-            "dense",
-        ),
+        Preset("dense", "dense attention in every head", FreqFormerConfig.dense()),
     )
 }
 """The presets by name."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from freqformer._renamed import renamed_arguments, renamed_fields
-from freqformer.config import FreqFormerConfig
+from freqformer.config import LAYER_FIELDS, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.simulate.model.allocations import RouterInputs, Routing
 from freqformer.simulate.model.efficiency import load_efficiency
@@ -111,7 +111,8 @@ class Scenario:
     @property
     def changes(self) -> list[str]:
         """Names of settings that are not those of the preset."""
-        made, own = PRESETS[self.preset], [f.name for f in fields(FreqFormerConfig)]
+        made = PRESETS[self.preset]
+        own = [f.name for f in fields(FreqFormerConfig) if f.name not in LAYER_FIELDS]
         changed = [name for name in own if getattr(made.config, name) != getattr(self.config, name)]
         changed += [
             {"kind": "routing"}.get(part.name, part.name)

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from freqformer._renamed import warn_renamed
-from freqformer.config import FreqFormerConfig
+from freqformer.config import LAYER_FIELDS, FreqFormerConfig
 from freqformer.routing import RoutingTable
-from freqformer.simulate.model.allocations import Routing
+from freqformer.simulate.model.allocations import Kind, Routing
 from freqformer.simulate.model.presets import Preset, preset_named
 from freqformer.simulate.model.profiles import ProfileError
 from freqformer.simulate.model.scenarios import Scenario, scenario
 
-CONFIG_SETTINGS = tuple(sorted(field.name for field in fields(FreqFormerConfig)))
+CONFIG_SETTINGS = tuple(
+    sorted(field.name for field in fields(FreqFormerConfig) if field.name not in LAYER_FIELDS)
+)
 ROUTING_SETTINGS = ("routing", "split", "schedule", "table")
 OTHER_SETTINGS = (*ROUTING_SETTINGS, "head_dim", "efficiency", "learned_summaries", "low_branch")
 """Settings beside the configuration's fields."""
@@ -25,7 +27,9 @@ TEXTS = ("routing", "schedule", "table", "efficiency")
 DENSE_SETTINGS = ("table", "head_dim", "efficiency")
 """What can be set of dense attention."""
 RENAMED_SETTINGS = {"calibration": "efficiency", "low_beside": "low_branch"}
-"""New name of every old setting."""
+"""New name of every old setting, and"""
+RENAMED_ROUTING: dict[str, Kind] = {"timed": "timestep", "learned": "hard"}
+"""new word for every old kind of routing."""
 MOST_TYPED = 1024
 """Characters of a setting, and"""
 MOST_SHOWN = 80
@@ -122,7 +126,10 @@ def _check_dense(preset: Preset, values: dict[str, Any]) -> None:
 def _routing(preset: Preset, values: dict[str, Any]) -> Routing:
     """The preset's routing with what was set; a kind brings its own schedule and split."""
     table = _table(values["table"]) if "table" in values else None
-    kind = values.get("routing", preset.routing.kind)
+    kind: Any = values.get("routing", preset.routing.kind)
+    if kind in RENAMED_ROUTING:
+        warn_renamed(f"--set routing={kind}", f"routing={RENAMED_ROUTING[kind]}")
+        kind = RENAMED_ROUTING[kind]
     return Routing(
         kind=kind, split=values.get("split"), schedule=values.get("schedule"), table=table
     )

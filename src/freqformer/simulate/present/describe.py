@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from freqformer.config import Band
+from freqformer.config import LAYER_FIELDS, Band
 from freqformer.simulate.model.allocations import count_heads
 from freqformer.simulate.model.presets import PRESETS
 from freqformer.simulate.model.scenarios import Scenario
@@ -16,8 +16,8 @@ ROUTERS = {
         "soft: a router weighs each head's band and LOW by the layer's statistics and the "
         "noise level"
     ),
-    "timed": "timed: a router weighs each head's band and LOW by the noise level alone",
-    "learned": "learned: a router chooses a band for each head",
+    "timestep": "timestep: a router weighs each head's band and LOW by the noise level alone",
+    "hard": "hard: a router chooses a band for each head",
     "fixed": "fixed: no router",
 }
 SCHEDULES = {
@@ -55,9 +55,13 @@ def settings(case: Scenario) -> dict[str, str]:
         "schedule": _schedule(case),
         "learned summaries": _summaries(case),
         "low branch": "gated, added to every head's band" if case.has_low_branch else "none",
-    } | {
-        name.replace("_", " "): _value(name, value) for name, value in case.config.to_dict().items()
-    }
+    } | {name.replace("_", " "): _value(name, value) for name, value in plan_settings(case).items()}
+
+
+def plan_settings(case: Scenario) -> dict[str, Any]:
+    """Fields of the configuration that plans depend on; `Scenario` says the others by itself."""
+    values = case.config.to_dict()
+    return {name: value for name, value in values.items() if name not in LAYER_FIELDS}
 
 
 def settings_record(case: Scenario) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 from freqformer.simulate.model.scale_out import ScaleOut
 from freqformer.simulate.model.sensitivity import Variant
 from freqformer.simulate.model.simulation import Level, Result
-from freqformer.simulate.present.describe import LEFT_OUT, settings, settings_record
+from freqformer.simulate.present.describe import LEFT_OUT, plan_settings, settings, settings_record
 
 SCHEMA = "freqformer-simulation-2"
 
@@ -74,7 +74,7 @@ def scenario_record(result: Result) -> dict[str, Any]:
         "tile": list(result.plan.layout.tile),
         "padding": result.plan.layout.padding,
         "seconds_of_video": case.seconds_of_video,
-        "config": case.config.to_dict(),
+        "config": plan_settings(case),
         **settings_record(case),
         "heads": dict(zip(("low", "mid", "high", "dense"), _heads(result.allocation), strict=True)),
         "density": result.density,

@@ -87,8 +87,8 @@ def kernel_results(file: str, values: dict[str, Any]) -> Iterator[Measurement]:
 
 
 def eager_results(file: str, values: dict[str, Any]) -> Iterator[Measurement]:
-    """The one layer of benchmarks/eager_cpu.py in float32: 8 heads of 64, split 3/2/3, default
-    configuration."""
+    """The one layer of benchmarks/eager_cpu.py in float32: 8 heads of 64, split 3/2/3, 256
+    summaries."""
     source, grid, allocation, head_dim = (
         origin(file, values),
         Grid(16, 32, 32),
@@ -97,7 +97,8 @@ def eager_results(file: str, values: dict[str, Any]) -> Iterator[Measurement]:
     )
     forward, trained = values["speed"]["forward"], values["speed"]["forward and backward"]
     dense = dense_counts(grid.num_tokens, len(allocation), head_dim, element_size=4)
-    plan = build_plan(grid, FreqFormerConfig(), num_heads=len(allocation), head_dim=head_dim)
+    config = FreqFormerConfig(summary_tokens=256)
+    plan = build_plan(grid, config, num_heads=len(allocation), head_dim=head_dim)
     layer = predictor(plan, allocation, "layer", element_size=4)
     gradients = gradient_predictor(plan, allocation, element_size=4)
 

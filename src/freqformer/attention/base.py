@@ -1,0 +1,302 @@
+"""What every attention layer has: projections, bands, a table, and the four steps of a call.
+
+Shape legend: B batch, N video tokens, C channels, H heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from freqformer._validate import check_choice, check_kind
+from freqformer.attention.function import frequency_attention
+from freqformer.attention.head_bands import HeadBands
+from freqformer.attention.inputs import (
+    NORM_EPS,
+    QKV,
+    LayerCall,
+    Projected,
+    check_inputs,
+    check_size,
+    dense_attention,
+)
+from freqformer.config import Band, FreqFormerConfig
+from freqformer.grid import Grid
+from freqformer.ops import fused
+from freqformer.ops.checks import IMPLS
+from freqformer.ops.implementation import ImplChoice
+from freqformer.ops.parameters import AttentionParameters, BranchGates
+from freqformer.ops.routing.api import score
+from freqformer.ops.tokens import TokenOrder
+from freqformer.plan import build_plan
+from freqformer.routing import (
+    Decision,
+    Router,
+    RouterInputs,
+    RouterTraining,
+    RoutingTable,
+    TableRouter,
+)
+from freqformer.routing.routers import Costs
+from freqformer.routing.table import attend_by_bucket
+
+
+class AttentionLayer(HeadBands):
+    """Base of `FreqAttention` and `DenseAttention`.
+
+    A call projects, decides, attends and projects back. After it `router_logits` holds the router's
+    logits (B, H, 3), or None where no router ran, and `allocation_used` the bands, int64 (B, H).
+
+    Args:
+        dim: channels of input and output; `num_heads` divides it, and head_dim = dim / num_heads is
+            even.
+        num_heads: heads.
+        config: what the layer does.
+    """
+
+    router: Any
+    """A `Router`."""
+
+    def __init__(self, dim: int, num_heads: int, config: FreqFormerConfig) -> None:
+        super().__init__()
+        check_size(dim, num_heads, config)
+        self.dim = dim
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.config = config
+        self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(dim, dim) for _ in range(4))
+        self.query_norm, self.key_norm = (nn.Parameter(torch.ones(self.head_dim)) for _ in range(2))
+        self._set_bands(config.bands(num_heads), fixed=config.routing != "hard")
+        self.configs = [config]
+        self.impl: ImplChoice = "auto"
+        self.forced_dense = False
+        self.router_logits: Tensor | None = None
+        self.allocation_used: Tensor | None = None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a router chooses the bands, rather than weigh them or be absent."""
+        return self.config.routing == "hard"
+
+    @property
+    def exact(self) -> bool:
+        """Whether calls compute exact attention in every head, and nothing else."""
+        return self.forced_dense
+
+    @property
+    def router_training(self) -> RouterTraining:
+        """What `set_router_training` was told last."""
+        return "off"
+
+    def set_router_training(self, mode: RouterTraining) -> None:
+        """Branches that give a router that chooses its gradient in training mode: see
+        `other_bands`; `off` runs the chosen only."""
+        check_choice("mode", mode, ("off", "all", "sampled"))
+        if mode != "off":
+            raise ValueError(
+                f"mode is {mode!r}, but no router chooses in the layer; make it with routing='hard'"
+            )
+
+    def set_flop_budget(self, budget: float | None) -> None:
+        """Hold the choice of a router to a share of dense attention's FLOPs, see `allocate`, while
+        it does not learn."""
+        if budget is not None:
+            raise ValueError(
+                f"budget is {budget!r}, but no router chooses in the layer; make it with "
+                "routing='hard'"
+            )
+
+    def set_impl(self, impl: ImplChoice) -> None:
+        """The code that calls run unless they say otherwise, as in `frequency_attention`; for
+        comparisons.
+
+        Where every head is exact, `auto` is torch's own attention.
+        """
+        check_choice("impl", impl, IMPLS)
+        self.impl = impl
+
+    def set_dense(self, dense: bool) -> None:
+        """Compute exact attention in every head, without router, gates and LOW branch, until set
+        back; for comparisons."""
+        check_choice("dense", dense, (True, False))
+        self.forced_dense = dense
+
+    def set_routing_table(self, table: RoutingTable | None, layer: int = 0) -> None:
+        """Take bands, tile and list lengths from one layer of a table in place of a router that
+        chooses; None ends that. A router that weighs goes on.
+
+        Raises:
+            ValueError: for a table of other heads, or whose bands mean something else.
+        """
+        if table is None:
+            self.configs = [self.config]
+            self._set_table(None)
+            return
+        check_kind(
+            "table", table, RoutingTable, "load one with RoutingTable.load, or make one with freeze"
+        )
+        bands, configs = table.for_layer(layer, self.num_heads, self.meaning(table))
+        self.check_table(table)
+        self.configs = configs
+        self._set_table(bands)
+
+    def meaning(self, table: RoutingTable) -> FreqFormerConfig:
+        """What bands mean under this table."""
+        return self.config
+
+    def check_table(self, table: RoutingTable) -> None:
+        """Raise ValueError for a table that asks for what the layer has not learned."""
+
+    def band_costs(self, grid: Grid) -> Costs:
+        """Useful FLOPs of one head as LOW, MID and HIGH, each with the LOW branch that it has in
+        addition, and of one head of dense attention alone, which shares are of."""
+        return self.plan_costs(grid, learned_summaries=False)
+
+    def plan_costs(self, grid: Grid, *, learned_summaries: bool) -> Costs:
+        """As `AttentionPlan.band_costs`, of this layer on a grid."""
+        plan = build_plan(
+            grid,
+            self.config,
+            num_heads=self.num_heads,
+            head_dim=self.head_dim,
+            learned_summaries=learned_summaries,
+        )
+        return plan.band_costs()
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        grid: Grid,
+        timestep: Tensor,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        *,
+        token_order: TokenOrder = "raster",
+        impl: ImplChoice | None = None,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            hidden_states: (B, N, C), tokens in `token_order`.
+            grid: the token grid.
+            timestep: (B,) in [0, 1], 1 is the most noise. Its range is checked on the CPU; a GPU
+                would have to be waited for.
+            rotary: cos and sin, each (N, D / 2) in `token_order`.
+            token_order: of the tokens in and out and of `rotary`: `raster`, as in
+                `frequency_attention`, or `tile`.
+            impl: as in `frequency_attention`; None takes that of `set_impl`.
+
+        Returns: (B, N, C) in the dtype of the projections.
+
+        Raises:
+            ValueError: for shapes that do not fit, naming the argument.
+        """
+        impl = self.impl if impl is None else impl
+        check_choice("impl", impl, IMPLS)
+        check_inputs(hidden_states, grid, timestep, self.dim, token_order)
+        call = LayerCall(hidden_states, grid, timestep, rotary, token_order, impl)
+        projected = self.project(hidden_states)
+        # Bands and their statistics are taken in float32; autocast would take them in half
+        # precision.
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            decision = self.decide(projected, call)
+            self.router_logits = decision.logits
+            self.allocation_used = decision.bands
+            out = self.attend(projected, decision, call)
+        return self.to_out(out.flatten(2))
+
+    def project(self, hidden_states: Tensor) -> Projected:
+        """Queries, keys and values (B, N, H, D) of tokens (B, N, C), and gates of the branches."""
+        return Projected(
+            QKV(
+                *(
+                    to(hidden_states).unflatten(2, (self.num_heads, -1))
+                    for to in (self.to_q, self.to_k, self.to_v)
+                )
+            )
+        )
+
+    def decide(self, projected: Projected, call: LayerCall) -> Decision:
+        """What the heads do: what a table says, or else the router."""
+        if self.exact:
+            shape = (len(call.timestep), self.num_heads)
+            return Decision(self.allocation.new_full(shape, Band.DENSE.value))
+        return self._router_on(call.timestep.device).decide(
+            RouterInputs(
+                timestep=call.timestep,
+                allocation=self.allocation,
+                score=partial(self._score, projected.qkv, call),
+                costs=partial(self.band_costs, call.grid),
+            )
+        )
+
+    def attend(self, projected: Projected, decision: Decision, call: LayerCall) -> Tensor:
+        """(B, N, H, D): every head's attention as it was decided."""
+        if self.exact:
+            return self._exact(projected.qkv, call)
+        return self._by_bands(projected.qkv, call, decision.bands, self.learned(call, decision))
+
+    def learned(self, call: LayerCall, decision: Decision) -> AttentionParameters:
+        """What the operation is given of what the layer has learned."""
+        return AttentionParameters(
+            rotary=call.rotary,
+            query_norm=self.query_norm,
+            key_norm=self.key_norm,
+            norm_eps=NORM_EPS,
+        )
+
+    def _router_on(self, device: torch.device) -> Router:
+        """The layer's router, or the table in its place; one that weighs runs with both."""
+        table = self._table_on(device)
+        if table is None:
+            return self.router
+        return TableRouter(table, self.router if self.config.weighs else None)
+
+    def _score(self, qkv: QKV, call: LayerCall, network: Any) -> tuple[Tensor, Tensor]:
+        features = (qkv.query, qkv.key, call.hidden_states)
+        norms = (self.query_norm, self.key_norm)
+        inputs = (features, norms, NORM_EPS, call.grid, self.config, call.token_order)
+        return score(network, call.timestep, inputs, fused=fused.runs(qkv, call.impl))
+
+    def _by_bands(
+        self,
+        qkv: QKV,
+        call: LayerCall,
+        bands: Tensor,
+        parameters: AttentionParameters,
+        low_branch: BranchGates | None = None,
+    ) -> Tensor:
+        """(B, N, H, D), every head by its band, with a LOW branch by gates; bands (B, H) mean what
+        the call's timestep bucket says."""
+        attend = partial(
+            frequency_attention,
+            grid=call.grid,
+            parameters=parameters,
+            token_order=call.token_order,
+            impl=call.impl,
+        )
+        return attend_by_bucket(attend, qkv, bands, self.configs, call.timestep, low_branch)
+
+    def _exact(self, qkv: QKV, call: LayerCall) -> Tensor:
+        """(B, N, H, D), exact attention in every head."""
+        norms = (self.query_norm, self.key_norm)
+        if call.impl == "auto":
+            return dense_attention(qkv, norms, call.rotary, call.grid, NORM_EPS)
+        # Where all is exact no band's meaning is asked for, and a tile of the grid's own choice
+        # fits.
+        return frequency_attention(
+            *qkv,
+            grid=call.grid,
+            config=FreqFormerConfig(
+                tile=self.config.tile, allocation="dense", routing="fixed", low_branch=False
+            ),
+            parameters=AttentionLayer.learned(self, call, Decision(self.allocation)),
+            token_order=call.token_order,
+            impl=call.impl,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy starts without the last call's tensors: they carry a graph, which can't be copied.
+        return {**self.__dict__, "router_logits": None, "allocation_used": None}
