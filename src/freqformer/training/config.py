@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import reprlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 from freqformer._older import current_settings
+from freqformer.config import FreqFormerConfig
 from freqformer.routing import RouterTraining
 
 Precision = Literal["fp32", "bf16"]
@@ -316,6 +319,20 @@ class TrainConfig:
         """
         made: TrainConfig = _build(cls, "config", values)
         return replace(made, model=current_settings(made.model))
+
+
+def whole_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a model to compare with others: in today's words, as JSON holds them, and with
+    all fields of `frequency`.
+
+    Args:
+        settings: of any version, maybe damaged: a `frequency` that is no record stays as it is.
+    """
+    made = current_settings(settings, warn=False)
+    if isinstance(made.get("frequency"), Mapping):
+        with suppress(ValueError):
+            made["frequency"] = FreqFormerConfig.from_dict(dict(made["frequency"])).to_dict()
+    return json.loads(json.dumps(made))
 
 
 def refuse_text(arguments: Mapping[str, Any]) -> None:
