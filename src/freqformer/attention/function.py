@@ -51,8 +51,8 @@ def frequency_attention(
         allocation: `Band` of every head, (heads,) or (batch, heads), whole numbers 0 to 3; None
             takes the config's. impl="triton" doesn't read back one that is on the GPU: a head whose
             number is no band gives NaN there.
-        config: bands, patterns and summaries. Its routing and prior are what a layer does, and so
-            is its low_branch.
+        config: bands, patterns and summaries. Its routing, prior and low_branch are what a layer
+            does, and are not read here.
         num_text_tokens: text tokens behind the video tokens. Text is never compressed; text queries
             see everything.
         text_mask: bool (batch, num_text_tokens), True where a text token may be seen. What masked
