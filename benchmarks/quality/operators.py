@@ -13,7 +13,7 @@ from torch.nn import functional
 from freqformer.attention import NORM_EPS, Attend, FreqAttention, Tensors
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
-from freqformer.ops.implementation import ImplChoice
+from freqformer.ops.backends import ImplChoice
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.routing import reference
 from freqformer.ops.tokens import TokenOrder

@@ -9,8 +9,8 @@ from torch import Tensor
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops import fused, unfused
+from freqformer.ops.backends import ImplChoice, resolve
 from freqformer.ops.checks import check_options, check_parameters, check_tensors
-from freqformer.ops.implementation import ImplChoice, resolve
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import AttentionPlan, Selection, build_plan
@@ -71,8 +71,8 @@ def frequency_attention(
     check_parameters(parameters, query, grid, config)
     plan = _plan_for(query, grid, config, num_text_tokens, parameters, plan)
     tensors = (query, key, value)
-    chosen = resolve(impl, query.device.type, fused.obstacle(tensors, parameters))
-    if chosen == "triton":
+    backend = resolve(impl, tensors, parameters)
+    if backend.plain is None:
         return fused.fused_attention(
             tensors,
             allocation,
@@ -90,7 +90,7 @@ def frequency_attention(
         text_mask=text_mask,
         selection=selection,
         token_order=token_order,
-        impl=chosen,
+        impl=backend.plain,
     )
 
 

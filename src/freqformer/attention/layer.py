@@ -21,10 +21,8 @@ from freqformer.attention.inputs import check_inputs, dense_attention
 from freqformer.attention.options import Attention, Routing, check_size, layer_options
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
-from freqformer.ops import fused
-from freqformer.ops.checks import IMPLS
+from freqformer.ops.backends import IMPLS, ImplChoice, uses_triton
 from freqformer.ops.gates.api import gated_sum
-from freqformer.ops.implementation import ImplChoice
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.routing.api import score
 from freqformer.ops.tokens import TokenOrder
@@ -355,7 +353,7 @@ class FreqAttention(HeadBands):
             return None, None
         features, norms = (*tensors[:2], hidden_states), (self.query_norm, self.key_norm)
         inputs = (features, norms, NORM_EPS, grid, self.config, token_order)
-        return score(self.router, timestep, inputs, fused=fused.runs(tensors, impl))
+        return score(self.router, timestep, inputs, fused=uses_triton(tensors, impl))
 
     def _choose(
         self, logits: Tensor | None, best: Tensor | None, grid: Grid, timestep: Tensor
@@ -415,7 +413,7 @@ class FreqAttention(HeadBands):
         if gates is None and weights is None:
             return out
         low = attend([Band.LOW.value] * self.num_heads)
-        return gated_sum(out, low, gates, weights, fused=fused.runs((out, low, low), impl))
+        return gated_sum(out, low, gates, weights, fused=uses_triton((out, low, low), impl))
 
     def _learned(self, rotary: tuple[Tensor, Tensor] | None) -> AttentionParameters:
         gains = self.gains
