@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 BLOCK = "tests/ops/block_sparse/test_triton.py"
 BLOCK_BACKWARD = "tests/ops/block_sparse/test_triton_backward.py"
 PROLOGUE = "tests/ops/prologue/test_triton.py"
-SELECTION = "tests/ops/selection/test_triton.py"
-ROUTING = "tests/ops/routing/test_triton.py"
+SELECTION = "tests/ops/selection/triton/test_launch.py"
+ROUTING = "tests/ops/routing/triton/test_launch.py"
 MERGE = "tests/ops/merge/test_triton.py"
 MERGE_BACKWARD = "tests/ops/merge/test_triton_backward.py"
 FUSED_BACKWARD = "tests/test_fused_backward.py"
@@ -47,7 +47,7 @@ KEYS, EXTRAS = "block_sparse/triton_backward_keys.py", "block_sparse/triton_back
 PREPARE_GRADS = "prologue/triton_backward_kernel.py"
 TOKEN_GRADS = "prologue/triton_backward_tokens.py"
 FINISH = "prologue/triton_finish.py"
-ROUTER = "routing/triton_kernel.py"
+ROUTER = "routing/triton/forward.py"
 SUM = "gates/triton_kernel.py"
 FAULTS = (
     # attention, forward
@@ -240,21 +240,21 @@ FAULTS = (
     # selection
     Fault(
         "a tile may be missing from its own list",
-        "selection/triton_kernel.py",
+        "selection/triton/forward.py",
         "queries[:, None] == keys[None, :], float",
         "queries[:, None] < 0, float",
         SELECTION,
     ),
     Fault(
         "equal scores go to the higher tile",
-        "selection/triton_kernel.py",
+        "selection/triton/forward.py",
         "tl.cumsum(level.to(tl.int32), 1) <=",
         "tl.cumsum(level.to(tl.int32), 1, reverse=True) <=",
         SELECTION,
     ),
     Fault(
         "sums over short tiles count as means",
-        "selection/triton_kernel.py",
+        "selection/triton/forward.py",
         "scores = scores / _tile_counts(tile_offsets, keys, tiles)[None, :]",
         "scores = scores * 1.0",
         SELECTION,

@@ -188,7 +188,7 @@ def _mid_lists(
     """The top-k choice of a call, or the given one; None where MID heads see every tile."""
     from freqformer.ops.block_sparse.triton import MidLists
     from freqformer.ops.selection.reference import unseen_bias
-    from freqformer.ops.selection.triton import select
+    from freqformer.ops.selection.triton.launch import select
 
     plan = tables.plan
     summarised = plan.cells.num_cells > 0

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from freqformer.buffers import SELECTION_QUERIES as QUERIES
 from freqformer.buffers import power_of_two, selection_programs
-from freqformer.ops.selection.triton_kernel import select_tiles
+from freqformer.ops.selection.triton.forward import select_tiles
 
 KEYS = 64
 """Key tiles whose scores are computed at once."""

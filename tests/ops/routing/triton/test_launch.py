@@ -21,8 +21,8 @@ from tests.support.interpreter import patch_language_once  # noqa: E402
 from tests.support.numerics import nan_filled_allocations  # noqa: E402
 
 from freqformer.ops.routing import reference  # noqa: E402
-from freqformer.ops.routing import triton as launch  # noqa: E402
 from freqformer.ops.routing.tables import sample_tables  # noqa: E402
+from freqformer.ops.routing.triton import launch  # noqa: E402
 
 pytestmark = [
     # The interpreter's own: it turns arrays of one element into loop bounds.

@@ -1,4 +1,4 @@
-"""The Triton kernels of the router: `triton.py` holds the host side.
+"""The Triton kernels of the router: `launch.py` holds the host side.
 
 Shape legend: B batch, H heads, S sampled tiles, K kinds of tiles, SLOTS tokens of the largest tile,
 D head_dim.

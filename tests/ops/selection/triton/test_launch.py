@@ -20,8 +20,8 @@ from tests.support.interpreter import patch_language_once  # noqa: E402
 from tests.support.numerics import nan_filled_allocations  # noqa: E402
 
 from freqformer.ops.prologue.tables import prologue_tables  # noqa: E402
-from freqformer.ops.selection import triton as launch  # noqa: E402
 from freqformer.ops.selection.reference import unseen_bias  # noqa: E402
+from freqformer.ops.selection.triton import launch  # noqa: E402
 from freqformer.patterns import topk_tiles  # noqa: E402
 
 # The interpreter's own: it turns arrays of one element into loop bounds.

@@ -1,4 +1,4 @@
-"""The Triton kernel of the selection: `triton.py` holds the host side."""
+"""The Triton kernel of the selection: `launch.py` holds the host side."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, TokenOrder
 from freqformer.ops.routing.reference import Features, Inputs, Norms
 from freqformer.ops.routing.tables import sample_tables
-from freqformer.ops.routing.triton_kernel import VALUES, score_heads, sum_tiles
+from freqformer.ops.routing.triton.forward import VALUES, score_heads, sum_tiles
 from freqformer.routing import RoutingNetwork
 from freqformer.routing.network import FASTEST, STATISTIC_SCALE
 from freqformer.routing.statistics import FLOOR, NUM_STATISTICS, statistics_of_means
