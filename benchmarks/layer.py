@@ -144,7 +144,7 @@ def check(layer: Layer) -> dict[str, float]:
     from freqformer.ops.block_sparse.tables import launch_tables
     from freqformer.ops.prologue.tables import prologue_tables
     from freqformer.ops.prologue.triton import prepare_rows
-    from freqformer.ops.selection.triton.launch import select
+    from freqformer.ops.selection.api import select
 
     plan, query = layer.plan, layer.tensors[0]
     tables = prologue_tables(plan, query.device, query.dtype)

@@ -215,8 +215,11 @@ def test_at_most_six_launches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_on_the_way_waits_for_data() -> None:
     # Fake tensors hold no data: an operation that needed some (item, nonzero, a branch on a value)
-    # would raise.
-    case = small_case(learned=LEARNED, num_text_tokens=3, mask="random")
+    # would raise. The choice of tiles is one launch, which would want some.
+    case = small_case(
+        learned=LEARNED, num_text_tokens=3, mask="random", allocation=((0, 2, 3, 0), (3, 3, 2, 0))
+    )
+    present = frozenset((Band.LOW, Band.HIGH, Band.DENSE))
     inputs, plan, cpu = make_inputs(case), case.plan, torch.device("cpu")
     (
         launch_tables(plan, cpu),
@@ -227,18 +230,36 @@ def test_nothing_on_the_way_waits_for_data() -> None:
         (inputs.query, inputs.key, inputs.value),
         inputs.parameters or AttentionParameters(),
         fused.FusedCall(
-            plan, torch.tensor(case.allocation), frozenset(Band), inputs.text_mask, None, "raster"
+            plan, torch.tensor(case.allocation), present, inputs.text_mask, None, "raster"
         ),
     )
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = inputs.map(mode.from_tensor)
         bands = mode.from_tensor(torch.tensor(case.allocation))
-        call = fused.FusedCall(plan, bands, frozenset(Band), inputs.text_mask, None, "raster")
+        call = fused.FusedCall(plan, bands, present, inputs.text_mask, None, "raster")
         made = fused.run(
             (fake.query, fake.key, fake.value), fake.parameters or AttentionParameters(), call
         )
     for got, wanted in ((made.out, real.out), (made.low_out, real.low_out), (made.lse, real.lse)):
         assert (got.shape, got.dtype, got.stride()) == (wanted.shape, wanted.dtype, wanted.stride())
+
+
+def test_tensors_without_data_have_outputs() -> None:
+    case = small_case()
+    assert case.plan.mid_capacity < case.plan.layout.num_tiles
+    inputs = make_inputs(case).map(lambda x: x.detach().to("meta"))
+    with torch.no_grad():
+        out = frequency_attention(
+            inputs.query,
+            inputs.key,
+            inputs.value,
+            grid=case.grid,
+            allocation=torch.tensor(case.allocation),
+            config=case.config,
+            impl="triton",
+        )
+    assert out.is_meta
+    assert out.shape == inputs.query.shape
 
 
 @pytest.mark.parametrize(

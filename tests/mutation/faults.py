@@ -255,7 +255,7 @@ FAULTS = (
     Fault(
         "sums over short tiles count as means",
         "selection/triton/forward.py",
-        "scores = scores / _tile_counts(tile_offsets, keys, tiles)[None, :]",
+        "scores = scores / _tile_counts(means.tile_offsets, keys, tiles)[None, :]",
         "scores = scores * 1.0",
         SELECTION,
     ),
@@ -278,15 +278,15 @@ FAULTS = (
     Fault(
         "a head scores as its neighbour",
         ROUTER,
-        "own[0] + head * EMBED",
-        "own[0] + (head + 1) % heads * EMBED",
+        "network.embedding + head * EMBED",
+        "network.embedding + (head + 1) % heads * EMBED",
         ROUTING,
     ),
     Fault(
         "the prior turns with the noise level",
         ROUTER,
-        "(2 * t - 1) * lean",
-        "(1 - 2 * t) * lean",
+        "(2 * t - 1) * scales.lean",
+        "(1 - 2 * t) * scales.lean",
         ROUTING,
     ),
     Fault(
@@ -299,8 +299,8 @@ FAULTS = (
     Fault(
         "the timestep's weights eight columns off without statistics",
         ROUTER,
-        "_load_matrix(layers[0][0], KNOWN, HIDDEN, STATIC",
-        "_load_matrix(layers[0][0], 8, HIDDEN, STATIC",
+        "    first.weight, KNOWN, HIDDEN, STATIC",
+        "    first.weight, 8, HIDDEN, STATIC",
         ROUTING,
     ),
     # gated sum

@@ -88,7 +88,8 @@ def fused_attention(
     asked = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (*tensors, *learned)
     )
-    if asked or torch.compiler.is_compiling():
+    # Tensors without data launch nothing; the operation knows its outputs all the same.
+    if asked or query.is_meta or torch.compiler.is_compiling():
         from freqformer.ops.fused_operation import attention
 
         return attention((query, key, value), given, call)
@@ -187,8 +188,8 @@ def _mid_lists(
 ) -> MidLists | None:
     """The top-k choice of a call, or the given one; None where MID heads see every tile."""
     from freqformer.ops.block_sparse.triton import MidLists
+    from freqformer.ops.selection.api import select
     from freqformer.ops.selection.reference import unseen_bias
-    from freqformer.ops.selection.triton.launch import select
 
     plan = tables.plan
     summarised = plan.cells.num_cells > 0

@@ -1,13 +1,16 @@
 """The Triton kernels of the router: `launch.py` holds the host side.
 
-Shape legend: B batch, H heads, S sampled tiles, K kinds of tiles, SLOTS tokens of the largest tile,
-D head_dim.
+Shape legend: B batch, N video tokens, H heads, D head_dim, S sampled tiles, K kinds of tiles, SLOTS
+tokens of the largest tile, rounded up to a power of two.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from freqformer.ops.jit import INTERPRETED, dot, norm_tokens
 
@@ -16,10 +19,44 @@ VALUES = tl.constexpr(9)
 roughness is made of."""
 
 
+class Features(NamedTuple):
+    """Queries, keys or the layer's input, (B, N, H, D), channels side by side."""
+
+    base: Tensor
+    sample: int
+    """Numbers from one sample to the next, and so from one token and one head."""
+    token: int
+    head: int
+
+
+class Sample(NamedTuple):
+    """The sampled tiles, and the DCT of every kind of them."""
+
+    places: Tensor
+    """int32 (S, SLOTS), tokens of a tile; after its last the first one follows."""
+    kind: Tensor
+    """int32 (S,)."""
+    weights: Tensor
+    """float32 (K, 6, SLOTS), of a tile's power: three bands, and three parts of roughness."""
+    token_transform: Tensor
+    """(K, SLOTS, SLOTS) in the dtype of queries and keys, zero outside a tile's tokens."""
+    input_transform: Tensor
+    """The same in the dtype of the layer's input."""
+
+
+class Norms(NamedTuple):
+    """Weights of the RMS norm of queries and keys, (D,), None for no norm."""
+
+    query: Tensor | None
+    key: Tensor | None
+    eps: float
+
+
 @triton.jit
 def _sum_power(
-    tokens,
-    stride,
+    x,
+    sample,
+    head,
     place,
     norm,
     eps,
@@ -30,70 +67,74 @@ def _sum_power(
     SLOTS: tl.constexpr,
     D: tl.constexpr,
 ):
-    """Three weighted sums of the power of a tile's DCT coefficients, mean over channels, to
-    `target`, `step` apart.
+    """Three weighted sums of the power of a tile's DCT coefficients, mean over channels.
 
     Args:
-        tokens, stride, place: the tile's tokens at `tokens + place * stride`, (SLOTS, D).
-        norm: weight of their RMS norm, (D,) or None.
+        x, sample, head, place: `Features`, and which of them: places of the tile's tokens (SLOTS,).
+        norm, eps: weight of their RMS norm, (D,) or None.
         transform: DCT of the tile's kind, (SLOTS, SLOTS) in the tokens' dtype.
         weights: float32 (3, SLOTS).
+        target, step: where the first sum goes, and how far from it the next one.
     """
-    slot, row = tl.arange(0, SLOTS), tl.arange(0, 4)
+    slot = tl.arange(0, SLOTS)
+    row = tl.arange(0, 4)
+    base = x.base + sample * x.sample + head.to(tl.int64) * x.head
     # All loads are under way before one is used. Tokens are read once: they leave the L1 cache to
-    # the transform.
-    at = tokens + place.to(tl.int64)[:, None] * stride + tl.arange(0, D)[None, :]
-    x = tl.load(at, cache_modifier=".cg")
+    # the transform. None is masked: after a tile's last token its first is read again, and the
+    # transform's zeros take it out.
+    at = base + place.to(tl.int64)[:, None] * x.token + tl.arange(0, D)[None, :]
+    tokens = tl.load(at, cache_modifier=".cg")
     matrix = tl.load(transform + slot[:, None] * SLOTS + slot[None, :])
+    # Blocks are powers of two: the fourth row of three is masked.
     weight = tl.load(
         weights + row[:, None] * SLOTS + slot[None, :], mask=(row < 3)[:, None], other=0.0
     )
     if norm is not None:
-        x = norm_tokens(x, norm, eps, D)
-    coefficients = tl.zeros(x.shape, tl.float32)
-    if INTERPRETED or x.dtype != tl.float32:
-        coefficients = dot(matrix, x, coefficients)
+        tokens = norm_tokens(tokens, norm, eps, D)
+    # One matrix for all three axes of the tile: (SLOTS, SLOTS) @ (SLOTS, D), the channels each by
+    # itself.
+    coefficients = tl.zeros(tokens.shape, tl.float32)
+    if INTERPRETED or tokens.dtype != tl.float32:
+        coefficients = dot(matrix, tokens, coefficients)
     else:
         # A float32 product this large is too much code without tensor cores.
-        coefficients = tl.dot(matrix, x, coefficients, input_precision="bf16x6")
+        coefficients = tl.dot(matrix, tokens, coefficients, input_precision="bf16x6")
     power = tl.sum(coefficients * coefficients, 1) / D
     tl.store(target + row * step, tl.sum(weight * power[None, :], 1), mask=row < 3)
 
 
 @triton.jit
-def sum_tiles(
-    features, strides, norms, transforms, tables, sums, eps, SLOTS: tl.constexpr, D: tl.constexpr
-):
+def sum_tiles(query, key, hidden, norms, tiles, sums, SLOTS: tl.constexpr, D: tl.constexpr):
     """Weighted sums of the power of one sampled tile of one head of queries, keys or input.
 
     Launched over heads, sampled tiles and 3 * B: so many small programs that loads of some hide
     behind products of others.
 
     Args:
-        features, strides: query, key and the layer's input, each (B, N, H, D), three strides each.
-        norms: weights of the RMS norm of queries and keys, (D,) or None.
-        transforms: DCT of every kind of tile (K, SLOTS, SLOTS) in the dtype of queries and keys,
-            and of the input.
-        tables: places int32 (S, SLOTS), kind int32 (S,), weights float32 (K, 6, SLOTS).
+        query, key, hidden: `Features`.
+        norms, tiles: `Norms`, `Sample`.
         sums: float32 (B, 9, H, S).
     """
-    head, tile = tl.program_id(0), tl.program_id(1)
-    number, sample = tl.program_id(2) % 3, (tl.program_id(2) // 3).to(tl.int64)
+    head = tl.program_id(0)
+    tile = tl.program_id(1)
+    number = tl.program_id(2) % 3
+    sample = (tl.program_id(2) // 3).to(tl.int64)
     step = tl.num_programs(0) * tl.num_programs(1)
     target = sums + (sample * VALUES + 3 * number) * step + head * tl.num_programs(1) + tile
-    place = tl.load(tables[0] + tile * SLOTS + tl.arange(0, SLOTS))
-    kind = tl.load(tables[1] + tile)
-    matrix, weights = kind * SLOTS * SLOTS, tables[2] + kind * 6 * SLOTS
+    place = tl.load(tiles.places + tile * SLOTS + tl.arange(0, SLOTS))
+    kind = tl.load(tiles.kind + tile)
+    matrix = kind * SLOTS * SLOTS
+    weights = tiles.weights + kind * 6 * SLOTS
     # One copy of the code for each: their dtypes may differ.
     if number == 0:
-        query = features[0] + sample * strides[0][0] + head.to(tl.int64) * strides[0][2]
         _sum_power(
             query,
-            strides[0][1],
+            sample,
+            head,
             place,
-            norms[0],
-            eps,
-            transforms[0] + matrix,
+            norms.query,
+            norms.eps,
+            tiles.token_transform + matrix,
             weights,
             target,
             step,
@@ -101,14 +142,14 @@ def sum_tiles(
             D,
         )
     elif number == 1:
-        key = features[1] + sample * strides[1][0] + head.to(tl.int64) * strides[1][2]
         _sum_power(
             key,
-            strides[1][1],
+            sample,
+            head,
             place,
-            norms[1],
-            eps,
-            transforms[0] + matrix,
+            norms.key,
+            norms.eps,
+            tiles.token_transform + matrix,
             weights,
             target,
             step,
@@ -116,21 +157,71 @@ def sum_tiles(
             D,
         )
     else:
-        hidden = features[2] + sample * strides[2][0] + head.to(tl.int64) * strides[2][2]
-        weights += 3 * SLOTS
+        # The input has no norm, and its three sums are those that roughness is made of.
         _sum_power(
             hidden,
-            strides[2][1],
+            sample,
+            head,
             place,
             None,
-            eps,
-            transforms[1] + matrix,
-            weights,
+            norms.eps,
+            tiles.input_transform + matrix,
+            weights + 3 * SLOTS,
             target,
             step,
             SLOTS,
             D,
         )
+
+
+class Layer(NamedTuple):
+    """One linear layer: weight (outputs, inputs) and bias (outputs,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class Network(NamedTuple):
+    """The routing network, in any float dtype, each tensor in one piece."""
+
+    first: Layer
+    second: Layer
+    last: Layer
+    embedding: Tensor
+    """(H, EMBEDDING)."""
+    head_bias: Tensor
+    """(H, 3)."""
+
+
+class Timesteps(NamedTuple):
+    """(B,), any stride: 0 where one timestep stands for all samples."""
+
+    base: Tensor
+    stride: int
+
+
+class Scales(NamedTuple):
+    """Constants of statistics, network and prior."""
+
+    floor: float
+    """Added to energies and to the variance."""
+    statistic: float
+    """That statistics are multiplied by."""
+    fastest: float
+    """Angular frequency of the timestep's fastest sinusoid."""
+    fall: float
+    """Its logarithm falls by this from one sinusoid to the next."""
+    lean: float
+    """Logits that the prior adds at most."""
+
+
+class Scores(NamedTuple):
+    """What is written."""
+
+    logits: Tensor
+    """float32 (B, H, 3)."""
+    bands: Tensor
+    """int64 (B, H), the first of the largest."""
 
 
 @triton.jit
@@ -139,14 +230,15 @@ def _load_matrix(
 ):
     """`inputs` columns of a linear layer's weight (outputs, WIDTH) from `first` on: float32 (OUT,
     IN), zero beyond."""
-    row, column = tl.arange(0, OUT)[:, None], tl.arange(0, IN)[None, :]
+    row = tl.arange(0, OUT)[:, None]
+    column = tl.arange(0, IN)[None, :]
     known = (row < outputs) & (column < inputs)
     return tl.load(source + row * WIDTH + first + column, mask=known, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _load_vector(source, size, WIDTH: tl.constexpr):
-    """float32 (WIDTH,), zero behind `size`."""
+    """`size` numbers: float32 (WIDTH,), zero after them."""
     place = tl.arange(0, WIDTH)
     return tl.load(source + place, mask=place < size, other=0.0).to(tl.float32)
 
@@ -162,6 +254,8 @@ def _statistics(energies, shares, heads, floor, scale):
     ROWS)."""
     rough = tl.sum(shares, 1) / heads
     part = tl.arange(0, 4)
+    # One number of a block is taken out by a sum over a mask: the block lies in registers of many
+    # threads, and has no address.
     variance = tl.sum(tl.where(part == 2, rough, 0.0), 0) + floor
     time = tl.sum(tl.where(part == 0, rough, 0.0), 0) / variance
     space = tl.sum(tl.where(part == 1, rough, 0.0), 0) / variance
@@ -173,12 +267,9 @@ def _statistics(energies, shares, heads, floor, scale):
 @triton.jit
 def score_heads(
     sums,
-    timestep,
-    timestep_stride,
-    layers,
-    own,
-    logits,
-    bands,
+    timesteps,
+    network,
+    scores,
     scales,
     tiles,
     TILES: tl.constexpr,
@@ -195,62 +286,76 @@ def score_heads(
 
     One program follows the other's result and has little to do, so its time is latency: all loads
     come first, and as few instructions as can be, since each is fetched from memory and runs once.
+    Products with a vector are sums over a block: tensor cores would want 16 vectors.
 
     Args:
         sums: of `sum_tiles`, (B, 9, H, S); not read where KNOWN is 0.
-        timestep: (B,) with its stride.
-        layers: weight and bias of the three linear layers.
-        own: embedding (H, EMBEDDING) and bias (H, 3) of the heads.
-        logits, bands: float32 and int64 (B, H, 3) and (B, H).
-        scales: floor of energies and variance, scale of statistics, the timestep's fastest angular
-            frequency, the log of the range of frequencies over half of TIME, and the prior's
-            strength.
+        timesteps, network, scales: `Timesteps`, `Network`, `Scales`.
+        scores: `Scores`, written.
         tiles: S.
+        TILES, ROWS: S and S * H, rounded up.
         KNOWN: 8 statistics, or 0 where the network is given none.
+        HIDDEN, TIME, EMBEDDING: widths of the hidden layers, and of the first one's further inputs.
+        HIDDEN_BLOCK, STATIC_BLOCK: HIDDEN and TIME + EMBEDDING, rounded up.
     """
-    floor, scale, fastest, fall, lean = scales
-    head, heads, sample = tl.program_id(0), tl.num_programs(0), tl.program_id(1)
+    head = tl.program_id(0)
+    heads = tl.num_programs(0)
+    sample = tl.program_id(1)
     STATIC: tl.constexpr = TIME + EMBEDDING
     INPUTS: tl.constexpr = KNOWN + STATIC
+    first = network.first
     if KNOWN:
         step = heads * tiles
         start = sums + sample.to(tl.int64) * VALUES * step
-        value, tile = tl.arange(0, 8)[:, None], tl.arange(0, TILES)[None, :]
+        # Six energies of this head, two rows of zeros after them: (8, TILES).
+        value = tl.arange(0, 8)[:, None]
+        tile = tl.arange(0, TILES)[None, :]
         entry = start + value * step + head * tiles + tile
         energies = tl.load(entry, mask=(value < 6) & (tile < tiles), other=0.0)
-        # Every head holds a share of the input's channels.
-        part, row = tl.arange(0, 4)[:, None], tl.arange(0, ROWS)[None, :]
+        # Every head holds a share of the input's channels: (4, ROWS), the last row zero.
+        part = tl.arange(0, 4)[:, None]
+        row = tl.arange(0, ROWS)[None, :]
         shares = tl.load(start + (6 + part) * step + row, mask=(part < 3) & (row < step), other=0.0)
-        known_weight = _load_matrix(layers[0][0], 0, HIDDEN, KNOWN, INPUTS, HIDDEN_BLOCK, KNOWN)
-    t = tl.load(timestep + sample * timestep_stride).to(tl.float32)
+        # The first layer's columns fall into two blocks, so that the statistics' product, the only
+        # one that waits for the other launch's sums, stands alone.
+        known_weight = _load_matrix(first.weight, 0, HIDDEN, KNOWN, INPUTS, HIDDEN_BLOCK, KNOWN)
+    t = tl.load(timesteps.base + sample * timesteps.stride).to(tl.float32)
+    # The input's other part, (STATIC_BLOCK,): TIME sinusoids, then the head's embedding.
     place = tl.arange(0, STATIC_BLOCK)
     embedding = tl.load(
-        own[0] + head * EMBEDDING + place - TIME, mask=(place >= TIME) & (place < STATIC), other=0.0
+        network.embedding + head * EMBEDDING + place - TIME,
+        mask=(place >= TIME) & (place < STATIC),
+        other=0.0,
     )
     static_weight = _load_matrix(
-        layers[0][0], KNOWN, HIDDEN, STATIC, INPUTS, HIDDEN_BLOCK, STATIC_BLOCK
+        first.weight, KNOWN, HIDDEN, STATIC, INPUTS, HIDDEN_BLOCK, STATIC_BLOCK
     )
-    first_bias = _load_vector(layers[0][1], HIDDEN, HIDDEN_BLOCK)
+    first_bias = _load_vector(first.bias, HIDDEN, HIDDEN_BLOCK)
     second_weight = _load_matrix(
-        layers[1][0], 0, HIDDEN, HIDDEN, HIDDEN, HIDDEN_BLOCK, HIDDEN_BLOCK
+        network.second.weight, 0, HIDDEN, HIDDEN, HIDDEN, HIDDEN_BLOCK, HIDDEN_BLOCK
     )
-    second_bias = _load_vector(layers[1][1], HIDDEN, HIDDEN_BLOCK)
-    last_weight = _load_matrix(layers[2][0], 0, 3, HIDDEN, HIDDEN, 4, HIDDEN_BLOCK)
-    last_bias = _load_vector(layers[2][1], 3, 4) + _load_vector(own[1] + head * 3, 3, 4)
+    second_bias = _load_vector(network.second.bias, HIDDEN, HIDDEN_BLOCK)
+    last_weight = _load_matrix(network.last.weight, 0, 3, HIDDEN, HIDDEN, 4, HIDDEN_BLOCK)
+    last_bias = _load_vector(network.last.bias, 3, 4)
+    last_bias += _load_vector(network.head_bias + head * 3, 3, 4)
 
-    angle = t * fastest * tl.exp(-fall * (place % (TIME // 2)).to(tl.float32))
+    angle = t * scales.fastest * tl.exp(-scales.fall * (place % (TIME // 2)).to(tl.float32))
     # The second half are sines, written as cosines.
     wave = tl.cos(tl.where(place < TIME // 2, angle, angle - 1.5707963267948966))
     static = tl.where(place < TIME, wave, embedding.to(tl.float32))
     x = first_bias + tl.sum(static_weight * static[None, :], 1)
 
     if KNOWN:
-        x += tl.sum(known_weight * _statistics(energies, shares, heads, floor, scale)[None, :], 1)
+        known = _statistics(energies, shares, heads, scales.floor, scales.statistic)
+        x += tl.sum(known_weight * known[None, :], 1)
+    # Hidden numbers after HIDDEN stay zero: so are their weights and biases, and silu(0).
     x = _silu(x)
     x = _silu(second_bias + tl.sum(second_weight * x[None, :], 1))
-    scores = last_bias + tl.sum(last_weight * x[None, :], 1)
+    logits = last_bias + tl.sum(last_weight * x[None, :], 1)
     band = tl.arange(0, 4)
-    scores += (2 * t - 1) * lean * (1 - band).to(tl.float32)
+    # The prior: 1, 0 and -1 times the same number for LOW, MID and HIGH.
+    logits += (2 * t - 1) * scales.lean * (1 - band).to(tl.float32)
     result = sample * heads + head
-    tl.store(logits + result * 3 + band, scores, mask=band < 3)
-    tl.store(bands + result, tl.argmax(tl.where(band < 3, scores, float("-inf")), 0).to(tl.int64))
+    tl.store(scores.logits + result * 3 + band, logits, mask=band < 3)
+    best = tl.argmax(tl.where(band < 3, logits, float("-inf")), 0)
+    tl.store(scores.bands + result, best.to(tl.int64))
