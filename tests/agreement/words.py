@@ -22,11 +22,7 @@ VALUES = {
     "paper": "noise_level",
 }
 """Old values and new ones."""
-FIELDS = {"low_beside": "low_branch"}
-"""Old names of the record's fields, or of a layer's arguments, and new ones."""
-RECORDED = {field.name for field in fields(FreqFormerConfig)}
-"""Fields of today's record."""
-WHOLE_RECORD = "routing" in RECORDED
+WHOLE_RECORD = "routing" in {field.name for field in fields(FreqFormerConfig)}
 """Whether the record holds what a layer's arguments held."""
 LAYER_DEFAULTS: dict[str, Any] = {
     "routing": "soft",
@@ -34,22 +30,23 @@ LAYER_DEFAULTS: dict[str, Any] = {
     "prior": None,
     "low_beside": None,
 }
+OPERATION = {"routing": "fixed", "low_beside": False}
+"""What the record of a call without a layer says of layers: nothing in addition to the bands."""
 
 
-def config_of(words: dict[str, Any], layer: dict[str, Any] | None = None) -> FreqFormerConfig:
+def config_of(words: dict[str, Any], layer: dict[str, Any] = OPERATION) -> FreqFormerConfig:
     """The record of these fields, and of the layer's arguments where the record has them."""
-    asked = {FIELDS.get(name, name): value for name, value in words.items()}
-    if WHOLE_RECORD:
-        asked |= _recorded(LAYER_DEFAULTS if layer is None else LAYER_DEFAULTS | layer)
+    asked = words | _recorded(LAYER_DEFAULTS | layer) if WHOLE_RECORD else words
     return _known(FreqFormerConfig, asked)
 
 
 def _known(make: Any, asked: dict[str, Any]) -> Any:
-    """The same made with old values, or with new ones where these are today's."""
+    """The same made with new values, or with old ones where these are the code's: new ones first,
+    since old ones may still be taken, with a warning."""
     try:
-        return make(**asked)
-    except ValueError:
         return make(**{name: _today(value) for name, value in asked.items()})
+    except ValueError:
+        return make(**asked)
 
 
 def _today(value: Any) -> Any:
