@@ -1,6 +1,7 @@
 """A process of `layers.py` that times one version of the code: told what to do by lines of JSON.
 
-Its argument is the folder of `freqformer`, first in PYTHONPATH. Every line in is answered by one line out.
+Its argument is the folder of `freqformer`, first in PYTHONPATH. Every line in is answered by one
+line out.
 """
 
 from __future__ import annotations
