@@ -144,7 +144,7 @@ def check(layer: Layer) -> dict[str, float]:
     from freqformer.ops.block_sparse.tables import launch_tables
     from freqformer.ops.prologue.tables import prologue_tables
     from freqformer.ops.prologue.triton import prepare_rows
-    from freqformer.ops.selection.triton import select
+    from freqformer.ops.selection.api import select
 
     plan, query = layer.plan, layer.tensors[0]
     tables = prologue_tables(plan, query.device, query.dtype)
@@ -205,7 +205,8 @@ def live_router(layer: Layer, layer_ms: float) -> dict[str, Any]:
     `ms` is the device time of its launches, their input read from memory rather than from the
     cache; `added_in_graph_ms` is what a CUDA graph of the layer takes longer with them in it.
     """
-    from freqformer.ops.routing import reference, triton
+    from freqformer.ops.routing import reference
+    from freqformer.ops.routing.triton import launch
 
     (query, key, value), given = layer.tensors, layer.parameters
     device = query.device
@@ -214,7 +215,7 @@ def live_router(layer: Layer, layer_ms: float) -> dict[str, Any]:
     # The values stand for the layer's input: as large, and in other memory than queries and keys.
     features, norms = (query, key, value.flatten(2)), (given.query_norm, given.key_norm)
     inputs = (features, norms, given.norm_eps, layer.grid, layer.config, "raster")
-    logits, bands = triton.score(network, timestep, inputs)
+    logits, bands = launch.score(network, timestep, inputs)
     difference = float((logits - network(reference.statistics(*inputs), timestep)).abs().max())
     if not difference <= LARGEST_DIFFERENCE:
         raise SystemExit(
@@ -225,7 +226,7 @@ def live_router(layer: Layer, layer_ms: float) -> dict[str, Any]:
 
     def choose() -> None:
         cache.zero_()
-        triton.score(network, timestep, inputs)
+        launch.score(network, timestep, inputs)
 
     profiles = sorted(
         (record.launches(choose)[1:] for _ in range(9)),
@@ -234,7 +235,7 @@ def live_router(layer: Layer, layer_ms: float) -> dict[str, Any]:
     typical = profiles[len(profiles) // 2]
     ms = sum(time for _, time in typical) / 1e3
     alone = graph_ms(lambda: layer.run(bands))
-    together = graph_ms(lambda: layer.run(triton.score(network, timestep, inputs)[1]))
+    together = graph_ms(lambda: layer.run(launch.score(network, timestep, inputs)[1]))
     return {
         "num_launches": len(typical),
         "launches": [[name, time] for name, time in typical],

@@ -23,7 +23,7 @@ from torch import Tensor
 import record
 from freqformer.config import FreqFormerConfig
 from freqformer.models.transformer import FreqFormerTransformer3DModel
-from freqformer.ops.implementation import ImplChoice
+from freqformer.ops.backends import ImplChoice
 from freqformer.training.objective import flow_matching_loss, learning_rate_factor, sample_timesteps
 from freqformer.training.synthetic import SyntheticClips
 

@@ -26,7 +26,7 @@ import record
 from freqformer.attention import FreqAttention
 from freqformer.config import WEIGHING
 from freqformer.grid import Grid
-from freqformer.ops.routing import triton
+from freqformer.ops.routing.triton import launch
 from freqformer.routing import RoutingNetwork
 from layer import (
     BENCH,
@@ -78,7 +78,7 @@ def measure(layer: Layer) -> dict[str, Any]:
     cache = torch.empty(CACHE_BYTES, dtype=torch.uint8, device=device)
 
     def choose() -> torch.Tensor:
-        return triton.score(network, timestep, inputs)[1]
+        return launch.score(network, timestep, inputs)[1]
 
     def many(*calls: Callable[[], object]) -> None:
         for _ in range(CALLS):

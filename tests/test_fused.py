@@ -3,7 +3,6 @@ it is chosen."""
 
 from __future__ import annotations
 
-import logging
 import random
 from dataclasses import replace
 from typing import Any
@@ -17,7 +16,6 @@ from freqformer.attention import frequency_attention
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops import fused
-from freqformer.ops.implementation import _tell_once, resolve
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.plan import build_plan
 
@@ -261,6 +259,24 @@ def test_nothing_on_the_way_waits_for_data(monkeypatch: pytest.MonkeyPatch) -> N
         assert (got.shape, got.dtype, got.stride()) == (wanted.shape, wanted.dtype, wanted.stride())
 
 
+def test_tensors_without_data_have_outputs() -> None:
+    case = small_case()
+    assert case.plan.mid_capacity < case.plan.layout.num_tiles
+    inputs = make_inputs(case).map(lambda x: x.detach().to("meta"))
+    with torch.no_grad():
+        out = frequency_attention(
+            inputs.query,
+            inputs.key,
+            inputs.value,
+            grid=case.grid,
+            allocation=torch.tensor(case.allocation),
+            config=case.config,
+            impl="triton",
+        )
+    assert out.is_meta
+    assert out.shape == inputs.query.shape
+
+
 @pytest.mark.parametrize(
     ("grid", "heads"), [(Grid(30, 48, 80), 24), (Grid(21, 45, 80), 40), (Grid(256, 64, 64), 8)]
 )
@@ -305,49 +321,6 @@ def test_workspace_is_what_the_launches_allocate(
     told = fused.workspace_bytes(case.plan, len(case.allocation), case.dtype)
     # Beside what is counted: bands and order of a few rows, and one number a cell.
     assert 0 <= held - told <= 8 * (out.shape[2] + 2 * case.plan.cells.num_cells * out.shape[2])
-
-
-def test_auto_picks_by_capability_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    _tell_once.__wrapped__.cache_clear()
-    with caplog.at_level(logging.INFO, logger="freqformer.ops.implementation"):
-        assert resolve("auto", "cpu", None) == "eager"
-        assert resolve("auto", "cpu", "the tensors are on the CPU") == "eager"
-        assert resolve("auto", "cuda", None) == "triton"
-        wide = ("auto", "cuda", "the tensors are float64: convert them")
-        with pytest.warns(
-            UserWarning, match="cuda runs impl='eager'.* the tensors are float64: convert"
-        ):
-            resolve(*wide)
-        assert resolve(*wide) == "eager"  # warnings are errors here, and this cause has had its own
-        with pytest.warns(UserWarning, match="head_dim is 72"):
-            resolve("auto", "cuda", "head_dim is 72")
-        assert resolve("auto", "cuda", None) == "triton"
-    assert [record.getMessage() for record in caplog.records][::2] == [
-        "frequency_attention on cpu runs impl='eager'",
-        "frequency_attention on cuda runs impl='triton'",
-        "frequency_attention on cuda runs impl='eager'",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"dtype": torch.float64}, "float64"), ({"head_dim": 24}, "head_dim is 24")],
-)
-def test_an_explicit_choice_that_cannot_run_says_why(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(
-        ValueError, match=f"impl is 'triton', which can't run: .*{message}.*choose impl='eager'"
-    ):
-        attend(small_case(**changes), "triton")
-
-
-def test_no_triton_and_no_gpu_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(triton.knobs.runtime, "interpret", False)
-        with pytest.raises(ValueError, match="on the CPU: move them to a GPU"):
-            attend(small_case(), "triton")
-    monkeypatch.setattr(fused, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="Triton is not installed"):
-        attend(small_case(), "triton")
 
 
 def test_a_selection_with_a_tile_twice_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from tests.support.models import TIMESTEP, make_model, make_video
 from freqformer import FreqFormerConfig, FreqFormerTransformer3DModel
 from freqformer._older import current_settings
 from freqformer.routing import RoutingTable
-from freqformer.training.config import TrainConfig
+from freqformer.training.config import RunConfig, TrainConfig
+from freqformer.training.starting import with_initial_model
 
 FREQUENCY = {"tile": [2, 2, 3], "compression": 16, "window": [1, 1, 1], "mid_tiles": 2}
 OLD: dict[str, Any] = {
@@ -163,6 +165,18 @@ def test_a_saved_model_of_an_older_version_is_the_model(
         )
     loaded.save_pretrained(tmp_path / "new")
     FreqFormerTransformer3DModel.from_pretrained(tmp_path / "new")  # without a warning
+
+
+def test_a_run_may_begin_with_a_model_of_an_older_version(tmp_path: Path) -> None:
+    model = make_model(routing="soft", frequency=FREQUENCY | {"summary_tokens": 256})
+    folder = write_old(model, tmp_path / "transformer").parent
+    asked = {"num_attention_heads": 3, "frequency": model.frequency_config.to_dict()}
+    config = TrainConfig("out", model=asked, run=RunConfig(init_from=str(folder)))
+    saved = with_initial_model(config).model
+    assert FreqFormerConfig.from_dict(saved["frequency"]) == model.frequency_config
+    wrong = replace(config, model={"frequency": {"mid_tiles": 3}})
+    with pytest.raises(ValueError, match=r"model\.frequency is .*leave it out"):
+        with_initial_model(wrong)
 
 
 def test_summaries_that_nothing_used_are_left_out(tmp_path: Path) -> None:

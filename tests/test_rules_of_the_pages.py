@@ -260,7 +260,7 @@ def test_summaries_and_rotary_embedding() -> None:
         )
 
 
-@pytest.mark.parametrize("prior", ["paper", "none"])
+@pytest.mark.parametrize("prior", ["noise_level", "none"])
 def test_the_routing_network(prior: Prior) -> None:
     network, heads, t = RoutingNetwork(3, prior=prior, initial=[0, 1, 2]).double(), 3, 0.3
     energies = torch.rand(heads, 6, dtype=torch.float64)
@@ -284,7 +284,7 @@ def test_the_routing_network(prior: Prior) -> None:
         )
         assert (first.in_features, first.out_features, second.out_features) == (8 + 32 + 16, 72, 72)
         hidden = torch.nn.functional.silu(second(torch.nn.functional.silu(first(x))))
-        lean = 0.75 * (2 * t - 1) if prior == "paper" else 0.0
+        lean = 0.75 * (2 * t - 1) if prior == "noise_level" else 0.0
         logits = (
             last(hidden)
             + torch.tensor([lean, 0.0, -lean])

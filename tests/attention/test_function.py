@@ -4,6 +4,7 @@ and what it refuses."""
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from freqformer import (
 from freqformer.config import BandFeatures, LowOutput, MidPattern
 from freqformer.grid import tile_layout
 from freqformer.ops.block_sparse import Impl
+from freqformer.ops.parameters import BranchGates
 from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import Selection
 
@@ -38,6 +40,20 @@ IMPLS: tuple[Impl, ...] = ("eager", "reference")
 
 def _exact(case: Case, inputs: Inputs, selection: Selection | None) -> dict[str, Tensor]:
     return run(case, inputs.double(), "reference", selection=selection)
+
+
+def with_branch(own: Tensor, low: Tensor, gates: BranchGates, video: int) -> Tensor:
+    """(1 + g[0]) * own + g[1] * low for video tokens, token by token; text as it is."""
+    out = own.clone()
+    for sample, token, head in product(range(len(own)), range(video), range(own.shape[2])):
+        g = own.new_zeros(2)
+        if gates.by_token is not None:
+            g = g + gates.by_token[sample, token, :, head]
+        if gates.by_sample is not None:
+            g = g + gates.by_sample[sample, :, head]
+        out[sample, token, head] *= 1 + g[0]
+        out[sample, token, head] += g[1] * low[sample, token, head]
+    return out
 
 
 # What it computes
@@ -54,7 +70,12 @@ def test_reference_is_what_the_design_says(seed: int) -> None:
     inputs = make_inputs(case).double()
     selection = select(case, inputs)
     out = run(case, inputs, "reference", selection=selection, gradients=False)["out"]
-    wanted = attend_oracle(case, inputs, None if selection is None else selection.tiles)
+    tiles = None if selection is None else selection.tiles
+    wanted = attend_oracle(case, inputs, tiles)
+    if inputs.low_branch is not None:
+        every_low = replace(case, allocation=((Band.LOW.value,) * case.num_heads,) * len(out))
+        low = attend_oracle(every_low, inputs, tiles)
+        wanted = with_branch(wanted, low, inputs.low_branch, case.grid.num_tokens)
     assert (out - wanted).abs().max() <= 1e-12
 
 

@@ -266,7 +266,7 @@ def test_a_layer_can_be_copied_after_a_call():
         (9, 3, {}, "even head_dim"),
         (24, 0, {}, "num_heads 0"),
         (24, 3, {"allocation": (0, 1)}, r"allocation is \[0, 1\]; 3 bands from 0 to 3"),
-        (24, 3, {"allocation": "dense"}, r"take make_attention\(dim, num_heads, config\)"),
+        (24, 3, {"allocation": "dense"}, r"make_attention\(dim, num_heads, config\)"),
     ],
 )
 def test_wrong_sizes_are_refused(dim, heads, options, message):

@@ -16,7 +16,8 @@ pytest.importorskip("triton")
 
 from tests.support.numerics import nan_filled_allocations
 
-from freqformer.ops.routing import reference, triton
+from freqformer.ops.routing import reference
+from freqformer.ops.routing.triton import launch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -57,14 +58,14 @@ def test_logits_are_the_references(grid, tile, dtypes, heads, head_dim) -> None:
     )
     expected = reference.statistics(*inputs)
     with nan_filled_allocations():
-        statistics = triton.statistics(*inputs)
-        logits, bands = triton.score(network, timestep, inputs)
+        statistics = launch.statistics(*inputs)
+        logits, bands = launch.score(network, timestep, inputs)
     # A sum in another order may round a normalised query to its neighbour, which is a change of
     # 2^-8 of one number.
     torch.testing.assert_close(statistics, expected, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(logits, network(statistics, timestep), rtol=1e-4, atol=1e-4)
     assert torch.equal(bands, logits.argmax(-1))
-    again = triton.score(network, timestep, inputs)
+    again = launch.score(network, timestep, inputs)
     assert torch.equal(again[0], logits)
 
 
@@ -75,7 +76,7 @@ def test_weights_by_the_timestep_alone_are_the_networks(heads) -> None:
         torch.rand(3, device="cuda"),
     )
     with nan_filled_allocations(), torch.no_grad():
-        logits, _ = triton.score(network, timestep, None)
+        logits, _ = launch.score(network, timestep, None)
         torch.testing.assert_close(logits, network(None, timestep), rtol=1e-4, atol=1e-4)
     assert (logits[0] - logits[1]).abs().max() > 1e-4
 

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 BLOCK = "tests/ops/block_sparse/test_triton.py"
 BLOCK_BACKWARD = "tests/ops/block_sparse/test_triton_backward.py"
 PROLOGUE = "tests/ops/prologue/test_triton.py"
-SELECTION = "tests/ops/selection/test_triton.py"
-ROUTING = "tests/ops/routing/test_triton.py"
+SELECTION = "tests/ops/selection/triton/test_launch.py"
+ROUTING = "tests/ops/routing/triton/test_launch.py"
 MERGE = "tests/ops/merge/test_triton.py"
 MERGE_BACKWARD = "tests/ops/merge/test_triton_backward.py"
 FUSED_BACKWARD = "tests/test_fused_backward.py"
@@ -47,7 +47,7 @@ KEYS, EXTRAS = "block_sparse/triton_backward_keys.py", "block_sparse/triton_back
 PREPARE_GRADS = "prologue/triton_backward_kernel.py"
 TOKEN_GRADS = "prologue/triton_backward_tokens.py"
 FINISH = "prologue/triton_finish.py"
-ROUTER = "routing/triton_kernel.py"
+ROUTER = "routing/triton/forward.py"
 SUM = "gates/triton_kernel.py"
 FAULTS = (
     # attention, forward
@@ -240,22 +240,22 @@ FAULTS = (
     # selection
     Fault(
         "a tile may be missing from its own list",
-        "selection/triton_kernel.py",
+        "selection/triton/forward.py",
         "queries[:, None] == keys[None, :], float",
         "queries[:, None] < 0, float",
         SELECTION,
     ),
     Fault(
         "equal scores go to the higher tile",
-        "selection/triton_kernel.py",
+        "selection/triton/forward.py",
         "tl.cumsum(level.to(tl.int32), 1) <=",
         "tl.cumsum(level.to(tl.int32), 1, reverse=True) <=",
         SELECTION,
     ),
     Fault(
         "sums over short tiles count as means",
-        "selection/triton_kernel.py",
-        "scores = scores / _tile_counts(tile_offsets, keys, tiles)[None, :]",
+        "selection/triton/forward.py",
+        "scores = scores / _tile_counts(means.tile_offsets, keys, tiles)[None, :]",
         "scores = scores * 1.0",
         SELECTION,
     ),
@@ -278,15 +278,15 @@ FAULTS = (
     Fault(
         "a head scores as its neighbour",
         ROUTER,
-        "own[0] + head * EMBED",
-        "own[0] + (head + 1) % heads * EMBED",
+        "network.embedding + head * EMBED",
+        "network.embedding + (head + 1) % heads * EMBED",
         ROUTING,
     ),
     Fault(
         "the prior turns with the noise level",
         ROUTER,
-        "(2 * t - 1) * lean",
-        "(1 - 2 * t) * lean",
+        "(2 * t - 1) * scales.lean",
+        "(1 - 2 * t) * scales.lean",
         ROUTING,
     ),
     Fault(
@@ -299,8 +299,8 @@ FAULTS = (
     Fault(
         "the timestep's weights eight columns off without statistics",
         ROUTER,
-        "_load_matrix(layers[0][0], KNOWN, HIDDEN, STATIC",
-        "_load_matrix(layers[0][0], 8, HIDDEN, STATIC",
+        "    first.weight, KNOWN, HIDDEN, STATIC",
+        "    first.weight, 8, HIDDEN, STATIC",
         ROUTING,
     ),
     # gated sum

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tests.support.tiny_training import changed, losses, tiny_config
 
 from freqformer.training.checkpoint import CheckpointError, load_checkpoint
 from freqformer.training.config import OptimizerConfig, TrainConfig
+from freqformer.training.resuming import check_resumable
 
 
 @pytest.fixture
@@ -66,6 +68,20 @@ def test_what_makes_another_run_is_refused_on_purpose_too(begun, section, values
     other = changed(changed(begun, section, **values), "checkpoint", accept_changes=True)
     with pytest.raises(CheckpointError, match=rf"another run: .*{message}.*empty output folder"):
         losses(other)
+
+
+def test_a_checkpoint_of_an_older_version_goes_on(tmp_path):
+    """Its state holds the settings in the words of then."""
+    model = {"num_layers": 1, "num_heads": 2, "head_dim": 8, "routing": "learned"}
+    old = json.loads(json.dumps(TrainConfig("out").to_dict() | {"model": model}))
+    state = {"config": old, "clips_per_step": 4, "data": None, "ema_steps": 1, "seconds": 1.0}
+    with pytest.warns(FutureWarning, match="'learned' is 'hard'"):
+        config = TrainConfig.from_dict(old)
+    assert config.model["num_attention_heads"] == 2
+    check_resumable(tmp_path, state | {"step": 1}, config, 4)
+    other = replace(config, model={**config.model, "num_attention_heads": 3})
+    with pytest.raises(CheckpointError, match=r"model\.num_attention_heads was 2 and is 3"):
+        check_resumable(tmp_path, state | {"step": 1}, other, 4)
 
 
 def test_an_accepted_learning_rate_is_the_one_that_trains(begun):

@@ -25,9 +25,7 @@ from freqformer.attention.inputs import (
 )
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
-from freqformer.ops import fused
-from freqformer.ops.checks import IMPLS
-from freqformer.ops.implementation import ImplChoice
+from freqformer.ops.backends import IMPLS, ImplChoice, uses_triton
 from freqformer.ops.parameters import AttentionParameters, BranchGates
 from freqformer.ops.routing.api import score
 from freqformer.ops.tokens import TokenOrder
@@ -258,7 +256,7 @@ class AttentionLayer(HeadBands):
         features = (qkv.query, qkv.key, call.hidden_states)
         norms = (self.query_norm, self.key_norm)
         inputs = (features, norms, NORM_EPS, call.grid, self.config, call.token_order)
-        return score(network, call.timestep, inputs, fused=fused.runs(qkv, call.impl))
+        return score(network, call.timestep, inputs, fused=uses_triton(qkv, call.impl))
 
     def _by_bands(
         self,

@@ -9,13 +9,13 @@ from torch import Tensor
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops import fused, unfused
+from freqformer.ops.backends import ImplChoice, resolve
 from freqformer.ops.checks import (
     check_low_branch,
     check_options,
     check_parameters,
     check_tensors,
 )
-from freqformer.ops.implementation import ImplChoice, resolve
 from freqformer.ops.parameters import AttentionParameters, BranchGates
 from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import AttentionPlan, Selection, build_plan
@@ -51,8 +51,8 @@ def frequency_attention(
         allocation: `Band` of every head, (heads,) or (batch, heads), whole numbers 0 to 3; None
             takes the config's. impl="triton" doesn't read back one that is on the GPU: a head whose
             number is no band gives NaN there.
-        config: bands, patterns and summaries. Its routing and prior are what a layer does, and so
-            is its low_branch.
+        config: bands, patterns and summaries. Its routing, prior and low_branch are what a layer
+            does, and are not read here.
         num_text_tokens: text tokens behind the video tokens. Text is never compressed; text queries
             see everything.
         text_mask: bool (batch, num_text_tokens), True where a text token may be seen. What masked
@@ -83,8 +83,8 @@ def frequency_attention(
     qkv = (query, key, value)
     if allocation is None:
         allocation = config.bands(query.shape[2])
-    chosen = resolve(impl, query.device.type, fused.obstacle(qkv, parameters))
-    if chosen == "triton":
+    backend = resolve(impl, qkv, parameters)
+    if backend.plain is None:
         return fused.fused_attention(
             qkv,
             allocation,
@@ -104,7 +104,7 @@ def frequency_attention(
         text_mask=text_mask,
         selection=selection,
         token_order=token_order,
-        impl=chosen,
+        impl=backend.plain,
     )
 
 

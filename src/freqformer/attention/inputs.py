@@ -14,8 +14,8 @@ from torch.nn import functional
 from freqformer._validate import check_choice, check_kind, on_host
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, TokenOrder, check_grid
+from freqformer.ops.backends import ImplChoice
 from freqformer.ops.checks import check_rotary
-from freqformer.ops.implementation import ImplChoice
 from freqformer.ops.tokens import rms_norm, rotate
 
 NORM_EPS = 1e-6

@@ -64,7 +64,7 @@ class FreqAttention(AttentionLayer):
         if config.is_dense:
             raise ValueError(
                 "config.allocation is 'dense', which is a layer of its own; heads of bands are "
-                "allowed: take make_attention(dim, num_heads, config), or DenseAttention"
+                "allowed: take freqformer.attention.make_attention(dim, num_heads, config)"
             )
         self.gates: nn.Linear | None = None
         self._make_learned()

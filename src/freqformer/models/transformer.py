@@ -35,7 +35,7 @@ from freqformer.models.loading import (
 )
 from freqformer.models.saved import NUM_TRAIN_TIMESTEPS, check_transformer_sizes
 from freqformer.models.settings import check_settings, records_by_layer
-from freqformer.ops.implementation import ImplChoice
+from freqformer.ops.backends import ImplChoice
 from freqformer.ops.tokens import TokenOrder, reorder
 from freqformer.routing import RouterTraining, RoutingTable
 

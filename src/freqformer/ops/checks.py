@@ -11,12 +11,11 @@ from torch import Tensor
 from freqformer._validate import check_choice, check_kind, check_whole, mapped
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, TokenOrder, check_grid
-from freqformer.ops.implementation import ImplChoice
+from freqformer.ops.backends import IMPLS
 from freqformer.ops.parameters import AttentionParameters, BranchGates
 from freqformer.plan import Selection
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-IMPLS = get_args(ImplChoice)
 
 
 def check_tensors(

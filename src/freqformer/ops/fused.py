@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,70 +18,18 @@ from torch import Tensor
 
 from freqformer import buffers
 from freqformer.config import Band
+from freqformer.ops.backends import Tensors
 from freqformer.ops.checks import check_bands, head_bands
-from freqformer.ops.implementation import ImplChoice, resolve
 from freqformer.ops.parameters import AttentionParameters, BranchGates
 from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import AttentionPlan, Selection
-from freqformer.tracing import constant_result
 
 if TYPE_CHECKING:
     from freqformer.ops.block_sparse.triton import AttentionOutputs, MidLists
     from freqformer.ops.prologue.tables import PrologueTables
     from freqformer.ops.prologue.triton import PreparedRows
 
-Tensors = tuple[Tensor, Tensor, Tensor]
-"""Query, key and value."""
-HEAD_DIMS = (16, 32, 64, 128)
 EVERY_BAND = frozenset(Band)
-
-
-def obstacle(tensors: Tensors, parameters: AttentionParameters | None) -> str | None:
-    """Why the fused pipeline can't take these tensors, and what to do instead; None when it can."""
-    query = tensors[0]
-    if not _installed():
-        return "Triton is not installed: install it, or choose impl='eager'"
-    if query.device.type == "cpu" and not _interprets():
-        return (
-            "the tensors are on the CPU: move them to a GPU, choose impl='eager', or set "
-            "TRITON_INTERPRET=1 to debug"
-        )
-    if query.dtype == torch.float64:
-        return "the tensors are float64: convert them to float32, or choose impl='eager'"
-    if query.shape[-1] not in HEAD_DIMS:
-        return (
-            f"head_dim is {query.shape[-1]}, and {', '.join(map(str, HEAD_DIMS))} are "
-            "allowed: choose impl='eager'"
-        )
-    rotary = None if parameters is None else parameters.rotary
-    if (
-        torch.is_grad_enabled()
-        and rotary is not None
-        and any(table.requires_grad for table in rotary)
-    ):
-        return (
-            "it gives the rotary tables no gradient, and one is asked for: detach them, or "
-            "choose impl='eager'"
-        )
-    return None
-
-
-def runs(tensors: Tensors, impl: ImplChoice) -> bool:
-    """Whether launches beside the pipeline run for these tensors; ValueError for `impl="triton"`
-    where they can't."""
-    return resolve(impl, tensors[0].device.type, obstacle(tensors, None)) == "triton"
-
-
-@constant_result
-def _installed() -> bool:
-    return find_spec("triton") is not None
-
-
-@constant_result
-def _interprets() -> bool:
-    from triton import knobs
-
-    return knobs.runtime.interpret
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +93,8 @@ def fused_attention(
     asked = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (*tensors, *learned)
     )
-    if asked or torch.compiler.is_compiling():
+    # Tensors without data launch nothing; the operation knows its outputs all the same.
+    if asked or query.is_meta or torch.compiler.is_compiling():
         from freqformer.ops.fused_operation import attention
 
         return attention((query, key, value), given, call)
@@ -248,8 +196,8 @@ def _mid_lists(
 ) -> MidLists | None:
     """The top-k choice of a call, or the given one; None where MID heads see every tile."""
     from freqformer.ops.block_sparse.triton import MidLists
+    from freqformer.ops.selection.api import select
     from freqformer.ops.selection.reference import unseen_bias
-    from freqformer.ops.selection.triton import select
 
     plan = tables.plan
     summarised = plan.cells.num_cells > 0

@@ -38,10 +38,12 @@ if knobs.runtime.interpret:
 
 @triton.jit
 def dot(a, b, acc):
-    """acc + a @ b: exact products, float32 sums; float32 operands are not rounded to tf32."""
+    """acc + a @ b: (M, K), (K, N), float32 (M, N). Exact products, float32 sums; float32 operands
+    are not rounded to tf32."""
     if INTERPRETED:
         # The interpreter holds bfloat16 as integers and would multiply those.
-        a, b = a.to(tl.float32), b.to(tl.float32)
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="ieee")
 
 
@@ -50,6 +52,8 @@ def cast(x, dtype: tl.constexpr):
     """float32 x in another float dtype, rounded to the nearest."""
     if INTERPRETED and dtype == tl.bfloat16:
         # The interpreter cuts the lower bits off; on a GPU the conversion itself rounds.
+        # bfloat16 is the upper half of float32. Half of its last bit is added, one less where that
+        # bit is even, and the lower half cut off: ties go to even.
         bits = x.to(tl.float32).to(tl.int32, bitcast=True)
         x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
     return x.to(dtype)
@@ -57,12 +61,22 @@ def cast(x, dtype: tl.constexpr):
 
 @triton.jit
 def load_tokens(source, strides, sample, head, place, live, D: tl.constexpr):
-    """The tokens `place` of one row, zero where not live: (B, N, H, D) with three strides ->
-    (places, D)."""
-    base = source + sample.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[2]
+    """Tokens of one row, zero where not live.
+
+    Args:
+        source, strides: (B, N, H, D), and its strides over samples, tokens and heads; channels lie
+            side by side.
+        sample, head: which row.
+        place, live: which tokens, and whether each is one: (places,).
+
+    Returns: (places, D).
+    """
+    sample_stride, token_stride, head_stride = strides
+    # A video's tokens hold more numbers than an int32 counts: offsets are int64 before they grow.
+    base = source + sample.to(tl.int64) * sample_stride + head.to(tl.int64) * head_stride
     channel = tl.arange(0, D)
     return tl.load(
-        base + place.to(tl.int64)[:, None] * strides[1] + channel[None, :],
+        base + place.to(tl.int64)[:, None] * token_stride + channel[None, :],
         mask=live[:, None],
         other=0.0,
     )
@@ -70,7 +84,8 @@ def load_tokens(source, strides, sample, head, place, live, D: tl.constexpr):
 
 @triton.jit
 def norm_tokens(x, weight, eps, D: tl.constexpr):
-    """RMS norm along the channels, rounded to x's dtype."""
+    """RMS norm of tokens (places, D) along their channels, weight (D,), rounded to their dtype."""
+    # Squares of float16 would overflow, and bfloat16 sums lose what is small.
     wide = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, 1) / D + eps)
     gain = tl.load(weight + tl.arange(0, D)).to(tl.float32)

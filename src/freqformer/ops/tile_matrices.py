@@ -51,7 +51,8 @@ def padded(matrices: Sequence[Tensor], rows: int, columns: int) -> Tensor:
     """Matrices in the corner of zero matrices (len(matrices), rows, columns), float64."""
     table = torch.zeros(len(matrices), rows, columns, dtype=torch.float64)
     for place, matrix in zip(table, matrices, strict=True):
-        place[: matrix.shape[0], : matrix.shape[1]] = matrix
+        tall, wide = matrix.shape
+        place[:tall, :wide] = matrix
     return table
 
 

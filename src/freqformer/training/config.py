@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from freqformer._older import current_settings
 from freqformer._renamed import renamed_fields, renamed_keys
 from freqformer._validate import check_choice, check_flag, check_number, check_whole, shown
+from freqformer.config import FreqFormerConfig
 from freqformer.routing import RouterTraining
 from freqformer.training.config_dict import build, check_json, sections
 from freqformer.training.samples import PIXEL_CHANNELS
@@ -331,6 +334,20 @@ class TrainConfig:
         if isinstance(values, dict) and isinstance(values.get("run"), dict):
             values = {**values, "run": renamed_keys(values["run"], RUN_RENAMED, "run.")}
         return build(cls, "config", values)
+
+
+def whole_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a model to compare with others: in today's words, as JSON holds them, and with
+    all fields of `frequency`.
+
+    Args:
+        settings: of any version, maybe damaged: a `frequency` that is no record stays as it is.
+    """
+    made = current_settings(settings, warn=False)
+    if isinstance(made.get("frequency"), Mapping):
+        with suppress(ValueError):
+            made["frequency"] = FreqFormerConfig.from_dict(dict(made["frequency"])).to_dict()
+    return json.loads(json.dumps(made))
 
 
 def refuse_text(arguments: Mapping[str, Any]) -> None:

@@ -7,9 +7,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from freqformer._older import current_settings
 from freqformer.training.checkpoint import CheckpointError
-from freqformer.training.config import TrainConfig
+from freqformer.training.config import TrainConfig, whole_settings
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +55,8 @@ def check_resumable(
             both values of each and the remedy.
     """
     _check_sound(path, state)
-    # Through JSON, which makes lists of tuples.
-    now = _by_dotted_name(json.loads(json.dumps(config.to_record())))
-    then = _by_dotted_name(state["config"] | {"model": _current(state["config"].get("model", {}))})
+    now = _by_dotted_name(_comparable(config.to_record()))
+    then = _by_dotted_name(_comparable(state["config"]))
     now["clips_per_step"] = clips_per_step
     then["clips_per_step"] = state["clips_per_step"]
     changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
@@ -83,9 +81,12 @@ def check_resumable(
         logger.warning("going on from %s with changes: %s", path, ", ".join(told.values()))
 
 
-def _current(model: dict[str, Any]) -> dict[str, Any]:
-    """A model's settings in today's words, lists for tuples; the run that goes on was warned."""
-    return json.loads(json.dumps(current_settings(model, warn=False)))
+def _comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings as JSON holds them, lists for tuples; the model's whole and in today's
+    words."""
+    model = config.get("model")
+    made = json.loads(json.dumps(config))
+    return made | {"model": whole_settings(model)} if isinstance(model, dict) else made
 
 
 def _check_sound(path: Path, state: dict[str, Any]) -> None:

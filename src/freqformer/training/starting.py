@@ -6,11 +6,9 @@ import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from freqformer._older import current_settings
-from freqformer.config import FreqFormerConfig
-from freqformer.training.config import TrainConfig, refuse_text
+from freqformer.training.config import TrainConfig, refuse_text, whole_settings
 
 if TYPE_CHECKING:
     from freqformer.models.transformer import FreqFormerTransformer3DModel
@@ -93,20 +91,14 @@ def with_initial_model(config: TrainConfig) -> TrainConfig:
         return config
     path = _transformer(config) / "config.json"
     try:
-        saved = current_settings(json.loads(path.read_text(encoding="utf-8")), warn=False)
+        saved = whole_settings(json.loads(path.read_text(encoding="utf-8")))
         saved = {name: saved[name] for name in _arguments() & saved.keys()}
     except (OSError, ValueError, RecursionError, AttributeError, TypeError) as error:
         raise ValueError(
             f"init_from is {config.run.init_from!r}, and {path} can't be read ({error!r}); give a"
             " folder that training or save_pretrained wrote"
         ) from error
-    # Through JSON, which makes lists of tuples.
-    asked: dict[str, Any] = json.loads(json.dumps(config.model))
-    if isinstance(asked.get("frequency"), dict):
-        # Saved with all fields, and asked for with some.
-        whole = FreqFormerConfig.from_dict(asked["frequency"]).to_dict()
-        asked["frequency"] = json.loads(json.dumps(whole))
-    for name, value in asked.items():
+    for name, value in whole_settings(config.model).items():
         if name not in saved or value != saved[name]:
             has = f"{saved[name]!r}" if name in saved else "no such argument"
             raise ValueError(

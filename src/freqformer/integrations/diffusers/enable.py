@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, get_args
+from typing import Any
 
 from torch import nn
 
+from freqformer._validate import check_choice
 from freqformer.config import Band
 from freqformer.integrations.diffusers import cogvideox, hunyuan_video, ltx, wan
 from freqformer.integrations.diffusers.processor import CurrentCall, Family, FrequencyProcessor
 from freqformer.integrations.diffusers.session import Replaced, Session, session_of
-from freqformer.ops.implementation import ImplChoice
+from freqformer.ops.backends import IMPLS, ImplChoice
 from freqformer.routing import RoutingTable
 
 FAMILIES = {
@@ -143,8 +144,7 @@ def _check_options(table: RoutingTable, min_tokens: int, impl: ImplChoice) -> No
         )
     if isinstance(min_tokens, bool) or not isinstance(min_tokens, int) or min_tokens < 0:
         raise ValueError(f"min_tokens is {min_tokens!r}; an integer >= 0 is allowed")
-    if impl not in get_args(ImplChoice):
-        raise ValueError(f"impl is {impl!r}; choose one of {', '.join(get_args(ImplChoice))}")
+    check_choice("impl", impl, IMPLS)
 
 
 def _check_layers(layers: list[tuple[str, Any]], family: Family, table: RoutingTable) -> None:

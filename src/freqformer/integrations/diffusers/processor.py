@@ -16,7 +16,7 @@ from torch import Tensor
 from freqformer.attention import frequency_attention
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
-from freqformer.ops.implementation import ImplChoice
+from freqformer.ops.backends import ImplChoice
 from freqformer.routing import timestep_bucket
 
 

@@ -28,10 +28,10 @@ def score(
     if fused:
         # Imported here, since Triton decides at import whether it interprets, and a CPU may have no
         # Triton at all.
-        from freqformer.ops.routing import triton
+        from freqformer.ops.routing.triton import launch
 
         if not torch.is_grad_enabled():
-            return triton.score(network, timestep, given)
-        take = triton.statistics
+            return launch.score(network, timestep, given)
+        take = launch.statistics
     logits = network(None if given is None else take(*given), timestep)
     return logits, allocate(logits)

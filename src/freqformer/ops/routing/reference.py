@@ -31,5 +31,11 @@ def statistics(
     """The statistics (B, H, 8), float32, of features in `token_order`: only tokens of the sample
     are read or normalised."""
     query, key, hidden_states = (read_sample(x, grid, config, token_order) for x in features)
-    query, key = rms_norm(query, norms[0], eps), rms_norm(key, norms[1], eps)
-    return sample_statistics(query, key, hidden_states, grid, config)
+    query_norm, key_norm = norms
+    return sample_statistics(
+        rms_norm(query, query_norm, eps),
+        rms_norm(key, key_norm, eps),
+        hidden_states,
+        grid,
+        config,
+    )

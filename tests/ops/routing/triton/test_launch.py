@@ -23,8 +23,8 @@ from tests.support.interpreter import patch_language_once  # noqa: E402
 from tests.support.numerics import nan_filled_allocations  # noqa: E402
 
 from freqformer.ops.routing import reference  # noqa: E402
-from freqformer.ops.routing import triton as launch  # noqa: E402
 from freqformer.ops.routing.tables import sample_tables  # noqa: E402
+from freqformer.ops.routing.triton import launch  # noqa: E402
 
 pytestmark = [
     # The interpreter's own: it turns arrays of one element into loop bounds.
@@ -198,8 +198,8 @@ def test_an_input_of_another_width_is_refused() -> None:
 def test_operator_checks() -> None:
     grid, cpu = Grid(2, 3, 5), torch.device("cpu")
     features, network = make_features(grid), RoutingNetwork(HEADS)
-    tables = list(sample_tables(grid, CONFIG, "raster", cpu, (torch.float32, torch.float32)))
-    sums = (*features, list(make_norms()), tables[3:], tables[:3], EPS)
+    tables = sample_tables(grid, CONFIG, "raster", cpu, (torch.float32, torch.float32))
+    sums = (*features, *make_norms(), *tables, EPS)
     weights = [x.detach() for x in network.parameters()]
     scores = (torch.ops.freqformer.sum_tiles(*sums), torch.rand(2), weights, 0.75)
     for name, arguments in (("sum_tiles", sums), ("score_heads", scores)):

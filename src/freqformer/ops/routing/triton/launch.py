@@ -17,9 +17,21 @@ from torch import Tensor
 from freqformer.buffers import power_of_two
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, TokenOrder
-from freqformer.ops.routing.reference import Features, Inputs, Norms
+from freqformer.ops.routing import reference
 from freqformer.ops.routing.tables import sample_tables
-from freqformer.ops.routing.triton_kernel import VALUES, score_heads, sum_tiles
+from freqformer.ops.routing.triton.forward import (
+    VALUES,
+    Features,
+    Layer,
+    Network,
+    Norms,
+    Sample,
+    Scales,
+    Scores,
+    Timesteps,
+    score_heads,
+    sum_tiles,
+)
 from freqformer.routing import RoutingNetwork
 from freqformer.routing.network import FASTEST, STATISTIC_SCALE
 from freqformer.routing.statistics import FLOOR, NUM_STATISTICS, statistics_of_means
@@ -30,8 +42,8 @@ REGISTERS = 168
 
 @torch.no_grad()
 def statistics(
-    features: Features,
-    norms: Norms,
+    features: reference.Features,
+    norms: reference.Norms,
     eps: float,
     grid: Grid,
     config: FreqFormerConfig,
@@ -44,7 +56,7 @@ def statistics(
 
 @torch.no_grad()
 def score(
-    network: RoutingNetwork, timestep: Tensor, inputs: Inputs | None
+    network: RoutingNetwork, timestep: Tensor, inputs: reference.Inputs | None
 ) -> tuple[Tensor, Tensor]:
     """Logits and the best bands of a layer's heads, without gradients: two launches, and nothing
     waits for the device.
@@ -69,56 +81,68 @@ def score(
 
 
 def _sums(
-    features: Features,
-    norms: Norms,
+    features: reference.Features,
+    norms: reference.Norms,
     eps: float,
     grid: Grid,
     config: FreqFormerConfig,
     token_order: TokenOrder,
 ) -> Tensor:
     query, key, hidden = (x if x.stride(-1) == 1 else x.contiguous() for x in features)
-    if hidden.shape[2] != query.shape[2] * query.shape[3]:
+    _, _, heads, head_dim = query.shape
+    _, _, channels = hidden.shape
+    if channels != heads * head_dim:
         raise ValueError(
-            f"features: the layer's input has {hidden.shape[2]} channels; {query.shape[2]} heads "
-            f"of {query.shape[3]} are "
+            f"features: the layer's input has {channels} channels; {heads} heads "
+            f"of {head_dim} are "
             "allowed: use reference.statistics for another width"
         )
     tables = sample_tables(grid, config, token_order, query.device, (query.dtype, hidden.dtype))
-    return torch.ops.freqformer.sum_tiles(
-        query, key, hidden, list(norms), list(tables[3:]), list(tables[:3]), eps
-    )
+    return torch.ops.freqformer.sum_tiles(query, key, hidden, *norms, *tables, eps)
 
 
+# A layer's graph holds both launches: its router is no part of `freqformer::attention`, so that
+# torch.compile meets them, and can trace a custom operation but not a launch that reads pointers.
 @torch.library.custom_op(
     "freqformer::sum_tiles",
     mutates_args=(),
-    schema="(Tensor query, Tensor key, Tensor hidden, Tensor?[] norms, Tensor[] transforms, "
-    "Tensor[] tables, float eps) "
-    "-> Tensor",
+    schema="(Tensor query, Tensor key, Tensor hidden, Tensor? query_norm, Tensor? key_norm, "
+    "Tensor places, Tensor kind, Tensor weights, Tensor token_transform, Tensor input_transform, "
+    "float eps) -> Tensor",
 )
 def _sum_tiles(
     query: Tensor,
     key: Tensor,
     hidden: Tensor,
-    norms: Sequence[Tensor | None],
-    transforms: Sequence[Tensor],
-    tables: Sequence[Tensor],
+    query_norm: Tensor | None,
+    key_norm: Tensor | None,
+    places: Tensor,
+    kind: Tensor,
+    weights: Tensor,
+    token_transform: Tensor,
+    input_transform: Tensor,
     eps: float,
 ) -> Tensor:
-    sums = _empty_sums(query, tables)
-    batch, _, heads, tiles = sums.shape
-    width = query.shape[3]
-    inputs = (query, key, hidden.unflatten(2, (heads, -1)))
-    small = width <= 128 and all(x.element_size() == 2 for x in inputs)
+    """`sample_tables` are the five tensors from `places` on."""
+    sums = _empty_sums(query, places)
+    batch, _, heads, width = query.shape
+    tiles, slots = places.shape
+    hidden = hidden.unflatten(2, (heads, -1))
+    small = width <= 128 and all(x.element_size() == 2 for x in (query, key, hidden))
     sum_tiles[(heads, tiles, 3 * batch)](
-        inputs,
-        tuple(x.stride()[:3] for x in inputs),
-        tuple(norms),
-        tuple(transforms),
-        tuple(tables),
+        _features(query),
+        _features(key),
+        _features(hidden),
+        Norms(query=query_norm, key=key_norm, eps=eps),
+        Sample(
+            places=places,
+            kind=kind,
+            weights=weights,
+            token_transform=token_transform,
+            input_transform=input_transform,
+        ),
         sums,
-        eps,
-        SLOTS=tables[0].shape[1],
+        SLOTS=slots,
         D=width,
         num_warps=4 if small else 8,  # pyright: ignore[reportCallIssue]
         num_stages=1,  # pyright: ignore[reportCallIssue]
@@ -129,13 +153,18 @@ def _sum_tiles(
 
 
 @_sum_tiles.register_fake
-def _(query, key, hidden, norms, transforms, tables, eps):
-    return _empty_sums(query, tables)
+def _(query, key, hidden, query_norm, key_norm, places, *_):
+    return _empty_sums(query, places)
 
 
-def _empty_sums(query: Tensor, tables: Sequence[Tensor]) -> Tensor:
+def _features(x: Tensor) -> Features:
+    sample, token, head, _ = x.stride()
+    return Features(base=x, sample=sample, token=token, head=head)
+
+
+def _empty_sums(query: Tensor, places: Tensor) -> Tensor:
     batch, _, heads, _ = query.shape
-    return query.new_empty(batch, VALUES.value, heads, tables[0].shape[0], dtype=torch.float32)
+    return query.new_empty(batch, VALUES.value, heads, len(places), dtype=torch.float32)
 
 
 @torch.library.custom_op(
@@ -150,19 +179,31 @@ def _score_heads(
     the prior's strength."""
     logits, bands = _empty_scores(timestep, weights)
     batch, heads = bands.shape
-    tiles, known = (1, 0) if sums is None else (sums.shape[3], NUM_STATISTICS)
-    embedding, bias, *layers = (x.contiguous() for x in weights)
-    hidden, inputs = layers[0].shape
-    time = inputs - embedding.shape[1] - known
+    tiles, known = (1, 0) if sums is None else (sums.shape[-1], NUM_STATISTICS)
+    embedding, head_bias, first, first_bias, second, second_bias, last, last_bias = (
+        x.contiguous() for x in weights
+    )
+    hidden, inputs = first.shape
+    _, width = embedding.shape
+    time = inputs - width - known
     score_heads[(heads, batch)](
         sums,
-        timestep,
-        timestep.stride(0),
-        tuple(zip(layers[::2], layers[1::2], strict=True)),
-        (embedding, bias),
-        logits,
-        bands,
-        (FLOOR, STATISTIC_SCALE, FASTEST, math.log(10_000) / (time // 2), lean),
+        Timesteps(base=timestep, stride=timestep.stride(0)),
+        Network(
+            first=Layer(first, first_bias),
+            second=Layer(second, second_bias),
+            last=Layer(last, last_bias),
+            embedding=embedding,
+            head_bias=head_bias,
+        ),
+        Scores(logits=logits, bands=bands),
+        Scales(
+            floor=FLOOR,
+            statistic=STATISTIC_SCALE,
+            fastest=FASTEST,
+            fall=math.log(10_000) / (time // 2),
+            lean=lean,
+        ),
         tiles,
         TILES=power_of_two(tiles),
         ROWS=power_of_two(tiles * heads),
@@ -170,7 +211,7 @@ def _score_heads(
         HIDDEN=hidden,
         HIDDEN_BLOCK=power_of_two(hidden),
         TIME=time,
-        EMBEDDING=embedding.shape[1],
+        EMBEDDING=width,
         STATIC_BLOCK=power_of_two(inputs - known),
         num_warps=4,  # pyright: ignore[reportCallIssue]
     )
@@ -183,7 +224,7 @@ def _(sums, timestep, weights, lean):
 
 
 def _empty_scores(timestep: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    shape = (len(timestep), len(weights[0]))
-    return timestep.new_empty(*shape, 3, dtype=torch.float32), timestep.new_empty(
-        shape, dtype=torch.int64
-    )
+    embedding, *_ = weights
+    shape = (len(timestep), len(embedding))
+    logits = timestep.new_empty(*shape, 3, dtype=torch.float32)
+    return logits, timestep.new_empty(shape, dtype=torch.int64)

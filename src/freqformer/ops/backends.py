@@ -1,0 +1,158 @@
+"""Which code a call runs: the backends, what each of them can run, and the choice among them.
+
+This is the only place that knows their names. A new one is a row of `BACKENDS`, and its name in
+`ImplChoice`.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from freqformer.ops.parameters import AttentionParameters
+from freqformer.tracing import constant_result
+
+logger = logging.getLogger(__name__)
+
+ImplChoice = Literal["auto", "eager", "reference", "triton"]
+IMPLS: tuple[ImplChoice, ...] = get_args(ImplChoice)
+"""What `impl` may be: the name of a backend, or `auto`."""
+PlainImpl = Literal["eager", "reference"]
+HEAD_DIMS = (16, 32, 64, 128)
+"""That the Triton kernels are made for."""
+
+Tensors = tuple[Tensor, Tensor, Tensor]
+"""Query, key and value."""
+UnsupportedReason = Callable[[Tensors, AttentionParameters | None], str | None]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute a call."""
+
+    name: str
+    """What `impl` calls it."""
+    plain: PlainImpl | None
+    """The plain PyTorch code that it is; None where it launches the fused pipeline."""
+    automatic: Literal["gpu", "anywhere", "never"]
+    """Where `auto` takes it, unless an earlier row can run."""
+    unsupported_reason: UnsupportedReason
+    """Why it can't run these tensors, and what to do instead; None where it can."""
+
+    @property
+    def fused(self) -> bool:
+        """Whether the fused pipeline is launched, and with it all kernels around it."""
+        return self.plain is None
+
+
+def _triton_reason(tensors: Tensors, parameters: AttentionParameters | None) -> str | None:
+    query = tensors[0]
+    if not _triton_installed():
+        return "Triton is not installed: install it, or choose impl='eager'"
+    if query.device.type == "cpu" and not _triton_interprets():
+        return (
+            "the tensors are on the CPU: move them to a GPU, choose impl='eager', or set "
+            "TRITON_INTERPRET=1 to debug"
+        )
+    if query.dtype == torch.float64:
+        return "the tensors are float64: convert them to float32, or choose impl='eager'"
+    if query.shape[-1] not in HEAD_DIMS:
+        return (
+            f"head_dim is {query.shape[-1]}, and {', '.join(map(str, HEAD_DIMS))} are "
+            "allowed: choose impl='eager'"
+        )
+    rotary = None if parameters is None else parameters.rotary
+    asked = rotary is not None and any(table.requires_grad for table in rotary)
+    if asked and torch.is_grad_enabled():
+        return (
+            "it gives the rotary tables no gradient, and one is asked for: detach them, or "
+            "choose impl='eager'"
+        )
+    return None
+
+
+def _no_reason(tensors: Tensors, parameters: AttentionParameters | None) -> str | None:
+    return None
+
+
+BACKENDS = (
+    Backend("triton", None, "gpu", _triton_reason),
+    Backend("eager", "eager", "anywhere", _no_reason),
+    Backend("reference", "reference", "never", _no_reason),
+)
+"""All backends; `auto` takes the first that it may take and that can run."""
+
+
+def resolve(
+    impl: ImplChoice, tensors: Tensors, parameters: AttentionParameters | None = None
+) -> Backend:
+    """The backend that computes a call. For `auto` the log says which it is; a warning says, once
+    for every reason, why it is plain PyTorch on a GPU.
+
+    Args:
+        impl: what the caller asks for, one of `IMPLS`.
+        tensors: query, key and value of the call, of any shape that ends in head_dim.
+        parameters: what the call learns, if anything.
+
+    Raises:
+        ValueError: for a backend that can't run the call.
+    """
+    if impl == "auto":
+        return _automatic(tensors, parameters)
+    backend = next(backend for backend in BACKENDS if backend.name == impl)
+    reason = backend.unsupported_reason(tensors, parameters)
+    if reason is not None:
+        raise ValueError(f"impl is {impl!r}, which can't run: {reason}")
+    return backend
+
+
+def uses_triton(tensors: Tensors, impl: ImplChoice) -> bool:
+    """Whether what surrounds a call, such as its router, launches Triton kernels for these tensors;
+    ValueError where `impl` can't run them."""
+    return resolve(impl, tensors).fused
+
+
+def _automatic(tensors: Tensors, parameters: AttentionParameters | None) -> Backend:
+    device = tensors[0].device.type
+    places = ("anywhere",) if device == "cpu" else ("anywhere", "gpu")
+    refused = []
+    for backend in BACKENDS:
+        if backend.automatic in places:
+            reason = backend.unsupported_reason(tensors, parameters)
+            if reason is None:
+                _tell_once(device, backend.name, "" if backend.fused else "; ".join(refused))
+                return backend
+            refused.append(f"impl={backend.name!r} can't run: {reason}")
+    raise AssertionError("a backend that runs anywhere refused a call")
+
+
+@constant_result
+@lru_cache(maxsize=64)
+def _tell_once(device: str, chosen: str, refused: str) -> None:
+    logger.info("frequency_attention on %s runs impl=%r", device, chosen)
+    if refused:
+        warnings.warn(
+            f"frequency_attention on {device} runs impl={chosen!r}, many times slower, since "
+            f"{refused}",
+            stacklevel=2,
+        )
+
+
+@constant_result
+def _triton_installed() -> bool:
+    return find_spec("triton") is not None
+
+
+@constant_result
+def _triton_interprets() -> bool:
+    from triton import knobs
+
+    return knobs.runtime.interpret

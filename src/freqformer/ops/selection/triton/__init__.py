@@ -1,0 +1,1 @@
+"""The selection as one Triton launch: `launch` is the host side, `forward` the kernel."""
