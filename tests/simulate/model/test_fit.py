@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from freqformer.simulate.model.efficiency import load_efficiency
 from freqformer.simulate.model.fit import Measurement, fit_efficiency
 from freqformer.simulate.model.hardware import load_hardware
 from freqformer.simulate.model.measurements import read_peaks, read_results
+from freqformer.simulate.model.measurements.common import GRADIENT_LAUNCHES, LAUNCHES
 from freqformer.simulate.model.profiles import ProfileError
 from freqformer.simulate.model.roofline import Machine
 from freqformer.simulate.present.report import fit_note
@@ -184,6 +186,22 @@ def test_the_documented_commands_fit_what_is_committed(tmp_path, monkeypatch):
             assert fit["held_out"]["median"] <= 0.10
             assert fit["held_out"]["worst"] <= 0.25
             assert fit["memory"]["worst"] <= 0.10
+
+
+@pytest.mark.parametrize("known", [LAUNCHES, GRADIENT_LAUNCHES])
+def test_launches_are_known_by_todays_names(known):
+    """Of every part, so that a kernel with another name is not left out of what was measured."""
+    sources = (ROOT / "src" / "freqformer" / "ops").rglob("*.py")
+    kernels = [
+        node.name
+        for path in sources
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+        and any("triton.jit" in ast.unparse(mark) for mark in node.decorator_list)
+    ]
+    today = {name for name in known if any(name in kernel for kernel in kernels)}
+    assert {known[name] for name in today} == set(known.values())
+    assert set(known) - today <= {"expand_low", "collapse_low"}
 
 
 def test_a_fit_without_hold_out_says_so():

@@ -22,7 +22,8 @@ LAUNCHES = {
     "finish_rows": "prologue",
     "select_tiles": "selection",
     "attention_kernel": "attention",
-    "expand_low": "merge",
+    "merge_kernel": "merge",
+    "expand_low": "merge",  # its name in results before it took a LOW branch
 }
 """Which part of a layer a launch belongs to, by the kernel's name."""
 PARTS = {
@@ -40,7 +41,8 @@ GRADIENT_LAUNCHES = {
     "extra_grads": "attention",
     "pool_slopes": "prologue",
     "tile_grads": "prologue",
-    "collapse_low": "merge",
+    "collapse_kernel": "merge",
+    "collapse_low": "merge",  # likewise
 }
 GRADIENT_PARTS = {
     "attention": ("gather", "attention"),
