@@ -19,7 +19,7 @@ ROUTING = "tests/ops/routing/triton/test_launch.py"
 MERGE = "tests/ops/merge/test_triton.py"
 MERGE_BACKWARD = "tests/ops/merge/test_triton_backward.py"
 FUSED_BACKWARD = "tests/test_fused_backward.py"
-GATES = "tests/ops/gates/test_triton.py"
+FUSED_FORWARD = "tests/test_fused.py"
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,13 @@ class Fault:
 
 
 KERNEL, QUERIES = "block_sparse/triton_kernel.py", "block_sparse/triton_backward_queries.py"
+BLOCKS, JOIN = "block_sparse/triton_blocks.py", "block_sparse/triton_join.py"
+GATHER = "block_sparse/triton_backward_gather.py"
 KEYS, EXTRAS = "block_sparse/triton_backward_keys.py", "block_sparse/triton_backward_extras.py"
 PREPARE_GRADS = "prologue/triton_backward_kernel.py"
 TOKEN_GRADS = "prologue/triton_backward_tokens.py"
 FINISH = "prologue/triton_finish.py"
 ROUTER = "routing/triton/forward.py"
-SUM = "gates/triton_kernel.py"
 FAULTS = (
     # attention, forward
     Fault(
@@ -69,21 +70,21 @@ FAULTS = (
     Fault("log-sum-exp without the bias of full tiles", KERNEL, "(top + common +", "(top +", BLOCK),
     Fault(
         "every tile has the first one's tokens",
-        KERNEL,
+        BLOCKS,
         "tl.load(tile_counts + tile)",
         "tl.load(tile_counts)",
         BLOCK,
     ),
     Fault(
         "lists of MID heads end one tile early",
-        KERNEL,
+        BLOCKS,
         "(mid_lengths + entry)",
         "(mid_lengths + entry) - 1",
         BLOCK,
     ),
     Fault(
         "low summaries take another head's offset",
-        KERNEL,
+        BLOCKS,
         "summary_offsets + row * 3)",
         "summary_offsets + row)",
         BLOCK,
@@ -91,13 +92,13 @@ FAULTS = (
     Fault(
         "outputs of the second sample land in the first",
         KERNEL,
-        "to(tl.int64) * query_rows * heads + head, heads",
-        "to(tl.int64) * query_rows + head, heads",
+        "to(tl.int64) * first_low * heads + head, heads",
+        "to(tl.int64) * first_low + head, heads",
         BLOCK,
     ),
     Fault(
         "parts of text queries weighed to base 2",
-        KERNEL,
+        JOIN,
         "weight = tl.exp(tl.load",
         "weight = tl.exp2(tl.load",
         BLOCK,
@@ -118,14 +119,14 @@ FAULTS = (
     ),
     Fault(
         "a query that saw no key counts",
-        QUERIES,
+        GATHER,
         "tl.where(log_sum == MASKED, UNSEEN, log_sum)",
         "log_sum",
         BLOCK_BACKWARD,
     ),
     Fault(
         "what rounding took from the outputs is dropped",
-        QUERIES,
+        GATHER,
         "exact += tl.load(rest",
         "exact += 0.0 * tl.load(rest",
         BLOCK_BACKWARD,
@@ -169,8 +170,8 @@ FAULTS = (
     Fault(
         "zero rows begin one row late",
         "prologue/tables.py",
-        "[start + length for",
-        "[start + length + 1 for",
+        "start + length for",
+        "start + length + 1 for",
         PROLOGUE,
     ),
     Fault(
@@ -303,41 +304,55 @@ FAULTS = (
         "    first.weight, 8, HIDDEN, STATIC",
         ROUTING,
     ),
-    # gated sum
+    # LOW branch
     Fault(
-        "LOW takes the own branch's gate",
-        SUM,
-        "low_place = own_place + heads",
-        "low_place = own_place",
-        GATES,
+        "LOW takes the own band's gate",
+        "jit.py",
+        "tl.load(by_token + entry + heads",
+        "tl.load(by_token + entry",
+        MERGE,
     ),
     Fault(
-        "the first sample's weights for all",
-        SUM,
-        "weights + sample * 2 * heads",
-        "weights + 0 * sample",
-        GATES,
+        "the first sample's gates for all",
+        "jit.py",
+        "entry = sample * 2 * heads",
+        "entry = 0 * sample * 2 * heads",
+        MERGE,
     ),
     Fault(
-        "the own branch's gradient from its gate alone",
-        SUM,
-        "grad + own_gate[:, None]",
-        "own_gate[:, None]",
-        GATES,
+        "the own band's gradient from its gate alone",
+        GATHER,
+        "(1.0 + own_gate)",
+        "own_gate",
+        FUSED_BACKWARD,
+    ),
+    Fault(
+        "low queries of LOW heads alone, with a branch too",
+        KERNEL,
+        "        if not BRANCH:\n            count",
+        "        if True:\n            count",
+        FUSED_FORWARD,
+    ),
+    Fault(
+        "a LOW branch gives its tokens no gradient",
+        TOKEN_GRADS,
+        "(band == LOW) | BRANCH:",
+        "band == LOW:",
+        FUSED_BACKWARD,
     ),
     # what blocks read behind a row's end
     Fault(
         "no zeros behind the gradients of low queries",
-        QUERIES,
-        " | (low & (place < PAD))",
+        GATHER,
+        " | (empty & (place < query_rows))",
         "",
         FUSED_BACKWARD,
     ),
     Fault(
         "no zeros behind low queries",
         FINISH,
-        "tl.minimum(video, PAD)",
-        "tl.minimum(num_low, PAD)",
+        "empty_at, empty = 0, video",
+        "empty_at, empty = 0, 0",
         FUSED_BACKWARD,
     ),
 )

@@ -17,7 +17,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from freqformer.buffers import text_parts
 from freqformer.ops.block_sparse.tables import LaunchTables
-from freqformer.ops.block_sparse.triton_kernel import attention_kernel, join_text_kernel
+from freqformer.ops.block_sparse.triton_join import join_text_kernel
+from freqformer.ops.block_sparse.triton_kernel import attention_kernel
 from freqformer.plan import AttentionPlan
 
 JOIN_ROWS = 16

@@ -35,11 +35,9 @@ from freqformer.ops.block_sparse.triton_backward_extras import (
     extra_grads_kernel,
     join_extra_grads_kernel,
 )
+from freqformer.ops.block_sparse.triton_backward_gather import gather_grads_kernel
 from freqformer.ops.block_sparse.triton_backward_keys import video_grads_kernel
-from freqformer.ops.block_sparse.triton_backward_queries import (
-    gather_grads_kernel,
-    query_grads_kernel,
-)
+from freqformer.ops.block_sparse.triton_backward_queries import query_grads_kernel
 from freqformer.ops.parameters import BranchGates
 
 GATHER_ROWS = 32

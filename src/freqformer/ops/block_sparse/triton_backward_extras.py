@@ -12,16 +12,16 @@ import triton.language as tl
 
 from freqformer.ops.block_sparse.triton_backward_keys import key_step, statistics_of
 from freqformer.ops.block_sparse.triton_backward_queries import key_bias
-from freqformer.ops.block_sparse.triton_kernel import (
+from freqformer.ops.block_sparse.triton_blocks import (
     HIGH,
     LOG2_E,
     LOW,
     MID,
     PLACES,
     SIZES,
-    _block,
-    _extent,
-    _store,
+    load_block,
+    store_rows,
+    tile_extent,
 )
 
 
@@ -157,8 +157,8 @@ def extra_grads_kernel(
         query_at, key_at = 0, 0
     own = tl.arange(0, BLOCK_K)
     skip = block * BLOCK_K
-    k = _block(key, key_at + at + skip, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
-    v = _block(value, key_at + at + skip, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+    k = load_block(key, key_at + at + skip, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+    v = load_block(value, key_at + at + skip, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
     sums = (tl.zeros([BLOCK_K, HEAD_DIM], tl.float32), tl.zeros([BLOCK_K, HEAD_DIM], tl.float32))
     sources = (query, grad)
     slopes = tl.zeros([BLOCK_K], tl.float32)
@@ -188,7 +188,7 @@ def extra_grads_kernel(
     column = tl.arange(0, BLOCK_Q)
     for step in tl.range(0, steps + tl.cdiv(text_queries, BLOCK_Q), num_stages=STAGES):
         unit = tl.where(step < video_steps, begin + step // QUERY_BLOCKS, 0)
-        token, tokens = _extent(tile_offsets, tile_counts, unit, TILE_TOKENS)
+        token, tokens = tile_extent(tile_offsets, tile_counts, unit, TILE_TOKENS)
         start, limit = token + step % QUERY_BLOCKS * BLOCK_Q, token + tokens
         if step >= video_steps:
             start = first_low + (low_begin + step - video_steps) * BLOCK_Q
@@ -221,12 +221,12 @@ def extra_grads_kernel(
     held = own < left - skip
     if is_low:
         target = wide_row * key_rows + at + skip + own
-        _store(grad_key, target, dk, held, HEAD_DIM)
-        _store(grad_value, target, dv, held, HEAD_DIM)
+        store_rows(grad_key, target, dk, held, HEAD_DIM)
+        store_rows(grad_value, target, dv, held, HEAD_DIM)
     else:
         target = (wide_row * parts + part) * region_rows + at - region_at + skip + own
-        _store(part_key, target, dk, held, HEAD_DIM)
-        _store(part_value, target, dv, held, HEAD_DIM)
+        store_rows(part_key, target, dk, held, HEAD_DIM)
+        store_rows(part_value, target, dv, held, HEAD_DIM)
         if part_offsets is not None:
             if kind < 3:
                 entry = ((row * 3 + kind) * cell_blocks + block) * parts + part
@@ -295,5 +295,5 @@ def join_extra_grads_kernel(
         dk += tl.load(part_key + source, mask=used[:, None], other=0.0)
         dv += tl.load(part_value + source, mask=used[:, None], other=0.0)
     target = row * key_rows + place
-    _store(grad_key, target, dk, used, HEAD_DIM)
-    _store(grad_value, target, dv, used, HEAD_DIM)
+    store_rows(grad_key, target, dk, used, HEAD_DIM)
+    store_rows(grad_value, target, dv, used, HEAD_DIM)

@@ -9,16 +9,16 @@ import triton
 import triton.language as tl
 
 from freqformer.ops.block_sparse.triton_backward_queries import UNSEEN
-from freqformer.ops.block_sparse.triton_kernel import (
+from freqformer.ops.block_sparse.triton_blocks import (
     HIGH,
     LOG2_E,
     LOW,
     MID,
     PLACES,
     SIZES,
-    _block,
-    _extent,
-    _store,
+    load_block,
+    store_rows,
+    tile_extent,
 )
 from freqformer.ops.block_sparse.triton_softmax import add_product, exp2, product, scaled
 
@@ -51,8 +51,8 @@ def key_step(
     k, v = keys
     log_sum, rest, delta = statistics
     dk, dv = sums
-    q = _block(sources[0], at, limit, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
-    g = _block(sources[1], at, limit, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
+    q = load_block(sources[0], at, limit, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
+    g = load_block(sources[1], at, limit, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
     logits = product(k, q)
     if q.dtype == tl.float32:
         added = tl.zeros([1, 1], tl.float32) if bias is None else bias[:, None]
@@ -165,7 +165,7 @@ def video_grads_kernel(
     row, tile = place // tiles, place % tiles
     band = tl.load(allocation + row)
     skip = task % KEY_BLOCKS * BLOCK_K
-    token, tokens = _extent(tile_offsets, tile_counts, tile, TILE_TOKENS)  # pyright: ignore[reportGeneralTypeIssues]
+    token, tokens = tile_extent(tile_offsets, tile_counts, tile, TILE_TOKENS)  # pyright: ignore[reportGeneralTypeIssues]
     start, count = token + skip, tokens - skip
     listed, length = _listing_tiles(  # pyright: ignore[reportGeneralTypeIssues]
         band, row, tile, tiles, lists, mid_step
@@ -199,8 +199,8 @@ def video_grads_kernel(
         key += wide_row * key_rows * HEAD_DIM
         value += wide_row * key_rows * HEAD_DIM
         query_at, key_at = 0, 0
-    k = _block(key, key_at + start, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
-    v = _block(value, key_at + start, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+    k = load_block(key, key_at + start, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+    v = load_block(value, key_at + start, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
     sums = (tl.zeros([BLOCK_K, HEAD_DIM], tl.float32), tl.zeros([BLOCK_K, HEAD_DIM], tl.float32))
     sources = (query, grad)
     column = tl.arange(0, BLOCK_Q)
@@ -208,12 +208,12 @@ def video_grads_kernel(
     # A step knows where its queries lie, and the next tile is on its way.
     steps = length * QUERY_BLOCKS
     other = tl.load(listed, mask=steps > 0, other=0)
-    token, tokens = _extent(tile_offsets, tile_counts, other, TILE_TOKENS)
+    token, tokens = tile_extent(tile_offsets, tile_counts, other, TILE_TOKENS)
     other = tl.load(listed + 1 // QUERY_BLOCKS, mask=steps > 1, other=0)
     for step in tl.range(0, steps, num_stages=STAGES):
         ahead = step % QUERY_BLOCKS * BLOCK_Q
         at, left = token + ahead, tokens - ahead
-        token, tokens = _extent(tile_offsets, tile_counts, other, TILE_TOKENS)
+        token, tokens = tile_extent(tile_offsets, tile_counts, other, TILE_TOKENS)
         other = tl.load(listed + tl.minimum(step + 2, steps - 1) // QUERY_BLOCKS)
         live = None
         if TILE_TOKENS != QUERY_BLOCKS * BLOCK_Q:
@@ -252,5 +252,5 @@ def video_grads_kernel(
 
     own = tl.arange(0, BLOCK_K)
     target = wide_row * key_rows + start + own
-    _store(grad_key, target, sums[0] * (scale / LOG2_E), own < count, HEAD_DIM)
-    _store(grad_value, target, sums[1], own < count, HEAD_DIM)
+    store_rows(grad_key, target, sums[0] * (scale / LOG2_E), own < count, HEAD_DIM)
+    store_rows(grad_value, target, sums[1], own < count, HEAD_DIM)

@@ -10,59 +10,22 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from freqformer.ops.block_sparse.triton_blocks import (
+    HIGH,
+    LN_2,
+    LOG2_E,
+    LOW,
+    MID,
+    PLACES,
+    SIZES,
+    listed_tiles,
+    load_block,
+    seen_summaries,
+    store_rows,
+    tile_extent,
+)
 from freqformer.ops.block_sparse.triton_softmax import MASKED, accumulate, product, scaled
 from freqformer.ops.jit import cast
-
-LOW, MID, HIGH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-LOG2_E = tl.constexpr(1.4426950408889634)
-LN_2 = tl.constexpr(0.6931471805599453)
-
-
-@triton.jit
-def _block(
-    source, start, limit, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, DESCRIPTORS: tl.constexpr
-):
-    """ROWS rows from `start`; zeros from `limit` on, unless it is None because zero rows lie
-    there."""
-    if DESCRIPTORS:
-        block = source.load([start, 0])
-    else:
-        place = start + tl.arange(0, ROWS)
-        pointer = source + place[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-        if limit is None:
-            block = tl.load(pointer)
-        else:
-            block = tl.load(pointer, mask=place[:, None] < limit, other=0.0)
-    return block
-
-
-@triton.jit
-def _listed_tiles(band, row, block, tiles, lists):
-    """Where the list of key tiles of a query tile starts, and its length."""
-    every_tile, high_lists, high_length, mid_lists, mid_lengths, mid_length, mid_step = lists
-    listed, length = every_tile, tiles
-    if band == HIGH:
-        listed, length = high_lists + block * high_length, high_length
-    if mid_lists is not None:
-        if band == MID:
-            entry = row.to(tl.int64) * mid_step * tiles + block
-            listed, length = mid_lists + entry * mid_length, mid_length
-            if mid_lengths is not None:
-                length = tl.load(mid_lengths + entry)
-    return listed, length
-
-
-@triton.jit
-def _extent(tile_offsets, tile_counts, tile, TILE_TOKENS: tl.constexpr):
-    """First token of a tile and how many it holds; TILE_TOKENS is 0 where tiles differ."""
-    if TILE_TOKENS > 0:
-        first, tokens = tile * TILE_TOKENS, TILE_TOKENS
-    else:
-        first = tl.load(tile_offsets + tile)
-        # 8 bits, since the compiler would bring 32 through shared memory, with a barrier in every
-        # step.
-        tokens = tl.load(tile_counts + tile).to(tl.int32)
-    return first, tokens
 
 
 @triton.jit
@@ -88,21 +51,21 @@ def _attend_tiles(
     # Where the keys of the next step lie is loaded a step ahead, and the tile of the step after it.
     steps = length * TILE_BLOCKS
     tile = tl.load(listed, mask=steps > 0, other=0)
-    token, tokens = _extent(tile_offsets, tile_counts, tile, TILE_TOKENS)  # pyright: ignore[reportGeneralTypeIssues]
+    token, tokens = tile_extent(tile_offsets, tile_counts, tile, TILE_TOKENS)  # pyright: ignore[reportGeneralTypeIssues]
     tile = tl.load(listed + 1 // TILE_BLOCKS, mask=steps > 1, other=0)
     for step in tl.range(0, steps, num_stages=STAGES):
         skip = step % TILE_BLOCKS * BLOCK_K
         at, left = key_at + token + skip, tokens - skip
-        token, tokens = _extent(tile_offsets, tile_counts, tile, TILE_TOKENS)  # pyright: ignore[reportGeneralTypeIssues]
+        token, tokens = tile_extent(tile_offsets, tile_counts, tile, TILE_TOKENS)  # pyright: ignore[reportGeneralTypeIssues]
         tile = tl.load(listed + tl.minimum(step + 2, steps - 1) // TILE_BLOCKS)
-        logits = product(q, _block(key, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS))
+        logits = product(q, load_block(key, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS))
         if TILE_TOKENS != TILE_BLOCKS * BLOCK_K:
             # Columns below SAFE are masked in short tiles alone: the compiler drops the first mask
             # there.
             logits = tl.where((column < SAFE)[None, :] | (column < left)[None, :], logits, MASKED)
             if left < SAFE:
                 logits = tl.where(column[None, :] < left, logits, MASKED)
-        v = _block(value, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+        v = load_block(value, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
         if v.dtype == tl.float32:
             acc, top, total = accumulate(
                 scaled(logits, scale, tl.zeros([1, 1], tl.float32)), 1.0, v, acc, top, total, False
@@ -163,68 +126,14 @@ def _attend_extras(
             )
             seen &= visible != 0
         bias = tl.where(seen, bias * LOG2_E + shift, MASKED)
-        logits = product(q, _block(key, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS))
-        v = _block(value, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+        logits = product(q, load_block(key, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS))
+        v = load_block(value, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
         if v.dtype == tl.float32:
             logits = scaled(logits, scale, bias[None, :])
         else:
             logits = logits * scale + bias[None, :]
         acc, top, total = accumulate(logits, 1.0, v, acc, top, total, True)
     return acc, top, total
-
-
-@triton.jit
-def _summaries(band, row, block, tiles, cells, sums_at, biases):
-    """Where the low, mid and high summaries that a row of `band` sees lie, how many, and their bias
-    or shift."""
-    low_at, mid_at, high_at = sums_at
-    low_bias, high_bias, mid_bias, mid_bias_step, summary_offsets = biases
-    low_count, bias, mid_count, high_count = 0, low_bias, 0, 0
-    low_shift, mid_shift, high_shift = 0.0, 0.0, 0.0
-    if high_bias is not None:
-        if band == HIGH:
-            low_count, bias = cells, high_bias + block * cells
-        if mid_bias is not None:
-            if band == MID:
-                low_count, bias = (
-                    cells,
-                    mid_bias + (row.to(tl.int64) * mid_bias_step * tiles + block) * cells,
-                )
-        if (mid_at >= 0) & (band <= HIGH):
-            mid_count = tl.where(band == MID, 0, cells)
-            high_count = tl.where(band == HIGH, 0, cells)
-        if summary_offsets is not None:
-            low_shift = tl.load(summary_offsets + row * 3).to(tl.float32) * LOG2_E
-            mid_shift = tl.load(summary_offsets + row * 3 + 1).to(tl.float32) * LOG2_E
-            high_shift = tl.load(summary_offsets + row * 3 + 2).to(tl.float32) * LOG2_E
-    return (
-        (low_at, low_count, bias, low_shift),
-        (mid_at, mid_count, mid_shift),
-        (high_at, high_count, high_shift),
-    )
-
-
-SIZES = [
-    "rows",
-    "heads",
-    "tiles",
-    "num_tokens",
-    "num_text",
-    "high_length",
-    "mid_length",
-    "mid_step",
-    "mid_bias_step",
-]
-PLACES = [
-    "low_at",
-    "low_sums_at",
-    "mid_sums_at",
-    "high_sums_at",
-    "text_at",
-    "exact_at",
-    "key_rows",
-    "text_parts",
-]
 
 
 # Not compiled anew for what divides these, or nearly every grid would; for biases it makes wider
@@ -335,7 +244,7 @@ def attention_kernel(
         count = query_rows - start
         if not BRANCH:
             count = tl.where(band == LOW, count, 0)
-        _, mid_sums, high_sums = _summaries(  # pyright: ignore[reportGeneralTypeIssues]
+        _, mid_sums, high_sums = seen_summaries(  # pyright: ignore[reportGeneralTypeIssues]
             LOW, row, block, tiles, cells, sums_at, biases
         )
         if (TILE_TOKENS == TILE_BLOCKS * BLOCK_K) and (out.dtype.element_ty != tl.float32):
@@ -350,17 +259,17 @@ def attention_kernel(
     else:
         skip = block % QUERY_BLOCKS * BLOCK_Q
         block = block // QUERY_BLOCKS
-        start, count = _extent(tile_offsets, tile_counts, block, TILE_TOKENS)  # pyright: ignore[reportGeneralTypeIssues]
+        start, count = tile_extent(tile_offsets, tile_counts, block, TILE_TOKENS)  # pyright: ignore[reportGeneralTypeIssues]
         start, count = start + skip, count - skip
         if LOWS:
             count = tl.where(band == LOW, 0, count)
-        listed, length = _listed_tiles(band, row, block, tiles, lists)
-        first, mid_sums, high_sums = _summaries(band, row, block, tiles, cells, sums_at, biases)
+        listed, length = listed_tiles(band, row, block, tiles, lists)
+        first, mid_sums, high_sums = seen_summaries(band, row, block, tiles, cells, sums_at, biases)
     if count <= 0:
         # a row without such queries, or a short tile, which has fewer blocks than a full one
         return
 
-    q = _block(query, query_at + start, query_rows, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
+    q = load_block(query, query_at + start, query_rows, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
     target = start + tl.arange(0, BLOCK_Q)
     written = tl.arange(0, BLOCK_Q) < count
     if raster is not None:
@@ -413,7 +322,7 @@ def attention_kernel(
         if is_text:
             target += (row * text_parts + part) * num_text - num_tokens
             tl.store(part_lse + target, log_sum, mask=written)
-            _store(part_out, target, acc, written, HEAD_DIM)
+            store_rows(part_out, target, acc, written, HEAD_DIM)
             return
     own = row.to(tl.int64) * query_rows + start + tl.arange(0, BLOCK_Q)
     tl.store(lse + own, log_sum, mask=written)
@@ -423,7 +332,7 @@ def attention_kernel(
             tl.store(remainder + own * 2, tl.where(some, top, MASKED), mask=written)
             tl.store(remainder + own * 2 + 1, tl.where(some, 1.0 / total, 0.0), mask=written)
         else:
-            _store(
+            store_rows(
                 remainder,
                 own,
                 acc - cast(acc, remainder.dtype.element_ty).to(tl.float32),
@@ -434,61 +343,4 @@ def attention_kernel(
     # Asked anew, not remembered: a scalar that lives through the loop costs the loop a register.
     if start >= num_tokens + num_text:
         matrix, begin, hop = low_out, row.to(tl.int64) * num_low - num_tokens - num_text, 1
-    _store(matrix, begin + target.to(tl.int64) * hop, acc, written, HEAD_DIM)
-
-
-@triton.jit
-def _store(matrix, place, values, written, HEAD_DIM: tl.constexpr):
-    """Rows of values to the given rows of a contiguous (rows, HEAD_DIM) matrix."""
-    pointer = matrix + place[:, None].to(tl.int64) * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-    tl.store(pointer, cast(values, matrix.dtype.element_ty), mask=written[:, None])
-
-
-@triton.jit
-def join_text_kernel(
-    part_out,
-    part_lse,
-    out,
-    lse,
-    heads,
-    text_parts,
-    num_tokens,
-    num_text,
-    num_low,
-    ROWS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-):
-    """Join the parts of ROWS text queries of one row, each part weighted by exp(its
-    log-sum-exp)."""
-    blocks = tl.cdiv(num_text, ROWS)
-    row = (tl.program_id(0) // blocks).to(tl.int64)
-    place = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
-    written = place < num_text
-    top = tl.full([ROWS], MASKED, tl.float32)
-    for part in range(text_parts):
-        log_sum = tl.load(
-            part_lse + (row * text_parts + part) * num_text + place, mask=written, other=0.0
-        )
-        top = tl.maximum(top, log_sum)
-    base = tl.where(top == MASKED, 0.0, top)
-    total = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, HEAD_DIM], tl.float32)
-    for part in range(text_parts):
-        source = (row * text_parts + part) * num_text + place
-        weight = tl.exp(tl.load(part_lse + source, mask=written, other=0.0) - base)
-        pointer = part_out + source[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-        acc += weight[:, None] * tl.load(pointer, mask=written[:, None], other=0.0)
-        total += weight
-    some = total > 0
-    total = tl.where(some, total, 1.0)
-    tokens = num_tokens + num_text
-    log_sum = tl.where(some, base + tl.log(total), MASKED)
-    tl.store(lse + row * (tokens + num_low) + num_tokens + place, log_sum, mask=written)
-    acc = acc * (1.0 / total)[:, None]
-    _store(
-        out,
-        (row // heads * tokens + num_tokens + place) * heads + row % heads,
-        acc,
-        written,
-        HEAD_DIM,
-    )
+    store_rows(matrix, begin + target.to(tl.int64) * hop, acc, written, HEAD_DIM)
