@@ -99,13 +99,14 @@ def record_of(row: Row) -> FreqFormerConfig:
 def _layer_of(row: Row, dim: int, heads: int) -> Any:
     if WHOLE_RECORD:
         if row.dense:
-            from freqformer.attention import DenseAttention  # pyright: ignore
+            from freqformer.attention import DenseAttention
 
             return DenseAttention(dim, heads)
         return FreqAttention(dim, heads, record_of(row))
-    config: Any = record_of(row)
+    earlier: Any = FreqAttention
+    config = record_of(row)
     if row.dense:
-        return FreqAttention(dim, heads, config, attention="dense")
+        return earlier(dim, heads, config, attention="dense")
     options: Any = {
         "routing": EARLIER_WORDS.get(row.routing, row.routing),
         "allocation": _bands(row, heads),
@@ -114,7 +115,7 @@ def _layer_of(row: Row, dim: int, heads: int) -> Any:
         options["prior"] = EARLIER_WORDS.get(row.prior, row.prior)
     if row.routing in ("fixed", "hard"):
         options["low_beside"] = row.low_branch
-    return FreqAttention(dim, heads, config, **options)
+    return earlier(dim, heads, config, **options)
 
 
 def _bands(row: Row, heads: int) -> list[int]:
@@ -154,8 +155,10 @@ class Timed:
     def backward(self, grad_out: Tensor) -> Tensor:
         """Forward and backward; the gradient of the first leaf."""
         out = self.call()
-        torch.autograd.grad(out, self.leaves, grad_out.view(out.shape), allow_unused=True)
-        return out.detach()
+        grad, *_ = torch.autograd.grad(
+            out, self.leaves, grad_out.view(out.shape), allow_unused=True
+        )
+        return grad
 
 
 def make_layer(name: str, size: Size, device: str, dtype: torch.dtype) -> Timed:
@@ -250,9 +253,9 @@ def _with_low(
     tensors: tuple[Tensor, Tensor, Tensor], by_token: Tensor, by_sample: Tensor, call: Any
 ) -> Tensor:
     if hasattr(operation_parameters, "BranchGates"):
-        gates = operation_parameters.BranchGates(by_token=by_token, by_sample=by_sample)  # pyright: ignore
-        return frequency_attention(*tensors, low_branch=gates, **call)  # pyright: ignore
-    from freqformer.ops.gates.api import gated_sum
+        gates = operation_parameters.BranchGates(by_token=by_token, by_sample=by_sample)
+        return frequency_attention(*tensors, low_branch=gates, **call)
+    from freqformer.ops.gates.api import gated_sum  # pyright: ignore  # of the earlier commit
 
     own = frequency_attention(*tensors, **call)
     bands = [Band.LOW.value] * own.shape[2]

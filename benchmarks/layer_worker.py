@@ -21,7 +21,7 @@ from torch import Tensor
 import freqformer
 import record
 from freqformer.grid import Grid
-from layer_rows import KINDS, ROWS, Size, Timed, forget_inputs, record_of
+from layer_rows import KINDS, ROWS, Size, Timed, drawn, forget_inputs, record_of
 
 SHOWN = 256
 """Values of an output that are sent, to be compared."""
@@ -47,9 +47,10 @@ class Worker:
     def check(self, name: str, backward: bool) -> Any:
         """Run once, which compiles what has to be: time, memory, and a sample of the result."""
         start = time.perf_counter()
-        self._reset_peak()
         try:
-            out = self._pass(name, backward)().flatten()
+            run = self._pass(name, backward)
+            self._reset_peak()
+            out = run().flatten()
         except RuntimeError as error:  # not enough memory is one
             return {"failed": f"{type(error).__name__}: {error}"[:SHOWN]}
         if not bool(out.isfinite().all()):
@@ -95,7 +96,8 @@ class Worker:
         if not backward:
             return timed.forward
         if self.grad_out is None:
-            self.grad_out = torch.randn_like(timed.forward())
+            out = timed.forward()
+            self.grad_out = drawn("grad_out", *out.shape, device=self.device).to(out.dtype)
         grad_out = self.grad_out
         return lambda: timed.backward(grad_out)
 

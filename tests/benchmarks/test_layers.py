@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 SIZE = {"grid": [2, 3, 4], "heads": 1, "head_dim": 16}
@@ -105,6 +106,15 @@ def test_the_time_of_a_run_ends_it(layers: Any) -> None:
     made.size(SIZE)
     assert made.results["sizes"]["24 x 1"]["forward"] == {}
     assert {entry["why"] for entry in made.results["skipped"]} == {"the run's time is over"}
+
+
+def test_a_pass_with_backward_gives_the_first_gradient(layers: Any) -> None:
+    from layer_rows import Timed
+
+    x, unused = torch.ones(2, 3, requires_grad=True), torch.ones(1, requires_grad=True)
+    timed = Timed(lambda: 3 * x.flatten(), [x, unused])
+    assert torch.equal(timed.backward(torch.arange(6.0)), 3 * torch.arange(6.0).view(2, 3))
+    assert not timed.forward().requires_grad
 
 
 def test_the_table(layers: Any) -> None:
