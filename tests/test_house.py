@@ -47,7 +47,6 @@ class Ratchet(NamedTuple):
 
 
 COMMAND = "its arguments are the options of a command, which Typer reads from the signature"
-NARROW = "grew past the limit when its lines became narrow; it is next to be cut"
 ORDER = "one launch from end to end, in the order in which the device does it"
 BACKWARD = "what the backward of one launch reads: tensors, their gradients and tables"
 INPUTS = "independent inputs of one operation, all but the first few by keyword"
@@ -55,23 +54,15 @@ STORY = "one behaviour of one part, told in order; halves would repeat what they
 
 EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
     "lines of a file": {
-        "src/freqformer/attention/layer.py": Exceeds(434, NARROW),
-        "src/freqformer/demo/run.py": Exceeds(459, NARROW),
-        "src/freqformer/models/transformer.py": Exceeds(405, NARROW),
-        "src/freqformer/ops/block_sparse/triton_backward_queries.py": Exceeds(445, NARROW),
-        "src/freqformer/ops/block_sparse/triton_kernel.py": Exceeds(493, NARROW),
-        "src/freqformer/plan.py": Exceeds(409, NARROW),
-        "src/freqformer/training/config.py": Exceeds(415, NARROW),
-        "src/freqformer/training/run.py": Exceeds(427, NARROW),
-        "tests/attention/test_function.py": Exceeds(431, STORY),
-        "tests/test_demo.py": Exceeds(435, STORY),
+        "tests/attention/test_function.py": Exceeds(453, STORY),
+        "tests/test_demo.py": Exceeds(444, STORY),
         "tests/training/test_loop.py": Exceeds(525, STORY),
     },
     "lines of a function": {
         "src/freqformer/cli/calibrate.py:calibrate": Exceeds(68, COMMAND),
-        "src/freqformer/cli/sample.py:sample": Exceeds(64, COMMAND),
+        "src/freqformer/cli/sample.py:sample": Exceeds(76, COMMAND),
         "src/freqformer/cli/simulate.py:simulate": Exceeds(62, COMMAND),
-        "src/freqformer/cli/train.py:train": Exceeds(91, COMMAND),
+        "src/freqformer/cli/train.py:train": Exceeds(103, COMMAND),
         "src/freqformer/ops/block_sparse/triton.py:attend": Exceeds(75, ORDER),
         "src/freqformer/ops/block_sparse/triton_backward.py:attend_backward": Exceeds(71, ORDER),
         "src/freqformer/ops/fused_operation.py:_attention_backward": Exceeds(65, ORDER),
@@ -90,7 +81,7 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
         "src/freqformer/ops/block_sparse/triton_backward_queries.py:query_grads_kernel": Exceeds(
             163, ORDER
         ),
-        "src/freqformer/ops/block_sparse/triton_kernel.py:attention_kernel": Exceeds(198, ORDER),
+        "src/freqformer/ops/block_sparse/triton_kernel.py:attention_kernel": Exceeds(199, ORDER),
     },
     "arguments of a public function": {
         "src/freqformer/attention/function.py:frequency_attention": Exceeds(14, INPUTS),
@@ -98,9 +89,9 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
             9, "the options of `freqformer calibrate`, for use from Python"
         ),
         "src/freqformer/cli/calibrate.py:calibrate": Exceeds(10, COMMAND),
-        "src/freqformer/cli/sample.py:sample": Exceeds(10, COMMAND),
+        "src/freqformer/cli/sample.py:sample": Exceeds(11, COMMAND),
         "src/freqformer/cli/simulate.py:simulate": Exceeds(9, COMMAND),
-        "src/freqformer/cli/train.py:train": Exceeds(9, COMMAND),
+        "src/freqformer/cli/train.py:train": Exceeds(11, COMMAND),
         "src/freqformer/models/transformer.py:FreqFormerTransformer3DModel.__init__": Exceeds(
             14, "diffusers saves a model's constructor arguments as its configuration, flat"
         ),
@@ -113,7 +104,7 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
     },
 }
 RATCHETS = {
-    "literal subscripts per 1,000 lines of ops": Ratchet(target=10, today=40),
+    "literal subscripts per 1,000 lines of ops": Ratchet(target=10, today=29),
     "parallel assignments per 1,000 lines of ops": Ratchet(target=8, today=24),
     "arguments of a kernel": Ratchet(target=8, today=47),
     "comments per 100 lines of kernels": Ratchet(target=8, today=2),
@@ -344,6 +335,7 @@ def test_the_order_of_imports_in_contributing() -> None:
     layered = set(re.split(r" → |, ", words))
     assert layered <= existing
     anywhere = {"_files", "_interrupt", "_optional", "_validate", "media"}
+    anywhere |= {"_colours", "_older", "_progress", "_renamed"}
     assert existing - layered == {*anywhere, "assets"}
     assert all(f"`{name}`" in text for name in anywhere)
 
