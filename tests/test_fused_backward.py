@@ -129,7 +129,7 @@ CASES = {
     ),
     "LOW branch, values": small(
         gates=GATES,
-        config=replace(CONFIG, band_features="values"),
+        config=replace(CONFIG, band_features="high_pass_values"),
         learned=("summaries", "rotary", "norm"),
         num_text_tokens=2,
     ),

@@ -54,7 +54,7 @@ def test_the_layer() -> None:
         f"{microseconds[1]:.0f} µs ({shares[1]:.1f}%) at 65,536 tokens × 8 heads, where 1% was the",
     )
     case = result("router")["cases"]["64K"]
-    timed, statistics = case["weighing"]["timed"], dict(case["launches"])["sum_tiles"] / 1e3
+    timed, statistics = case["weighing"]["timestep"], dict(case["launches"])["sum_tiles"] / 1e3
     soft = (timed["added_to_layer_ms"] + statistics) / timed["layer_in_graph_ms"]
     check(
         f"two branches takes {soft:.1%} of a `FreqAttention`'s time",
@@ -119,7 +119,7 @@ def test_the_cpu() -> None:
 def test_what_the_low_branch_is_predicted_to_take(tmp_path: Path) -> None:
     windows = ["--tokens", "115200", "--set", "routing=fixed", "--set", "split=0,0,1"]
     seconds = []
-    for more in ([], ["--set", "low_beside=true"]):
+    for more in ([], ["--set", "low_branch=true"]):
         done = CliRunner().invoke(
             app, ["simulate", *windows, *more, "--json", str(tmp_path / "out.json")]
         )
@@ -175,7 +175,8 @@ def test_quality() -> None:
         (overall(run["losses"]), run["step_ms"]) for run in (timed, dense)
     )
     check(
-        f'At 65,536 tokens and equal steps ({dense["steps"]}, one seed) `routing="timed"` has the '
+        f"At 65,536 tokens and equal steps ({dense['steps']}, one seed) "
+        '`routing="timestep"` has the '
         f"loss {loss:.4f} where",
         f"where dense attention has {dense_loss:.4f}, and a training step takes {step:.0f} ms "
         "where dense",

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import pytest
 
 from freqformer._renamed import (
-    current_model_arguments,
     moved_names,
     renamed_arguments,
     renamed_fields,
@@ -55,12 +54,3 @@ def test_names_that_moved_are_found_where_they_are():
         assert find("Old") is Grid
     with pytest.raises(AttributeError, match="module 'here' has no attribute 'New'"):
         find("New")
-
-
-def test_arguments_of_the_model_have_todays_names_and_values():
-    with pytest.warns(FutureWarning, match=r"model\.prediction is now model\.prediction_type"):
-        made = current_model_arguments({"num_layers": 1, "prediction": "clip"}, "model.")
-    assert made == {"num_layers": 1, "prediction_type": "sample"}
-    with pytest.warns(FutureWarning):
-        assert current_model_arguments({"prediction": None}) == {"prediction_type": None}
-    assert current_model_arguments(made) == made

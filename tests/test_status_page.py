@@ -11,8 +11,8 @@ from freqformer.demo.shipped import SHIPPED_MODEL
 
 def test_the_shipped_model() -> None:
     record = json.loads((SHIPPED_MODEL / "record.json").read_text(encoding="utf-8"))
-    minutes = sum(part["seconds"] for part in record["parts"]) / 60
-    assert all(part["device"].startswith("NVIDIA H100") for part in record["parts"])
+    minutes = sum(session["seconds"] for session in record["sessions"]) / 60
+    assert all(session["device"].startswith("NVIDIA H100") for session in record["sessions"])
     check_says(
         "docs/index.md",
         f"{record['parameters'] / 1e6:.1f} million weights, trained for {minutes:.1f} minutes on "

@@ -278,6 +278,12 @@ def _allocation(value: Any) -> AllocationRule | tuple[int, ...]:
     return tuple(checked_bands(value))
 
 
+PLAN_FIELDS = tuple(
+    field.name for field in fields(FreqFormerConfig) if field.name not in LAYER_FIELDS
+)
+"""Fields of the record that a plan depends on."""
+
+
 def _triple(name: str, value: Any) -> tuple[int, int, int]:
     if not isinstance(value, tuple | list) or len(value) != 3:
         raise ValueError(

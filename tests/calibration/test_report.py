@@ -46,7 +46,7 @@ def colours(path) -> set[tuple[int, ...]]:
     return {tuple(row) for row in pixels.flatten(0, 1).unique(dim=0).tolist()}
 
 
-BLUE, GREEN, VERMILION, GREY = (0, 114, 178), (0, 158, 115), (213, 94, 0), (127, 127, 127)
+BLUE, GREEN, VERMILION, GREY = (0, 114, 178), (0, 158, 115), (213, 94, 0), (118, 118, 118)
 
 
 def test_pictures_show_the_numbers(made_up, tmp_path):

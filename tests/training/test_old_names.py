@@ -66,15 +66,12 @@ def test_an_old_train_json_loads(tmp_path):
     config = replace(tiny_config(tmp_path / "out"), model={**MODEL, "prediction_type": "sample"})
     values = config.to_dict()
     values["run"]["part_seconds"] = values["run"].pop("stop_after_seconds")
-    values["model"]["prediction"] = "clip"
-    del values["model"]["prediction_type"]
     with pytest.warns(FutureWarning) as warned:
         made = TrainConfig.from_dict(json.loads(json.dumps(values)))
     assert made == TrainConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     texts = [str(warning.message) for warning in warned]
     assert [text.partition(";")[0] for text in texts] == [
         "run.part_seconds is now run.stop_after_seconds",
-        "model.prediction is now model.prediction_type",
     ]
 
 
@@ -88,8 +85,6 @@ def test_a_run_folder_of_a_version_before_goes_on(tmp_path):
     groups, state = load_checkpoint(place)
     state["parts"] = state.pop("sessions")
     state["config"]["run"]["part_seconds"] = 9.0
-    state["config"]["model"]["prediction"] = "clip"
-    del state["config"]["model"]["prediction_type"]
     copies = {name: {key: x.clone() for key, x in group.items()} for name, group in groups.items()}
     save_checkpoint(place.parent, 1, copies, state)
     with pytest.warns(FutureWarning, match=r"parts\.json is now sessions\.json"):
@@ -98,7 +93,6 @@ def test_a_run_folder_of_a_version_before_goes_on(tmp_path):
         assert [step for step, _ in losses(config)] == [2, 3]
     texts = " ".join(str(warning.message) for warning in warned)
     assert "parts in a checkpoint's state is now sessions" in texts
-    assert "model.prediction is now model.prediction_type" in texts
     assert read_sessions(folder)[0] == first
     assert [session.last_step for session in read_sessions(folder)] == [1, 3]
     assert not (folder / "parts.json").exists()
@@ -112,10 +106,10 @@ def test_a_model_saved_by_a_version_before_loads(tmp_path):
     del values["prediction_type"]
     path.write_text(json.dumps({**values, "prediction": "clip"}))
     (tmp_path / "freqformer-manifest.json").unlink()
-    with pytest.warns(FutureWarning, match="prediction is now prediction_type"):
+    with pytest.warns(FutureWarning, match="prediction is prediction_type"):
         loaded = FreqFormerTransformer3DModel.from_pretrained(tmp_path)
     assert loaded.config["prediction_type"] == "sample"
-    with pytest.warns(FutureWarning, match="prediction is now prediction_type"):
+    with pytest.warns(FutureWarning, match="prediction is prediction_type"):
         made = FreqFormerTransformer3DModel(**MODEL, prediction="clip")  # type: ignore[call-arg]
     assert made.config["prediction_type"] == "sample"
     assert "prediction" not in made.config

@@ -78,7 +78,12 @@ def test_samples_that_differ_in_their_text_are_refused(second, message) -> None:
 def test_the_model_reads_the_text_of_a_batch() -> None:
     torch.manual_seed(0)
     model = FreqFormerTransformer3DModel(
-        in_channels=4, num_layers=1, num_heads=1, head_dim=6, text_dim=6, patch_size=[1, 4, 4]
+        in_channels=4,
+        num_layers=1,
+        num_attention_heads=1,
+        attention_head_dim=6,
+        cross_attention_dim=6,
+        patch_size=[1, 4, 4],
     )
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -101,5 +106,5 @@ def test_the_model_reads_the_text_of_a_batch() -> None:
 def test_text_for_a_model_that_takes_none_is_refused(tmp_path: Path) -> None:
     config = changed(tiny_config(tmp_path), "data", num_frames=2, height=8, width=8)
     model = FreqFormerTransformer3DModel(**{**MODEL, "in_channels": 4})
-    with pytest.raises(ValueError, match=r"encoder_hidden_states is .* text_dim None"):
+    with pytest.raises(ValueError, match=r"encoder_hidden_states is .* cross_attention_dim None"):
         losses(config, model=model, clips=Captioned())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from freqformer.config import FreqFormerConfig
+from freqformer.config import PLAN_FIELDS, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops import fused, unfused
 from freqformer.ops.backends import ImplChoice, resolve
@@ -131,15 +131,23 @@ def _plan_for(
         raise ValueError(
             f"plan is {plan!r}; an AttentionPlan or None is allowed: make it with build_plan"
         )
+    # Field by field: torch 2.11 can't compare records in a traced call.
     made = (
         plan.layout.grid,
-        plan.config,
+        *(getattr(plan.config, name) for name in PLAN_FIELDS),
         plan.num_heads,
         plan.head_dim,
         plan.num_text_tokens,
         plan.learned_summaries,
     )
-    asked = (grid, config.for_plan(), heads, head_dim, num_text_tokens, learned)
+    asked = (
+        grid,
+        *(getattr(config, name) for name in PLAN_FIELDS),
+        heads,
+        head_dim,
+        num_text_tokens,
+        learned,
+    )
     if made != asked:
         raise ValueError(
             f"plan was built for {made}; this call has {asked}: build it with build_plan for this "
