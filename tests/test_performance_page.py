@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from benchmarks.layers_table import table
 from benchmarks.quality.report import by_variant, mean, overall, paired, read_results, tokens_of
 from benchmarks.training_free_report import CALIBRATED
 from tests.support.pages import ROOT, check_says, result, text_of
@@ -17,6 +18,21 @@ PAGE = "docs/performance.md"
 
 def check(*parts: str) -> None:
     check_says(PAGE, *parts)
+
+
+def test_whole_layers() -> None:
+    layers = result("layers")
+    assert table(layers) in (ROOT / PAGE).read_text(encoding="utf-8")
+    size = layers["sizes"]["115,200 x 24"]
+    forward, both = (size[name]["layer default"] for name in ("forward", "forward and backward"))
+    check(
+        f"takes {forward['times_windows']:.2f} times as long as windows only, and "
+        f"{both['times_windows']:.2f} times with backward",
+        f"commit {layers['earlier_commit']}, where the LOW branch was a second call",
+        f"today's default takes {forward['times_earlier']:.2f} times as long as that, and "
+        f"{both['times_earlier']:.2f} times with backward",
+        f"is {both['peak_bytes'] / 2**30:.1f} GiB, {both['earlier_peak_bytes'] / 2**30:.1f} GiB",
+    )
 
 
 def test_the_layer() -> None:
@@ -127,7 +143,7 @@ def test_what_the_low_branch_is_predicted_to_take(tmp_path: Path) -> None:
         (case,) = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["scenarios"]
         seconds.append(case["time_s"])
     check(
-        f"a layer of windows the simulator predicts {seconds[1] / seconds[0] - 1:.0%} more time",
+        f"predicts {seconds[1] / seconds[0] - 1:.0%} more time with a LOW branch",
         f"simulate {' '.join(windows)}`",
     )
 
