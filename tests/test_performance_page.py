@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks.layers_table import table
 from benchmarks.quality.report import by_variant, mean, overall, paired, read_results, tokens_of
 from benchmarks.training_free_report import CALIBRATED
+from tests.support.launches import MOST
 from tests.support.pages import ROOT, check_says, result, text_of
 from typer.testing import CliRunner
 
@@ -33,6 +34,18 @@ def test_whole_layers() -> None:
         f"{both['times_earlier']:.2f} times with backward",
         f"is {both['peak_bytes'] / 2**30:.1f} GiB, {both['earlier_peak_bytes'] / 2**30:.1f} GiB",
     )
+
+
+def test_launches() -> None:
+    counted = result("layers")["launches"]["today"]
+    for row, name in (
+        ("layer default", "default"),
+        ("layer timestep", '`routing="timestep"`'),
+        ("layer frozen", "frozen table, the same at all timesteps"),
+        ("layer fixed gates", '`routing="fixed"`'),
+        ("layer windows", "windows only"),
+    ):
+        check(f"| {name} | {counted[row]['beside_projections']} | {MOST[row]} |")
 
 
 def test_the_layer() -> None:

@@ -119,7 +119,7 @@ class MixedAttention(FreqAttention):
     def gates_of(self, logits: Tensor) -> Tensor:
         """What logits (B, H, 3) of soft routing add to the gates of the own branch and of LOW, (B,
         2, H)."""
-        return branch_weights(logits, self.allocation)
+        return branch_weights(logits, self.bands)
 
     def decide(self, projected: Projected, call: LayerCall) -> Decision:
         """As `FreqAttention`, unless logits are held."""

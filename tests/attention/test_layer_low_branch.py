@@ -177,7 +177,7 @@ def test_a_table_moves_bands_under_soft_routing_and_leaves_its_weights():
     out = layer(hidden, GRID, TIMESTEP)
     assert layer.allocation_used.tolist() == [[1, 1, 1]] * 2
     # The weight of the own branch is still that of the band that it was trained as.
-    weights = branch_weights(layer.router_logits, layer.allocation)
+    weights = branch_weights(layer.router_logits, layer.bands)
     other.router.head_bias.data[:, Band.MID] += 10
     assert not torch.allclose(other(hidden, GRID, TIMESTEP), out, atol=1e-3)
     other.router = Held(weights)

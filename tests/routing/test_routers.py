@@ -33,10 +33,15 @@ def inputs(**changes: Any) -> RouterInputs:
     def score(network: RoutingNetwork) -> tuple[torch.Tensor, torch.Tensor]:
         return LOGITS, LOGITS.argmax(-1)
 
+    def weigh(network: RoutingNetwork) -> tuple[torch.Tensor, torch.Tensor]:
+        return LOGITS, branch_weights(LOGITS, BANDS)
+
     given: dict[str, Any] = {
         "timestep": TIMESTEP,
         "allocation": torch.tensor(BANDS),
+        "present": BANDS,
         "score": score,
+        "weigh": weigh,
         "costs": lambda: (1.0, 2.0, 4.0, 8.0),
     }
     return RouterInputs(**given | changes)
@@ -106,7 +111,7 @@ def test_soft_routers_keep_bands_and_weigh_them_against_low(kind: Any) -> None:
         [[3, 2, 2], [3, 1, 1]],  # own bands, then LOW
         [[1, 5, 2], [1, 6, 0]],
     ]
-    assert torch.equal(decision.branch_weights, branch_weights(LOGITS, torch.tensor(BANDS)))
+    assert torch.equal(decision.branch_weights, branch_weights(LOGITS, BANDS))
 
 
 def test_a_table_gives_bands_by_timestep_and_leaves_weights_to_the_router() -> None:
@@ -117,4 +122,4 @@ def test_a_table_gives_bands_by_timestep_and_leaves_weights_to_the_router() -> N
     weighed = TableRouter(table, SoftRouter(3)).decide(inputs())
     assert weighed.bands.tolist() == table.tolist()
     assert weighed.branch_weights is not None
-    assert torch.equal(weighed.branch_weights, branch_weights(LOGITS, torch.tensor(BANDS)))
+    assert torch.equal(weighed.branch_weights, branch_weights(LOGITS, BANDS))

@@ -166,7 +166,7 @@ def _count_banded(processor: FrequencyProcessor, sizes: list[int]) -> None:
     own = processor.banded
 
     def counted(attn: Any, share: Any, *given: Any) -> Any:
-        sizes.append(len(share.bands))
+        sizes.append(len(share.bands.bands))
         return own(attn, share, *given)
 
     processor.banded = counted  # type: ignore[method-assign]

@@ -26,8 +26,9 @@ from freqformer.attention.inputs import (
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops.backends import IMPLS, ImplChoice, uses_triton
-from freqformer.ops.parameters import AttentionParameters, BranchGates
-from freqformer.ops.routing.api import score
+from freqformer.ops.parameters import AttentionParameters, BranchGates, KnownBands
+from freqformer.ops.routing.api import OwnBands, look_up, score, weigh
+from freqformer.ops.routing.reference import Inputs
 from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import build_plan
 from freqformer.routing import (
@@ -225,8 +226,11 @@ class AttentionLayer(HeadBands):
             RouterInputs(
                 timestep=call.timestep,
                 allocation=self.allocation,
+                present=self.present,
                 score=partial(self._score, projected.qkv, call),
+                weigh=partial(self._weigh, projected.qkv, call),
                 costs=partial(self.band_costs, call.grid),
+                look_up=partial(look_up, fused=uses_triton(projected.qkv, call.impl)),
             )
         )
 
@@ -234,7 +238,10 @@ class AttentionLayer(HeadBands):
         """(B, N, H, D): every head's attention as it was decided."""
         if self.exact:
             return self._exact(projected.qkv, call)
-        return self._by_bands(projected.qkv, call, decision.bands, self.learned(call, decision))
+        learned = self.learned(call, decision)
+        return self._by_bands(
+            projected.qkv, call, decision.bands, learned, present=decision.present
+        )
 
     def learned(self, call: LayerCall, decision: Decision) -> AttentionParameters:
         """What the operation is given of what the layer has learned."""
@@ -250,13 +257,28 @@ class AttentionLayer(HeadBands):
         table = self._table_on(device)
         if table is None:
             return self.router
-        return TableRouter(table, self.router if self.config.weighs else None)
+        weigher = self.router if self.config.weighs else None
+        if torch.compiler.is_compiling():
+            # One graph then serves layers with other tables, as it does in regional compilation.
+            return TableRouter(table, weigher)
+        present = tuple(sorted({band for row in self._table_rows for band in row}))
+        alike = len(set(self._table_rows)) == 1
+        return TableRouter(table[:1] if alike else table, weigher, present)
 
     def _score(self, qkv: QKV, call: LayerCall, network: Any) -> tuple[Tensor, Tensor]:
+        inputs = self._seen(qkv, call)
+        return score(network, call.timestep, inputs, fused=uses_triton(qkv, call.impl))
+
+    def _weigh(self, qkv: QKV, call: LayerCall, network: Any) -> tuple[Tensor, Tensor]:
+        own = OwnBands(self.bands, self.allocation)
+        inputs, fused = self._seen(qkv, call), uses_triton(qkv, call.impl)
+        return weigh(network, call.timestep, inputs, own, fused=fused)
+
+    def _seen(self, qkv: QKV, call: LayerCall) -> Inputs:
+        """What a router's statistics are taken of."""
         features = (qkv.query, qkv.key, call.hidden_states)
         norms = (self.query_norm, self.key_norm)
-        inputs = (features, norms, NORM_EPS, call.grid, self.config, call.token_order)
-        return score(network, call.timestep, inputs, fused=uses_triton(qkv, call.impl))
+        return (features, norms, NORM_EPS, call.grid, self.config, call.token_order)
 
     def _by_bands(
         self,
@@ -265,16 +287,22 @@ class AttentionLayer(HeadBands):
         bands: Tensor,
         parameters: AttentionParameters,
         low_branch: BranchGates | None = None,
+        present: tuple[int, ...] | None = None,
     ) -> Tensor:
         """(B, N, H, D), every head by its band, with a LOW branch by gates; bands (B, H) mean what
-        the call's timestep bucket says."""
-        attend = partial(
-            frequency_attention,
-            grid=call.grid,
-            parameters=parameters,
-            token_order=call.token_order,
-            impl=call.impl,
-        )
+        the call's timestep bucket says, and are among `present`, if that is known."""
+
+        def attend(*tensors: Tensor, allocation: Tensor, **named: Any) -> Tensor:
+            return frequency_attention(
+                *tensors,
+                allocation=allocation if present is None else KnownBands(allocation, present),
+                grid=call.grid,
+                parameters=parameters,
+                token_order=call.token_order,
+                impl=call.impl,
+                **named,
+            )
+
         return attend_by_bucket(attend, qkv, bands, self.configs, call.timestep, low_branch)
 
     def _exact(self, qkv: QKV, call: LayerCall) -> Tensor:

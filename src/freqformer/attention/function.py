@@ -16,7 +16,7 @@ from freqformer.ops.checks import (
     check_parameters,
     check_tensors,
 )
-from freqformer.ops.parameters import AttentionParameters, BranchGates
+from freqformer.ops.parameters import AttentionParameters, BranchGates, KnownBands
 from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import AttentionPlan, Selection, build_plan
 
@@ -27,7 +27,7 @@ def frequency_attention(
     value: Tensor,
     *,
     grid: Grid,
-    allocation: Tensor | Sequence[int] | None = None,
+    allocation: Tensor | Sequence[int] | KnownBands | None = None,
     config: FreqFormerConfig = FreqFormerConfig(),
     num_text_tokens: int = 0,
     text_mask: Tensor | None = None,
@@ -50,7 +50,7 @@ def frequency_attention(
         grid: the video's token grid.
         allocation: `Band` of every head, (heads,) or (batch, heads), whole numbers 0 to 3; None
             takes the config's. impl="triton" doesn't read back one that is on the GPU: a head whose
-            number is no band gives NaN there.
+            number is no band gives NaN there. `KnownBands` says which bands such a one may hold.
         config: bands, patterns and summaries. Its routing, prior and low_branch are what a layer
             does, and are not read here.
         num_text_tokens: text tokens behind the video tokens. Text is never compressed; text queries

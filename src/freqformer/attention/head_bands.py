@@ -25,6 +25,8 @@ class HeadBands(nn.Module):
     forgets_summaries = True
     """Whether a state of an older version may hold summaries that nothing used."""
     bands: tuple[int, ...]
+    present: tuple[int, ...]
+    """Which bands there are among them, each once."""
     allocation: Tensor
     """int64 (H,)."""
     table_bands: Tensor | None
@@ -34,6 +36,7 @@ class HeadBands(nn.Module):
         """Take bands; `fixed` says that they act for good, and aren't just where a router
         starts."""
         self.bands, self._fixed = tuple(bands), fixed
+        self.present = tuple(sorted(set(self.bands)))
         self.register_buffer(ALLOCATION, torch.tensor(self.bands))
         self._table: Tensor | None = None
         self.table_bands = None
@@ -43,6 +46,9 @@ class HeadBands(nn.Module):
         # it.
         self._table = None if bands is None else bands.cpu()
         self.table_bands = self._table
+        self._table_rows: list[tuple[int, ...]] = []
+        if bands is not None:
+            self._table_rows = [tuple(row) for row in bands.tolist()]
         self._restore()
 
     def _table_on(self, device: torch.device) -> Tensor | None:

@@ -152,7 +152,7 @@ class FreqAttention(AttentionLayer):
         if self.config.low_branch:
             branch = BranchGates(projected.gates, decision.branch_weights)
         if not self._learns_choice(decision):
-            return own(decision.bands, low_branch=branch)
+            return own(decision.bands, low_branch=branch, present=decision.present)
         out = self._with_choice(own(decision.bands), decision, own)
         if branch is None:
             return out

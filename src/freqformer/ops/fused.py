@@ -20,7 +20,7 @@ from freqformer import buffers
 from freqformer.config import Band
 from freqformer.ops.backends import Tensors
 from freqformer.ops.checks import check_bands, head_bands
-from freqformer.ops.parameters import AttentionParameters, BranchGates
+from freqformer.ops.parameters import AttentionParameters, BranchGates, KnownBands
 from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import AttentionPlan, Selection
 
@@ -61,7 +61,7 @@ class FusedOutputs:
 
 def fused_attention(
     tensors: Tensors,
-    allocation: Tensor | Sequence[int],
+    allocation: Tensor | Sequence[int] | KnownBands,
     *,
     plan: AttentionPlan,
     parameters: AttentionParameters | None,
@@ -167,10 +167,13 @@ def contiguous(x: Tensor | None) -> Tensor | None:
 
 
 def _device_bands(
-    allocation: Tensor | Sequence[int], query: Tensor
+    allocation: Tensor | Sequence[int] | KnownBands, query: Tensor
 ) -> tuple[Tensor, frozenset[int]]:
     """The band of every head on the device, whole numbers (B, H), and which bands may be among
     them."""
+    if isinstance(allocation, KnownBands):
+        bands = head_bands(allocation.bands, query)
+        return bands.to(query.device), frozenset(allocation.present)
     if torch.compiler.is_compiling() and isinstance(allocation, list):
         batch, _, heads, _ = query.shape
         for band in range(len(Band)):

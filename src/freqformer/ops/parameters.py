@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from freqformer._validate import on_host
+
 
 @dataclass(frozen=True, eq=False)
 class AttentionParameters:
@@ -62,6 +64,31 @@ class BranchGates:
         """The gates of some samples, by their indices."""
         pick = (None if x is None else x[samples] for x in (self.by_token, self.by_sample))
         return BranchGates(*pick)
+
+
+@dataclass(frozen=True, eq=False)
+class KnownBands:
+    """The band of every head on the device, with what the host knows of them: launches for other
+    bands are left out, and nothing is read back.
+
+    Raises ValueError where the bands are on the host and one of them is not among `present`.
+    """
+
+    bands: Tensor
+    """Whole numbers (batch, heads)."""
+    present: tuple[int, ...]
+    """Every `Band` that there may be. That it is true is up to who makes the record: a head of
+    another band gets any numbers on a GPU."""
+
+    def __post_init__(self) -> None:
+        if not on_host(self.bands):
+            return
+        others = sorted(set(self.bands.flatten().tolist()) - set(self.present))
+        if others:
+            raise ValueError(
+                f"present is {self.present}, and bands hold {others}; every band of a head is to "
+                "be among them: name it, or pass the tensor alone"
+            )
 
 
 LEARNED = ("summary_queries", "summary_offsets", "gains", "query_norm", "key_norm")

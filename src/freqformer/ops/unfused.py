@@ -10,14 +10,14 @@ from torch import Tensor
 from freqformer.ops.block_sparse import Impl
 from freqformer.ops.branches import Branches
 from freqformer.ops.checks import head_bands, row_numbers
-from freqformer.ops.parameters import AttentionParameters, BranchGates
+from freqformer.ops.parameters import AttentionParameters, BranchGates, KnownBands
 from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import AttentionPlan, Selection
 
 
 def unfused_attention(
     tensors: tuple[Tensor, Tensor, Tensor],
-    allocation: Tensor | Sequence[int],
+    allocation: Tensor | Sequence[int] | KnownBands,
     *,
     plan: AttentionPlan,
     parameters: AttentionParameters | None,
@@ -29,7 +29,8 @@ def unfused_attention(
 ) -> Tensor:
     """See `attention.frequency_attention`, whose checks have passed."""
     query = tensors[0]
-    bands = head_bands(allocation, query)
+    known = isinstance(allocation, KnownBands)
+    bands = head_bands(allocation.bands if known else allocation, query)
     if torch.compiler.is_compiling():
         # Imported here: registering an operation takes time, and most processes compile nothing.
         from freqformer.ops.unfused_operation import attention

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -15,12 +16,17 @@ from torch import Tensor, nn
 
 from freqformer.config import Band, FreqFormerConfig, Prior
 from freqformer.routing.allocation import allocate
-from freqformer.routing.network import RoutingNetwork
-from freqformer.routing.table import timestep_bucket
+from freqformer.routing.network import NUM_BANDS, RoutingNetwork
+from freqformer.routing.table import bands_at
 from freqformer.routing.training import RouterTraining
+from freqformer.tracing import constant_result
 
 Score = Callable[[RoutingNetwork], tuple[Tensor, Tensor]]
 """A network's logits of the heads (B, H, 3), and the best bands by them, int64 (B, H)."""
+Weigh = Callable[[RoutingNetwork], tuple[Tensor, Tensor]]
+"""A network's logits of the heads (B, H, 3), and their `branch_weights` (B, 2, H)."""
+LookUp = Callable[[Tensor, Tensor], Tensor]
+"""As `bands_at`."""
 Costs = tuple[float, float, float, float]
 """Of one head as LOW, MID and HIGH, and of dense attention."""
 
@@ -33,10 +39,16 @@ class RouterInputs:
     """(B,)."""
     allocation: Tensor
     """The layer's own bands, int64 (H,)."""
+    present: tuple[int, ...]
+    """Which bands there are among them, each once."""
     score: Score
     """What a network makes of the layer's statistics and the timestep; takes them when called."""
+    weigh: Weigh
+    """The same, with weights of the own branch and of LOW in place of bands."""
     costs: Callable[[], Costs]
     """What a head costs in each band, for budgets."""
+    look_up: LookUp = bands_at
+    """What finds bands in a table."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +63,8 @@ class Decision:
     """The scores that it was made by, (B, H, 3); None where no network ran."""
     summary_offsets: Tensor | None = None
     """What is added to the layer's summary offsets, (B, H, 3); None for nothing."""
+    present: tuple[int, ...] | None = None
+    """Every band that may be among the heads', where the host knows; None for any."""
 
 
 @runtime_checkable
@@ -67,7 +81,8 @@ class FixedRouter(nn.Module):
 
     def decide(self, given: RouterInputs) -> Decision:
         """See `Router`."""
-        return Decision(given.allocation.expand(len(given.timestep), -1))
+        bands = given.allocation.expand(len(given.timestep), -1)
+        return Decision(bands, present=given.present)
 
 
 class HardRouter(RoutingNetwork):
@@ -112,9 +127,9 @@ class SoftRouter(RoutingNetwork):
 
     def decide(self, given: RouterInputs) -> Decision:
         """See `Router`."""
-        logits, _ = given.score(self)
+        logits, weights = given.weigh(self)
         bands = given.allocation.expand(len(logits), -1)
-        return Decision(bands, branch_weights(logits, given.allocation), logits)
+        return Decision(bands, weights, logits, present=given.present)
 
 
 class TimestepRouter(SoftRouter):
@@ -129,30 +144,48 @@ class TableRouter:
     """One layer's bands by timestep, from a `RoutingTable`."""
 
     bands: Tensor
-    """int64 (T, H)."""
+    """int64 (T, H); T is 1 where the host knows that all buckets have the same."""
     weigher: Router | None = None
     """What still weighs branches; its bands give way to the table's. None for nothing."""
+    present: tuple[int, ...] | None = None
+    """Every band that may be among them, where the host knows."""
 
     def decide(self, given: RouterInputs) -> Decision:
         """See `Router`."""
-        bands = self.bands[timestep_bucket(given.timestep, len(self.bands))]
+        if len(self.bands) == 1:
+            bands = self.bands.expand(len(given.timestep), -1)
+        else:
+            bands = given.look_up(self.bands, given.timestep)
         if self.weigher is None:
-            return Decision(bands)
-        return replace(self.weigher.decide(given), bands=bands)
+            return Decision(bands, present=self.present)
+        return replace(self.weigher.decide(given), bands=bands, present=self.present)
 
 
-def branch_weights(logits: Tensor, allocation: Tensor) -> Tensor:
+def branch_weights(logits: Tensor, bands: Sequence[int]) -> Tensor:
     """What soft routing adds to the gates of the own branch and of LOW: the logits of the two
     bands.
 
     Args:
         logits: (B, H, 3).
-        allocation: the own band of every head, LOW, MID or HIGH: int64 (H,).
+        bands: the own band of every head, LOW, MID or HIGH.
 
-    Returns: (B, 2, H).
+    Returns: (B, 2, H), one launch on a device.
     """
-    own = logits.gather(2, allocation.expand(len(logits), -1)[..., None])[..., 0]
-    return torch.stack([own, logits[..., Band.LOW.value]], 1)
+    (places,) = _weight_places(tuple(bands), logits.device)
+    return logits.flatten(1).index_select(1, places).unflatten(1, (2, -1))
+
+
+@constant_result
+def _weight_places(bands: tuple[int, ...], device: torch.device) -> tuple[Tensor]:
+    return (_cached_places(bands, device),)
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what it caches must also serve training
+def _cached_places(bands: tuple[int, ...], device: torch.device) -> Tensor:
+    """Places of the own bands' logits, and then of LOW's, in (H, 3) laid flat: int64 (2 H,)."""
+    first = NUM_BANDS * torch.arange(len(bands))
+    return torch.cat([first + torch.tensor(bands), first + Band.LOW.value]).to(device)
 
 
 def make_router(config: FreqFormerConfig, num_heads: int) -> Router:

@@ -45,6 +45,11 @@ def timestep_bucket(timestep: Tensor, num_buckets: int) -> Tensor:
     return (timestep.double() * num_buckets).long().clamp(0, num_buckets - 1)
 
 
+def bands_at(bands: Tensor, timestep: Tensor) -> Tensor:
+    """The bands of every timestep's bucket: (T, H) and (B,) -> (B, H)."""
+    return bands[timestep_bucket(timestep, len(bands))]
+
+
 @dataclass(frozen=True)
 class RoutingTable:
     """A band for every timestep bucket, layer and head, in place of a running router.

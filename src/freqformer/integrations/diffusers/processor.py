@@ -17,6 +17,7 @@ from freqformer.attention import frequency_attention
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops.backends import ImplChoice
+from freqformer.ops.parameters import KnownBands
 from freqformer.routing import timestep_bucket
 
 
@@ -60,8 +61,8 @@ class Share:
     """Samples of one call that run together, by bands of the same meaning."""
 
     grid: Grid
-    bands: Tensor
-    """int64 (B, H)."""
+    bands: KnownBands
+    """Of every head and sample."""
     config: FreqFormerConfig
 
 
@@ -89,6 +90,8 @@ class FrequencyProcessor:
     ) -> None:
         self.current = current
         self.bands = bands
+        self.present = [set(row) for row in bands.tolist()]
+        """Which bands there are in every bucket."""
         self.own = own
         self.min_tokens = min_tokens
         self.impl: ImplChoice = impl
@@ -154,7 +157,9 @@ class FrequencyProcessor:
         if config is None:
             return self.own(attn, *given)
         bands = self.bands[first].expand(len(buckets), -1) if same else self.bands[buckets]
-        return self.banded(attn, Share(grid, bands, config), *given)
+        present = sorted(set().union(*(self.present[bucket] for bucket in buckets)))
+        known = KnownBands(bands, tuple(present))
+        return self.banded(attn, Share(grid, known, config), *given)
 
     def banded(
         self,

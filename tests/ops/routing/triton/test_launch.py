@@ -12,7 +12,7 @@ from torch import Tensor
 from freqformer.attention import FreqAttention
 from freqformer.config import FreqFormerConfig, Routing
 from freqformer.grid import Grid, tile_layout
-from freqformer.routing import RoutingNetwork
+from freqformer.routing import RoutingNetwork, branch_weights
 from freqformer.routing.statistics import STATISTIC_TILES
 
 triton = pytest.importorskip("triton")
@@ -167,6 +167,20 @@ def test_any_network_and_timestep(prior: str, hidden: int, statistics: bool) -> 
         assert torch.equal(bands, logits.argmax(-1))
 
 
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize("own", [(2, 0, 1), (0, 0, 0), (2, 2, 2)])
+def test_weights_of_two_branches_in_the_same_launches(
+    own: tuple[int, ...], statistics: bool
+) -> None:
+    network = RoutingNetwork(HEADS, prior="noise_level", statistics=statistics)
+    call = (make_features(RAGGED), (None, None), EPS, RAGGED, CONFIG, "raster")
+    given, timestep = call if statistics else None, torch.rand(2)
+    with nan_filled_allocations():
+        logits, weights = launch.weigh(network, timestep, given, torch.tensor(own))
+    assert torch.equal(logits, launch.score(network, timestep, given)[0])
+    assert torch.equal(weights, branch_weights(logits, own))
+
+
 @pytest.mark.parametrize("routing", ["hard", "soft", "timestep"])
 def test_a_layer_scores_its_heads_alike_with_and_without_the_launches(routing: Routing) -> None:
     grid = Grid(2, 4, 3)
@@ -201,7 +215,13 @@ def test_operator_checks() -> None:
     tables = sample_tables(grid, CONFIG, "raster", cpu, (torch.float32, torch.float32))
     sums = (*features, *make_norms(), *tables, EPS)
     weights = [x.detach() for x in network.parameters()]
-    scores = (torch.ops.freqformer.sum_tiles(*sums), torch.rand(2), weights, 0.75)
+    scores = (
+        torch.ops.freqformer.sum_tiles(*sums),
+        torch.rand(2),
+        weights,
+        0.75,
+        torch.tensor([2, 0, 1]),
+    )
     for name, arguments in (("sum_tiles", sums), ("score_heads", scores)):
         operation = getattr(torch.ops.freqformer, name).default
         checks = torch.library.opcheck(
@@ -212,7 +232,7 @@ def test_operator_checks() -> None:
     operation = torch.ops.freqformer.score_heads.default
     checks = torch.library.opcheck(
         operation,
-        (None, torch.rand(2), weights, 0.0),
+        (None, torch.rand(2), weights, 0.0, None),
         test_utils=("test_schema", "test_faketensor"),
     )
     assert set(checks.values()) == {"SUCCESS"}

@@ -216,12 +216,16 @@ class Scales(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """What is written."""
+    """What is written, and which logits are written twice."""
 
     logits: Tensor
     """float32 (B, H, 3)."""
     bands: Tensor
     """int64 (B, H), the first of the largest."""
+    own: Tensor | None
+    """Own bands of a layer whose branches are weighed, int64 (H,)."""
+    branches: Tensor | None
+    """Logits of the own bands and of LOW, float32 (B, 2, H)."""
 
 
 @triton.jit
@@ -359,3 +363,8 @@ def score_heads(
     tl.store(scores.logits + result * 3 + band, logits, mask=band < 3)
     best = tl.argmax(tl.where(band < 3, logits, float("-inf")), 0)
     tl.store(scores.bands + result, best.to(tl.int64))
+    if scores.branches is not None:
+        own = tl.load(scores.own + head)
+        pair = scores.branches + 2 * sample * heads + head
+        tl.store(pair, tl.sum(tl.where(band == own, logits, 0.0), 0))
+        tl.store(pair + heads, tl.sum(tl.where(band == 0, logits, 0.0), 0))

@@ -72,10 +72,36 @@ def score(
     Raises:
         ValueError: for an input of another width.
     """
+    logits, bands, _ = _launched(network, timestep, inputs, None)
+    return logits, bands
+
+
+@torch.no_grad()
+def weigh(
+    network: RoutingNetwork, timestep: Tensor, inputs: reference.Inputs | None, own: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `score`, with weights of two branches in place of the best bands, in the same launches.
+
+    Args:
+        network, timestep, inputs: as `score` takes them.
+        own: the band of every head, LOW, MID or HIGH: int64 (H,).
+
+    Returns: logits float32 (B, H, 3), and `branch_weights` float32 (B, 2, H).
+    """
+    logits, _, weights = _launched(network, timestep, inputs, own)
+    return logits, weights
+
+
+def _launched(
+    network: RoutingNetwork, timestep: Tensor, inputs: reference.Inputs | None, own: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, the best bands, and weights of branches, which are empty without own bands."""
     sums = None if inputs is None else _sums(*inputs)
 
-    def launch(weights: list[Tensor]) -> tuple[Tensor, Tensor]:
-        return torch.ops.freqformer.score_heads(sums, timestep, weights, network.prior_strength)
+    def launch(weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.ops.freqformer.score_heads(
+            sums, timestep, weights, network.prior_strength, own
+        )
 
     return network(None, timestep, launch=launch)
 
@@ -170,14 +196,19 @@ def _empty_sums(query: Tensor, places: Tensor) -> Tensor:
 @torch.library.custom_op(
     "freqformer::score_heads",
     mutates_args=(),
-    schema="(Tensor? sums, Tensor timestep, Tensor[] weights, float lean) -> (Tensor, Tensor)",
+    schema="(Tensor? sums, Tensor timestep, Tensor[] weights, float lean, Tensor? own) "
+    "-> (Tensor, Tensor, Tensor)",
 )
 def _score_heads(
-    sums: Tensor | None, timestep: Tensor, weights: Sequence[Tensor], lean: float
-) -> tuple[Tensor, Tensor]:
+    sums: Tensor | None,
+    timestep: Tensor,
+    weights: Sequence[Tensor],
+    lean: float,
+    own: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """`weights` are the embedding and bias of heads, then weight and bias of each layer; `lean` is
-    the prior's strength."""
-    logits, bands = _empty_scores(timestep, weights)
+    the prior's strength, and `own` the bands whose logits weigh branches."""
+    logits, bands, branches = _empty_scores(timestep, weights, own)
     batch, heads = bands.shape
     tiles, known = (1, 0) if sums is None else (sums.shape[-1], NUM_STATISTICS)
     embedding, head_bias, first, first_bias, second, second_bias, last, last_bias = (
@@ -196,7 +227,12 @@ def _score_heads(
             embedding=embedding,
             head_bias=head_bias,
         ),
-        Scores(logits=logits, bands=bands),
+        Scores(
+            logits=logits,
+            bands=bands,
+            own=None if own is None else own.contiguous(),
+            branches=None if own is None else branches,
+        ),
         Scales(
             floor=FLOOR,
             statistic=STATISTIC_SCALE,
@@ -215,16 +251,21 @@ def _score_heads(
         STATIC_BLOCK=power_of_two(inputs - known),
         num_warps=4,  # pyright: ignore[reportCallIssue]
     )
-    return logits, bands
+    return logits, bands, branches
 
 
 @_score_heads.register_fake
-def _(sums, timestep, weights, lean):
-    return _empty_scores(timestep, weights)
+def _(sums, timestep, weights, lean, own):
+    return _empty_scores(timestep, weights, own)
 
 
-def _empty_scores(timestep: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _empty_scores(
+    timestep: Tensor, weights: Sequence[Tensor], own: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     embedding, *_ = weights
     shape = (len(timestep), len(embedding))
     logits = timestep.new_empty(*shape, 3, dtype=torch.float32)
-    return logits, timestep.new_empty(shape, dtype=torch.int64)
+    branches = timestep.new_empty(
+        0 if own is None else (len(timestep), 2, len(embedding)), dtype=torch.float32
+    )
+    return logits, timestep.new_empty(shape, dtype=torch.int64), branches
