@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
-from freqformer.buffers import PAD, key_layout, power_of_two, workspace_bytes
+from freqformer.buffers import PAD, key_layout
 from freqformer.config import BandFeatures, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.plan import build_plan
@@ -41,37 +39,3 @@ def test_segments_follow_each_other_with_room_between(
     else:
         assert keys.exact == 0
     assert keys.rows == end
-
-
-@pytest.mark.parametrize("features", ["full", "high_pass_values"])
-@pytest.mark.parametrize("text", [0, 300])
-@pytest.mark.parametrize(
-    ("tokens", "mid_tiles"), [(130, 16), (16_384, 4), (16_384, None), (130_000, 16)]
-)
-def test_workspace_is_the_sum_of_its_buffers(
-    tokens: int, mid_tiles: int | None, text: int, features: BandFeatures
-) -> None:
-    """Each buffer by its shape, as the launches make them."""
-    config = FreqFormerConfig(mid_tiles=mid_tiles, band_features=features, summary_tokens=8)
-    plan = build_plan(Grid(1, 1, tokens), config, num_heads=3, head_dim=16, num_text_tokens=text)
-    heads, width, tiles, keys = 3, 16, plan.layout.num_tiles, key_layout(plan).rows
-    queries = tokens + text + plan.num_low_tokens
-    wide = [
-        (heads, queries, width),
-        (heads, keys, width),
-        (heads, keys, width),
-        (heads, plan.num_low_tokens, width),
-    ]
-    narrow = [(heads, queries), (3, heads, tiles, width)]
-    if mid_tiles is not None and mid_tiles < tiles:
-        programs = min(heads * -(-tiles // 16), 528)
-        narrow += [
-            (heads, tiles, mid_tiles),
-            (heads, tiles, plan.cells.num_cells),
-            (programs, 16, power_of_two(tiles)),
-        ]
-    parts = min(16, tiles // 64)
-    if parts > 1 and text:
-        narrow += [(heads, parts, text, width), (heads, parts, text)]
-    expected = 2 * sum(map(math.prod, wide)) + 4 * sum(map(math.prod, narrow))
-    assert workspace_bytes(plan, heads, 2) == expected

@@ -112,10 +112,3 @@ def score_bytes(rows: int, tiles: int) -> int:
 def text_parts(tiles: int) -> int:
     """Parts that a text query's list of all key tiles is split into."""
     return max(1, min(TEXT_PARTS, tiles // TEXT_PART_TILES))
-
-
-def workspace_bytes(plan: AttentionPlan, rows: int, element_size: int) -> int:
-    """As `ops.cost.workspace_bytes`; here until the launches read it there."""
-    from freqformer.ops import cost
-
-    return cost.workspace_bytes(plan, rows, element_size)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from freqformer import buffers
 from freqformer.config import Band
+from freqformer.ops import cost
 from freqformer.ops.backends import Tensors
 from freqformer.ops.checks import check_bands, head_bands
 from freqformer.ops.parameters import AttentionParameters, BranchGates, KnownBands
@@ -230,4 +230,4 @@ def workspace_bytes(plan: AttentionPlan, batch: int, dtype: torch.dtype) -> int:
         batch: samples.
         dtype: of the query.
     """
-    return buffers.workspace_bytes(plan, batch * plan.num_heads, dtype.itemsize)
+    return cost.workspace_bytes(plan, batch * plan.num_heads, dtype.itemsize)

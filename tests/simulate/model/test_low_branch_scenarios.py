@@ -33,7 +33,12 @@ def test_it_is_off_unless_asked_for():
     """Counts of a layer as they were before there was the option, no efficiency has a part in them;
     and its memory, with room for low queries in every row."""
     config = FreqFormerConfig(
-        tile=(4, 4, 8), compression=32, mid_tiles=32, window=(3, 3, 3), summary_tokens=256
+        tile=(4, 4, 8),
+        compression=32,
+        mid_tiles=32,
+        window=(3, 3, 3),
+        summary_tokens=256,
+        allocation="thirds",
     )
     found = simulate(
         named("wan2.1-1.3b", "h200", 65_536, config=config, routing=Routing(kind="fixed"))

@@ -60,7 +60,7 @@ def test_the_default_is_the_librarys(found):
     layer, case = model.attentions[0], scenario("freqformer", "h200", 4096)
     assert (case.preset, case.routing.kind) == ("default", layer.config.routing)
     assert case.config == model.frequency_config
-    assert case.routing.initial(layer.num_heads) == layer.allocation.tolist()
+    assert case.initial == layer.allocation.tolist()
     assert case.has_low_branch == (layer.gates is not None)
     assert layer.router is not None
     assert (case.router == "statistics") == (layer.router.num_statistics > 0)

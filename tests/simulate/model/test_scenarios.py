@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from freqformer import Band, FreqFormerConfig
 from freqformer.routing import RoutingTable
 from freqformer.simulate import ProfileError, Routing, scenario, simulate
-from freqformer.simulate.model.allocations import head_schedule, timesteps
+from freqformer.simulate.model.allocations import count_heads, head_schedule, timesteps
 from freqformer.simulate.model.counts import dense_counts
 from freqformer.simulate.model.scale_out import assign_heads, scale_out
 from freqformer.simulate.model.sensitivity import KNOBS, sensitivity
@@ -111,8 +111,21 @@ def test_bad_splits_are_refused(split):
 
 
 def test_splits_are_taken_in_proportion():
-    assert Routing(split=(1, 1, 4)).initial(12) == [0] * 2 + [1] * 2 + [2] * 8
-    assert Routing(split=(1, 0, 0)).initial(3) == [0, 0, 0]
+    thirds = FreqFormerConfig(allocation="thirds")
+    assert Routing(split=(1, 1, 4)).initial(12, thirds) == [0] * 2 + [1] * 2 + [2] * 8
+    assert Routing(split=(1, 0, 0)).initial(3, thirds) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["soft", "timestep", "hard", "fixed"])
+def test_without_a_split_heads_start_as_the_record_says(kind):
+    """Whatever the routing, as in a layer of that record."""
+    for preset, expected in (("default", (0, 0, 12, 0)), ("paper", (4, 4, 4, 0))):
+        case = scenario("wan2.1-1.3b", "h200", 4096, preset=preset, routing=Routing(kind=kind))
+        assert count_heads(case.initial) == expected
+        assert count_heads(simulate(case).allocation) == expected
+    own = FreqFormerConfig(allocation=(0,) * 11 + (1,))
+    case = scenario("wan2.1-1.3b", "h200", 4096, config=own, routing=Routing(kind=kind))
+    assert count_heads(case.initial) == (11, 1, 0, 0)
 
 
 def test_more_tokens_cost_more_and_gain_more(result):

@@ -16,7 +16,6 @@ from freqformer.routing import (
     RoutingNetwork,
     RoutingTable,
     allocate,
-    even_allocation,
     timestep_bucket,
 )
 from freqformer.routing.network import NUM_STATISTICS
@@ -49,8 +48,7 @@ class Routing:
     neither."""
     split: tuple[int, int, int] | None = None
     """Heads that start in LOW, MID and HIGH; in proportion where the model has another number.
-    None: as a layer without `allocation` starts, all in HIGH where the router weighs, else a third
-    each."""
+    None: by the `allocation` of the scenario's config, as in a layer."""
     schedule: Schedule | None = None
     """`fixed`: every step the same. `prior`: what the paper's prior makes of the split before any
     training. None: `prior` where a router chooses, else `fixed`."""
@@ -98,10 +96,10 @@ class Routing:
         inputs: dict[Kind, RouterInputs] = {"soft": "statistics", "timestep": "timestep"}
         return inputs.get(self.kind)
 
-    def initial(self, num_heads: int) -> list[int]:
-        """The band that every head starts with."""
+    def initial(self, num_heads: int, config: FreqFormerConfig) -> list[int]:
+        """The band that every head starts with, of a model with so many and of a config."""
         if self.split is None:
-            return [Band.HIGH.value] * num_heads if self.weighs else even_allocation(num_heads)
+            return list(config.bands(num_heads))
         total, start = sum(self.split), 0
         ends = []
         for part in self.split:
@@ -148,7 +146,7 @@ def head_schedule(
     """
     if routing.table is not None:
         return _from_table(model, routing.table, config)
-    initial = routing.initial(model.heads)
+    initial = routing.initial(model.heads, config)
     rows = [initial for _ in range(model.steps)]
     if routing.schedule == "prior":
         rows = _untrained(tuple(initial), tuple(timesteps(model)))

@@ -88,6 +88,11 @@ class Scenario:
         return self.model.seconds(self.grid, self.fps)
 
     @property
+    def initial(self) -> list[int]:
+        """The band that every head starts with, where no table says."""
+        return self.routing.initial(self.model.heads, self.config)
+
+    @property
     def runs_dense(self) -> bool:
         """Whether every head runs exact attention, and nothing of the banded path runs."""
         return self.attention == "dense" and self.routing.table is None

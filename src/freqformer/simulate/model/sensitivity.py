@@ -67,9 +67,7 @@ def _acts(case: Scenario, knob: str) -> bool:
     if knob == "split":
         return case.attention == "frequency"
     table = case.routing.table
-    bands = set(
-        case.routing.initial(case.model.heads) if table is None else table.bands.unique().tolist()
-    )
+    bands = set(case.initial if table is None else table.bands.unique().tolist())
     if knob == "mid_tiles":
         return Band.MID in bands and case.config.mid_pattern == "topk"
     if knob == "window":

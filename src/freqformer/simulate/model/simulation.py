@@ -185,7 +185,7 @@ class _Simulation:
         schedule = head_schedule(self.model, case.routing, case.config)
         if case.routing.table is not None:
             return schedule, schedule[len(schedule) // 2][0]
-        return schedule, (count_heads(case.routing.initial(heads)), case.config)
+        return schedule, (count_heads(case.initial), case.config)
 
     def result(self) -> Result:
         schedule, first = self.schedule()

@@ -84,7 +84,7 @@ def settings_record(case: Scenario) -> dict[str, Any]:
 
 
 def _initial(case: Scenario) -> tuple[int, ...]:
-    return count_heads(case.routing.initial(case.model.heads))
+    return count_heads(case.initial)
 
 
 def _schedule(case: Scenario) -> str:
