@@ -164,6 +164,9 @@ def test_plans_are_shared_by_records_that_differ_in_layers_alone() -> None:
     sizes: dict[str, Any] = {"num_heads": 3, "head_dim": 8}
     plan = build_plan(Grid(2, 4, 4), default, **sizes)
     assert plan is build_plan(Grid(2, 4, 4), hard, **sizes)
+    other = FreqFormerConfig(deterministic=False)
+    assert other != default
+    assert plan is build_plan(Grid(2, 4, 4), other, **sizes)
     assert plan.config == default
     assert plan is not build_plan(Grid(2, 4, 4), replace(hard, mid_tiles=1), **sizes)
     assert FreqFormerConfig.paper().for_plan() == FreqFormerConfig(summary_tokens=256)

@@ -24,7 +24,7 @@ Routing = Literal["soft", "timestep", "hard", "fixed"]
 Prior = Literal["none", "noise_level"]
 WEIGHING: tuple[Routing, ...] = ("soft", "timestep")
 """Routing that weighs each head's band and LOW."""
-LAYER_FIELDS = ("allocation", "routing", "low_branch", "prior")
+LAYER_FIELDS = ("allocation", "routing", "low_branch", "prior", "deterministic")
 """Fields of the record that no plan depends on."""
 
 
@@ -59,9 +59,10 @@ class FreqFormerConfig(PlainFields):
         summary_tokens: most summary tokens per band; 0 for none.
         low_output: how outputs of LOW heads return to all tokens: linear interpolation across
             tiles, or the inverse cosine transform of every block, which inverts compression.
-        deterministic: same bits at every run, which all code of this version gives. False allows
-            code that doesn't, and there is none, so it changes nothing. Tables and models that
-            differ in it alone go together.
+        deterministic: same bits at every run. False lets a backend add gradients up by atomics,
+            in whatever order they come, where it has such code. The Triton and PyTorch backends
+            have none: both give the same bits at every run either way, and False makes neither
+            faster. Tables and models that differ in it alone go together.
         allocation: the band of every head; with `routing="hard"` where the router starts. `high`
             and `thirds` (a third of the heads in each band) fit any number of heads, a tuple has a
             `Band` for each. `dense` makes layers exact attention, without router and LOW branch.
@@ -196,8 +197,9 @@ class FreqFormerConfig(PlainFields):
 
     @constant_result
     def for_plan(self) -> FreqFormerConfig:
-        """The record without what no plan depends on: `allocation`, `routing`, `low_branch` and
-        `prior` have their defaults. Records that share a plan are equal in it."""
+        """The record without what no plan depends on: `allocation`, `routing`, `low_branch`,
+        `prior` and `deterministic` have their defaults. Records that share a plan are equal in
+        it."""
         defaults = {field.name: field.default for field in fields(self)}
         return replace(self, **{name: defaults[name] for name in LAYER_FIELDS})
 

@@ -352,7 +352,8 @@ def test_a_call_in_inference_mode_leaves_nothing_that_training_stumbles_over():
 
 
 def test_how_it_is_computed_is_no_part_of_what_bands_mean():
-    """`deterministic` changes nothing in this version: no code gives other bits at every run."""
+    """Neither Triton nor PyTorch has code that gives other bits at every run, whatever
+    `deterministic` says."""
     layer, other = (
         make_layer(replace(CONFIG, deterministic=value), routing="fixed") for value in (True, False)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,7 +13,15 @@ from freqformer.attention import frequency_attention
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops import backends
-from freqformer.ops.backends import BACKENDS, IMPLS, PlainImpl, Tensors, resolve, uses_triton
+from freqformer.ops.backends import (
+    BACKENDS,
+    IMPLS,
+    Launches,
+    PlainImpl,
+    Tensors,
+    resolve,
+    uses_triton,
+)
 from freqformer.ops.parameters import AttentionParameters
 
 GRID = Grid(1, 2, 3)
@@ -92,6 +100,33 @@ def test_one_more_row_is_one_more_backend(monkeypatch: pytest.MonkeyPatch) -> No
         resolve("auto", make_tensors("meta", torch.float64))
     with pytest.raises(ValueError, match="impl is 'half', which can't run: the tensors are not"):
         resolve("half", make_tensors())  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_row_names_what_is_launched(deterministic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward of the attention launch are the row's, and are told what the config
+    says."""
+    triton, *others = BACKENDS
+    assert triton.launches is not None
+    real, told = triton.launches(), []
+
+    def attend(*given: Any, **named: Any) -> Any:
+        told.append("forward")
+        return real.attend(*given, **named)
+
+    def attend_backward(*given: Any, **named: Any) -> Any:
+        told.append(named["deterministic"])
+        return real.attend_backward(*given, **named)
+
+    row = replace(triton, launches=lambda: Launches(attend, attend_backward))
+    monkeypatch.setattr(backends, "BACKENDS", (row, *others))
+    query, key, value = (x.requires_grad_() for x in make_tensors())
+    config = FreqFormerConfig(deterministic=deterministic)
+    out = frequency_attention(query, key, value, grid=GRID, config=config, impl="triton")
+    assert told == ["forward"]
+    out.sum().backward()
+    assert told == ["forward", deterministic]
 
 
 @pytest.mark.usefixtures("interpreted")

@@ -94,6 +94,8 @@ def frequency_attention(
             text_mask=text_mask,
             selection=selection,
             token_order=token_order,
+            deterministic=config.deterministic,
+            backend=backend.name,
         )
     return unfused.unfused_attention(
         qkv,

@@ -1,7 +1,7 @@
 """Which code a call runs: the backends, what each of them can run, and the choice among them.
 
-This is the only place that knows their names. A new one is a row of `BACKENDS`, and its name in
-`ImplChoice`.
+This is the only place that knows their names. A new backend of the attention launch is a folder of
+`ops/block_sparse` and a row of `BACKENDS`; see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -22,15 +22,28 @@ from freqformer.tracing import constant_result
 
 logger = logging.getLogger(__name__)
 
-ImplChoice = Literal["auto", "eager", "reference", "triton"]
-IMPLS: tuple[ImplChoice, ...] = get_args(ImplChoice)
+ImplChoice = Literal["auto", "triton", "eager", "reference"]
 """What `impl` may be: the name of a backend, or `auto`."""
+IMPLS: tuple[ImplChoice, ...] = get_args(ImplChoice)
 PlainImpl = Literal["eager", "reference"]
 HEAD_DIMS = (16, 32, 64, 128)
 """That the Triton kernels are made for."""
 
 Tensors = tuple[Tensor, Tensor, Tensor]
 """Query, key and value."""
+
+
+class Launches(NamedTuple):
+    """What a backend of the attention launch computes; the prologue and the merge around it are
+    the same for all."""
+
+    attend: Callable[..., Any]
+    """As `ops.block_sparse.triton.attend`."""
+    attend_backward: Callable[..., Any]
+    """As `ops.block_sparse.triton_backward.attend_backward`, and it takes `deterministic` too, see
+    `FreqFormerConfig`."""
+
+
 UnsupportedReason = Callable[[Tensors, AttentionParameters | None], str | None]
 
 
@@ -46,6 +59,8 @@ class Backend:
     """Where `auto` takes it, unless an earlier row can run."""
     unsupported_reason: UnsupportedReason
     """Why it can't run these tensors, and what to do instead; None where it can."""
+    launches: Callable[[], Launches] | None = None
+    """Imports and returns what it launches, in the fused pipeline; None for plain PyTorch."""
 
     @property
     def fused(self) -> bool:
@@ -83,12 +98,31 @@ def _no_reason(tensors: Tensors, parameters: AttentionParameters | None) -> str 
     return None
 
 
+def _triton_launches() -> Launches:
+    # Imported here, since Triton decides at import whether it interprets, and a CPU may have no
+    # Triton at all.
+    from freqformer.ops.block_sparse.triton import attend
+    from freqformer.ops.block_sparse.triton_backward import attend_backward
+
+    def backward(*given: Any, deterministic: bool, **named: Any) -> Any:
+        return attend_backward(*given, **named)  # the same bits at every run, either way
+
+    return Launches(attend, backward)
+
+
 BACKENDS = (
-    Backend("triton", None, "gpu", _triton_reason),
+    Backend("triton", None, "gpu", _triton_reason, _triton_launches),
     Backend("eager", "eager", "anywhere", _no_reason),
     Backend("reference", "reference", "never", _no_reason),
 )
 """All backends; `auto` takes the first that it may take and that can run."""
+
+
+def launches_of(name: str) -> Launches:
+    """What the fused backend of this name launches."""
+    launches = next(backend.launches for backend in BACKENDS if backend.name == name)
+    assert launches is not None  # a call of plain PyTorch doesn't come here
+    return launches()
 
 
 def resolve(

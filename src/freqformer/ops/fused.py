@@ -18,7 +18,7 @@ from torch import Tensor
 
 from freqformer.config import Band
 from freqformer.ops import cost
-from freqformer.ops.backends import Tensors
+from freqformer.ops.backends import Tensors, launches_of
 from freqformer.ops.checks import check_bands, head_bands
 from freqformer.ops.parameters import AttentionParameters, BranchGates, KnownBands
 from freqformer.ops.tokens import TokenOrder
@@ -45,6 +45,10 @@ class FusedCall:
     text_mask: Tensor | None
     selection: Selection | None
     token_order: TokenOrder
+    deterministic: bool = True
+    """False lets a backend take sums in any order, where it has such code."""
+    backend: str = "triton"
+    """A fused row of `backends.BACKENDS`, which computes the attention launch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +73,8 @@ def fused_attention(
     text_mask: Tensor | None,
     selection: Selection | None,
     token_order: TokenOrder,
+    deterministic: bool,
+    backend: str,
 ) -> Tensor:
     """See `attention.frequency_attention`, whose checks have passed.
 
@@ -79,7 +85,17 @@ def fused_attention(
     bands, present = _device_bands(allocation, query)
     if low_branch is not None:
         low_branch = BranchGates(*(contiguous(x) for x in low_branch.both))
-    call = FusedCall(plan, bands, present, low_branch, text_mask, selection, token_order)
+    call = FusedCall(
+        plan=plan,
+        bands=bands,
+        present=present,
+        low_branch=low_branch,
+        text_mask=text_mask,
+        selection=selection,
+        token_order=token_order,
+        deterministic=deterministic,
+        backend=backend,
+    )
     given = _as_launched(parameters or AttentionParameters(), len(query))
     gates = (None, None) if low_branch is None else low_branch.both
     learned = (
@@ -119,7 +135,7 @@ def run(
     # Imported here, since Triton decides at import whether it interprets, and a CPU may have no
     # Triton at all.
     from freqformer.ops.block_sparse.tables import launch_tables
-    from freqformer.ops.block_sparse.triton import AttentionBuffers, RowBands, attend
+    from freqformer.ops.block_sparse.triton import AttentionBuffers, RowBands
     from freqformer.ops.merge.tables import merge_tables
     from freqformer.ops.merge.triton import merge_low
     from freqformer.ops.prologue.tables import prologue_tables
@@ -141,7 +157,7 @@ def run(
     mid = None
     if Band.MID in call.present and plan.mid_lists is None:
         mid = _mid_lists(rows, tables, call.selection)
-    attention = attend(
+    attention = launches_of(call.backend).attend(
         AttentionBuffers(rows.query, rows.key, rows.value),
         RowBands(rows.bands, rows.order, any_low, branch),
         launch,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from freqformer.config import Band
+from freqformer.ops.backends import launches_of
 from freqformer.ops.block_sparse.tables import launch_tables
 from freqformer.ops.block_sparse.triton import (
     AttentionBuffers,
@@ -22,7 +23,6 @@ from freqformer.ops.block_sparse.triton import (
     MidLists,
     RowBands,
 )
-from freqformer.ops.block_sparse.triton_backward import attend_backward
 from freqformer.ops.fused import EVERY_BAND, FusedCall, contiguous, run
 from freqformer.ops.merge.backward_tables import collapse_tables
 from freqformer.ops.merge.tables import merge_tables
@@ -71,6 +71,9 @@ class Inputs(NamedTuple):
     """Whether tokens come in raster order."""
     backward: bool
     """Whether gradients will be asked for."""
+    deterministic: bool
+    backend: str
+    """As `FusedCall` has both."""
 
     @property
     def parameters(self) -> AttentionParameters:
@@ -111,7 +114,7 @@ INPUT_SCHEMA = (
     "Tensor? summary_offsets, Tensor? gains, Tensor? query_norm, Tensor? key_norm, "
     "Tensor? by_token, Tensor? by_sample, Tensor? cos, Tensor? sin, Tensor? text_mask, "
     "Tensor? selection, SymInt plan, SymInt[] sizes, bool chooses, float eps, int present, "
-    "bool raster, bool backward"
+    "bool raster, bool backward, bool deterministic, str backend"
 )
 EIGHT = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 TEN = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
@@ -148,6 +151,8 @@ def attention(
         present=15 if call.present is EVERY_BAND else sum(1 << band for band in call.present),
         raster=call.token_order == "raster",
         backward=False,
+        deterministic=call.deterministic,
+        backend=call.backend,
     )
     given = [getattr(inputs, name) for name in DIFFERENTIABLE]
     asked = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
@@ -171,6 +176,8 @@ def _attention(*arguments: Any, **named: Any) -> tuple[Tensor, ...]:
         inputs.text_mask,
         choice,
         inputs.token_order,
+        inputs.deterministic,
+        inputs.backend,
     )
     query = inputs.query
     tensors = (query, inputs.key, inputs.value)
@@ -259,10 +266,7 @@ def _attention_backward(
         gate_grads = query.new_empty(batch, video, 2, heads, dtype=torch.float32)
         merge = merge_tables(plan, query.device, query.dtype)
         low_gate_grads(grad_out, saved.low_out, gate_grads, rows.bands, merge, order)
-    mid = None
-    if saved.lists.numel():
-        mid = MidLists(saved.lists, _unless_empty(saved.lengths), _unless_empty(saved.bias))
-    attention = attend_backward(
+    attention = launches_of(inputs.backend).attend_backward(
         (grad_out, grad_low_out),
         AttentionOutputs(
             saved.own if branch else out, saved.low_out, saved.lse, saved.rounding_residual
@@ -270,12 +274,13 @@ def _attention_backward(
         AttentionBuffers(rows.query, rows.key, rows.value),
         RowBands(rows.bands, rows.order, any_low, branch),
         launch,
-        mid=mid,
+        mid=_mid_lists(saved),
         summary_offsets=contiguous(parameters.summary_offsets),
         text_mask=contiguous(inputs.text_mask),
         token_order=order,
         low_branch=gates,
         gate_grads=gate_grads,
+        deterministic=inputs.deterministic,
     )
     prologue = prepare_rows_backward(
         (attention.query, attention.key, attention.value),
@@ -295,6 +300,13 @@ def _attention_backward(
         *_gate_grads(inputs, gate_grads),
     )
     return tuple(query.new_empty(0) if x is None else x for x in grads)
+
+
+def _mid_lists(saved: Kept) -> MidLists | None:
+    """The choice of tiles that the forward made."""
+    if not saved.lists.numel():
+        return None
+    return MidLists(saved.lists, _unless_empty(saved.lengths), _unless_empty(saved.bias))
 
 
 def _unless_empty(x: Tensor) -> Tensor | None:

@@ -204,8 +204,7 @@ class RoutingTable:
             )
         own = replace(config, mid_tiles=self.config.mid_tiles, tile=config.tile or self.config.tile)
         # How it is computed and routed is the layer's, and no part of what bands mean.
-        meaning = replace(self.config, deterministic=own.deterministic)
-        if own.for_plan() != meaning:
+        if own.for_plan() != self.config:
             raise ValueError(
                 f"table.config is {self.config}; the layer has {config.for_plan()}, and only "
                 "mid_tiles, deterministic and an unpinned tile may differ: freeze a table from "
