@@ -22,8 +22,8 @@ ROWS = ("default", "windows", "paper", "dense")
 PASSES = ("forward", "forward and backward")
 LAYERS_NOTE = (
     "Whole layers with projections, forward / forward and backward in ms, {gpu}, bfloat16, "
-    "head_dim 128. `windows`: no LOW branch; `paper`: `FreqFormerConfig.paper()`; `dense`: cuDNN "
-    "(`PYTHONPATH=src:. python benchmarks/layers.py`)."
+    "head_dim 128. `windows`: neither router nor LOW branch; `paper`: `FreqFormerConfig.paper()`; "
+    "`dense`: cuDNN (`PYTHONPATH=src:. python benchmarks/layers.py`)."
 )
 OPERATION_NOTE = (
     "Attention without projections, forward, {gpu}, bfloat16, head_dim 128. **Not the default**, "
