@@ -161,6 +161,19 @@ def test_what_the_low_branch_is_predicted_to_take(tmp_path: Path) -> None:
     )
 
 
+def test_import() -> None:
+    found = result("import_time")
+    names, model = (
+        found["cases"][f"import freqformer, {what}"]["beyond_torch"]
+        for what in ("every name", "the model too")
+    )
+    check(
+        f"On {found['cores']} cores `import freqformer`",
+        f"takes {names:.2f} s of processor time beyond `import torch`",
+        f"diffusers, {model:.1f} s",
+    )
+
+
 def test_quality() -> None:
     groups = by_variant(read_results(), 700)
     check(
