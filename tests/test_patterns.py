@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freqformer import patterns
+from freqformer.config import FreqFormerConfig, MidPattern
 from freqformer.grid import Grid, TileLayout, tile_layout
 
 TILE = (1, 2, 2)
@@ -78,6 +80,19 @@ def test_radial(layout: TileLayout, radius: int) -> None:
             if max(abs(p[1] - place[1]), abs(p[2] - place[2]))
             <= radius / 2 ** math.floor(math.log2(abs(p[0] - place[0]) + 1))
         ]
+
+
+@given(layouts, windows, st.integers(0, 6))
+def test_lists_of_fixed_patterns_are_no_longer_than_told(
+    layout: TileLayout, window: tuple[int, int, int], radius: int
+) -> None:
+    """Every pattern of the config has a row, with a bound that its lists keep to."""
+    assert {"topk", *patterns.FIXED_PATTERNS} == set(get_args(MidPattern))
+    config = FreqFormerConfig(window=window, radial_radius=radius)
+    for pattern in patterns.FIXED_PATTERNS.values():
+        lists = pattern.lists(layout, config)
+        assert lists.shape[1] <= pattern.most(layout, config)
+        assert hasattr(config, pattern.reads)
 
 
 def test_patterns_in_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from freqformer.config import FreqFormerConfig
 from freqformer.grid import Extents, TileLayout
 
 SCORE_CHUNK = 1 << 24
@@ -66,6 +67,44 @@ def radial_tiles(layout: TileLayout, radius: int) -> Tensor:
         return distance[..., 1:].amax(-1) * torch.exp2(halvings.double()) <= radius
 
     return _lists(layout.num_tiles, seen)
+
+
+@dataclass(frozen=True)
+class FixedPattern:
+    """A pattern of MID heads whose lists follow from the grid alone."""
+
+    lists: Callable[[TileLayout, FreqFormerConfig], Tensor]
+    """As of `axial_tiles`."""
+    most: Callable[[TileLayout, FreqFormerConfig], int]
+    """Tiles of the longest list at most, without making one."""
+    reads: str
+    """The field of the config that says how far it reaches."""
+
+
+def _most_axial(layout: TileLayout, config: FreqFormerConfig) -> int:
+    (frames, rows, columns), (_, height, width) = layout.tiles, config.window
+    return frames + min(rows, height) * min(columns, width)
+
+
+def _most_radial(layout: TileLayout, config: FreqFormerConfig) -> int:
+    frames, rows, columns = layout.tiles
+    reach = 2 * config.radial_radius + 1
+    return frames * min(rows, reach) * min(columns, reach)
+
+
+FIXED_PATTERNS = {
+    "axial": FixedPattern(
+        lists=lambda layout, config: axial_tiles(layout, config.window),
+        most=_most_axial,
+        reads="window",
+    ),
+    "radial": FixedPattern(
+        lists=lambda layout, config: radial_tiles(layout, config.radial_radius),
+        most=_most_radial,
+        reads="radial_radius",
+    ),
+}
+"""All but top-k, by what `mid_pattern` calls them."""
 
 
 def _lists(num_tiles: int, seen: Callable[[Tensor], Tensor]) -> Tensor:

@@ -354,11 +354,8 @@ def _cached_plan(
     learned_summaries: bool,
 ) -> AttentionPlan:
     layout = tile_layout(grid, config.tile)
-    fixed = {
-        "axial": lambda: patterns.axial_tiles(layout, config.window),
-        "radial": lambda: patterns.radial_tiles(layout, config.radial_radius),
-    }
-    mid_lists = fixed[config.mid_pattern]() if config.mid_pattern in fixed else None
+    fixed = patterns.FIXED_PATTERNS.get(config.mid_pattern)
+    mid_lists = None if fixed is None else fixed.lists(layout, config)
     if config.mid_tiles is None and mid_lists is not None:
         mid_lists = torch.arange(layout.num_tiles).expand(layout.num_tiles, -1)
     high_lists = patterns.window_tiles(layout, config.window)

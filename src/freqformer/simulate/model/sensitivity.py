@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from freqformer.config import Band
+from freqformer.patterns import FIXED_PATTERNS
 from freqformer.routing import RoutingTable
 from freqformer.simulate.model.scenarios import Scenario
 from freqformer.simulate.model.simulation import Result, simulate
@@ -71,7 +72,9 @@ def _acts(case: Scenario, knob: str) -> bool:
     if knob == "mid_tiles":
         return Band.MID in bands and case.config.mid_pattern == "topk"
     if knob == "window":
-        return Band.HIGH in bands or (Band.MID in bands and case.config.mid_pattern == "axial")
+        pattern = FIXED_PATTERNS.get(case.config.mid_pattern)
+        in_mid = pattern is not None and pattern.reads == "window"
+        return Band.HIGH in bands or (Band.MID in bands and in_mid)
     return True
 
 

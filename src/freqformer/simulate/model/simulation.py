@@ -17,6 +17,7 @@ from freqformer.config import FreqFormerConfig
 from freqformer.cost import Cost
 from freqformer.grid import Grid, tile_layout
 from freqformer.ops.cost import training_bytes
+from freqformer.patterns import FIXED_PATTERNS
 from freqformer.plan import AttentionPlan, build_plan
 from freqformer.simulate.model.allocations import (
     Heads,
@@ -321,23 +322,20 @@ def _check_lists(grid: Grid, config: FreqFormerConfig) -> None:
     """Raise ProfileError where the patterns' lists of tiles would not fit into the memory of an
     ordinary machine."""
     layout = tile_layout(grid, config.tile)
-    frames, rows, columns = layout.tiles
-    width = [min(side, total) for side, total in zip(config.window, layout.tiles, strict=True)]
-    reach = 2 * config.radial_radius + 1
-    listed = {
-        "window": math.prod(width),
-        "axial": frames + width[1] * width[2],
-        "radial": frames * min(rows, reach) * min(columns, reach),
-    }
-    for name in ("window", config.mid_pattern):
-        entries = layout.num_tiles * listed.get(name, 0)
+    sides = zip(config.window, layout.tiles, strict=True)
+    window = math.prod(min(side, total) for side, total in sides)
+    listed = [("window", window, "window")]
+    fixed = FIXED_PATTERNS.get(config.mid_pattern)
+    if fixed is not None:
+        listed.append((config.mid_pattern, fixed.most(layout, config), fixed.reads))
+    for name, longest, setting in listed:
+        entries = layout.num_tiles * longest
         if entries > MOST_LISTED:
             raise ProfileError(
                 f"tokens is {grid.num_tokens:,} in {layout.num_tiles:,} tiles {layout.tile}, of "
                 f"which the {name} lists "
                 f"{entries:,} pairs; {MOST_LISTED:,} at most are allowed: take fewer tokens, "
-                "larger tiles, or a smaller "
-                f"{'radial_radius' if name == 'radial' else 'window'}"
+                f"larger tiles, or a smaller {setting}"
             )
 
 
