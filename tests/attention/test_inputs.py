@@ -20,6 +20,7 @@ from tests.support.layers import (
 from freqformer import AttentionParameters, FreqAttention, frequency_attention
 from freqformer.attention import NORM_EPS
 from freqformer.grid import tile_layout
+from freqformer.ops.backends import IMPLS
 from freqformer.plan import build_plan
 
 HIDDEN = make_input()
@@ -99,7 +100,7 @@ CALLS: dict[str, tuple[Any, str]] = {
     ),
     "an unknown impl of a dense layer": (
         lambda: make_layer(allocation="dense")(HIDDEN, GRID, TIMESTEP, impl="nonsense"),  # type: ignore[arg-type]
-        "impl is 'nonsense'; choose one of auto, eager, reference, triton",
+        f"impl is 'nonsense'; choose one of {', '.join(IMPLS)}",
     ),
     "an unknown order of a dense layer": (
         lambda: make_layer(allocation="dense")(HIDDEN, GRID, TIMESTEP, token_order="rows"),  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from freqformer.tracing import constant_result
 
 logger = logging.getLogger(__name__)
 
-ImplChoice = Literal["auto", "triton", "eager", "reference"]
+ImplChoice = Literal["auto", "eager", "reference", "triton"]
 """What `impl` may be: the name of a backend, or `auto`."""
 IMPLS: tuple[ImplChoice, ...] = get_args(ImplChoice)
 PlainImpl = Literal["eager", "reference"]
