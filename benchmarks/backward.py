@@ -26,13 +26,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import record
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import TILE_SLOTS, Grid
+from freqformer.ops.block_sparse.records import AttentionBuffers, MidLists, RowBands
 from freqformer.ops.block_sparse.tables import launch_tables
-from freqformer.ops.block_sparse.triton import (
-    AttentionBuffers,
-    MidLists,
-    RowBands,
-    attend,
-)
+from freqformer.ops.block_sparse.triton import attend
 from freqformer.ops.block_sparse.triton_backward import attend_backward
 from freqformer.plan import build_plan
 from kernel import GRID, Problem

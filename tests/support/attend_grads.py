@@ -11,7 +11,8 @@ from tests.support.attend_cases import AttendCase, _bias, _segments, expected, q
 from tests.support.numerics import Pool, check_errors
 from torch import Tensor
 
-from freqformer.ops.block_sparse.triton import AttentionOutputs, attend
+from freqformer.ops.block_sparse.records import AttentionOutputs
+from freqformer.ops.block_sparse.triton import attend
 from freqformer.ops.parameters import BranchGates
 
 LOG2_E = math.log2(math.e)

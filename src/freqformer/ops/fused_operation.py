@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from freqformer.config import Band
-from freqformer.ops.block_sparse.tables import launch_tables
-from freqformer.ops.block_sparse.triton import (
+from freqformer.ops.block_sparse.records import (
     AttentionBuffers,
     AttentionOutputs,
     MidLists,
     RowBands,
 )
+from freqformer.ops.block_sparse.tables import launch_tables
 from freqformer.ops.block_sparse.triton_backward import attend_backward
 from freqformer.ops.fused import EVERY_BAND, FusedCall, contiguous, run
 from freqformer.ops.merge.backward_tables import collapse_tables

@@ -16,21 +16,20 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from freqformer.buffers import PAD
 from freqformer.config import Band
+from freqformer.ops.block_sparse.records import (
+    AttentionBuffers,
+    AttentionGrads,
+    AttentionOutputs,
+    MidLists,
+    RowBands,
+)
 from freqformer.ops.block_sparse.tables import LaunchTables
 from freqformer.ops.block_sparse.transposed import (
     key_task_order,
     transpose_lists,
     transposed_tables,
 )
-from freqformer.ops.block_sparse.triton import (
-    LOG2_E,
-    AttentionBuffers,
-    AttentionOutputs,
-    MidLists,
-    RowBands,
-    _has_descriptors,
-    low_constants,
-)
+from freqformer.ops.block_sparse.triton import LOG2_E, _has_descriptors, low_constants
 from freqformer.ops.block_sparse.triton_backward_extras import (
     extra_grads_kernel,
     join_extra_grads_kernel,
@@ -46,22 +45,6 @@ PART_TILES = 32
 """Query tiles of one part of what every query sees, and"""
 MOST_PARTS = 16
 """most parts: their float32 sums wait in scratch memory."""
-
-
-@dataclass(frozen=True)
-class AttentionGrads:
-    """Gradients of `AttentionBuffers`, of the summary offsets and of the own band's gates.
-
-    The buffers are written where a row of its band holds something; other places hold anything.
-    """
-
-    query: Tensor
-    """(R, N + X + M, D)."""
-    key: Tensor
-    """(R, S, D)."""
-    value: Tensor
-    summary_offsets: Tensor | None
-    """(B, H, 3) in the dtype of the offsets; None without offsets."""
 
 
 def attend_backward(
