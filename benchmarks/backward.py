@@ -28,8 +28,8 @@ from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import TILE_SLOTS, Grid
 from freqformer.ops.block_sparse.records import AttentionBuffers, MidLists, RowBands
 from freqformer.ops.block_sparse.tables import launch_tables
-from freqformer.ops.block_sparse.triton import attend
-from freqformer.ops.block_sparse.triton_backward import attend_backward
+from freqformer.ops.block_sparse.triton.launch import attend
+from freqformer.ops.block_sparse.triton.launch_backward import attend_backward
 from freqformer.plan import build_plan
 from kernel import GRID, Problem
 from layer import BENCH, HEAD_DIM, Layer, make_layer

@@ -14,9 +14,9 @@ pytest.importorskip("triton")
 from tests.support.attend_cases import LARGE, check_case, random_case
 from tests.support.numerics import Pool, nan_filled_allocations
 
-from freqformer.ops.block_sparse import triton as launch
 from freqformer.ops.block_sparse.records import AttentionBuffers, AttentionOutputs, RowBands
 from freqformer.ops.block_sparse.tables import launch_tables
+from freqformer.ops.block_sparse.triton import launch
 from freqformer.plan import AttentionPlan, build_plan
 
 pytestmark = [

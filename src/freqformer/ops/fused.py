@@ -124,7 +124,7 @@ def run(
     # Imported here, since Triton decides at import whether it interprets, and a CPU may have no
     # Triton at all.
     from freqformer.ops.block_sparse.tables import launch_tables
-    from freqformer.ops.block_sparse.triton import attend
+    from freqformer.ops.block_sparse.triton.launch import attend
     from freqformer.ops.merge.tables import merge_tables
     from freqformer.ops.merge.triton import merge_low
     from freqformer.ops.prologue.tables import prologue_tables

@@ -22,7 +22,7 @@ from freqformer.ops.block_sparse.records import (
     RowBands,
 )
 from freqformer.ops.block_sparse.tables import launch_tables
-from freqformer.ops.block_sparse.triton_backward import attend_backward
+from freqformer.ops.block_sparse.triton.launch_backward import attend_backward
 from freqformer.ops.fused import EVERY_BAND, FusedCall, contiguous, run
 from freqformer.ops.merge.backward_tables import collapse_tables
 from freqformer.ops.merge.tables import merge_tables

@@ -2,7 +2,7 @@
 
 Shape legend: B batch, H heads, R = B * H rows (row = sample * H + head), N video tokens, X text
 tokens, M low tokens, T tiles, L longest list, C cells, D head_dim, S rows of the key buffer
-(`ops.key_layout`).
+(`buffers.key_layout`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from freqformer.ops.block_sparse.records import (
     RowBands,
 )
 from freqformer.ops.block_sparse.tables import LaunchTables
-from freqformer.ops.block_sparse.triton_join import join_text_kernel
-from freqformer.ops.block_sparse.triton_kernel import attention_kernel
+from freqformer.ops.block_sparse.triton.blocks import Biases, Lists, Rows, Tiles
+from freqformer.ops.block_sparse.triton.forward import Outputs, attention_kernel
+from freqformer.ops.block_sparse.triton.join import TextParts, join_text_kernel
 from freqformer.plan import AttentionPlan
 
 JOIN_ROWS = 16
@@ -59,75 +60,73 @@ def attend(
         token_order: order of the video tokens in `out`, `raster` or `tile`.
         backward: whether gradients will be asked for, which need one more output.
     """
-    plan, slots = tables.plan, tables.plan.layout.slots
-    query, key, value = buffers.query, buffers.key, buffers.value
+    plan = tables.plan
+    slots = plan.layout.slots
+    query = buffers.query
+    num_rows, _, head_dim = query.shape
+    _, key_rows, _ = buffers.key.shape
+    num_text = plan.num_text_tokens
     lists = mid or MidLists(tables.mid_lists, tables.mid_lengths, tables.mid_bias)
-    num_text, num_low, tiles = plan.num_text_tokens, plan.num_low_tokens, plan.layout.num_tiles
-    num_rows, query_rows, head_dim = query.shape
     outputs = _empty_outputs(query, plan, backward)
-    parts = text_parts(tiles) if num_text and not backward else 1
-    part_out, part_lse = _text_parts(query, parts, num_text)
-    join_constants: dict[str, Any] = {"ROWS": JOIN_ROWS, "HEAD_DIM": head_dim}
-    launch = _launch(query, slots, num_rows * key.shape[1])
-    tasks = tiles * _cdiv(slots, launch.block_q) + _cdiv(num_text, launch.block_q) * parts
+    parts = text_parts(plan.layout.num_tiles) if num_text and not backward else 1
+    text = _text_parts(query, parts, num_text)
+    launch = _launch(query, slots, num_rows * key_rows)
+    tasks = plan.layout.num_tiles * _cdiv(slots, launch.block_q)
+    tasks += _cdiv(num_text, launch.block_q) * parts
     if rows.lows:
-        tasks += _cdiv(num_low, launch.block_q)
-    written = (part_out, part_lse, outputs.rounding_residual)
-    mid_steps = (*_steps(lists.lists), _steps(lists.bias)[1])
+        tasks += _cdiv(plan.num_low_tokens, launch.block_q)
     with torch.cuda.device_of(query):
         attention_kernel[(num_rows * tasks,)](
             launch.matrix(query, launch.block_q),
-            launch.matrix(key, launch.block_k),
-            launch.matrix(value, launch.block_k),
-            (
-                outputs.out,
-                tables.raster if token_order == "raster" else None,
-                outputs.low_out,
-                outputs.lse,
-                *written,
+            launch.matrix(buffers.key, launch.block_k),
+            launch.matrix(buffers.value, launch.block_k),
+            Outputs(
+                out=outputs.out,
+                raster=tables.raster if token_order == "raster" else None,
+                low_out=outputs.low_out,
+                lse=outputs.lse,
+                rounding_residual=outputs.rounding_residual,
+                parts=text,
             ),
-            rows.order,
-            rows.allocation,
-            tables.tile_offsets,
-            tables.tile_counts,
-            (tables.every_tile, tables.high_lists, lists.lists, lists.lengths),
-            (tables.low_bias, tables.high_bias, lists.bias, summary_offsets),
-            text_mask,
-            LOG2_E * head_dim**-0.5,
-            num_rows,
-            plan.num_heads,
-            tiles,
-            query_rows - num_text - num_low,
-            num_text,
-            num_low,
-            plan.cells.num_cells,
-            tables.high_lists.shape[1],
-            *mid_steps,
-            *tables.keys.offsets,
-            key.shape[1],
-            parts,
+            Rows(order=rows.order, allocation=rows.allocation),
+            tiles_of(tables),
+            listed(tables, lists),
+            biases(tables, lists, summary_offsets, text_mask),
+            scale_of(head_dim),
+            num_rows=num_rows,
+            key_rows=key_rows,
+            text_parts=parts,
+            **query_sizes(tables, lists),
             **launch.constants(head_dim, slots, slots if tables.uniform else 0, num_text),
             **low_constants(rows),
         )
-        if parts > 1:
-            join_text_kernel[(num_rows * _cdiv(num_text, JOIN_ROWS),)](
-                part_out,
-                part_lse,
-                outputs.out,
-                outputs.lse,
-                plan.num_heads,
-                parts,
-                query_rows - num_text - num_low,
-                num_text,
-                num_low,
-                **join_constants,
-            )
+        if text is not None:
+            _join(text, outputs, plan)
     return outputs
+
+
+def _join(text: TextParts, outputs: AttentionOutputs, plan: AttentionPlan) -> None:
+    """Text queries of `outputs` from their parts."""
+    rows, num_parts, num_text, head_dim = text.out.shape
+    _, tokens, heads, _ = outputs.out.shape
+    join_text_kernel[(rows * _cdiv(num_text, JOIN_ROWS),)](
+        text,
+        outputs.out,
+        outputs.lse,
+        num_heads=heads,
+        num_parts=num_parts,
+        num_tokens=tokens - num_text,
+        num_text=num_text,
+        num_low=plan.num_low_tokens,
+        ROWS=JOIN_ROWS,  # pyright: ignore[reportArgumentType]
+        HEAD_DIM=head_dim,  # pyright: ignore[reportArgumentType]
+    )
 
 
 def _empty_outputs(query: Tensor, plan: AttentionPlan, backward: bool) -> AttentionOutputs:
     rows, query_rows, head_dim = query.shape
-    batch, tokens = rows // plan.num_heads, query_rows - plan.num_low_tokens
+    batch = rows // plan.num_heads
+    tokens = query_rows - plan.num_low_tokens
     width = 2 if query.dtype == torch.float32 else head_dim
     return AttentionOutputs(
         out=query.new_empty(batch, tokens, plan.num_heads, head_dim),
@@ -137,16 +136,20 @@ def _empty_outputs(query: Tensor, plan: AttentionPlan, backward: bool) -> Attent
     )
 
 
-def _text_parts(query: Tensor, parts: int, num_text: int) -> tuple[Tensor | None, Tensor | None]:
-    """Where results of parts of text queries wait, and their log-sum-exp; None for one part."""
+def _text_parts(query: Tensor, parts: int, num_text: int) -> TextParts | None:
+    """Where results of parts of text queries wait; None for one part."""
     if parts == 1:
-        return None, None
+        return None
     rows, _, head_dim = query.shape
-    wide = {"dtype": torch.float32, "device": query.device}
-    return (
-        torch.empty(rows, parts, num_text, head_dim, **wide),
-        torch.empty(rows, parts, num_text, **wide),
+    return TextParts(
+        out=query.new_empty(rows, parts, num_text, head_dim, dtype=torch.float32),
+        lse=query.new_empty(rows, parts, num_text, dtype=torch.float32),
     )
+
+
+def scale_of(head_dim: int) -> float:
+    """What products of queries and keys are multiplied by: logits to base 2."""
+    return LOG2_E * head_dim**-0.5
 
 
 def low_constants(rows: RowBands) -> dict[str, Any]:
@@ -154,14 +157,74 @@ def low_constants(rows: RowBands) -> dict[str, Any]:
     return {"LOWS": rows.lows, "BRANCH": rows.low_branch}
 
 
+@lru_cache(maxsize=64)
+def tiles_of(tables: LaunchTables) -> Tiles:
+    """The tiles of a plan as kernels take them, cached."""
+    return Tiles(offsets=tables.tile_offsets, counts=tables.tile_counts)
+
+
+def listed(tables: LaunchTables, mid: MidLists) -> Lists:
+    """The lists of a call as kernels take them."""
+    return Lists(
+        every=tables.every_tile,
+        high=tables.high_lists,
+        mid=mid.lists,
+        mid_lengths=mid.lengths,
+        mid_step=per_row(mid.lists),
+    )
+
+
+def biases(
+    tables: LaunchTables,
+    mid: MidLists,
+    summary_offsets: Tensor | None,
+    text_mask: Tensor | None,
+) -> Biases:
+    """The biases of a call as kernels take them."""
+    return Biases(
+        low=tables.low_bias,
+        num_low=tables.plan.num_low_tokens,
+        high=tables.high_bias,
+        mid=mid.bias,
+        mid_step=per_row(mid.bias),
+        cells=tables.plan.cells.num_cells,
+        summary_offsets=summary_offsets,
+        text_mask=text_mask,
+    )
+
+
+@lru_cache(maxsize=64)
+def plan_sizes(tables: LaunchTables) -> dict[str, int]:
+    """Integers of a plan by the names of kernels' parameters, cached."""
+    plan = tables.plan
+    return {
+        "num_heads": plan.num_heads,
+        "num_tiles": plan.layout.num_tiles,
+        "num_tokens": plan.layout.grid.num_tokens,
+        "num_text": plan.num_text_tokens,
+        "low_at": tables.keys.low,
+        "low_sums_at": tables.keys.low_summaries,
+        "mid_sums_at": tables.keys.mid_summaries,
+        "high_sums_at": tables.keys.high_summaries,
+        "text_at": tables.keys.text,
+        "exact_at": tables.keys.exact,
+    }
+
+
+def query_sizes(tables: LaunchTables, mid: MidLists) -> dict[str, int]:
+    """`plan_sizes`, and the lengths of lists."""
+    _, high_length = tables.high_lists.shape
+    mid_length = 0 if mid.lists is None else mid.lists.shape[2]
+    return {**plan_sizes(tables), "high_length": high_length, "mid_length": mid_length}
+
+
+def per_row(x: Tensor | None) -> int:
+    """1 where every row has its own part of x, 0 where all share one."""
+    return 0 if x is None else int(x.shape[0] > 1)
+
+
 def _cdiv(total: int, step: int) -> int:
     return -(-total // step)
-
-
-def _steps(per_row: Tensor | None) -> tuple[int, int]:
-    """Entries of a list in (R or 1, T, entries), and 1 where every row has its own, 0 where all
-    share."""
-    return (0, 0) if per_row is None else (per_row.shape[2], int(per_row.shape[0] > 1))
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from tests.support.attend_cases import AttendCase, check_case, make_case, random
 from tests.support.interpreter import patch_language_once  # noqa: E402
 from tests.support.numerics import Pool, nan_filled_allocations  # noqa: E402
 
-from freqformer.ops.block_sparse import triton as launch  # noqa: E402
 from freqformer.ops.block_sparse.records import AttentionOutputs  # noqa: E402
+from freqformer.ops.block_sparse.triton import launch  # noqa: E402
 
 # The interpreter's own: it turns arrays of one element into loop bounds.
 pytestmark = pytest.mark.filterwarnings(
