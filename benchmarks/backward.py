@@ -26,14 +26,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import record
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import TILE_SLOTS, Grid
+from freqformer.ops.block_sparse.records import AttentionBuffers, MidLists, RowBands
 from freqformer.ops.block_sparse.tables import launch_tables
-from freqformer.ops.block_sparse.triton import (
-    AttentionBuffers,
-    MidLists,
-    RowBands,
-    attend,
-)
-from freqformer.ops.block_sparse.triton_backward import attend_backward
+from freqformer.ops.block_sparse.triton.launch import attend
+from freqformer.ops.block_sparse.triton.launch_backward import attend_backward
 from freqformer.plan import build_plan
 from kernel import GRID, Problem
 from layer import BENCH, HEAD_DIM, Layer, make_layer

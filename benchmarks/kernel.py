@@ -27,8 +27,9 @@ import kernel_peers
 import record
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import TILE_SLOTS, Grid
+from freqformer.ops.block_sparse.records import AttentionBuffers, MidLists, RowBands
 from freqformer.ops.block_sparse.tables import launch_tables
-from freqformer.ops.block_sparse.triton import AttentionBuffers, MidLists, RowBands, attend
+from freqformer.ops.block_sparse.triton.launch import attend
 from freqformer.plan import build_plan
 
 GRID = Grid(16, 64, 64)

@@ -25,7 +25,7 @@ from freqformer import (
 )
 from freqformer.config import BandFeatures, LowOutput, MidPattern
 from freqformer.grid import tile_layout
-from freqformer.ops.block_sparse import Impl
+from freqformer.ops.backends import PlainImpl
 from freqformer.ops.parameters import BranchGates
 from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import Selection
@@ -35,7 +35,7 @@ SMALL = FreqFormerConfig(
     tile=(2, 2, 4), compression=4, mid_tiles=2, window=(2, 3, 1), summary_tokens=4
 )
 ALL_BANDS = ((0, 1, 2, 3),)
-IMPLS: tuple[Impl, ...] = ("eager", "reference")
+IMPLS: tuple[PlainImpl, ...] = ("eager", "reference")
 
 
 def _exact(case: Case, inputs: Inputs, selection: Selection | None) -> dict[str, Tensor]:
@@ -85,7 +85,7 @@ def test_reference_is_what_the_design_says(seed: int) -> None:
 )
 @pytest.mark.parametrize("band", [Band.DENSE, Band.MID])
 @pytest.mark.parametrize("text", [0, 9])
-def test_identity_is_dense_attention(impl: Impl, grid: Grid, band: Band, text: int) -> None:
+def test_identity_is_dense_attention(impl: PlainImpl, grid: Grid, band: Band, text: int) -> None:
     config = FreqFormerConfig(mid_tiles=None, summary_tokens=0)
     query, key, value = torch.randn(3, 2, grid.num_tokens + text, 2, 32).unbind(0)
     value = value.tanh()
@@ -203,7 +203,7 @@ GRADCHECK = [
 ]
 
 
-def _gradcheck(case: Case, impl: Impl, *, fast: bool) -> None:
+def _gradcheck(case: Case, impl: PlainImpl, *, fast: bool) -> None:
     inputs = make_inputs(case)
     selection = select(case, inputs)
     given = inputs.parameters
@@ -236,7 +236,7 @@ def _gradcheck(case: Case, impl: Impl, *, fast: bool) -> None:
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("number", range(len(GRADCHECK)))
-def test_gradients_are_those_of_finite_differences(number: int, impl: Impl) -> None:
+def test_gradients_are_those_of_finite_differences(number: int, impl: PlainImpl) -> None:
     _gradcheck(GRADCHECK[number], impl, fast=True)
 
 
@@ -261,7 +261,7 @@ def _case(**changes: Any) -> Case:
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_tile_order_is_raster_order_permuted(impl: Impl) -> None:
+def test_tile_order_is_raster_order_permuted(impl: PlainImpl) -> None:
     case = _case(dtype=torch.float64, num_text_tokens=3)
     layout = tile_layout(RAGGED, SMALL.tile)
     order = torch.cat([layout.raster_to_tile, torch.arange(3) + RAGGED.num_tokens])

@@ -26,7 +26,7 @@ from freqformer import buffers
 from freqformer.attention import FreqAttention
 from freqformer.config import FreqFormerConfig, Routing
 from freqformer.grid import Grid
-from freqformer.ops.block_sparse import triton, triton_backward
+from freqformer.ops.block_sparse.triton import launch, launch_backward
 
 CONFIG = FreqFormerConfig(tile=(2, 4, 8), mid_tiles=2, window=(1, 2, 2), summary_tokens=3)
 RAGGED, FULL = Grid(3, 9, 11), Grid(4, 8, 16)
@@ -90,11 +90,11 @@ def check(checked: Checked, device: str) -> None:
     # Long lists are split, which takes kernels that join the parts: here from two tiles on.
     forward, backward = (
         mock.patch.object(buffers, "TEXT_PART_TILES", 2),
-        mock.patch.object(triton_backward, "PART_TILES", 2),
+        mock.patch.object(launch_backward, "PART_TILES", 2),
     )
     # A GPU before Hopper reads by pointers.
     pointers = (
-        mock.patch.object(triton, "_capability", return_value=8)
+        mock.patch.object(launch, "_capability", return_value=8)
         if checked.by_pointer
         else nullcontext()
     )

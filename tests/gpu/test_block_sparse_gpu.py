@@ -14,8 +14,9 @@ pytest.importorskip("triton")
 from tests.support.attend_cases import LARGE, check_case, random_case
 from tests.support.numerics import Pool, nan_filled_allocations
 
-from freqformer.ops.block_sparse import triton as launch
+from freqformer.ops.block_sparse.records import AttentionBuffers, AttentionOutputs, RowBands
 from freqformer.ops.block_sparse.tables import launch_tables
+from freqformer.ops.block_sparse.triton import launch
 from freqformer.plan import AttentionPlan, build_plan
 
 pytestmark = [
@@ -48,12 +49,10 @@ def test_nothing_beside_the_outputs_is_written(monkeypatch: pytest.MonkeyPatch) 
         made.append((memory, size))
         return memory[4096 : 4096 + size].view(shape)
 
-    def outputs(
-        query: torch.Tensor, plan: AttentionPlan, backward: bool
-    ) -> launch.AttentionOutputs:
+    def outputs(query: torch.Tensor, plan: AttentionPlan, backward: bool) -> AttentionOutputs:
         rows, queries, width = query.shape
         low, heads = plan.num_low_tokens, plan.num_heads
-        return launch.AttentionOutputs(
+        return AttentionOutputs(
             out=guarded(query, rows // heads, queries - low, heads, width),
             low_out=guarded(query, rows, low, width),
             lse=guarded(query, rows, queries, dtype=torch.float32),
@@ -92,10 +91,8 @@ def test_more_elements_than_32_bits_count(
     )
     bands = torch.full((heads,), Band.HIGH, dtype=torch.int32, device="cuda")
     out, _, lse, _ = launch.attend(
-        launch.AttentionBuffers(query, key, value),
-        launch.RowBands(
-            bands, torch.arange(heads, dtype=torch.int32, device="cuda"), any_low=False
-        ),
+        AttentionBuffers(query, key, value),
+        RowBands(bands, torch.arange(heads, dtype=torch.int32, device="cuda"), any_low=False),
         tables,
         mid=None,
         summary_offsets=None,

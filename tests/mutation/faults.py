@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-BLOCK = "tests/ops/block_sparse/test_triton.py"
-BLOCK_BACKWARD = "tests/ops/block_sparse/test_triton_backward.py"
+BLOCK = "tests/ops/block_sparse/triton/test_launch.py"
+BLOCK_BACKWARD = "tests/ops/block_sparse/triton/test_launch_backward.py"
 PROLOGUE = "tests/ops/prologue/test_triton.py"
 SELECTION = "tests/ops/selection/triton/test_launch.py"
 ROUTING = "tests/ops/routing/triton/test_launch.py"
@@ -42,10 +42,15 @@ class Fault:
         return f"src/freqformer/ops/{self.file}"
 
 
-KERNEL, QUERIES = "block_sparse/triton_kernel.py", "block_sparse/triton_backward_queries.py"
-BLOCKS, JOIN = "block_sparse/triton_blocks.py", "block_sparse/triton_join.py"
-GATHER = "block_sparse/triton_backward_gather.py"
-KEYS, EXTRAS = "block_sparse/triton_backward_keys.py", "block_sparse/triton_backward_extras.py"
+ATTENTION = "block_sparse/triton/"
+KERNEL = ATTENTION + "forward.py"
+TASKS = ATTENTION + "tasks.py"
+BLOCKS = ATTENTION + "blocks.py"
+JOIN = ATTENTION + "join.py"
+GATHER = ATTENTION + "bwd_gather.py"
+QUERIES = ATTENTION + "bwd_dq.py"
+KEYS = ATTENTION + "bwd_dkv.py"
+EXTRAS = ATTENTION + "bwd_dsummary.py"
 PREPARE_GRADS = "prologue/triton_backward_kernel.py"
 TOKEN_GRADS = "prologue/triton_backward_tokens.py"
 FINISH = "prologue/triton_finish.py"
@@ -54,46 +59,48 @@ FAULTS = (
     # attention, forward
     Fault(
         "a query sees one token behind a ragged tile",
-        KERNEL,
+        TASKS,
         "| (column < left)",
         "| (column <= left)",
         BLOCK,
     ),
-    Fault("masked text is seen", KERNEL, "seen &= visible != 0", "seen &= visible >= 0", BLOCK),
+    Fault("masked text is seen", TASKS, "seen &= visible != 0", "seen &= visible >= 0", BLOCK),
     Fault(
         "the first sample's text mask for all",
         KERNEL,
-        "+= row // heads * num_text",
-        "+= row // rows * num_text",
+        "+= row // num_heads * num_text",
+        "+= row // num_rows * num_text",
         BLOCK,
     ),
-    Fault("log-sum-exp without the bias of full tiles", KERNEL, "(top + common +", "(top +", BLOCK),
+    Fault(
+        "log-sum-exp without the bias of full tiles", KERNEL, "m_i + seen.common +", "m_i +", BLOCK
+    ),
     Fault(
         "every tile has the first one's tokens",
         BLOCKS,
-        "tl.load(tile_counts + tile)",
-        "tl.load(tile_counts)",
+        "tl.load(tiles.counts + tile)",
+        "tl.load(tiles.counts)",
         BLOCK,
     ),
     Fault(
         "lists of MID heads end one tile early",
         BLOCKS,
-        "(mid_lengths + entry)",
-        "(mid_lengths + entry) - 1",
+        "(lists.mid_lengths + entry)",
+        "(lists.mid_lengths + entry) - 1",
         BLOCK,
     ),
     Fault(
         "low summaries take another head's offset",
         BLOCKS,
-        "summary_offsets + row * 3)",
-        "summary_offsets + row)",
+        "summary_offsets + row * 3",
+        "summary_offsets + row",
         BLOCK,
     ),
     Fault(
         "outputs of the second sample land in the first",
         KERNEL,
-        "to(tl.int64) * first_low * heads + head, heads",
-        "to(tl.int64) * first_low + head, heads",
+        "to(tl.int64) * first_low * num_heads +",
+        "to(tl.int64) * first_low +",
         BLOCK,
     ),
     Fault(
@@ -105,37 +112,45 @@ FAULTS = (
     ),
     # attention, backward
     Fault(
-        "slopes of keys without rowsum(out x grad)", KEYS, " - delta[None, :])", ")", BLOCK_BACKWARD
+        "slopes of keys without rowsum(out x grad)",
+        KEYS,
+        " - statistics.delta[None, :])",
+        ")",
+        BLOCK_BACKWARD,
     ),
     Fault(
-        "slopes of queries without the keys' bias", QUERIES, " + bias[None, :]", "", BLOCK_BACKWARD
+        "slopes of queries without the keys' bias",
+        QUERIES,
+        "            logits += bias\n",
+        "            pass\n",
+        BLOCK_BACKWARD,
     ),
     Fault(
         "queries behind a tile's end count for its keys",
-        KEYS,
-        "tl.load(log_sums + place, mask=live, other=UNSEEN)",
-        "tl.load(log_sums + place, mask=live, other=0.0)",
+        GATHER,
+        "tl.load(statistics.lse + place, mask=live, other=UNSEEN)",
+        "tl.load(statistics.lse + place, mask=live, other=0.0)",
         BLOCK_BACKWARD,
     ),
     Fault(
         "a query that saw no key counts",
         GATHER,
-        "tl.where(log_sum == MASKED, UNSEEN, log_sum)",
-        "log_sum",
+        "tl.where(lse == MASKED, UNSEEN, lse)",
+        "lse",
         BLOCK_BACKWARD,
     ),
     Fault(
         "what rounding took from the outputs is dropped",
         GATHER,
-        "exact += tl.load(rest",
-        "exact += 0.0 * tl.load(rest",
+        "exact += tl.load(lost",
+        "exact += 0.0 * tl.load(lost",
         BLOCK_BACKWARD,
     ),
     Fault(
         "transposed lists of HIGH heads short by one",
         KEYS,
-        "tl.load(high_starts + tile + 1) - begin)",
-        "tl.load(high_starts + tile + 1) - begin - 1)",
+        "tl.load(lists.high_starts + tile + 1) - begin)",
+        "tl.load(lists.high_starts + tile + 1) - begin - 1)",
         BLOCK_BACKWARD,
     ),
     Fault(
@@ -154,9 +169,9 @@ FAULTS = (
     ),
     Fault(
         "gradients of offsets go to other heads",
-        "block_sparse/triton_backward.py",
-        "slopes.reshape(rows // heads, heads, 3, cell_blocks * parts).sum(3)",
-        "slopes.reshape(rows // heads, heads, 3, cell_blocks * parts).sum(3).flip(1)",
+        ATTENTION + "launch_backward.py",
+        ".flatten(3)",
+        ".flatten(3).flip(1)",
         BLOCK_BACKWARD,
     ),
     # prologue
@@ -263,7 +278,7 @@ FAULTS = (
     # float32
     Fault(
         "keys of float32 products are rounded to 16 bits",
-        "block_sparse/triton_softmax.py",
+        ATTENTION + "softmax.py",
         "tl.dot(rows.to(tl.float64), columns.to(tl.float64).T).to(tl.float32)",
         "tl.dot(rows.to(tl.float64), columns.to(tl.float16).to(tl.float64).T).to(tl.float32)",
         BLOCK_BACKWARD,
@@ -271,8 +286,8 @@ FAULTS = (
     Fault(
         "float32 weights of keys without the sum of their row",
         KEYS,
-        "log_sum[None, :], True) * rest[None, :]",
-        "log_sum[None, :], True)",
+        "exp2(logits, True) * statistics.rounding_residual[None, :]",
+        "exp2(logits, True)",
         BLOCK_BACKWARD,
     ),
     # router
@@ -328,9 +343,9 @@ FAULTS = (
     ),
     Fault(
         "low queries of LOW heads alone, with a branch too",
-        KERNEL,
-        "        if not BRANCH:\n            count",
-        "        if True:\n            count",
+        TASKS,
+        "        if not BRANCH:\n            # Which",
+        "        if True:\n            # Which",
         FUSED_FORWARD,
     ),
     Fault(

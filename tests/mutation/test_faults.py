@@ -18,7 +18,7 @@ def test_a_fault_applies_to_the_source_as_it_is(fault: Fault) -> None:
 
 def test_a_fault_whose_text_is_gone_is_an_error() -> None:
     with pytest.raises(
-        ValueError, match=r"occurs 0 times in src/freqformer/ops/block_sparse/triton_kernel\.py"
+        ValueError, match=r"occurs 0 times in src/freqformer/ops/block_sparse/triton/tasks\.py"
     ):
         faulty(replace(FAULTS[0], old="no such text"))
 

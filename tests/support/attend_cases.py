@@ -18,13 +18,13 @@ from torch import Tensor
 from freqformer import buffers
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
-from freqformer.ops.block_sparse.tables import LaunchTables, launch_tables, unseen_bias
-from freqformer.ops.block_sparse.triton import (
+from freqformer.ops.block_sparse.records import (
     AttentionBuffers,
     AttentionOutputs,
     MidLists,
     RowBands,
 )
+from freqformer.ops.block_sparse.tables import LaunchTables, launch_tables, unseen_bias
 from freqformer.patterns import topk_tiles
 from freqformer.plan import AttentionPlan, build_plan
 

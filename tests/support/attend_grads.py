@@ -11,7 +11,8 @@ from tests.support.attend_cases import AttendCase, _bias, _segments, expected, q
 from tests.support.numerics import Pool, check_errors
 from torch import Tensor
 
-from freqformer.ops.block_sparse.triton import AttentionOutputs, attend
+from freqformer.ops.block_sparse.records import AttentionOutputs
+from freqformer.ops.block_sparse.triton.launch import attend
 from freqformer.ops.parameters import BranchGates
 
 LOG2_E = math.log2(math.e)
@@ -138,7 +139,7 @@ def kernel_grads(
 ) -> AttendGrads:
     """The gradients of the kernels, from the exact outputs or from those of the kernels'
     forward."""
-    from freqformer.ops.block_sparse.triton_backward import attend_backward
+    from freqformer.ops.block_sparse.triton.launch_backward import attend_backward
 
     outputs = attend(**case.arguments, backward=True) if own_forward else exact_outputs(case)
     arguments: dict[str, Any] = case.arguments

@@ -38,10 +38,10 @@ class Launches(NamedTuple):
     the same for all."""
 
     attend: Callable[..., Any]
-    """As `ops.block_sparse.triton.attend`."""
+    """As `ops.block_sparse.triton.launch.attend`."""
     attend_backward: Callable[..., Any]
-    """As `ops.block_sparse.triton_backward.attend_backward`, and it takes `deterministic` too, see
-    `FreqFormerConfig`."""
+    """As `ops.block_sparse.triton.launch_backward.attend_backward`, and it takes `deterministic`
+    too, see `FreqFormerConfig`."""
 
 
 UnsupportedReason = Callable[[Tensors, AttentionParameters | None], str | None]
@@ -101,8 +101,8 @@ def _no_reason(tensors: Tensors, parameters: AttentionParameters | None) -> str 
 def _triton_launches() -> Launches:
     # Imported here, since Triton decides at import whether it interprets, and a CPU may have no
     # Triton at all.
-    from freqformer.ops.block_sparse.triton import attend
-    from freqformer.ops.block_sparse.triton_backward import attend_backward
+    from freqformer.ops.block_sparse.triton.launch import attend
+    from freqformer.ops.block_sparse.triton.launch_backward import attend_backward
 
     def backward(*given: Any, deterministic: bool, **named: Any) -> Any:
         return attend_backward(*given, **named)  # the same bits at every run, either way

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from freqformer.config import Band
-from freqformer.ops.block_sparse import Impl, TileLists, block_sparse_attention, dense_attention
+from freqformer.ops.backends import PlainImpl
+from freqformer.ops.block_sparse import TileLists, block_sparse_attention, dense_attention
 from freqformer.ops.merge import expand_low, gated_sum
 from freqformer.ops.parameters import AttentionParameters, BranchGates
 from freqformer.ops.prologue import BandInputs, prepare
@@ -28,7 +29,7 @@ class Branches:
         plan: AttentionPlan,
         parameters: AttentionParameters | None,
         token_order: TokenOrder,
-        impl: Impl,
+        impl: PlainImpl,
     ) -> None:
         self.batch, _, self.heads, _ = tensors[0].shape
         query, key, value = tensors if text_mask is None else _without_masked(tensors, text_mask)
@@ -40,7 +41,7 @@ class Branches:
         )
         self.plan, self.parameters = plan, parameters
         self.token_order: TokenOrder = token_order
-        self.impl: Impl = impl
+        self.impl: PlainImpl = impl
         self.video = plan.layout.grid.num_tokens
         self.text_mask = None if text_mask is None else text_mask.repeat_interleave(self.heads, 0)
 

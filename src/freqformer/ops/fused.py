@@ -19,13 +19,18 @@ from torch import Tensor
 from freqformer.config import Band
 from freqformer.ops import cost
 from freqformer.ops.backends import Tensors, launches_of
+from freqformer.ops.block_sparse.records import (
+    AttentionBuffers,
+    AttentionOutputs,
+    MidLists,
+    RowBands,
+)
 from freqformer.ops.checks import check_bands, head_bands
 from freqformer.ops.parameters import AttentionParameters, BranchGates, KnownBands
 from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import AttentionPlan, Selection
 
 if TYPE_CHECKING:
-    from freqformer.ops.block_sparse.triton import AttentionOutputs, MidLists
     from freqformer.ops.prologue.tables import PrologueTables
     from freqformer.ops.prologue.triton import PreparedRows
 
@@ -135,7 +140,6 @@ def run(
     # Imported here, since Triton decides at import whether it interprets, and a CPU may have no
     # Triton at all.
     from freqformer.ops.block_sparse.tables import launch_tables
-    from freqformer.ops.block_sparse.triton import AttentionBuffers, RowBands
     from freqformer.ops.merge.tables import merge_tables
     from freqformer.ops.merge.triton import merge_low
     from freqformer.ops.prologue.tables import prologue_tables
@@ -214,7 +218,6 @@ def _mid_lists(
     rows: PreparedRows, tables: PrologueTables, selection: Selection | None
 ) -> MidLists | None:
     """The top-k choice of a call, or the given one; None where MID heads see every tile."""
-    from freqformer.ops.block_sparse.triton import MidLists
     from freqformer.ops.selection.api import select
     from freqformer.ops.selection.reference import unseen_bias
 

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from freqformer.config import Band
 from freqformer.ops.backends import launches_of
-from freqformer.ops.block_sparse.tables import launch_tables
-from freqformer.ops.block_sparse.triton import (
+from freqformer.ops.block_sparse.records import (
     AttentionBuffers,
     AttentionOutputs,
     MidLists,
     RowBands,
 )
+from freqformer.ops.block_sparse.tables import launch_tables
 from freqformer.ops.fused import EVERY_BAND, FusedCall, contiguous, run
 from freqformer.ops.merge.backward_tables import collapse_tables
 from freqformer.ops.merge.tables import merge_tables

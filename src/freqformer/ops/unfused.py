@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from freqformer.ops.block_sparse import Impl
+from freqformer.ops.backends import PlainImpl
 from freqformer.ops.branches import Branches
 from freqformer.ops.checks import head_bands, row_numbers
 from freqformer.ops.parameters import AttentionParameters, BranchGates, KnownBands
@@ -25,7 +25,7 @@ def unfused_attention(
     text_mask: Tensor | None,
     selection: Selection | None,
     token_order: TokenOrder,
-    impl: Impl,
+    impl: PlainImpl,
 ) -> Tensor:
     """See `attention.frequency_attention`, whose checks have passed."""
     query = tensors[0]

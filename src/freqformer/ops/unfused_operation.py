@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from freqformer.ops.block_sparse import Impl
+from freqformer.ops.backends import PlainImpl
 from freqformer.ops.branches import Branches
 from freqformer.ops.checks import row_numbers
 from freqformer.ops.parameters import LEARNED, AttentionParameters, BranchGates
@@ -50,7 +50,7 @@ def attention(
     text_mask: Tensor | None,
     selection: Selection | None,
     token_order: TokenOrder,
-    impl: Impl,
+    impl: PlainImpl,
 ) -> Tensor:
     """See `unfused.unfused_attention`; bands (batch, heads) are checked when a graph runs."""
     given = parameters or AttentionParameters()

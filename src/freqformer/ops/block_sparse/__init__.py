@@ -1,5 +1,5 @@
 """Attention over lists of key tiles plus extra keys with biases."""
 
-from freqformer.ops.block_sparse.api import Impl, TileLists, block_sparse_attention, dense_attention
+from freqformer.ops.block_sparse.api import TileLists, block_sparse_attention, dense_attention
 
-__all__ = ["Impl", "TileLists", "block_sparse_attention", "dense_attention"]
+__all__ = ["TileLists", "block_sparse_attention", "dense_attention"]

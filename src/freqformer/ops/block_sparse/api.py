@@ -10,14 +10,12 @@ head_dim.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from freqformer.grid import TileLayout
+from freqformer.ops.backends import PlainImpl
 from freqformer.patterns import SummaryCells
-
-Impl = Literal["reference", "eager"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ def block_sparse_attention(
     extras: tuple[Tensor, Tensor, Tensor],
     tiles: TileLists | None,
     *,
-    impl: Impl,
+    impl: PlainImpl,
 ) -> Tensor:
     """Attention of every row over its listed tiles and its extra keys.
 
@@ -61,7 +59,7 @@ def block_sparse_attention(
 
 
 def dense_attention(
-    query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, *, impl: Impl
+    query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, *, impl: PlainImpl
 ) -> Tensor:
     """Exact attention of (R, Q, D) over (R, K, D); `key_mask` bool (R, K) is True where a key may
     be seen."""

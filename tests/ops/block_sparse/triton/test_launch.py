@@ -20,7 +20,8 @@ from tests.support.attend_cases import AttendCase, check_case, make_case, random
 from tests.support.interpreter import patch_language_once  # noqa: E402
 from tests.support.numerics import Pool, nan_filled_allocations  # noqa: E402
 
-from freqformer.ops.block_sparse import triton as launch  # noqa: E402
+from freqformer.ops.block_sparse.records import AttentionOutputs  # noqa: E402
+from freqformer.ops.block_sparse.triton import launch  # noqa: E402
 
 # The interpreter's own: it turns arrays of one element into loop bounds.
 pytestmark = pytest.mark.filterwarnings(
@@ -35,7 +36,7 @@ def _fast_interpreter():
     patch_language_once()
 
 
-def run(case: AttendCase) -> launch.AttentionOutputs:
+def run(case: AttendCase) -> AttentionOutputs:
     with nan_filled_allocations():
         return launch.attend(**case.arguments)
 

@@ -1,0 +1,278 @@
+"""The Triton kernel of block-sparse attention, backward: gradients of exact keys and values.
+
+The mathematics is in `bwd_dq`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from freqformer.ops.block_sparse.triton.blocks import (
+    HIGH,
+    LOG2_E,
+    LOW,
+    MID,
+    UNSPECIALIZED,
+    Listed,
+    load_block,
+    row_of,
+    store_rows,
+    tile_extent,
+)
+from freqformer.ops.block_sparse.triton.bwd_gather import Statistics, load_statistics
+from freqformer.ops.block_sparse.triton.softmax import add_product, exp2, product, scaled
+
+
+class ListingTiles(NamedTuple):
+    """Query tiles that list each key tile, see `TransposedLists`."""
+
+    every: Tensor
+    """0 to T - 1, int32 (T,)."""
+    high_starts: Tensor
+    high_queries: Tensor
+    mid_starts: Tensor | None
+    """None where MID rows list every tile."""
+    mid_queries: Tensor | None
+    mid_step: int
+    """1 where every row has lists of its own, 0 where all share."""
+
+
+class KeyGrads(NamedTuple):
+    """Gradients of keys and values: of the buffers (R, S, D), or a block (K, D) of them."""
+
+    key: Any
+    value: Any
+
+
+class KeyStep(NamedTuple):
+    """What one block of queries makes of the gradients of a block of keys."""
+
+    sums: KeyGrads
+    ds: Any
+    """Gradients of the logits, (K, Q)."""
+
+
+@triton.jit
+def key_step(
+    k,
+    v,
+    query,
+    grad,
+    start,
+    limit,
+    statistics,
+    bias,
+    scale,
+    sums,
+    BLOCK_Q: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):
+    """The `KeyStep` of one block of queries.
+
+    Args:
+        k, v: a block of keys and values.
+        query, grad, start, limit: queries and output gradients, `Matrix`; where the block starts,
+            and where to read zeros from.
+        statistics: of `load_statistics`.
+        bias: of the keys, None for none.
+        sums: gradients so far, `KeyGrads`.
+    """
+    q = load_block(query.source, query.at + start, limit, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
+    g = load_block(grad.source, grad.at + start, limit, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
+    # Keys are rows here: both sums run over queries, and so over columns.
+    logits = product(k, q)
+    if q.dtype == tl.float32:
+        added = tl.zeros([1, 1], tl.float32) if bias is None else bias[:, None]
+        logits = scaled(logits, scale, added) - statistics.lse[None, :]
+        weight = exp2(logits, True) * statistics.rounding_residual[None, :]
+    else:
+        # As for queries, the bias is added to a small difference.
+        logits = logits * scale - statistics.lse[None, :]
+        if bias is not None:
+            logits += bias[:, None]
+        weight = tl.exp2(logits)
+    dv = add_product(sums.value, weight, g)
+    ds = weight * (product(v, g) - statistics.delta[None, :])
+    dk = add_product(sums.key, ds, q)
+    return KeyStep(sums=KeyGrads(key=dk, value=dv), ds=ds)
+
+
+@triton.jit
+def _listing_tiles(band, row, tile, num_tiles, lists):
+    """The query tiles that list a key tile of a row of `band`: `Listed`."""
+    listed = lists.every
+    length = num_tiles
+    if band == HIGH:
+        begin = tl.load(lists.high_starts + tile)
+        listed = lists.high_queries + begin
+        length = (tl.load(lists.high_starts + tile + 1) - begin).to(tl.int32)
+    if lists.mid_starts is not None:
+        if band == MID:
+            # Key tiles of all rows are one sequence: an entry ends where the next one starts.
+            entry = row.to(tl.int64) * lists.mid_step * num_tiles + tile
+            begin = tl.load(lists.mid_starts + entry)
+            listed = lists.mid_queries + begin
+            length = (tl.load(lists.mid_starts + entry + 1) - begin).to(tl.int32)
+    if band == LOW:
+        length = 0
+    return Listed(tiles=listed, length=length)
+
+
+@triton.jit(do_not_specialize=[*UNSPECIALIZED, "num_low"])
+def video_grads_kernel(
+    query,
+    key,
+    value,
+    grad,
+    statistics,
+    grads,
+    rows,
+    tiles,
+    lists,
+    scale,
+    num_rows,
+    num_tiles,
+    num_tokens,
+    num_text,
+    num_low,
+    exact_at,
+    key_rows,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    QUERY_BLOCKS: tl.constexpr,
+    KEY_BLOCKS: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
+    TEXT: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Gradients of one block of exact video keys and values of one row, over the query tiles that
+    list their tile.
+
+    Behind the programs of the video segment come as many for the exact segment, if there is one:
+    text queries alone see it.
+
+    Args:
+        query, key, value, grad, statistics: as in `query_grads_kernel`.
+        grads: `KeyGrads`, written.
+        rows: `Rows`, whose order is of row * T + tile here, (R * T,).
+        tiles, lists: `Tiles`, `ListingTiles`.
+        scale, exact_at, key_rows: as in `attention_kernel`.
+    """
+    program = tl.program_id(0)
+    is_exact = program >= num_rows * num_tiles * KEY_BLOCKS
+    task = program % (num_rows * num_tiles * KEY_BLOCKS)
+    place = tl.load(rows.order + task // KEY_BLOCKS)
+    row = place // num_tiles
+    tile = place % num_tiles
+    band = tl.load(rows.allocation + row)
+    skip = task % KEY_BLOCKS * BLOCK_K
+    extent = tile_extent(tiles, tile, TILE_TOKENS)
+    start = extent.start + skip
+    count = extent.count - skip
+    exact = _listing_tiles(band, row, tile, num_tiles, lists)
+    listed = exact.tiles
+    length = exact.length
+    banded = (band == MID) | (band == HIGH)
+    text_count = num_text
+    if is_exact:
+        start += exact_at
+        length = 0
+    if exact_at > 0:
+        # Text queries see one of the two segments: the exact one in rows whose video keys are
+        # filtered.
+        if banded != is_exact:
+            text_count = 0
+    # Keys of LOW rows and of the exact segment serve text queries alone: without those, nothing was
+    # there to read.
+    if (count <= 0) | ((is_exact | (band == LOW)) & (text_count == 0)):
+        return
+
+    query_rows = num_tokens + num_text + num_low
+    # Pointers are moved to the row once, in 64 bits, so that the loop adds 32. Rows start at
+    # multiples of 16: neighbours are loaded together.
+    statistic = row.to(tl.int64) * tl.multiple_of(statistics.rows, 16)
+    residual = statistics.rounding_residual
+    if residual is not None:
+        residual += statistic
+    own_statistics = Statistics(
+        lse=statistics.lse + statistic,
+        delta=statistics.delta + statistic,
+        rounding_residual=residual,
+        rows=statistics.rows,
+    )
+    queries = row_of(query, row, query_rows, HEAD_DIM, DESCRIPTORS)
+    grad_rows = row_of(grad, row, query_rows, HEAD_DIM, DESCRIPTORS)
+    keys = row_of(key, row, key_rows, HEAD_DIM, DESCRIPTORS)
+    values = row_of(value, row, key_rows, HEAD_DIM, DESCRIPTORS)
+    k = load_block(keys.source, keys.at + start, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+    v = load_block(values.source, values.at + start, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+    sums = KeyGrads(
+        key=tl.zeros([BLOCK_K, HEAD_DIM], tl.float32),
+        value=tl.zeros([BLOCK_K, HEAD_DIM], tl.float32),
+    )
+    column = tl.arange(0, BLOCK_Q)
+
+    # A step knows where its queries lie, and the next tile is on its way.
+    steps = length * QUERY_BLOCKS
+    other = tl.load(listed, mask=steps > 0, other=0)
+    extent = tile_extent(tiles, other, TILE_TOKENS)
+    other = tl.load(listed + 1 // QUERY_BLOCKS, mask=steps > 1, other=0)
+    for step in tl.range(0, steps, num_stages=STAGES):
+        ahead = step % QUERY_BLOCKS * BLOCK_Q
+        at = extent.start + ahead
+        left = extent.count - ahead
+        extent = tile_extent(tiles, other, TILE_TOKENS)
+        other = tl.load(listed + tl.minimum(step + 2, steps - 1) // QUERY_BLOCKS)
+        # Queries of full tiles are all live: their statistics are loaded without a mask.
+        live = None
+        if TILE_TOKENS != QUERY_BLOCKS * BLOCK_Q:
+            live = column < left
+        made = key_step(
+            k,
+            v,
+            queries,
+            grad_rows,
+            at,
+            at + left,
+            load_statistics(own_statistics, at + column, live),
+            None,
+            scale,
+            sums,
+            BLOCK_Q,
+            HEAD_DIM,
+            DESCRIPTORS,
+        )
+        sums = made.sums
+    if TEXT:
+        # Text is a few blocks: too few to fill a pipeline.
+        for step in tl.range(0, tl.cdiv(text_count, BLOCK_Q), num_stages=1):
+            at = num_tokens + step * BLOCK_Q
+            left = num_text - step * BLOCK_Q
+            made = key_step(
+                k,
+                v,
+                queries,
+                grad_rows,
+                at,
+                at + left,
+                load_statistics(own_statistics, at + column, column < left),
+                None,
+                scale,
+                sums,
+                BLOCK_Q,
+                HEAD_DIM,
+                DESCRIPTORS,
+            )
+            sums = made.sums
+
+    own = tl.arange(0, BLOCK_K)
+    target = row.to(tl.int64) * key_rows + start + own
+    store_rows(grads.key, target, sums.key * (scale / LOG2_E), own < count, HEAD_DIM)
+    store_rows(grads.value, target, sums.value, own < count, HEAD_DIM)

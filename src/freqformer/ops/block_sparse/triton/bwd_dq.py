@@ -1,0 +1,275 @@
+"""The Triton kernel of block-sparse attention, backward: gradients of queries. `launch_backward.py`
+holds the host side.
+
+With the weights p_ij = exp(logit_ij - lse_i) computed again from the log-sum-exp, and delta_i =
+out_i . grad_i:
+
+    ds_ij = p_ij (v_j . grad_i - delta_i)         the gradient of a logit
+    dq_i = sum_j ds_ij k_j / sqrt(D)
+    dk_j = sum_i ds_ij q_i / sqrt(D)              dv_j = sum_i p_ij grad_i
+
+Logits are kept in base 2 as in the forward kernel. Every sum runs in a fixed order and nothing is
+added atomically, so that the same inputs give the same bits. An argument that is None is absent
+from the compiled kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from freqformer.ops.block_sparse.triton.blocks import (
+    LOG2_E,
+    UNSPECIALIZED,
+    Segments,
+    Sizes,
+    load_block,
+    row_of,
+    store_rows,
+    tile_extent,
+)
+from freqformer.ops.block_sparse.triton.bwd_gather import load_statistics
+from freqformer.ops.block_sparse.triton.softmax import add_product, exp2, product, scaled
+from freqformer.ops.block_sparse.triton.tasks import (
+    extra_block,
+    extra_ends,
+    key_bias,
+    keys_seen,
+    mask_tile_end,
+    task_of,
+)
+
+
+class Queries(NamedTuple):
+    """A block of queries and what the gradients of their logits follow from."""
+
+    q: Any
+    """(Q, D)."""
+    grad: Any
+    """Gradients of their outputs, (Q, D)."""
+    statistics: Any
+    """Of `load_statistics`."""
+
+
+@triton.jit
+def _add_keys(dq, queries, logits, bias, k, v, scale):
+    """dq plus ds times k, for one block of keys: logits (Q, K) before `scale`, and bias (1, K) in
+    base 2, None for none."""
+    statistics = queries.statistics
+    if queries.q.dtype == tl.float32:
+        added = tl.zeros([1, 1], tl.float32) if bias is None else bias
+        logits = scaled(logits, scale, added) - statistics.lse[:, None]
+        weight = exp2(logits, True) * statistics.rounding_residual[:, None]
+    else:
+        # The log-sum-exp first: the difference is small, and the bias is added to its last bit.
+        logits = logits * scale - statistics.lse[:, None]
+        if bias is not None:
+            logits += bias
+        weight = tl.exp2(logits)
+    ds = weight * (product(queries.grad, v) - statistics.delta[:, None])
+    return add_product(dq, ds, k)
+
+
+@triton.jit
+def _add_tiles(
+    dq,
+    queries,
+    key,
+    value,
+    seen,
+    tiles,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    TILE_BLOCKS: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
+    SAFE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """dq after the exact tokens of the listed tiles."""
+    listed = seen.exact.tiles
+    # As in the forward kernel, a step knows where its keys lie, and the next tile is on its way.
+    steps = seen.exact.length * TILE_BLOCKS
+    first = key.at + seen.exact_at
+    tile = tl.load(listed, mask=steps > 0, other=0)
+    extent = tile_extent(tiles, tile, TILE_TOKENS)
+    tile = tl.load(listed + 1 // TILE_BLOCKS, mask=steps > 1, other=0)
+    for step in tl.range(0, steps, num_stages=STAGES):
+        skip = step % TILE_BLOCKS * BLOCK_K
+        at = first + extent.start + skip
+        left = extent.count - skip
+        extent = tile_extent(tiles, tile, TILE_TOKENS)
+        tile = tl.load(listed + tl.minimum(step + 2, steps - 1) // TILE_BLOCKS)
+        k = load_block(key.source, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+        v = load_block(value.source, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+        logits = product(queries.q, k)
+        if TILE_TOKENS != TILE_BLOCKS * BLOCK_K:
+            logits = mask_tile_end(logits, left, BLOCK_K, SAFE)
+        dq = _add_keys(dq, queries, logits, None, k, v, scale)
+    return dq
+
+
+@triton.jit
+def _add_extras(
+    dq,
+    queries,
+    key,
+    value,
+    extras,
+    text_mask,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """dq after low tokens or low summaries, mid summaries, high summaries and text."""
+    column = tl.arange(0, BLOCK_K)
+    ends = extra_ends(extras, BLOCK_K)
+    for step in tl.range(0, ends.text, num_stages=STAGES):
+        # No bias was spared here: the log-sum-exp holds it.
+        block = extra_block(step, extras, ends, 0.0, BLOCK_K)
+        bias = key_bias(
+            block, column, extras.first_bias, text_mask, step < ends.first, step >= ends.high
+        )
+        at = key.at + block.at
+        k = load_block(key.source, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+        v = load_block(value.source, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+        logits = product(queries.q, k)
+        dq = _add_keys(dq, queries, logits, bias[None, :], k, v, scale)
+    return dq
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def query_grads_kernel(
+    query,
+    key,
+    value,
+    grad,
+    statistics,
+    grad_query,
+    rows,
+    tiles,
+    lists,
+    biases,
+    scale,
+    num_rows,
+    num_heads,
+    num_tiles,
+    num_tokens,
+    num_text,
+    high_length,
+    mid_length,
+    low_at,
+    low_sums_at,
+    mid_sums_at,
+    high_sums_at,
+    text_at,
+    exact_at,
+    key_rows,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    QUERY_BLOCKS: tl.constexpr,
+    TILE_BLOCKS: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
+    SAFE: tl.constexpr,
+    TEXT: tl.constexpr,
+    LOWS: tl.constexpr,
+    BRANCH: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Gradients of one block of queries of one row, over the keys that the forward kernel took.
+
+    Args:
+        query, key, value: as in `attention_kernel`.
+        grad: output gradients as the queries lie, (R, N + X + M, D).
+        statistics: `Statistics`.
+        grad_query: (R, N + X + M, D), written.
+        rows, tiles, lists, biases, scale, low_at, ..., LOWS, BRANCH: as in `attention_kernel`.
+    """
+    sizes = Sizes(
+        rows=num_rows, tiles=num_tiles, video=num_tokens, text=num_text, low=biases.num_low
+    )
+    segments = Segments(
+        low=low_at,
+        low_summaries=low_sums_at,
+        mid_summaries=mid_sums_at,
+        high_summaries=high_sums_at,
+        text=text_at,
+        exact=exact_at,
+    )
+    # The 1: text queries are not split into parts here, as the forward's are.
+    task = task_of(
+        tl.program_id(0),
+        rows,
+        tiles,
+        sizes,
+        1,
+        BLOCK_Q,
+        QUERY_BLOCKS,
+        TILE_TOKENS,
+        TEXT,
+        LOWS,
+        BRANCH,
+    )
+    if task.count <= 0:
+        return
+    row = task.row
+    query_rows = num_tokens + num_text + sizes.low
+    seen = keys_seen(
+        task, lists, biases, sizes, segments, high_length, mid_length, 1, TILE_TOKENS, False
+    )
+    queries = row_of(query, row, query_rows, HEAD_DIM, DESCRIPTORS)
+    grads = row_of(grad, row, query_rows, HEAD_DIM, DESCRIPTORS)
+    keys = row_of(key, row, key_rows, HEAD_DIM, DESCRIPTORS)
+    values = row_of(value, row, key_rows, HEAD_DIM, DESCRIPTORS)
+    live = tl.arange(0, BLOCK_Q) < task.count
+    target = task.start + tl.arange(0, BLOCK_Q)
+    at = queries.at + task.start
+    limit = task.start + task.count
+    statistic = row.to(tl.int64) * statistics.rows + target
+    block = Queries(
+        q=load_block(queries.source, at, limit, BLOCK_Q, HEAD_DIM, DESCRIPTORS),
+        grad=load_block(grads.source, at, limit, BLOCK_Q, HEAD_DIM, DESCRIPTORS),
+        statistics=load_statistics(statistics, statistic, live),
+    )
+    dq = _add_tiles(
+        tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32),
+        block,
+        keys,
+        values,
+        seen,
+        tiles,
+        scale,
+        HEAD_DIM,
+        BLOCK_K,
+        TILE_BLOCKS,
+        TILE_TOKENS,
+        SAFE,
+        DESCRIPTORS,
+        STAGES,
+    )
+    text_mask = biases.text_mask
+    if text_mask is not None:
+        text_mask += row // num_heads * num_text
+    dq = _add_extras(
+        dq,
+        block,
+        keys,
+        values,
+        seen.extras,
+        text_mask,
+        scale,
+        HEAD_DIM,
+        BLOCK_K,
+        DESCRIPTORS,
+        STAGES,
+    )
+    # `scale` holds the factor that makes logits base 2; gradients are of natural ones.
+    target += row.to(tl.int64) * query_rows
+    store_rows(grad_query, target, dq * (scale / LOG2_E), live, HEAD_DIM)

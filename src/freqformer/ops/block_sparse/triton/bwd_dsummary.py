@@ -1,0 +1,364 @@
+"""The Triton kernels of block-sparse attention, backward: gradients of low tokens, summaries and
+text keys.
+
+Every query of a row sees them, so a row's queries are taken in parts and the parts' sums are joined
+in order. The mathematics is in `bwd_dq`. Shape legend: R rows, P parts, C cells, M low tokens, D
+head_dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from freqformer.ops.block_sparse.triton.blocks import (
+    HIGH,
+    LOG2_E,
+    LOW,
+    MID,
+    UNSPECIALIZED,
+    Segments,
+    Sizes,
+    load_block,
+    row_of,
+    store_rows,
+    tile_extent,
+)
+from freqformer.ops.block_sparse.triton.bwd_dkv import KeyGrads, key_step
+from freqformer.ops.block_sparse.triton.bwd_gather import Statistics, load_statistics
+from freqformer.ops.block_sparse.triton.tasks import ExtraBlock, key_bias
+
+LOW_SUMMARIES, MID_SUMMARIES, HIGH_SUMMARIES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+OTHERS = tl.constexpr(3)
+"""Low tokens or text: keys without a learned offset."""
+
+
+class KeyTask(NamedTuple):
+    """A block of extra keys of one row, and which part of its queries."""
+
+    row: Any
+    band: Any
+    """The row's."""
+    is_low: Any
+    """Whether they are low tokens, which have one part."""
+    kind: Any
+    """`LOW_SUMMARIES`, `MID_SUMMARIES`, `HIGH_SUMMARIES` or `OTHERS`."""
+    block: Any
+    """Number of the block in its segment."""
+    part: Any
+    at: Any
+    """First row of the segment in the key buffer."""
+    count: Any
+    """Keys of the segment."""
+    bias: Any
+    """Pointer to one bias for each key of low tokens or low summaries, to base e."""
+    bias_step: Any
+    """How far apart those of neighbouring query tiles lie."""
+    text: Any
+    """Text queries to take, which the last part of text keys does."""
+    seen: Any
+    """Whether a query of the row sees the segment."""
+
+
+class QueryRuns(NamedTuple):
+    """The queries of a `KeyTask`, in blocks: tiles, then low queries, then text."""
+
+    tile: Any
+    """First tile."""
+    video: Any
+    """Blocks of the tiles' queries."""
+    low: Any
+    """First block of low queries."""
+    banded: Any
+    """Blocks of tiles and of low queries together."""
+    all: Any
+
+
+@triton.jit
+def _key_task(
+    program,
+    rows,
+    biases,
+    sizes,
+    segments,
+    num_parts,
+    BLOCK_K: tl.constexpr,
+    BRANCH: tl.constexpr,
+):
+    """The `KeyTask` of a program: blocks of low, mid and high summaries and of text, each in parts,
+    row by row; then blocks of low tokens."""
+    cells = biases.cells
+    cell_blocks = tl.cdiv(cells, BLOCK_K)
+    learned_blocks = tl.where(segments.mid_summaries >= 0, cell_blocks, 0)
+    text_first = cell_blocks + 2 * learned_blocks
+    per_row = (text_first + tl.cdiv(sizes.text, BLOCK_K)) * num_parts
+    is_low = program >= sizes.rows * per_row
+    if is_low:
+        program -= sizes.rows * per_row
+        per_row = tl.cdiv(sizes.low, BLOCK_K)
+    row = tl.load(rows.order + program // per_row)
+    block = program % per_row
+    part = 0
+    band = tl.load(rows.allocation + row)
+    kind = OTHERS
+    bias_step = 0
+    text = 0
+    bias = biases.low
+    at = segments.low
+    count = sizes.low
+    seen = (band == LOW) | BRANCH
+    if not is_low:
+        part = block % num_parts
+        block = block // num_parts
+        if block < cell_blocks:
+            kind = LOW_SUMMARIES
+            at = segments.low_summaries
+            count = cells
+            seen = (band == MID) | (band == HIGH)
+            bias_step = cells
+            # What a list leaves of a cell is another number for every query tile.
+            if biases.high is not None:
+                bias = biases.high
+            if biases.mid is not None:
+                if band == MID:
+                    entry = row.to(tl.int64) * biases.mid_step * sizes.tiles
+                    bias = biases.mid + entry * cells
+        elif block < cell_blocks + learned_blocks:
+            block -= cell_blocks
+            kind = MID_SUMMARIES
+            at = segments.mid_summaries
+            count = cells
+            seen = (band == LOW) | (band == HIGH) | BRANCH
+        elif block < text_first:
+            block -= cell_blocks + learned_blocks
+            kind = HIGH_SUMMARIES
+            at = segments.high_summaries
+            count = cells
+            seen = (band == LOW) | (band == MID) | BRANCH
+        else:
+            block -= text_first
+            at = segments.text
+            count = sizes.text
+            seen = True
+            if part == num_parts - 1:
+                text = sizes.text
+    return KeyTask(
+        row=row,
+        band=band,
+        is_low=is_low,
+        kind=kind,
+        block=block,
+        part=part,
+        at=at,
+        count=count,
+        bias=bias,
+        bias_step=bias_step,
+        text=text,
+        seen=seen,
+    )
+
+
+@triton.jit
+def _query_runs(
+    task,
+    sizes,
+    num_parts,
+    EVERY_TILE: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    QUERY_BLOCKS: tl.constexpr,
+    BRANCH: tl.constexpr,
+):
+    """The `QueryRuns` of a task. EVERY_TILE: whether MID rows see every tile, and so no low
+    summaries."""
+    video_seen = (task.band != LOW) & (not task.is_low)
+    low_seen = ((task.band == LOW) | BRANCH) & (task.kind != LOW_SUMMARIES)
+    if task.kind == LOW_SUMMARIES:
+        if EVERY_TILE:
+            video_seen = video_seen & (task.band != MID)
+    # Video queries see learned summaries of other bands than their own, and DENSE ones none.
+    if task.kind == MID_SUMMARIES:
+        video_seen = task.band == HIGH
+    if task.kind == HIGH_SUMMARIES:
+        video_seen = task.band == MID
+    begin = sizes.tiles * task.part // num_parts
+    video = 0
+    if video_seen:
+        video = (sizes.tiles * (task.part + 1) // num_parts - begin) * QUERY_BLOCKS
+    low_blocks = tl.cdiv(sizes.low, BLOCK_Q)
+    low_begin = 0
+    low_end = low_blocks
+    if not task.is_low:
+        low_begin = low_blocks * task.part // num_parts
+        low_end = low_blocks * (task.part + 1) // num_parts
+    banded = video + tl.where(low_seen, low_end - low_begin, 0)
+    return QueryRuns(
+        tile=begin,
+        video=video,
+        low=low_begin,
+        banded=banded,
+        all=banded + tl.cdiv(task.text, BLOCK_Q),
+    )
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def extra_grads_kernel(
+    query,
+    key,
+    value,
+    grad,
+    statistics,
+    grads,
+    partial,
+    rows,
+    tiles,
+    biases,
+    scale,
+    num_rows,
+    num_heads,
+    num_tiles,
+    num_tokens,
+    num_text,
+    low_at,
+    low_sums_at,
+    mid_sums_at,
+    high_sums_at,
+    text_at,
+    exact_at,
+    key_rows,
+    region_at,
+    region_rows,
+    num_parts,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    QUERY_BLOCKS: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
+    BRANCH: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Gradients of one block of summaries or text keys of one row from a part of its queries, or of
+    one of low tokens.
+
+    Args:
+        query, key, value, grad, statistics: as in `query_grads_kernel`.
+        grads: `KeyGrads`, written for low tokens.
+        partial: `KeyParts`, written for the others.
+        rows, tiles, biases, scale, low_at, ..., key_rows, BRANCH: as in `attention_kernel`.
+        region_at, region_rows: the first row of summaries and text in the key buffer, and E.
+        num_parts: of the queries of a row: every query sees these keys, and few programs would take
+            long.
+    """
+    sizes = Sizes(
+        rows=num_rows, tiles=num_tiles, video=num_tokens, text=num_text, low=biases.num_low
+    )
+    segments = Segments(
+        low=low_at,
+        low_summaries=low_sums_at,
+        mid_summaries=mid_sums_at,
+        high_summaries=high_sums_at,
+        text=text_at,
+        exact=exact_at,
+    )
+    task = _key_task(tl.program_id(0), rows, biases, sizes, segments, num_parts, BLOCK_K, BRANCH)
+    if not task.seen:
+        return
+    row = task.row
+    shift = 0.0
+    if biases.summary_offsets is not None:
+        if task.kind < OTHERS:
+            offset = biases.summary_offsets + row * 3 + task.kind
+            shift = tl.load(offset).to(tl.float32) * LOG2_E
+
+    first_low = num_tokens + num_text
+    query_rows = first_low + sizes.low
+    # Pointers are moved to the row once, in 64 bits, so that the loop adds 32.
+    statistic = row.to(tl.int64) * tl.multiple_of(statistics.rows, 16)
+    residual = statistics.rounding_residual
+    if residual is not None:
+        residual += statistic
+    own_statistics = Statistics(
+        lse=statistics.lse + statistic,
+        delta=statistics.delta + statistic,
+        rounding_residual=residual,
+        rows=statistics.rows,
+    )
+    queries = row_of(query, row, query_rows, HEAD_DIM, DESCRIPTORS)
+    grad_rows = row_of(grad, row, query_rows, HEAD_DIM, DESCRIPTORS)
+    keys = row_of(key, row, key_rows, HEAD_DIM, DESCRIPTORS)
+    values = row_of(value, row, key_rows, HEAD_DIM, DESCRIPTORS)
+    own = tl.arange(0, BLOCK_K)
+    skip = task.block * BLOCK_K
+    at = keys.at + task.at + skip
+    k = load_block(keys.source, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+    v = load_block(values.source, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+    block = ExtraBlock(at=task.at, skip=skip, left=task.count - skip, shift=shift)
+    sums = KeyGrads(
+        key=tl.zeros([BLOCK_K, HEAD_DIM], tl.float32),
+        value=tl.zeros([BLOCK_K, HEAD_DIM], tl.float32),
+    )
+    ds = tl.zeros([BLOCK_K], tl.float32)
+    text_mask = biases.text_mask
+    if text_mask is not None:
+        text_mask += row // num_heads * num_text
+
+    runs = _query_runs(task, sizes, num_parts, biases.mid is None, BLOCK_Q, QUERY_BLOCKS, BRANCH)
+    column = tl.arange(0, BLOCK_Q)
+    for step in tl.range(0, runs.all, num_stages=STAGES):
+        tile = tl.where(step < runs.video, runs.tile + step // QUERY_BLOCKS, 0)
+        extent = tile_extent(tiles, tile, TILE_TOKENS)
+        start = extent.start + step % QUERY_BLOCKS * BLOCK_Q
+        limit = extent.start + extent.count
+        if step >= runs.video:
+            start = first_low + (runs.low + step - runs.video) * BLOCK_Q
+            limit = query_rows
+        if step >= runs.banded:
+            start = num_tokens + (step - runs.banded) * BLOCK_Q
+            limit = first_low
+        place = start + column
+        # Low queries see low tokens under their own bias, whatever the tile: its step is 0.
+        bias = key_bias(
+            block,
+            own,
+            task.bias + tile * task.bias_step,
+            text_mask,
+            task.is_low | (task.kind == LOW_SUMMARIES),
+            text_at == task.at,
+        )
+        made = key_step(
+            k,
+            v,
+            queries,
+            grad_rows,
+            start,
+            limit,
+            load_statistics(own_statistics, place, place < limit),
+            bias,
+            scale,
+            sums,
+            BLOCK_Q,
+            HEAD_DIM,
+            DESCRIPTORS,
+        )
+        sums = made.sums
+        ds += tl.sum(made.ds, 1)
+
+    dk = sums.key * (scale / LOG2_E)
+    held = own < task.count - skip
+    if task.is_low:
+        target = row.to(tl.int64) * key_rows + task.at + skip + own
+        store_rows(grads.key, target, dk, held, HEAD_DIM)
+        store_rows(grads.value, target, sums.value, held, HEAD_DIM)
+    else:
+        entry = row.to(tl.int64) * num_parts + task.part
+        target = entry * region_rows + task.at - region_at + skip + own
+        store_rows(partial.key, target, dk, held, HEAD_DIM)
+        store_rows(partial.value, target, sums.value, held, HEAD_DIM)
+        if partial.ds is not None:
+            if task.kind < OTHERS:
+                # An offset is one number for all keys of its kind: the host adds the blocks up.
+                cell_blocks = tl.cdiv(biases.cells, BLOCK_K)
+                number = ((row * 3 + task.kind) * cell_blocks + task.block) * num_parts + task.part
+                tl.store(partial.ds + number, tl.sum(tl.where(held, ds, 0.0), 0))

@@ -1,0 +1,296 @@
+"""Block-sparse attention of every head of every band in one Triton launch, forward: the host side.
+
+Shape legend: B batch, H heads, R = B * H rows (row = sample * H + head), N video tokens, X text
+tokens, M low tokens, T tiles, L longest list, C cells, D head_dim, S rows of the key buffer
+(`buffers.key_layout`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from freqformer.buffers import text_parts
+from freqformer.ops.block_sparse.records import (
+    AttentionBuffers,
+    AttentionOutputs,
+    MidLists,
+    RowBands,
+)
+from freqformer.ops.block_sparse.tables import LaunchTables
+from freqformer.ops.block_sparse.triton.blocks import Biases, Lists, Rows, Tiles
+from freqformer.ops.block_sparse.triton.forward import Outputs, attention_kernel
+from freqformer.ops.block_sparse.triton.join import TextParts, join_text_kernel
+from freqformer.plan import AttentionPlan
+
+JOIN_ROWS = 16
+"""Text queries that one program joins."""
+LOG2_E = 1.4426950408889634
+
+
+def attend(
+    buffers: AttentionBuffers,
+    rows: RowBands,
+    tables: LaunchTables,
+    *,
+    mid: MidLists | None,
+    summary_offsets: Tensor | None,
+    text_mask: Tensor | None,
+    token_order: str,
+    backward: bool = False,
+) -> AttentionOutputs:
+    """Attention of all rows, one launch (and a small second one that joins the parts of text
+    queries, if there is text and no backward).
+
+    Args:
+        buffers: queries, keys and values.
+        rows: bands of the rows.
+        tables: static lists, biases and offsets of the plan on this device, `launch_tables(plan,
+            device)`.
+        mid: the top-k choice; None where the plan's MID lists are static (`tables.mid_lists`, or
+            every tile).
+        summary_offsets: learned offsets of the low, mid and high summaries, float (B, H, 3); None
+            is zero.
+        text_mask: bool (B, X), True where a text token may be seen; None sees all.
+        token_order: order of the video tokens in `out`, `raster` or `tile`.
+        backward: whether gradients will be asked for, which need one more output.
+    """
+    plan = tables.plan
+    slots = plan.layout.slots
+    query = buffers.query
+    num_rows, _, head_dim = query.shape
+    _, key_rows, _ = buffers.key.shape
+    num_text = plan.num_text_tokens
+    lists = mid or MidLists(tables.mid_lists, tables.mid_lengths, tables.mid_bias)
+    outputs = _empty_outputs(query, plan, backward)
+    parts = text_parts(plan.layout.num_tiles) if num_text and not backward else 1
+    text = _text_parts(query, parts, num_text)
+    launch = _launch(query, slots, num_rows * key_rows)
+    tasks = plan.layout.num_tiles * _cdiv(slots, launch.block_q)
+    tasks += _cdiv(num_text, launch.block_q) * parts
+    if rows.lows:
+        tasks += _cdiv(plan.num_low_tokens, launch.block_q)
+    with torch.cuda.device_of(query):
+        attention_kernel[(num_rows * tasks,)](
+            launch.matrix(query, launch.block_q),
+            launch.matrix(buffers.key, launch.block_k),
+            launch.matrix(buffers.value, launch.block_k),
+            Outputs(
+                out=outputs.out,
+                raster=tables.raster if token_order == "raster" else None,
+                low_out=outputs.low_out,
+                lse=outputs.lse,
+                rounding_residual=outputs.rounding_residual,
+                parts=text,
+            ),
+            Rows(order=rows.order, allocation=rows.allocation),
+            tiles_of(tables),
+            listed(tables, lists),
+            biases(tables, lists, summary_offsets, text_mask),
+            scale_of(head_dim),
+            num_rows=num_rows,
+            key_rows=key_rows,
+            text_parts=parts,
+            **query_sizes(tables, lists),
+            **launch.constants(head_dim, slots, slots if tables.uniform else 0, num_text),
+            **low_constants(rows),
+        )
+        if text is not None:
+            _join(text, outputs, plan)
+    return outputs
+
+
+def _join(text: TextParts, outputs: AttentionOutputs, plan: AttentionPlan) -> None:
+    """Text queries of `outputs` from their parts."""
+    rows, num_parts, num_text, head_dim = text.out.shape
+    _, tokens, heads, _ = outputs.out.shape
+    join_text_kernel[(rows * _cdiv(num_text, JOIN_ROWS),)](
+        text,
+        outputs.out,
+        outputs.lse,
+        num_heads=heads,
+        num_parts=num_parts,
+        num_tokens=tokens - num_text,
+        num_text=num_text,
+        num_low=plan.num_low_tokens,
+        ROWS=JOIN_ROWS,  # pyright: ignore[reportArgumentType]
+        HEAD_DIM=head_dim,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def _empty_outputs(query: Tensor, plan: AttentionPlan, backward: bool) -> AttentionOutputs:
+    rows, query_rows, head_dim = query.shape
+    batch = rows // plan.num_heads
+    tokens = query_rows - plan.num_low_tokens
+    width = 2 if query.dtype == torch.float32 else head_dim
+    return AttentionOutputs(
+        out=query.new_empty(batch, tokens, plan.num_heads, head_dim),
+        low_out=query.new_empty(rows, plan.num_low_tokens, head_dim),
+        lse=query.new_empty(rows, query_rows, dtype=torch.float32),
+        rounding_residual=query.new_empty(rows, query_rows, width) if backward else None,
+    )
+
+
+def _text_parts(query: Tensor, parts: int, num_text: int) -> TextParts | None:
+    """Where results of parts of text queries wait; None for one part."""
+    if parts == 1:
+        return None
+    rows, _, head_dim = query.shape
+    return TextParts(
+        out=query.new_empty(rows, parts, num_text, head_dim, dtype=torch.float32),
+        lse=query.new_empty(rows, parts, num_text, dtype=torch.float32),
+    )
+
+
+def scale_of(head_dim: int) -> float:
+    """What products of queries and keys are multiplied by: logits to base 2."""
+    return LOG2_E * head_dim**-0.5
+
+
+def low_constants(rows: RowBands) -> dict[str, Any]:
+    """What kernels are compiled for by the rows that have low queries."""
+    return {"LOWS": rows.lows, "BRANCH": rows.low_branch}
+
+
+@lru_cache(maxsize=64)
+def tiles_of(tables: LaunchTables) -> Tiles:
+    """The tiles of a plan as kernels take them, cached."""
+    return Tiles(offsets=tables.tile_offsets, counts=tables.tile_counts)
+
+
+def listed(tables: LaunchTables, mid: MidLists) -> Lists:
+    """The lists of a call as kernels take them."""
+    return Lists(
+        every=tables.every_tile,
+        high=tables.high_lists,
+        mid=mid.lists,
+        mid_lengths=mid.lengths,
+        mid_step=per_row(mid.lists),
+    )
+
+
+def biases(
+    tables: LaunchTables,
+    mid: MidLists,
+    summary_offsets: Tensor | None,
+    text_mask: Tensor | None,
+) -> Biases:
+    """The biases of a call as kernels take them."""
+    return Biases(
+        low=tables.low_bias,
+        num_low=tables.plan.num_low_tokens,
+        high=tables.high_bias,
+        mid=mid.bias,
+        mid_step=per_row(mid.bias),
+        cells=tables.plan.cells.num_cells,
+        summary_offsets=summary_offsets,
+        text_mask=text_mask,
+    )
+
+
+@lru_cache(maxsize=64)
+def plan_sizes(tables: LaunchTables) -> dict[str, int]:
+    """Integers of a plan by the names of kernels' parameters, cached."""
+    plan = tables.plan
+    return {
+        "num_heads": plan.num_heads,
+        "num_tiles": plan.layout.num_tiles,
+        "num_tokens": plan.layout.grid.num_tokens,
+        "num_text": plan.num_text_tokens,
+        "low_at": tables.keys.low,
+        "low_sums_at": tables.keys.low_summaries,
+        "mid_sums_at": tables.keys.mid_summaries,
+        "high_sums_at": tables.keys.high_summaries,
+        "text_at": tables.keys.text,
+        "exact_at": tables.keys.exact,
+    }
+
+
+def query_sizes(tables: LaunchTables, mid: MidLists) -> dict[str, int]:
+    """`plan_sizes`, and the lengths of lists."""
+    _, high_length = tables.high_lists.shape
+    mid_length = 0 if mid.lists is None else mid.lists.shape[2]
+    return {**plan_sizes(tables), "high_length": high_length, "mid_length": mid_length}
+
+
+def per_row(x: Tensor | None) -> int:
+    """1 where every row has its own part of x, 0 where all share one."""
+    return 0 if x is None else int(x.shape[0] > 1)
+
+
+def _cdiv(total: int, step: int) -> int:
+    return -(-total // step)
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """How the kernel is compiled."""
+
+    block_q: int
+    block_k: int
+    warps: int
+    stages: int
+    descriptors: bool
+    """Whether blocks are read by tensor descriptors, from Hopper on, or by pointers."""
+
+    def constants(
+        self, head_dim: int, slots: int, tile_tokens: int, num_text: int
+    ) -> dict[str, Any]:
+        """Constants of `attention_kernel`."""
+        return {
+            "HEAD_DIM": head_dim,
+            "BLOCK_Q": self.block_q,
+            "BLOCK_K": self.block_k,
+            "QUERY_BLOCKS": -(-slots // self.block_q),
+            "TILE_BLOCKS": -(-slots // self.block_k),
+            "TILE_TOKENS": tile_tokens,
+            "SAFE": slots % self.block_k // 8 * 8,
+            "TEXT": num_text > 0,
+            "DESCRIPTORS": self.descriptors,
+            "STAGES": self.stages,
+            "num_warps": self.warps,
+        }
+
+    def matrix(self, x: Tensor, block: int) -> Tensor | TensorDescriptor:
+        """(R, rows, D) as the kernel reads it, in blocks of rows."""
+        return (
+            TensorDescriptor.from_tensor(x.flatten(0, 1), [block, x.shape[2]])
+            if self.descriptors
+            else x
+        )
+
+
+def _launch(query: Tensor, slots: int, key_rows: int) -> _Launch:
+    """Block sizes and warps by dtype, head_dim and GPU; measured on an H200 (benchmarks/results),
+    others by occupancy."""
+    head_dim, block_q = query.shape[2], 64 if slots <= 64 else 128
+    # A descriptor counts rows in 32 bits.
+    descriptors = _has_descriptors(query.device) and key_rows < 2**31
+    if query.dtype == torch.float32 or _capability(query.device) < 8:
+        # Without matrix units the operands of a product live in registers: small blocks, or they
+        # spill.
+        return _Launch(32, 64 if head_dim <= 64 else 32, 8, 1, False)
+    if head_dim > 128:
+        return _Launch(block_q, 64 if descriptors else 32, 8, 2, descriptors)
+    return _Launch(block_q, 64, 4 if descriptors else 8, 2, descriptors)
+
+
+def _has_descriptors(device: torch.device) -> bool:
+    """Whether tensor descriptors are read by hardware; the interpreter reads them on any CPU."""
+    return _capability(device) >= 9
+
+
+@lru_cache(maxsize=16)
+def _capability(device: torch.device) -> int:
+    """Major compute capability; an AMD GPU counts as 8: matrix units, no descriptors. A CPU
+    interprets everything."""
+    if device.type == "cpu":
+        return 9
+    if device.type != "cuda" or torch.version.cuda is None:
+        return 8
+    return torch.cuda.get_device_capability(device)[0]
