@@ -10,14 +10,15 @@ import torch
 from freqformer.attention import FreqAttention
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
-from freqformer.routing import RoutingNetwork
+from freqformer.routing import RoutingNetwork, branch_weights
+from freqformer.routing.table import bands_at
 
 pytest.importorskip("triton")
 
 from tests.support.numerics import nan_filled_allocations
 
 from freqformer.ops.routing import reference
-from freqformer.ops.routing.triton import launch
+from freqformer.ops.routing.triton import launch, table
 
 pytestmark = [
     pytest.mark.gpu,
@@ -79,6 +80,25 @@ def test_weights_by_the_timestep_alone_are_the_networks(heads) -> None:
         logits, _ = launch.score(network, timestep, None)
         torch.testing.assert_close(logits, network(None, timestep), rtol=1e-4, atol=1e-4)
     assert (logits[0] - logits[1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("heads", [1, 5, 24])
+def test_weights_of_branches_are_the_logits_of_two_bands(heads) -> None:
+    network = RoutingNetwork(heads, statistics=False).cuda()
+    timestep, own = torch.rand(3, device="cuda"), [head % 3 for head in range(heads)]
+    with nan_filled_allocations():
+        logits, weights = launch.weigh(network, timestep, None, torch.tensor(own, device="cuda"))
+    assert torch.equal(logits, launch.score(network, timestep, None)[0])
+    assert torch.equal(weights, branch_weights(logits, own))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_table_is_looked_up_as_pytorch_does(dtype) -> None:
+    bands = torch.randint(0, 4, (10, 24), device="cuda")
+    timestep = torch.cat([torch.arange(11) / 10, torch.rand(1000)]).to("cuda", dtype)
+    with nan_filled_allocations():
+        found = table.look_up(bands, timestep)
+    assert torch.equal(found, bands_at(bands, timestep))
 
 
 def make_layer() -> tuple[FreqAttention, Grid]:
