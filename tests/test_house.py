@@ -104,10 +104,10 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
     },
 }
 RATCHETS = {
-    "literal subscripts per 1,000 lines of ops": Ratchet(target=10, today=29),
-    "parallel assignments per 1,000 lines of ops": Ratchet(target=8, today=24),
+    "literal subscripts per 1,000 lines of ops": Ratchet(target=10, today=27),
+    "parallel assignments per 1,000 lines of ops": Ratchet(target=8, today=20),
     "arguments of a kernel": Ratchet(target=8, today=47),
-    "comments per 100 lines of kernels": Ratchet(target=8, today=2),
+    "comments per 100 lines of kernels": Ratchet(target=8, today=3),
 }
 
 

@@ -121,7 +121,7 @@ def run(
     from freqformer.ops.block_sparse.tables import launch_tables
     from freqformer.ops.block_sparse.triton import AttentionBuffers, RowBands, attend
     from freqformer.ops.merge.tables import merge_tables
-    from freqformer.ops.merge.triton import merge_low
+    from freqformer.ops.merge.triton.launch import merge_low
     from freqformer.ops.prologue.tables import prologue_tables
     from freqformer.ops.prologue.triton import prepare_rows
 

@@ -26,7 +26,7 @@ from freqformer.ops.block_sparse.triton_backward import attend_backward
 from freqformer.ops.fused import EVERY_BAND, FusedCall, contiguous, run
 from freqformer.ops.merge.backward_tables import collapse_tables
 from freqformer.ops.merge.tables import merge_tables
-from freqformer.ops.merge.triton_backward import low_gate_grads, merge_low_backward
+from freqformer.ops.merge.triton.launch import low_gate_grads, merge_low_backward
 from freqformer.ops.parameters import LEARNED, AttentionParameters, BranchGates
 from freqformer.ops.prologue.tables import prologue_tables
 from freqformer.ops.prologue.triton import prepare_rows
