@@ -67,8 +67,6 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
         "src/freqformer/ops/block_sparse/triton_backward.py:attend_backward": Exceeds(71, ORDER),
         "src/freqformer/ops/fused_operation.py:_attention_backward": Exceeds(65, ORDER),
         "src/freqformer/ops/checks.py:check_tensors": Exceeds(62, "one check after another"),
-        "src/freqformer/ops/prologue/triton.py:_prologue": Exceeds(95, ORDER),
-        "src/freqformer/ops/prologue/triton_backward.py:_prologue_backward": Exceeds(121, ORDER),
         "tests/cli/test_fit_hardware.py:test_it_reads_the_backward_benchmark": Exceeds(
             75, "a whole result file of the benchmark, written out"
         ),
@@ -96,18 +94,15 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
             14, "diffusers saves a model's constructor arguments as its configuration, flat"
         ),
         "src/freqformer/ops/block_sparse/triton_backward.py:attend_backward": Exceeds(11, BACKWARD),
-        "src/freqformer/ops/prologue/triton_backward.py:prepare_rows_backward": Exceeds(
-            9, BACKWARD
-        ),
         "src/freqformer/ops/unfused.py:unfused_attention": Exceeds(9, INPUTS),
         "src/freqformer/ops/unfused_operation.py:attention": Exceeds(9, INPUTS),
     },
 }
 RATCHETS = {
-    "literal subscripts per 1,000 lines of ops": Ratchet(target=10, today=27),
-    "parallel assignments per 1,000 lines of ops": Ratchet(target=8, today=20),
+    "literal subscripts per 1,000 lines of ops": Ratchet(target=10, today=10),
+    "parallel assignments per 1,000 lines of ops": Ratchet(target=8, today=13),
     "arguments of a kernel": Ratchet(target=8, today=47),
-    "comments per 100 lines of kernels": Ratchet(target=8, today=3),
+    "comments per 100 lines of kernels": Ratchet(target=8, today=6),
 }
 
 

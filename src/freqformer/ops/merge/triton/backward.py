@@ -43,6 +43,8 @@ class CollapseBlocks(NamedTuple):
     """Tokens that are multiplied at once."""
     D: tl.constexpr
     PARTS: tl.constexpr
+    BRANCH: tl.constexpr
+    """Whether every head has a LOW branch, which gates weigh."""
 
 
 @triton.jit
@@ -55,7 +57,7 @@ def collapse_kernel(grad_out, grad_low_out, gates, bands, reach, sizes, blocks):
 
     Args:
         grad_out: (B, N + X, H, D).
-        grad_low_out: (R, M, D); low tokens of LOW rows are written, with gates those of all rows.
+        grad_low_out: (R, M, D); low tokens of LOW rows are written, with BRANCH those of all rows.
         gates: as in `merge_kernel`.
         bands: of every row, int32 (R,).
         reach, sizes, blocks: `Reach`, `Sizes` of `merge_kernel`, `CollapseBlocks`.
@@ -67,7 +69,7 @@ def collapse_kernel(grad_out, grad_low_out, gates, bands, reach, sizes, blocks):
     sample = row // heads
     head = row % heads
     band = tl.load(bands + row)
-    if gates is None:
+    if not blocks.BRANCH:
         if band != LOW:
             return
     wide_row = row.to(tl.int64)
@@ -81,9 +83,10 @@ def collapse_kernel(grad_out, grad_low_out, gates, bands, reach, sizes, blocks):
         step = first + tl.arange(0, blocks.STEP)
         place = tl.load(reach.tokens + tile * reach.width + step)
         entry = place.to(tl.int64)[:, None] * heads * blocks.D + channel[None, :]
+        # Neighbouring tiles read the same gradients, which the L2 cache serves.
         # REACH is a multiple of STEP, so that only missing tokens need a mask, which are -1.
         grad = tl.load(source + entry, mask=(place >= 0)[:, None], other=0.0)
-        if gates is not None:
+        if blocks.BRANCH:
             own_gate, low_gate = branch_gates(
                 gates.by_token,
                 gates.by_sample,

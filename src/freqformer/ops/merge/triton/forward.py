@@ -29,7 +29,11 @@ class Allocation(NamedTuple):
 
 
 class Gates(NamedTuple):
-    """Gates of the own band and of LOW, None for none of a kind."""
+    """Gates of the own band and of LOW, None for none of a kind.
+
+    A kernel asks `BRANCH` whether there are any: Triton 3.6 can't compare a tuple that holds None
+    with None.
+    """
 
     by_token: Tensor | None
     """(B, N, 2, H)."""
@@ -80,6 +84,8 @@ class Blocks(NamedTuple):
     """Low tokens that are multiplied at once."""
     D: tl.constexpr
     PARTS: tl.constexpr
+    BRANCH: tl.constexpr
+    """Whether every head has a LOW branch, which gates weigh."""
 
 
 class Part(NamedTuple):
@@ -165,22 +171,21 @@ def expanded(low_out, part, tiles, num_low, blocks):
 
 @triton.jit
 def merge_kernel(low_out, own, out, gates, allocation, tiles, sizes, blocks):
-    """Some tokens of one tile of one row: outputs of LOW heads return to all tokens, and with gates
-    every head gets (1 + g[0]) * own + g[1] * low. NaN for a row whose band is none.
+    """Some tokens of one tile of one row: outputs of LOW heads return to all tokens, and with
+    BRANCH every head gets (1 + g[0]) * own + g[1] * low. NaN for a row whose band is none.
 
     Args:
         low_out: (R, M, D).
-        own: (B, N + X, H, D), the bands' outputs; may be `out`. Read with gates, but in LOW rows.
-        out: (B, N + X, H, D). Without gates video tokens of LOW rows are written; with them all
+        own: (B, N + X, H, D), the bands' outputs; may be `out`. Read with BRANCH, but in LOW rows.
+        out: (B, N + X, H, D). Without BRANCH video tokens of LOW rows are written; with it all
             video tokens, and text tokens, which have no branch, by programs after the tiles.
-        gates: `Gates`, None for no LOW branch.
-        allocation, tiles, sizes, blocks: `Allocation`, `Tiles`, `Sizes`, `Blocks`.
+        gates, allocation, tiles, sizes, blocks: `Gates`, `Allocation`, `Tiles`, `Sizes`, `Blocks`.
     """
     heads = sizes.heads
     part = program_part(sizes, blocks)
     channel = tl.arange(0, blocks.D)
     first_out = part.sample.to(tl.int64) * sizes.tokens
-    if gates is not None:
+    if blocks.BRANCH:
         if part.tile >= sizes.tiles:
             # No gate reaches text: it is copied, in blocks as long as a tile.
             slot = part.first + tl.arange(0, blocks.ROWS)
@@ -191,7 +196,7 @@ def merge_kernel(low_out, own, out, gates, allocation, tiles, sizes, blocks):
             return
     band = tl.load(allocation.bands + part.sample * allocation.sample + part.head * allocation.head)
     known = (band >= LOW) & (band <= DENSE)
-    if gates is None:
+    if not blocks.BRANCH:
         # The attention launch has written these rows. One of no band goes on, to be made NaN: the
         # host can't look at the allocation without waiting for the device.
         if known & (band != LOW):
@@ -199,7 +204,7 @@ def merge_kernel(low_out, own, out, gates, allocation, tiles, sizes, blocks):
     tokens = part_places(part, tiles, blocks)
     target = ((first_out + tokens.place)[:, None] * heads + part.head) * blocks.D + channel[None, :]
     result = expanded(low_out, part, tiles, sizes.low, blocks)
-    if gates is not None:
+    if blocks.BRANCH:
         own_gate, low_gate = branch_gates(
             gates.by_token,
             gates.by_sample,

@@ -61,7 +61,7 @@ def merge_low(
     """
     rows, num_low, head_dim = low_out.shape
     sizes = _sizes(out, rows, num_low, tables)
-    blocks = _blocks(tables, head_dim)
+    blocks = _blocks(tables, head_dim, branch=low_branch is not None)
     slots = blocks.SLOTS.value
     # Text has no branch; it is copied where `out` is another tensor.
     text = sizes.tokens - sizes.video
@@ -130,6 +130,7 @@ def merge_low_backward(
             STEP=tl.constexpr(STEP),
             D=tl.constexpr(head_dim),
             PARTS=tl.constexpr(parts),
+            BRANCH=tl.constexpr(low_branch is not None),
         ),
     )
     return grad_low_out
@@ -155,7 +156,7 @@ def low_gate_grads(
     """
     rows, num_low, head_dim = low_out.shape
     sizes = _sizes(grad_out, rows, num_low, tables)
-    blocks = _blocks(tables, head_dim)
+    blocks = _blocks(tables, head_dim, branch=True)
     parts_of_tile = blocks.SLOTS.value // blocks.ROWS.value
     low_gate_grads_kernel[(rows * sizes.tiles * parts_of_tile,)](
         grad_out,
@@ -169,10 +170,9 @@ def low_gate_grads(
     )
 
 
-def _gates(low_branch: BranchGates | None) -> Gates | None:
-    if low_branch is None:
-        return None
-    return Gates(by_token=low_branch.by_token, by_sample=low_branch.by_sample)
+def _gates(low_branch: BranchGates | None) -> Gates:
+    given = low_branch or BranchGates()
+    return Gates(by_token=given.by_token, by_sample=given.by_sample)
 
 
 def _tiles(tables: MergeTables, token_order: TokenOrder) -> Tiles:
@@ -193,7 +193,7 @@ def _sizes(out: Tensor, rows: int, num_low: int, tables: MergeTables) -> Sizes:
     return Sizes(heads=heads, rows=rows, tokens=tokens, video=video, low=num_low, tiles=tiles)
 
 
-def _blocks(tables: MergeTables, head_dim: int) -> Blocks:
+def _blocks(tables: MergeTables, head_dim: int, *, branch: bool) -> Blocks:
     parts, _, slots, near = tables.weights.shape
     return Blocks(
         SLOTS=tl.constexpr(slots),
@@ -202,4 +202,5 @@ def _blocks(tables: MergeTables, head_dim: int) -> Blocks:
         STEP=tl.constexpr(min(near, NEAR_STEP)),
         D=tl.constexpr(head_dim),
         PARTS=tl.constexpr(parts),
+        BRANCH=tl.constexpr(branch),
     )
