@@ -303,6 +303,8 @@ def finish_rows(qkv, allocation, rows, tiles, learned, sizes, jobs, blocks):
             for other in tl.static_range(1, 3):  # pyright: ignore[reportGeneralTypeIssues]
                 if sees_summaries(band, other, blocks.BRANCH):
                     place = summaries_of(sizes.segments, other) + job
+                    # From the buffers, and not from `row`: its pointers would stay in registers
+                    # through all of the pooling, which has none to spare.
                     at = (program.wide_row * sizes.key_rows + place) * D
                     cell = program.wide_row * sizes.cells + job
                     target = Pooled(
