@@ -143,7 +143,7 @@ def check(layer: Layer) -> dict[str, float]:
     """Relative errors by band against float64, over tiles at both ends and in the middle."""
     from freqformer.ops.block_sparse.tables import launch_tables
     from freqformer.ops.prologue.tables import prologue_tables
-    from freqformer.ops.prologue.triton import prepare_rows
+    from freqformer.ops.prologue.triton.launch import prepare_rows
     from freqformer.ops.selection.api import select
 
     plan, query = layer.plan, layer.tensors[0]

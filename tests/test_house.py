@@ -65,8 +65,6 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
         "src/freqformer/cli/train.py:train": Exceeds(103, COMMAND),
         "src/freqformer/ops/fused_operation.py:_attention_backward": Exceeds(63, ORDER),
         "src/freqformer/ops/checks.py:check_tensors": Exceeds(62, "one check after another"),
-        "src/freqformer/ops/prologue/triton.py:_prologue": Exceeds(95, ORDER),
-        "src/freqformer/ops/prologue/triton_backward.py:_prologue_backward": Exceeds(121, ORDER),
         "tests/cli/test_fit_hardware.py:test_it_reads_the_backward_benchmark": Exceeds(
             75, "a whole result file of the benchmark, written out"
         ),
@@ -87,19 +85,16 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
         "src/freqformer/ops/block_sparse/triton/launch_backward.py:attend_backward": Exceeds(
             11, BACKWARD
         ),
-        "src/freqformer/ops/prologue/triton_backward.py:prepare_rows_backward": Exceeds(
-            9, BACKWARD
-        ),
         "src/freqformer/ops/fused.py:fused_attention": Exceeds(10, INPUTS),
         "src/freqformer/ops/unfused.py:unfused_attention": Exceeds(9, INPUTS),
         "src/freqformer/ops/unfused_operation.py:attention": Exceeds(9, INPUTS),
     },
 }
 RATCHETS = {
-    "literal subscripts per 1,000 lines of ops": Ratchet(target=10, today=23),
-    "parallel assignments per 1,000 lines of ops": Ratchet(target=8, today=14),
+    "literal subscripts per 1,000 lines of ops": Ratchet(target=10, today=10),
+    "parallel assignments per 1,000 lines of ops": Ratchet(target=8, today=8),
     "arguments of a kernel": Ratchet(target=8, today=37),
-    "comments per 100 lines of kernels": Ratchet(target=8, today=3),
+    "comments per 100 lines of kernels": Ratchet(target=8, today=5),
 }
 
 

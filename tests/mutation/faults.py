@@ -13,11 +13,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 BLOCK = "tests/ops/block_sparse/triton/test_launch.py"
 BLOCK_BACKWARD = "tests/ops/block_sparse/triton/test_launch_backward.py"
-PROLOGUE = "tests/ops/prologue/test_triton.py"
+PROLOGUE = "tests/ops/prologue/triton/test_launch.py"
 SELECTION = "tests/ops/selection/triton/test_launch.py"
 ROUTING = "tests/ops/routing/triton/test_launch.py"
-MERGE = "tests/ops/merge/test_triton.py"
-MERGE_BACKWARD = "tests/ops/merge/test_triton_backward.py"
+MERGE = "tests/ops/merge/triton/test_launch.py"
+MERGE_BACKWARD = "tests/ops/merge/triton/test_backward.py"
 FUSED_BACKWARD = "tests/test_fused_backward.py"
 FUSED_FORWARD = "tests/test_fused.py"
 
@@ -51,9 +51,10 @@ GATHER = ATTENTION + "bwd_gather.py"
 QUERIES = ATTENTION + "bwd_dq.py"
 KEYS = ATTENTION + "bwd_dkv.py"
 EXTRAS = ATTENTION + "bwd_dsummary.py"
-PREPARE_GRADS = "prologue/triton_backward_kernel.py"
-TOKEN_GRADS = "prologue/triton_backward_tokens.py"
-FINISH = "prologue/triton_finish.py"
+TILE_GRADS = "prologue/triton/backward_tile_kernel.py"
+TOKEN_GRADS = "prologue/triton/backward_tokens.py"
+POOL_GRADS = "prologue/triton/backward_pooling_kernel.py"
+SUMMARIES = "prologue/triton/summary_kernel.py"
 ROUTER = "routing/triton/forward.py"
 FAULTS = (
     # attention, forward
@@ -177,9 +178,9 @@ FAULTS = (
     # prologue
     Fault(
         "rotary embedding turns the other way",
-        "prologue/triton_tokens.py",
-        "tl.join(even * cos - odd * sin, even * sin + odd * cos)",
-        "tl.join(even * cos + odd * sin, odd * cos - even * sin)",
+        "prologue/triton/tokens.py",
+        "even * turn.cos - odd * turn.sin, even * turn.sin + odd * turn.cos",
+        "even * turn.cos + odd * turn.sin, odd * turn.cos - even * turn.sin",
         PROLOGUE,
     ),
     Fault(
@@ -191,16 +192,16 @@ FAULTS = (
     ),
     Fault(
         "means of cells over the first cell's tokens",
-        "prologue/triton_finish.py",
-        "tl.load(cell_counts + cell)",
-        "tl.load(cell_counts)",
+        SUMMARIES,
+        "tl.load(jobs.cell_counts + cell)",
+        "tl.load(jobs.cell_counts)",
         PROLOGUE,
     ),
     Fault(
         "gradients aren't turned back",
         TOKEN_GRADS,
-        "(turn[0], -turn[1])",
-        "(turn[0], turn[1])",
+        "sin=-turn.sin",
+        "sin=turn.sin",
         FUSED_BACKWARD,
     ),
     Fault(
@@ -212,23 +213,23 @@ FAULTS = (
     ),
     Fault(
         "the high gain takes the mid band's gradient",
-        TOKEN_GRADS,
+        TILE_GRADS,
         " - low_share - mid_share",
         " - low_share",
         FUSED_BACKWARD,
     ),
     Fault(
         "pooling's slopes without the pooled value",
-        PREPARE_GRADS,
-        "delta += tl.sum(tl.load(summaries[1]",
-        "delta += 0.0 * tl.sum(tl.load(summaries[1]",
+        POOL_GRADS,
+        "delta += tl.sum(tl.load(rows.value",
+        "delta += 0.0 * tl.sum(tl.load(rows.value",
         FUSED_BACKWARD,
     ),
     Fault(
         "low summaries of HIGH heads give tokens no gradient",
-        PREPARE_GRADS,
-        "banded, count = (band == MID) | (band == HIGH), ",
-        "banded, count = band == MID, ",
+        TILE_GRADS,
+        "banded = (tile.band == MID) | (tile.band == HIGH)",
+        "banded = tile.band == MID",
         FUSED_BACKWARD,
     ),
     Fault(
@@ -249,8 +250,8 @@ FAULTS = (
     Fault(
         "the last token that a low token reaches gives nothing",
         "merge/backward_tables.py",
-        "int(tokens[-1]) + 1",
-        "int(tokens[-1])",
+        "int(tokens.max()) + 1",
+        "int(tokens.max())",
         MERGE_BACKWARD,
     ),
     # selection
@@ -350,9 +351,9 @@ FAULTS = (
     ),
     Fault(
         "a LOW branch gives its tokens no gradient",
-        TOKEN_GRADS,
-        "(band == LOW) | BRANCH:",
-        "band == LOW:",
+        TILE_GRADS,
+        "(tile.band == LOW) | blocks.BRANCH:",
+        "tile.band == LOW:",
         FUSED_BACKWARD,
     ),
     # what blocks read behind a row's end
@@ -365,9 +366,9 @@ FAULTS = (
     ),
     Fault(
         "no zeros behind low queries",
-        FINISH,
-        "empty_at, empty = 0, video",
-        "empty_at, empty = 0, 0",
+        SUMMARIES,
+        "count = sizes.video",
+        "count = 0",
         FUSED_BACKWARD,
     ),
 )

@@ -32,7 +32,7 @@ from freqformer.plan import AttentionPlan, Selection
 
 if TYPE_CHECKING:
     from freqformer.ops.prologue.tables import PrologueTables
-    from freqformer.ops.prologue.triton import PreparedRows
+    from freqformer.ops.prologue.triton.arguments import PreparedRows
 
 EVERY_BAND = frozenset(Band)
 
@@ -141,9 +141,9 @@ def run(
     # Triton at all.
     from freqformer.ops.block_sparse.tables import launch_tables
     from freqformer.ops.merge.tables import merge_tables
-    from freqformer.ops.merge.triton import merge_low
+    from freqformer.ops.merge.triton.launch import merge_low
     from freqformer.ops.prologue.tables import prologue_tables
-    from freqformer.ops.prologue.triton import prepare_rows
+    from freqformer.ops.prologue.triton.launch import prepare_rows
 
     plan, device, dtype = call.plan, tensors[0].device, tensors[0].dtype
     launch, tables = launch_tables(plan, device), prologue_tables(plan, device, dtype)

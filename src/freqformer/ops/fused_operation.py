@@ -26,11 +26,11 @@ from freqformer.ops.block_sparse.tables import launch_tables
 from freqformer.ops.fused import EVERY_BAND, FusedCall, contiguous, run
 from freqformer.ops.merge.backward_tables import collapse_tables
 from freqformer.ops.merge.tables import merge_tables
-from freqformer.ops.merge.triton_backward import low_gate_grads, merge_low_backward
+from freqformer.ops.merge.triton.launch import low_gate_grads, merge_low_backward
 from freqformer.ops.parameters import LEARNED, AttentionParameters, BranchGates
 from freqformer.ops.prologue.tables import prologue_tables
-from freqformer.ops.prologue.triton import prepare_rows
-from freqformer.ops.prologue.triton_backward import prepare_rows_backward
+from freqformer.ops.prologue.triton.launch import prepare_rows
+from freqformer.ops.prologue.triton.launch_backward import prepare_rows_backward
 from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import Selection, check_known, plan_numbered
 
@@ -285,13 +285,12 @@ def _attention_backward(
     prologue = prepare_rows_backward(
         (attention.query, attention.key, attention.value),
         tensors,
-        rows.bands,
-        (rows.key, rows.value, rows.pool_lse),
+        rows,
         tables,
         **given,
     )
     grads = (
-        *prologue.tensors,
+        *prologue.qkv,
         prologue.summary_queries,
         attention.summary_offsets,
         prologue.gains,

@@ -60,29 +60,6 @@ def cast(x, dtype: tl.constexpr):
 
 
 @triton.jit
-def load_tokens(source, strides, sample, head, place, live, D: tl.constexpr):
-    """Tokens of one row, zero where not live.
-
-    Args:
-        source, strides: (B, N, H, D), and its strides over samples, tokens and heads; channels lie
-            side by side.
-        sample, head: which row.
-        place, live: which tokens, and whether each is one: (places,).
-
-    Returns: (places, D).
-    """
-    sample_stride, token_stride, head_stride = strides
-    # A video's tokens hold more numbers than an int32 counts: offsets are int64 before they grow.
-    base = source + sample.to(tl.int64) * sample_stride + head.to(tl.int64) * head_stride
-    channel = tl.arange(0, D)
-    return tl.load(
-        base + place.to(tl.int64)[:, None] * token_stride + channel[None, :],
-        mask=live[:, None],
-        other=0.0,
-    )
-
-
-@triton.jit
 def norm_tokens(x, weight, eps, D: tl.constexpr):
     """RMS norm of tokens (places, D) along their channels, weight (D,), rounded to their dtype."""
     # Squares of float16 would overflow, and bfloat16 sums lose what is small.

@@ -55,7 +55,8 @@ def collapse_tables(
     if token_order == "tile":
         reach = torch.where(reach < 0, -1, layout.tile_to_raster[reach.clamp_min(0)])
     low_place = tile_places(list(low_axes), low_grid(layout, plan.config))
-    low_slots, width = power_of_two(low_place.shape[1]), -(-reach.shape[1] // STEP) * STEP
+    low_slots = power_of_two(low_place.shape[1])
+    width = -(-reach.shape[1] // STEP) * STEP
 
     def upload(x: Tensor, columns: int) -> Tensor:
         return pad(x, (0, columns - x.shape[1]), value=-1).to(torch.int32).contiguous().to(device)
@@ -72,18 +73,23 @@ def collapse_tables(
 def _axis(plan: AttentionPlan, axis: int) -> tuple[Axis, Axis]:
     """For every tile along one axis its low tokens' places, and the matrix to them from the tokens
     that they reach."""
-    layout, config = plan.layout, plan.config
+    layout = plan.layout
+    config = plan.config
     samples = low_samples(layout, config, axis)
     if config.low_output == "interpolate":
         whole = interpolation_matrix(layout, config, axis)
     else:
         pairs = zip(layout.extents(axis), samples, strict=True)
         whole = torch.block_diag(*(synthesis_matrix(n, m) for n, m in pairs))
-    low, reached, first = [], [], 0
+    low = []
+    reached = []
+    first = 0
     for m in samples:
         columns = whole[:, first : first + m]
-        tokens = (columns != 0).any(1).nonzero().squeeze(1)
-        begin, end = int(tokens[0]), int(tokens[-1]) + 1
+        reaches = (columns != 0).any(1)
+        tokens = reaches.nonzero().squeeze(1)
+        begin = int(tokens.min())
+        end = int(tokens.max()) + 1
         low.append((columns, torch.arange(first, first + m)))
         # A short tile's rows are padded too, since its low tokens' places are.
         matrix = pad(columns[begin:end], (0, max(samples) - m)).T.contiguous()

@@ -20,7 +20,7 @@ def expand_low(low: Tensor, plan: AttentionPlan, token_order: TokenOrder) -> Ten
 def gated_sum(
     own: Tensor, low: Tensor, gates: Tensor | None, weights: Tensor | None = None
 ) -> Tensor:
-    """A head's own branch and a LOW branch beside it: (1 + g[0]) * own + g[1] * low, with g = gates
+    """A head's own branch and a LOW branch: (1 + g[0]) * own + g[1] * low, with g = gates
     + weights.
 
     Gates of zero leave the own branch as it is, so that a layer can be given them at any time.
@@ -28,10 +28,11 @@ def gated_sum(
     Args:
         own, low: outputs (B, N, H, D).
         gates: of every token, (B, N, 2, H); None for none.
-        weights: of every sample, (B, 2, H); None for none, beside gates.
+        weights: of every sample, (B, 2, H); None for none; in addition to gates.
 
     Returns: (B, N, H, D) in the dtype of `own`.
     """
-    parts = [x for x in (gates, None if weights is None else weights[:, None]) if x is not None]
-    own_gate, low_gate = sum(parts[1:], parts[0]).to(own.dtype)[..., None].unbind(2)
+    given = (gates, None if weights is None else weights[:, None])
+    first, *others = (x for x in given if x is not None)
+    own_gate, low_gate = sum(others, first).to(own.dtype)[..., None].unbind(2)
     return torch.addcmul(torch.addcmul(own, own, own_gate), low, low_gate)

@@ -70,15 +70,16 @@ def tile_matrices(layout: TileLayout, axes: list[Axis]) -> tuple[TileClasses, li
     ]
     classes = tile_classes(layout, kinds)
     members = layout.coordinates()[classes.members].tolist()
-    return classes, [kron([axes[axis][i][0] for axis, i in enumerate(place)]) for place in members]
+    of_tile = [[matrix for matrix, _ in along] for along in axes]
+    return classes, [kron([of_tile[axis][i] for axis, i in enumerate(place)]) for place in members]
 
 
 def tile_places(axes: list[Axis], lengths: Extents) -> Tensor:
     """Raster places of every tile in a grid of `lengths`, -1 where an axis has none: int64 (T,
     product of the widths)."""
     total = torch.zeros((), dtype=torch.int64)
-    for axis, length in enumerate(lengths):
-        places = torch.stack([place for _, place in axes[axis]])
+    for axis, (tiles, length) in enumerate(zip(axes, lengths, strict=True)):
+        places = torch.stack([place for _, place in tiles])
         shape = [1] * 6
         shape[axis], shape[axis + 3] = places.shape
         places = places.reshape(shape)
@@ -92,21 +93,27 @@ def _axis(plan: AttentionPlan, axis: int) -> Axis:
 
     The width is the same for all tiles; behind a tile's last place stand zero columns and -1.
     """
-    layout, config = plan.layout, plan.config
+    layout = plan.layout
+    config = plan.config
     samples = low_samples(layout, config, axis)
-    tiles, first_token, first_low = [], 0, 0
+    tiles = []
+    first_token = 0
+    first_low = 0
     interpolates = config.low_output == "interpolate"
     whole = interpolation_matrix(layout, config, axis) if interpolates else None
     for n, m in zip(layout.extents(axis), samples, strict=True):
         if whole is None:
-            begin, end = first_low, first_low + m
+            begin = first_low
+            end = first_low + m
             matrix = synthesis_matrix(n, m)
         else:
             # Linear interpolation reaches one low token beyond the tile on either side.
-            begin, end = max(first_low - 1, 0), min(first_low + m + 1, sum(samples))
+            begin = max(first_low - 1, 0)
+            end = min(first_low + m + 1, sum(samples))
             matrix = whole[first_token : first_token + n, begin:end]
         tiles.append((matrix, torch.arange(begin, end)))
-        first_token, first_low = first_token + n, first_low + m
+        first_token += n
+        first_low += m
     width = max(len(place) for _, place in tiles)
     pad = torch.nn.functional.pad
     return [

@@ -12,8 +12,10 @@ from freqformer.cost import STATISTIC_BYTES, Call, Cost, compress_flops, dct_flo
 from freqformer.grid import TILE_SLOTS
 from freqformer.plan import AttentionPlan
 
-NORM_FLOPS, ROTARY_FLOPS = 4, 3
-"""Per channel: square, add, two products; and two products and a sum of a pair's half."""
+NORM_FLOPS = 4
+"""Per channel: square, add, two products."""
+ROTARY_FLOPS = 3
+"""Per channel: two products and a sum of a pair's half."""
 POOLING_FLOPS = 6
 """Per channel of a learned pooling: scores, weighting and sums."""
 POOLING_PRODUCTS = 2.5
@@ -24,7 +26,8 @@ summands of 16 bits, and gradients too."""
 def tiles_cost(call: Call) -> Cost:
     """Norm, rotary embedding, tile order, low tokens and sums over tiles, one pass over query, key
     and value."""
-    plan, channels = call.plan, call.plan.head_dim * call.video
+    plan = call.plan
+    channels = plan.head_dim * call.video
     # Cosines and sines of half the channels each, shared by all heads.
     tables = STATISTIC_BYTES * channels
     scored = call.count(Band.MID) if selects_tiles(plan) else 0
@@ -57,8 +60,11 @@ def summaries_cost(call: Call) -> Cost:
     if plan.cells.num_cells == 0:
         return Cost(0.0, 0.0, 0.0, 0.0, 1)  # the launch still clears the buffers' padding
     summed = call.count(Band.MID, Band.HIGH)
-    channels, pair = plan.head_dim * call.video, 2 * call.row_bytes
-    read, flops, poolings = 2.0 * summed * sum_bytes(plan), 2.0 * channels * summed, 0
+    channels = plan.head_dim * call.video
+    pair = 2 * call.row_bytes
+    read = 2.0 * summed * sum_bytes(plan)
+    flops = 2.0 * channels * summed
+    poolings = 0
     write = sum(call.count(band) * call.summary_keys(band) for band in Band) * pair
     for band in Band:
         _, _, mid, high, _ = call.segments(band)
@@ -112,7 +118,8 @@ def sum_bytes(plan: AttentionPlan) -> int:
 
 def _rows_written(call: Call) -> int:
     """Rows of query, key and value buffers that are written."""
-    plan, low = call.plan, call.count(Band.LOW)
+    plan = call.plan
+    low = call.count(Band.LOW)
     exact = 3 * (call.count() - low) * call.video
     # With text, LOW heads write exact keys and values too: text queries see them.
     seen_by_text = 2 * low * call.video if plan.num_text_tokens else 0

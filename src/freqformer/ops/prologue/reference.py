@@ -121,17 +121,17 @@ def prepare(
         weights = plan.low_weights.to(device=query.device, dtype=_wide(query))
         low = (low_key, low_value, weights.log().expand(len(rows), -1))
         return BandInputs(low_query, None, None, *_joined([low, *learned]), None)
-    exact = (own.tiled(own.rotated(query)), own.tiled(own.rotated(key)), own.tiled(value))
+    exact_query = own.tiled(own.rotated(query))
+    exact_key = own.tiled(own.rotated(key))
+    exact_value = own.tiled(value)
     means = None
     if band == Band.MID and plan.mid_lists is None:
         with torch.no_grad():
-            means = (tile_means(exact[0], plan), tile_means(exact[1], plan))
-    extras = _joined([_low_summaries(exact[1], exact[2], own), *learned])
-    features = (
-        exact
-        if plan.config.band_features == "full"
-        else _band_features(query, key, value, band, own)
-    )
+            means = (tile_means(exact_query, plan), tile_means(exact_key, plan))
+    extras = _joined([_low_summaries(exact_key, exact_value, own), *learned])
+    features = (exact_query, exact_key, exact_value)
+    if plan.config.band_features != "full":
+        features = _band_features(query, key, value, band, own)
     return BandInputs(*features, *extras, means)
 
 
@@ -151,19 +151,17 @@ def _band_features(
     the rotary embedding."""
     features = rows.plan.config.band_features
     if features == "high_pass_values":
-        passed = (query, key, rows.passed(value, value.new_tensor((0.0, 1.0, 1.0))))
+        value = rows.passed(value, value.new_tensor((0.0, 1.0, 1.0)))
     else:
         gains = value.new_tensor(ONE_HOT[band])
         if features == "band_gains":
             assert rows.parameters is not None  # check_parameters asks for them
             assert rows.parameters.gains is not None
             gains = rows.parameters.gains[rows.heads]
-        passed = (rows.passed(query, gains), rows.passed(key, gains), rows.passed(value, gains))
-    return (
-        rows.tiled(rows.rotated(passed[0])),
-        rows.tiled(rows.rotated(passed[1])),
-        rows.tiled(passed[2]),
-    )
+        query = rows.passed(query, gains)
+        key = rows.passed(key, gains)
+        value = rows.passed(value, gains)
+    return rows.tiled(rows.rotated(query)), rows.tiled(rows.rotated(key)), rows.tiled(value)
 
 
 def tile_sums(x: Tensor, plan: AttentionPlan) -> Tensor:
@@ -218,7 +216,8 @@ def _pool(
     key: Tensor, value: Tensor, band: Band, pooling_query: Tensor, rows: _Rows
 ) -> tuple[Tensor, Tensor]:
     """Softmax pooling of the band-passed keys and values over every cell: two (R, C, D)."""
-    plan, wide = rows.plan, _wide(key)
+    plan = rows.plan
+    wide = _wide(key)
     passed = rows.passed(torch.cat([key, value], -1), key.new_tensor(ONE_HOT[band]))
     band_key, band_value = passed.to(wide).split(key.shape[-1], -1)
     scores = rows.tiled(band_key @ pooling_query.to(wide)[..., None] * key.shape[-1] ** -0.5)
@@ -233,7 +232,7 @@ def _pool(
     peak = peak.scatter_reduce(1, owner, scores.detach().squeeze(-1), "amax").gather(1, owner)
     weight = (scores - peak[..., None]).exp()
     rotated = rows.tiled(rows.rotated(band_key))
-    total = _cell_sums(weight, plan)
-    pooled_key = _cell_sums(weight * rotated, plan) / total
-    pooled_value = _cell_sums(weight * rows.tiled(band_value), plan) / total
+    weights = _cell_sums(weight, plan)
+    pooled_key = _cell_sums(weight * rotated, plan) / weights
+    pooled_value = _cell_sums(weight * rows.tiled(band_value), plan) / weights
     return pooled_key.to(key.dtype), pooled_value.to(value.dtype)

@@ -67,7 +67,8 @@ def prologue_tables(
     def upload(x: Tensor) -> Tensor:
         return x.to(torch.int32).contiguous().to(device)
 
-    layout, config = plan.layout, plan.config
+    layout = plan.layout
+    config = plan.config
     slots = power_of_two(layout.slots)
     extents = [
         list(zip(layout.extents(axis), low_samples(layout, config, axis), strict=True))
@@ -143,7 +144,8 @@ def members(owner: Tensor, groups: int) -> Tensor:
 
 def _segment_ends(plan: AttentionPlan) -> list[int]:
     """Rows behind the last of every segment of the key and value buffers, where zeros follow."""
-    video, cells = plan.layout.grid.num_tokens, plan.cells.num_cells
+    video = plan.layout.grid.num_tokens
+    cells = plan.cells.num_cells
     lengths = (plan.num_low_tokens, cells, cells, cells, plan.num_text_tokens, video)
     starts = key_layout(plan).offsets
     # Offset 0 says that the exact tokens are the video segment itself, and -1 that a segment

@@ -25,7 +25,8 @@ from tests.support.numerics import check_errors, nan_filled_allocations  # noqa:
 from freqformer.ops.parameters import AttentionParameters  # noqa: E402
 from freqformer.ops.prologue import prepare  # noqa: E402
 from freqformer.ops.prologue.tables import PrologueTables, prologue_tables  # noqa: E402
-from freqformer.ops.prologue.triton import PreparedRows, prepare_rows  # noqa: E402
+from freqformer.ops.prologue.triton.arguments import PreparedRows  # noqa: E402
+from freqformer.ops.prologue.triton.launch import prepare_rows  # noqa: E402
 from freqformer.ops.tokens import reorder, rms_norm, rotate  # noqa: E402
 
 # The interpreter's own: it turns arrays of one element into loop bounds.

@@ -1,3 +1,6 @@
+"""The merge's backward in Triton's interpreter: gradients of low tokens' outputs against autograd
+through the definition."""
+
 from __future__ import annotations
 
 import pytest
@@ -16,7 +19,7 @@ if not triton.knobs.runtime.interpret:
     pytest.skip("set TRITON_INTERPRET=1 to run kernels on the CPU", allow_module_level=True)
 
 from freqformer.ops.merge.backward_tables import collapse_tables  # noqa: E402
-from freqformer.ops.merge.triton_backward import merge_low_backward  # noqa: E402
+from freqformer.ops.merge.triton.launch import merge_low_backward  # noqa: E402
 
 patch_language_once()
 pytestmark = pytest.mark.filterwarnings(

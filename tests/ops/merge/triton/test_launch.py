@@ -22,7 +22,7 @@ from tests.support.interpreter import patch_language_once  # noqa: E402
 from tests.support.numerics import check_errors  # noqa: E402
 
 from freqformer.ops.merge.tables import merge_tables  # noqa: E402
-from freqformer.ops.merge.triton import merge_low  # noqa: E402
+from freqformer.ops.merge.triton.launch import merge_low  # noqa: E402
 
 # The interpreter's own: it turns arrays of one element into loop bounds.
 pytestmark = pytest.mark.filterwarnings(

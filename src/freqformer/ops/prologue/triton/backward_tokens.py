@@ -1,0 +1,130 @@
+"""What the Triton kernels of the prologue's backward do with gradients of tokens, in float32.
+
+Shape legend: D head_dim, CHUNK tokens of a tile that a program holds at once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from freqformer.ops.jit import cast, dot
+from freqformer.ops.prologue.triton.arguments import Rotary
+from freqformer.ops.prologue.triton.tokens import rotary_tables, rotate_tokens
+
+
+class RowGrads(NamedTuple):
+    """Gradients of the buffers of `PreparedRows`, written where a row of its band holds
+    something."""
+
+    query: Tensor
+    """(R, N + X + M, D)."""
+    key: Tensor
+    """(R, S, D)."""
+    value: Tensor
+
+
+class Outputs(NamedTuple):
+    """What the backward writes. What is learned gets a share of every tile and block of text of
+    every row, which the host adds up: sums in a fixed order give the same bits every time."""
+
+    query: Tensor
+    """(B, N + X, H, D) contiguous, as key and value."""
+    key: Tensor
+    value: Tensor
+    query_norm: Tensor | None
+    """float32 (R, shares, D), shares of the gradient of the norm's weight; None for no norm."""
+    key_norm: Tensor | None
+    gains: Tensor | None
+    """float32 (R, T, 3)."""
+    pooling: Tensor | None
+    """float32 (R, T, 2, D), of the pooling queries."""
+    pools: Tensor | None
+    """float32 (R, 2, 2, N) by band, in tile order: weights of tokens in the pooling, and ds of
+    their scores; between two launches only."""
+    shares: int
+    """T and the blocks of text."""
+
+
+class NormGrads(NamedTuple):
+    """Gradients of tokens (CHUNK, D) before their norm, and what they give to its weight (D,)."""
+
+    tokens: tl.tensor
+    weight: tl.tensor
+
+
+@triton.jit
+def load_grads(grad, place, live, D: tl.constexpr):
+    """Rows `place` of a gradient (rows, D), zero where not live."""
+    entry = grad + place.to(tl.int64)[:, None] * D + tl.arange(0, D)[None, :]
+    # What attention left where a row of its band holds nothing is any number.
+    return tl.load(entry, mask=live[:, None], other=0.0)
+
+
+@triton.jit
+def turned_back(g, x, chunk, learned, D: tl.constexpr):
+    """Gradients of a chunk of `Tokens` x before the rotary embedding, from those after it."""
+    if x.ROTATED and learned.rotary is not None:
+        turn = rotary_tables(learned.rotary, chunk.call_order, chunk.live, D)
+        # The transpose of a rotation is its inverse: the same angle with the other sign.
+        g = rotate_tokens(g, Rotary(cos=turn.cos, sin=-turn.sin))
+    return g
+
+
+@triton.jit
+def add_block_product(total, matrix, step, x, WIDTH: tl.constexpr, PARTS: tl.constexpr):
+    """total + a block of the sum of PARTS matrices, `step` elements apart and WIDTH wide, times x;
+    float32."""
+    # A whole tile of gradients and its matrix are more than registers and shared memory hold: the
+    # backward goes through the matrix block by block.
+    entry = (
+        matrix + tl.arange(0, total.shape[0])[:, None] * WIDTH + tl.arange(0, x.shape[0])[None, :]
+    )
+    for part in tl.static_range(PARTS):  # pyright: ignore[reportGeneralTypeIssues]
+        total = dot(tl.load(entry + part * step), x, total)
+    return total
+
+
+@triton.jit
+def add_wide_product(
+    total, matrix, step, x, dtype: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr
+):
+    """`add_block_product` of float32 tokens: in two summands of `dtype` where products take no
+    float32."""
+    high = cast(x, dtype)
+    total = add_block_product(total, matrix, step, high, WIDTH, PARTS)
+    if PARTS > 1:
+        # What rounding took, times the first summand of the matrix: the second would add less than
+        # the rounding of the result.
+        rounding_residual = cast(x - high.to(tl.float32), dtype)
+        total = add_block_product(total, matrix, step, rounding_residual, WIDTH, 1)
+    return total
+
+
+@triton.jit
+def whole_block(matrix, step, SIDE: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr):
+    """A square block of the sum of PARTS matrices, `step` elements apart and WIDTH wide,
+    float32."""
+    entry = matrix + tl.arange(0, SIDE)[:, None] * WIDTH + tl.arange(0, SIDE)[None, :]
+    total = tl.load(entry).to(tl.float32)
+    # Added in float32, the summands are the weight again.
+    for part in tl.static_range(1, PARTS):  # pyright: ignore[reportGeneralTypeIssues]
+        total += tl.load(entry + part * step).to(tl.float32)
+    return total
+
+
+@triton.jit
+def norm_grads(g, raw, x, eps, D: tl.constexpr):
+    """Gradients of raw tokens (CHUNK, D) of `Tokens` x, from those of the normalised ones."""
+    # Squares of float16 would overflow. The root is computed again: it is cheaper than reading it.
+    wide = raw.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, 1) / D + eps)
+    unit = wide * scale[:, None]
+    share = tl.sum(g * unit, 0)
+    g *= tl.load(x.norm + tl.arange(0, D)).to(tl.float32)[None, :]
+    # What lies along the token changes its length alone, and the norm takes that out.
+    tokens = scale[:, None] * (g - unit * (tl.sum(g * unit, 1) / D)[:, None])
+    return NormGrads(tokens=tokens, weight=share)

@@ -1,0 +1,279 @@
+"""The prologue in two Triton launches, for rows of every band at once: the host side.
+
+Shape legend: B batch, H heads, R = B * H rows (row = sample * H + head), N video tokens, X text
+tokens, M low tokens, T tiles, C cells, D head_dim, S rows of the key buffer (`buffers.key_layout`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from freqformer.buffers import PAD, power_of_two
+from freqformer.ops.parameters import AttentionParameters
+from freqformer.ops.prologue.tables import PrologueTables
+from freqformer.ops.prologue.triton.arguments import (
+    Allocation,
+    Blocks,
+    Learned,
+    PreparedRows,
+    Qkv,
+    Rotary,
+    Segments,
+    Sizes,
+    Tiles,
+    Tokens,
+)
+from freqformer.ops.prologue.triton.summary_kernel import Jobs, RowBlocks, finish_rows
+from freqformer.ops.prologue.triton.tile_kernel import prepare_tiles
+from freqformer.ops.tokens import TokenOrder
+from freqformer.plan import AttentionPlan
+
+CHUNK = 16
+"""Tokens that one program holds at once: few, so that many programs have loads in flight."""
+TEXT_SLOTS = 32
+"""Text tokens of one program."""
+CELL_STEP = 8
+"""Tiles of a cell that are added at once."""
+
+
+class Common(NamedTuple):
+    """What all kernels of the prologue take, forward and backward."""
+
+    qkv: Qkv
+    tiles: Tiles
+    learned: Learned
+    sizes: Sizes
+
+    @property
+    def num_text(self) -> int:
+        return self.sizes.tokens - self.sizes.video
+
+
+def prepare_rows(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    allocation: Tensor,
+    tables: PrologueTables,
+    band_blocks: Tensor,
+    *,
+    parameters: AttentionParameters | None,
+    token_order: TokenOrder,
+    text_mask: Tensor | None = None,
+    low_branch: bool = False,
+) -> PreparedRows:
+    """Norm, band features, rotary embedding, tile order, low tokens, summaries, text and tile sums
+    of all rows.
+
+    Args:
+        qkv: query, key and value (B, N + X, H, D), whose last stride is 1.
+        allocation: the band of every head, integers (B, H) on the device, any strides. It isn't
+            checked, since that would wait for the device: a row with another number is prepared as
+            DENSE.
+        tables: `prologue_tables` of the plan on this device.
+        band_blocks: key blocks by `Band`, int32 (4,): what rows are ordered by.
+        parameters: learned inputs, or None.
+        token_order: order of the video tokens and of the rotary tables.
+        text_mask: bool (B, X), False for text tokens that nothing may reach from; None for none.
+        low_branch: whether every row has low tokens, for the LOW branch of its head.
+    """
+    query, _, _ = qkv
+    _, _, _, head_dim = query.shape
+    common = common_arguments(qkv, parameters or AttentionParameters(), tables, token_order)
+    sample_stride, head_stride = allocation.stride()
+    bands = Allocation(bands=allocation, sample=sample_stride, head=head_stride)
+    rows = _empty_rows(query, common, tables)
+    jobs = Jobs(
+        cell_tiles=tables.cell_tiles,
+        cell_counts=tables.cell_counts,
+        longest=tables.cell_tiles.shape[1],
+        text_mask=None if text_mask is None else text_mask.contiguous(),
+        text=-(-common.num_text // TEXT_SLOTS),
+        zero_rows=tables.zeros,
+        zeros=tables.zeros.shape[0],
+        band_blocks=band_blocks,
+    )
+    _prepare_tiles(common, bands, rows, tile_blocks(tables, head_dim, CHUNK, low_branch))
+    _finish_rows(common, bands, rows, jobs, _row_blocks(common, tables, head_dim, low_branch))
+    return rows
+
+
+def _prepare_tiles(
+    common: Common, allocation: Allocation, rows: PreparedRows, blocks: Blocks
+) -> None:
+    full = common.qkv.value.FEATURES.value == "full"
+    prepare_tiles[(common.sizes.rows * common.sizes.tiles,)](
+        common.qkv,
+        allocation,
+        rows,
+        common.tiles,
+        common.learned,
+        common.sizes,
+        # Band features need the whole tile.
+        blocks if full else blocks._replace(CHUNK=blocks.SLOTS),
+        num_warps=4 if full else 8,  # pyright: ignore[reportCallIssue]
+        num_stages=3 if full else 1,  # pyright: ignore[reportCallIssue]
+    )
+
+
+def _finish_rows(
+    common: Common, allocation: Allocation, rows: PreparedRows, jobs: Jobs, blocks: RowBlocks
+) -> None:
+    # One more program of a row finds its place in the order.
+    programs = common.sizes.cells + jobs.text + jobs.zeros + 1
+    finish_rows[(common.sizes.rows * programs,)](
+        common.qkv,
+        allocation,
+        rows,
+        common.tiles,
+        common.learned,
+        common.sizes,
+        jobs,
+        blocks,
+        num_warps=4 if common.learned.pooling is None else 8,  # pyright: ignore[reportCallIssue]
+        num_stages=1,  # pyright: ignore[reportCallIssue]
+    )
+
+
+def _empty_rows(query: Tensor, common: Common, tables: PrologueTables) -> PreparedRows:
+    _, _, _, head_dim = query.shape
+    sizes = common.sizes
+    tiles = sizes.tiles if tables.sums else 0
+    pooled = 0 if common.learned.pooling is None else sizes.cells
+    return PreparedRows(
+        query=query.new_empty(sizes.rows, sizes.query_rows, head_dim),
+        key=query.new_empty(sizes.rows, sizes.key_rows, head_dim),
+        value=query.new_empty(sizes.rows, sizes.key_rows, head_dim),
+        sums=query.new_empty(3, sizes.rows, tiles, head_dim, dtype=torch.float32),
+        bands=query.new_empty(sizes.rows, dtype=torch.int32),
+        order=query.new_empty(sizes.rows, dtype=torch.int32),
+        pool_lse=query.new_empty(sizes.rows, pooled, 2, dtype=torch.float32),
+    )
+
+
+def common_arguments(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    given: AttentionParameters,
+    tables: PrologueTables,
+    token_order: TokenOrder,
+) -> Common:
+    """What all kernels take, from what the call brought."""
+    query, _, _ = qkv
+    batch, tokens, heads, _ = query.shape
+    plan = tables.plan
+    low, low_summaries, mid_summaries, high_summaries, text, exact = tables.keys.offsets
+    rotary = None
+    if given.rotary is not None:
+        cos, sin = given.rotary
+        rotary = Rotary(cos=cos.contiguous(), sin=sin.contiguous())
+    return Common(
+        qkv=_qkv(qkv, given, plan),
+        tiles=_tiles(tables, token_order),
+        learned=Learned(
+            rotary=rotary,
+            gains=_contiguous(given.gains),
+            pooling=_contiguous(given.summary_queries),
+            eps=given.norm_eps,
+        ),
+        sizes=Sizes(
+            heads=heads,
+            rows=batch * heads,
+            tokens=tokens,
+            video=tokens - plan.num_text_tokens,
+            low=plan.num_low_tokens,
+            query_rows=tokens + plan.num_low_tokens,
+            key_rows=tables.keys.rows,
+            tiles=tables.tile_class.shape[0],
+            cells=tables.cell_counts.shape[0],
+            segments=Segments(
+                low=low,
+                low_summaries=low_summaries,
+                mid_summaries=mid_summaries,
+                high_summaries=high_summaries,
+                text=text,
+                exact=exact,
+            ),
+        ),
+    )
+
+
+def _qkv(
+    qkv: tuple[Tensor, Tensor, Tensor], given: AttentionParameters, plan: AttentionPlan
+) -> Qkv:
+    features = plan.config.band_features
+    matched = "full" if features == "high_pass_values" else features
+    text = plan.num_text_tokens > 0
+
+    def tokens(
+        x: Tensor, norm: Tensor | None, features: str, *, keeps: bool, rotated: bool
+    ) -> Tokens:
+        sample, token, head, _ = x.stride()
+        return Tokens(
+            base=x,
+            sample=sample,
+            token=token,
+            head=head,
+            norm=_contiguous(norm),
+            FEATURES=tl.constexpr(features),
+            KEEPS_EXACT=tl.constexpr(keeps),
+            ROTATED=tl.constexpr(rotated),
+        )
+
+    query, key, value = qkv
+    return Qkv(
+        # Text queries see exact keys and values of LOW rows, whose exact queries nobody reads.
+        query=tokens(query, given.query_norm, matched, keeps=False, rotated=True),
+        key=tokens(key, given.key_norm, matched, keeps=text, rotated=True),
+        value=tokens(value, None, features, keeps=text, rotated=False),
+    )
+
+
+def _tiles(tables: PrologueTables, token_order: TokenOrder) -> Tiles:
+    projectors = tables.projectors
+    return Tiles(
+        offsets=tables.tile_offsets,
+        raster=tables.raster if token_order == "raster" else None,
+        kind=tables.tile_class,
+        low_place=tables.low_place,
+        reduction=tables.reduction,
+        reduction_step=tables.reduction.stride(0),
+        projectors=projectors,
+        projector_step=0 if projectors is None else projectors.stride(0),
+    )
+
+
+def tile_blocks(tables: PrologueTables, head_dim: int, chunk: int, low_branch: bool) -> Blocks:
+    """What kernels over tiles know at compile time, with `chunk` tokens at once."""
+    parts, _, low_slots, slots = tables.reduction.shape
+    return Blocks(
+        SLOTS=tl.constexpr(slots),
+        CHUNK=tl.constexpr(min(slots, chunk)),
+        LOW_SLOTS=tl.constexpr(low_slots),
+        D=tl.constexpr(head_dim),
+        PARTS=tl.constexpr(parts),
+        BRANCH=tl.constexpr(low_branch),
+        SUMS=tl.constexpr(tables.sums),
+    )
+
+
+def _row_blocks(
+    common: Common, tables: PrologueTables, head_dim: int, low_branch: bool
+) -> RowBlocks:
+    parts, _, _, slots = tables.reduction.shape
+    return RowBlocks(
+        SLOTS=tl.constexpr(slots),
+        D=tl.constexpr(head_dim),
+        PARTS=tl.constexpr(parts),
+        STEP=tl.constexpr(CELL_STEP),
+        TEXT_SLOTS=tl.constexpr(TEXT_SLOTS),
+        PAD=tl.constexpr(PAD),
+        ROWS=tl.constexpr(power_of_two(common.sizes.rows)),
+        BRANCH=tl.constexpr(low_branch),
+        SUMS=tl.constexpr(tables.sums),
+    )
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()

@@ -1,0 +1,193 @@
+"""Backward of the prologue in two or three Triton launches: the host side.
+
+Shape legend: B batch, H heads, R = B * H rows (row = sample * H + head), N video tokens, X text
+tokens, T tiles, C cells, D head_dim, S rows of the key buffer (`buffers.key_layout`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from freqformer.ops.parameters import AttentionParameters
+from freqformer.ops.prologue.tables import PrologueTables
+from freqformer.ops.prologue.triton.arguments import Blocks, PreparedRows
+from freqformer.ops.prologue.triton.backward_pooling_kernel import pool_slopes
+from freqformer.ops.prologue.triton.backward_text_kernel import text_grads
+from freqformer.ops.prologue.triton.backward_tile_kernel import tile_grads
+from freqformer.ops.prologue.triton.backward_tokens import Outputs, RowGrads
+from freqformer.ops.prologue.triton.launch import (
+    TEXT_SLOTS,
+    Common,
+    common_arguments,
+    tile_blocks,
+)
+from freqformer.ops.tokens import TokenOrder
+from freqformer.plan import AttentionPlan
+
+Tensors = tuple[Tensor, Tensor, Tensor]
+CHUNK = 32
+"""Tokens that one program holds at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class PrologueGrads:
+    """Gradients of what the prologue took; None for what isn't given."""
+
+    qkv: Tensors
+    """Of query, key and value, (B, N + X, H, D) contiguous."""
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    gains: Tensor | None
+    summary_queries: Tensor | None
+
+
+def prepare_rows_backward(
+    row_grads: Tensors,
+    qkv: Tensors,
+    rows: PreparedRows,
+    tables: PrologueTables,
+    *,
+    parameters: AttentionParameters | None,
+    token_order: TokenOrder,
+    text_mask: Tensor | None = None,
+    low_branch: bool = False,
+) -> PrologueGrads:
+    """Gradients of `prepare_rows`, from those of its buffers, the same bits every time.
+
+    Args:
+        row_grads: of the query, key and value buffers, written where a row of its band holds
+            something.
+        qkv: query, key and value (B, N + X, H, D) as `prepare_rows` took them.
+        rows: what it gave; bands, summaries and the log-sum-exp of pooling scores are read.
+        tables, parameters, token_order, text_mask, low_branch: as in `prepare_rows`. The rotary
+            tables get no gradient.
+    """
+    given = parameters or AttentionParameters()
+    common = _with_cells(common_arguments(qkv, given, tables, token_order), tables)
+    query_grads, key_grads, value_grads = row_grads
+    grads = RowGrads(query=query_grads, key=key_grads, value=value_grads)
+    outputs = _empty_outputs(qkv, common)
+    _, _, head_dim = query_grads.shape
+    _tile_grads(common, rows, grads, outputs, tile_blocks(tables, head_dim, CHUNK, low_branch))
+    if common.num_text:
+        mask = None if text_mask is None else text_mask.contiguous()
+        _text_grads(common, grads, mask, outputs, head_dim)
+    heads = common.sizes.heads
+    return PrologueGrads(
+        qkv=(outputs.query, outputs.key, outputs.value),
+        query_norm=_summed(outputs.query_norm, given.query_norm),
+        key_norm=_summed(outputs.key_norm, given.key_norm),
+        gains=_summed(outputs.gains, given.gains, heads),
+        summary_queries=_summed(outputs.pooling, given.summary_queries, heads),
+    )
+
+
+def _with_cells(common: Common, tables: PrologueTables) -> Common:
+    """What the backward takes in addition where there are summaries; nothing is pooled where there
+    are none."""
+    if not common.sizes.cells:
+        return common._replace(learned=common.learned._replace(pooling=None))
+    tiles = common.tiles._replace(
+        cell=cell_of_tile(tables.plan, tables.cell_counts.device), cell_counts=tables.cell_counts
+    )
+    return common._replace(tiles=tiles)
+
+
+@lru_cache(maxsize=64)
+def cell_of_tile(plan: AttentionPlan, device: torch.device) -> Tensor:
+    """Cell of every tile on a device, int32 (T,), cached."""
+    return plan.cells.cell_of_tile.to(torch.int32).to(device)
+
+
+def _empty_outputs(qkv: Tensors, common: Common) -> Outputs:
+    query, key, value = qkv
+    _, _, _, head_dim = query.shape
+    sizes = common.sizes
+    learned = common.learned
+    shares = sizes.tiles + _text_blocks(common)
+
+    def wide(*shape: int) -> Tensor:
+        return query.new_empty(sizes.rows, *shape, dtype=torch.float32)
+
+    pooling = None
+    pools = None
+    if learned.pooling is not None:
+        # Rows give nothing to the pooling queries of bands that they don't see summaries of.
+        pooling = wide(sizes.tiles, 2, head_dim).zero_()
+        pools = wide(2, 2, sizes.video)
+    return Outputs(
+        # Contiguous, whatever the strides of what came.
+        query=query.new_empty(query.shape),
+        key=key.new_empty(key.shape),
+        value=value.new_empty(value.shape),
+        query_norm=None if common.qkv.query.norm is None else wide(shares, head_dim),
+        key_norm=None if common.qkv.key.norm is None else wide(shares, head_dim),
+        gains=None if learned.gains is None else wide(sizes.tiles, 3),
+        pooling=pooling,
+        pools=pools,
+        shares=shares,
+    )
+
+
+def _text_blocks(common: Common) -> int:
+    return -(-common.num_text // TEXT_SLOTS)
+
+
+def _tile_grads(
+    common: Common, rows: PreparedRows, grads: RowGrads, outputs: Outputs, blocks: Blocks
+) -> None:
+    programs = common.sizes.rows * common.sizes.tiles
+    if common.learned.pooling is not None:
+        pool_slopes[(programs,)](
+            common.qkv,
+            rows,
+            grads,
+            common.tiles,
+            common.learned,
+            outputs,
+            common.sizes,
+            blocks,
+        )
+    full = common.qkv.value.FEATURES.value == "full"
+    tile_grads[(programs,)](
+        common.qkv,
+        rows,
+        grads,
+        common.tiles,
+        common.learned,
+        outputs,
+        common.sizes,
+        blocks,
+        num_warps=4 if full else 8,  # pyright: ignore[reportCallIssue]
+    )
+
+
+def _text_grads(
+    common: Common, grads: RowGrads, text_mask: Tensor | None, outputs: Outputs, head_dim: int
+) -> None:
+    text_grads[(common.sizes.rows * _text_blocks(common),)](
+        common.qkv,
+        grads,
+        text_mask,
+        common.learned,
+        outputs,
+        common.sizes,
+        TEXT_SLOTS=tl.constexpr(TEXT_SLOTS),
+        D=tl.constexpr(head_dim),
+    )
+
+
+def _summed(shares: Tensor | None, given: Tensor | None, heads: int = 0) -> Tensor | None:
+    """The gradient of what is learned from its shares, (R, shares, ...); of `heads` where each has
+    its own. None for what isn't given."""
+    if given is None:
+        return None
+    if shares is None:
+        return torch.zeros_like(given)
+    total = shares.unflatten(0, (-1, heads)).sum((0, 2)) if heads else shares.sum((0, 1))
+    return total.to(given.dtype)

@@ -1,0 +1,321 @@
+"""The second Triton kernel of the prologue: summaries, and all else that no single tile can do.
+
+`launch.py` holds the host side, `arguments.py` the shape legend. An argument that is None is absent
+from the compiled kernel.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from freqformer.ops.jit import cast
+from freqformer.ops.prologue.triton.tokens import (
+    HIGH,
+    LOW,
+    MID,
+    finite_where_masked,
+    load_tokens,
+    normed,
+    project,
+    rotary_tables,
+    row_band,
+    seen_text,
+    sees_summaries,
+    summaries_of,
+    this_program,
+    write_tokens,
+)
+
+
+class Jobs(NamedTuple):
+    """What a row has to do: its cells first, then its text, its zero rows, and its place among all
+    rows."""
+
+    cell_tiles: Tensor
+    """int32 (C, longest), tiles of every cell, -1 after the last."""
+    cell_counts: Tensor
+    """int32 (C,), tokens of every cell."""
+    longest: int
+    """Most tiles of a cell."""
+    text_mask: Tensor | None
+    """(B, X), 0 where a text token may not be seen; None where all may."""
+    text: int
+    """Programs for text tokens."""
+    zero_rows: Tensor
+    """int32 (zeros,), first rows of runs of PAD zero rows."""
+    zeros: int
+    band_blocks: Tensor
+    """int32 (4,), key blocks of a row by its band."""
+
+
+class RowBlocks(NamedTuple):
+    """What the kernel over rows knows at compile time, each a `tl.constexpr`."""
+
+    SLOTS: tl.constexpr
+    D: tl.constexpr
+    PARTS: tl.constexpr
+    STEP: tl.constexpr
+    """Tiles of a cell that are added at once."""
+    TEXT_SLOTS: tl.constexpr
+    """Text tokens of one program."""
+    PAD: tl.constexpr
+    ROWS: tl.constexpr
+    """R, rounded up."""
+    BRANCH: tl.constexpr
+    """Whether every row has low tokens, for the LOW branch of its head."""
+    SUMS: tl.constexpr
+    """Whether tiles have sums."""
+
+
+class Row(NamedTuple):
+    """One row's part of the buffers, rows of D numbers each."""
+
+    query: tl.tensor
+    key: tl.tensor
+    value: tl.tensor
+
+
+class Pooled(NamedTuple):
+    """Where a learned summary goes: key and value (D,), and log-sum-exp of its scores."""
+
+    key: tl.tensor
+    value: tl.tensor
+    lse: tl.tensor
+
+
+@triton.jit
+def _average(rows, row, program, sizes, jobs, blocks):
+    """The mean key and value of a cell's tokens, from sums over its tiles, to a `Row`."""
+    D: tl.constexpr = blocks.D
+    cell = program.part
+    channel = tl.arange(0, D)
+    key = tl.zeros((D,), tl.float32)
+    value = tl.zeros((D,), tl.float32)
+    # Sums of queries come first, (3, R, T, D): keys begin R rows on, and values R rows after them.
+    first_tile = (sizes.rows + program.wide_row) * sizes.tiles
+    value_sums = rows.sums + tl.cast(sizes.rows, tl.int64) * sizes.tiles * D
+    for first in range(0, jobs.longest, blocks.STEP):
+        step = first + tl.arange(0, blocks.STEP)
+        tile = tl.load(
+            jobs.cell_tiles + cell * jobs.longest + step, mask=step < jobs.longest, other=-1
+        )
+        entry = (first_tile + tile.to(tl.int64))[:, None] * D + channel[None, :]
+        # Cells at the grid's border have fewer tiles, and -1 stands for those that they lack.
+        real = (tile >= 0)[:, None]
+        key += tl.sum(tl.load(rows.sums + entry, mask=real, other=0.0), 0)
+        value += tl.sum(tl.load(value_sums + entry, mask=real, other=0.0), 0)
+    # By tokens and not by tiles: tiles at the border hold fewer.
+    count = tl.load(jobs.cell_counts + cell).to(tl.float32)
+    place = (sizes.segments.low_summaries + cell) * D
+    tl.store(row.key + place + channel, cast(key / count, row.key.dtype.element_ty))
+    tl.store(row.value + place + channel, cast(value / count, row.value.dtype.element_ty))
+
+
+@triton.jit
+def _project_vector(matrix, step, x, PARTS: tl.constexpr):
+    """A square matrix, in PARTS summands `step` apart, times a float32 vector; sums of float32
+    products."""
+    # Not as a product of matrices with a few columns: Triton 3.6 reads shared memory out of range
+    # for one with 8 warps.
+    SLOTS: tl.constexpr = x.shape[0]
+    entry = matrix + tl.arange(0, SLOTS)[:, None] * SLOTS + tl.arange(0, SLOTS)[None, :]
+    total = tl.zeros((SLOTS,), tl.float32)
+    for part in tl.static_range(PARTS):  # pyright: ignore[reportGeneralTypeIssues]
+        total += tl.sum(tl.load(entry + part * step).to(tl.float32) * x[None, :], 1)
+    return total
+
+
+@triton.jit
+def _pool(qkv, target, program, tiles, learned, jobs, blocks, OTHER: tl.constexpr):
+    """The softmax pooling of the mid or high band of a cell's keys and values, tile by tile.
+
+    Args:
+        target: `Pooled`.
+        OTHER: the band.
+    """
+    SLOTS: tl.constexpr = blocks.SLOTS
+    D: tl.constexpr = blocks.D
+    sample = program.sample
+    head = program.head
+    channel = tl.arange(0, D)
+    # The head has two pooling queries, of the mid and of the high band.
+    query = tl.load(learned.pooling + (head * 2 + OTHER - 1) * D + channel).to(tl.float32)
+    band = tiles.projectors + OTHER * SLOTS * SLOTS
+    # A running softmax: the largest score so far, and sums of weights relative to it.
+    m_i = float("-inf")
+    l_i = 0.0
+    # Even and odd channels apart: so they are rotated, and a rotated tile needn't be put together.
+    even = tl.zeros((D // 2,), tl.float32)
+    odd = tl.zeros((D // 2,), tl.float32)
+    pooled_value = tl.zeros((D,), tl.float32)
+    for member in range(jobs.longest):
+        tile = tl.load(jobs.cell_tiles + program.part * jobs.longest + member)
+        # A cell of fewer tiles reads its missing ones as the first tile, and uses no token of it.
+        known = tile >= 0
+        tile = tl.maximum(tile, 0)
+        place = tl.load(tiles.offsets + tile) + tl.arange(0, SLOTS)
+        live = known & (place < tl.load(tiles.offsets + tile + 1))
+        if tiles.raster is not None:
+            place = tl.load(tiles.raster + place, mask=live, other=0)
+        projector = band + tl.load(tiles.kind + tile) * 3 * SLOTS * SLOTS
+        key = load_tokens(qkv.key, sample, head, place, live, D)
+        key = normed(key, qkv.key, learned.eps, D)
+        passed = project(projector, tiles.projector_step, key, blocks.PARTS)
+        # Scores are those of keys before they are rotated: what a summary is made of doesn't depend
+        # on where its cell lies.
+        scores = tl.where(live, tl.sum(passed * query[None, :], 1) * (D**-0.5), float("-inf"))
+        # The first tile of a cell exists, so m_i is finite from the first step on.
+        new_m_i = tl.maximum(m_i, tl.max(scores, 0))
+        decay = tl.exp(m_i - new_m_i)
+        weight = tl.exp(scores - new_m_i)
+        passed_even, passed_odd = tl.split(tl.reshape(passed * weight[:, None], (SLOTS, D // 2, 2)))
+        even = even * decay
+        odd = odd * decay
+        if learned.rotary is not None:
+            turn = rotary_tables(learned.rotary, place, live, D)
+            even += tl.sum(passed_even * turn.cos - passed_odd * turn.sin, 0)
+            odd += tl.sum(passed_even * turn.sin + passed_odd * turn.cos, 0)
+        else:
+            even += tl.sum(passed_even, 0)
+            odd += tl.sum(passed_odd, 0)
+        # The projector P is symmetric: the pooled value w^T (P v) is (P w)^T v, and P w takes far
+        # fewer products than P v.
+        spread = _project_vector(projector, tiles.projector_step, weight, blocks.PARTS)
+        value = load_tokens(qkv.value, sample, head, place, live, D)
+        pooled_value = pooled_value * decay + tl.sum(value.to(tl.float32) * spread[:, None], 0)
+        l_i = l_i * decay + tl.sum(weight, 0)
+        m_i = new_m_i
+    pooled_key = tl.reshape(tl.join(even, odd), (D,))
+    tl.store(target.key + channel, cast(pooled_key / l_i, target.key.dtype.element_ty))
+    tl.store(target.value + channel, cast(pooled_value / l_i, target.value.dtype.element_ty))
+    # From this the backward has every weight again without a pass over the cell.
+    tl.store(target.lse, m_i + tl.log(l_i))
+
+
+@triton.jit
+def _write_text(qkv, row, program, learned, sizes, jobs, blocks):
+    """Text tokens to a `Row`, normalised; text has no bands and is not rotated."""
+    D: tl.constexpr = blocks.D
+    sample = program.sample
+    head = program.head
+    num_text = sizes.tokens - sizes.video
+    # Text comes after the cells among a row's jobs.
+    block = program.part - sizes.cells
+    slot = block * blocks.TEXT_SLOTS + tl.arange(0, blocks.TEXT_SLOTS)
+    # Text follows the video's tokens, in the call and in the query buffer.
+    place = sizes.video + slot
+    live = slot < num_text
+    seen = seen_text(jobs.text_mask, sample, num_text, slot, live)
+    query = load_tokens(qkv.query, sample, head, place, live, D)
+    if jobs.text_mask is not None:
+        query = finite_where_masked(query, seen)
+    # Masked keys and values weigh nothing, but 0 times NaN is NaN.
+    key = load_tokens(qkv.key, sample, head, place, seen, D)
+    value = load_tokens(qkv.value, sample, head, place, seen, D)
+    query = normed(query, qkv.query, learned.eps, D)
+    key = normed(key, qkv.key, learned.eps, D)
+    target = sizes.segments.text + slot
+    write_tokens(row.query, place, live, query)
+    write_tokens(row.key, target, live, key)
+    write_tokens(row.value, target, live, value)
+
+
+@triton.jit
+def _write_zeros(row, run, band, sizes, jobs, blocks):
+    """One run of zeros among the keys and values of a `Row`, where a block that begins in the
+    segment before may end; and with the first run those of its queries."""
+    D: tl.constexpr = blocks.D
+    channel = tl.arange(0, D)
+    place = tl.load(jobs.zero_rows + run) + tl.arange(0, blocks.PAD)
+    # Within one row numbers fit into an int32: only the row's own offset is wide.
+    entry = place[:, None] * D + channel[None, :]
+    nothing = tl.zeros((blocks.PAD, D), row.key.dtype.element_ty)
+    tl.store(row.key + entry, nothing)
+    tl.store(row.value + entry, nothing)
+    if run == 0:
+        # Backward, blocks of the queries before read so far behind their end; what they read counts
+        # for nothing, if finite. A row without low queries is empty after its text.
+        start = sizes.tokens
+        count = sizes.low
+        if (band == LOW) | blocks.BRANCH:
+            count = 0
+        # A LOW row asks with no video token, and blocks of them may begin all the same.
+        if band == LOW:
+            start = 0
+            count = sizes.video
+        slot = tl.arange(0, blocks.PAD)
+        write_tokens(row.query, start + slot, slot < count, nothing)
+
+
+@triton.jit
+def _rank(allocation, rows, program, sizes, jobs, blocks):
+    """The place of a row when rows run by descending length of their key lists, ties by number."""
+    # Every row counts those before it: rows are few, and a sort would need a launch of its own.
+    other = tl.arange(0, blocks.ROWS)
+    known = other < sizes.rows
+    band = row_band(allocation, program.sample, program.head)
+    others = row_band(
+        allocation,
+        tl.where(known, other // sizes.heads, 0),
+        tl.where(known, other % sizes.heads, 0),
+    )
+    mine = tl.load(jobs.band_blocks + band)
+    theirs = tl.load(jobs.band_blocks + others)
+    # The longest rows go first, so that the attention launch doesn't end with one of them alone.
+    earlier = known & ((theirs > mine) | ((theirs == mine) & (other < program.row)))
+    tl.store(rows.order + tl.sum(earlier.to(tl.int32), 0), program.row)
+    tl.store(rows.bands + program.row, band)
+
+
+@triton.jit
+def finish_rows(qkv, allocation, rows, tiles, learned, sizes, jobs, blocks):
+    """One job of one row: a cell's summaries, some text tokens, a run of zero rows, or the row's
+    place in the order.
+
+    Launched over jobs and rows, rows fastest. They are one launch since each is too short for its
+    own: what a launch costs would be most of their time.
+
+    Args:
+        qkv, allocation, tiles, learned, sizes: see `arguments.py`.
+        rows: `PreparedRows`; tile sums are read, all but those and video tokens are written.
+        jobs, blocks: `Jobs`, `RowBlocks`.
+    """
+    D: tl.constexpr = blocks.D
+    program = this_program(sizes)
+    job = program.part
+    band = row_band(allocation, program.sample, program.head)
+    row = Row(
+        query=rows.query + program.wide_row * sizes.query_rows * D,
+        key=rows.key + program.wide_row * sizes.key_rows * D,
+        value=rows.value + program.wide_row * sizes.key_rows * D,
+    )
+    if job < sizes.cells:
+        if blocks.SUMS:
+            # LOW rows have every low token instead of low summaries, and DENSE rows see all.
+            if (band == MID) | (band == HIGH):
+                _average(rows, row, program, sizes, jobs, blocks)
+        if learned.pooling is not None:
+            # Unrolled over MID and HIGH, since each has a segment of its own.
+            for other in tl.static_range(1, 3):  # pyright: ignore[reportGeneralTypeIssues]
+                if sees_summaries(band, other, blocks.BRANCH):
+                    place = summaries_of(sizes.segments, other) + job
+                    # From the buffers, and not from `row`: its pointers would stay in registers
+                    # through all of the pooling, which has none to spare.
+                    at = (program.wide_row * sizes.key_rows + place) * D
+                    cell = program.wide_row * sizes.cells + job
+                    target = Pooled(
+                        key=rows.key + at,
+                        value=rows.value + at,
+                        lse=rows.pool_lse + cell * 2 + other - 1,
+                    )
+                    _pool(qkv, target, program, tiles, learned, jobs, blocks, other)
+    elif job < sizes.cells + jobs.text:
+        _write_text(qkv, row, program, learned, sizes, jobs, blocks)
+    elif job < sizes.cells + jobs.text + jobs.zeros:
+        _write_zeros(row, job - sizes.cells - jobs.text, band, sizes, jobs, blocks)
+    else:
+        _rank(allocation, rows, program, sizes, jobs, blocks)
