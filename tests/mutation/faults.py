@@ -345,7 +345,7 @@ FAULTS = (
     Fault(
         "low queries of LOW heads alone, with a branch too",
         TASKS,
-        "        if not BRANCH:\n            # Which",
+        "        if not blocks.BRANCH:\n            # Which",
         "        if True:\n            # Which",
         FUSED_FORWARD,
     ),

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from freqformer.grid import Grid, tile_layout
+from freqformer.ops.backends import PlainImpl
 from freqformer.ops.block_sparse import (
-    Impl,
     TileLists,
     block_sparse_attention,
     dense_attention,
@@ -18,7 +18,7 @@ from freqformer.patterns import summary_cells
 
 Extras = tuple[Tensor, Tensor, Tensor]
 ROWS, WIDTH = 3, 8
-IMPLS: tuple[Impl, ...] = ("eager", "reference")
+IMPLS: tuple[PlainImpl, ...] = ("eager", "reference")
 GRIDS = [Grid(4, 4, 8), Grid(3, 5, 7), Grid(1, 1, 1), Grid(1, 7, 11), Grid(11, 1, 2)]
 
 
@@ -51,7 +51,7 @@ def _inputs(
 
 
 def _results(
-    impl: Impl, tensors: list[Tensor], extras: Extras, tiles: TileLists | None
+    impl: PlainImpl, tensors: list[Tensor], extras: Extras, tiles: TileLists | None
 ) -> list[Tensor]:
     leaves = [x.clone().requires_grad_() for x in (*tensors, *extras)]
     query, key, value = leaves[:3] if tiles is not None else (leaves[0], None, None)
@@ -95,7 +95,7 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch, scores: int) -> N
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("hidden", ["no key", "all hidden"])
-def test_a_query_without_keys_gives_zeros(impl: Impl, hidden: str) -> None:
+def test_a_query_without_keys_gives_zeros(impl: PlainImpl, hidden: str) -> None:
     (query, key, value), extras, tiles = _inputs(Grid(3, 5, 7), 0, shared=True, seed=1)
     tiles.lists[0, 2] = -1
     keys = 0 if hidden == "no key" else extras[0].shape[1]
@@ -110,7 +110,7 @@ def test_a_query_without_keys_gives_zeros(impl: Impl, hidden: str) -> None:
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_dense_attention(impl: Impl) -> None:
+def test_dense_attention(impl: PlainImpl) -> None:
     query, key, value = (
         _random(ROWS, 300, WIDTH),
         _random(ROWS, 40, WIDTH, seed=1),

@@ -19,6 +19,8 @@ LOW, MID, HIGH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
+NOT_READ = tl.constexpr(0)
+
 UNSPECIALIZED = [
     "num_rows",
     "num_heads",
@@ -42,6 +44,35 @@ UNSPECIALIZED = [
 """Integers by which nothing is compiled anew: for what divides them, nearly every grid would.
 `do_not_specialize` holds for whole parameters and not for fields of a NamedTuple, so that kernels
 take these one by one, and put them into `Sizes` and `Segments` themselves."""
+
+
+class Blocks(NamedTuple):
+    """What a kernel is compiled for, each a `tl.constexpr`; a kernel that doesn't read a field gets
+    its default, so that it isn't compiled once more for another value."""
+
+    HEAD_DIM: Any
+    BLOCK_Q: Any
+    """Queries of one block, and"""
+    BLOCK_K: Any
+    """keys."""
+    DESCRIPTORS: Any
+    """Whether blocks are read by tensor descriptors or by pointers."""
+    STAGES: Any
+    """Of the pipelines over blocks."""
+    TILE_TOKENS: Any
+    """Tokens of every tile, 0 where tiles differ."""
+    QUERY_BLOCKS: Any
+    """Blocks of queries of the largest tile, and"""
+    KEY_BLOCKS: Any = NOT_READ
+    """blocks of keys."""
+    SAFE: Any = NOT_READ
+    """Columns of a tile's last block of keys that only short tiles leave empty."""
+    TEXT: Any = NOT_READ
+    """Whether there are text tokens."""
+    LOWS: Any = NOT_READ
+    """Whether any row may have low queries: LOW rows do in place of video queries."""
+    BRANCH: Any = NOT_READ
+    """Whether every row does, for the LOW branch of its head."""
 
 
 class Rows(NamedTuple):
@@ -163,28 +194,27 @@ class Summaries(NamedTuple):
 
 
 @triton.jit
-def row_of(source, row, rows, HEAD_DIM: tl.constexpr, DESCRIPTORS: tl.constexpr):
+def row_of(source, row, rows, blocks):
     """The vectors of one row of a buffer (R, rows, D): `Matrix`."""
-    if DESCRIPTORS:
+    if blocks.DESCRIPTORS:
         # A descriptor can't be moved; its coordinates are int32, which the host has checked.
         matrix = Matrix(source=source, at=row * rows)
     else:
         # A pointer is moved once, in 64 bits, so that offsets within the row may be 32.
-        matrix = Matrix(source=source + row.to(tl.int64) * rows * HEAD_DIM, at=0)
+        matrix = Matrix(source=source + row.to(tl.int64) * rows * blocks.HEAD_DIM, at=0)
     return matrix
 
 
 @triton.jit
-def load_block(
-    source, start, limit, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, DESCRIPTORS: tl.constexpr
-):
+def load_block(source, start, limit, ROWS: tl.constexpr, blocks):
     """ROWS vectors of a `Matrix.source` from `start`; zeros from `limit` on, unless it is None
     because zero vectors lie there."""
-    if DESCRIPTORS:
+    if blocks.DESCRIPTORS:
         block = source.load([start, 0])
     else:
         place = start + tl.arange(0, ROWS)
-        pointer = source + place[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+        channel = tl.arange(0, blocks.HEAD_DIM)[None, :]
+        pointer = source + place[:, None] * blocks.HEAD_DIM + channel
         if limit is None:
             block = tl.load(pointer)
         else:
@@ -225,6 +255,14 @@ def tile_extent(tiles, tile, TILE_TOKENS: tl.constexpr):
             count=tl.load(tiles.counts + tile).to(tl.int32),
         )
     return extent
+
+
+@triton.jit
+def tile_skip(step, PER_TILE: tl.constexpr, SIDE: tl.constexpr):
+    """Tokens of a tile before the block that a step takes, where every tile has PER_TILE blocks of
+    SIDE tokens."""
+    # The interpreter counts steps in Python's integers, which know no % of a constexpr.
+    return tl.cast(step, tl.int32) % PER_TILE * SIDE
 
 
 @triton.jit

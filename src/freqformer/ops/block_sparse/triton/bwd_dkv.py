@@ -22,6 +22,7 @@ from freqformer.ops.block_sparse.triton.blocks import (
     row_of,
     store_rows,
     tile_extent,
+    tile_skip,
 )
 from freqformer.ops.block_sparse.triton.bwd_gather import Statistics, load_statistics
 from freqformer.ops.block_sparse.triton.softmax import add_product, exp2, product, scaled
@@ -68,9 +69,7 @@ def key_step(
     bias,
     scale,
     sums,
-    BLOCK_Q: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
+    blocks,
 ):
     """The `KeyStep` of one block of queries.
 
@@ -82,8 +81,8 @@ def key_step(
         bias: of the keys, None for none.
         sums: gradients so far, `KeyGrads`.
     """
-    q = load_block(query.source, query.at + start, limit, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
-    g = load_block(grad.source, grad.at + start, limit, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
+    q = load_block(query.source, query.at + start, limit, blocks.BLOCK_Q, blocks)
+    g = load_block(grad.source, grad.at + start, limit, blocks.BLOCK_Q, blocks)
     # Keys are rows here: both sums run over queries, and so over columns.
     logits = product(k, q)
     if q.dtype == tl.float32:
@@ -135,6 +134,7 @@ def video_grads_kernel(
     tiles,
     lists,
     scale,
+    blocks,
     num_rows,
     num_tiles,
     num_tokens,
@@ -142,15 +142,6 @@ def video_grads_kernel(
     num_low,
     exact_at,
     key_rows,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    QUERY_BLOCKS: tl.constexpr,
-    KEY_BLOCKS: tl.constexpr,
-    TILE_TOKENS: tl.constexpr,
-    TEXT: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     """Gradients of one block of exact video keys and values of one row, over the query tiles that
     list their tile.
@@ -163,17 +154,17 @@ def video_grads_kernel(
         grads: `KeyGrads`, written.
         rows: `Rows`, whose order is of row * T + tile here, (R * T,).
         tiles, lists: `Tiles`, `ListingTiles`.
-        scale, exact_at, key_rows: as in `attention_kernel`.
+        scale, blocks, exact_at, key_rows: as in `attention_kernel`.
     """
     program = tl.program_id(0)
-    is_exact = program >= num_rows * num_tiles * KEY_BLOCKS
-    task = program % (num_rows * num_tiles * KEY_BLOCKS)
-    place = tl.load(rows.order + task // KEY_BLOCKS)
+    is_exact = program >= num_rows * num_tiles * blocks.KEY_BLOCKS
+    task = program % (num_rows * num_tiles * blocks.KEY_BLOCKS)
+    place = tl.load(rows.order + task // blocks.KEY_BLOCKS)
     row = place // num_tiles
     tile = place % num_tiles
     band = tl.load(rows.allocation + row)
-    skip = task % KEY_BLOCKS * BLOCK_K
-    extent = tile_extent(tiles, tile, TILE_TOKENS)
+    skip = task % blocks.KEY_BLOCKS * blocks.BLOCK_K
+    extent = tile_extent(tiles, tile, blocks.TILE_TOKENS)
     start = extent.start + skip
     count = extent.count - skip
     exact = _listing_tiles(band, row, tile, num_tiles, lists)
@@ -207,32 +198,32 @@ def video_grads_kernel(
         rounding_residual=residual,
         rows=statistics.rows,
     )
-    queries = row_of(query, row, query_rows, HEAD_DIM, DESCRIPTORS)
-    grad_rows = row_of(grad, row, query_rows, HEAD_DIM, DESCRIPTORS)
-    keys = row_of(key, row, key_rows, HEAD_DIM, DESCRIPTORS)
-    values = row_of(value, row, key_rows, HEAD_DIM, DESCRIPTORS)
-    k = load_block(keys.source, keys.at + start, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
-    v = load_block(values.source, values.at + start, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+    queries = row_of(query, row, query_rows, blocks)
+    grad_rows = row_of(grad, row, query_rows, blocks)
+    keys = row_of(key, row, key_rows, blocks)
+    values = row_of(value, row, key_rows, blocks)
+    k = load_block(keys.source, keys.at + start, None, blocks.BLOCK_K, blocks)
+    v = load_block(values.source, values.at + start, None, blocks.BLOCK_K, blocks)
     sums = KeyGrads(
-        key=tl.zeros([BLOCK_K, HEAD_DIM], tl.float32),
-        value=tl.zeros([BLOCK_K, HEAD_DIM], tl.float32),
+        key=tl.zeros([blocks.BLOCK_K, blocks.HEAD_DIM], tl.float32),
+        value=tl.zeros([blocks.BLOCK_K, blocks.HEAD_DIM], tl.float32),
     )
-    column = tl.arange(0, BLOCK_Q)
+    column = tl.arange(0, blocks.BLOCK_Q)
 
     # A step knows where its queries lie, and the next tile is on its way.
-    steps = length * QUERY_BLOCKS
+    steps = length * blocks.QUERY_BLOCKS
     other = tl.load(listed, mask=steps > 0, other=0)
-    extent = tile_extent(tiles, other, TILE_TOKENS)
-    other = tl.load(listed + 1 // QUERY_BLOCKS, mask=steps > 1, other=0)
-    for step in tl.range(0, steps, num_stages=STAGES):
-        ahead = step % QUERY_BLOCKS * BLOCK_Q
+    extent = tile_extent(tiles, other, blocks.TILE_TOKENS)
+    other = tl.load(listed + 1 // blocks.QUERY_BLOCKS, mask=steps > 1, other=0)
+    for step in tl.range(0, steps, num_stages=blocks.STAGES):
+        ahead = tile_skip(step, blocks.QUERY_BLOCKS, blocks.BLOCK_Q)
         at = extent.start + ahead
         left = extent.count - ahead
-        extent = tile_extent(tiles, other, TILE_TOKENS)
-        other = tl.load(listed + tl.minimum(step + 2, steps - 1) // QUERY_BLOCKS)
+        extent = tile_extent(tiles, other, blocks.TILE_TOKENS)
+        other = tl.load(listed + tl.minimum(step + 2, steps - 1) // blocks.QUERY_BLOCKS)
         # Queries of full tiles are all live: their statistics are loaded without a mask.
         live = None
-        if TILE_TOKENS != QUERY_BLOCKS * BLOCK_Q:
+        if blocks.TILE_TOKENS != blocks.QUERY_BLOCKS * blocks.BLOCK_Q:
             live = column < left
         made = key_step(
             k,
@@ -245,16 +236,14 @@ def video_grads_kernel(
             None,
             scale,
             sums,
-            BLOCK_Q,
-            HEAD_DIM,
-            DESCRIPTORS,
+            blocks,
         )
         sums = made.sums
-    if TEXT:
+    if blocks.TEXT:
         # Text is a few blocks: too few to fill a pipeline.
-        for step in tl.range(0, tl.cdiv(text_count, BLOCK_Q), num_stages=1):
-            at = num_tokens + step * BLOCK_Q
-            left = num_text - step * BLOCK_Q
+        for step in tl.range(0, tl.cdiv(text_count, blocks.BLOCK_Q), num_stages=1):
+            at = num_tokens + step * blocks.BLOCK_Q
+            left = num_text - step * blocks.BLOCK_Q
             made = key_step(
                 k,
                 v,
@@ -266,13 +255,11 @@ def video_grads_kernel(
                 None,
                 scale,
                 sums,
-                BLOCK_Q,
-                HEAD_DIM,
-                DESCRIPTORS,
+                blocks,
             )
             sums = made.sums
 
-    own = tl.arange(0, BLOCK_K)
+    own = tl.arange(0, blocks.BLOCK_K)
     target = row.to(tl.int64) * key_rows + start + own
-    store_rows(grads.key, target, sums.key * (scale / LOG2_E), own < count, HEAD_DIM)
-    store_rows(grads.value, target, sums.value, own < count, HEAD_DIM)
+    store_rows(grads.key, target, sums.key * (scale / LOG2_E), own < count, blocks.HEAD_DIM)
+    store_rows(grads.value, target, sums.value, own < count, blocks.HEAD_DIM)

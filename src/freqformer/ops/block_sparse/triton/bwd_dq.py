@@ -29,6 +29,7 @@ from freqformer.ops.block_sparse.triton.blocks import (
     row_of,
     store_rows,
     tile_extent,
+    tile_skip,
 )
 from freqformer.ops.block_sparse.triton.bwd_gather import load_statistics
 from freqformer.ops.block_sparse.triton.softmax import add_product, exp2, product, scaled
@@ -81,33 +82,27 @@ def _add_tiles(
     seen,
     tiles,
     scale,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    TILE_BLOCKS: tl.constexpr,
-    TILE_TOKENS: tl.constexpr,
-    SAFE: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-    STAGES: tl.constexpr,
+    blocks,
 ):
     """dq after the exact tokens of the listed tiles."""
     listed = seen.exact.tiles
     # As in the forward kernel, a step knows where its keys lie, and the next tile is on its way.
-    steps = seen.exact.length * TILE_BLOCKS
+    steps = seen.exact.length * blocks.KEY_BLOCKS
     first = key.at + seen.exact_at
     tile = tl.load(listed, mask=steps > 0, other=0)
-    extent = tile_extent(tiles, tile, TILE_TOKENS)
-    tile = tl.load(listed + 1 // TILE_BLOCKS, mask=steps > 1, other=0)
-    for step in tl.range(0, steps, num_stages=STAGES):
-        skip = step % TILE_BLOCKS * BLOCK_K
+    extent = tile_extent(tiles, tile, blocks.TILE_TOKENS)
+    tile = tl.load(listed + 1 // blocks.KEY_BLOCKS, mask=steps > 1, other=0)
+    for step in tl.range(0, steps, num_stages=blocks.STAGES):
+        skip = tile_skip(step, blocks.KEY_BLOCKS, blocks.BLOCK_K)
         at = first + extent.start + skip
         left = extent.count - skip
-        extent = tile_extent(tiles, tile, TILE_TOKENS)
-        tile = tl.load(listed + tl.minimum(step + 2, steps - 1) // TILE_BLOCKS)
-        k = load_block(key.source, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
-        v = load_block(value.source, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+        extent = tile_extent(tiles, tile, blocks.TILE_TOKENS)
+        tile = tl.load(listed + tl.minimum(step + 2, steps - 1) // blocks.KEY_BLOCKS)
+        k = load_block(key.source, at, None, blocks.BLOCK_K, blocks)
+        v = load_block(value.source, at, None, blocks.BLOCK_K, blocks)
         logits = product(queries.q, k)
-        if TILE_TOKENS != TILE_BLOCKS * BLOCK_K:
-            logits = mask_tile_end(logits, left, BLOCK_K, SAFE)
+        if blocks.TILE_TOKENS != blocks.KEY_BLOCKS * blocks.BLOCK_K:
+            logits = mask_tile_end(logits, left, blocks)
         dq = _add_keys(dq, queries, logits, None, k, v, scale)
     return dq
 
@@ -121,23 +116,20 @@ def _add_extras(
     extras,
     text_mask,
     scale,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-    STAGES: tl.constexpr,
+    blocks,
 ):
     """dq after low tokens or low summaries, mid summaries, high summaries and text."""
-    column = tl.arange(0, BLOCK_K)
-    ends = extra_ends(extras, BLOCK_K)
-    for step in tl.range(0, ends.text, num_stages=STAGES):
+    column = tl.arange(0, blocks.BLOCK_K)
+    ends = extra_ends(extras, blocks)
+    for step in tl.range(0, ends.text, num_stages=blocks.STAGES):
         # No bias was spared here: the log-sum-exp holds it.
-        block = extra_block(step, extras, ends, 0.0, BLOCK_K)
+        block = extra_block(step, extras, ends, 0.0, blocks)
         bias = key_bias(
             block, column, extras.first_bias, text_mask, step < ends.first, step >= ends.high
         )
         at = key.at + block.at
-        k = load_block(key.source, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
-        v = load_block(value.source, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+        k = load_block(key.source, at, None, blocks.BLOCK_K, blocks)
+        v = load_block(value.source, at, None, blocks.BLOCK_K, blocks)
         logits = product(queries.q, k)
         dq = _add_keys(dq, queries, logits, bias[None, :], k, v, scale)
     return dq
@@ -156,6 +148,7 @@ def query_grads_kernel(
     lists,
     biases,
     scale,
+    blocks,
     num_rows,
     num_heads,
     num_tiles,
@@ -170,18 +163,6 @@ def query_grads_kernel(
     text_at,
     exact_at,
     key_rows,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    QUERY_BLOCKS: tl.constexpr,
-    TILE_BLOCKS: tl.constexpr,
-    TILE_TOKENS: tl.constexpr,
-    SAFE: tl.constexpr,
-    TEXT: tl.constexpr,
-    LOWS: tl.constexpr,
-    BRANCH: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     """Gradients of one block of queries of one row, over the keys that the forward kernel took.
 
@@ -190,7 +171,7 @@ def query_grads_kernel(
         grad: output gradients as the queries lie, (R, N + X + M, D).
         statistics: `Statistics`.
         grad_query: (R, N + X + M, D), written.
-        rows, tiles, lists, biases, scale, low_at, ..., LOWS, BRANCH: as in `attention_kernel`.
+        rows, tiles, lists, biases, scale, blocks, low_at, ...: as in `attention_kernel`.
     """
     sizes = Sizes(
         rows=num_rows, tiles=num_tiles, video=num_tokens, text=num_text, low=biases.num_low
@@ -210,49 +191,38 @@ def query_grads_kernel(
         tiles,
         sizes,
         1,
-        BLOCK_Q,
-        QUERY_BLOCKS,
-        TILE_TOKENS,
-        TEXT,
-        LOWS,
-        BRANCH,
+        blocks,
     )
     if task.count <= 0:
         return
     row = task.row
     query_rows = num_tokens + num_text + sizes.low
     seen = keys_seen(
-        task, lists, biases, sizes, segments, high_length, mid_length, 1, TILE_TOKENS, False
+        task, lists, biases, sizes, segments, high_length, mid_length, 1, blocks, False
     )
-    queries = row_of(query, row, query_rows, HEAD_DIM, DESCRIPTORS)
-    grads = row_of(grad, row, query_rows, HEAD_DIM, DESCRIPTORS)
-    keys = row_of(key, row, key_rows, HEAD_DIM, DESCRIPTORS)
-    values = row_of(value, row, key_rows, HEAD_DIM, DESCRIPTORS)
-    live = tl.arange(0, BLOCK_Q) < task.count
-    target = task.start + tl.arange(0, BLOCK_Q)
+    queries = row_of(query, row, query_rows, blocks)
+    grads = row_of(grad, row, query_rows, blocks)
+    keys = row_of(key, row, key_rows, blocks)
+    values = row_of(value, row, key_rows, blocks)
+    live = tl.arange(0, blocks.BLOCK_Q) < task.count
+    target = task.start + tl.arange(0, blocks.BLOCK_Q)
     at = queries.at + task.start
     limit = task.start + task.count
     statistic = row.to(tl.int64) * statistics.rows + target
     block = Queries(
-        q=load_block(queries.source, at, limit, BLOCK_Q, HEAD_DIM, DESCRIPTORS),
-        grad=load_block(grads.source, at, limit, BLOCK_Q, HEAD_DIM, DESCRIPTORS),
+        q=load_block(queries.source, at, limit, blocks.BLOCK_Q, blocks),
+        grad=load_block(grads.source, at, limit, blocks.BLOCK_Q, blocks),
         statistics=load_statistics(statistics, statistic, live),
     )
     dq = _add_tiles(
-        tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32),
+        tl.zeros([blocks.BLOCK_Q, blocks.HEAD_DIM], tl.float32),
         block,
         keys,
         values,
         seen,
         tiles,
         scale,
-        HEAD_DIM,
-        BLOCK_K,
-        TILE_BLOCKS,
-        TILE_TOKENS,
-        SAFE,
-        DESCRIPTORS,
-        STAGES,
+        blocks,
     )
     text_mask = biases.text_mask
     if text_mask is not None:
@@ -265,11 +235,8 @@ def query_grads_kernel(
         seen.extras,
         text_mask,
         scale,
-        HEAD_DIM,
-        BLOCK_K,
-        DESCRIPTORS,
-        STAGES,
+        blocks,
     )
     # `scale` holds the factor that makes logits base 2; gradients are of natural ones.
     target += row.to(tl.int64) * query_rows
-    store_rows(grad_query, target, dq * (scale / LOG2_E), live, HEAD_DIM)
+    store_rows(grad_query, target, dq * (scale / LOG2_E), live, blocks.HEAD_DIM)

@@ -25,6 +25,7 @@ from freqformer.ops.block_sparse.triton.blocks import (
     row_of,
     store_rows,
     tile_extent,
+    tile_skip,
 )
 from freqformer.ops.block_sparse.triton.bwd_dkv import KeyGrads, key_step
 from freqformer.ops.block_sparse.triton.bwd_gather import Statistics, load_statistics
@@ -84,20 +85,19 @@ def _key_task(
     sizes,
     segments,
     num_parts,
-    BLOCK_K: tl.constexpr,
-    BRANCH: tl.constexpr,
+    blocks,
 ):
     """The `KeyTask` of a program: blocks of low, mid and high summaries and of text, each in parts,
     row by row; then blocks of low tokens."""
     cells = biases.cells
-    cell_blocks = tl.cdiv(cells, BLOCK_K)
+    cell_blocks = tl.cdiv(cells, blocks.BLOCK_K)
     learned_blocks = tl.where(segments.mid_summaries >= 0, cell_blocks, 0)
     text_first = cell_blocks + 2 * learned_blocks
-    per_row = (text_first + tl.cdiv(sizes.text, BLOCK_K)) * num_parts
+    per_row = (text_first + tl.cdiv(sizes.text, blocks.BLOCK_K)) * num_parts
     is_low = program >= sizes.rows * per_row
     if is_low:
         program -= sizes.rows * per_row
-        per_row = tl.cdiv(sizes.low, BLOCK_K)
+        per_row = tl.cdiv(sizes.low, blocks.BLOCK_K)
     row = tl.load(rows.order + program // per_row)
     block = program % per_row
     part = 0
@@ -108,7 +108,7 @@ def _key_task(
     bias = biases.low
     at = segments.low
     count = sizes.low
-    seen = (band == LOW) | BRANCH
+    seen = (band == LOW) | blocks.BRANCH
     if not is_low:
         part = block % num_parts
         block = block // num_parts
@@ -130,13 +130,13 @@ def _key_task(
             kind = MID_SUMMARIES
             at = segments.mid_summaries
             count = cells
-            seen = (band == LOW) | (band == HIGH) | BRANCH
+            seen = (band == LOW) | (band == HIGH) | blocks.BRANCH
         elif block < text_first:
             block -= cell_blocks + learned_blocks
             kind = HIGH_SUMMARIES
             at = segments.high_summaries
             count = cells
-            seen = (band == LOW) | (band == MID) | BRANCH
+            seen = (band == LOW) | (band == MID) | blocks.BRANCH
         else:
             block -= text_first
             at = segments.text
@@ -166,14 +166,12 @@ def _query_runs(
     sizes,
     num_parts,
     EVERY_TILE: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    QUERY_BLOCKS: tl.constexpr,
-    BRANCH: tl.constexpr,
+    blocks,
 ):
     """The `QueryRuns` of a task. EVERY_TILE: whether MID rows see every tile, and so no low
     summaries."""
     video_seen = (task.band != LOW) & (not task.is_low)
-    low_seen = ((task.band == LOW) | BRANCH) & (task.kind != LOW_SUMMARIES)
+    low_seen = ((task.band == LOW) | blocks.BRANCH) & (task.kind != LOW_SUMMARIES)
     if task.kind == LOW_SUMMARIES:
         if EVERY_TILE:
             video_seen = video_seen & (task.band != MID)
@@ -185,8 +183,8 @@ def _query_runs(
     begin = sizes.tiles * task.part // num_parts
     video = 0
     if video_seen:
-        video = (sizes.tiles * (task.part + 1) // num_parts - begin) * QUERY_BLOCKS
-    low_blocks = tl.cdiv(sizes.low, BLOCK_Q)
+        video = (sizes.tiles * (task.part + 1) // num_parts - begin) * blocks.QUERY_BLOCKS
+    low_blocks = tl.cdiv(sizes.low, blocks.BLOCK_Q)
     low_begin = 0
     low_end = low_blocks
     if not task.is_low:
@@ -198,7 +196,7 @@ def _query_runs(
         video=video,
         low=low_begin,
         banded=banded,
-        all=banded + tl.cdiv(task.text, BLOCK_Q),
+        all=banded + tl.cdiv(task.text, blocks.BLOCK_Q),
     )
 
 
@@ -215,6 +213,7 @@ def extra_grads_kernel(
     tiles,
     biases,
     scale,
+    blocks,
     num_rows,
     num_heads,
     num_tiles,
@@ -230,14 +229,6 @@ def extra_grads_kernel(
     region_at,
     region_rows,
     num_parts,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    QUERY_BLOCKS: tl.constexpr,
-    TILE_TOKENS: tl.constexpr,
-    BRANCH: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     """Gradients of one block of summaries or text keys of one row from a part of its queries, or of
     one of low tokens.
@@ -246,7 +237,7 @@ def extra_grads_kernel(
         query, key, value, grad, statistics: as in `query_grads_kernel`.
         grads: `KeyGrads`, written for low tokens.
         partial: `KeyParts`, written for the others.
-        rows, tiles, biases, scale, low_at, ..., key_rows, BRANCH: as in `attention_kernel`.
+        rows, tiles, biases, scale, blocks, low_at, ..., key_rows: as in `attention_kernel`.
         region_at, region_rows: the first row of summaries and text in the key buffer, and E.
         num_parts: of the queries of a row: every query sees these keys, and few programs would take
             long.
@@ -262,7 +253,7 @@ def extra_grads_kernel(
         text=text_at,
         exact=exact_at,
     )
-    task = _key_task(tl.program_id(0), rows, biases, sizes, segments, num_parts, BLOCK_K, BRANCH)
+    task = _key_task(tl.program_id(0), rows, biases, sizes, segments, num_parts, blocks)
     if not task.seen:
         return
     row = task.row
@@ -285,37 +276,37 @@ def extra_grads_kernel(
         rounding_residual=residual,
         rows=statistics.rows,
     )
-    queries = row_of(query, row, query_rows, HEAD_DIM, DESCRIPTORS)
-    grad_rows = row_of(grad, row, query_rows, HEAD_DIM, DESCRIPTORS)
-    keys = row_of(key, row, key_rows, HEAD_DIM, DESCRIPTORS)
-    values = row_of(value, row, key_rows, HEAD_DIM, DESCRIPTORS)
-    own = tl.arange(0, BLOCK_K)
-    skip = task.block * BLOCK_K
+    queries = row_of(query, row, query_rows, blocks)
+    grad_rows = row_of(grad, row, query_rows, blocks)
+    keys = row_of(key, row, key_rows, blocks)
+    values = row_of(value, row, key_rows, blocks)
+    own = tl.arange(0, blocks.BLOCK_K)
+    skip = task.block * blocks.BLOCK_K
     at = keys.at + task.at + skip
-    k = load_block(keys.source, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
-    v = load_block(values.source, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+    k = load_block(keys.source, at, None, blocks.BLOCK_K, blocks)
+    v = load_block(values.source, at, None, blocks.BLOCK_K, blocks)
     block = ExtraBlock(at=task.at, skip=skip, left=task.count - skip, shift=shift)
     sums = KeyGrads(
-        key=tl.zeros([BLOCK_K, HEAD_DIM], tl.float32),
-        value=tl.zeros([BLOCK_K, HEAD_DIM], tl.float32),
+        key=tl.zeros([blocks.BLOCK_K, blocks.HEAD_DIM], tl.float32),
+        value=tl.zeros([blocks.BLOCK_K, blocks.HEAD_DIM], tl.float32),
     )
-    ds = tl.zeros([BLOCK_K], tl.float32)
+    ds = tl.zeros([blocks.BLOCK_K], tl.float32)
     text_mask = biases.text_mask
     if text_mask is not None:
         text_mask += row // num_heads * num_text
 
-    runs = _query_runs(task, sizes, num_parts, biases.mid is None, BLOCK_Q, QUERY_BLOCKS, BRANCH)
-    column = tl.arange(0, BLOCK_Q)
-    for step in tl.range(0, runs.all, num_stages=STAGES):
-        tile = tl.where(step < runs.video, runs.tile + step // QUERY_BLOCKS, 0)
-        extent = tile_extent(tiles, tile, TILE_TOKENS)
-        start = extent.start + step % QUERY_BLOCKS * BLOCK_Q
+    runs = _query_runs(task, sizes, num_parts, biases.mid is None, blocks)
+    column = tl.arange(0, blocks.BLOCK_Q)
+    for step in tl.range(0, runs.all, num_stages=blocks.STAGES):
+        tile = tl.where(step < runs.video, runs.tile + step // blocks.QUERY_BLOCKS, 0)
+        extent = tile_extent(tiles, tile, blocks.TILE_TOKENS)
+        start = extent.start + tile_skip(step, blocks.QUERY_BLOCKS, blocks.BLOCK_Q)
         limit = extent.start + extent.count
         if step >= runs.video:
-            start = first_low + (runs.low + step - runs.video) * BLOCK_Q
+            start = first_low + (runs.low + step - runs.video) * blocks.BLOCK_Q
             limit = query_rows
         if step >= runs.banded:
-            start = num_tokens + (step - runs.banded) * BLOCK_Q
+            start = num_tokens + (step - runs.banded) * blocks.BLOCK_Q
             limit = first_low
         place = start + column
         # Low queries see low tokens under their own bias, whatever the tile: its step is 0.
@@ -338,9 +329,7 @@ def extra_grads_kernel(
             bias,
             scale,
             sums,
-            BLOCK_Q,
-            HEAD_DIM,
-            DESCRIPTORS,
+            blocks,
         )
         sums = made.sums
         ds += tl.sum(made.ds, 1)
@@ -349,16 +338,16 @@ def extra_grads_kernel(
     held = own < task.count - skip
     if task.is_low:
         target = row.to(tl.int64) * key_rows + task.at + skip + own
-        store_rows(grads.key, target, dk, held, HEAD_DIM)
-        store_rows(grads.value, target, sums.value, held, HEAD_DIM)
+        store_rows(grads.key, target, dk, held, blocks.HEAD_DIM)
+        store_rows(grads.value, target, sums.value, held, blocks.HEAD_DIM)
     else:
         entry = row.to(tl.int64) * num_parts + task.part
         target = entry * region_rows + task.at - region_at + skip + own
-        store_rows(partial.key, target, dk, held, HEAD_DIM)
-        store_rows(partial.value, target, sums.value, held, HEAD_DIM)
+        store_rows(partial.key, target, dk, held, blocks.HEAD_DIM)
+        store_rows(partial.value, target, sums.value, held, blocks.HEAD_DIM)
         if partial.ds is not None:
             if task.kind < OTHERS:
                 # An offset is one number for all keys of its kind: the host adds the blocks up.
-                cell_blocks = tl.cdiv(biases.cells, BLOCK_K)
+                cell_blocks = tl.cdiv(biases.cells, blocks.BLOCK_K)
                 number = ((row * 3 + task.kind) * cell_blocks + task.block) * num_parts + task.part
                 tl.store(partial.ds + number, tl.sum(tl.where(held, ds, 0.0), 0))

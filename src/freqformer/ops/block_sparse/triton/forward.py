@@ -22,6 +22,7 @@ from freqformer.ops.block_sparse.triton.blocks import (
     row_of,
     store_rows,
     tile_extent,
+    tile_skip,
 )
 from freqformer.ops.block_sparse.triton.join import TextParts
 from freqformer.ops.block_sparse.triton.softmax import (
@@ -68,34 +69,28 @@ def _attend_tiles(
     seen,
     tiles,
     scale,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    TILE_BLOCKS: tl.constexpr,
-    TILE_TOKENS: tl.constexpr,
-    SAFE: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-    STAGES: tl.constexpr,
+    blocks,
 ):
     """The softmax state after the exact tokens of the listed tiles."""
     listed = seen.exact.tiles
     # Where the keys of the next step lie is loaded a step ahead, and the tile of the step after it:
     # else each copy of keys would wait for two loads, one after the other.
-    steps = seen.exact.length * TILE_BLOCKS
+    steps = seen.exact.length * blocks.KEY_BLOCKS
     # Added up here: two numbers that live through the loop would cost it a register more than one.
     first = key.at + seen.exact_at
     tile = tl.load(listed, mask=steps > 0, other=0)
-    extent = tile_extent(tiles, tile, TILE_TOKENS)
-    tile = tl.load(listed + 1 // TILE_BLOCKS, mask=steps > 1, other=0)
-    for step in tl.range(0, steps, num_stages=STAGES):
-        skip = step % TILE_BLOCKS * BLOCK_K
+    extent = tile_extent(tiles, tile, blocks.TILE_TOKENS)
+    tile = tl.load(listed + 1 // blocks.KEY_BLOCKS, mask=steps > 1, other=0)
+    for step in tl.range(0, steps, num_stages=blocks.STAGES):
+        skip = tile_skip(step, blocks.KEY_BLOCKS, blocks.BLOCK_K)
         at = first + extent.start + skip
         left = extent.count - skip
-        extent = tile_extent(tiles, tile, TILE_TOKENS)
-        tile = tl.load(listed + tl.minimum(step + 2, steps - 1) // TILE_BLOCKS)
-        logits = product(q, load_block(key.source, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS))
-        if TILE_TOKENS != TILE_BLOCKS * BLOCK_K:
-            logits = mask_tile_end(logits, left, BLOCK_K, SAFE)
-        v = load_block(value.source, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+        extent = tile_extent(tiles, tile, blocks.TILE_TOKENS)
+        tile = tl.load(listed + tl.minimum(step + 2, steps - 1) // blocks.KEY_BLOCKS)
+        logits = product(q, load_block(key.source, at, None, blocks.BLOCK_K, blocks))
+        if blocks.TILE_TOKENS != blocks.KEY_BLOCKS * blocks.BLOCK_K:
+            logits = mask_tile_end(logits, left, blocks)
+        v = load_block(value.source, at, None, blocks.BLOCK_K, blocks)
         if v.dtype == tl.float32:
             logits = scaled(logits, scale, tl.zeros([1, 1], tl.float32))
             state = accumulate(logits, 1.0, v, state, False)
@@ -114,26 +109,23 @@ def _attend_extras(
     seen,
     text_mask,
     scale,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-    STAGES: tl.constexpr,
+    blocks,
 ):
     """The softmax state after low tokens or low summaries, mid summaries, high summaries and text.
 
     Each has its bias, less the `common` bias of the keys before them, which they were spared.
     """
     extras = seen.extras
-    column = tl.arange(0, BLOCK_K)
-    ends = extra_ends(extras, BLOCK_K)
-    for step in tl.range(0, ends.text, num_stages=STAGES):
-        block = extra_block(step, extras, ends, seen.common, BLOCK_K)
+    column = tl.arange(0, blocks.BLOCK_K)
+    ends = extra_ends(extras, blocks)
+    for step in tl.range(0, ends.text, num_stages=blocks.STAGES):
+        block = extra_block(step, extras, ends, seen.common, blocks)
         bias = key_bias(
             block, column, extras.first_bias, text_mask, step < ends.first, step >= ends.high
         )
         at = key.at + block.at
-        logits = product(q, load_block(key.source, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS))
-        v = load_block(value.source, at, None, BLOCK_K, HEAD_DIM, DESCRIPTORS)
+        logits = product(q, load_block(key.source, at, None, blocks.BLOCK_K, blocks))
+        v = load_block(value.source, at, None, blocks.BLOCK_K, blocks)
         if v.dtype == tl.float32:
             logits = scaled(logits, scale, bias[None, :])
         else:
@@ -143,7 +135,7 @@ def _attend_extras(
 
 
 @triton.jit
-def _store_residual(residual, own, state, l_i, some, acc, written, HEAD_DIM: tl.constexpr):
+def _store_residual(residual, own, state, l_i, some, acc, written, blocks):
     """What the backward needs to the last bit where few keys take nearly all weight, see
     `AttentionOutputs.rounding_residual`."""
     if residual.dtype.element_ty == tl.float32:
@@ -151,7 +143,7 @@ def _store_residual(residual, own, state, l_i, some, acc, written, HEAD_DIM: tl.
         tl.store(residual + own * 2 + 1, tl.where(some, 1.0 / l_i, 0.0), mask=written)
     else:
         lost = acc - cast(acc, residual.dtype.element_ty).to(tl.float32)
-        store_rows(residual, own, lost, written, HEAD_DIM)
+        store_rows(residual, own, lost, written, blocks.HEAD_DIM)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -165,6 +157,7 @@ def attention_kernel(
     lists,
     biases,
     scale,
+    blocks,
     num_rows,
     num_heads,
     num_tiles,
@@ -180,18 +173,6 @@ def attention_kernel(
     exact_at,
     key_rows,
     text_parts,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    QUERY_BLOCKS: tl.constexpr,
-    TILE_BLOCKS: tl.constexpr,
-    TILE_TOKENS: tl.constexpr,
-    SAFE: tl.constexpr,
-    TEXT: tl.constexpr,
-    LOWS: tl.constexpr,
-    BRANCH: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     """One block of queries of one row: over its listed tiles, then over low tokens, summaries and
     text.
@@ -203,8 +184,7 @@ def attention_kernel(
         scale: of logits, to base 2.
         low_at, ..., key_rows: `KeyLayout`.
         text_parts: that the list of a text query is split into.
-        LOWS: whether any row may have low queries: LOW rows do in place of video queries. BRANCH:
-            whether every row does, for the LOW branch of its head.
+        blocks: `Blocks`.
     """
     sizes = Sizes(
         rows=num_rows, tiles=num_tiles, video=num_tokens, text=num_text, low=biases.num_low
@@ -223,19 +203,14 @@ def attention_kernel(
         tiles,
         sizes,
         text_parts,
-        BLOCK_Q,
-        QUERY_BLOCKS,
-        TILE_TOKENS,
-        TEXT,
-        LOWS,
-        BRANCH,
+        blocks,
     )
     if task.count <= 0:
         return
     row = task.row
     query_rows = num_tokens + num_text + sizes.low
     # In float32 every logit is rounded after its bias, and the backward must round it alike.
-    LOW_AS_TILES: tl.constexpr = (TILE_TOKENS == TILE_BLOCKS * BLOCK_K) and (
+    LOW_AS_TILES: tl.constexpr = (blocks.TILE_TOKENS == blocks.KEY_BLOCKS * blocks.BLOCK_K) and (
         outputs.out.dtype.element_ty != tl.float32
     )
     seen = keys_seen(
@@ -247,24 +222,24 @@ def attention_kernel(
         high_length,
         mid_length,
         text_parts,
-        TILE_TOKENS,
+        blocks,
         LOW_AS_TILES,
     )
-    queries = row_of(query, row, query_rows, HEAD_DIM, DESCRIPTORS)
-    keys = row_of(key, row, key_rows, HEAD_DIM, DESCRIPTORS)
-    values = row_of(value, row, key_rows, HEAD_DIM, DESCRIPTORS)
+    queries = row_of(query, row, query_rows, blocks)
+    keys = row_of(key, row, key_rows, blocks)
+    values = row_of(value, row, key_rows, blocks)
     at = queries.at + task.start
-    q = load_block(queries.source, at, query_rows, BLOCK_Q, HEAD_DIM, DESCRIPTORS)
-    target = task.start + tl.arange(0, BLOCK_Q)
-    written = tl.arange(0, BLOCK_Q) < task.count
+    q = load_block(queries.source, at, query_rows, blocks.BLOCK_Q, blocks)
+    target = task.start + tl.arange(0, blocks.BLOCK_Q)
+    written = tl.arange(0, blocks.BLOCK_Q) < task.count
     if outputs.raster is not None:
         # Loaded now, since the store at the end would wait for it.
         if (not task.is_text) & (not task.is_low):
             target = tl.load(outputs.raster + target, mask=written, other=0)
     state = SoftmaxState(
-        acc=tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32),
-        m_i=tl.full([BLOCK_Q], MASKED, tl.float32),
-        l_i=tl.zeros([BLOCK_Q], tl.float32),
+        acc=tl.zeros([blocks.BLOCK_Q, blocks.HEAD_DIM], tl.float32),
+        m_i=tl.full([blocks.BLOCK_Q], MASKED, tl.float32),
+        l_i=tl.zeros([blocks.BLOCK_Q], tl.float32),
     )
     state = _attend_tiles(
         q,
@@ -274,20 +249,12 @@ def attention_kernel(
         seen,
         tiles,
         scale,
-        HEAD_DIM,
-        BLOCK_K,
-        TILE_BLOCKS,
-        TILE_TOKENS,
-        SAFE,
-        DESCRIPTORS,
-        STAGES,
+        blocks,
     )
     text_mask = biases.text_mask
     if text_mask is not None:
         text_mask += row // num_heads * num_text
-    state = _attend_extras(
-        q, state, keys, values, seen, text_mask, scale, HEAD_DIM, BLOCK_K, DESCRIPTORS, STAGES
-    )
+    state = _attend_extras(q, state, keys, values, seen, text_mask, scale, blocks)
 
     # A query that saw no key: zeros, and the logarithm of no weight.
     some = state.l_i > 0
@@ -298,12 +265,12 @@ def attention_kernel(
         if task.is_text:
             target += (row * text_parts + task.part) * num_text - num_tokens
             tl.store(outputs.parts.lse + target, lse, mask=written)
-            store_rows(outputs.parts.out, target, acc, written, HEAD_DIM)
+            store_rows(outputs.parts.out, target, acc, written, blocks.HEAD_DIM)
             return
-    own = row.to(tl.int64) * query_rows + task.start + tl.arange(0, BLOCK_Q)
+    own = row.to(tl.int64) * query_rows + task.start + tl.arange(0, blocks.BLOCK_Q)
     tl.store(outputs.lse + own, lse, mask=written)
     if outputs.rounding_residual is not None:
-        _store_residual(outputs.rounding_residual, own, state, l_i, some, acc, written, HEAD_DIM)
+        _store_residual(outputs.rounding_residual, own, state, l_i, some, acc, written, blocks)
     # `out` is (B, N + X, H, D): the tokens of one row lie `num_heads` vectors apart.
     first_low = num_tokens + num_text
     matrix = outputs.out
@@ -314,4 +281,4 @@ def attention_kernel(
         matrix = outputs.low_out
         begin = row.to(tl.int64) * sizes.low - first_low
         hop = 1
-    store_rows(matrix, begin + target.to(tl.int64) * hop, acc, written, HEAD_DIM)
+    store_rows(matrix, begin + target.to(tl.int64) * hop, acc, written, blocks.HEAD_DIM)

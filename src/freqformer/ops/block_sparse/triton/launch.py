@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -23,7 +24,7 @@ from freqformer.ops.block_sparse.records import (
     RowBands,
 )
 from freqformer.ops.block_sparse.tables import LaunchTables
-from freqformer.ops.block_sparse.triton.blocks import Biases, Lists, Rows, Tiles
+from freqformer.ops.block_sparse.triton.blocks import Biases, Blocks, Lists, Rows, Tiles
 from freqformer.ops.block_sparse.triton.forward import Outputs, attention_kernel
 from freqformer.ops.block_sparse.triton.join import TextParts, join_text_kernel
 from freqformer.plan import AttentionPlan
@@ -93,12 +94,12 @@ def attend(
             listed(tables, lists),
             biases(tables, lists, summary_offsets, text_mask),
             scale_of(head_dim),
+            launch.compiled_for(tables, rows),
             num_rows=num_rows,
             key_rows=key_rows,
             text_parts=parts,
             **query_sizes(tables, lists),
-            **launch.constants(head_dim, slots, slots if tables.uniform else 0, num_text),
-            **low_constants(rows),
+            num_warps=launch.warps,  # pyright: ignore[reportCallIssue]
         )
         if text is not None:
             _join(text, outputs, plan)
@@ -152,9 +153,15 @@ def scale_of(head_dim: int) -> float:
     return LOG2_E * head_dim**-0.5
 
 
-def low_constants(rows: RowBands) -> dict[str, Any]:
-    """What kernels are compiled for by the rows that have low queries."""
-    return {"LOWS": rows.lows, "BRANCH": rows.low_branch}
+@lru_cache(maxsize=256)
+def compiled_for(**constants: Any) -> Blocks:
+    """`Blocks` of these values, cached."""
+    return Blocks(**{name: tl.constexpr(value) for name, value in constants.items()})
+
+
+def safe_columns(slots: int, block: int) -> int:
+    """Columns of the last block of keys of a tile of `slots` that only short tiles leave empty."""
+    return slots % block // 8 * 8
 
 
 @lru_cache(maxsize=64)
@@ -238,23 +245,23 @@ class _Launch:
     descriptors: bool
     """Whether blocks are read by tensor descriptors, from Hopper on, or by pointers."""
 
-    def constants(
-        self, head_dim: int, slots: int, tile_tokens: int, num_text: int
-    ) -> dict[str, Any]:
+    def compiled_for(self, tables: LaunchTables, rows: RowBands) -> Blocks:
         """Constants of `attention_kernel`."""
-        return {
-            "HEAD_DIM": head_dim,
-            "BLOCK_Q": self.block_q,
-            "BLOCK_K": self.block_k,
-            "QUERY_BLOCKS": -(-slots // self.block_q),
-            "TILE_BLOCKS": -(-slots // self.block_k),
-            "TILE_TOKENS": tile_tokens,
-            "SAFE": slots % self.block_k // 8 * 8,
-            "TEXT": num_text > 0,
-            "DESCRIPTORS": self.descriptors,
-            "STAGES": self.stages,
-            "num_warps": self.warps,
-        }
+        slots = tables.plan.layout.slots
+        return compiled_for(
+            HEAD_DIM=tables.plan.head_dim,
+            BLOCK_Q=self.block_q,
+            BLOCK_K=self.block_k,
+            DESCRIPTORS=self.descriptors,
+            STAGES=self.stages,
+            TILE_TOKENS=slots if tables.uniform else 0,
+            QUERY_BLOCKS=_cdiv(slots, self.block_q),
+            KEY_BLOCKS=_cdiv(slots, self.block_k),
+            SAFE=safe_columns(slots, self.block_k),
+            TEXT=tables.plan.num_text_tokens > 0,
+            LOWS=rows.lows,
+            BRANCH=rows.low_branch,
+        )
 
     def matrix(self, x: Tensor, block: int) -> Tensor | TensorDescriptor:
         """(R, rows, D) as the kernel reads it, in blocks of rows."""

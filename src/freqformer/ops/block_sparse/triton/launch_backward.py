@@ -29,7 +29,7 @@ from freqformer.ops.block_sparse.transposed import (
     transpose_lists,
     transposed_tables,
 )
-from freqformer.ops.block_sparse.triton.blocks import Biases, Rows
+from freqformer.ops.block_sparse.triton.blocks import Biases, Blocks, Rows
 from freqformer.ops.block_sparse.triton.bwd_dkv import KeyGrads, ListingTiles, video_grads_kernel
 from freqformer.ops.block_sparse.triton.bwd_dq import query_grads_kernel
 from freqformer.ops.block_sparse.triton.bwd_dsummary import extra_grads_kernel
@@ -46,10 +46,11 @@ from freqformer.ops.block_sparse.triton.launch import (
     _cdiv,
     _has_descriptors,
     biases,
+    compiled_for,
     listed,
-    low_constants,
     plan_sizes,
     query_sizes,
+    safe_columns,
     scale_of,
     tiles_of,
 )
@@ -204,15 +205,18 @@ class _Call:
             listed(self.tables, self.mid),
             self.biases,
             self.scale,
+            self.compiled_for(
+                blocks,
+                KEY_BLOCKS=_cdiv(plan.layout.slots, blocks.key),
+                SAFE=safe_columns(plan.layout.slots, blocks.key),
+                TEXT=plan.num_text_tokens > 0,
+                LOWS=self.rows.lows,
+                BRANCH=self.rows.low_branch,
+            ),
             num_rows=self.num_rows,
             key_rows=self.key_rows,
             **query_sizes(self.tables, self.mid),
-            QUERY_BLOCKS=query_blocks,
-            TILE_BLOCKS=_cdiv(plan.layout.slots, blocks.key),
-            SAFE=plan.layout.slots % blocks.key // 8 * 8,
-            TEXT=plan.num_text_tokens > 0,
-            **low_constants(self.rows),
-            **self.options(blocks),
+            num_warps=blocks.warps,
         )
 
     def video_grads(
@@ -244,6 +248,7 @@ class _Call:
                 mid_step=0 if mid is None else int(len(mid.starts) > tiles + 1),
             ),
             self.scale,
+            self.compiled_for(blocks, KEY_BLOCKS=key_blocks, TEXT=plan.num_text_tokens > 0),
             num_rows=self.num_rows,
             num_tiles=tiles,
             num_tokens=plan.layout.grid.num_tokens,
@@ -251,10 +256,7 @@ class _Call:
             num_low=plan.num_low_tokens,
             exact_at=exact_at,
             key_rows=self.key_rows,
-            QUERY_BLOCKS=_cdiv(plan.layout.slots, blocks.query),
-            KEY_BLOCKS=key_blocks,
-            TEXT=plan.num_text_tokens > 0,
-            **self.options(blocks),
+            num_warps=blocks.warps,
         )
 
     def extra_grads(self, grads: KeyGrads) -> Tensor | None:
@@ -281,15 +283,14 @@ class _Call:
             tiles_of(self.tables),
             self.biases,
             self.scale,
+            self.compiled_for(blocks, BRANCH=self.rows.low_branch),
             num_rows=self.num_rows,
             key_rows=self.key_rows,
             region_at=self.region.start,
             region_rows=self.region.rows,
             num_parts=parts,
             **plan_sizes(self.tables),
-            QUERY_BLOCKS=_cdiv(plan.layout.slots, blocks.query),
-            BRANCH=self.rows.low_branch,
-            **self.options(blocks),
+            num_warps=blocks.warps,
         )
         if self.region.rows:
             self.join(partial, grads, parts)
@@ -380,16 +381,18 @@ class _Call:
         fits = self.num_rows * max(query_rows, self.key_rows) < 2**31
         return fits and self.grad.dtype != torch.float32 and _has_descriptors(self.grad.device)
 
-    def options(self, blocks: GradBlocks) -> dict[str, Any]:
-        return {
-            "HEAD_DIM": self.head_dim,
-            "BLOCK_Q": blocks.query,
-            "BLOCK_K": blocks.key,
-            "TILE_TOKENS": self.tables.plan.layout.slots if self.tables.uniform else 0,
-            "DESCRIPTORS": self.descriptors(blocks),
-            "STAGES": blocks.stages,
-            "num_warps": blocks.warps,
-        }
+    def compiled_for(self, blocks: GradBlocks, **constants: int) -> Blocks:
+        slots = self.tables.plan.layout.slots
+        return compiled_for(
+            HEAD_DIM=self.head_dim,
+            BLOCK_Q=blocks.query,
+            BLOCK_K=blocks.key,
+            DESCRIPTORS=self.descriptors(blocks),
+            STAGES=blocks.stages,
+            TILE_TOKENS=slots if self.tables.uniform else 0,
+            QUERY_BLOCKS=_cdiv(slots, blocks.query),
+            **constants,
+        )
 
 
 def _launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:

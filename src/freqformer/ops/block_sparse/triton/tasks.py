@@ -97,26 +97,21 @@ def task_of(
     tiles,
     sizes,
     text_parts,
-    BLOCK_Q: tl.constexpr,
-    QUERY_BLOCKS: tl.constexpr,
-    TILE_TOKENS: tl.constexpr,
-    TEXT: tl.constexpr,
-    LOWS: tl.constexpr,
-    BRANCH: tl.constexpr,
+    blocks,
 ):
     """The `Task` of a program: text queries first, then low ones, then rows over their tiles."""
     is_text = False
     is_low = False
-    per_row = sizes.tiles * QUERY_BLOCKS
-    if TEXT:
+    per_row = sizes.tiles * blocks.QUERY_BLOCKS
+    if blocks.TEXT:
         # Text queries see everything: the longest lists, so they start first.
-        text_tasks = tl.cdiv(sizes.text, BLOCK_Q) * text_parts
+        text_tasks = tl.cdiv(sizes.text, blocks.BLOCK_Q) * text_parts
         is_text = program < sizes.rows * text_tasks
         per_row = tl.where(is_text, text_tasks, per_row)
         program -= tl.where(is_text, 0, sizes.rows * text_tasks)
-    if LOWS:
+    if blocks.LOWS:
         # Low queries see all low tokens, mostly more keys than a window or a choice of tiles holds.
-        low_tasks = tl.cdiv(sizes.low, BLOCK_Q)
+        low_tasks = tl.cdiv(sizes.low, blocks.BLOCK_Q)
         is_low = (program < sizes.rows * low_tasks) & (not is_text)
         per_row = tl.where(is_low, low_tasks, per_row)
         if not is_text:
@@ -128,22 +123,22 @@ def task_of(
     part = 0
     if is_text:
         part = block % text_parts
-        start = sizes.video + block // text_parts * BLOCK_Q
+        start = sizes.video + block // text_parts * blocks.BLOCK_Q
         count = first_low - start
     elif is_low:
-        start = first_low + block * BLOCK_Q
+        start = first_low + block * blocks.BLOCK_Q
         count = first_low + sizes.low - start
-        if not BRANCH:
+        if not blocks.BRANCH:
             # Which rows are LOW is known on the device only: programs of the others end at once.
             count = tl.where(band == LOW, count, 0)
     else:
         # A short tile has fewer blocks than a full one: those behind its end count 0 or less.
-        skip = block % QUERY_BLOCKS * BLOCK_Q
-        block = block // QUERY_BLOCKS
-        extent = tile_extent(tiles, block, TILE_TOKENS)
+        skip = block % blocks.QUERY_BLOCKS * blocks.BLOCK_Q
+        block = block // blocks.QUERY_BLOCKS
+        extent = tile_extent(tiles, block, blocks.TILE_TOKENS)
         start = extent.start + skip
         count = extent.count - skip
-        if LOWS:
+        if blocks.LOWS:
             count = tl.where(band == LOW, 0, count)
     return Task(
         row=row,
@@ -167,7 +162,7 @@ def keys_seen(
     high_length,
     mid_length,
     text_parts,
-    TILE_TOKENS: tl.constexpr,
+    blocks,
     LOW_AS_TILES: tl.constexpr,
 ):
     """What the queries of a task see: `Seen`.
@@ -204,8 +199,8 @@ def keys_seen(
         if LOW_AS_TILES:
             common = tl.load(biases.low) * LOG2_E
             exact_at = segments.low
-            length = sizes.low // TILE_TOKENS
-            passed = length * TILE_TOKENS
+            length = sizes.low // blocks.TILE_TOKENS
+            passed = length * blocks.TILE_TOKENS
         first = Segment(at=segments.low + passed, count=sizes.low - passed, shift=0.0)
         first_bias = biases.low + passed
     else:
@@ -234,16 +229,18 @@ def keys_seen(
 
 
 @triton.jit
-def extra_ends(extras, BLOCK_K: tl.constexpr):
+def extra_ends(extras, blocks):
     """`Ends` of steps of BLOCK_K keys. A step never holds keys of two segments."""
-    first = tl.cdiv(extras.first.count, BLOCK_K)
-    mid = first + tl.cdiv(extras.mid.count, BLOCK_K)
-    high = mid + tl.cdiv(extras.high.count, BLOCK_K)
-    return Ends(first=first, mid=mid, high=high, text=high + tl.cdiv(extras.text.count, BLOCK_K))
+    first = tl.cdiv(extras.first.count, blocks.BLOCK_K)
+    mid = first + tl.cdiv(extras.mid.count, blocks.BLOCK_K)
+    high = mid + tl.cdiv(extras.high.count, blocks.BLOCK_K)
+    return Ends(
+        first=first, mid=mid, high=high, text=high + tl.cdiv(extras.text.count, blocks.BLOCK_K)
+    )
 
 
 @triton.jit
-def extra_block(step, extras, ends, common, BLOCK_K: tl.constexpr):
+def extra_block(step, extras, ends, common, blocks):
     """The `ExtraBlock` of a step, its shift less the `common` bias that other keys were spared.
 
     One loop over all segments: four loops would be four times the code, each with a pipeline of its
@@ -260,7 +257,7 @@ def extra_block(step, extras, ends, common, BLOCK_K: tl.constexpr):
     if step >= ends.high:
         segment = extras.text
         begin = ends.high
-    skip = (step - begin) * BLOCK_K
+    skip = (step - begin) * blocks.BLOCK_K
     return ExtraBlock(
         at=segment.at + skip,
         skip=skip,
@@ -289,14 +286,14 @@ def key_bias(block, column, more, text_mask, in_first, in_text):
 
 
 @triton.jit
-def mask_tile_end(logits, left, BLOCK_K: tl.constexpr, SAFE: tl.constexpr):
-    """Logits (queries, BLOCK_K) of keys of a tile of which `left` are left.
+def mask_tile_end(logits, left, blocks):
+    """Logits (queries, blocks) of keys of a tile of which `left` are left.
 
     SAFE: so many columns are masked in short tiles alone.
     """
-    column = tl.arange(0, BLOCK_K)
+    column = tl.arange(0, blocks.BLOCK_K)
     # The compiler drops this mask for columns below SAFE, known when it compiles.
-    logits = tl.where((column < SAFE)[None, :] | (column < left)[None, :], logits, MASKED)
-    if left < SAFE:
+    logits = tl.where((column < blocks.SAFE)[None, :] | (column < left)[None, :], logits, MASKED)
+    if left < blocks.SAFE:
         logits = tl.where(column[None, :] < left, logits, MASKED)
     return logits
