@@ -105,7 +105,7 @@ def _gluon_reason(tensors: Tensors, parameters: AttentionParameters | None) -> s
         return reason
     if _triton_interprets():
         return "Gluon has no interpreter: unset TRITON_INTERPRET, or choose impl='triton'"
-    if query.device.type != "cuda" or _capability(query.device) != HOPPER:
+    if not _is_hopper(query.device):
         return "the GPU is none of compute capability 9.0, Hopper: choose impl='triton'"
     if query.dtype not in GLUON_DTYPES:
         return (
@@ -227,6 +227,7 @@ def _triton_interprets() -> bool:
 
 @constant_result
 @lru_cache(maxsize=16)
-def _capability(device: torch.device) -> tuple[int, int] | None:
-    """Compute capability of an NVIDIA GPU; None for another maker's."""
-    return None if torch.version.cuda is None else torch.cuda.get_device_capability(device)
+def _is_hopper(device: torch.device) -> bool:
+    if device.type != "cuda" or torch.version.cuda is None:
+        return False
+    return torch.cuda.get_device_capability(device) == HOPPER
