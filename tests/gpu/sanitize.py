@@ -1,4 +1,4 @@
-"""Every kernel of the pipeline, forward and backward, on six small calls, and layers with a router:
+"""Every kernel of the pipeline, forward and backward, on small calls, and layers with a router:
 for compute-sanitizer.
 
 On a machine with a CUDA GPU and the CUDA toolkit, from the top folder of the project:
@@ -19,13 +19,14 @@ from dataclasses import dataclass, replace
 from unittest import mock
 
 import torch
-from tests.support.cases import Case, make_inputs, run
+from tests.support.cases import GATES, Case, make_inputs, run
 from tests.support.interpreter import patch_language_once
 
 from freqformer import buffers
 from freqformer.attention import FreqAttention
 from freqformer.config import FreqFormerConfig, Routing
 from freqformer.grid import Grid
+from freqformer.ops.backends import ImplChoice
 from freqformer.ops.block_sparse.triton import launch, launch_backward
 
 CONFIG = FreqFormerConfig(tile=(2, 4, 8), mid_tiles=2, window=(1, 2, 2), summary_tokens=3)
@@ -36,11 +37,12 @@ BANDS = ((0, 1, 2, 3),)
 
 @dataclass(frozen=True)
 class Checked:
-    """A call, and whether blocks are read by pointers where the GPU could read them by
+    """A call, its code, and whether blocks are read by pointers where the GPU could read them by
     descriptors."""
 
     case: Case
     by_pointer: bool = False
+    impl: ImplChoice = "triton"
 
 
 ALL = Case(
@@ -49,6 +51,10 @@ ALL = Case(
 CASES = {
     "everything learned, text": Checked(ALL),
     "by pointers": Checked(ALL, by_pointer=True),
+    "Gluon, everything learned, text": Checked(ALL, impl="gluon"),
+    "Gluon, LOW branch": Checked(
+        Case(FULL, CONFIG, ((2, 2),), 128, torch.bfloat16, gates=GATES), impl="gluon"
+    ),
     "full tiles, head_dim 128": Checked(
         Case(FULL, CONFIG, BANDS, 128, torch.float16, learned=LEARNED)
     ),
@@ -100,7 +106,9 @@ def check(checked: Checked, device: str) -> None:
     )
     with forward, backward, pointers:
         for gradients in (False, True):
-            for name, result in run(checked.case, inputs, "triton", gradients=gradients).items():
+            for name, result in run(
+                checked.case, inputs, checked.impl, gradients=gradients
+            ).items():
                 assert bool(result.isfinite().all()), name
 
 
@@ -123,6 +131,8 @@ if __name__ == "__main__":
     patch_language_once()
     device = sys.argv[1] if len(sys.argv) > 1 else "cuda"
     for name, checked in CASES.items():
+        if checked.impl == "gluon" and device == "cpu":
+            continue  # Gluon has no interpreter
         check(checked, device)
         print(name, flush=True)
     for routing in ("hard", "soft", "timestep"):

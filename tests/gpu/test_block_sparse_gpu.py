@@ -59,7 +59,7 @@ def test_nothing_beside_the_outputs_is_written(monkeypatch: pytest.MonkeyPatch) 
             rounding_residual=query.new_empty(0) if backward else None,
         )
 
-    monkeypatch.setattr(launch, "_empty_outputs", outputs)
+    monkeypatch.setattr(launch, "empty_outputs", outputs)
     for seed in range(2000, 2040):
         case, told = random_case(
             seed, form=seed % 3, grids=LARGE, head_dims=(64, 128), device="cuda"

@@ -22,12 +22,16 @@ from freqformer.tracing import constant_result
 
 logger = logging.getLogger(__name__)
 
-ImplChoice = Literal["auto", "eager", "reference", "triton"]
+ImplChoice = Literal["auto", "eager", "gluon", "reference", "triton"]
 """What `impl` may be: the name of a backend, or `auto`."""
 IMPLS: tuple[ImplChoice, ...] = get_args(ImplChoice)
 PlainImpl = Literal["eager", "reference"]
 HEAD_DIMS = (16, 32, 64, 128)
 """That the Triton kernels are made for."""
+GLUON_HEAD_DIMS = (64, 128)
+GLUON_DTYPES = (torch.bfloat16, torch.float16)
+HOPPER = (9, 0)
+"""Compute capability that the Gluon kernel is made for."""
 
 Tensors = tuple[Tensor, Tensor, Tensor]
 """Query, key and value."""
@@ -94,6 +98,28 @@ def _triton_reason(tensors: Tensors, parameters: AttentionParameters | None) -> 
     return None
 
 
+def _gluon_reason(tensors: Tensors, parameters: AttentionParameters | None) -> str | None:
+    reason = _triton_reason(tensors, parameters)  # of the launches around it
+    query = tensors[0]
+    if reason is not None:
+        return reason
+    if _triton_interprets():
+        return "Gluon has no interpreter: unset TRITON_INTERPRET, or choose impl='triton'"
+    if query.device.type != "cuda" or _capability(query.device) != HOPPER:
+        return "the GPU is none of compute capability 9.0, Hopper: choose impl='triton'"
+    if query.dtype not in GLUON_DTYPES:
+        return (
+            f"the tensors are {query.dtype}, and bfloat16 and float16 are allowed: convert them, "
+            "or choose impl='triton'"
+        )
+    if query.shape[-1] not in GLUON_HEAD_DIMS:
+        return (
+            f"head_dim is {query.shape[-1]}, and {', '.join(map(str, GLUON_HEAD_DIMS))} are "
+            "allowed: choose impl='triton'"
+        )
+    return None
+
+
 def _no_reason(tensors: Tensors, parameters: AttentionParameters | None) -> str | None:
     return None
 
@@ -110,7 +136,14 @@ def _triton_launches() -> Launches:
     return Launches(attend, backward)
 
 
+def _gluon_launches() -> Launches:
+    from freqformer.ops.block_sparse.gluon.launch import attend
+
+    return Launches(attend, _triton_launches().attend_backward)
+
+
 BACKENDS = (
+    Backend("gluon", None, "gpu", _gluon_reason, _gluon_launches),
     Backend("triton", None, "gpu", _triton_reason, _triton_launches),
     Backend("eager", "eager", "anywhere", _no_reason),
     Backend("reference", "reference", "never", _no_reason),
@@ -190,3 +223,10 @@ def _triton_interprets() -> bool:
     from triton import knobs
 
     return knobs.runtime.interpret
+
+
+@constant_result
+@lru_cache(maxsize=16)
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    """Compute capability of an NVIDIA GPU; None for another maker's."""
+    return None if torch.version.cuda is None else torch.cuda.get_device_capability(device)

@@ -68,9 +68,9 @@ def attend(
     _, key_rows, _ = buffers.key.shape
     num_text = plan.num_text_tokens
     lists = mid or MidLists(tables.mid_lists, tables.mid_lengths, tables.mid_bias)
-    outputs = _empty_outputs(query, plan, backward)
+    outputs = empty_outputs(query, plan, backward)
     parts = text_parts(plan.layout.num_tiles) if num_text and not backward else 1
-    text = _text_parts(query, parts, num_text)
+    text = empty_parts(query, parts, num_text)
     launch = _launch(query, slots, num_rows * key_rows)
     tasks = plan.layout.num_tiles * _cdiv(slots, launch.block_q)
     tasks += _cdiv(num_text, launch.block_q) * parts
@@ -102,11 +102,11 @@ def attend(
             num_warps=launch.warps,  # pyright: ignore[reportCallIssue]
         )
         if text is not None:
-            _join(text, outputs, plan)
+            join(text, outputs, plan)
     return outputs
 
 
-def _join(text: TextParts, outputs: AttentionOutputs, plan: AttentionPlan) -> None:
+def join(text: TextParts, outputs: AttentionOutputs, plan: AttentionPlan) -> None:
     """Text queries of `outputs` from their parts."""
     rows, num_parts, num_text, head_dim = text.out.shape
     _, tokens, heads, _ = outputs.out.shape
@@ -124,7 +124,7 @@ def _join(text: TextParts, outputs: AttentionOutputs, plan: AttentionPlan) -> No
     )
 
 
-def _empty_outputs(query: Tensor, plan: AttentionPlan, backward: bool) -> AttentionOutputs:
+def empty_outputs(query: Tensor, plan: AttentionPlan, backward: bool) -> AttentionOutputs:
     rows, query_rows, head_dim = query.shape
     batch = rows // plan.num_heads
     tokens = query_rows - plan.num_low_tokens
@@ -137,7 +137,7 @@ def _empty_outputs(query: Tensor, plan: AttentionPlan, backward: bool) -> Attent
     )
 
 
-def _text_parts(query: Tensor, parts: int, num_text: int) -> TextParts | None:
+def empty_parts(query: Tensor, parts: int, num_text: int) -> TextParts | None:
     """Where results of parts of text queries wait; None for one part."""
     if parts == 1:
         return None

@@ -1,0 +1,157 @@
+"""Block-sparse attention of every head of every band in one Gluon launch, forward: the host side.
+
+Shape legend: R rows (row = sample * H + head), D head_dim, S rows of the key buffer
+(`buffers.key_layout`).
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from freqformer.buffers import text_parts
+from freqformer.ops.block_sparse.gluon.forward import attention_kernel
+from freqformer.ops.block_sparse.gluon.rings import CONSUMERS
+from freqformer.ops.block_sparse.gluon.tasks import Blocks
+from freqformer.ops.block_sparse.records import (
+    AttentionBuffers,
+    AttentionOutputs,
+    MidLists,
+    RowBands,
+)
+from freqformer.ops.block_sparse.tables import LaunchTables
+from freqformer.ops.block_sparse.triton import launch as triton_launch
+from freqformer.ops.block_sparse.triton.blocks import Rows
+from freqformer.ops.block_sparse.triton.forward import Outputs
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 128
+"""Queries of a task and keys of a step: the most tokens that a tile holds."""
+STAGES = 2
+"""Blocks of keys, and of values, that shared memory holds beside the queries of two tasks."""
+ELEMENTS = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
+
+
+def attend(
+    buffers: AttentionBuffers,
+    rows: RowBands,
+    tables: LaunchTables,
+    *,
+    mid: MidLists | None,
+    summary_offsets: Tensor | None,
+    text_mask: Tensor | None,
+    token_order: str,
+    backward: bool = False,
+) -> AttentionOutputs:
+    """Attention of all rows, as `ops.block_sparse.triton.launch.attend` has it.
+
+    Tiles of at most 64 tokens go to that kernel, whose blocks of queries are no larger, and so do
+    buffers of 2^31 rows and more, which no descriptor counts; the log says so.
+    """
+    plan = tables.plan
+    query = buffers.query
+    num_rows, _, head_dim = query.shape
+    _, key_rows, _ = buffers.key.shape
+    reason = _unfit(plan.layout.slots, num_rows * key_rows)
+    if reason is not None:
+        _tell_once(reason)
+        return triton_launch.attend(
+            buffers,
+            rows,
+            tables,
+            mid=mid,
+            summary_offsets=summary_offsets,
+            text_mask=text_mask,
+            token_order=token_order,
+            backward=backward,
+        )
+    lists = mid or MidLists(tables.mid_lists, tables.mid_lengths, tables.mid_bias)
+    outputs = triton_launch.empty_outputs(query, plan, backward)
+    parts = 1 if backward or not plan.num_text_tokens else text_parts(plan.layout.num_tiles)
+    text = triton_launch.empty_parts(query, parts, plan.num_text_tokens)
+    with torch.cuda.device_of(query):
+        attention_kernel[(_programs(query, rows, tables, parts),)](
+            _matrix(query, BLOCK // CONSUMERS.value),
+            _matrix(buffers.key, BLOCK),
+            _matrix(buffers.value, BLOCK),
+            Outputs(
+                out=outputs.out,
+                raster=tables.raster if token_order == "raster" else None,
+                low_out=outputs.low_out,
+                lse=outputs.lse,
+                rounding_residual=outputs.rounding_residual,
+                parts=text,
+            ),
+            Rows(order=rows.order, allocation=rows.allocation),
+            triton_launch.tiles_of(tables),
+            triton_launch.listed(tables, lists),
+            triton_launch.biases(tables, lists, summary_offsets, text_mask),
+            triton_launch.scale_of(head_dim),
+            num_rows=num_rows,
+            key_rows=key_rows,
+            text_parts=parts,
+            blocks=_blocks(tables, rows, head_dim),
+            **triton_launch.query_sizes(tables, lists),
+            num_warps=4,
+        )
+        if text is not None:
+            triton_launch.join(text, outputs, plan)
+    return outputs
+
+
+def _unfit(slots: int, key_rows: int) -> str | None:
+    """Why a call goes to the Triton kernel, if it does."""
+    if slots <= BLOCK // 2:
+        return f"tiles hold at most {slots} tokens"
+    return f"the key buffer has {key_rows} rows" if key_rows >= 2**31 else None
+
+
+@lru_cache(maxsize=64)
+def _tell_once(reason: str) -> None:
+    logger.info("the attention launch of impl='gluon' runs Triton's kernel, since %s", reason)
+
+
+def _programs(query: Tensor, rows: RowBands, tables: LaunchTables, parts: int) -> int:
+    """As many as the GPU has multiprocessors, or as there are tasks."""
+    plan = tables.plan
+    tasks = plan.layout.num_tiles + -(-plan.num_text_tokens // BLOCK) * parts
+    if rows.lows:
+        tasks += -(-plan.num_low_tokens // BLOCK)
+    return min(len(query) * tasks, _multiprocessors(query.device))
+
+
+def _blocks(tables: LaunchTables, rows: RowBands, head_dim: int) -> Blocks:
+    """What the kernel is compiled for."""
+    plan = tables.plan
+    slots = plan.layout.slots
+    text = plan.num_text_tokens > 0
+    return Blocks(
+        HEAD_DIM=gl.constexpr(head_dim),
+        BLOCK_Q=gl.constexpr(BLOCK),
+        BLOCK_K=gl.constexpr(BLOCK),
+        TILE_TOKENS=gl.constexpr(slots if tables.uniform else 0),
+        SAFE=gl.constexpr(slots // 8 * 8),
+        STAGES=gl.constexpr(STAGES),
+        TEXT=gl.constexpr(text),
+        LOWS=gl.constexpr(rows.lows),
+        BRANCH=gl.constexpr(rows.low_branch),
+        EXTRAS=gl.constexpr(text or rows.lows or plan.cells.num_cells > 0),
+    )
+
+
+def _matrix(x: Tensor, rows: int) -> TensorDescriptor:
+    """(R, rows, D) as the kernel fetches it, in blocks of rows."""
+    block = [rows, x.shape[2]]
+    layout = gl.NVMMASharedLayout.get_default_for(block, ELEMENTS[x.dtype])
+    return TensorDescriptor.from_tensor(x.flatten(0, 1), block, layout)  # pyright: ignore[reportArgumentType]
+
+
+@lru_cache(maxsize=16)
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
