@@ -44,6 +44,7 @@ def dot(a, b, acc):
         # The interpreter holds bfloat16 as integers and would multiply those.
         a = a.to(tl.float32)
         b = b.to(tl.float32)
+    # The default for float32, tf32, keeps 10 of a factor's 23 fraction bits.
     return tl.dot(a, b, acc, input_precision="ieee")
 
 
@@ -77,11 +78,13 @@ def branch_gates(by_token, by_sample, sample, head, heads, video, place, live):
     programs of a tile's rows run side by side and share what one of them brings into the cache.
     """
     own, low = tl.zeros(place.shape, tl.float32), tl.zeros(place.shape, tl.float32)
+    # None is known when the kernel is compiled: each of the two kinds may be absent, or both there.
     if by_token is not None:
         entry = (sample.to(tl.int64) * video + place) * 2 * heads + head
         own += tl.load(by_token + entry, mask=live, other=0.0).to(tl.float32)
         low += tl.load(by_token + entry + heads, mask=live, other=0.0).to(tl.float32)
     if by_sample is not None:
+        # One load for all tokens of a block: a scalar, which is broadcast.
         entry = sample * 2 * heads + head
         own += tl.load(by_sample + entry).to(tl.float32)
         low += tl.load(by_sample + entry + heads).to(tl.float32)

@@ -15,12 +15,18 @@ from torch import Tensor
 
 from freqformer.ops.jit import cast
 
+# A kernel may read no other globals than `tl.constexpr`: a plain one could change after it was
+# compiled.
 LOW, MID, HIGH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+# A GPU's exponential has base 2, so logits are kept in it: natural ones would cost a multiplication
+# for every weight.
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
 NOT_READ = tl.constexpr(0)
 
+# Triton compiles a kernel once more for an integer that 16 divides, and again for a 1, unless told
+# not to.
 UNSPECIALIZED = [
     "num_rows",
     "num_heads",
@@ -196,6 +202,9 @@ class Summaries(NamedTuple):
 @triton.jit
 def row_of(source, row, rows, blocks):
     """The vectors of one row of a buffer (R, rows, D): `Matrix`."""
+    # A constant decides: the other branch isn't compiled, so that `source` may be a descriptor here
+    # and a pointer there. The tuple is gone after compilation: only fields that are read cost a
+    # register.
     if blocks.DESCRIPTORS:
         # A descriptor can't be moved; its coordinates are int32, which the host has checked.
         matrix = Matrix(source=source, at=row * rows)
@@ -207,14 +216,23 @@ def row_of(source, row, rows, blocks):
 
 @triton.jit
 def load_block(source, start, limit, ROWS: tl.constexpr, blocks):
-    """ROWS vectors of a `Matrix.source` from `start`; zeros from `limit` on, unless it is None
-    because zero vectors lie there."""
+    """ROWS vectors of a `Matrix.source` from `start`.
+
+    A block may read past its tile or segment, into neighbours or the zeros after them. A pointer
+    gives zeros from `limit` on, None for no limit; a descriptor gives what lies there. Both are
+    finite, and the caller masks them or gives them weight 0.
+    """
     if blocks.DESCRIPTORS:
+        # The copy engine fetches the block for one thread that asks: no pointer for each number.
+        # After the end of the buffer it gives zeros.
         block = source.load([start, 0])
     else:
         place = start + tl.arange(0, ROWS)
         channel = tl.arange(0, blocks.HEAD_DIM)[None, :]
+        # Vectors are contiguous: neighbouring threads take neighbouring channels, and a warp reads
+        # whole cache lines.
         pointer = source + place[:, None] * blocks.HEAD_DIM + channel
+        # None is known when the kernel is compiled, so that a load without a mask costs no test.
         if limit is None:
             block = tl.load(pointer)
         else:
@@ -227,9 +245,13 @@ def listed_tiles(band, row, tile, num_tiles, lists, high_length, mid_length):
     """The key tiles that a query tile of a row of `band` sees exactly: `Listed`."""
     listed = lists.every
     length = num_tiles
+    # Bands lie on the device, so this is a branch of the whole program. What it sets must have a
+    # value of the same type before: DENSE rows keep this one.
     if band == HIGH:
         listed = lists.high + tile * high_length
         length = high_length
+    # Settled when the kernel is compiled: without lists the code below doesn't exist, and MID rows
+    # see every tile.
     if lists.mid is not None:
         if band == MID:
             # Entries of all rows together may be beyond 32 bits.
@@ -246,6 +268,7 @@ def tile_extent(tiles, tile, TILE_TOKENS: tl.constexpr):
     """First token of a tile and how many it holds: `Extent`; TILE_TOKENS is 0 where tiles
     differ."""
     if TILE_TOKENS > 0:
+        # Reckoned, not loaded: one load fewer in the chain from the list to the tile to its keys.
         extent = Extent(start=tile * TILE_TOKENS, count=TILE_TOKENS)
     else:
         # Counts are 8 bits, since the compiler would bring 32 through shared memory, with a barrier
@@ -262,6 +285,7 @@ def tile_skip(step, PER_TILE: tl.constexpr, SIDE: tl.constexpr):
     """Tokens of a tile before the block that a step takes, where every tile has PER_TILE blocks of
     SIDE tokens."""
     # The interpreter counts steps in Python's integers, which know no % of a constexpr.
+    # PER_TILE is a constant: no division is left in the loop.
     return tl.cast(step, tl.int32) % PER_TILE * SIDE
 
 
@@ -269,6 +293,8 @@ def tile_skip(step, PER_TILE: tl.constexpr, SIDE: tl.constexpr):
 def seen_summaries(band, row, tile, num_tiles, segments, biases):
     """The summaries that the queries of a tile see in a row of `band`: `Summaries`."""
     cells = biases.cells
+    # A segment of 0 keys takes no step of the loop over extras, so that nothing else needs to know
+    # what a band doesn't see.
     low_count = 0
     low_bias = biases.low
     mid_count = 0
@@ -281,10 +307,14 @@ def seen_summaries(band, row, tile, num_tiles, segments, biases):
         # nothing out, and LOW rows see all low tokens.
         if band == HIGH:
             low_count = cells
+            # One number for each cell: -inf where the list holds all of it, and its summary gets
+            # weight 0.
             low_bias = biases.high + tile * cells
         if biases.mid is not None:
             if band == MID:
                 low_count = cells
+                # With a step of 0 all rows read the same static lists, with 1 each reads its own
+                # choice.
                 entry = row.to(tl.int64) * biases.mid_step * num_tiles + tile
                 low_bias = biases.mid + entry * cells
         # Learned summaries tell a row of the other bands: it sees its own band in exact tokens.
@@ -292,6 +322,8 @@ def seen_summaries(band, row, tile, num_tiles, segments, biases):
             mid_count = tl.where(band == MID, 0, cells)
             high_count = tl.where(band == HIGH, 0, cells)
         if biases.summary_offsets is not None:
+            # Learned in any float dtype, and added to natural logits: log2(e) brings them to base
+            # 2.
             offset = biases.summary_offsets + row * 3
             low_shift = tl.load(offset).to(tl.float32) * LOG2_E
             mid_shift = tl.load(offset + 1).to(tl.float32) * LOG2_E
@@ -307,5 +339,8 @@ def seen_summaries(band, row, tile, num_tiles, segments, biases):
 @triton.jit
 def store_rows(matrix, place, values, written, HEAD_DIM: tl.constexpr):
     """Rows of values to the given rows of a contiguous (rows, HEAD_DIM) matrix."""
+    # Here all rows of a call are one matrix, which may hold more than 2^31 numbers.
     pointer = matrix + place[:, None].to(tl.int64) * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+    # The only rounding of what was summed in float32. The mask keeps a short tile's block from
+    # overwriting what the next tile's program wrote.
     tl.store(pointer, cast(values, matrix.dtype.element_ty), mask=written[:, None])

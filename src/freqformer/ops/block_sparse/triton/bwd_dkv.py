@@ -83,7 +83,8 @@ def key_step(
     """
     q = load_block(query.source, query.at + start, limit, blocks.BLOCK_Q, blocks)
     g = load_block(grad.source, grad.at + start, limit, blocks.BLOCK_Q, blocks)
-    # Keys are rows here: both sums run over queries, and so over columns.
+    # Keys are rows here: both sums run over queries, and so over columns. Weights are the left
+    # factor of dv as they stand, and ds that of dk: neither is transposed.
     logits = product(k, q)
     if q.dtype == tl.float32:
         added = tl.zeros([1, 1], tl.float32) if bias is None else bias[:, None]
@@ -94,8 +95,11 @@ def key_step(
         logits = logits * scale - statistics.lse[None, :]
         if bias is not None:
             logits += bias[:, None]
+        # Queries are summed over here, so those after a tile's end must have weight 0: their
+        # log-sum-exp is +inf. Keys after its end don't mix with others, and are not written.
         weight = tl.exp2(logits)
     dv = add_product(sums.value, weight, g)
+    # In float32 v . grad and delta are sums of float64: near a weight of 1 they cancel.
     ds = weight * (product(v, g) - statistics.delta[None, :])
     dk = add_product(sums.key, ds, q)
     return KeyStep(sums=KeyGrads(key=dk, value=dv), ds=ds)
@@ -104,9 +108,12 @@ def key_step(
 @triton.jit
 def _listing_tiles(band, row, tile, num_tiles, lists):
     """The query tiles that list a key tile of a row of `band`: `Listed`."""
+    # DENSE rows, and MID rows without lists: every query tile sees every key tile.
     listed = lists.every
     length = num_tiles
     if band == HIGH:
+        # The lists are of different lengths, one after another: two starts say where each ends.
+        # Starts count entries of all rows in 64 bits; one length fits the loop's 32.
         begin = tl.load(lists.high_starts + tile)
         listed = lists.high_queries + begin
         length = (tl.load(lists.high_starts + tile + 1) - begin).to(tl.int32)
@@ -159,6 +166,8 @@ def video_grads_kernel(
     program = tl.program_id(0)
     is_exact = program >= num_rows * num_tiles * blocks.KEY_BLOCKS
     task = program % (num_rows * num_tiles * blocks.KEY_BLOCKS)
+    # Key tiles listed most often start first, over all rows: short programs fill the gaps at the
+    # end. Blocks of one tile are neighbours, and read the same queries.
     place = tl.load(rows.order + task // blocks.KEY_BLOCKS)
     row = place // num_tiles
     tile = place % num_tiles
@@ -202,6 +211,8 @@ def video_grads_kernel(
     grad_rows = row_of(grad, row, query_rows, blocks)
     keys = row_of(key, row, key_rows, blocks)
     values = row_of(value, row, key_rows, blocks)
+    # Keys stay while queries pass. The transposed list brings every query that sees them to one
+    # program, so that no two programs ever add to one gradient.
     k = load_block(keys.source, keys.at + start, None, blocks.BLOCK_K, blocks)
     v = load_block(values.source, values.at + start, None, blocks.BLOCK_K, blocks)
     sums = KeyGrads(
@@ -212,6 +223,7 @@ def video_grads_kernel(
 
     # A step knows where its queries lie, and the next tile is on its way.
     steps = length * blocks.QUERY_BLOCKS
+    # A key tile may be in no list; tile 0 always has an extent.
     other = tl.load(listed, mask=steps > 0, other=0)
     extent = tile_extent(tiles, other, blocks.TILE_TOKENS)
     other = tl.load(listed + 1 // blocks.QUERY_BLOCKS, mask=steps > 1, other=0)
@@ -259,6 +271,8 @@ def video_grads_kernel(
             )
             sums = made.sums
 
+    # What the block holds after its tile's end is the next tile's, and another program's to write.
+    # Logits were scaled, so dk is: by 1 / sqrt(D) once, without the log2(e) of base 2.
     own = tl.arange(0, blocks.BLOCK_K)
     target = row.to(tl.int64) * key_rows + start + own
     store_rows(grads.key, target, sums.key * (scale / LOG2_E), own < count, blocks.HEAD_DIM)

@@ -59,17 +59,24 @@ def _add_keys(dq, queries, logits, bias, k, v, scale):
     """dq plus ds times k, for one block of keys: logits (Q, K) before `scale`, and bias (1, K) in
     base 2, None for none."""
     statistics = queries.statistics
+    # p is computed again, and never stored: (queries, keys) numbers are more than memory holds.
     if queries.q.dtype == tl.float32:
         added = tl.zeros([1, 1], tl.float32) if bias is None else bias
         logits = scaled(logits, scale, added) - statistics.lse[:, None]
+        # In float32 `lse` is the largest logit m, and `rounding_residual` 1 / l: p = 2^(s - m) / l.
         weight = exp2(logits, True) * statistics.rounding_residual[:, None]
     else:
         # The log-sum-exp first: the difference is small, and the bias is added to its last bit.
         logits = logits * scale - statistics.lse[:, None]
         if bias is not None:
             logits += bias
+        # Weights add up to 1 without a maximum or a sum. A masked key's logit is -inf, and the lse
+        # of a query that counts for nothing +inf: 2^-inf is 0, and -inf - -inf can't occur.
         weight = tl.exp2(logits)
+    # The softmax's Jacobian times a gradient, diag(p) - p p^T, of which delta holds the second
+    # term.
     ds = weight * (product(queries.grad, v) - statistics.delta[:, None])
+    # In 16 bit ds is rounded here, as matrix units demand; the sum over keys stays float32.
     return add_product(dq, ds, k)
 
 
@@ -87,6 +94,7 @@ def _add_tiles(
     """dq after the exact tokens of the listed tiles."""
     listed = seen.exact.tiles
     # As in the forward kernel, a step knows where its keys lie, and the next tile is on its way.
+    # Tiles and their blocks are one loop, so that its pipeline is filled once.
     steps = seen.exact.length * blocks.KEY_BLOCKS
     first = key.at + seen.exact_at
     tile = tl.load(listed, mask=steps > 0, other=0)
@@ -98,9 +106,11 @@ def _add_tiles(
         left = extent.count - skip
         extent = tile_extent(tiles, tile, blocks.TILE_TOKENS)
         tile = tl.load(listed + tl.minimum(step + 2, steps - 1) // blocks.KEY_BLOCKS)
+        # k serves twice, for the logits and for dq, so that it must stay until the end of the step.
         k = load_block(key.source, at, None, blocks.BLOCK_K, blocks)
         v = load_block(value.source, at, None, blocks.BLOCK_K, blocks)
         logits = product(queries.q, k)
+        # After a tile's end lie the next tile's keys, which unmasked would be seen as well as any.
         if blocks.TILE_TOKENS != blocks.KEY_BLOCKS * blocks.BLOCK_K:
             logits = mask_tile_end(logits, left, blocks)
         dq = _add_keys(dq, queries, logits, None, k, v, scale)
@@ -127,6 +137,7 @@ def _add_extras(
         bias = key_bias(
             block, column, extras.first_bias, text_mask, step < ends.first, step >= ends.high
         )
+        # One place for both: keys and values lie alike.
         at = key.at + block.at
         k = load_block(key.source, at, None, blocks.BLOCK_K, blocks)
         v = load_block(value.source, at, None, blocks.BLOCK_K, blocks)
@@ -193,10 +204,12 @@ def query_grads_kernel(
         1,
         blocks,
     )
+    # The grid has a program for every query that a row might have.
     if task.count <= 0:
         return
     row = task.row
     query_rows = num_tokens + num_text + sizes.low
+    # False: low tokens as tiles would be spared a bias that the log-sum-exp contains.
     seen = keys_seen(
         task, lists, biases, sizes, segments, high_length, mid_length, 1, blocks, False
     )
@@ -204,9 +217,11 @@ def query_grads_kernel(
     grads = row_of(grad, row, query_rows, blocks)
     keys = row_of(key, row, key_rows, blocks)
     values = row_of(value, row, key_rows, blocks)
+    # A program owns its queries: dq grows in registers and is written once, with no atomic sum.
     live = tl.arange(0, blocks.BLOCK_Q) < task.count
     target = task.start + tl.arange(0, blocks.BLOCK_Q)
     at = queries.at + task.start
+    # Pointers give zeros from here on; descriptors read the next queries, which `live` takes out.
     limit = task.start + task.count
     statistic = row.to(tl.int64) * statistics.rows + target
     block = Queries(
@@ -237,6 +252,7 @@ def query_grads_kernel(
         scale,
         blocks,
     )
-    # `scale` holds the factor that makes logits base 2; gradients are of natural ones.
+    # dq = sum ds k / sqrt(D), with the factor once for the whole sum. `scale` also holds what makes
+    # logits base 2; gradients are of natural ones.
     target += row.to(tl.int64) * query_rows
     store_rows(grad_query, target, dq * (scale / LOG2_E), live, blocks.HEAD_DIM)

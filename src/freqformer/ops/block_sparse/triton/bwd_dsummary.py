@@ -31,6 +31,7 @@ from freqformer.ops.block_sparse.triton.bwd_dkv import KeyGrads, key_step
 from freqformer.ops.block_sparse.triton.bwd_gather import Statistics, load_statistics
 from freqformer.ops.block_sparse.triton.tasks import ExtraBlock, key_bias
 
+# Numbered as their learned offsets lie, (R, 3).
 LOW_SUMMARIES, MID_SUMMARIES, HIGH_SUMMARIES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 OTHERS = tl.constexpr(3)
 """Low tokens or text: keys without a learned offset."""
@@ -89,17 +90,23 @@ def _key_task(
 ):
     """The `KeyTask` of a program: blocks of low, mid and high summaries and of text, each in parts,
     row by row; then blocks of low tokens."""
+    # C cells are a few blocks of keys, and N queries see each: a program for each block would be
+    # few programs and long ones. So queries are cut into parts as well.
     cells = biases.cells
     cell_blocks = tl.cdiv(cells, blocks.BLOCK_K)
+    # A segment that doesn't exist starts at -1, and takes no programs.
     learned_blocks = tl.where(segments.mid_summaries >= 0, cell_blocks, 0)
     text_first = cell_blocks + 2 * learned_blocks
     per_row = (text_first + tl.cdiv(sizes.text, blocks.BLOCK_K)) * num_parts
+    # Low tokens come after the others, each block in one part: only low queries see them, M and not
+    # N, and there are mostly more blocks of them than of summaries.
     is_low = program >= sizes.rows * per_row
     if is_low:
         program -= sizes.rows * per_row
         per_row = tl.cdiv(sizes.low, blocks.BLOCK_K)
     row = tl.load(rows.order + program // per_row)
     block = program % per_row
+    # As low tokens need it; what other keys need instead is set below.
     part = 0
     band = tl.load(rows.allocation + row)
     kind = OTHERS
@@ -110,16 +117,21 @@ def _key_task(
     count = sizes.low
     seen = (band == LOW) | blocks.BRANCH
     if not is_low:
+        # Parts of one block of keys are neighbours: each reads other queries, over other tiles.
         part = block % num_parts
         block = block // num_parts
         if block < cell_blocks:
             kind = LOW_SUMMARIES
             at = segments.low_summaries
             count = cells
+            # DENSE rows see every tile and LOW rows all low tokens: a summary stands for nothing
+            # there.
             seen = (band == MID) | (band == HIGH)
             bias_step = cells
             # What a list leaves of a cell is another number for every query tile.
             if biases.high is not None:
+                # Without cells there are no such programs, but the name needs a pointer all the
+                # same.
                 bias = biases.high
             if biases.mid is not None:
                 if band == MID:
@@ -130,6 +142,8 @@ def _key_task(
             kind = MID_SUMMARIES
             at = segments.mid_summaries
             count = cells
+            # A row's own band is seen in exact tokens, by video queries: low ones see summaries of
+            # it too.
             seen = (band == LOW) | (band == HIGH) | blocks.BRANCH
         elif block < text_first:
             block -= cell_blocks + learned_blocks
@@ -142,6 +156,7 @@ def _key_task(
             at = segments.text
             count = sizes.text
             seen = True
+            # Text queries are few and see nothing else of the extras: one part takes them all.
             if part == num_parts - 1:
                 text = sizes.text
     return KeyTask(
@@ -170,6 +185,7 @@ def _query_runs(
 ):
     """The `QueryRuns` of a task. EVERY_TILE: whether MID rows see every tile, and so no low
     summaries."""
+    # `keys_seen` turned round: a query that sees a key there gives it a gradient here.
     video_seen = (task.band != LOW) & (not task.is_low)
     low_seen = ((task.band == LOW) | blocks.BRANCH) & (task.kind != LOW_SUMMARIES)
     if task.kind == LOW_SUMMARIES:
@@ -180,6 +196,7 @@ def _query_runs(
         video_seen = task.band == HIGH
     if task.kind == HIGH_SUMMARIES:
         video_seen = task.band == MID
+    # Both ends rounded down alike: no tile is left out and none is taken twice.
     begin = sizes.tiles * task.part // num_parts
     video = 0
     if video_seen:
@@ -190,6 +207,7 @@ def _query_runs(
     if not task.is_low:
         low_begin = low_blocks * task.part // num_parts
         low_end = low_blocks * (task.part + 1) // num_parts
+    # Cumulative, so that the loop tells the runs apart by two comparisons.
     banded = video + tl.where(low_seen, low_end - low_begin, 0)
     return QueryRuns(
         tile=begin,
@@ -254,6 +272,7 @@ def extra_grads_kernel(
         exact=exact_at,
     )
     task = _key_task(tl.program_id(0), rows, biases, sizes, segments, num_parts, blocks)
+    # Nothing is written then; the join tells by the same rule which places hold anything.
     if not task.seen:
         return
     row = task.row
@@ -285,6 +304,7 @@ def extra_grads_kernel(
     at = keys.at + task.at + skip
     k = load_block(keys.source, at, None, blocks.BLOCK_K, blocks)
     v = load_block(values.source, at, None, blocks.BLOCK_K, blocks)
+    # For `key_bias`, which rounds as in the forward kernel: weights must be the same.
     block = ExtraBlock(at=task.at, skip=skip, left=task.count - skip, shift=shift)
     sums = KeyGrads(
         key=tl.zeros([blocks.BLOCK_K, blocks.HEAD_DIM], tl.float32),
@@ -295,20 +315,24 @@ def extra_grads_kernel(
     if text_mask is not None:
         text_mask += row // num_heads * num_text
 
+    # One loop over three runs, as the forward has one over four segments: code and pipeline once.
     runs = _query_runs(task, sizes, num_parts, biases.mid is None, blocks)
     column = tl.arange(0, blocks.BLOCK_Q)
     for step in tl.range(0, runs.all, num_stages=blocks.STAGES):
+        # After the last tile 0 stands in: it exists, and its extent is loaded and dropped.
         tile = tl.where(step < runs.video, runs.tile + step // blocks.QUERY_BLOCKS, 0)
         extent = tile_extent(tiles, tile, blocks.TILE_TOKENS)
         start = extent.start + tile_skip(step, blocks.QUERY_BLOCKS, blocks.BLOCK_Q)
         limit = extent.start + extent.count
         if step >= runs.video:
             start = first_low + (runs.low + step - runs.video) * blocks.BLOCK_Q
+            # Each run ends at a limit of its own: a block must not count queries of the next run.
             limit = query_rows
         if step >= runs.banded:
             start = num_tokens + (step - runs.banded) * blocks.BLOCK_Q
             limit = first_low
         place = start + column
+        # Read in every step: a low summary's bias is of a query tile and a cell.
         # Low queries see low tokens under their own bias, whatever the tile: its step is 0.
         bias = key_bias(
             block,
@@ -332,15 +356,20 @@ def extra_grads_kernel(
             blocks,
         )
         sums = made.sums
+        # An offset is added to all logits of its kind, so that its gradient is the sum of theirs.
         ds += tl.sum(made.ds, 1)
 
     dk = sums.key * (scale / LOG2_E)
+    # The last block of a segment reaches into the zeros after it, whose gradients nobody wants.
     held = own < task.count - skip
+    # All queries are in: rounded once and final.
     if task.is_low:
         target = row.to(tl.int64) * key_rows + task.at + skip + own
         store_rows(grads.key, target, dk, held, blocks.HEAD_DIM)
         store_rows(grads.value, target, sums.value, held, blocks.HEAD_DIM)
     else:
+        # Each part has rows of its own, (R, P, E, D), in float32: `bwd_join` adds them in order,
+        # where atomic sums would round in another order every time.
         entry = row.to(tl.int64) * num_parts + task.part
         target = entry * region_rows + task.at - region_at + skip + own
         store_rows(partial.key, target, dk, held, blocks.HEAD_DIM)

@@ -80,12 +80,14 @@ class Gates(NamedTuple):
 def load_statistics(statistics, place, live):
     """`QueryStatistics` at some places; queries that are not live count for nothing, and `live` is
     None where all are."""
+    # None is known when the kernel is compiled: full tiles load without masks.
     if live is None:
         lse = tl.load(statistics.lse + place)
         delta = tl.load(statistics.delta + place)
     else:
         lse = tl.load(statistics.lse + place, mask=live, other=UNSEEN)
         delta = tl.load(statistics.delta + place, mask=live, other=0.0)
+    # In 16 bit nothing reads it, but the tuple wants a block: one that is there costs nothing.
     residual = lse
     if statistics.rounding_residual is not None:
         if live is None:
@@ -133,6 +135,8 @@ def gather_grads_kernel(
             before read on.
         BRANCH: whether there is a LOW branch.
     """
+    # Rows run fastest: heads of a token are neighbours in memory, and so are their programs in
+    # time.
     row = (tl.program_id(0) % num_rows).to(tl.int64)
     place = tl.program_id(0) // num_rows * ROWS + tl.arange(0, ROWS)
     sample = row // num_heads
@@ -142,6 +146,7 @@ def gather_grads_kernel(
     is_low_row = tl.load(allocation + row) == LOW
     video = place < num_tokens
     low = place >= tokens
+    # The attention wrote nothing for queries that this row doesn't have: anything may lie there.
     live = (place < query_rows) & ~(video & is_low_row)
     if not BRANCH:
         live &= is_low_row | ~low
@@ -172,11 +177,15 @@ def gather_grads_kernel(
             gates.by_token, gates.by_sample, sample, head, num_heads, num_tokens, source, gated
         )
         # The gate's own gradient, of what the merge gave; delta is of what the band gave, below.
+        # Of (1 + g) out: its derivative by g is out, by out 1 + g.
         agree = tl.sum(out.to(tl.float32) * g.to(tl.float32), 1)
         entry = (sample * num_tokens + source) * 2 * num_heads + head
         tl.store(gates.grads + entry, agree, mask=gated)
+        # Rounded now, as the products of the other kernels take it: delta below must be of the
+        # same.
         scaled_grad = cast(g.to(tl.float32) * (1.0 + own_gate)[:, None], g.dtype)
         g = tl.where(gated[:, None], scaled_grad, g)
+    # Zeros where blocks of the queries before read on: their weight is 0, but 0 * NaN is NaN.
     empty = (place < PAD) | (low & (place < tokens + PAD))
     store_rows(grad, target, g, live | (empty & (place < query_rows)), HEAD_DIM)
     residual = given.rounding_residual
@@ -187,12 +196,17 @@ def gather_grads_kernel(
         tl.store(statistics.rounding_residual + statistic, scale, mask=live)
         # Summed as the kernels sum v . grad: where one key takes all weight, the two cancel to the
         # last bit.
+        # The square costs ROWS times the products of its diagonal, and rounds like the others.
         delta = _diagonal(product(g, out), ROWS)
     else:
         lse = tl.load(given.lse + target, mask=live, other=0.0) * LOG2_E
         lost = residual + target[:, None] * HEAD_DIM + channel
+        # The output as it was before rounding: v . grad - delta cancels where one key has all
+        # weight.
         exact = out.to(tl.float32)
         exact += tl.load(lost, mask=live[:, None], other=0.0).to(tl.float32)
         delta = tl.sum(exact * g.to(tl.float32), 1)
+    # -inf says that the query saw no key. Logits minus +inf are -inf and weights 0; minus -inf they
+    # would be +inf, or NaN where masked.
     tl.store(statistics.lse + statistic, tl.where(lse == MASKED, UNSEEN, lse), mask=live)
     tl.store(statistics.delta + statistic, delta, mask=live)

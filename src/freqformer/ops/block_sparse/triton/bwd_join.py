@@ -59,25 +59,32 @@ def join_extra_grads_kernel(
         allocation: `Band` of every row, int32 (R,).
         low_sums_at, ..., num_parts: as in `extra_grads_kernel`.
     """
+    # 64 bits from here on: parts of all rows may be more than 2^31 numbers.
     row = (tl.program_id(0) % num_rows).to(tl.int64)
     own = tl.program_id(0) // num_rows * ROWS + tl.arange(0, ROWS)
     band = tl.load(allocation + row)
     place = region_at + own
     # Only what a query of the row's band sees was written: other places hold anything.
     used = _within(place, text_at, num_text)
+    # As in `_key_task`: the same rule says what was written and what is read.
     if (band == MID) | (band == HIGH):
         used |= _within(place, low_sums_at, cells)
     if (band == LOW) | (band == HIGH) | BRANCH:
         used |= _within(place, mid_sums_at, cells)
     if (band == LOW) | (band == MID) | BRANCH:
         used |= _within(place, high_sums_at, cells)
+    # Scratch that nobody wrote may hold NaN, which no weight of 0 takes out: masks do.
     dk = tl.zeros([ROWS, HEAD_DIM], tl.float32)
     dv = tl.zeros([ROWS, HEAD_DIM], tl.float32)
     channel = tl.arange(0, HEAD_DIM)[None, :]
+    # Their number is no constant: one kernel for every length of video. In order, so that the same
+    # parts give the same bits.
     for part in range(num_parts):
         source = ((row * num_parts + part) * region_rows + own)[:, None] * HEAD_DIM + channel
         dk += tl.load(partial.key + source, mask=used[:, None], other=0.0)
         dv += tl.load(partial.value + source, mask=used[:, None], other=0.0)
+    # Rows of the whole key buffer, of which earlier launches wrote exact and low tokens.
     target = row * key_rows + place
+    # Rounded after the last part, once.
     store_rows(grads.key, target, dk, used, HEAD_DIM)
     store_rows(grads.value, target, dv, used, HEAD_DIM)

@@ -78,20 +78,29 @@ def _attend_tiles(
     steps = seen.exact.length * blocks.KEY_BLOCKS
     # Added up here: two numbers that live through the loop would cost it a register more than one.
     first = key.at + seen.exact_at
+    # An empty list must not be read. Tile 0 exists, so that loading its extent is harmless.
     tile = tl.load(listed, mask=steps > 0, other=0)
     extent = tile_extent(tiles, tile, blocks.TILE_TOKENS)
+    # Of step 1: the same tile again, where a tile has several blocks.
     tile = tl.load(listed + 1 // blocks.KEY_BLOCKS, mask=steps > 1, other=0)
+    # With two stages the next step's keys and values are on their way while this one multiplies.
     for step in tl.range(0, steps, num_stages=blocks.STAGES):
         skip = tile_skip(step, blocks.KEY_BLOCKS, blocks.BLOCK_K)
         at = first + extent.start + skip
         left = extent.count - skip
         extent = tile_extent(tiles, tile, blocks.TILE_TOKENS)
+        # The last steps load the last tile again: cheaper than a mask, and nothing after the list
+        # is read.
         tile = tl.load(listed + tl.minimum(step + 2, steps - 1) // blocks.KEY_BLOCKS)
         logits = product(q, load_block(key.source, at, None, blocks.BLOCK_K, blocks))
+        # Full tiles of whole blocks need no mask, and none is compiled. Others read on into the
+        # next tile or into zeros: weight 0 takes those keys out, since their values are finite.
         if blocks.TILE_TOKENS != blocks.KEY_BLOCKS * blocks.BLOCK_K:
             logits = mask_tile_end(logits, left, blocks)
         v = load_block(value.source, at, None, blocks.BLOCK_K, blocks)
         if v.dtype == tl.float32:
+            # Rounded here, once, as the backward does: a bias of 0, so that both take the same
+            # path.
             logits = scaled(logits, scale, tl.zeros([1, 1], tl.float32))
             state = accumulate(logits, 1.0, v, state, False)
         else:
@@ -119,17 +128,22 @@ def _attend_extras(
     column = tl.arange(0, blocks.BLOCK_K)
     ends = extra_ends(extras, blocks)
     for step in tl.range(0, ends.text, num_stages=blocks.STAGES):
+        # Every block has a bias for each key, in which the mask of its end is contained as -inf.
         block = extra_block(step, extras, ends, seen.common, blocks)
         bias = key_bias(
             block, column, extras.first_bias, text_mask, step < ends.first, step >= ends.high
         )
+        # Keys and values lie alike in their buffers: one place serves both.
         at = key.at + block.at
         logits = product(q, load_block(key.source, at, None, blocks.BLOCK_K, blocks))
         v = load_block(value.source, at, None, blocks.BLOCK_K, blocks)
         if v.dtype == tl.float32:
             logits = scaled(logits, scale, bias[None, :])
         else:
+            # With a bias for each key the largest product needn't be the largest logit: the scale
+            # can't wait.
             logits = logits * scale + bias[None, :]
+        # Guarded: all keys of a block may be masked, and then m is -inf still.
         state = accumulate(logits, 1.0, v, state, True)
     return state
 
@@ -139,9 +153,13 @@ def _store_residual(residual, own, state, l_i, some, acc, written, blocks):
     """What the backward needs to the last bit where few keys take nearly all weight, see
     `AttentionOutputs.rounding_residual`."""
     if residual.dtype.element_ty == tl.float32:
+        # m and 1 / l side by side. The backward's weights are 2^(s - m) / l; by way of the
+        # log-sum-exp they would carry the rounding of a logarithm.
         tl.store(residual + own * 2, tl.where(some, state.m_i, MASKED), mask=written)
         tl.store(residual + own * 2 + 1, tl.where(some, 1.0 / l_i, 0.0), mask=written)
     else:
+        # The backward takes delta = (out + lost) . grad. Where one key has nearly all weight, v .
+        # grad - delta cancels, and the rounding of `out` would be all that is left.
         lost = acc - cast(acc, residual.dtype.element_ty).to(tl.float32)
         store_rows(residual, own, lost, written, blocks.HEAD_DIM)
 
@@ -205,6 +223,8 @@ def attention_kernel(
         text_parts,
         blocks,
     )
+    # The grid holds the queries of any allocation. Those that this one doesn't have end here, which
+    # is cheaper than asking the device first.
     if task.count <= 0:
         return
     row = task.row
@@ -229,6 +249,8 @@ def attention_kernel(
     keys = row_of(key, row, key_rows, blocks)
     values = row_of(value, row, key_rows, blocks)
     at = queries.at + task.start
+    # Rows of a product don't mix, so queries after the tile's end do no harm: they are computed and
+    # not written. The limit keeps pointers within the row.
     q = load_block(queries.source, at, query_rows, blocks.BLOCK_Q, blocks)
     target = task.start + tl.arange(0, blocks.BLOCK_Q)
     written = tl.arange(0, blocks.BLOCK_Q) < task.count
@@ -236,6 +258,8 @@ def attention_kernel(
         # Loaded now, since the store at the end would wait for it.
         if (not task.is_text) & (not task.is_low):
             target = tl.load(outputs.raster + target, mask=written, other=0)
+    # Float32 in any dtype, in registers for the whole program: they set how many queries it can
+    # own. With m = -inf the first block is no special case: its decay is 2^(-inf - m') = 0.
     state = SoftmaxState(
         acc=tl.zeros([blocks.BLOCK_Q, blocks.HEAD_DIM], tl.float32),
         m_i=tl.full([blocks.BLOCK_Q], MASKED, tl.float32),
@@ -251,6 +275,7 @@ def attention_kernel(
         scale,
         blocks,
     )
+    # Rows are numbered sample * num_heads + head, and the heads of a sample share a mask.
     text_mask = biases.text_mask
     if text_mask is not None:
         text_mask += row // num_heads * num_text
@@ -259,10 +284,13 @@ def attention_kernel(
     # A query that saw no key: zeros, and the logarithm of no weight.
     some = state.l_i > 0
     l_i = tl.where(some, state.l_i, 1.0)
+    # a / l, with one division for each query and not for each channel.
     acc = state.acc * (1.0 / l_i)[:, None]
     lse = tl.where(some, (state.m_i + seen.common + tl.log2(l_i)) * LN_2, MASKED)
     if outputs.parts is not None:
         if task.is_text:
+            # Parts lie as (R, P, X, D), without the video tokens before. They stay float32: the
+            # join rounds once.
             target += (row * text_parts + task.part) * num_text - num_tokens
             tl.store(outputs.parts.lse + target, lse, mask=written)
             store_rows(outputs.parts.out, target, acc, written, blocks.HEAD_DIM)
@@ -279,6 +307,8 @@ def attention_kernel(
     # Asked anew, not remembered: a scalar that lives through the loop costs the loop a register.
     if task.start >= first_low:
         matrix = outputs.low_out
+        # (R, M, D): `target` counts from the row's first query, so what comes before low ones is
+        # taken off.
         begin = row.to(tl.int64) * sizes.low - first_low
         hop = 1
     store_rows(matrix, begin + target.to(tl.int64) * hop, acc, written, blocks.HEAD_DIM)

@@ -54,13 +54,18 @@ def join_text_kernel(
     base = tl.where(m_i == MASKED, 0.0, m_i)
     l_i = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, HEAD_DIM], tl.float32)
+    # Loaded once more: to keep them, their number would have to be known when the kernel is
+    # compiled.
     for part in range(num_parts):
         source = (row * num_parts + part) * num_text + place
+        # Base e, as log-sum-exps are stored. A part in which a query saw no key has -inf, weight 0
+        # and zeros.
         weight = tl.exp(tl.load(parts.lse + source, mask=written, other=0.0) - base)
         pointer = parts.out + source[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
         acc += weight[:, None] * tl.load(pointer, mask=written[:, None], other=0.0)
         l_i += weight
     some = l_i > 0
+    # 0 / 0 would be NaN where the output is zero by definition.
     l_i = tl.where(some, l_i, 1.0)
     # Rows of the log-sum-exp hold low queries after the text, those of the output don't.
     tokens = num_tokens + num_text

@@ -102,6 +102,8 @@ def task_of(
     """The `Task` of a program: text queries first, then low ones, then rows over their tiles."""
     is_text = False
     is_low = False
+    # One grid for all kinds of queries: a launch for each would wait for the last program of the
+    # one before.
     per_row = sizes.tiles * blocks.QUERY_BLOCKS
     if blocks.TEXT:
         # Text queries see everything: the longest lists, so they start first.
@@ -114,14 +116,21 @@ def task_of(
         low_tasks = tl.cdiv(sizes.low, blocks.BLOCK_Q)
         is_low = (program < sizes.rows * low_tasks) & (not is_text)
         per_row = tl.where(is_low, low_tasks, per_row)
+        # Numbers of the next kind begin at 0. Text programs have left their own count alone above.
         if not is_text:
             program -= tl.where(is_low, 0, sizes.rows * low_tasks)
+    # Programs start about in the order of their numbers. Rows with long lists go first, so that
+    # short ones fill the gaps at the end; blocks of one row are neighbours and share its keys in
+    # the L2 cache.
     row = tl.load(rows.order + program // per_row)
     block = program % per_row
+    # Read here and never on the host: a router's choice costs no wait.
     band = tl.load(rows.allocation + row)
     first_low = sizes.video + sizes.text
     part = 0
     if is_text:
+        # Parts of one block of queries run side by side: X queries over all tiles are few programs,
+        # and each would run long after the others.
         part = block % text_parts
         start = sizes.video + block // text_parts * blocks.BLOCK_Q
         count = first_low - start
@@ -138,6 +147,7 @@ def task_of(
         extent = tile_extent(tiles, block, blocks.TILE_TOKENS)
         start = extent.start + skip
         count = extent.count - skip
+        # LOW rows ask with low tokens in place of these.
         if blocks.LOWS:
             count = tl.where(band == LOW, 0, count)
     return Task(
@@ -170,6 +180,7 @@ def keys_seen(
     LOW_AS_TILES: whether low queries take whole blocks of low tokens as if those were exact tiles.
     Where every tile is full all low tokens have one bias, so that these need neither bias nor mask.
     """
+    # Every name that a branch sets exists before it, with its type: segments of no keys, somewhere.
     listed = lists.every
     length = 0
     exact_at = 0
@@ -181,12 +192,14 @@ def keys_seen(
     common = 0.0
     if task.is_text:
         # All tiles, shared out evenly among the parts.
+        # Both ends are rounded down alike: no tile is left out and none is taken twice.
         begin = sizes.tiles * task.part // text_parts
         listed = lists.every + begin
         length = sizes.tiles * (task.part + 1) // text_parts - begin
         if (task.band == MID) | (task.band == HIGH):
             # Band features may have filtered the keys that these rows hold as video tokens.
             exact_at = segments.exact
+        # One part alone takes the text keys, or the join would count them once for each.
         if task.part > 0:
             text_count = 0
     elif task.is_low:
@@ -196,11 +209,15 @@ def keys_seen(
         mid = summaries.mid
         high = summaries.high
         passed = 0
+        # softmax(s + c) = softmax(s): whole blocks are spared the bias c, the rest of the keys get
+        # theirs less c, and c returns in the log-sum-exp alone.
         if LOW_AS_TILES:
             common = tl.load(biases.low) * LOG2_E
             exact_at = segments.low
+            # With `exact_at` here the list 0, 1, ... of every tile names blocks of low tokens.
             length = sizes.low // blocks.TILE_TOKENS
             passed = length * blocks.TILE_TOKENS
+        # What fills no whole block comes with the extras, where keys are masked.
         first = Segment(at=segments.low + passed, count=sizes.low - passed, shift=0.0)
         first_bias = biases.low + passed
     else:
@@ -231,6 +248,8 @@ def keys_seen(
 @triton.jit
 def extra_ends(extras, blocks):
     """`Ends` of steps of BLOCK_K keys. A step never holds keys of two segments."""
+    # Cumulative, so that a step finds its segment by three comparisons. Zero rows lie between
+    # segments, so a block of two would hold keys that don't exist.
     first = tl.cdiv(extras.first.count, blocks.BLOCK_K)
     mid = first + tl.cdiv(extras.mid.count, blocks.BLOCK_K)
     high = mid + tl.cdiv(extras.high.count, blocks.BLOCK_K)
@@ -246,6 +265,8 @@ def extra_block(step, extras, ends, common, blocks):
     One loop over all segments: four loops would be four times the code, each with a pipeline of its
     own to fill.
     """
+    # Only a handful of scalars is chosen here; the loads and products after it are one piece of
+    # code.
     segment = extras.first
     begin = 0
     if step >= ends.first:
@@ -278,22 +299,29 @@ def key_bias(block, column, more, text_mask, in_first, in_text):
     place = block.skip + column
     # Not `place < count`, which the compiler would carry through its pipeline in registers.
     seen = column < block.left
+    # Masked even for its address: the table ends with the segment, and other segments have none.
     bias = tl.load(more + place, mask=seen & in_first, other=0.0)
     if text_mask is not None:
+        # Only text has a mask: keys of other segments read a 1.
         visible = tl.load(text_mask + place, mask=seen & in_text, other=1)
         seen &= visible != 0
+    # -inf, not a large negative number: 2^-inf is exactly 0, so that a row of masked keys alone has
+    # a sum of exactly 0, by which it is known.
     return tl.where(seen, bias * LOG2_E + block.shift, MASKED)
 
 
 @triton.jit
 def mask_tile_end(logits, left, blocks):
-    """Logits (queries, blocks) of keys of a tile of which `left` are left.
+    """Logits (Q, K) of a block of keys of a tile, -inf from column `left` on, where the tile ends.
 
-    SAFE: so many columns are masked in short tiles alone.
+    In two steps: the first SAFE columns can be masked in short tiles only.
     """
     column = tl.arange(0, blocks.BLOCK_K)
-    # The compiler drops this mask for columns below SAFE, known when it compiles.
+    # The compiler drops this mask for columns below SAFE, known when it compiles. SAFE is a
+    # multiple of 8: which group of 8 columns a register belongs to is fixed in a product's layout.
     logits = tl.where((column < blocks.SAFE)[None, :] | (column < left)[None, :], logits, MASKED)
+    # The others are masked in a branch that only programs at short tiles take. One `where` over all
+    # columns would cost every tile a comparison and a select for each logit.
     if left < blocks.SAFE:
         logits = tl.where(column[None, :] < left, logits, MASKED)
     return logits

@@ -69,6 +69,7 @@ def collapse_kernel(grad_out, grad_low_out, gates, bands, reach, sizes, blocks):
     sample = row // heads
     head = row % heads
     band = tl.load(bands + row)
+    # Without a branch only LOW rows asked with low tokens: of others nobody reads a gradient.
     if not blocks.BRANCH:
         if band != LOW:
             return

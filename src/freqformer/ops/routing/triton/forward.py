@@ -98,8 +98,11 @@ def _sum_power(
         coefficients = dot(matrix, tokens, coefficients)
     else:
         # A float32 product this large is too much code without tensor cores.
+        # Three bfloat16 numbers hold a float32's 24 bits; six of their nine products matter.
         coefficients = tl.dot(matrix, tokens, coefficients, input_precision="bf16x6")
     power = tl.sum(coefficients * coefficients, 1) / D
+    # Each value's numbers lie together, over heads and tiles: the next launch reads one run for a
+    # value, and shares of all heads at once.
     tl.store(target + row * step, tl.sum(weight * power[None, :], 1), mask=row < 3)
 
 
@@ -115,6 +118,7 @@ def sum_tiles(query, key, hidden, norms, tiles, sums, SLOTS: tl.constexpr, D: tl
         norms, tiles: `Norms`, `Sample`.
         sums: float32 (B, 9, H, S).
     """
+    # The first axis runs fastest: programs side by side read neighbouring heads of the same tokens.
     head = tl.program_id(0)
     tile = tl.program_id(1)
     number = tl.program_id(2) % 3
@@ -122,6 +126,7 @@ def sum_tiles(query, key, hidden, norms, tiles, sums, SLOTS: tl.constexpr, D: tl
     step = tl.num_programs(0) * tl.num_programs(1)
     target = sums + (sample * VALUES + 3 * number) * step + head * tl.num_programs(1) + tile
     place = tl.load(tiles.places + tile * SLOTS + tl.arange(0, SLOTS))
+    # Tiles of one shape share a transform, which so stays in the cache.
     kind = tl.load(tiles.kind + tile)
     matrix = kind * SLOTS * SLOTS
     weights = tiles.weights + kind * 6 * SLOTS
@@ -237,6 +242,7 @@ def _load_matrix(
     row = tl.arange(0, OUT)[:, None]
     column = tl.arange(0, IN)[None, :]
     known = (row < outputs) & (column < inputs)
+    # Whatever dtype the network has, its few sums are float32.
     return tl.load(source + row * WIDTH + first + column, mask=known, other=0.0).to(tl.float32)
 
 
@@ -249,6 +255,7 @@ def _load_vector(source, size, WIDTH: tl.constexpr):
 
 @triton.jit
 def _silu(x):
+    # Far below 0 the exponential is inf, and x / inf is the right limit.
     return x / (1 + tl.exp(-x))
 
 
@@ -256,6 +263,7 @@ def _silu(x):
 def _statistics(energies, shares, heads, floor, scale):
     """The network's scaled statistics, (8,), of energies (8, TILES) and the input's shares (4,
     ROWS)."""
+    # A share is the mean over a head's channels, and heads have equally many.
     rough = tl.sum(shares, 1) / heads
     part = tl.arange(0, 4)
     # One number of a block is taken out by a sum over a mask: the block lies in registers of many
@@ -265,6 +273,8 @@ def _statistics(energies, shares, heads, floor, scale):
     space = tl.sum(tl.where(part == 1, rough, 0.0), 0) / variance
     value = tl.arange(0, 8)
     roughness = tl.where(value == 6, time, space)
+    # A still or flat tile has no energy: the floor keeps its logarithm finite. Of rows 6 and 7 both
+    # sides are computed, and `where` drops the logarithm.
     return tl.where(value < 6, tl.log(tl.sum(energies, 1) + floor), roughness) * scale
 
 
@@ -326,6 +336,7 @@ def score_heads(
     t = tl.load(timesteps.base + sample * timesteps.stride).to(tl.float32)
     # The input's other part, (STATIC_BLOCK,): TIME sinusoids, then the head's embedding.
     place = tl.arange(0, STATIC_BLOCK)
+    # `place - TIME` is below 0 where the sinusoids stand: masked lanes read nothing there.
     embedding = tl.load(
         network.embedding + head * EMBEDDING + place - TIME,
         mask=(place >= TIME) & (place < STATIC),
@@ -343,10 +354,12 @@ def score_heads(
     last_bias = _load_vector(network.last.bias, 3, 4)
     last_bias += _load_vector(network.head_bias + head * 3, 3, 4)
 
+    # Frequencies fall geometrically, the same ones for cosines and sines.
     angle = t * scales.fastest * tl.exp(-scales.fall * (place % (TIME // 2)).to(tl.float32))
     # The second half are sines, written as cosines.
     wave = tl.cos(tl.where(place < TIME // 2, angle, angle - 1.5707963267948966))
     static = tl.where(place < TIME, wave, embedding.to(tl.float32))
+    # What is known without the other launch goes first, while its sums are on their way.
     x = first_bias + tl.sum(static_weight * static[None, :], 1)
 
     if KNOWN:
@@ -361,10 +374,12 @@ def score_heads(
     logits += (2 * t - 1) * scales.lean * (1 - band).to(tl.float32)
     result = sample * heads + head
     tl.store(scores.logits + result * 3 + band, logits, mask=band < 3)
+    # The fourth logit is padding, and could be the largest. Ties go to the lower band.
     best = tl.argmax(tl.where(band < 3, logits, float("-inf")), 0)
     tl.store(scores.bands + result, best.to(tl.int64))
     if scores.branches is not None:
         own = tl.load(scores.own + head)
+        # (B, 2, H): own band, then LOW. `band == own` picks a number out of registers, by a sum.
         pair = scores.branches + 2 * sample * heads + head
         tl.store(pair, tl.sum(tl.where(band == own, logits, 0.0), 0))
         tl.store(pair + heads, tl.sum(tl.where(band == 0, logits, 0.0), 0))

@@ -59,6 +59,7 @@ class Sizes(NamedTuple):
 @triton.jit
 def _tile_counts(tile_offsets, tile, tiles):
     """Tokens of tiles, 1 for those behind the last."""
+    # 1 - 0 after the last, as scores are divided by it.
     first = tl.load(tile_offsets + tile, mask=tile < tiles, other=0)
     return tl.load(tile_offsets + tile + 1, mask=tile < tiles, other=1) - first
 
@@ -160,6 +161,8 @@ def select_tiles(
     place = tl.arange(0, TILES)
     own_scratch = scratch + tl.program_id(0).to(tl.int64) * QUERIES * TILES
     for work in range(tl.program_id(0), rows * blocks, tl.num_programs(0)):
+        # Neighbouring programs take neighbouring blocks of one row, and share its keys in the L2
+        # cache.
         row = work // blocks
         # Rows of other bands have no choice: skipping them here costs one load each.
         if tl.load(allocation + row) == MID:
