@@ -79,9 +79,10 @@ def look_up(bands: Tensor, timestep: Tensor, *, fused: bool) -> Tensor:
 
     Args:
         bands, timestep: of the table and of the samples.
-        fused: whether Triton runs, in one launch. Compiled graphs make one of PyTorch's operations.
+        fused: whether Triton runs, in one launch. Compiled graphs make one of PyTorch's operations,
+            and tensors without data launch nothing.
     """
-    if not fused or torch.compiler.is_compiling():
+    if not fused or bands.is_meta or torch.compiler.is_compiling():
         return bands_at(bands, timestep)
     from freqformer.ops.routing.triton import table
 
