@@ -12,18 +12,18 @@ from freqformer.grid import Grid
 pytest.importorskip("triton")
 
 from tests.support.attend_cases import LARGE, check_case, random_case
+from tests.support.attend_gpu import check_a_graph_replays, check_nothing_else_is_written
 from tests.support.numerics import Pool, nan_filled_allocations
 
-from freqformer.ops.block_sparse.records import AttentionBuffers, AttentionOutputs, RowBands
+from freqformer.ops.block_sparse.records import AttentionBuffers, RowBands
 from freqformer.ops.block_sparse.tables import launch_tables
 from freqformer.ops.block_sparse.triton import launch
-from freqformer.plan import AttentionPlan, build_plan
+from freqformer.plan import build_plan
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
-CANARY = -5.0
 
 
 @pytest.mark.parametrize("form", range(26))
@@ -40,35 +40,13 @@ def test_random_cases(form: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pool.check(least=10)
 
 
-def test_nothing_beside_the_outputs_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-
-    def guarded(query: torch.Tensor, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        size = torch.Size(shape).numel()
-        memory = torch.full((size + 8192,), CANARY, dtype=dtype or query.dtype, device=query.device)
-        made.append((memory, size))
-        return memory[4096 : 4096 + size].view(shape)
-
-    def outputs(query: torch.Tensor, plan: AttentionPlan, backward: bool) -> AttentionOutputs:
-        rows, queries, width = query.shape
-        low, heads = plan.num_low_tokens, plan.num_heads
-        return AttentionOutputs(
-            out=guarded(query, rows // heads, queries - low, heads, width),
-            low_out=guarded(query, rows, low, width),
-            lse=guarded(query, rows, queries, dtype=torch.float32),
-            rounding_residual=query.new_empty(0) if backward else None,
-        )
-
-    monkeypatch.setattr(launch, "empty_outputs", outputs)
-    for seed in range(2000, 2040):
-        case, told = random_case(
-            seed, form=seed % 3, grids=LARGE, head_dims=(64, 128), device="cuda"
-        )
-        check_case(case, launch.attend(**case.arguments), told)
-    assert len(made) == 120
-    for memory, size in made:
-        assert bool((memory[:4096] == CANARY).all())
-        assert bool((memory[4096 + size :] == CANARY).all())
+@pytest.mark.parametrize("backward", [False, True])
+def test_nothing_beside_the_outputs_is_written(backward: bool) -> None:
+    cases = (
+        random_case(seed, form=seed % 3, grids=LARGE, head_dims=(64, 128), device="cuda")
+        for seed in range(2000, 2040)
+    )
+    check_nothing_else_is_written(launch.attend, cases, backward=backward)
 
 
 @pytest.mark.parametrize("by_pointer", [False, True])
@@ -121,13 +99,4 @@ def test_more_elements_than_32_bits_count(
 
 def test_the_launch_is_captured_in_a_graph() -> None:
     case, told = random_case(3, form=1, grids=LARGE, head_dims=(64, 128), device="cuda")
-    launch.attend(**case.arguments)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        got = launch.attend(**case.arguments)
-    graph.replay()
-    check_case(case, got, told)
-    # New keys in the same memory: the graph reads what is there at its replay.
-    case.buffers.key[:, :4].neg_()
-    graph.replay()
-    check_case(case, got, told)
+    check_a_graph_replays(launch.attend, case, told)

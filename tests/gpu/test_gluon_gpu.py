@@ -18,11 +18,11 @@ from freqformer.ops.backends import HOPPER, resolve
 pytest.importorskip("triton")
 
 from tests.support.attend_cases import LARGE, AttendCase, check_case, queries_of, random_case
+from tests.support.attend_gpu import check_a_graph_replays, check_nothing_else_is_written
 from tests.support.numerics import Pool, nan_filled_allocations
 
 from freqformer.ops.block_sparse.gluon import launch
 from freqformer.ops.block_sparse.triton import launch as triton_launch
-from freqformer.plan import AttentionPlan
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,7 +31,6 @@ pytestmark = [
         reason="needs a Hopper GPU",
     ),
 ]
-CANARY = -5.0
 FORMS = 40
 CALLS = 52
 """Of every form; most in `LARGE` have tiles of more than 64 tokens and run the Gluon kernel."""
@@ -61,36 +60,10 @@ def test_random_cases(form: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pool.check(least=10)
 
 
-def test_nothing_beside_the_outputs_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-
-    def guarded(query: torch.Tensor, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        size = torch.Size(shape).numel()
-        memory = torch.full((size + 8192,), CANARY, dtype=dtype or query.dtype, device=query.device)
-        made.append((memory, size))
-        return memory[4096 : 4096 + size].view(shape)
-
-    def outputs(
-        query: torch.Tensor, plan: AttentionPlan, backward: bool
-    ) -> triton_launch.AttentionOutputs:
-        rows, queries, width = query.shape
-        low, heads = plan.num_low_tokens, plan.num_heads
-        return triton_launch.AttentionOutputs(
-            out=guarded(query, rows // heads, queries - low, heads, width),
-            low_out=guarded(query, rows, low, width),
-            lse=guarded(query, rows, queries, dtype=torch.float32),
-            rounding_residual=guarded(query, rows, queries, width) if backward else None,
-        )
-
-    monkeypatch.setattr(triton_launch, "empty_outputs", outputs)
-    for form in range(4):
-        for backward in (False, True):
-            for case, told in cases(form, 5):
-                check_case(case, launch.attend(**case.arguments, backward=backward), told)
-    assert len(made) == 4 * 5 * (3 + 4)
-    for memory, size in made:
-        assert bool((memory[:4096] == CANARY).all())
-        assert bool((memory[4096 + size :] == CANARY).all())
+@pytest.mark.parametrize("backward", [False, True])
+def test_nothing_beside_the_outputs_is_written(backward: bool) -> None:
+    drawn = (drawn for form in range(4) for drawn in cases(form, 5))
+    check_nothing_else_is_written(launch.attend, drawn, backward=backward)
 
 
 @pytest.mark.parametrize("form", range(4))
@@ -129,44 +102,28 @@ def test_a_thousand_repeats_give_the_same_bits() -> None:
 
 
 def test_the_launch_is_captured_in_a_graph() -> None:
-    case, told = next(cases(1, 1))
-    launch.attend(**case.arguments)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        got = launch.attend(**case.arguments)
-    graph.replay()
-    check_case(case, got, told)
-    # New keys in the same memory: the graph reads what is there at its replay.
-    case.buffers.key[:, :4].neg_()
-    graph.replay()
-    check_case(case, got, told)
+    check_a_graph_replays(launch.attend, *next(cases(1, 1)))
 
 
 @pytest.mark.filterwarnings("default")  # of the compiler's own code
 @pytest.mark.parametrize("compiled", [False, True])
-def test_auto_takes_it_in_a_layer(compiled: bool) -> None:
+def test_a_layer_runs_it(compiled: bool) -> None:
     """Outputs and gradients of a layer are those of impl="triton", to rounding."""
     torch.manual_seed(0)
     grid = Grid(5, 16, 20)
     layer = FreqAttention(256, 4, FreqFormerConfig()).to("cuda", torch.bfloat16)
     hidden = torch.randn(2, grid.num_tokens, 256, device="cuda", dtype=torch.bfloat16)
     timestep = torch.tensor([0.2, 0.9], device="cuda")
-    half = torch.zeros(3, 2, 1, 1, 64, device="cuda", dtype=torch.bfloat16)
-    assert resolve("auto", (half[0], half[1], half[2])).name == "gluon"
-    results = {}
-    for impl in ("auto", "gluon", "triton"):
+    results = []
+    for impl in ("gluon", "triton"):
         layer.zero_grad()
-        call = torch.compile(layer, fullgraph=True) if compiled and impl == "auto" else layer
+        call = torch.compile(layer, fullgraph=True) if compiled and impl == "gluon" else layer
         out = call(hidden, grid, timestep, impl=impl)
         out.float().square().sum().backward()
-        results[impl] = [
-            out.detach(),
-            *(p.grad.clone() for p in layer.parameters() if p.grad is not None),
-        ]
-    for mine, gluon, triton in zip(*results.values(), strict=True):
-        if not compiled:
-            assert torch.equal(mine, gluon)
-        torch.testing.assert_close(mine, triton, rtol=0.05, atol=0.02 * float(triton.abs().max()))
+        grads = [p.grad.clone() for p in layer.parameters() if p.grad is not None]
+        results.append([out.detach(), *grads])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0.05, atol=0.02 * float(theirs.abs().max()))
 
 
 def test_what_it_cannot_run_is_refused() -> None:
@@ -176,4 +133,3 @@ def test_what_it_cannot_run_is_refused() -> None:
     narrow = torch.zeros(3, 2, 1, 1, 32, device="cuda", dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="head_dim is 32, and 64, 128 are allowed"):
         resolve("gluon", (narrow[0], narrow[1], narrow[2]))
-    assert resolve("auto", (narrow[0], narrow[1], narrow[2])).name == "triton"

@@ -19,7 +19,7 @@ SHARED = 227 * 1024
 """Bytes of shared memory that one program of a Hopper GPU can have."""
 REGISTERS = 168
 """65,536 registers over 12 warps, in steps of 8; warps hand them on among themselves."""
-SPILLED = {"windows": 0, "default": 256, "default, ragged, backward": 256, "everything": 448}
+SPILLED = {"windows": 0, "default": 160, "default, ragged, backward": 160, "everything": 160}
 """Most bytes of registers in memory, all of them of the bookkeeping between tasks."""
 
 

@@ -38,17 +38,21 @@ from freqformer.ops.block_sparse.gluon.softmax import first_step, softmax_step, 
 from freqformer.ops.block_sparse.gluon.tasks import (
     Given,
     extra_at,
-    next_task,
+    next_work,
     num_extras,
     num_tasks,
-    tile_extent,
 )
 from freqformer.ops.block_sparse.gluon.writing import targets, write
-from freqformer.ops.block_sparse.triton.blocks import UNSPECIALIZED, Segments, Sizes
+from freqformer.ops.block_sparse.triton.blocks import (
+    UNSPECIALIZED,
+    Segments,
+    Sizes,
+    tile_extent,
+)
 
 
 @gluon.jit
-def _produce(matrices, given, rings, blocks):
+def _produce(matrices, given, rings, blocks, EXTRAS: gl.constexpr):
     """What the producer does: fetch, in the order in which consumers need it.
 
     What it needs to know of a task and of a tile is on its way while the one before is fetched.
@@ -59,40 +63,50 @@ def _produce(matrices, given, rings, blocks):
     HALF: gl.constexpr = blocks.BLOCK_Q // CONSUMERS
     fetched = 0
     turn = 0
-    number, task = next_task(gl.program_id(0), total, given, blocks)
-    tile = gl.load(task.listed, mask=task.steps > 0, other=0)
+    number, work = next_work(gl.program_id(0), total, given, blocks)
+    # An empty list must not be read.
+    tile = gl.load(work.seen.exact.tiles, mask=work.seen.exact.length > 0, other=0)
     while number < total:
+        # Each consumer has its own half of the queries, and frees it when its own results are out.
         for consumer in gl.static_range(CONSUMERS):
-            row = task.row * query_rows + task.start + consumer * HALF
+            row = work.task.row * query_rows + work.task.start + consumer * HALF
             slot = turn % Q_STAGES * CONSUMERS + consumer
             fetch(matrices.query, row, rings.query, slot, turn // Q_STAGES & 1)
-        number, following = next_task(number + gl.num_programs(0), total, given, blocks)
-        first_tile = gl.load(following.listed, mask=following.steps > 0, other=0)
-        for step in range(task.steps):
+        number, following = next_work(number + gl.num_programs(0), total, given, blocks)
+        first_tile = gl.load(
+            following.seen.exact.tiles, mask=following.seen.exact.length > 0, other=0
+        )
+        exact = work.seen.exact
+        key_at = work.task.row * given.key_rows
+        for step in range(exact.length):
             extent = tile_extent(given.tiles, tile, blocks.TILE_TOKENS)
-            tile = gl.load(task.listed + gl.minimum(step + 1, task.steps - 1))
-            fetch_keys(task.video_at + extent.start, matrices, rings, fetched, blocks)
+            # The last step loads the last tile again: nothing after the list is read.
+            tile = gl.load(exact.tiles + gl.minimum(step + 1, exact.length - 1))
+            at = key_at + work.seen.exact_at + extent.start
+            fetch_keys(at, matrices, rings, fetched, blocks)
             fetched += 1
-        if blocks.EXTRAS:
-            # A task has one block at least, if only one without keys.
-            extras = gl.maximum(num_extras(task, blocks.BLOCK_K), gl.where(task.steps > 0, 0, 1))
+        if EXTRAS:
+            # A task has one block at least, if only one without keys: consumers wait for a first.
+            extras = gl.maximum(num_extras(work, blocks), gl.where(exact.length > 0, 0, 1))
             for step in range(extras):
-                at = extra_at(step, task, given.segments, blocks.BLOCK_K).at
-                fetch_keys(at, matrices, rings, fetched, blocks)
+                # A segment that doesn't exist lies at -1.
+                at = gl.maximum(extra_at(step, work, blocks).at, 0)
+                fetch_keys(key_at + at, matrices, rings, fetched, blocks)
                 fetched += 1
         turn += 1
         tile = first_tile
-        task = following
+        work = following
 
 
 @gluon.jit
-def _consume(given, outputs, rings, scale, blocks, CONSUMER: gl.constexpr):
+def _consume(given, outputs, rings, scale, blocks, CONSUMER: gl.constexpr, EXTRAS: gl.constexpr):
     """What a consumer does: attention of 64 queries of every task."""
     STAGES: gl.constexpr = blocks.STAGES
     total = num_tasks(given, blocks)
-    number, task = next_task(gl.program_id(0), total, given, blocks)
+    number, work = next_work(gl.program_id(0), total, given, blocks)
     used = 0
     turn = 0
+    # The first turn is consumer 0's.
     if CONSUMER == 1:
         hand_over(CONSUMER)
     some = number < total
@@ -103,29 +117,33 @@ def _consume(given, outputs, rings, scale, blocks, CONSUMER: gl.constexpr):
     mbarrier.arrive(rings.key.empty.index(0), pred=some)
     while number < total:
         slot = turn % Q_STAGES * CONSUMERS + CONSUMER
-        state = first_step(logits, used, task, given, scale, blocks, rings.query.blocks.dtype)
+        exact = work.seen.exact.length
+        state = first_step(
+            logits, used, work, given, scale, blocks, rings.query.blocks.dtype, EXTRAS
+        )
         # What comes after this task is asked for long before it is needed.
-        number, following = next_task(number + gl.num_programs(0), total, given, blocks)
-        for step in range(1, task.steps):
+        number, following = next_work(number + gl.num_programs(0), total, given, blocks)
+        for step in range(1, exact):
             state = softmax_step(
-                state, step, slot, task, given, rings, scale, blocks, CONSUMER, False
+                state, step, slot, work, given, rings, scale, blocks, CONSUMER, False
             )
-        if blocks.EXTRAS:
+        if EXTRAS:
             # In a loop of their own, so that tiles don't pay for biases.
-            steps = task.steps + num_extras(task, blocks.BLOCK_K)
-            for step in range(gl.maximum(task.steps, 1), steps):
+            steps = exact + num_extras(work, blocks)
+            for step in range(gl.maximum(exact, 1), steps):
                 state = softmax_step(
-                    state, step, slot, task, given, rings, scale, blocks, CONSUMER, True
+                    state, step, slot, work, given, rings, scale, blocks, CONSUMER, True
                 )
         used = state.used
 
         # The last product with values, and behind it the first with keys of the next task, which is
-        # under way while this one is written.
+        # under way while this one is written. After the last task it multiplies what lies there,
+        # for nobody: a branch around it would keep the compiler from overlapping the two.
         more = number < total
         before = (used - 1) % STAGES
         stage = used % STAGES
         next_slot = (turn + 1) % Q_STAGES * CONSUMERS + CONSUMER
-        target = targets(task, given, outputs, blocks, CONSUMER)
+        target = targets(work.task, given, outputs, blocks, CONSUMER)
         mbarrier.wait(rings.value.full.index(before), (used - 1) // STAGES & 1)
         take_turn(CONSUMER)
         acc = warpgroup_mma(state.p, rings.value.blocks.index(before), state.acc, is_async=True)
@@ -133,16 +151,18 @@ def _consume(given, outputs, rings, scale, blocks, CONSUMER: gl.constexpr):
         mbarrier.wait(rings.key.full.index(stage), used // STAGES & 1, pred=more)
         logits = start_logits(next_slot, used, rings, blocks)
         hand_over(CONSUMER)
+        # Products end in the order in which they began: all but the last one are done.
         acc = warpgroup_mma_wait(1, deps=(acc,))
         mbarrier.arrive(rings.value.empty.index(before))
         # Nobody reads this task's queries any more: their place takes its results.
         staged = rings.query.blocks.index(slot)
-        write(acc, state, target, task, given, outputs, staged, blocks, CONSUMER)
+        write(acc, state, target, work, given, outputs, staged, blocks, CONSUMER)
         mbarrier.arrive(rings.query.empty.index(slot))
         logits = warpgroup_mma_wait(0, deps=(logits,))
         mbarrier.arrive(rings.key.empty.index(stage), pred=more)
-        task = following
+        work = following
         turn += 1
+    # As many turns are taken as were handed over, or the barrier would be left half full.
     if CONSUMER == 0:
         take_turn(CONSUMER)
 
@@ -174,6 +194,7 @@ def attention_kernel(
     key_rows,
     text_parts,
     blocks,
+    EXTRAS: gl.constexpr,
 ):
     """Attention of all tasks; launched with as many programs as the GPU has multiprocessors, or as
     there are tasks.
@@ -184,7 +205,8 @@ def attention_kernel(
             Triton kernel.
         scale: log2(e) / sqrt(head_dim).
         num_rows to text_parts: see `UNSPECIALIZED`.
-        blocks: `Blocks`.
+        blocks: `Blocks` of the Triton kernel.
+        EXTRAS: whether any task may see keys that are not tiles.
     """
     given = Given(
         rows=rows,
@@ -215,12 +237,14 @@ def attention_kernel(
         key=new_ring(key, blocks.STAGES, blocks.BLOCK_K, blocks.HEAD_DIM, CONSUMERS),
         value=new_ring(value, blocks.STAGES, blocks.BLOCK_K, blocks.HEAD_DIM, CONSUMERS),
     )
-    # Registers go from the producer's warp group to the consumers.
+    # Four warps for the first consumer, four for the second, one for the producer. The producer's
+    # registers go to the consumers, whose products fill theirs: 64 rows of 128 columns in float32
+    # are 64 registers a thread, once for outputs and once for logits, and 32 for weights.
     gl.warp_specialize(
         [
-            (_consume, (given, outputs, rings, scale, blocks, 0)),
-            (_consume, (given, outputs, rings, scale, blocks, 1)),
-            (_produce, (matrices, given, rings, blocks)),
+            (_consume, (given, outputs, rings, scale, blocks, 0, EXTRAS)),
+            (_consume, (given, outputs, rings, scale, blocks, 1, EXTRAS)),
+            (_produce, (matrices, given, rings, blocks, EXTRAS)),
         ],
         [4, 1],
         [232, 40],

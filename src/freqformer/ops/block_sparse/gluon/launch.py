@@ -17,7 +17,6 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from freqformer.buffers import text_parts
 from freqformer.ops.block_sparse.gluon.forward import attention_kernel
 from freqformer.ops.block_sparse.gluon.rings import CONSUMERS
-from freqformer.ops.block_sparse.gluon.tasks import Blocks
 from freqformer.ops.block_sparse.records import (
     AttentionBuffers,
     AttentionOutputs,
@@ -26,7 +25,7 @@ from freqformer.ops.block_sparse.records import (
 )
 from freqformer.ops.block_sparse.tables import LaunchTables
 from freqformer.ops.block_sparse.triton import launch as triton_launch
-from freqformer.ops.block_sparse.triton.blocks import Rows
+from freqformer.ops.block_sparse.triton.blocks import Blocks, Rows
 from freqformer.ops.block_sparse.triton.forward import Outputs
 
 logger = logging.getLogger(__name__)
@@ -56,8 +55,7 @@ def attend(
     """
     plan = tables.plan
     query = buffers.query
-    num_rows, _, head_dim = query.shape
-    _, key_rows, _ = buffers.key.shape
+    num_rows, key_rows, head_dim = buffers.key.shape
     reason = _unfit(plan.layout.slots, num_rows * key_rows)
     if reason is not None:
         _tell_once(reason)
@@ -97,6 +95,7 @@ def attend(
             key_rows=key_rows,
             text_parts=parts,
             blocks=_blocks(tables, rows, head_dim),
+            EXTRAS=bool(plan.num_text_tokens or rows.lows or plan.cells.num_cells),
             **triton_launch.query_sizes(tables, lists),
             num_warps=4,
         )
@@ -128,20 +127,20 @@ def _programs(query: Tensor, rows: RowBands, tables: LaunchTables, parts: int) -
 
 def _blocks(tables: LaunchTables, rows: RowBands, head_dim: int) -> Blocks:
     """What the kernel is compiled for."""
-    plan = tables.plan
-    slots = plan.layout.slots
-    text = plan.num_text_tokens > 0
-    return Blocks(
-        HEAD_DIM=gl.constexpr(head_dim),
-        BLOCK_Q=gl.constexpr(BLOCK),
-        BLOCK_K=gl.constexpr(BLOCK),
-        TILE_TOKENS=gl.constexpr(slots if tables.uniform else 0),
-        SAFE=gl.constexpr(slots // 8 * 8),
-        STAGES=gl.constexpr(STAGES),
-        TEXT=gl.constexpr(text),
-        LOWS=gl.constexpr(rows.lows),
-        BRANCH=gl.constexpr(rows.low_branch),
-        EXTRAS=gl.constexpr(text or rows.lows or plan.cells.num_cells > 0),
+    slots = tables.plan.layout.slots
+    return triton_launch.compiled_for(
+        HEAD_DIM=head_dim,
+        BLOCK_Q=BLOCK,
+        BLOCK_K=BLOCK,
+        DESCRIPTORS=True,
+        STAGES=STAGES,
+        TILE_TOKENS=slots if tables.uniform else 0,
+        QUERY_BLOCKS=1,
+        KEY_BLOCKS=1,
+        SAFE=slots // 8 * 8,
+        TEXT=tables.plan.num_text_tokens > 0,
+        LOWS=rows.lows,
+        BRANCH=rows.low_branch,
     )
 
 

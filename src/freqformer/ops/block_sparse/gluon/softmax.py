@@ -18,10 +18,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from freqformer.ops.block_sparse.gluon.rings import CONSUMERS, hand_over, take_turn
-from freqformer.ops.block_sparse.gluon.tasks import extra_at, tile_extent
-from freqformer.ops.block_sparse.triton.blocks import LOG2_E
-
-MASKED = gl.constexpr(float("-inf"))
+from freqformer.ops.block_sparse.gluon.tasks import extra_at
+from freqformer.ops.block_sparse.triton.blocks import tile_extent
+from freqformer.ops.block_sparse.triton.softmax import MASKED
+from freqformer.ops.block_sparse.triton.tasks import extra_ends, key_bias
 
 LOWEST = gl.constexpr(-1e30)
 """The largest logit of a query that has seen no key: below every logit, and finite, so that
@@ -66,11 +66,12 @@ def start_logits(slot, used, rings, blocks):
 
 
 @gluon.jit
-def in_tile(logits, step, task, given, blocks):
-    """Logits of a tile's tokens, -inf in columns that hold none."""
+def in_tile(logits, step, work, given, blocks):
+    """Logits of a tile's tokens, -inf in columns that hold none: `mask_tile_end` of the Triton
+    kernel, in this layout."""
     column = gl.arange(0, blocks.BLOCK_K, layout=gl.SliceLayout(0, logits.type.layout))
     if blocks.TILE_TOKENS != blocks.BLOCK_K:
-        tile = gl.load(task.listed + step)
+        tile = gl.load(work.seen.exact.tiles + step)
         left = tile_extent(given.tiles, tile, blocks.TILE_TOKENS).count
         # Columns below SAFE are masked in short tiles alone: the compiler drops the first mask
         # there.
@@ -82,30 +83,39 @@ def in_tile(logits, step, task, given, blocks):
 
 
 @gluon.jit
-def in_extra(logits, step, task, given, scale, blocks):
+def in_extra(logits, step, work, given, scale, blocks):
     """Logits, before `scale`, of other keys: with their biases, -inf in columns that hold none."""
     column = gl.arange(0, blocks.BLOCK_K, layout=gl.SliceLayout(0, logits.type.layout))
-    extra = extra_at(step - task.steps, task, given.segments, blocks.BLOCK_K)
-    seen = column < extra.left
-    bias = gl.load(task.first_bias + extra.skip + column, mask=seen & extra.is_first, other=0.0)
-    if given.biases.text_mask is not None:
-        of_sample = given.biases.text_mask + task.row // given.num_heads * given.sizes.text
-        visible = gl.load(of_sample + extra.skip + column, mask=seen & extra.is_text, other=1)
-        seen &= visible != 0
-    bias = gl.where(seen, (bias * LOG2_E + extra.shift) * (1.0 / scale), MASKED)
-    return logits + bias[None, :]
+    step -= work.seen.exact.length
+    ends = extra_ends(work.seen.extras, blocks)
+    # The heads of a sample share a mask.
+    text_mask = given.biases.text_mask
+    if text_mask is not None:
+        text_mask += work.task.row // given.num_heads * given.sizes.text
+    bias = key_bias(
+        extra_at(step, work, blocks),
+        column,
+        work.seen.extras.first_bias,
+        text_mask,
+        step < ends.first,
+        step >= ends.high,
+    )
+    # Biases are in base 2 and logits not scaled yet: one multiply-add then scales both.
+    return logits + (bias * (1.0 / scale))[None, :]
 
 
 @gluon.jit
-def first_step(logits, used, task, given, scale, blocks, narrow: gl.constexpr):
+def first_step(
+    logits, used, work, given, scale, blocks, narrow: gl.constexpr, EXTRAS: gl.constexpr
+):
     """The state after a task's first block of keys."""
     of_acc: gl.constexpr = products_layout(blocks.HEAD_DIM)
-    if not blocks.EXTRAS:
-        logits = in_tile(logits, 0, task, given, blocks)
-    elif task.steps > 0:
-        logits = in_tile(logits, 0, task, given, blocks)
+    if not EXTRAS:
+        logits = in_tile(logits, 0, work, given, blocks)
+    elif work.seen.exact.length > 0:
+        logits = in_tile(logits, 0, work, given, blocks)
     else:
-        logits = in_extra(logits, 0, task, given, scale, blocks)
+        logits = in_extra(logits, 0, work, given, scale, blocks)
     m_i = gl.maximum(gl.max(logits, 1) * scale, LOWEST)
     weights = gl.exp2(logits * scale - m_i[:, None])
     return State(
@@ -122,7 +132,7 @@ def softmax_step(
     state,
     step,
     slot,
-    task,
+    work,
     given,
     rings,
     scale,
@@ -145,9 +155,9 @@ def softmax_step(
     hand_over(CONSUMER)
     logits = warpgroup_mma_wait(1, deps=(logits,))
     if EXTRA:
-        logits = in_extra(logits, step, task, given, scale, blocks)
+        logits = in_extra(logits, step, work, given, scale, blocks)
     else:
-        logits = in_tile(logits, step, task, given, blocks)
+        logits = in_tile(logits, step, work, given, blocks)
     m_i = gl.maximum(state.m_i, gl.max(logits, 1) * scale)
     weights = gl.exp2(logits * scale - m_i[:, None])
     alpha = gl.exp2(state.m_i - m_i)

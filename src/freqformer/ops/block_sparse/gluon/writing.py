@@ -10,8 +10,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
 from freqformer.ops.block_sparse.gluon.rings import CONSUMERS
-from freqformer.ops.block_sparse.gluon.softmax import MASKED
 from freqformer.ops.block_sparse.triton.blocks import LN_2
+from freqformer.ops.block_sparse.triton.softmax import MASKED
 
 
 @gluon.jit
@@ -26,48 +26,40 @@ def targets(task, given, outputs, blocks, CONSUMER: gl.constexpr):
     target = start + row
     if outputs.raster is not None:
         if start < given.sizes.video:
-            written = row < task.queries - CONSUMER * ROWS
+            written = row < task.count - CONSUMER * ROWS
             target = gl.load(outputs.raster + target, mask=written, other=0)
     return target
 
 
 @gluon.jit
-def write(acc, state, target, task, given, outputs, staged, blocks, CONSUMER: gl.constexpr):
+def write(acc, state, target, work, given, outputs, staged, blocks, CONSUMER: gl.constexpr):
     """Results of a consumer's queries, with their log-sum-exp."""
     ROWS: gl.constexpr = blocks.BLOCK_Q // CONSUMERS
     acc_rows: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
-    sizes = given.sizes
+    task = work.task
     start = task.start + CONSUMER * ROWS
-    left = task.queries - CONSUMER * ROWS
+    left = task.count - CONSUMER * ROWS
+    # A query that saw no key: zeros, and the logarithm of no weight.
     some = state.l_i > 0
     total = gl.where(some, state.l_i, 1.0)
-    lse = gl.where(some, (state.m_i + task.common + gl.log2(total)) * LN_2, MASKED)
+    lse = gl.where(some, (state.m_i + work.seen.common + gl.log2(total)) * LN_2, MASKED)
     acc = acc * gl.convert_layout(1.0 / total, acc_rows)[:, None]
-    row = gl.arange(0, ROWS, layout=state.m_i.type.layout)
     if outputs.parts is None:
-        own = _first_row(task, sizes) + start
-        gl.store(outputs.lse + own + row, lse, mask=row < left)
-        _write_rows(acc, own, target, left, task, given, outputs, staged, blocks)
+        _write_rows(acc, lse, target, start, left, task, given, outputs, staged, blocks)
     elif task.is_text:
-        at = (task.row * given.text_parts + task.part) * sizes.text + start - sizes.video
-        gl.store(outputs.parts.lse + at + row, lse, mask=row < left)
-        _write_part(acc, at, left, outputs, blocks)
+        _write_part(acc, lse, start, left, task, given, outputs, blocks)
     else:
-        own = _first_row(task, sizes) + start
-        gl.store(outputs.lse + own + row, lse, mask=row < left)
-        _write_rows(acc, own, target, left, task, given, outputs, staged, blocks)
+        _write_rows(acc, lse, target, start, left, task, given, outputs, staged, blocks)
 
 
 @gluon.jit
-def _first_row(task, sizes):
-    """Of the queries of a head, in a matrix of all heads' queries."""
-    return task.row.to(gl.int64) * (sizes.video + sizes.text + sizes.low)
-
-
-@gluon.jit
-def _write_part(acc, at, left, outputs, blocks):
+def _write_part(acc, lse, start, left, task, given, outputs, blocks):
     """Text queries over a part of their keys, in float32: few, so that it need not be fast."""
     of_acc: gl.constexpr = acc.type.layout
+    sizes = given.sizes
+    at = (task.row * given.text_parts + task.part) * sizes.text + start - sizes.video
+    row = gl.arange(0, acc.shape[0], layout=lse.type.layout)
+    gl.store(outputs.parts.lse + at + row, lse, mask=row < left)
     row = gl.arange(0, acc.shape[0], layout=gl.SliceLayout(1, of_acc))
     column = gl.arange(0, blocks.HEAD_DIM, layout=gl.SliceLayout(0, of_acc))
     entry = (at + row).to(gl.int64)[:, None] * blocks.HEAD_DIM + column[None, :]
@@ -75,17 +67,25 @@ def _write_part(acc, at, left, outputs, blocks):
 
 
 @gluon.jit
-def _write_rows(acc, own, target, left, task, given, outputs, staged, blocks):
-    """Rows of outputs, and what rounding took from them, by way of shared memory: the threads that
-    hold a row of products hold pieces of it, and memory wants it whole."""
+def _write_rows(acc, lse, target, start, left, task, given, outputs, staged, blocks):
+    """Rows of outputs, what rounding took from them, and their log-sum-exp.
+
+    Rows go by way of shared memory: the threads that hold a row of products hold pieces of 4 bytes,
+    and memory wants whole sectors of 32.
+    """
     HEAD_DIM: gl.constexpr = blocks.HEAD_DIM
     of_rows: gl.constexpr = target.type.layout.parent
     narrow: gl.constexpr = staged.dtype
     sizes = given.sizes
     first_low = sizes.video + sizes.text
+    # The first of these queries among those of all rows, which may be more than 32 bits count.
+    own = task.row.to(gl.int64) * (first_low + sizes.low) + start
+    row = gl.arange(0, acc.shape[0], layout=lse.type.layout)
+    gl.store(outputs.lse + own + row, lse, mask=row < left)
     row = gl.arange(0, acc.shape[0], layout=gl.SliceLayout(1, of_rows))
     column = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, of_rows))
     written = row < left
+    # `out` is (B, N + X, H, D): the tokens of one row lie `num_heads` vectors apart.
     matrix = outputs.out
     begin = (task.row // given.num_heads).to(gl.int64) * first_low * given.num_heads
     begin += task.row % given.num_heads
