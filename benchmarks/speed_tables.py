@@ -22,8 +22,8 @@ ROWS = ("default", "windows", "paper", "dense")
 PASSES = ("forward", "forward and backward")
 LAYERS_NOTE = (
     "Whole layers with projections, forward / forward and backward in ms, {gpu}, bfloat16, "
-    "head_dim 128. `windows`: neither router nor LOW branch; `paper`: `FreqFormerConfig.paper()`; "
-    "`dense`: cuDNN (`PYTHONPATH=src:. python benchmarks/layers.py`)."
+    "head_dim 128, commit {commit}. `windows`: neither router nor LOW branch; `paper`: "
+    "`FreqFormerConfig.paper()`; `dense`: cuDNN (`PYTHONPATH=src:. python benchmarks/layers.py`)."
 )
 OPERATION_NOTE = (
     "Attention without projections, forward, {gpu}, bfloat16, head_dim 128. **Not the default**, "
@@ -50,7 +50,9 @@ def layers_text(results: dict[str, Any]) -> str:
     """The table of whole layers; a dash for what was not measured."""
     head = ["tokens × heads", *ROWS, "dense / default"]
     lines = [size_line(size) for size in results["sizes"].values()]
-    note = LAYERS_NOTE.format(gpu=results["machine"]["gpu"])
+    note = LAYERS_NOTE.format(
+        gpu=results["machine"]["gpu"], commit=results["machine"]["commit"][:7]
+    )
     return f"{note}\n\n{table(head, lines)}"
 
 

@@ -81,7 +81,7 @@ def test_a_table_of_whole_layers() -> None:
         "forward and backward": {"layer default": {"ms": 8.0}, "layer windows": {"ms": 1000.5}},
     }
     sizes = {"65,536 x 8": size, "1,024 x 2": {"tokens": 1024, "heads": 2, "forward": {}}}
-    text = layers_text({"machine": {"gpu": "NVIDIA H100"}, "sizes": sizes})
+    text = layers_text({"machine": {"gpu": "NVIDIA H100", "commit": "0123456789"}, "sizes": sizes})
     line = "| 65,536 × 8 | 2.0 / 8.0 | – / 1,000.5 | – / – | 30.0 / – | 15.0 / – |"
     assert line in text
     assert "| 1,024 × 2 | – / – | – / – | – / – | – / – | – / – |" in text
