@@ -92,12 +92,14 @@ def test_what_the_backward_reads_is_the_triton_kernels(form: int) -> None:
 
 def test_a_thousand_repeats_give_the_same_bits() -> None:
     case, _ = next(cases(1, 1))
-    first = launch.attend(**case.arguments, backward=True)
     changed = torch.zeros((), dtype=torch.int64, device="cuda")
-    for _ in range(1000):
-        again = launch.attend(**case.arguments, backward=True)
-        for mine, other in zip(first, again, strict=True):
-            changed += (mine.view(torch.uint8) != other.view(torch.uint8)).sum()
+    # The same NaN where a row has no such queries and nothing is written.
+    with nan_filled_allocations():
+        first = launch.attend(**case.arguments, backward=True)
+        for _ in range(1000):
+            again = launch.attend(**case.arguments, backward=True)
+            for mine, other in zip(first, again, strict=True):
+                changed += (mine.view(torch.uint8) != other.view(torch.uint8)).sum()
     assert int(changed) == 0
 
 

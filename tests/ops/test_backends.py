@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -104,6 +105,33 @@ def test_one_more_row_is_one_more_backend(monkeypatch: pytest.MonkeyPatch) -> No
         resolve("auto", make_tensors("meta", torch.float64))
     with pytest.raises(ValueError, match="impl is 'half', which can't run: the tensors are not"):
         resolve("half", make_tensors())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "hopper", "chosen"),
+    [
+        (torch.bfloat16, 128, True, "gluon"),
+        (torch.float16, 64, True, "gluon"),
+        (torch.bfloat16, 128, False, "triton"),
+        (torch.float32, 128, True, "triton"),
+        (torch.bfloat16, 32, True, "triton"),
+        (torch.float64, 128, True, "eager"),
+    ],
+)
+def test_auto_takes_the_kernel_for_hopper_there(
+    dtype: torch.dtype, head_dim: int, hopper: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "_triton_installed", lambda: True)
+    monkeypatch.setattr(backends, "_triton_interprets", lambda: False)
+    monkeypatch.setattr(backends, "_is_hopper", lambda device: hopper)
+    backends._tell_once.__wrapped__.cache_clear()
+    told = (
+        pytest.warns(UserWarning, match="many times slower, since impl='gluon' can't run")
+        if chosen == "eager"
+        else nullcontext()
+    )
+    with told:
+        assert resolve("auto", make_tensors("meta", dtype, head_dim)).name == chosen
 
 
 @pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")

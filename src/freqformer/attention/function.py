@@ -67,8 +67,9 @@ def frequency_attention(
         token_order: order of the video tokens in and out, `raster` or `tile`.
         impl: `triton` (fused, on a GPU; head_dim 16, 32, 64 or 128, not float64), `gluon` (the same
             with an attention kernel for Hopper; head_dim 64 or 128 in 16 bits), `eager` (linear
-            memory, any device), `reference` (full masks), or `auto`: triton on a GPU where it can
-            run, else eager. The log says which, and a warning says once why a GPU runs eager.
+            memory, any device), `reference` (full masks), or `auto`: on a GPU gluon where it can
+            run, else triton where it can, else eager. The log says which, and a warning says once
+            why a GPU runs eager.
 
     Returns: (batch, tokens, heads, head_dim) in the dtype of the query.
 

@@ -143,8 +143,7 @@ def _gluon_launches() -> Launches:
 
 
 BACKENDS = (
-    # By its name only, until its tests have run on a GPU as it stands: docs/status.md.
-    Backend("gluon", None, "never", _gluon_reason, _gluon_launches),
+    Backend("gluon", None, "gpu", _gluon_reason, _gluon_launches),
     Backend("triton", None, "gpu", _triton_reason, _triton_launches),
     Backend("eager", "eager", "anywhere", _no_reason),
     Backend("reference", "reference", "never", _no_reason),
