@@ -74,7 +74,6 @@ class Layer:
             config=self.config,
             parameters=self.parameters,
             plan=self.plan,
-            impl="triton",
         )
 
 

@@ -32,6 +32,21 @@ WHOLE_RECORD = "routing" in {entry.name for entry in fields(FreqFormerConfig)}
 TIMESTEP = 0.5
 
 
+def impl_of(device: str) -> Any:
+    """What is timed: on a GPU what a user gets; on a CPU, a try, the fused plan."""
+    return "auto" if device == "cuda" else "triton"
+
+
+def backend_of(size: Size, device: str, dtype: torch.dtype) -> str:
+    """The name of the backend that rows of bands run."""
+    if not WHOLE_RECORD:
+        return "triton"  # the only fused one then
+    from freqformer.ops.backends import resolve
+
+    one = torch.zeros(1, 1, 1, size.head_dim, device=device, dtype=dtype)
+    return resolve(impl_of(device), (one, one, one)).name
+
+
 @dataclass(frozen=True)
 class Row:
     """A configuration of a layer in today's words."""
@@ -171,7 +186,7 @@ def make_layer(name: str, size: Size, device: str, dtype: torch.dtype) -> Timed:
         for key, parameter in layer.named_parameters():
             parameter.copy_(_weight(key, tuple(parameter.shape), device))
     if not row.dense:
-        layer.set_impl("triton")
+        layer.set_impl(impl_of(device))
     if row.frozen:
         layer.set_routing_table(_table(row, size))
     hidden = _leaf("hidden", (1, size.grid.num_tokens, size.dim), device, dtype)
@@ -240,7 +255,7 @@ def make_operation(name: str, size: Size, device: str, dtype: torch.dtype) -> Ti
             rotary=_rotary(size, device), query_norm=query_norm, key_norm=key_norm
         ),
         "token_order": "raster",
-        "impl": "triton",
+        "impl": impl_of(device),
     }
     query, key, value = tensors
     if not row.low_branch:

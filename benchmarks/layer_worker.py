@@ -21,7 +21,7 @@ from torch import Tensor
 import freqformer
 import record
 from freqformer.grid import Grid
-from layer_rows import KINDS, ROWS, Size, Timed, drawn, forget_inputs, record_of
+from layer_rows import KINDS, ROWS, Size, Timed, backend_of, drawn, forget_inputs, record_of
 
 SHOWN = 256
 """Values of an output that are sent, to be compared."""
@@ -42,7 +42,8 @@ class Worker:
         num_frames, height, width = grid
         size = Size(Grid(num_frames, height, width), heads, head_dim)
         self.made[f"{kind} {row}"] = KINDS[kind](row, size, self.device, self.dtype)
-        return {"config": record_of(ROWS[row]).to_dict()}
+        impl = None if ROWS[row].dense else backend_of(size, self.device, self.dtype)
+        return {"config": record_of(ROWS[row]).to_dict(), "impl": impl}
 
     def check(self, name: str, backward: bool) -> Any:
         """Run once, which compiles what has to be: time, memory, and a sample of the result."""

@@ -196,7 +196,9 @@ class Bench:
         answers: dict[str, dict[str, Any]] = {}
         for version, process in asked.items():
             if row not in self.made:
-                self.results["configs"].setdefault(version, {})[name] = process.answer()["config"]
+                made = process.answer()
+                self.results["configs"].setdefault(version, {})[name] = made["config"]
+                self.results["impl"].setdefault(version, {})[row] = made["impl"]
             answers[version] = process.answer()
         self.made.add(row)
         return answers
@@ -320,6 +322,7 @@ def main() -> None:
             "earlier_commit": arguments.beside_commit,
             "dtype": "float32" if arguments.quick else "bfloat16",
             "configs": {},
+            "impl": {},
             "launches": {},
             "sizes": {},
             "differences": {},
