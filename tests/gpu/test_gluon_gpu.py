@@ -19,9 +19,10 @@ pytest.importorskip("triton")
 
 from tests.support.attend_cases import LARGE, AttendCase, check_case, queries_of, random_case
 from tests.support.attend_gpu import check_a_graph_replays, check_nothing_else_is_written
+from tests.support.attend_grads import check_grads, random_output_grads
 from tests.support.numerics import Pool, nan_filled_allocations
 
-from freqformer.ops.block_sparse.gluon import launch
+from freqformer.ops.block_sparse.gluon import launch, launch_backward
 from freqformer.ops.block_sparse.triton import launch as triton_launch
 
 pytestmark = [
@@ -51,7 +52,7 @@ def cases(form: int, count: int, first: int = 0) -> Iterator[tuple[AttendCase, d
 def test_random_cases(form: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffers, "TEXT_PART_TILES", 8)
     # Tiles of at most 64 tokens too, which a call leaves to the Triton kernel.
-    monkeypatch.setattr(launch, "_unfit", lambda slots, key_rows: None)
+    monkeypatch.setattr(launch, "unfit", lambda slots, buffers: None)
     pool = Pool()
     for case, told in cases(form, CALLS):
         with nan_filled_allocations():
@@ -61,6 +62,19 @@ def test_random_cases(form: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("form", range(FORMS))
+def test_random_gradients(form: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "unfit", lambda slots, buffers: None)
+    monkeypatch.setattr(launch_backward, "unfit", lambda slots, buffers: None)
+    pool = Pool()
+    for case, told in cases(form, CALLS):
+        with nan_filled_allocations():
+            check_grads(
+                case, told, pool, outliers=told["outliers"] > 1, own_forward=True, impl="gluon"
+            )
+    pool.check(least=10)
+
+
 def test_nothing_beside_the_outputs_is_written(backward: bool) -> None:
     drawn = (drawn for form in range(4) for drawn in cases(form, 5))
     check_nothing_else_is_written(launch.attend, drawn, backward=backward)
@@ -100,6 +114,21 @@ def test_a_thousand_repeats_give_the_same_bits() -> None:
             again = launch.attend(**case.arguments, backward=True)
             for mine, other in zip(first, again, strict=True):
                 changed += (mine.view(torch.uint8) != other.view(torch.uint8)).sum()
+    assert int(changed) == 0
+
+
+def test_gradients_have_the_same_bits_a_thousand_times() -> None:
+    case, _ = next(cases(0, 1))
+    outputs = launch.attend(**case.arguments, backward=True)
+    grads = random_output_grads(case)
+    changed = torch.zeros((), dtype=torch.int64, device="cuda")
+    with nan_filled_allocations():
+        first = launch_backward.attend_backward(grads, outputs, **case.arguments)
+        for _ in range(1000):
+            again = launch_backward.attend_backward(grads, outputs, **case.arguments)
+            for mine, other in zip(first, again, strict=True):
+                if mine is not None and other is not None:
+                    changed += (mine.view(torch.uint8) != other.view(torch.uint8)).sum()
     assert int(changed) == 0
 
 

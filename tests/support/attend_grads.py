@@ -11,8 +11,8 @@ from tests.support.attend_cases import AttendCase, _bias, _segments, expected, q
 from tests.support.numerics import Pool, check_errors
 from torch import Tensor
 
+from freqformer.ops.backends import launches_of
 from freqformer.ops.block_sparse.records import AttentionOutputs
-from freqformer.ops.block_sparse.triton.launch import attend
 from freqformer.ops.parameters import BranchGates
 
 LOG2_E = math.log2(math.e)
@@ -105,6 +105,7 @@ def check_grads(
     *,
     outliers: bool = False,
     own_forward: bool = False,
+    impl: str = "triton",
 ) -> None:
     """Raise AssertionError unless `attend_backward` is as near float64 as a peer in the same dtype.
 
@@ -115,7 +116,7 @@ def check_grads(
     exact, peer = expected_grads(case, grads), expected_grads(case, grads, case.buffers.query.dtype)
     exact, peer = summed(exact, exact), summed(peer, exact)
     actual, beside, wanted = (
-        named(x, exact) for x in (kernel_grads(case, grads, own_forward), peer, exact)
+        named(x, exact) for x in (kernel_grads(case, grads, own_forward, impl), peer, exact)
     )
     # A query of one key has no gradient, but the two terms of its slope are sums in different
     # orders; an offset's gradient adds up one such difference per query.
@@ -135,13 +136,17 @@ def check_grads(
 
 
 def kernel_grads(
-    case: AttendCase, grads: tuple[Tensor, Tensor], own_forward: bool = False
+    case: AttendCase,
+    grads: tuple[Tensor, Tensor],
+    own_forward: bool = False,
+    impl: str = "triton",
 ) -> AttendGrads:
-    """The gradients of the kernels, from the exact outputs or from those of the kernels'
+    """The gradients of a backend's kernels, from the exact outputs or from those of its own
     forward."""
-    from freqformer.ops.block_sparse.triton.launch_backward import attend_backward
-
-    outputs = attend(**case.arguments, backward=True) if own_forward else exact_outputs(case)
+    launches = launches_of(impl)
+    outputs = (
+        launches.attend(**case.arguments, backward=True) if own_forward else exact_outputs(case)
+    )
     arguments: dict[str, Any] = case.arguments
     if case.rows.low_branch:
         batch, tokens, heads, _ = grads[0].shape
@@ -149,7 +154,7 @@ def kernel_grads(
         gates = grads[0].new_zeros(batch, 2, heads)  # gates of zero change no gradient
         own = grads[0].new_empty(batch, video, 2, heads, dtype=torch.float32)
         arguments |= {"low_branch": BranchGates(by_sample=gates), "gate_grads": own}
-    got = attend_backward(grads, outputs, **arguments)
+    got = launches.attend_backward(grads, outputs, **arguments, deterministic=True)
     offsets = None if got.summary_offsets is None else got.summary_offsets.flatten(0, 1)
     return AttendGrads(got.query, got.key, got.value, offsets)
 

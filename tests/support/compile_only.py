@@ -122,7 +122,7 @@ def main(capability: str, name: str) -> None:
     from freqformer.ops.block_sparse.gluon import launch
 
     case, backward = _case(name)
-    with mock.patch.object(launch, "_multiprocessors", return_value=132):
+    with mock.patch.object(launch, "multiprocessors", return_value=132):
         found = compile_launches(
             int(capability), lambda: launch.attend(**case.arguments, backward=backward)
         )

@@ -138,8 +138,9 @@ def _triton_launches() -> Launches:
 
 def _gluon_launches() -> Launches:
     from freqformer.ops.block_sparse.gluon.launch import attend
+    from freqformer.ops.block_sparse.gluon.launch_backward import attend_backward
 
-    return Launches(attend, _triton_launches().attend_backward)
+    return Launches(attend, attend_backward)
 
 
 BACKENDS = (

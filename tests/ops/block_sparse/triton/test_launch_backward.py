@@ -216,7 +216,8 @@ def test_queries_in_parts(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pointers_in_place_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "freqformer.ops.block_sparse.triton.launch_backward._Call.descriptors", lambda *_: False
+        "freqformer.ops.block_sparse.triton.launch_backward.BackwardLaunches.descriptors",
+        lambda *_: False,
     )
     grid, config, bands, options = CASES["low tokens fill two blocks"]
     check(

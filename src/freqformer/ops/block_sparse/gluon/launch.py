@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 BLOCK = 128
 """Queries of a task and keys of a step: the most tokens that a tile holds."""
+ROUNDED = 2**24
+"""More than statistics of a call have beyond its queries, since their rows are rounded up."""
 STAGES = 2
 """Blocks of keys, and of values, that shared memory holds beside the queries of two tasks."""
 ELEMENTS = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
@@ -56,9 +58,9 @@ def attend(
     plan = tables.plan
     query = buffers.query
     num_rows, key_rows, head_dim = buffers.key.shape
-    reason = _unfit(plan.layout.slots, num_rows * key_rows)
+    reason = unfit(plan.layout.slots, buffers)
     if reason is not None:
-        _tell_once(reason)
+        tell_once(reason)
         return triton_launch.attend(
             buffers,
             rows,
@@ -74,10 +76,10 @@ def attend(
     parts = 1 if backward or not plan.num_text_tokens else text_parts(plan.layout.num_tiles)
     text = triton_launch.empty_parts(query, parts, plan.num_text_tokens)
     with torch.cuda.device_of(query):
-        attention_kernel[(_programs(query, rows, tables, parts),)](
-            _matrix(query, BLOCK // CONSUMERS.value),
-            _matrix(buffers.key, BLOCK),
-            _matrix(buffers.value, BLOCK),
+        attention_kernel[(programs(query, rows, tables, parts),)](
+            matrix_of(query, BLOCK // CONSUMERS.value),
+            matrix_of(buffers.key, BLOCK),
+            matrix_of(buffers.value, BLOCK),
             Outputs(
                 out=outputs.out,
                 raster=tables.raster if token_order == "raster" else None,
@@ -95,7 +97,7 @@ def attend(
             key_rows=key_rows,
             text_parts=parts,
             blocks=_blocks(tables, rows, head_dim),
-            EXTRAS=bool(plan.num_text_tokens or rows.lows or plan.cells.num_cells),
+            EXTRAS=has_extras(rows, tables),
             **triton_launch.query_sizes(tables, lists),
             num_warps=4,
         )
@@ -104,25 +106,32 @@ def attend(
     return outputs
 
 
-def _unfit(slots: int, key_rows: int) -> str | None:
-    """Why a call goes to the Triton kernel, if it does."""
+def unfit(slots: int, buffers: AttentionBuffers) -> str | None:
+    """Why a call goes to Triton's kernels, if it does."""
     if slots <= BLOCK // 2:
         return f"tiles hold at most {slots} tokens"
-    return f"the key buffer has {key_rows} rows" if key_rows >= 2**31 else None
+    rows = len(buffers.query) * max(buffers.query.shape[1], buffers.key.shape[1])
+    return f"a buffer has {rows} rows" if rows >= 2**31 - ROUNDED else None
 
 
 @lru_cache(maxsize=64)
-def _tell_once(reason: str) -> None:
-    logger.info("the attention launch of impl='gluon' runs Triton's kernel, since %s", reason)
+def tell_once(reason: str) -> None:
+    logger.info("the attention launch of impl='gluon' runs Triton's kernels, since %s", reason)
 
 
-def _programs(query: Tensor, rows: RowBands, tables: LaunchTables, parts: int) -> int:
+def has_extras(rows: RowBands, tables: LaunchTables) -> bool:
+    """Whether any query may see keys that are not tiles."""
+    plan = tables.plan
+    return bool(plan.num_text_tokens or rows.lows or plan.cells.num_cells)
+
+
+def programs(query: Tensor, rows: RowBands, tables: LaunchTables, parts: int) -> int:
     """As many as the GPU has multiprocessors, or as there are tasks."""
     plan = tables.plan
     tasks = plan.layout.num_tiles + -(-plan.num_text_tokens // BLOCK) * parts
     if rows.lows:
         tasks += -(-plan.num_low_tokens // BLOCK)
-    return min(len(query) * tasks, _multiprocessors(query.device))
+    return min(len(query) * tasks, multiprocessors(query.device))
 
 
 def _blocks(tables: LaunchTables, rows: RowBands, head_dim: int) -> Blocks:
@@ -144,7 +153,7 @@ def _blocks(tables: LaunchTables, rows: RowBands, head_dim: int) -> Blocks:
     )
 
 
-def _matrix(x: Tensor, rows: int) -> TensorDescriptor:
+def matrix_of(x: Tensor, rows: int) -> TensorDescriptor:
     """(R, rows, D) as the kernel fetches it, in blocks of rows."""
     block = [rows, x.shape[2]]
     layout = gl.NVMMASharedLayout.get_default_for(block, ELEMENTS[x.dtype])
@@ -152,5 +161,5 @@ def _matrix(x: Tensor, rows: int) -> TensorDescriptor:
 
 
 @lru_cache(maxsize=16)
-def _multiprocessors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count

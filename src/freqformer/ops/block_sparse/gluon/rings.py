@@ -46,6 +46,15 @@ class Ring(NamedTuple):
 
 
 @gluon.jit
+def new_barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
+    """Barriers in shared memory, each of which waits for so many arrivals."""
+    barriers = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
+    for number in gl.static_range(COUNT):
+        mbarrier.init(barriers.index(number), count=ARRIVALS)
+    return barriers
+
+
+@gluon.jit
 def new_ring(
     matrix,
     STAGES: gl.constexpr,
@@ -55,11 +64,8 @@ def new_ring(
 ):
     """Room for blocks of a matrix, and their barriers: USERS consumers use each block."""
     blocks = gl.allocate_shared_memory(matrix.dtype, [STAGES, ROWS, HEAD_DIM], matrix.layout)
-    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for stage in gl.static_range(STAGES):
-        mbarrier.init(full.index(stage), count=1)
-        mbarrier.init(empty.index(stage), count=USERS)
+    full = new_barriers(STAGES, 1)
+    empty = new_barriers(STAGES, USERS)
     return Ring(blocks=blocks, full=full, empty=empty)
 
 

@@ -70,9 +70,10 @@ def in_tile(logits, step, work, given, blocks):
     """Logits of a tile's tokens, -inf in columns that hold none: `mask_tile_end` of the Triton
     kernel, in this layout."""
     column = gl.arange(0, blocks.BLOCK_K, layout=gl.SliceLayout(0, logits.type.layout))
-    if blocks.TILE_TOKENS != blocks.BLOCK_K:
-        tile = gl.load(work.seen.exact.tiles + step)
+    if blocks.TILE_TOKENS != blocks.KEY_BLOCKS * blocks.BLOCK_K:
+        tile = gl.load(work.seen.exact.tiles + step // blocks.KEY_BLOCKS)
         left = tile_extent(given.tiles, tile, blocks.TILE_TOKENS).count
+        left -= step % blocks.KEY_BLOCKS * blocks.BLOCK_K
         # Columns below SAFE are masked in short tiles alone: the compiler drops the first mask
         # there.
         logits = gl.where(((column < blocks.SAFE) | (column < left))[None, :], logits, MASKED)
@@ -84,9 +85,11 @@ def in_tile(logits, step, work, given, blocks):
 
 @gluon.jit
 def in_extra(logits, step, work, given, scale, blocks):
-    """Logits, before `scale`, of other keys: with their biases, -inf in columns that hold none."""
+    """Logits, before `scale`, of other keys: with their biases, -inf in columns that hold none.
+
+    step: among those of such keys.
+    """
     column = gl.arange(0, blocks.BLOCK_K, layout=gl.SliceLayout(0, logits.type.layout))
-    step -= work.seen.exact.length
     ends = extra_ends(work.seen.extras, blocks)
     # The heads of a sample share a mask.
     text_mask = given.biases.text_mask
@@ -155,7 +158,8 @@ def softmax_step(
     hand_over(CONSUMER)
     logits = warpgroup_mma_wait(1, deps=(logits,))
     if EXTRA:
-        logits = in_extra(logits, step, work, given, scale, blocks)
+        extra = step - work.seen.exact.length
+        logits = in_extra(logits, extra, work, given, scale, blocks)
     else:
         logits = in_tile(logits, step, work, given, blocks)
     m_i = gl.maximum(state.m_i, gl.max(logits, 1) * scale)

@@ -107,3 +107,16 @@ def _write_rows(acc, lse, target, start, left, task, given, outputs, staged, blo
         gl.store(outputs.rounding_residual + entry, values, mask=written[:, None])
     # The next queries come here by another way than these, which must have been read before.
     fence_async_shared()
+
+
+@gluon.jit
+def write_sums(values, staged, matrix, place, written, HEAD_DIM: gl.constexpr):
+    """Rows of sums to the rows of a contiguous matrix from `place` on, as many as are `written`; by
+    way of shared memory, as above."""
+    WIDE: gl.constexpr = HEAD_DIM // 8
+    of_rows: gl.constexpr = gl.BlockedLayout([1, 8], [32 // WIDE, WIDE], [4, 1], [1, 0])
+    staged.store(values.to(staged.dtype))
+    row = gl.arange(0, values.shape[0], layout=gl.SliceLayout(1, of_rows))
+    column = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, of_rows))
+    entry = (place + row)[:, None] * HEAD_DIM + column[None, :]
+    gl.store(matrix + entry, staged.load(of_rows), mask=(row < written)[:, None])

@@ -105,6 +105,22 @@ def key_step(
     return KeyStep(sums=KeyGrads(key=dk, value=dv), ds=ds)
 
 
+class KeyTask(NamedTuple):
+    """A block of exact keys of one row."""
+
+    row: Any
+    start: Any
+    """Row of the first key in the key buffer of the row."""
+    count: Any
+    """Keys from there on to the end of their tile; below 1 where there is nothing to do."""
+    listing: Listed
+    """The query tiles that see them."""
+    text: Any
+    """Text queries that see them."""
+    some: Any
+    """Whether the keys' gradients are asked for."""
+
+
 @triton.jit
 def _listing_tiles(band, row, tile, num_tiles, lists):
     """The query tiles that list a key tile of a row of `band`: `Listed`."""
@@ -127,6 +143,54 @@ def _listing_tiles(band, row, tile, num_tiles, lists):
     if band == LOW:
         length = 0
     return Listed(tiles=listed, length=length)
+
+
+@triton.jit
+def key_task_of(program, rows, tiles, lists, num_rows, num_tiles, num_text, exact_at, blocks):
+    """The `KeyTask` of a program: blocks of the video segment, then as many of the exact segment,
+    if there is one, which text queries alone see.
+
+    Args:
+        rows: `Rows`, whose order is of row * T + tile here.
+        tiles, lists: `Tiles`, `ListingTiles`.
+        exact_at: first row of the exact segment, below 1 where there is none.
+    """
+    per_segment = num_rows * num_tiles * blocks.KEY_BLOCKS
+    is_exact = program >= per_segment
+    task = program % per_segment
+    # Key tiles listed most often start first, over all rows: short programs fill the gaps at the
+    # end. Blocks of one tile are neighbours, and read the same queries.
+    place = tl.load(rows.order + task // blocks.KEY_BLOCKS)
+    row = place // num_tiles
+    tile = place % num_tiles
+    band = tl.load(rows.allocation + row)
+    skip = task % blocks.KEY_BLOCKS * blocks.BLOCK_K
+    extent = tile_extent(tiles, tile, blocks.TILE_TOKENS)
+    start = extent.start + skip
+    count = extent.count - skip
+    exact = _listing_tiles(band, row, tile, num_tiles, lists)
+    length = exact.length
+    banded = (band == MID) | (band == HIGH)
+    text_count = num_text
+    if is_exact:
+        start += exact_at
+        length = 0
+    if exact_at > 0:
+        # Text queries see one of the two segments: the exact one in rows whose video keys are
+        # filtered.
+        if banded != is_exact:
+            text_count = 0
+    # Keys of LOW rows and of the exact segment serve text queries alone: without those, nothing was
+    # there to read.
+    unread = (is_exact | (band == LOW)) & (text_count == 0)
+    return KeyTask(
+        row=row,
+        start=start,
+        count=count,
+        listing=Listed(tiles=exact.tiles, length=length),
+        text=text_count,
+        some=(count > 0) & (not unread),
+    )
 
 
 @triton.jit(do_not_specialize=[*UNSPECIALIZED, "num_low"])
@@ -153,9 +217,6 @@ def video_grads_kernel(
     """Gradients of one block of exact video keys and values of one row, over the query tiles that
     list their tile.
 
-    Behind the programs of the video segment come as many for the exact segment, if there is one:
-    text queries alone see it.
-
     Args:
         query, key, value, grad, statistics: as in `query_grads_kernel`.
         grads: `KeyGrads`, written.
@@ -163,36 +224,14 @@ def video_grads_kernel(
         tiles, lists: `Tiles`, `ListingTiles`.
         scale, blocks, exact_at, key_rows: as in `attention_kernel`.
     """
-    program = tl.program_id(0)
-    is_exact = program >= num_rows * num_tiles * blocks.KEY_BLOCKS
-    task = program % (num_rows * num_tiles * blocks.KEY_BLOCKS)
-    # Key tiles listed most often start first, over all rows: short programs fill the gaps at the
-    # end. Blocks of one tile are neighbours, and read the same queries.
-    place = tl.load(rows.order + task // blocks.KEY_BLOCKS)
-    row = place // num_tiles
-    tile = place % num_tiles
-    band = tl.load(rows.allocation + row)
-    skip = task % blocks.KEY_BLOCKS * blocks.BLOCK_K
-    extent = tile_extent(tiles, tile, blocks.TILE_TOKENS)
-    start = extent.start + skip
-    count = extent.count - skip
-    exact = _listing_tiles(band, row, tile, num_tiles, lists)
-    listed = exact.tiles
-    length = exact.length
-    banded = (band == MID) | (band == HIGH)
-    text_count = num_text
-    if is_exact:
-        start += exact_at
-        length = 0
-    if exact_at > 0:
-        # Text queries see one of the two segments: the exact one in rows whose video keys are
-        # filtered.
-        if banded != is_exact:
-            text_count = 0
-    # Keys of LOW rows and of the exact segment serve text queries alone: without those, nothing was
-    # there to read.
-    if (count <= 0) | ((is_exact | (band == LOW)) & (text_count == 0)):
+    task = key_task_of(
+        tl.program_id(0), rows, tiles, lists, num_rows, num_tiles, num_text, exact_at, blocks
+    )
+    if not task.some:
         return
+    row = task.row
+    start = task.start
+    listed = task.listing.tiles
 
     query_rows = num_tokens + num_text + num_low
     # Pointers are moved to the row once, in 64 bits, so that the loop adds 32. Rows start at
@@ -222,7 +261,7 @@ def video_grads_kernel(
     column = tl.arange(0, blocks.BLOCK_Q)
 
     # A step knows where its queries lie, and the next tile is on its way.
-    steps = length * blocks.QUERY_BLOCKS
+    steps = task.listing.length * blocks.QUERY_BLOCKS
     # A key tile may be in no list; tile 0 always has an extent.
     other = tl.load(listed, mask=steps > 0, other=0)
     extent = tile_extent(tiles, other, blocks.TILE_TOKENS)
@@ -253,7 +292,7 @@ def video_grads_kernel(
         sums = made.sums
     if blocks.TEXT:
         # Text is a few blocks: too few to fill a pipeline.
-        for step in tl.range(0, tl.cdiv(text_count, blocks.BLOCK_Q), num_stages=1):
+        for step in tl.range(0, tl.cdiv(task.text, blocks.BLOCK_Q), num_stages=1):
             at = num_tokens + step * blocks.BLOCK_Q
             left = num_text - step * blocks.BLOCK_Q
             made = key_step(
@@ -275,5 +314,5 @@ def video_grads_kernel(
     # Logits were scaled, so dk is: by 1 / sqrt(D) once, without the log2(e) of base 2.
     own = tl.arange(0, blocks.BLOCK_K)
     target = row.to(tl.int64) * key_rows + start + own
-    store_rows(grads.key, target, sums.key * (scale / LOG2_E), own < count, blocks.HEAD_DIM)
-    store_rows(grads.value, target, sums.value, own < count, blocks.HEAD_DIM)
+    store_rows(grads.key, target, sums.key * (scale / LOG2_E), own < task.count, blocks.HEAD_DIM)
+    store_rows(grads.value, target, sums.value, own < task.count, blocks.HEAD_DIM)

@@ -77,6 +77,7 @@ def attend_backward(
     token_order: str,
     low_branch: BranchGates | None = None,
     gate_grads: Tensor | None = None,
+    launches: type[BackwardLaunches] | None = None,
 ) -> AttentionGrads:
     """Gradients of `attend`, from what it took and gave: no wait for the device, and the same bits
     every time.
@@ -89,6 +90,8 @@ def attend_backward(
         low_branch: the gates of `merge_low` (contiguous), None for no LOW branch.
         gate_grads: float32 (B, N, 2, H) with a LOW branch; gradients of the own band's gates are
             written into it, but in LOW rows.
+        launches: another class than `BackwardLaunches`, some of whose kernels are another
+            backend's.
     """
     lists = MidLists(tables.mid_lists, tables.mid_lengths, tables.mid_bias)
     high, mid_turned = transposed_tables(tables.plan, buffers.query.device)
@@ -96,7 +99,7 @@ def attend_backward(
         mid_turned = transpose_lists(mid.lists, mid.lengths, rows.allocation == Band.MID)
         lists = mid
     mask = None if text_mask is None else text_mask.view(torch.uint8)
-    call = _Call(
+    call = (launches or BackwardLaunches)(
         buffers=buffers,
         grad=torch.empty_like(buffers.query),
         statistics=_empty_statistics(outputs.lse, buffers.query.dtype),
@@ -141,7 +144,7 @@ class _Region(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Call:
+class BackwardLaunches:
     """What all launches of one backward pass take."""
 
     buffers: AttentionBuffers
@@ -239,14 +242,7 @@ class _Call:
                 allocation=self.rows.allocation,
             ),
             tiles_of(self.tables),
-            ListingTiles(
-                every=self.tables.every_tile,
-                high_starts=high.starts,
-                high_queries=high.queries,
-                mid_starts=mid_starts,
-                mid_queries=None if mid is None else mid.queries,
-                mid_step=0 if mid is None else int(len(mid.starts) > tiles + 1),
-            ),
+            listing(self.tables, high, mid),
             self.scale,
             self.compiled_for(blocks, KEY_BLOCKS=key_blocks, TEXT=plan.num_text_tokens > 0),
             num_rows=self.num_rows,
@@ -393,6 +389,20 @@ class _Call:
             QUERY_BLOCKS=_cdiv(slots, blocks.query),
             **constants,
         )
+
+
+def listing(
+    tables: LaunchTables, high: TransposedLists, mid: TransposedLists | None
+) -> ListingTiles:
+    """What the kernel of exact keys reads lists from."""
+    return ListingTiles(
+        every=tables.every_tile,
+        high_starts=high.starts,
+        high_queries=high.queries,
+        mid_starts=None if mid is None else mid.starts,
+        mid_queries=None if mid is None else mid.queries,
+        mid_step=0 if mid is None else int(len(mid.starts) > tables.plan.layout.num_tiles + 1),
+    )
 
 
 def _launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
