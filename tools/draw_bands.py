@@ -41,6 +41,8 @@ CELL, GAP, MARGIN = 10, 20, 20
 """Sides of a token, between frames and at the edge, in pixels of the picture."""
 TITLE, ROW = 38, 186
 """From the top of a row to its frames, and to the next row."""
+SHOWN = 600
+"""Most pixels that a page gives the picture in width, so that what follows it is soon seen."""
 PAPER, SHEET, QUERY_INK = "#FFFFFF", "#E6E8EB", "#000000"
 
 
@@ -146,7 +148,8 @@ def draw(plan: AttentionPlan) -> str:
     width = 2 * MARGIN + GRID.num_frames * (GRID.width * CELL + GAP) - GAP
     height = MARGIN + len(rows) * ROW
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'width="{SHOWN}" height="{SHOWN * height / width:.0f}" role="img" '
         f'font-family="system-ui, sans-serif" font-size="26" fill="{INK}">',
         "<title>What one query sees in each band and in the default</title>",
         f'<rect width="{width}" height="{height}" rx="12" fill="{PAPER}"/>',

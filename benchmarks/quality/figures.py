@@ -61,7 +61,7 @@ def _noise(pyplot: Any, groups: dict[str, dict[int, Result]]) -> Any:
 
 
 def _flops(pyplot: Any, groups: dict[str, dict[int, Result]]) -> Any:
-    figure, axes = pyplot.subplots(figsize=(8, 5))
+    figure, axes = pyplot.subplots(figsize=(7, 5))
     for name, seeds in groups.items():
         cost = mean([run["attention_flops"] / 1e9 for run in seeds.values()]).value
         loss = mean([overall(run["losses"]) for run in seeds.values()])
@@ -73,8 +73,9 @@ def _flops(pyplot: Any, groups: dict[str, dict[int, Result]]) -> Any:
             color=COLOURS[name],
         )
         axes.annotate(
-            name, (cost, loss.value), xytext=(5, 0), textcoords="offset points", fontsize=7
+            name, (cost, loss.value), xytext=(7, -3), textcoords="offset points", fontsize=10
         )
+    axes.margins(x=0.15)  # for the name of the point on the right
     axes.set_xscale("log")
     axes.set_xlabel("attention GFLOPs of a forward pass of one clip")
     axes.set_ylabel("validation loss")

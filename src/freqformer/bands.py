@@ -238,9 +238,9 @@ def split_bands(x: Tensor, grid: Grid, config: FreqFormerConfig) -> tuple[Tensor
         grid: the token grid; its number of tokens is that of x.
         config: compression, mid_cutoff and tile.
 
-    Returns: low, mid, high, each of the shape and dtype of x; computed in float32 at least. A band
-        with no coefficient
-        is zero.
+    Returns:
+        low, mid, high, each of the shape and dtype of x; computed in float32 at least. A band with
+        no coefficient is zero.
 
     Raises:
         ValueError: for a wrong rank, a token count that is not the grid's, or a dtype that is no

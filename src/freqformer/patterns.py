@@ -131,9 +131,9 @@ def topk_tiles(query_means: Tensor, key_means: Tensor, count: int) -> Tensor:
         query_means, key_means: (rows, tiles, head_dim), float32 or float64.
         count: tiles to keep, at most the number of tiles.
 
-    Returns: int64 (rows, tiles, count), ascending; the tile itself is among them, and of equal
-        scores the lower tile. No
-        gradient passes the choice.
+    Returns:
+        int64 (rows, tiles, count), ascending; the tile itself is among them, and of equal scores
+        the lower tile. No gradient passes the choice.
     """
     rows, tiles, _ = query_means.shape
     if count >= tiles:

@@ -7,9 +7,10 @@ A plan is built once per grid and configuration, outside any compiled region. To
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -71,6 +72,12 @@ class AttentionPlan:
     key: tuple[int, int, int, int, int]
     """What compiled graphs hold of the plan: its number in the process, low tokens, tiles, longest
     MID list and cells."""
+
+    @cached_property
+    def kept(self) -> dict[Hashable, Any]:
+        """What operations made of the plan, as its tables on a device: it lives as long as the
+        plan. No field, so that a changed copy starts without."""
+        return {}
 
     @property
     def num_low_tokens(self) -> int:

@@ -16,6 +16,7 @@ from tests.support.numerics import Pool, check_errors
 from torch import Tensor
 
 from freqformer import buffers
+from freqformer.buffers import selects_tiles
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops.block_sparse.records import (
@@ -104,7 +105,7 @@ def make_case(
                 x[row, start + length : start + length + 128] = 0
     order = tables.band_blocks[allocation.long()].argsort(descending=True, stable=True).int()
     mid = None
-    if tables.mid_selects:
+    if selects_tiles(plan):
         mid = _topk(plan, random, rows, device)
     return AttendCase(
         plan=plan,

@@ -110,8 +110,9 @@ def band_frames(spectrum: Spectrum) -> tuple[Tensor, tuple[float, float]]:
     """The clip and its bands as pictures: input, low (with the mean colour), mid and high
     (amplified around grey).
 
-    Returns: uint8 (4, F, H, W, 3), and the factors by which mid and high were amplified: 1% of the
-        values are clipped.
+    Returns:
+        uint8 (4, F, H, W, 3), and the factors by which mid and high were amplified (1% of the
+        values are clipped).
     """
     low, mid, high = spectrum.bands
     factors = [_visible(mid), _visible(high)]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from freqformer.buffers import selects_tiles
 from freqformer.config import Band
 from freqformer.ops import cost
 from freqformer.ops.backends import Tensors, launches_of
@@ -224,7 +225,7 @@ def _mid_lists(
     plan = tables.plan
     summarised = plan.cells.num_cells > 0
     if selection is None:
-        if not tables.selects:
+        if not selects_tiles(plan):
             return None
         cells = (tables.cell_tiles, tables.cell_counts) if summarised else None
         lists, bias = select(rows.sums, rows.bands, tables.tile_offsets, cells, plan.mid_capacity)

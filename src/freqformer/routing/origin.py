@@ -27,8 +27,9 @@ def origin_of(layers: Sequence[nn.Module]) -> Origin | None:
     Args:
         layers: in order; of any library.
 
-    Returns: six digits of each weight; None where there are none to read: on `meta`, quantised, or
-        sharded.
+    Returns:
+        six digits of each weight; None where there are none to read (on `meta`, quantised, or
+        sharded).
     """
     samples = []
     for layer in layers:

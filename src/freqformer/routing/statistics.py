@@ -211,11 +211,11 @@ def routing_statistics(
         grid, config: the token grid and the bands' definition.
         token_order: of all three.
 
-    Returns: (B, H, 8) float32, over the tiles of `tile_sample`: log mean energy of the low, mid and
-        high band of queries,
-        then of keys, then the roughness of the input in time and in space, the same for every head.
-        Roughness is the mean squared difference of neighbours in a tile over the variance about the
-        tile's mean: 0 where all is constant, 2 for white noise.
+    Returns:
+        (B, H, 8) float32, over the tiles of `tile_sample`. Log mean energy of the low, mid and high
+        band of queries, then of keys, then the roughness of the input in time and in space, the
+        same for every head. Roughness is the mean squared difference of neighbours in a tile over
+        the variance about the tile's mean (0 where all is constant, 2 for white noise).
 
     Raises:
         ValueError: for tokens that are not the grid's.

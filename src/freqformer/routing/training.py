@@ -30,8 +30,9 @@ def other_bands(
             probability 1/2.
         generator: for the draw; the default one is restored by gradient checkpointing.
 
-    Returns: int64 (K, B, H), K = 2 or 1; each of the K is an allocation to call
-        `frequency_attention` with.
+    Returns:
+        int64 (K, B, H), K = 2 or 1; each of the K is an allocation to call `frequency_attention`
+        with.
 
     Raises:
         ValueError: for another mode.

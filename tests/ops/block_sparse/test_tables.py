@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from freqformer.buffers import selects_tiles
 from freqformer.config import Band, FreqFormerConfig, MidPattern
 from freqformer.grid import Grid
 from freqformer.ops.block_sparse.tables import launch_tables, unseen_bias
@@ -57,7 +58,7 @@ def test_static_patterns_carry_lengths_and_bias(pattern: MidPattern) -> None:
     assert torch.equal(tables.mid_lists[0].long(), plan.mid_lists)
     assert torch.equal(tables.mid_lengths[0].long(), plan.lengths(Band.MID))
     assert torch.equal(tables.mid_bias[0], unseen_bias(plan.mid_lists, plan).float())
-    assert not tables.mid_selects
+    assert not selects_tiles(tables.plan)
 
 
 @pytest.mark.parametrize(
@@ -67,14 +68,14 @@ def test_every_tile_needs_no_list(config: dict) -> None:
     tables = launch_tables(plan_of(**config), CPU)
     assert tables.mid_lists is None
     assert tables.mid_bias is None
-    assert not tables.mid_selects
+    assert not selects_tiles(tables.plan)
 
 
 @pytest.mark.parametrize("text", [0, 1, 300])
 def test_rows_are_ordered_by_their_longest_list(text: int) -> None:
     plan = plan_of(text, mid_tiles=3, window=(1, 2, 2))
     tables = launch_tables(plan, CPU)
-    assert tables.mid_selects
+    assert selects_tiles(tables.plan)
     texts, tiles = -(-text // 128), plan.layout.num_tiles
     low = -(-plan.num_low_tokens // 128)
     summaries = -(-plan.cells.num_cells // 128)

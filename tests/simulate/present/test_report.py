@@ -8,6 +8,7 @@ import re
 import struct
 
 import pytest
+from matplotlib.figure import Figure
 from tests.support.browser import open_page
 
 from freqformer.simulate import scenario, simulate
@@ -15,7 +16,7 @@ from freqformer.simulate.model.scale_out import scale_out
 from freqformer.simulate.model.sensitivity import sensitivity
 from freqformer.simulate.present.charts import all_charts, branch_chart, tick_text
 from freqformer.simulate.present.export import CSV_FIELDS, SCHEMA, csv_text, document, json_text
-from freqformer.simulate.present.figures import write_figures
+from freqformer.simulate.present.figures import _draw, write_figures
 from freqformer.simulate.present.report import report_page
 from freqformer.simulate.present.units import duration, memory
 
@@ -94,6 +95,20 @@ def test_figures_are_drawn(results, variants, tmp_path):
         head = path.read_bytes()[:24]
         assert head[:8] == b"\x89PNG\r\n\x1a\n"
         assert struct.unpack(">II", head[16:]) == (910, 520)
+
+
+def test_names_of_a_stack_stand_beside_it(results, variants):
+    stacked = [chart for chart in all_charts(results, variants, []) if chart.kind != "lines"]
+    assert {chart.kind for chart in stacked} == {"bars", "area"}
+    for chart in stacked:
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.add_subplot()
+        _draw(chart, axes)
+        figure.draw_without_rendering()
+        legend = axes.get_legend()
+        assert legend is not None
+        assert legend.get_window_extent().x0 >= axes.get_window_extent().x1
+        assert legend.get_window_extent().x1 <= figure.bbox.x1
 
 
 def test_the_fit_is_shown_for_the_machine_that_was_measured(results):

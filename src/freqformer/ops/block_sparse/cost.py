@@ -6,12 +6,12 @@ Derivation: docs/complexity.md; shape legend as in `freqformer.cost`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 from freqformer.buffers import query_rows, selects_tiles, text_parts
 from freqformer.config import Band
 from freqformer.cost import STATISTIC_BYTES, Call, Cost
 from freqformer.grid import TILE_SLOTS
+from freqformer.ops.plan_tables import kept_by_plan
 from freqformer.plan import AttentionPlan, Flops
 
 BACKWARD_FACTOR = 2.5
@@ -38,9 +38,9 @@ class QueryCounts:
     """Slots of keys that all query blocks read together."""
 
 
-@lru_cache(maxsize=256)
+@kept_by_plan
 def query_counts(plan: AttentionPlan, band: Band, text: bool = True) -> QueryCounts:
-    """Count the attention of one head's queries in `band`, cached.
+    """Count the attention of one head's queries in `band`.
 
     Args:
         plan: of the call.

@@ -4,7 +4,7 @@ device."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch import Tensor
 from freqformer.buffers import KeyLayout, key_layout
 from freqformer.config import Band
 from freqformer.grid import TILE_SLOTS
+from freqformer.ops.block_sparse.transposed import TransposedLists, transpose_lists
+from freqformer.ops.plan_tables import kept_by_plan, tile_order, upload
 from freqformer.plan import AttentionPlan
 
 
@@ -58,41 +60,66 @@ class LaunchTables:
             extent % side == 0 for extent, side in zip(layout.grid.shape, layout.tile, strict=True)
         )
 
-    @property
-    def mid_selects(self) -> bool:
-        """Whether MID lists depend on data: top-k of fewer tiles than there are."""
-        return self.plan.mid_lists is None and self.plan.mid_capacity < self.plan.layout.num_tiles
+    @cached_property
+    def high_transposed(self) -> TransposedLists:
+        """Which query tiles list a key tile in HIGH rows, for the backward."""
+        return transpose_lists(self.high_lists[None], None)
+
+    @cached_property
+    def mid_transposed(self) -> TransposedLists | None:
+        """The same for static MID lists."""
+        if self.mid_lists is None:
+            return None
+        return transpose_lists(self.mid_lists, self.mid_lengths)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Integers of the plan by the names of kernels' parameters."""
+        plan = self.plan
+        return {
+            "num_heads": plan.num_heads,
+            "num_tiles": plan.layout.num_tiles,
+            "num_tokens": plan.layout.grid.num_tokens,
+            "num_text": plan.num_text_tokens,
+            "low_at": self.keys.low,
+            "low_sums_at": self.keys.low_summaries,
+            "mid_sums_at": self.keys.mid_summaries,
+            "high_sums_at": self.keys.high_summaries,
+            "text_at": self.keys.text,
+            "exact_at": self.keys.exact,
+        }
 
 
-@lru_cache(maxsize=64)
+@kept_by_plan
 def launch_tables(plan: AttentionPlan, device: torch.device) -> LaunchTables:
-    """The tables of a plan on a device, cached."""
+    """The tables of a plan on a device."""
 
-    def upload(x: Tensor, dtype: torch.dtype = torch.int32) -> Tensor:
-        return x.to(dtype).contiguous().to(device)
+    def here(x: Tensor, dtype: torch.dtype = torch.int32) -> Tensor:
+        return upload(x, device, dtype)
 
     layout, lists = plan.layout, plan.mid_lists
     if lists is not None and int((lists >= 0).sum()) == layout.num_tiles**2:
         lists = None
+    order = tile_order(plan, device)
     summarised = plan.cells.num_cells > 0
     # The text blocks at the end of key_blocks see everything, whatever the band.
     blocks = [plan.key_blocks(band)[: -plan.num_text_tokens // TILE_SLOTS or None] for band in Band]
     return LaunchTables(
         plan=plan,
         keys=key_layout(plan),
-        tile_offsets=upload(layout.offsets),
-        tile_counts=upload(layout.counts, torch.uint8),
-        raster=upload(layout.raster_to_tile),
-        every_tile=upload(torch.arange(layout.num_tiles)),
-        high_lists=upload(plan.high_lists),
-        mid_lists=None if lists is None else upload(lists[None]),
-        mid_lengths=None if lists is None else upload((lists >= 0).sum(-1)[None]),
-        low_bias=upload(plan.low_weights.log(), torch.float32),
-        high_bias=upload(unseen_bias(plan.high_lists, plan), torch.float32) if summarised else None,
-        mid_bias=upload(unseen_bias(lists, plan)[None], torch.float32)
+        tile_offsets=order.offsets,
+        tile_counts=here(layout.counts, torch.uint8),
+        raster=order.raster,
+        every_tile=here(torch.arange(layout.num_tiles)),
+        high_lists=here(plan.high_lists),
+        mid_lists=None if lists is None else here(lists[None]),
+        mid_lengths=None if lists is None else here((lists >= 0).sum(-1)[None]),
+        low_bias=here(plan.low_weights.log(), torch.float32),
+        high_bias=here(unseen_bias(plan.high_lists, plan), torch.float32) if summarised else None,
+        mid_bias=here(unseen_bias(lists, plan)[None], torch.float32)
         if summarised and lists is not None
         else None,
-        band_blocks=upload(torch.stack([band_blocks.max() for band_blocks in blocks])),
+        band_blocks=here(torch.stack([band_blocks.max() for band_blocks in blocks])),
     )
 
 

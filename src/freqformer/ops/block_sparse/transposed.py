@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from freqformer.config import Band
-from freqformer.ops.block_sparse.tables import launch_tables
-from freqformer.plan import AttentionPlan
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,19 +49,6 @@ def transpose_lists(
         owner, torch.arange(nowhere + 1, device=lists.device, dtype=torch.int32)
     )
     return TransposedLists(starts, (entry // longest % tiles).to(torch.int32))
-
-
-@lru_cache(maxsize=64)
-def transposed_tables(
-    plan: AttentionPlan, device: torch.device
-) -> tuple[TransposedLists, TransposedLists | None]:
-    """The plan's HIGH lists turned round, and its static MID lists, None where there are none;
-    cached."""
-    tables = launch_tables(plan, device)
-    mid = None
-    if tables.mid_lists is not None:
-        mid = transpose_lists(tables.mid_lists, tables.mid_lengths)
-    return transpose_lists(tables.high_lists[None], None), mid
 
 
 def key_task_order(

@@ -8,7 +8,6 @@ sides of the kernel's blocks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch.nn.functional import pad
 from freqformer.bands import interpolation_matrix, low_grid, low_samples, synthesis_matrix
 from freqformer.buffers import power_of_two
 from freqformer.ops.merge.tables import Axis, tile_matrices, tile_places
+from freqformer.ops.plan_tables import kept_by_plan, upload
 from freqformer.ops.tile_matrices import padded, parts
 from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import AttentionPlan
@@ -43,11 +43,11 @@ class CollapseTables:
     """From those to the tile's low tokens: summands (1 or 2, K, LOW_SLOTS, REACH)."""
 
 
-@lru_cache(maxsize=64)
+@kept_by_plan
 def collapse_tables(
     plan: AttentionPlan, device: torch.device, dtype: torch.dtype, token_order: TokenOrder
 ) -> CollapseTables:
-    """The tables of a plan, cached; `reach` in `token_order`."""
+    """The tables of a plan on a device; `reach` in `token_order`."""
     layout = plan.layout
     low_axes, axes = zip(*(_axis(plan, axis) for axis in range(3)), strict=True)
     classes, matrices = tile_matrices(layout, list(axes))
@@ -58,14 +58,14 @@ def collapse_tables(
     low_slots = power_of_two(low_place.shape[1])
     width = -(-reach.shape[1] // STEP) * STEP
 
-    def upload(x: Tensor, columns: int) -> Tensor:
-        return pad(x, (0, columns - x.shape[1]), value=-1).to(torch.int32).contiguous().to(device)
+    def widened(x: Tensor, columns: int) -> Tensor:
+        return upload(pad(x, (0, columns - x.shape[1]), value=-1), device)
 
     return CollapseTables(
         num_tokens=layout.grid.num_tokens,
-        tile_class=classes.of_tile.to(torch.int32).to(device),
-        low_place=upload(low_place, low_slots),
-        reach=upload(reach, width),
+        tile_class=upload(classes.of_tile, device),
+        low_place=widened(low_place, low_slots),
+        reach=widened(reach, width),
         weights=parts(padded(matrices, low_slots, width), dtype).to(device),
     )
 

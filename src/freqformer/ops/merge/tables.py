@@ -7,7 +7,6 @@ the kernel's blocks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from freqformer.bands import interpolation_matrix, low_grid, low_samples, synthesis_matrix
 from freqformer.buffers import power_of_two
 from freqformer.grid import Extents, TileLayout
+from freqformer.ops.plan_tables import kept_by_plan, tile_order, upload
 from freqformer.ops.tile_matrices import TileClasses, kron, padded, parts, tile_classes
 from freqformer.plan import AttentionPlan
 
@@ -35,23 +35,21 @@ class MergeTables:
     """From those to the tile's tokens: summands (1 or 2, K, SLOTS, NEAR)."""
 
 
-@lru_cache(maxsize=64)
+@kept_by_plan
 def merge_tables(plan: AttentionPlan, device: torch.device, dtype: torch.dtype) -> MergeTables:
-    """The tables of a plan, cached."""
-
-    def upload(x: Tensor) -> Tensor:
-        return x.to(torch.int32).contiguous().to(device)
-
+    """The tables of a plan on a device."""
     layout = plan.layout
     axes = [_axis(plan, axis) for axis in range(3)]
     classes, matrices = tile_matrices(layout, axes)
     near = tile_places(axes, low_grid(layout, plan.config))
     side = power_of_two(near.shape[1])
+    near = torch.nn.functional.pad(near, (0, side - near.shape[1]), value=-1)
+    order = tile_order(plan, device)
     return MergeTables(
-        tile_offsets=upload(layout.offsets),
-        raster=upload(layout.raster_to_tile),
-        tile_class=upload(classes.of_tile),
-        near=upload(torch.nn.functional.pad(near, (0, side - near.shape[1]), value=-1)),
+        tile_offsets=order.offsets,
+        raster=order.raster,
+        tile_class=upload(classes.of_tile, device),
+        near=upload(near, device),
         weights=parts(padded(matrices, power_of_two(layout.slots), side), dtype).to(device),
     )
 

@@ -7,13 +7,13 @@ LOW_SLOTS the sides of the kernels' blocks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from freqformer.bands import analysis_matrix, band_masks, dct_matrix, low_grid, low_samples
-from freqformer.buffers import KeyLayout, key_layout, power_of_two
+from freqformer.buffers import KeyLayout, key_layout, power_of_two, selects_tiles
+from freqformer.ops.plan_tables import kept_by_plan, tile_order, upload
 from freqformer.ops.tile_matrices import TileClasses, kron, padded, parts, tile_classes
 from freqformer.plan import AttentionPlan
 
@@ -44,29 +44,22 @@ class PrologueTables:
     """Tiles of every cell, -1 behind the last: int32 (C, most tiles of a cell)."""
     cell_counts: Tensor
     """Tokens of every cell, int32 (C,)."""
+    cell_of_tile: Tensor
+    """int32 (T,)."""
     zeros: Tensor
     """First row of every run of `key_layout.PAD` zero rows in the key and value buffers, int32."""
 
     @property
-    def selects(self) -> bool:
-        """Whether MID lists depend on data: top-k of fewer tiles than there are."""
-        return self.plan.mid_lists is None and self.plan.mid_capacity < self.plan.layout.num_tiles
-
-    @property
     def sums(self) -> bool:
         """Whether sums over tiles are needed: for the selection, or for low summaries."""
-        return self.selects or self.plan.cells.num_cells > 0
+        return selects_tiles(self.plan) or self.plan.cells.num_cells > 0
 
 
-@lru_cache(maxsize=64)
+@kept_by_plan
 def prologue_tables(
     plan: AttentionPlan, device: torch.device, dtype: torch.dtype
 ) -> PrologueTables:
-    """The tables of a plan, cached."""
-
-    def upload(x: Tensor) -> Tensor:
-        return x.to(torch.int32).contiguous().to(device)
-
+    """The tables of a plan on a device."""
     layout = plan.layout
     config = plan.config
     slots = power_of_two(layout.slots)
@@ -84,18 +77,20 @@ def prologue_tables(
     projectors = None
     if plan.learned_summaries or config.band_features != "full":
         projectors = parts(_projectors(plan, classes, boxes, slots), dtype).to(device)
+    order = tile_order(plan, device)
     return PrologueTables(
         plan=plan,
         keys=key_layout(plan),
-        tile_offsets=upload(layout.offsets),
-        raster=upload(layout.raster_to_tile),
-        tile_class=upload(classes.of_tile),
+        tile_offsets=order.offsets,
+        raster=order.raster,
+        tile_class=upload(classes.of_tile, device),
         reduction=parts(reduction, dtype).to(device),
         projectors=projectors,
-        low_place=upload(low_place),
-        cell_tiles=upload(members(plan.cells.cell_of_tile, plan.cells.num_cells)),
-        cell_counts=upload(plan.cells.counts),
-        zeros=upload(torch.tensor(_segment_ends(plan))),
+        low_place=upload(low_place, device),
+        cell_tiles=upload(members(plan.cells.cell_of_tile, plan.cells.num_cells), device),
+        cell_counts=upload(plan.cells.counts, device),
+        cell_of_tile=upload(plan.cells.cell_of_tile, device),
+        zeros=upload(torch.tensor(_segment_ends(plan)), device),
     )
 
 

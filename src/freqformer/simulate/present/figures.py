@@ -70,7 +70,13 @@ def _draw(chart: Chart, axes: Axes) -> None:
     if chart.ticks:
         axes.set_xticks(list(chart.ticks), [tick_text(value) for value in chart.ticks])
         axes.minorticks_off()
-    axes.legend(frameon=False, fontsize=8)
+    if chart.kind == "lines":
+        axes.legend(frameon=False, fontsize=8)
+    else:
+        # Areas and bars fill the axes; the names stand beside them, in the order of the stack.
+        axes.legend(
+            frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), reverse=True
+        )
 
 
 def _line(series: Series, axes: Axes) -> None:

@@ -30,10 +30,10 @@ from tests.support.numerics import Pool, nan_filled_allocations  # noqa: E402
 
 from freqformer.config import Band, FreqFormerConfig  # noqa: E402
 from freqformer.grid import Grid  # noqa: E402
+from freqformer.ops.block_sparse.tables import launch_tables  # noqa: E402
 from freqformer.ops.block_sparse.transposed import (  # noqa: E402
     key_task_order,
     transpose_lists,
-    transposed_tables,
 )
 from freqformer.ops.block_sparse.triton.launch import attend  # noqa: E402
 from freqformer.ops.block_sparse.triton.launch_backward import attend_backward  # noqa: E402
@@ -314,7 +314,8 @@ def test_key_tasks_run_longest_first() -> None:
         num_heads=4,
         head_dim=16,
     )
-    high, mid = transposed_tables(plan, torch.device("cpu"))
+    tables = launch_tables(plan, torch.device("cpu"))
+    high, mid = tables.high_transposed, tables.mid_transposed
     assert mid is not None
     assert plan.mid_lists is not None
     tiles = plan.layout.num_tiles

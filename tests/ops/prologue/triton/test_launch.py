@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from freqformer.buffers import PAD
+from freqformer.buffers import PAD, selects_tiles
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 
@@ -136,7 +136,7 @@ class Row:
                 found |= {f"value of band {other}": inputs.extra_value[0, at:end]}
                 at = end
         assert at == inputs.extra_key.shape[1]
-        if inputs.selection_means is not None and tables.selects:
+        if inputs.selection_means is not None and selects_tiles(case.plan):
             counts = plan.layout.counts[:, None]
             found |= {
                 "query sums": inputs.selection_means[0][0] * counts,

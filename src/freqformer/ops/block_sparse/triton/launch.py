@@ -164,9 +164,8 @@ def safe_columns(slots: int, block: int) -> int:
     return slots % block // 8 * 8
 
 
-@lru_cache(maxsize=64)
 def tiles_of(tables: LaunchTables) -> Tiles:
-    """The tiles of a plan as kernels take them, cached."""
+    """The tiles of a plan as kernels take them."""
     return Tiles(offsets=tables.tile_offsets, counts=tables.tile_counts)
 
 
@@ -200,29 +199,11 @@ def biases(
     )
 
 
-@lru_cache(maxsize=64)
-def plan_sizes(tables: LaunchTables) -> dict[str, int]:
-    """Integers of a plan by the names of kernels' parameters, cached."""
-    plan = tables.plan
-    return {
-        "num_heads": plan.num_heads,
-        "num_tiles": plan.layout.num_tiles,
-        "num_tokens": plan.layout.grid.num_tokens,
-        "num_text": plan.num_text_tokens,
-        "low_at": tables.keys.low,
-        "low_sums_at": tables.keys.low_summaries,
-        "mid_sums_at": tables.keys.mid_summaries,
-        "high_sums_at": tables.keys.high_summaries,
-        "text_at": tables.keys.text,
-        "exact_at": tables.keys.exact,
-    }
-
-
 def query_sizes(tables: LaunchTables, mid: MidLists) -> dict[str, int]:
-    """`plan_sizes`, and the lengths of lists."""
+    """`LaunchTables.sizes`, and the lengths of lists."""
     _, high_length = tables.high_lists.shape
     mid_length = 0 if mid.lists is None else mid.lists.shape[2]
-    return {**plan_sizes(tables), "high_length": high_length, "mid_length": mid_length}
+    return {**tables.sizes, "high_length": high_length, "mid_length": mid_length}
 
 
 def per_row(x: Tensor | None) -> int:

@@ -27,7 +27,6 @@ from freqformer.ops.block_sparse.transposed import (
     TransposedLists,
     key_task_order,
     transpose_lists,
-    transposed_tables,
 )
 from freqformer.ops.block_sparse.triton.blocks import Biases, Blocks, Rows
 from freqformer.ops.block_sparse.triton.bwd_dkv import KeyGrads, ListingTiles, video_grads_kernel
@@ -48,7 +47,6 @@ from freqformer.ops.block_sparse.triton.launch import (
     biases,
     compiled_for,
     listed,
-    plan_sizes,
     query_sizes,
     safe_columns,
     scale_of,
@@ -94,7 +92,7 @@ def attend_backward(
             backend's.
     """
     lists = MidLists(tables.mid_lists, tables.mid_lengths, tables.mid_bias)
-    high, mid_turned = transposed_tables(tables.plan, buffers.query.device)
+    high, mid_turned = tables.high_transposed, tables.mid_transposed
     if tables.mid_lists is None and mid is not None and mid.lists is not None:
         mid_turned = transpose_lists(mid.lists, mid.lengths, rows.allocation == Band.MID)
         lists = mid
@@ -285,7 +283,7 @@ class BackwardLaunches:
             region_at=self.region.start,
             region_rows=self.region.rows,
             num_parts=parts,
-            **plan_sizes(self.tables),
+            **self.tables.sizes,
             num_warps=blocks.warps,
         )
         if self.region.rows:

@@ -7,7 +7,6 @@ tokens, T tiles, C cells, D head_dim, S rows of the key buffer (`buffers.key_lay
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import triton.language as tl
@@ -27,7 +26,6 @@ from freqformer.ops.prologue.triton.launch import (
     tile_blocks,
 )
 from freqformer.ops.tokens import TokenOrder
-from freqformer.plan import AttentionPlan
 
 Tensors = tuple[Tensor, Tensor, Tensor]
 CHUNK = 32
@@ -92,16 +90,8 @@ def _with_cells(common: Common, tables: PrologueTables) -> Common:
     are none."""
     if not common.sizes.cells:
         return common._replace(learned=common.learned._replace(pooling=None))
-    tiles = common.tiles._replace(
-        cell=cell_of_tile(tables.plan, tables.cell_counts.device), cell_counts=tables.cell_counts
-    )
+    tiles = common.tiles._replace(cell=tables.cell_of_tile, cell_counts=tables.cell_counts)
     return common._replace(tiles=tiles)
-
-
-@lru_cache(maxsize=64)
-def cell_of_tile(plan: AttentionPlan, device: torch.device) -> Tensor:
-    """Cell of every tile on a device, int32 (T,), cached."""
-    return plan.cells.cell_of_tile.to(torch.int32).to(device)
 
 
 def _empty_outputs(qkv: Tensors, common: Common) -> Outputs:

@@ -1,0 +1,62 @@
+"""Tables of a plan: made once by whoever reads them, kept by the plan, freed with it.
+
+Each operation makes its own in `ops/NAME/tables.py`; here is what they share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from freqformer.plan import AttentionPlan
+
+Others = ParamSpec("Others")
+Table = TypeVar("Table")
+
+
+def kept_by_plan(
+    make: Callable[Concatenate[AttentionPlan, Others], Table],
+) -> Callable[Concatenate[AttentionPlan, Others], Table]:
+    """The function, run once for every plan and other arguments, which must be hashable.
+
+    Results lie in `AttentionPlan.kept`. No other cache may hold them: a launch that was recorded
+    reads them for as long as there is the plan, and not longer.
+    """
+
+    @wraps(make)
+    def kept(plan: AttentionPlan, *others: Others.args, **named: Others.kwargs) -> Table:
+        key = (make, others, *named.items())
+        if key not in plan.kept:
+            with torch.inference_mode(False):  # what is kept must also serve training
+                plan.kept.setdefault(key, make(plan, *others, **named))
+        return plan.kept[key]
+
+    return kept
+
+
+def upload(x: Tensor, device: torch.device, dtype: torch.dtype = torch.int32) -> Tensor:
+    """x as kernels read it: in one piece of memory on the device, and no wider than it need be."""
+    return x.to(dtype).contiguous().to(device)
+
+
+@dataclass(frozen=True, eq=False)
+class TileOrder:
+    """Where tiles and their tokens lie, which every launch reads. Shape legend: N video tokens, T
+    tiles."""
+
+    offsets: Tensor
+    """First token of every tile in tile order, and N: int32 (T + 1,)."""
+    raster: Tensor
+    """Raster place of every token in tile order, int32 (N,)."""
+
+
+@kept_by_plan
+def tile_order(plan: AttentionPlan, device: torch.device) -> TileOrder:
+    """The plan's tile order on a device."""
+    layout = plan.layout
+    return TileOrder(upload(layout.offsets, device), upload(layout.raster_to_tile, device))
