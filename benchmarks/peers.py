@@ -33,7 +33,10 @@ from peers_rows import PEERS, Peer
 PASSES = {"forward": False, "backward": True}
 FIRST_PREPARE, LATER_PREPARE = 130.0, 50.0
 """Seconds that peers get to compile and be checked, in the first group and in each that follows,
-unless the run's time ends before; a peer that needs longer is named."""
+unless the run's time ends before. A peer that needs longer is named, and asked again when it is
+through."""
+TUNE_SECONDS = 30.0
+"""That a peer which tunes gets at least."""
 MOST_ROUNDS, LEAST_ROUNDS = 7, 3
 SHARE = 0.12
 """Of the time left that the rounds of one pass take, where LEAST_ROUNDS take less."""
@@ -51,12 +54,12 @@ ENVIRONMENT = {
 
 
 def missing(peer: Peer) -> str | None:
-    """Why a peer can't be imported, if it is known before a process is started."""
-    try:
-        found = peer.module is None or find_spec(peer.module) is not None
-    except Exception as error:  # of a package around it, whatever its import does
-        return f"{peer.module} can't be found: {type(error).__name__}: {error}"[:400]
-    return None if found else f"{peer.module} is not installed"
+    """Why a peer can't be imported, if that is known before a process tries."""
+    # Of the package alone: to look inside it would import it here.
+    package = None if peer.module is None else peer.module.split(".")[0]
+    if package is None or find_spec(package) is not None:
+        return None
+    return f"{package} is not installed"
 
 
 def installed(peer: Peer) -> str | None:
@@ -130,7 +133,8 @@ class Bench:
                 print(f"  {row}, {name}: {told}", flush=True)
         for process in self.processes.values():
             with suppress(Gone):
-                process.ask(DROP_SECONDS, "drop")
+                if process.caught_up():
+                    process.ask(DROP_SECONDS, "drop")
 
     def stop(self) -> None:
         """End every process."""
@@ -154,9 +158,12 @@ class Bench:
         together = [peer for peer in taking if not peer.tunes]
         for some in (together, *([peer] for peer in taking if peer.tunes)):
             asked = [peer for peer in some if self._ask(peer, group, found)]
+            if any(peer.tunes for peer in some):  # the others may have taken all the time
+                end = max(end, time.monotonic() + min(TUNE_SECONDS, self.left))
             for peer in asked:
+                seconds = end - time.monotonic()
                 try:
-                    answer = self.processes[peer.name].answer(end - time.monotonic())
+                    answer = self.processes[peer.name].answer(seconds, spare=True)
                 except Gone as gone:
                     self._leave_out(found, [group.row(x, peer.name) for x in group.of(peer)], gone)
                 else:
@@ -170,6 +177,8 @@ class Bench:
             try:
                 if process is None or process.why is not None:
                     process = self.processes[peer.name] = Process(peer.name, self.environment)
+                if not process.caught_up():
+                    raise Gone("it still works on an earlier group")
                 process.send("prepare", works=group.of(peer))
             except Gone as gone:
                 why = str(gone)

@@ -25,6 +25,8 @@ class Process:
         self.peer = peer
         self.why: str | None = None
         """Why it is gone."""
+        self.late = False
+        """Whether it still owes an answer that nobody waits for."""
         self.process = subprocess.Popen(
             [sys.executable, str(WORKER), peer],
             stdin=subprocess.PIPE,
@@ -44,18 +46,34 @@ class Process:
         except OSError:
             self._end("its process ended")
 
-    def answer(self, seconds: float) -> Any:
-        """What it found. Gone, and its process stopped, where it ended or needs longer."""
+    def answer(self, seconds: float, *, spare: bool = False) -> Any:
+        """What it found. Gone where it ended or needs longer; then it is stopped too, unless it is
+        spared: `caught_up` says when it can be asked again."""
         if self.why is not None:
             raise Gone(self.why)
+        if not self._speaks(max(seconds, 0.0)):
+            why = f"no answer in {max(seconds, 0.0):.0f} s"
+            if not spare:
+                self._end(why)
+            self.late = True
+            raise Gone(why)
         assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], max(seconds, 0.0))
-        if not ready:
-            self._end(f"no answer in {max(seconds, 0.0):.0f} s")
         line = self.process.stdout.readline()
         if not line:
             self._end("its process ended")
         return json.loads(line)
+
+    def caught_up(self) -> bool:
+        """Whether it owes no answer; what it answers late is dropped."""
+        if self.late and self._speaks(0.0):
+            self.late = False
+            self.answer(0.0)
+        return not self.late
+
+    def _speaks(self, seconds: float) -> bool:
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], seconds)
+        return bool(ready)
 
     def ask(self, seconds: float, do: str, **told: Any) -> Any:
         """Send, and wait for the answer."""

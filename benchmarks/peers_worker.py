@@ -39,8 +39,9 @@ class Worker:
         """Whether the GPU takes no more calls of this process."""
 
     def prepare(self, works: dict[str, dict[str, Any]]) -> Any:
-        """Make works, compile and check their passes: what every check found, by work, forward
-        first."""
+        """Drop what there was, make works, compile and check their passes: what every check found,
+        by work, forward first."""
+        self.drop()
         return {
             name: [self._checked(name, told, backward) for backward in (False, True)]
             for name, told in works.items()

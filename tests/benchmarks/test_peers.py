@@ -126,9 +126,29 @@ def test_natten_window_has_its_density() -> None:
     assert natten.shape == own.shape == (900, 81)
 
 
+def test_what_is_wrong_or_raises_is_not_timed() -> None:
+    rows, work, worker = (module(f"peers_{name}") for name in ("rows", "work", "worker"))
+
+    def forward(given: Any) -> Any:
+        return work.Timed(lambda: torch.zeros_like(given.query), lambda out: out)
+
+    def backward(given: Any) -> Any:
+        raise ImportError("a part of it isn't there")
+
+    peer = rows.Peer("made up", True, rows.SPARSE, forward, backward)
+    held = worker.Worker(peer)
+    held.device, held.dtype = CPU, torch.float32
+    found = held.prepare({"lists": TOLD | {"density": 0.5}})
+    assert [check["failed"] for check in found["lists"]] == [
+        "relative error 1.00e+00 against float64",
+        "ImportError: a part of it isn't there",
+    ]
+    assert held.ready == {}
+
+
 PEER = """
 import json, sys, time
-ms = {"quick": 1.0, "slow": 2.0}
+ms = {"quick": 1.0, "late": 1.5, "slow": 2.0}
 for line in sys.stdin:
     told, name = json.loads(line), sys.argv[1]
     check = {"relative_error": 1e-3, "same_bits": True, "flops": 1e9}
@@ -138,6 +158,8 @@ for line in sys.stdin:
             sys.exit(3)
         if name == "hangs":
             time.sleep(600)
+        if name == "late" and told["works"]["lists"]["density"] == 0.5:
+            time.sleep(4)
         checks = [check, {"failed": "it is wrong"}] if name == "quick" else [check, None]
         answer = {work: checks for work in told["works"]}
     print(json.dumps(answer), flush=True)
@@ -146,13 +168,15 @@ for line in sys.stdin:
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """A bench of four made-up peers."""
+    """A bench of made-up peers."""
     peers, rows = module("peers"), module("peers_rows")
     worker = tmp_path / "worker.py"
     worker.write_text(PEER)
     monkeypatch.setattr(module("peers_process"), "WORKER", worker)
     base = rows.PEERS[0]
-    named = [replace(base, name=name, module=None) for name in ("quick", "ends", "hangs", "slow")]
+    named = [
+        replace(base, name=name, module=None) for name in ("quick", "ends", "hangs", "late", "slow")
+    ]
     named.append(replace(base, name="absent", module="no_such_package.inside"))
     made = peers.Bench(named, time.monotonic() + 60, 3, {})
     yield made
@@ -173,6 +197,12 @@ def test_a_peer_that_fails_is_named_and_others_go_on(bench: Any) -> None:
     assert why["ends"] == "its process ended (exit status 3)"
     assert why["hangs"].startswith("no answer in ")
     assert "no_such_package" in why["absent"]
+    assert why["late"].startswith("no answer in ")
+    time.sleep(4)
+    bench.run(replace(group, works={"lists": TOLD | {"density": 0.25}}), 2.0, [])
+    assert list(bench.groups["tiny"]["forward"]) == ["quick", "late", "slow"]
+    again = bench.groups["tiny"]["not_measured"]
+    assert again["hangs"] == "it still works on an earlier group"
     bench.end = time.monotonic() - 1
     bench.run(group, 2.0, [])
     assert set(bench.groups["tiny"]["not_measured"].values()) == {"the run's time is over"}
