@@ -108,10 +108,11 @@ def launches_of(problem: BackwardProblem) -> Callable[[], tuple[Tensor, Tensor, 
     )
     tables = launch_tables(plan, torch.device("cuda"))
     pad = (0, 0, 0, tables.keys.rows - GRID.num_tokens)
+    query = F.pad(problem.forward.query, (0, 0, 0, plan.num_low_tokens))  # of no row
     key, value = (F.pad(x, pad).contiguous() for x in (problem.forward.key, problem.forward.value))
     bands = torch.full((heads,), Band.MID, dtype=torch.int32, device="cuda")
     told: dict[str, Any] = {
-        "buffers": AttentionBuffers(problem.forward.query, key, value),
+        "buffers": AttentionBuffers(query, key, value),
         "rows": RowBands(bands, torch.arange(heads, dtype=torch.int32, device="cuda")),
         "tables": tables,
         "mid": MidLists(problem.forward.lists, None, None),
@@ -131,15 +132,13 @@ def launches_of(problem: BackwardProblem) -> Callable[[], tuple[Tensor, Tensor, 
 
 def flex_of(problem: BackwardProblem) -> Callable[[], tuple[Tensor, ...]]:
     """FlexAttention's backward on the same lists, compiled."""
-    from kernel_peers import flex_attention
+    from peers_lists import Lists
+    from peers_others import flex_backward
 
     forward = problem.forward
-    leaves = [
-        x.detach().clone().requires_grad_() for x in (forward.query, forward.key, forward.value)
-    ]
-    query, key, value = leaves
-    out = flex_attention(query, key, value, forward.lists)()
-    return lambda: torch.autograd.grad(out, leaves, problem.grad_out, retain_graph=True)
+    tensors = (forward.query, forward.key, forward.value, problem.grad_out)
+    timed = flex_backward(Lists(*tensors, GRID, (4, 4, 8), forward.lists), backend=None)
+    return lambda: timed.read(timed.run())
 
 
 def measure(problem: BackwardProblem, run: Callable[[], tuple[Tensor, ...]]) -> dict[str, float]:

@@ -3,10 +3,10 @@ of the kept blocks.
 
 Needs a CUDA GPU, and no package beside torch, Triton and matplotlib:
 
-    PYTHONPATH=src python benchmarks/kernel.py [--peers] [--output FOLDER]
+    PYTHONPATH=src python benchmarks/kernel.py [--output FOLDER]
 
 Writes kernel.json and kernel.png. Every result is checked against float64 rows before it is timed.
-`--peers` times other block-sparse kernels on the same lists, each where its package is installed.
+Other kernels on the same lists are in `peers.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import kernel_peers
 import record
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import TILE_SLOTS, Grid
@@ -106,13 +105,14 @@ def launch_of(problem: Problem) -> Callable[[], Tensor]:
     plan = build_plan(GRID, config, num_heads=heads, head_dim=problem.query.shape[2])
     tables = launch_tables(plan, torch.device("cuda"))
     pad = tables.keys.rows - GRID.num_tokens
+    query = F.pad(problem.query, (0, 0, 0, plan.num_low_tokens))  # no row asks with low tokens
     key, value = (F.pad(x, (0, 0, 0, pad)).contiguous() for x in (problem.key, problem.value))
     bands = torch.full((heads,), Band.MID, dtype=torch.int32, device="cuda")
     rows = RowBands(bands, torch.arange(heads, dtype=torch.int32, device="cuda"))
     mid = MidLists(problem.lists, None, None) if kept < tiles else None
 
     def run() -> Tensor:
-        buffers = AttentionBuffers(problem.query, key, value)
+        buffers = AttentionBuffers(query, key, value)
         return attend(
             buffers,
             rows,
@@ -156,9 +156,9 @@ def cudnn(problem: Problem) -> Callable[[], Tensor]:
     return run
 
 
-def results_of(head_dim: int, peers: bool) -> dict[str, Any]:
-    """Every kernel at every density."""
-    results: dict[str, Any] = {"launch": {}, "peers": {}}
+def results_of(head_dim: int) -> dict[str, Any]:
+    """The launch at every density."""
+    results: dict[str, Any] = {"launch": {}}
     for density in DENSITIES:
         problem = Problem.random(density, head_dim)
         if density == 1.0:
@@ -174,25 +174,7 @@ def results_of(head_dim: int, peers: bool) -> dict[str, Any]:
             f"launch, {density:4.0%} of blocks {found['tflops_per_s']:6.0f} TFLOP/s, "
             f"{found['of_dense']:.3f} of dense"
         )
-        if peers and density < 1:
-            time_peers(problem, str(density), results["peers"])
     return results
-
-
-def time_peers(problem: Problem, density: str, results: dict[str, Any]) -> None:
-    """Every installed peer on the problem; one that fails is named, and the others go on."""
-    for name, peer in kernel_peers.available().items():
-        try:
-            found = measure(
-                problem,
-                peer(problem.query, problem.key, problem.value, problem.lists),
-                lambda out: out,
-            )
-        except Exception as error:
-            print(f"{name} failed: {error!r}"[:500], flush=True)
-            continue
-        results.setdefault(name, {})[density] = found
-        print(f"{name}, {density} of blocks: {found['tflops_per_s']:.0f} TFLOP/s", flush=True)
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -203,14 +185,9 @@ def draw(results: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.4), layout="constrained")
-    rows = {"FreqFormer launch": results["launch"], **results["peers"]}
-    names, width = [str(density) for density in DENSITIES], 0.8 / len(rows)
-    for index, (name, rates) in enumerate(rows.items()):
-        places = [names.index(density) + (index - len(rows) / 2 + 0.5) * width for density in rates]
-        bars = axes.bar(
-            places, [found["tflops_per_s"] for found in rates.values()], 0.92 * width, label=name
-        )
-        axes.bar_label(bars, fmt="%.0f", fontsize="small")
+    rates = [results["launch"][str(density)]["tflops_per_s"] for density in DENSITIES]
+    bars = axes.bar(range(len(rates)), rates, 0.74, label="FreqFormer launch")
+    axes.bar_label(bars, fmt="%.0f", fontsize="small")
     dense = results["dense"]["tflops_per_s"]
     axes.axhline(dense, color="black", linestyle="--", label=f"cuDNN, dense: {dense:.0f}")
     axes.set_xticks(range(len(DENSITIES)), [f"{density:.0%} of blocks" for density in DENSITIES])
@@ -229,9 +206,6 @@ def main() -> None:
     )
     parser.add_argument("--commit", help="of this code, where the machine has no git")
     parser.add_argument("--head-dim", type=int, default=128)
-    parser.add_argument(
-        "--peers", action="store_true", help="time other block-sparse kernels too, where installed"
-    )
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA GPU: this benchmark measures one")
@@ -241,7 +215,7 @@ def main() -> None:
         "head_dim": arguments.head_dim,
         "dtype": "bfloat16",
     }
-    results = {**shape, **results_of(arguments.head_dim, arguments.peers)}
+    results = {**shape, **results_of(arguments.head_dim)}
     path = record.save("kernel", results, arguments.output, arguments.commit)
     draw(results, arguments.output / "kernel.png")
     print(f"wrote {path}")
