@@ -17,6 +17,7 @@ from torch import Tensor
 from freqformer.buffers import power_of_two
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, TokenOrder
+from freqformer.ops.architectures import architecture
 from freqformer.ops.routing import reference
 from freqformer.ops.routing.tables import sample_tables
 from freqformer.ops.routing.triton.forward import (
@@ -173,7 +174,7 @@ def _sum_tiles(
         num_warps=4 if small else 8,  # pyright: ignore[reportCallIssue]
         num_stages=1,  # pyright: ignore[reportCallIssue]
         # AMD's compiler takes no limit.
-        **({"maxnreg": REGISTERS} if small and torch.version.cuda is not None else {}),
+        **({"maxnreg": REGISTERS} if small and not architecture(query.device).is_amd else {}),
     )
     return sums
 
