@@ -224,9 +224,7 @@ def test_nothing_on_the_way_waits_for_data(monkeypatch: pytest.MonkeyPatch) -> N
     # Fake tensors hold no data: an operation that needed some (item, nonzero, a branch on a value)
     # would raise. Kernels don't run, and a descriptor would look at an address.
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", lambda *_, **__: None)
-    monkeypatch.setattr(
-        "freqformer.ops.block_sparse.triton.launch._has_descriptors", lambda _: False
-    )
+    monkeypatch.setattr("freqformer.ops.architectures.architecture_name", lambda _: "sm_80")
     case = small_case(learned=LEARNED, num_text_tokens=3, mask="random", gates=GATES)
     inputs, plan, cpu = make_inputs(case), case.plan, torch.device("cpu")
     (

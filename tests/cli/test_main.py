@@ -16,7 +16,7 @@ import freqformer
 from freqformer.cli.console import INTERRUPTED
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["inspect"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["inspect"], ["demo"], ["doctor"]])
 def test_help_has_examples(command: list[str]) -> None:
     output = run(*command, "--help")
     assert "Examples:" in output

@@ -26,8 +26,9 @@ from freqformer import buffers
 from freqformer.attention import FreqAttention
 from freqformer.config import FreqFormerConfig, Routing
 from freqformer.grid import Grid
+from freqformer.ops import architectures
 from freqformer.ops.backends import ImplChoice
-from freqformer.ops.block_sparse.triton import launch, launch_backward
+from freqformer.ops.block_sparse.triton import launch_backward
 
 CONFIG = FreqFormerConfig(tile=(2, 4, 8), mid_tiles=2, window=(1, 2, 2), summary_tokens=3)
 RAGGED, FULL = Grid(3, 9, 11), Grid(4, 8, 16)
@@ -102,7 +103,7 @@ def check(checked: Checked, device: str) -> None:
     )
     # A GPU before Hopper reads by pointers.
     pointers = (
-        mock.patch.object(launch, "_capability", return_value=8)
+        mock.patch.object(architectures, "architecture_name", return_value="sm_80")
         if checked.by_pointer
         else nullcontext()
     )

@@ -15,6 +15,7 @@ from tests.support.attend_cases import LARGE, check_case, random_case
 from tests.support.attend_gpu import check_a_graph_replays, check_nothing_else_is_written
 from tests.support.numerics import Pool, nan_filled_allocations
 
+from freqformer.ops import architectures
 from freqformer.ops.block_sparse.records import AttentionBuffers, RowBands
 from freqformer.ops.block_sparse.tables import launch_tables
 from freqformer.ops.block_sparse.triton import launch
@@ -30,7 +31,7 @@ pytestmark = [
 def test_random_cases(form: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffers, "TEXT_PART_TILES", 8)
     if form % 8 == 7:
-        monkeypatch.setattr(launch, "_has_descriptors", lambda _: False)
+        monkeypatch.setattr(architectures, "architecture_name", lambda _: "sm_80")
     pool = Pool()
     for seed in range(form * 40, form * 40 + 40):
         case, told = random_case(seed, form=form, grids=LARGE, head_dims=(64, 128), device="cuda")
@@ -56,7 +57,7 @@ def test_more_elements_than_32_bits_count(
     if torch.cuda.mem_get_info()[0] < 40 * 2**30:
         pytest.skip("needs 40 GiB of GPU memory")
     if by_pointer:
-        monkeypatch.setattr(launch, "_has_descriptors", lambda _: False)
+        monkeypatch.setattr(architectures, "architecture_name", lambda _: "sm_80")
     grid, heads, head_dim = Grid(64, 64, 64), 66, 128
     config = FreqFormerConfig(window=(1, 2, 2), summary_tokens=4)
     plan = build_plan(grid, config, num_heads=heads, head_dim=head_dim)

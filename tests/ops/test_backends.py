@@ -183,6 +183,15 @@ def test_an_explicit_choice_that_cannot_run_says_why(
 
 
 @pytest.mark.usefixtures("interpreted")
+def test_float32_on_an_amd_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve("triton", make_tensors()).fused
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    with pytest.raises(ValueError, match=r"doesn't compile for AMD GPUs: convert them to bfloat16"):
+        resolve("triton", make_tensors())
+    assert resolve("triton", make_tensors(dtype=torch.bfloat16)).fused
+
+
+@pytest.mark.usefixtures("interpreted")
 def test_rotary_tables_that_want_a_gradient() -> None:
     cos, sin = torch.ones(2, GRID.num_tokens, 8)
     parameters = AttentionParameters(rotary=(cos.requires_grad_(), sin))

@@ -13,6 +13,8 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,11 +23,13 @@ import torch
 import triton
 from tests.support.attend_cases import AttendCase, make_case
 from triton.backends.compiler import GPUTarget
+from triton.compiler.errors import CompilationError
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
+from freqformer.ops import architectures
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 RAGGED = Grid(5, 9, 13)
@@ -33,46 +37,83 @@ FULL = Grid(4, 8, 16)
 
 
 class Driver:
-    """Stands for the driver of a GPU of some capability."""
+    """Stands for the driver of a GPU of some architecture, named as `sm_90` or `gfx942`."""
 
-    def __init__(self, capability: int) -> None:
-        self.target = GPUTarget("cuda", capability, 32)
+    def __init__(self, name: str) -> None:
+        self.name = name
+        number = name.removeprefix("sm_")
+        self.target = (
+            GPUTarget("cuda", int(number), 32) if number != name else GPUTarget("hip", name, 64)
+        )
 
     def get_current_target(self) -> GPUTarget:
         return self.target
 
-    def get_current_device(self) -> int:
+    def get_current_device(self) -> str:
+        return self.name  # Triton keeps what it compiled by device
+
+    def get_current_stream(self, device: str) -> int:
         return 0
 
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def set_current_device(self, device: int) -> None:
+    def set_current_device(self, device: str) -> None:
         pass
 
     def get_active_torch_device(self) -> torch.device:
         return torch.device("cpu")
 
 
-def compile_launches(capability: int, launch: Any) -> list[dict[str, Any]]:
-    """What `launch()` launches, compiled, and facts about it: name, `registers` of a thread,
-    `spilled` bytes, `shared` bytes and how often each SASS instruction stands in it."""
-    driver.set_active(Driver(capability))
-    compiled = []
+def compile_launches(
+    name: str, launch: Callable[[], object], only: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """What `launch()` launches, compiled for an architecture, and facts about it.
+
+    Args:
+        name: of the architecture.
+        launch: called on CPU tensors; launches compute nothing, and leave what they write as it is.
+        only: names of the kernels to compile; all where empty.
+
+    Returns: for every launch its kernel's `name`, and `error`, or `registers` of a thread, its
+        `spilled` bytes, `shared` bytes and how often each of its `instructions` stands in the
+        machine code.
+    """
+    driver.set_active(Driver(name))
+    found: list[dict[str, Any]] = []
     run = JITFunction.run
 
-    def only_compile(self: Any, *given: Any, grid: Any, warmup: bool, **named: Any) -> Any:
-        kernel = run(self, *given, grid=grid, warmup=True, **named)
-        compiled.append((self.__name__, kernel))
-        return kernel
+    def only_compile(self: Any, *given: Any, grid: Any, warmup: bool, **named: Any) -> None:
+        if only and self.__name__ not in only:
+            return
+        try:
+            kernel = run(self, *given, grid=grid, warmup=True, **named)
+            known = amd_facts(kernel) if "amdgcn" in kernel.asm else facts(kernel)
+        except (RuntimeError, CompilationError, subprocess.CalledProcessError) as error:
+            known = {"error": f"{type(error).__name__}: {str(error)[-300:]}"}
+        found.append({"name": self.__name__, **known})
 
-    with mock.patch.object(JITFunction, "run", only_compile):
+    with (
+        mock.patch.object(JITFunction, "run", only_compile),
+        mock.patch.object(architectures, "architecture_name", return_value=name),
+    ):
         launch()
-    return [{"name": name, **facts(kernel)} for name, kernel in compiled]
+    return found
+
+
+def amd_facts(kernel: Any) -> dict[str, Any]:
+    """See `compile_launches`; from the metadata and the text of an AMD GPU's assembly."""
+    text = kernel.asm["amdgcn"]
+    (stack,) = re.findall(r"^\s+\.private_segment_fixed_size:\s+(\d+)", text, re.MULTILINE)
+    (registers,) = re.findall(r"^\s+\.vgpr_count:\s+(\d+)", text, re.MULTILINE)
+    counts = Counter(re.findall(r"^\t([a-z]\w+)", text, re.MULTILINE))
+    return {
+        "registers": int(registers),
+        "spilled": int(stack),
+        "shared": kernel.metadata.shared,
+        "instructions": counts,
+    }
 
 
 def facts(kernel: Any) -> dict[str, Any]:
-    """See `compile_launches`."""
+    """See `compile_launches`; from the machine code for an NVIDIA GPU."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -82,16 +123,14 @@ def facts(kernel: Any) -> dict[str, Any]:
             ).stdout
             for option in ("-res-usage", "-sass")
         )
-    counts: dict[str, int] = {}
-    for line in re.findall(r"^\s+/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?(\w+)", sass, re.MULTILINE):
-        counts[line] = counts.get(line, 0) + 1
+    instruction = r"^\s+/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?(\w+)"
     (stack,) = re.findall(r"STACK:(\d+)", usage)
     (registers,) = re.findall(r"REG:(\d+)", usage)
     return {
         "registers": int(registers),
         "spilled": int(stack),
         "shared": kernel.metadata.shared,
-        "instructions": counts,
+        "instructions": Counter(re.findall(instruction, sass, re.MULTILINE)),
     }
 
 
@@ -124,7 +163,7 @@ def main(capability: str, name: str) -> None:
     case, backward = _case(name)
     with mock.patch.object(launch, "multiprocessors", return_value=132):
         found = compile_launches(
-            int(capability), lambda: launch.attend(**case.arguments, backward=backward)
+            f"sm_{capability}", lambda: launch.attend(**case.arguments, backward=backward)
         )
     print(json.dumps(found))
 

@@ -20,13 +20,6 @@ from freqformer.ops.block_sparse import eager
 def rounded_weights(dtype: torch.dtype) -> Iterator[None]:
     """Within it, eager attention rounds its weights and slopes to `dtype`, as a kernel on matrix
     units must."""
-    exact, exact_slopes = eager._weights, eager._slopes
-
-    def weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
-        return exact(query, key, bias).to(dtype).to(query.dtype)
-
-    def slopes(grad_weights: Tensor, weights: Tensor) -> Tensor:
-        return exact_slopes(grad_weights, weights).to(dtype).to(weights.dtype)
 
     def attend_dense(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
         scores = query.float() @ key.float().transpose(1, 2) * query.shape[-1] ** -0.5
@@ -35,7 +28,10 @@ def rounded_weights(dtype: torch.dtype) -> Iterator[None]:
         rounded = scores.softmax(-1).nan_to_num(0.0).to(query.dtype).float()
         return (rounded @ value.float()).to(query.dtype)
 
-    with mock.patch.multiple(eager, _weights=weights, _slopes=slopes, attend_dense=attend_dense):
+    with (
+        eager.rounded_weights(dtype),
+        mock.patch.object(eager, "attend_dense", attend_dense),
+    ):
         yield
 
 

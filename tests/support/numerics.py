@@ -3,8 +3,9 @@ dtype is.
 
 Three results of one call are compared: `actual`, of the code under test; `peer`, of trusted code in
 the same dtype; `exact`, of the reference in float64 on the same quantised inputs and the same
-selection. `check_errors` holds the error of actual to a small multiple of the peer's. Nothing here
-knows which code runs. Random calls come from `tests.support.cases`.
+selection. `check_errors` holds the error of actual to a small multiple of the peer's, by the rule
+of `freqformer.doctor.limits`. Nothing here knows which code runs. Random calls come from
+`tests.support.cases`.
 """
 
 from __future__ import annotations
@@ -19,50 +20,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Limits:
-    """Most that an error may be, as a multiple of the peer's."""
-
-    mean: float
-    max: float
-
-
-OUTPUT = Limits(mean=1.05, max=1.25)
-GRADIENT = Limits(mean=1.1, max=1.5)
-FEW = {False: Limits(mean=50, max=500), True: Limits(mean=500, max=10_000)}
-"""Of n vectors (tokens of every head) the limits are widened by 1 + few / n, without and with
-outlier channels.
-
-The ratio of two errors is noise where few vectors carry them: of two keys with nearly equal scores,
-one rounding of a score in the hundreds decides which a token takes. It vanishes for large n, and
-`Pool` takes no notice of it.
-"""
-ROUNDINGS = {torch.float64: 4.0, torch.float32: 1.0, torch.float16: 0.0, torch.bfloat16: 0.0}
-"""Allowed beside the multiple, in units of eps * the exact values' mean (or maximum).
-
-Two orders of the same float32 sum differ by about one rounding. In 16 bit the result's own rounding
-is in both means; in the maximum it is allowed once more, see `_half_place`.
-"""
-
-
-@dataclass(frozen=True)
-class Error:
-    """Absolute error of one tensor against float64."""
-
-    mean: float
-    max: float
-
-    @classmethod
-    def of(cls, result: Tensor, exact: Tensor) -> Error:
-        difference = (result.double() - exact).abs()
-        return cls(float(difference.mean()), float(difference.max()))
-
-
-def limits_for(name: str) -> Limits:
-    """Limits of the tensor `name`: those of gradients where it begins with "grad", else those of
-    outputs."""
-    return GRADIENT if name.startswith("grad") else OUTPUT
+from freqformer.doctor.limits import Error, Limits, allowed_error, limits_for
 
 
 def check_errors(
@@ -100,39 +58,12 @@ def check_errors(
         assert bool(wanted.isfinite().all()), f"{name}: the float64 result is not finite; {case}"
         if wanted.numel():
             mine, theirs = Error.of(got, wanted), Error.of(beside, wanted)
-            allowed = _allowed(name, theirs, wanted, got.dtype, FEW[outliers])
-            # Written so that NaN fails.
-            good = mine.mean <= allowed.mean and mine.max <= allowed.max
+            allowed = allowed_error(name, theirs, wanted, got.dtype, outliers=outliers)
+            good = mine.within(allowed)
             failed += [] if good else [name]
             lines.append(_line(name, got, wanted, mine, theirs, allowed, good))
     assert not failed, "\n".join(
         [f"errors of {', '.join(failed)} against float64 are too large", *lines, f"case: {case}"]
-    )
-
-
-def _allowed(name: str, theirs: Error, wanted: Tensor, dtype: torch.dtype, few: Limits) -> Error:
-    limits, vectors = limits_for(name), max(1, wanted.numel() // wanted.shape[-1])
-    rounding, largest = ROUNDINGS[dtype] * torch.finfo(dtype).eps, float(wanted.abs().max())
-    half = _half_place(largest, dtype)
-    own = 0.0 if rounding else half
-    return Error(
-        limits.mean * (1 + few.mean / vectors) * theirs.mean
-        + rounding * float(wanted.abs().mean()),
-        limits.max * (1 + few.max / vectors) * max(theirs.max, half) + own + rounding * largest,
-    )
-
-
-def _half_place(largest: float, dtype: torch.dtype) -> float:
-    """Half a unit in the last place of `largest`: what no result in this dtype can promise to stay
-    under.
-
-    The largest error is often one of a few values near the largest, and its last rounding adds to
-    what was wrong before or takes from it, by luck: on a GPU, of 80 random calls of a form up to
-    two had a worst gradient on the other side of such a rounding, 1.56 to 2 times the peer's
-    luckier one.
-    """
-    return (
-        0.0 if largest == 0 else torch.finfo(dtype).eps * 2.0 ** math.floor(math.log2(largest)) / 2
     )
 
 

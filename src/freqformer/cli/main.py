@@ -17,6 +17,7 @@ from freqformer._interrupt import Interrupted, raising
 from freqformer.cli.calibrate import calibrate
 from freqformer.cli.console import INTERRUPTED, USER_ERROR, errors
 from freqformer.cli.demo import demo
+from freqformer.cli.doctor import doctor
 from freqformer.cli.export import export
 from freqformer.cli.fit_hardware import calibrate_hardware, fit_hardware
 from freqformer.cli.inspect import inspect
@@ -107,6 +108,7 @@ def main(
       freqformer export runs/first -o model/          a small model folder with a card, to ship
       freqformer calibrate runs/dense -o table/       bands for a dense model, without training
       freqformer simulate --hardware h100             what attention costs on a GPU
+      freqformer doctor                               what runs on this machine, and is it right
     """
     # OpenMP reads this when torch is imported, which no command has done yet. Threads that wait by
     # spinning take the cores from those that work: beside other load, `sample` used six times the
@@ -126,6 +128,7 @@ app.command("calibrate")(calibrate)
 app.command("inspect")(inspect)
 app.command("demo")(demo)
 app.command("export")(export)
+app.command("doctor")(doctor)
 app.command("simulate")(simulate)
 app.command("fit-hardware")(fit_hardware)
 app.command("calibrate-hardware", hidden=True)(calibrate_hardware)

@@ -83,6 +83,11 @@ def _triton_reason(tensors: Tensors, parameters: AttentionParameters | None) -> 
         )
     if query.dtype == torch.float64:
         return "the tensors are float64: convert them to float32, or choose impl='eager'"
+    if query.dtype == torch.float32 and torch.version.hip is not None:
+        return (
+            "the tensors are float32, whose products Triton doesn't compile for AMD GPUs: convert "
+            "them to bfloat16, or choose impl='eager'"
+        )
     if query.shape[-1] not in HEAD_DIMS:
         return (
             f"head_dim is {query.shape[-1]}, and {', '.join(map(str, HEAD_DIMS))} are "

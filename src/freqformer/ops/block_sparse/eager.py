@@ -7,6 +7,7 @@ and the backward pass gathers and computes the scores again instead of keeping t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,7 +117,9 @@ def _weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
         bias[:, None].to(query.dtype), query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5
     )
     weights = scores.softmax(-1)
-    return weights.masked_fill(nothing[:, None, None], 0) if bool(nothing.any()) else weights
+    if bool(nothing.any()):
+        weights = weights.masked_fill(nothing[:, None, None], 0)
+    return _rounded(weights)
 
 
 def _slopes(grad_weights: Tensor, weights: Tensor) -> Tensor:
@@ -124,7 +127,27 @@ def _slopes(grad_weights: Tensor, weights: Tensor) -> Tensor:
 
     Where one key takes nearly all weight, the two terms cancel, and only so to the last bit.
     """
-    return torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+    slopes = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+    return _rounded(slopes)
+
+
+_factors: list[torch.dtype] = []
+"""What weights and slopes are rounded to, where anything: see `rounded_weights`."""
+
+
+@contextmanager
+def rounded_weights(dtype: torch.dtype) -> Iterator[None]:
+    """Within it, weights of attention and gradients of scores are rounded to `dtype`, as kernels on
+    matrix units must: the peer that their errors are measured by. It holds for the process."""
+    _factors.append(dtype)
+    try:
+        yield
+    finally:
+        _factors.pop()
+
+
+def _rounded(x: Tensor) -> Tensor:
+    return x.to(_factors[-1]).to(x.dtype) if _factors else x
 
 
 def _add_tiles(total: Tensor, index: Tensor, tiles: Tensor) -> None:

@@ -154,20 +154,20 @@ def gather_grads_kernel(
     if given.raster is not None:
         raster = tl.load(given.raster + place, mask=live & video, other=0)
         source = tl.where(video, raster, place)
-    # A block may hold text and low queries, which come from two tensors: each place has its own
-    # pointer.
+    # A block may hold text and low queries, which come from two tensors: each is read where its own
+    # are. One load of pointers into both, chosen by place, is refused by AMD's compiler.
     at = ((sample * tokens + source) * num_heads + head)[:, None] * HEAD_DIM
     low_at = (row * num_low + place - tokens)[:, None] * HEAD_DIM
     channel = tl.arange(0, HEAD_DIM)[None, :]
-    out = tl.load(
-        tl.where(low[:, None], given.low_out + low_at, given.out + at) + channel,
-        mask=live[:, None],
-        other=0.0,
+    out = tl.where(
+        low[:, None],
+        tl.load(given.low_out + low_at + channel, mask=(live & low)[:, None], other=0.0),
+        tl.load(given.out + at + channel, mask=(live & ~low)[:, None], other=0.0),
     )
-    g = tl.load(
-        tl.where(low[:, None], grads.low_out + low_at, grads.out + at) + channel,
-        mask=live[:, None],
-        other=0.0,
+    g = tl.where(
+        low[:, None],
+        tl.load(grads.low_out + low_at + channel, mask=(live & low)[:, None], other=0.0),
+        tl.load(grads.out + at + channel, mask=(live & ~low)[:, None], other=0.0),
     )
     target = row * query_rows + place
     statistic = row * statistics.rows + place

@@ -17,6 +17,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from freqformer.buffers import text_parts
+from freqformer.ops.architectures import architecture
 from freqformer.ops.block_sparse.records import (
     AttentionBuffers,
     AttentionOutputs,
@@ -254,31 +255,16 @@ class _Launch:
 
 
 def _launch(query: Tensor, slots: int, key_rows: int) -> _Launch:
-    """Block sizes and warps by dtype, head_dim and GPU; measured on an H200 (benchmarks/results),
-    others by occupancy."""
-    head_dim, block_q = query.shape[2], 64 if slots <= 64 else 128
-    # A descriptor counts rows in 32 bits.
-    descriptors = _has_descriptors(query.device) and key_rows < 2**31
-    if query.dtype == torch.float32 or _capability(query.device) < 8:
-        # Without matrix units the operands of a product live in registers: small blocks, or they
-        # spill.
-        return _Launch(32, 64 if head_dim <= 64 else 32, 8, 1, False)
-    if head_dim > 128:
-        return _Launch(block_q, 64 if descriptors else 32, 8, 2, descriptors)
-    return _Launch(block_q, 64, 4 if descriptors else 8, 2, descriptors)
-
-
-def _has_descriptors(device: torch.device) -> bool:
-    """Whether tensor descriptors are read by hardware; the interpreter reads them on any CPU."""
-    return _capability(device) >= 9
-
-
-@lru_cache(maxsize=16)
-def _capability(device: torch.device) -> int:
-    """Major compute capability; an AMD GPU counts as 8: matrix units, no descriptors. A CPU
-    interprets everything."""
-    if device.type == "cpu":
-        return 9
-    if device.type != "cuda" or torch.version.cuda is None:
-        return 8
-    return torch.cuda.get_device_capability(device)[0]
+    """Block sizes and warps by dtype, head_dim and GPU."""
+    row = architecture(query.device)
+    if key_rows >= 2**31:
+        row = row.by_pointers()  # a descriptor counts rows in 32 bits
+    step = row.steps(query.dtype, query.shape[2]).forward
+    return _Launch(
+        # Tiles that fill no more than 64 places leave the other queries of a larger block idle.
+        block_q=min(step.query, 64) if slots <= 64 else step.query,
+        block_k=step.key,
+        warps=step.warps,
+        stages=step.stages,
+        descriptors=row.descriptors and query.dtype != torch.float32,
+    )

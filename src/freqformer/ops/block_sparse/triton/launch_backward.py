@@ -15,6 +15,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from freqformer.buffers import PAD
 from freqformer.config import Band
+from freqformer.ops.architectures import architecture
 from freqformer.ops.block_sparse.records import (
     AttentionBuffers,
     AttentionGrads,
@@ -43,7 +44,6 @@ from freqformer.ops.block_sparse.triton.bwd_join import KeyParts, join_extra_gra
 from freqformer.ops.block_sparse.triton.grad_blocks import GradBlocks
 from freqformer.ops.block_sparse.triton.launch import (
     _cdiv,
-    _has_descriptors,
     biases,
     compiled_for,
     listed,
@@ -371,9 +371,9 @@ class BackwardLaunches:
     def descriptors(self, blocks: GradBlocks) -> bool:
         """Whether blocks are read by tensor descriptors, whose coordinates are int32, or by
         pointers."""
-        query_rows = self.grad.shape[1]
-        fits = self.num_rows * max(query_rows, self.key_rows) < 2**31
-        return fits and self.grad.dtype != torch.float32 and _has_descriptors(self.grad.device)
+        fits = self.num_rows * max(self.grad.shape[1], self.key_rows) < 2**31
+        row = architecture(self.grad.device)
+        return fits and self.grad.dtype != torch.float32 and row.descriptors
 
     def compiled_for(self, blocks: GradBlocks, **constants: int) -> Blocks:
         slots = self.tables.plan.layout.slots

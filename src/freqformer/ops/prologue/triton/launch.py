@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from freqformer.buffers import PAD, power_of_two
+from freqformer.ops.architectures import architecture
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.prologue.tables import PrologueTables
 from freqformer.ops.prologue.triton.arguments import (
@@ -123,6 +124,8 @@ def _finish_rows(
 ) -> None:
     # One more program of a row finds its place in the order.
     programs = common.sizes.cells + jobs.text + jobs.zeros + 1
+    pools = common.learned.pooling is not None
+    options = architecture(rows.query.device).pooling if pools else {"num_warps": 4}
     finish_rows[(common.sizes.rows * programs,)](
         common.qkv,
         allocation,
@@ -132,8 +135,8 @@ def _finish_rows(
         common.sizes,
         jobs,
         blocks,
-        num_warps=4 if common.learned.pooling is None else 8,  # pyright: ignore[reportCallIssue]
         num_stages=1,  # pyright: ignore[reportCallIssue]
+        **options,
     )
 
 

@@ -138,6 +138,7 @@ def select_tiles(
     TILES: tl.constexpr,
     CELLS: tl.constexpr,
     STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """The best key tiles of every query tile of MID rows, and the bias of their low summaries.
 
@@ -153,6 +154,7 @@ def select_tiles(
         QUERIES, KEYS, PART: query tiles, key tiles and channels of one product.
         ROWS, TILES: query tiles that are ranked at once, and T rounded up: a block of scores.
         CELLS, STEP: C rounded up, and tiles of a cell that are looked up at once.
+        PRECISION: how factors in float32 are multiplied, to float32's precision.
     """
     rows = sizes.rows
     tiles = sizes.tiles
@@ -182,9 +184,8 @@ def select_tiles(
                     query = tl.load(means.sums + entry, mask=known[:, None], other=0.0)
                     entry = key_base + keys[None, :] * D + channel[:, None]
                     key = tl.load(means.sums + entry, mask=(keys < tiles)[None, :], other=0.0)
-                    # Three products of tf32 parts are as good as one of float32.
                     scores = tl.dot(
-                        query, key, scores, input_precision="ieee" if INTERPRETED else "tf32x3"
+                        query, key, scores, input_precision="ieee" if INTERPRETED else PRECISION
                     )
                 scores = scores / _tile_counts(means.tile_offsets, keys, tiles)[None, :]
                 # A query tile always sees itself.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from freqformer.buffers import SELECTION_QUERIES as QUERIES
 from freqformer.buffers import power_of_two, selection_programs
+from freqformer.ops.architectures import architecture
 from freqformer.ops.selection.triton.forward import Cells, Chosen, Means, Sizes, select_tiles
 
 KEYS = 64
@@ -53,6 +54,8 @@ def select(
         TILES=side,
         CELLS=1 if given is None else power_of_two(given.num),
         STEP=CELL_STEP,
+        # Three products of tf32 parts are as good as one of float32, which AMD's units multiply.
+        PRECISION="ieee" if architecture(sums.device).is_amd else "tf32x3",
         num_warps=4,  # pyright: ignore[reportCallIssue]
         num_stages=2,  # pyright: ignore[reportCallIssue]
     )

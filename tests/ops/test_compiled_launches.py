@@ -1,0 +1,192 @@
+"""Every Triton launch compiles for every architecture of `ops/architectures.py`, fits in its shared
+memory, and spills no more than is stated here. No GPU is needed, and nothing runs.
+
+What is short runs in `make test`: the attention's kernels in the default configuration, and those
+that a compiler once refused. The marker `slow` has the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+from freqformer.ops.architectures import ROWS
+
+ATTENTION = ("attention_kernel", "query_grads_kernel", "video_grads_kernel", "extra_grads_kernel")
+HEAD_DIMS = (64, 128)
+NAMES = tuple(ROWS)
+SPILLED: dict[tuple[str, int], dict[str, dict[str, int]]] = {
+    ("gradients", 128): {
+        "attention_kernel": {"sm_80": 16, "sm_86": 16, "sm_89": 16, "sm_90": 184},
+        "extra_grads_kernel": {"sm_90": 48},
+    },
+    ("gradients", 256): {"attention_kernel": {"sm_90": 32}, "merge_kernel": {"sm_100": 184}},
+    ("layer", 64): {
+        "score_heads": {
+            "sm_80": 32,
+            "sm_86": 32,
+            "sm_89": 32,
+            "sm_90": 32,
+            "sm_100": 32,
+            "sm_120": 32,
+        }
+    },
+    ("layer", 128): {
+        "sum_tiles": {"sm_120": 16},
+        "score_heads": {
+            "sm_80": 32,
+            "sm_86": 32,
+            "sm_89": 32,
+            "sm_90": 32,
+            "sm_100": 32,
+            "sm_120": 32,
+        },
+        "attention_kernel": {"sm_80": 16, "sm_86": 16, "sm_89": 16, "sm_90": 168},
+    },
+    ("everything", 64): {
+        "finish_rows": {"sm_80": 480, "sm_86": 288, "sm_89": 288, "sm_120": 384, "sm_100": 2224},
+        "tile_grads": {"sm_80": 152, "sm_86": 40, "sm_89": 40},
+        "pool_slopes": {"sm_90": 8, "sm_120": 48},
+    },
+    ("everything", 128): {
+        "finish_rows": {
+            "sm_80": 1536,
+            "sm_86": 1264,
+            "sm_89": 1264,
+            "sm_90": 128,
+            "sm_120": 1192,
+            "gfx942": 24,
+            "sm_100": 4760,
+        },
+        "tile_grads": {
+            "sm_80": 248,
+            "sm_86": 136,
+            "sm_89": 136,
+            "sm_90": 176,
+            "sm_100": 120,
+            "sm_120": 96,
+        },
+        "attention_kernel": {"sm_86": 40, "sm_89": 40, "sm_90": 256},
+        "video_grads_kernel": {"sm_90": 24},
+        "extra_grads_kernel": {"sm_90": 56},
+    },
+    ("features", 64): {
+        "prepare_tiles": {"sm_80": 208, "sm_86": 128, "sm_89": 128, "sm_120": 144},
+        "tile_grads": {"gfx942": 24},
+    },
+    ("features", 128): {
+        "prepare_tiles": {
+            "sm_80": 4960,
+            "sm_86": 4784,
+            "sm_89": 4784,
+            "sm_90": 56,
+            "sm_120": 4688,
+            "gfx942": 48,
+        },
+        "attention_kernel": {"sm_90": 152},
+        "video_grads_kernel": {"sm_90": 16},
+        "extra_grads_kernel": {"sm_90": 48},
+        "tile_grads": {"sm_90": 16, "sm_100": 24, "sm_120": 16, "gfx942": 952},
+    },
+}
+"""Most bytes of a thread's registers in memory, by case, head_dim, kernel and architecture; 0 where
+it isn't named. sm_90's are those of the kernels that were measured."""
+
+
+@cache
+def compiled(
+    case: str, head_dim: int, kernels: tuple[str, ...], names: tuple[str, ...]
+) -> dict[str, list[dict[str, Any]]]:
+    """Facts about the kernels of a case, by architecture: one process compiles them for all."""
+    environment = {key: x for key, x in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.support.compile_pipeline", case, str(head_dim)]
+    ran = subprocess.run(
+        [*command, ",".join(kernels) or "all", *names],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def check(case: str, head_dim: int, name: str, kernels: list[dict[str, Any]]) -> None:
+    """Raise AssertionError unless all compiled, fit, and keep their registers."""
+    assert kernels
+    allowed = SPILLED.get((case, head_dim), {})
+    for kernel in kernels:
+        told = f"{kernel['name']} for {name}, {case}, head_dim {head_dim}"
+        assert "error" not in kernel, f"{told}: {kernel['error']}"
+        assert kernel["shared"] <= ROWS[name].shared_memory, told
+        most = allowed.get(kernel["name"], {}).get(name, 0)
+        assert kernel["spilled"] <= most, f"{told}: {kernel['spilled']} bytes spilled"
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_attention_compiles_everywhere(name: str, head_dim: int) -> None:
+    kernels = compiled("gradients", head_dim, ATTENTION, NAMES)[name]
+    assert [kernel["name"] for kernel in kernels] == list(ATTENTION)
+    check("gradients", head_dim, name, kernels)
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_hopper_multiplies_by_warp_groups_and_copies_by_descriptors(head_dim: int) -> None:
+    kernels = compiled("gradients", head_dim, ATTENTION, NAMES)["sm_90"]
+    for kernel in kernels:
+        instructions = kernel["instructions"]
+        assert instructions["HGMMA"] >= 16, kernel["name"]
+        assert instructions["UTMALDG"] >= 4, kernel["name"]
+        assert "HMMA" not in instructions, kernel["name"]  # no product of single warps
+
+
+@pytest.mark.parametrize(
+    ("name", "product", "copy"),
+    [
+        ("sm_80", "HMMA", "LDGSTS"),
+        ("sm_89", "HMMA", "LDGSTS"),
+        ("sm_100", "UTCHMMA", "UTMALDG"),
+        ("sm_120", "HMMA", "UTMALDG"),
+        ("gfx942", "v_mfma_f32_32x32x8_bf16", "buffer_load_dwordx4"),
+    ],
+)
+def test_every_architecture_has_its_matrix_units(name: str, product: str, copy: str) -> None:
+    for kernel in compiled("gradients", 128, ATTENTION, NAMES)[name]:
+        assert kernel["instructions"].get(product, 0) >= 16, kernel["name"]
+        assert kernel["instructions"].get(copy, 0) >= 4, kernel["name"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [("gfx942", ("gather_grads_kernel", "select_tiles")), ("sm_100", ("finish_rows",))],
+)
+def test_what_a_compiler_once_refused(name: str, kernels: tuple[str, ...]) -> None:
+    check("everything", 128, name, compiled("everything", 128, kernels, (name,))[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("case", ["layer", "gradients", "everything", "features"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_launch_compiles_everywhere(name: str, case: str, head_dim: int) -> None:
+    kernels = compiled(case, head_dim, (), (name,))[name]
+    assert {"prepare_tiles", "attention_kernel", "merge_kernel"} <= {
+        kernel["name"] for kernel in kernels
+    }
+    check(case, head_dim, name, kernels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_largest_head_dim(name: str) -> None:
+    """What the table holds for those that are padded to 256."""
+    check("gradients", 256, name, compiled("gradients", 256, (), (name,))[name])

@@ -1,0 +1,83 @@
+"""All Triton launches of a call, forward and backward, compiled for GPUs that aren't here.
+
+    python -m tests.support.compile_pipeline CASE HEAD_DIM KERNELS ARCHITECTURE...
+
+prints what `compile_launches` finds as JSON, by architecture. KERNELS are names between commas, or
+`all`. TRITON_INTERPRET must not be set.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from unittest import mock
+
+import torch
+from tests.support.cases import GATES, LEARNED, Case, make_inputs, run
+from tests.support.compile_only import compile_launches
+
+from freqformer.attention import FreqAttention
+from freqformer.config import FreqFormerConfig
+from freqformer.grid import Grid
+from freqformer.ops import backends
+
+FULL = Grid(8, 16, 16)
+RAGGED = Grid(5, 9, 13)
+WINDOW = (1, 1, 1)
+EVERY_BAND = ((0, 1, 2, 3),)
+
+
+def _layer(head_dim: int) -> None:
+    """The default layer without gradients: its router, too."""
+    layer = FreqAttention(2 * head_dim, 2, FreqFormerConfig(window=WINDOW))
+    hidden = torch.zeros(1, FULL.num_tokens, 2 * head_dim, dtype=torch.bfloat16)
+    with torch.no_grad():
+        layer.to(torch.bfloat16)(hidden, FULL, torch.zeros(1), impl="triton")
+
+
+def _gradients(head_dim: int) -> None:
+    """What the default layer calls, with gradients: full tiles and a LOW branch."""
+    config = FreqFormerConfig(window=WINDOW)
+    case = Case(FULL, config, ((2, 2),), head_dim, torch.bfloat16, gates=GATES)
+    run(case, make_inputs(case), "triton")
+
+
+def _everything(head_dim: int) -> None:
+    """Every band, ragged tiles, text with a mask, and all that is learned."""
+    config = FreqFormerConfig(window=WINDOW, mid_tiles=2, summary_tokens=3)
+    case = Case(RAGGED, config, EVERY_BAND, head_dim, torch.bfloat16, 5, "random", LEARNED, GATES)
+    run(case, make_inputs(case), "triton")
+
+
+def _features(head_dim: int) -> None:
+    """Band features, for which the prologue holds whole tiles."""
+    config = FreqFormerConfig(window=WINDOW, mid_tiles=2, band_features="band_gains")
+    case = Case(RAGGED, config, EVERY_BAND, head_dim, torch.bfloat16)
+    run(case, make_inputs(case), "triton")
+
+
+CASES: dict[str, Callable[[int], None]] = {
+    "layer": _layer,
+    "gradients": _gradients,
+    "everything": _everything,
+    "features": _features,
+}
+
+
+def main(case: str, head_dim: str, kernels: str, *names: str) -> None:
+    """Print the facts."""
+    only = () if kernels == "all" else kernels.split(",")
+    triton = next(backend for backend in backends.BACKENDS if backend.name == "triton")
+    # It would refuse a CPU, where nothing compiled runs.
+    willing = replace(triton, unsupported_reason=lambda tensors, parameters: None)
+    with mock.patch.object(backends, "BACKENDS", (willing,)):
+        found = {
+            name: compile_launches(name, lambda: CASES[case](int(head_dim)), only) for name in names
+        }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
