@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from freqformer.buffers import selects_tiles
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.cost import Call
 from freqformer.grid import TILE_SLOTS
@@ -170,7 +171,7 @@ def layer_queries(size: Size, told: dict[str, Any]) -> LayerQueries:
     query, grad_out = (size.normal(draw, places) for _ in range(2))
     key, value = (_filled(size, draw, tables) for _ in range(2))
     mid = None
-    if tables.mid_selects and Band.MID in bands:
+    if selects_tiles(plan) and Band.MID in bands:
         lists = random_lists(size, draw, plan.mid_capacity)
         mid = MidLists(lists, None, _mid_bias(lists, bands, plan) if learned else None)
     offsets = torch.tensor(OFFSETS, device=size.device).expand(1, size.heads, 3).contiguous()

@@ -73,6 +73,11 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
         ),
         "tests/support/attend_cases.py:make_case": Exceeds(66, "one draw after another"),
     },
+    "arguments of a kernel": {
+        "src/freqformer/ops/block_sparse/gluon/bwd_dkv.py:video_grads_kernel": Exceeds(
+            13, "six descriptors, which a kernel can't find in a tuple"
+        ),
+    },
     "arguments of a public function": {
         "src/freqformer/attention/function.py:frequency_attention": Exceeds(14, INPUTS),
         "src/freqformer/calibration/command.py:calibrate_on_clips": Exceeds(
@@ -85,8 +90,11 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
         "src/freqformer/models/transformer.py:FreqFormerTransformer3DModel.__init__": Exceeds(
             14, "diffusers saves a model's constructor arguments as its configuration, flat"
         ),
+        "src/freqformer/ops/block_sparse/gluon/launch_backward.py:attend_backward": Exceeds(
+            12, BACKWARD
+        ),
         "src/freqformer/ops/block_sparse/triton/launch_backward.py:attend_backward": Exceeds(
-            11, BACKWARD
+            12, BACKWARD
         ),
         "src/freqformer/ops/fused.py:fused_attention": Exceeds(10, INPUTS),
         "src/freqformer/ops/unfused.py:unfused_attention": Exceeds(9, INPUTS),

@@ -28,7 +28,7 @@ from freqformer.config import FreqFormerConfig, Routing
 from freqformer.grid import Grid
 from freqformer.ops import architectures
 from freqformer.ops.backends import ImplChoice
-from freqformer.ops.block_sparse.triton import launch_backward
+from freqformer.ops.block_sparse.triton import backward_launches
 
 CONFIG = FreqFormerConfig(tile=(2, 4, 8), mid_tiles=2, window=(1, 2, 2), summary_tokens=3)
 RAGGED, FULL = Grid(3, 9, 11), Grid(4, 8, 16)
@@ -99,7 +99,7 @@ def check(checked: Checked, device: str) -> None:
     # Long lists are split, which takes kernels that join the parts: here from two tiles on.
     forward, backward = (
         mock.patch.object(buffers, "TEXT_PART_TILES", 2),
-        mock.patch.object(launch_backward, "PART_TILES", 2),
+        mock.patch.object(backward_launches, "PART_TILES", 2),
     )
     # A GPU before Hopper reads by pointers.
     pointers = (

@@ -170,7 +170,7 @@ FAULTS = (
     ),
     Fault(
         "gradients of offsets go to other heads",
-        ATTENTION + "launch_backward.py",
+        ATTENTION + "backward_launches.py",
         ".flatten(3)",
         ".flatten(3).flip(1)",
         BLOCK_BACKWARD,

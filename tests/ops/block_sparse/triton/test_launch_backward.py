@@ -208,15 +208,15 @@ def test_half_precision_of_branches(name: str) -> None:
 
 @pytest.mark.parametrize("parts", [2, 3, 5])
 def test_queries_in_parts(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("freqformer.ops.block_sparse.triton.launch_backward.PART_TILES", 1)
-    monkeypatch.setattr("freqformer.ops.block_sparse.triton.launch_backward.MOST_PARTS", parts)
+    monkeypatch.setattr("freqformer.ops.block_sparse.triton.backward_launches.PART_TILES", 1)
+    monkeypatch.setattr("freqformer.ops.block_sparse.triton.backward_launches.MOST_PARTS", parts)
     grid, config, bands, options = CASES["learned summaries, text, mask"]
     check(make_case(grid, config, bands=torch.tensor(bands), head_dim=16, **options), parts)
 
 
 def test_pointers_in_place_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "freqformer.ops.block_sparse.triton.launch_backward.BackwardLaunches.descriptors",
+        "freqformer.ops.block_sparse.triton.backward_launches.BackwardLaunches.descriptors",
         lambda *_: False,
     )
     grid, config, bands, options = CASES["low tokens fill two blocks"]

@@ -1,6 +1,7 @@
 # Gluon reads these functions, and its decorators hide what they take: pyright can't follow.
 # pyright: reportCallIssue=false, reportOperatorIssue=false, reportArgumentType=false
 # pyright: reportAssignmentType=false, reportGeneralTypeIssues=false
+# pyright: reportPossiblyUnboundVariable=false
 """The attention kernel for Hopper, backward: gradients of exact keys and values.
 
 The mathematics is in the Triton kernel of `bwd_dq`. As in `forward.py` one program per

@@ -32,6 +32,7 @@ from freqformer.ops.block_sparse.tables import LaunchTables
 from freqformer.ops.block_sparse.transposed import TransposedLists, key_task_order
 from freqformer.ops.block_sparse.triton import launch as triton_launch
 from freqformer.ops.block_sparse.triton import launch_backward as triton_backward
+from freqformer.ops.block_sparse.triton.backward_launches import BackwardLaunches, listing
 from freqformer.ops.block_sparse.triton.blocks import Rows
 from freqformer.ops.block_sparse.triton.bwd_dkv import KeyGrads
 from freqformer.ops.parameters import BranchGates
@@ -79,11 +80,11 @@ def attend_backward(
         token_order=token_order,
         low_branch=low_branch,
         gate_grads=gate_grads,
-        launches=HopperLaunches if reason is None else triton_backward.BackwardLaunches,
+        launches=HopperLaunches if reason is None else BackwardLaunches,
     )
 
 
-class HopperLaunches(triton_backward.BackwardLaunches):
+class HopperLaunches(BackwardLaunches):
     """Those of a backward pass, where Gluon kernels compute gradients of queries and of exact
     keys."""
 
@@ -149,7 +150,7 @@ class HopperLaunches(triton_backward.BackwardLaunches):
                 allocation=self.rows.allocation,
             ),
             triton_launch.tiles_of(self.tables),
-            triton_backward.listing(self.tables, high, mid),
+            listing(self.tables, high, mid),
             self.scale,
             num_rows=self.num_rows,
             num_tiles=tiles,
