@@ -7,6 +7,9 @@ On a machine with a CUDA GPU and the CUDA toolkit, from the top folder of the pr
     compute-sanitizer --tool memcheck --error-exitcode 1 python -m tests.gpu.sanitize
     compute-sanitizer --tool racecheck --error-exitcode 1 python -m tests.gpu.sanitize
 
+Of the Gluon kernels racecheck reports how Triton tells warps their job: a read of it at the top of
+the kernel and its writes, between which lies a barrier that the tool doesn't follow.
+
 Without its cache torch asks the driver for every tensor, so that a read behind its end is one that
 the tool sees.
 """

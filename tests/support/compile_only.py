@@ -30,6 +30,7 @@ from triton.runtime.jit import JITFunction
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops import architectures
+from freqformer.ops.parameters import BranchGates
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 RAGGED = Grid(5, 9, 13)
@@ -144,28 +145,51 @@ def _case(name: str) -> tuple[AttendCase, bool]:
         return make_case(FULL, window, bands=high, **half), False
     if name == "default":
         return make_case(FULL, window, bands=high, branch=True, **half), False
+    if name == "default, backward":
+        return make_case(FULL, window, bands=high, branch=True, **half), True
     if name == "default, ragged, backward":
         return make_case(RAGGED, window, bands=high, branch=True, **half), True
     if name == "everything":
         config = FreqFormerConfig(mid_tiles=2, summary_tokens=3, band_features="high_pass_values")
         extra = {"text": 5, "learned": True, "masked": True, "head_dim": 64}
-        return make_case(RAGGED, config, bands=every, dtype=torch.float16, **extra), False
+        return make_case(RAGGED, config, bands=every, dtype=torch.float16, **extra), True
     raise ValueError(f"name is {name!r}; see `CASES`")
 
 
-CASES = ("windows", "default", "default, ragged, backward", "everything")
+CASES = (
+    "windows",
+    "default",
+    "default, backward",
+    "default, ragged, backward",
+    "everything",
+)
+HOPPER_KERNELS = ("attention_kernel", "query_grads_kernel", "video_grads_kernel")
+"""Those of Gluon. Launches around them are Triton's, whose tests are others."""
 
 
 def main(capability: str, name: str) -> None:
-    """Print the facts."""
-    from freqformer.ops.block_sparse.gluon import launch
+    """Print the facts about the kernels of Gluon."""
+    from freqformer.ops.block_sparse.gluon import launch, launch_backward
 
     case, backward = _case(name)
-    with mock.patch.object(launch, "multiprocessors", return_value=132):
-        found = compile_launches(
-            f"sm_{capability}", lambda: launch.attend(**case.arguments, backward=backward)
-        )
-    print(json.dumps(found))
+
+    def launches() -> None:
+        outputs = launch.attend(**case.arguments, backward=backward)
+        if backward:
+            arguments = case.arguments
+            if case.rows.low_branch:
+                batch, tokens, heads, _ = outputs.out.shape
+                arguments |= {
+                    "low_branch": BranchGates(by_sample=outputs.out.new_zeros(batch, 2, heads)),
+                    "gate_grads": torch.zeros(batch, tokens, 2, heads),
+                }
+            launch_backward.attend_backward((outputs.out, outputs.low_out), outputs, **arguments)
+
+    with (
+        mock.patch.object(launch, "multiprocessors", return_value=132),
+        mock.patch.object(launch_backward, "multiprocessors", return_value=132),
+    ):
+        print(json.dumps(compile_launches(f"sm_{capability}", launches, HOPPER_KERNELS)))
 
 
 if __name__ == "__main__":

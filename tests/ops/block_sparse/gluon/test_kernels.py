@@ -1,0 +1,68 @@
+"""The Gluon kernels compile for Hopper, and what their machine code must and must not hold.
+
+Gluon has no interpreter: what the kernels compute is tested on a GPU, tests/gpu.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+SHARED = 227 * 1024
+"""Bytes of shared memory that one program of a Hopper GPU can have."""
+REGISTERS = 168
+"""65,536 registers over 12 warps, in steps of 8; warps hand them on among themselves."""
+SPILLED = {
+    ("windows", "attention_kernel"): 0,
+    ("default", "attention_kernel"): 160,
+    ("default, backward", "query_grads_kernel"): 16,
+    ("default, backward", "video_grads_kernel"): 64,
+    ("default, ragged, backward", "attention_kernel"): 160,
+    ("default, ragged, backward", "query_grads_kernel"): 16,
+    # Statistics of ragged tiles come by pointers, and wait for the products in registers.
+    ("default, ragged, backward", "video_grads_kernel"): 256,
+    ("everything", "attention_kernel"): 160,
+    ("everything", "query_grads_kernel"): 0,
+    ("everything", "video_grads_kernel"): 0,
+}
+"""Most bytes of registers in memory; but for that case all of them of the bookkeeping between
+tasks."""
+PRODUCTS = {"attention_kernel": 64, "query_grads_kernel": 40, "video_grads_kernel": 48}
+"""Least instructions that multiply, of both consumers."""
+
+
+@cache
+def compiled(name: str) -> dict[str, Any]:
+    """Facts about the kernels of a case, by their names."""
+    environment = {key: x for key, x in os.environ.items() if key != "TRITON_INTERPRET"}
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.support.compile_only", "90", name],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    return {kernel["name"]: kernel for kernel in json.loads(ran.stdout.splitlines()[-1])}
+
+
+@pytest.mark.parametrize(("name", "kernel"), SPILLED)
+def test_it_compiles_for_hopper(name: str, kernel: str) -> None:
+    found = compiled(name)[kernel]
+    assert "error" not in found
+    assert found["shared"] <= SHARED
+    assert found["registers"] <= REGISTERS
+    assert found["spilled"] <= SPILLED[name, kernel]
+    instructions = found["instructions"]
+    assert instructions["HGMMA"] >= PRODUCTS[kernel]  # of whole warp groups
+    assert instructions["UTMALDG"] >= 4  # blocks that come by the tensor memory accelerator
+    assert instructions["USETMAXREG"] >= 4  # registers that go from the producer to consumers
+    assert "HMMA" not in instructions  # no product of single warps
