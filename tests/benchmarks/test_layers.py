@@ -36,7 +36,7 @@ class Version:
         if do == "measure":
             self.told.append(f"{self.name} {given['name']}")
         answers: dict[str, dict[str, Any]] = {
-            "make": {"config": {}},
+            "make": {"config": {}, "impl": "triton"},
             "check": {"sample": [self.sample, 2.0], "seconds": 0.0, "peak_bytes": 1},
             "measure": {"ms": self.ms},
             "drop": {},
@@ -52,7 +52,13 @@ class Version:
 
 
 def bench(layers: Any, rows: list[str], *versions: Version, rounds: int = 4) -> Any:
-    results: dict[str, Any] = {"configs": {}, "sizes": {}, "differences": {}, "skipped": []}
+    results: dict[str, Any] = {
+        "configs": {},
+        "impl": {},
+        "sizes": {},
+        "differences": {},
+        "skipped": [],
+    }
     named = {version.name: version for version in versions}
     return layers.Bench(named, rows, layers.Deadline(time.monotonic() + 60), results, rounds)
 
@@ -150,3 +156,4 @@ def test_a_tiny_run(tmp_path: Path) -> None:
         assert rows_found["layer dense"]["ms"] > 0
         assert found["differences"]["24 x 3"][f"layer windows, {name}"] == 0
     assert found["configs"]["today"]["windows"]["summary_tokens"] == 0
+    assert found["impl"]["today"]["layer windows"] == "triton"

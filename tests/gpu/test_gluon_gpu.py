@@ -61,7 +61,6 @@ def test_random_cases(form: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pool.check(least=10)
 
 
-@pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("form", range(FORMS))
 def test_random_gradients(form: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "unfit", lambda slots, buffers: None)
@@ -75,6 +74,7 @@ def test_random_gradients(form: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pool.check(least=10)
 
 
+@pytest.mark.parametrize("backward", [False, True])
 def test_nothing_beside_the_outputs_is_written(backward: bool) -> None:
     drawn = (drawn for form in range(4) for drawn in cases(form, 5))
     check_nothing_else_is_written(launch.attend, drawn, backward=backward)
