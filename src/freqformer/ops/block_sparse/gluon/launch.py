@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -156,8 +157,15 @@ def _blocks(tables: LaunchTables, rows: RowBands, head_dim: int) -> Blocks:
 def matrix_of(x: Tensor, rows: int) -> TensorDescriptor:
     """(R, rows, D) as the kernel fetches it, in blocks of rows."""
     block = [rows, x.shape[2]]
-    layout = gl.NVMMASharedLayout.get_default_for(block, ELEMENTS[x.dtype])
-    return TensorDescriptor.from_tensor(x.flatten(0, 1), block, layout)  # pyright: ignore[reportArgumentType]
+    layout = _layout_of(rows, x.shape[2], x.dtype)
+    return TensorDescriptor.from_tensor(x.flatten(0, 1), block, layout)
+
+
+@lru_cache(maxsize=64)
+def _layout_of(rows: int, head_dim: int, dtype: torch.dtype) -> Any:
+    """How such a block lies in shared memory; cached, since it takes Python longer than the rest of
+    a descriptor."""
+    return gl.NVMMASharedLayout.get_default_for([rows, head_dim], ELEMENTS[dtype])
 
 
 @lru_cache(maxsize=16)
