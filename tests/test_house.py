@@ -90,9 +90,6 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
         "src/freqformer/models/transformer.py:FreqFormerTransformer3DModel.__init__": Exceeds(
             14, "diffusers saves a model's constructor arguments as its configuration, flat"
         ),
-        "src/freqformer/ops/block_sparse/gluon/launch_backward.py:attend_backward": Exceeds(
-            12, BACKWARD
-        ),
         "src/freqformer/ops/block_sparse/triton/launch_backward.py:attend_backward": Exceeds(
             12, BACKWARD
         ),

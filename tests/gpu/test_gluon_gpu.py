@@ -13,6 +13,7 @@ from freqformer import buffers
 from freqformer.attention import FreqAttention
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
+from freqformer.ops.architectures import architecture_name
 from freqformer.ops.backends import HOPPER, resolve
 
 pytest.importorskip("triton")
@@ -28,7 +29,7 @@ from freqformer.ops.block_sparse.triton import launch as triton_launch
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
-        not torch.cuda.is_available() or torch.cuda.get_device_capability() != HOPPER,
+        not torch.cuda.is_available() or architecture_name(torch.device("cuda")) != HOPPER,
         reason="needs a Hopper GPU",
     ),
 ]
@@ -118,7 +119,9 @@ def test_a_thousand_repeats_give_the_same_bits() -> None:
 
 
 def test_gradients_have_the_same_bits_a_thousand_times() -> None:
-    case, _ = next(cases(0, 1))
+    # Of tiles that its kernels take, and without gates, whose gradients are others' to give.
+    drawn = (case for form in range(FORMS) for case, _ in cases(form, 1))
+    case = next(x for x in drawn if x.plan.layout.slots > 64 and not x.rows.low_branch)
     outputs = launch.attend(**case.arguments, backward=True)
     grads = random_output_grads(case)
     changed = torch.zeros((), dtype=torch.int64, device="cuda")

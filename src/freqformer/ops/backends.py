@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from freqformer.ops.architectures import architecture_name
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.tracing import constant_result
 
@@ -30,8 +31,8 @@ HEAD_DIMS = (16, 32, 64, 128)
 """That the Triton kernels are made for."""
 GLUON_HEAD_DIMS = (64, 128)
 GLUON_DTYPES = (torch.bfloat16, torch.float16)
-HOPPER = (9, 0)
-"""Compute capability that the Gluon kernel is made for."""
+HOPPER = "sm_90"
+"""The architecture that the Gluon kernels are made for."""
 
 Tensors = tuple[Tensor, Tensor, Tensor]
 """Query, key and value."""
@@ -111,7 +112,7 @@ def _gluon_reason(tensors: Tensors, parameters: AttentionParameters | None) -> s
     if _triton_interprets():
         return "Gluon has no interpreter: unset TRITON_INTERPRET, or choose impl='triton'"
     if not _is_hopper(query.device):
-        return "the GPU is none of compute capability 9.0, Hopper: choose impl='triton'"
+        return "the GPU is none of architecture sm_90, Hopper: choose impl='triton'"
     if query.dtype not in GLUON_DTYPES:
         return (
             f"the tensors are {query.dtype}, and bfloat16 and float16 are allowed: convert them, "
@@ -232,8 +233,5 @@ def _triton_interprets() -> bool:
 
 
 @constant_result
-@lru_cache(maxsize=16)
 def _is_hopper(device: torch.device) -> bool:
-    if device.type != "cuda" or torch.version.cuda is None:
-        return False
-    return torch.cuda.get_device_capability(device) == HOPPER
+    return architecture_name(device) == HOPPER

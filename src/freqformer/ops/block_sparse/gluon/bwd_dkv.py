@@ -26,7 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from freqformer.ops.block_sparse.gluon.rings import CONSUMERS, fetch_block, new_ring
+from freqformer.ops.block_sparse.gluon.rings import CONSUMERS, fetch_block, fetch_both, new_ring
 from freqformer.ops.block_sparse.gluon.softmax import products_layout
 from freqformer.ops.block_sparse.gluon.writing import write_sums
 from freqformer.ops.block_sparse.triton.blocks import LOG2_E, UNSPECIALIZED, Extent, tile_extent
@@ -150,19 +150,17 @@ def _produce(matrices, given, rings, blocks):
     total = _num_tasks(given)
     HALF: gl.constexpr = blocks.BLOCK_K // CONSUMERS
     FULL: gl.constexpr = blocks.TILE_TOKENS == blocks.QUERY_BLOCKS * blocks.BLOCK_Q
-    ring = rings.key
     fetched = 0
     turn = 0
     number, task = next_task(gl.program_id(0), total, given, blocks)
     while number < total:
+        # Each consumer has its own half of the keys, and frees it when its own gradients are out:
+        # neither waits for the other between tasks.
         for consumer in gl.static_range(CONSUMERS):
             slot = turn % KEY_STAGES * CONSUMERS + consumer
-            mbarrier.wait(ring.empty.index(slot), turn // KEY_STAGES & 1 ^ 1)
-            full = ring.full.index(slot)
-            mbarrier.expect(full, 2 * matrices.key.block_type.nbytes)
             place = task.row * given.key_rows + task.start + consumer * HALF
-            fetch_block(matrices.key, [place, 0], full, ring.blocks.index(slot))
-            fetch_block(matrices.value, [place, 0], full, rings.value.index(slot))
+            lap = turn // KEY_STAGES & 1
+            fetch_both(matrices.key, matrices.value, place, rings.key, rings.value, slot, lap)
         steps = task.listing.length * blocks.QUERY_BLOCKS
         for step in range(steps):
             tile = gl.load(task.listing.tiles + step // blocks.QUERY_BLOCKS)
@@ -204,6 +202,7 @@ def _add_queries(sums, slot, used, extent, statistics, rings, scale, blocks, FUL
         lse = gl.load(statistics.lse + place, mask=live, other=UNSEEN)
         delta = gl.load(statistics.delta + place, mask=live, other=0.0)
     mbarrier.wait(rings.query.full.index(stage), used // blocks.STAGES & 1)
+    # Keys and values come from shared memory for every product: registers are full of their sums.
     none = gl.zeros([HALF, blocks.BLOCK_Q], gl.float32, layout=of_logits)
     logits = warpgroup_mma(
         rings.key.blocks.index(slot), queries.permute((1, 0)), none, use_acc=False, is_async=True
@@ -213,8 +212,10 @@ def _add_queries(sums, slot, used, extent, statistics, rings, scale, blocks, FUL
     )
     if FULL:
         lse = rings.lse.index(stage).load(of_columns)
+    # One product may still be under way: that with values, while weights are computed.
     logits = warpgroup_mma_wait(1, deps=(logits,))
     weights = gl.exp2(logits * scale - lse[None, :])
+    # A product's result is laid out over threads as a left factor in 16 bits is: nothing moves.
     factor = gl.convert_layout(weights.to(queries.dtype), of_factor)
     value = warpgroup_mma(factor, grads, sums.value, is_async=True)
     if FULL:

@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from freqformer.ops.block_sparse.gluon.rings import CONSUMERS, Q_STAGES, fetch_block, new_ring
+from freqformer.ops.block_sparse.gluon.rings import CONSUMERS, Q_STAGES, fetch_both, new_ring
 from freqformer.ops.block_sparse.gluon.softmax import in_extra, in_tile, products_layout
 from freqformer.ops.block_sparse.gluon.tasks import (
     Given,
@@ -74,20 +74,10 @@ class Queries(NamedTuple):
 
 
 @gluon.jit
-def _fetch_both(one, other, row, ring, others, stage, lap):
-    """Have blocks of two matrices brought, which share barriers."""
-    mbarrier.wait(ring.empty.index(stage), lap ^ 1)
-    full = ring.full.index(stage)
-    mbarrier.expect(full, 2 * one.block_type.nbytes)
-    fetch_block(one, [row, 0], full, ring.blocks.index(stage))
-    fetch_block(other, [row, 0], full, others.index(stage))
-
-
-@gluon.jit
 def _fetch_keys(row, matrices, rings, fetched, blocks):
     stage = fetched % blocks.STAGES
     lap = fetched // blocks.STAGES & 1
-    _fetch_both(matrices.key, matrices.value, row, rings.key, rings.value, stage, lap)
+    fetch_both(matrices.key, matrices.value, row, rings.key, rings.value, stage, lap)
 
 
 @gluon.jit
@@ -105,9 +95,11 @@ def _produce(matrices, given, rings, blocks, EXTRAS: gl.constexpr):
             row = work.task.row * query_rows + work.task.start + consumer * HALF
             slot = turn % Q_STAGES * CONSUMERS + consumer
             lap = turn // Q_STAGES & 1
-            _fetch_both(matrices.query, matrices.grad, row, rings.query, rings.grad, slot, lap)
+            fetch_both(matrices.query, matrices.grad, row, rings.query, rings.grad, slot, lap)
         key_at = work.task.row * given.key_rows
         exact = work.seen.exact
+        # A tile is two blocks of keys: half as wide as the forward's, so that logits and their
+        # gradients fit in registers beside queries, output gradients and dq.
         for step in range(exact.length * blocks.KEY_BLOCKS):
             tile = gl.load(exact.tiles + step // blocks.KEY_BLOCKS)
             at = tile_extent(given.tiles, tile, blocks.TILE_TOKENS).start
@@ -150,12 +142,15 @@ def _add_keys(dq, queries, step, used, work, given, rings, scale, blocks, EXTRA:
     stage = used % blocks.STAGES
     keys = rings.key.blocks.index(stage)
     mbarrier.wait(rings.key.full.index(stage), used // blocks.STAGES & 1)
+    # Both products are under way at once; the other consumer's softmax runs beside them. A product
+    # whose left factor lies in registers reads half as much of shared memory.
     none = gl.zeros([dq.shape[0], blocks.BLOCK_K], gl.float32, layout=of_logits)
     logits = warpgroup_mma(queries.q, keys.permute((1, 0)), none, use_acc=False, is_async=True)
     values = rings.value.index(stage)
     of_weights = warpgroup_mma(
         queries.grad, values.permute((1, 0)), none, use_acc=False, is_async=True
     )
+    # Products end in the order in which they began: the first has ended, the second may not have.
     logits = warpgroup_mma_wait(1, deps=(logits,))
     if EXTRA:
         logits = in_extra(logits, step, work, given, scale, blocks)
@@ -164,8 +159,11 @@ def _add_keys(dq, queries, step, used, work, given, rings, scale, blocks, EXTRA:
     weights = gl.exp2(logits * scale - queries.lse[:, None])
     of_weights = warpgroup_mma_wait(0, deps=(of_weights,))
     ds = weights * (of_weights - queries.delta[:, None])
+    # A product's result is laid out over threads as a left factor in 16 bits is: nothing moves.
     factor = gl.convert_layout(ds.to(keys.dtype), of_factor)
     dq = warpgroup_mma(factor, keys, dq, is_async=True)
+    # Keys are a factor of this product too: their place is free only after it. Left under way into
+    # the next step, the compiler would wait after each of its instructions.
     dq, factor = warpgroup_mma_wait(0, deps=(dq, factor))
     mbarrier.arrive(rings.key.empty.index(stage))
     return dq
@@ -193,6 +191,7 @@ def _consume(
     while number < total:
         slot = turn % Q_STAGES * CONSUMERS + CONSUMER
         mbarrier.wait(rings.query.full.index(slot), turn // Q_STAGES & 1)
+        # They stay in registers for the whole task: 64 of each thread's at head_dim 128.
         queries = _load_queries(slot, work.task, statistics, rings, blocks, CONSUMER)
         dq = gl.zeros([HALF, blocks.HEAD_DIM], gl.float32, layout=products_layout(blocks.HEAD_DIM))
         exact = work.seen.exact.length * blocks.KEY_BLOCKS

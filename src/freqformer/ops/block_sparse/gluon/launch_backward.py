@@ -5,6 +5,8 @@ What a Gluon kernel isn't made for is Triton's: `ops.block_sparse.triton.launch_
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
@@ -25,7 +27,6 @@ from freqformer.ops.block_sparse.records import (
     AttentionBuffers,
     AttentionGrads,
     AttentionOutputs,
-    MidLists,
     RowBands,
 )
 from freqformer.ops.block_sparse.tables import LaunchTables
@@ -35,7 +36,6 @@ from freqformer.ops.block_sparse.triton import launch_backward as triton_backwar
 from freqformer.ops.block_sparse.triton.backward_launches import BackwardLaunches, listing
 from freqformer.ops.block_sparse.triton.blocks import Rows
 from freqformer.ops.block_sparse.triton.bwd_dkv import KeyGrads
-from freqformer.ops.parameters import BranchGates
 
 QUERY_BLOCK = 64
 """Queries of a step of the kernel that owns keys, and"""
@@ -52,35 +52,23 @@ def attend_backward(
     rows: RowBands,
     tables: LaunchTables,
     *,
-    mid: MidLists | None,
-    summary_offsets: Tensor | None,
-    text_mask: Tensor | None,
-    token_order: str,
-    low_branch: BranchGates | None = None,
-    gate_grads: Tensor | None = None,
     deterministic: bool = True,
+    **named: Any,
 ) -> AttentionGrads:
     """Gradients of `attend`, as `ops.block_sparse.triton.launch_backward.attend_backward` has them;
     calls that `attend` leaves to Triton are left to it here too.
 
-    deterministic: the same bits every time either way.
+    Args:
+        grads, outputs, buffers, rows, tables, named: as that function takes them.
+        deterministic: the same bits every time either way.
     """
+    launches = HopperLaunches
     reason = unfit(tables.plan.layout.slots, buffers)
     if reason is not None:
         tell_once(reason)
+        launches = BackwardLaunches
     return triton_backward.attend_backward(
-        grads,
-        outputs,
-        buffers,
-        rows,
-        tables,
-        mid=mid,
-        summary_offsets=summary_offsets,
-        text_mask=text_mask,
-        token_order=token_order,
-        low_branch=low_branch,
-        gate_grads=gate_grads,
-        launches=HopperLaunches if reason is None else BackwardLaunches,
+        grads, outputs, buffers, rows, tables, launches=launches, **named
     )
 
 

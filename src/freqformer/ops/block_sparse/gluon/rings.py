@@ -82,6 +82,18 @@ def fetch(matrix, row, ring, stage, lap):
 
 
 @gluon.jit
+def fetch_both(one, other, row, ring, others, stage, lap):
+    """Have blocks of two matrices brought into a stage, once it is free; they share the barriers of
+    `ring`, and `others` is room for the second alone."""
+    mbarrier.wait(ring.empty.index(stage), lap ^ 1)
+    full = ring.full.index(stage)
+    # One arrival and so many bytes fill the barrier: both copies report to it.
+    mbarrier.expect(full, 2 * one.block_type.nbytes)
+    fetch_block(one, [row, 0], full, ring.blocks.index(stage))
+    fetch_block(other, [row, 0], full, others.index(stage))
+
+
+@gluon.jit
 def fetch_keys(row, matrices, rings, fetched, blocks):
     """Have a block of keys and their values brought."""
     stage = fetched % blocks.STAGES
