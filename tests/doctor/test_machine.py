@@ -26,25 +26,30 @@ def test_this_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "impl", "words"),
     [
-        ("sm_90", "those of sm_90, measured"),
-        ("sm_89", "those of sm_89, compiled and not yet measured"),
-        ("sm_103", "those of sm_100, compiled and not yet measured: sm_103 has none of its own"),
+        ("sm_90", "gluon", "those of sm_90, measured"),
+        ("sm_89", "triton", "those of sm_89, compiled and not yet measured"),
+        (
+            "sm_103",
+            "triton",
+            "those of sm_100, compiled and not yet measured: sm_103 has none of its own",
+        ),
     ],
 )
 def test_a_gpu_says_what_is_refused_and_whose_block_sizes_it_takes(
-    name: str, words: str, monkeypatch: pytest.MonkeyPatch
+    name: str, impl: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The meta device stands for a GPU."""
     monkeypatch.setattr(backends, "_triton_installed", lambda: True)
     monkeypatch.setattr(backends, "_triton_interprets", lambda: False)
-    for module in (machine, architectures):
+    for module in (machine, architectures, backends):
         monkeypatch.setattr(module, "architecture_name", lambda _: name)
     backends._tell_once.__wrapped__.cache_clear()
     choice = describe_machine(torch.device("meta")).choice
-    assert choice.impl == "triton"
-    assert "none of compute capability 9.0" in choice.refused["gluon"]
+    assert choice.impl == impl
+    assert ("gluon" in choice.refused) == (impl != "gluon")
+    assert all("none of architecture sm_90" in reason for reason in choice.refused.values())
     assert choice.block_sizes == words
 
 

@@ -71,6 +71,7 @@ def describe_machine(device: torch.device) -> Machine:
         device: a CPU or a GPU.
     """
     versions = {name: _version(name) for name in PACKAGES}
+    versions["torch"] = str(torch.__version__)  # with its build, which its metadata may leave out
     return Machine(
         freqformer=__version__,
         python=platform.python_version(),
