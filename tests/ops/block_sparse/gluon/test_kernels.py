@@ -25,6 +25,9 @@ SPILLED = {
     ("default", "attention_kernel"): 160,
     ("default, backward", "query_grads_kernel"): 16,
     ("default, backward", "video_grads_kernel"): 64,
+    ("default, head_dim 96, backward", "attention_kernel"): 160,
+    ("default, head_dim 96, backward", "query_grads_kernel"): 16,
+    ("default, head_dim 96, backward", "video_grads_kernel"): 64,
     ("default, ragged, backward", "attention_kernel"): 160,
     ("default, ragged, backward", "query_grads_kernel"): 16,
     # Statistics of ragged tiles come by pointers, and wait for the products in registers.
