@@ -169,6 +169,9 @@ def main() -> None:
         given.commit = subprocess.run(
             git, capture_output=True, text=True, check=True
         ).stdout.strip()
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+    if not (given.compile or hopper):
+        raise SystemExit("no Hopper GPU is here: run it where there is one, or add --compile")
     for fault in FAULTS:
         faulty(fault)
     with tempfile.TemporaryDirectory() as folder:

