@@ -48,6 +48,9 @@ def join() -> tuple[Path, int, int]:
     """Take part in the group of this script's ranks: (folder, rank, ranks)."""
     folder = Path(sys.argv[1])
     rank, ranks = int(sys.argv[2]), int(sys.argv[3])
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    # What accelerate asks for, though the ranks meet in a file.
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "ACCELERATE_USE_CPU": "true"}
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=ranks

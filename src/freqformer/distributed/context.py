@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -34,6 +35,11 @@ class ContextParallel:
                 f"mesh has dimensions {names}; one named {CP!r} is allowed: make it with make_mesh"
             )
         return cls(mesh.get_group(CP), mesh[CP].size(), mesh.get_local_rank(CP))
+
+    def same(self, x: Tensor) -> Tensor:
+        """The first rank's tensor on every rank, in place: random numbers that each drew itself."""
+        dist.broadcast(x, group=self.group, group_src=0)
+        return x
 
     def shared(self, x: Tensor) -> Tensor:
         """The same tensor, that every rank has alike and takes the same loss of: its gradient is

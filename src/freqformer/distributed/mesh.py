@@ -50,6 +50,12 @@ def make_mesh(
     )
 
 
+def launched_ranks() -> int:
+    """Processes that torchrun started along with this one; 1 without it."""
+    started = os.environ.get("WORLD_SIZE", "")
+    return int(started) if started.isdecimal() else 1
+
+
 def num_ranks() -> int:
     """Processes of the run: of the process group, else what torchrun says, else 1.
 
