@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any, cast
 
 import pytest
@@ -31,7 +32,12 @@ def test_models_of_others_are_refused() -> None:
         parallelize(nn.Linear(2, 2), None)
 
 
-def test_a_copy_of_a_layer_is_on_one_rank() -> None:
+def test_a_copy_of_a_layer_shares_with_the_same_ranks() -> None:
     layer = FreqAttention(24, 3)
-    layer.set_context(ContextParallel(cast(Any, object()), 2, 0))
-    assert copy.deepcopy(layer).context is None
+    context = ContextParallel(cast(Any, object()), 2, 0)
+    layer.set_context(context)
+    assert copy.deepcopy(layer).context is context
+    with pytest.raises(ValueError, match=r"call parallelize\(model, None\) first"):
+        pickle.dumps(layer)
+    layer.set_context(None)
+    assert pickle.loads(pickle.dumps(layer)).context is None

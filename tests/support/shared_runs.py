@@ -44,6 +44,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "one, choosing": {"frequency": CHOOSING},
     "cp, choosing": {"cp": 2, "frequency": CHOOSING},
     "bf16": {"cp": 2, "precision": "bf16", "gradient_checkpointing": True},
+    "compiled": {"cp": 2, "compile": True},
     "both, then cp": {"cp": 2},
     "both, then cp, then one": {},
 }
@@ -57,6 +58,7 @@ def config_of(folder: Path, name: str) -> TrainConfig:
         device="cpu",
         progress=False,
         precision=given.get("precision", "fp32"),
+        compile=given.get("compile", False),
         gradient_checkpointing=given.get("gradient_checkpointing", False),
         parallel=ParallelConfig(cp=given["cp"], dp_shard=given["dp_shard"]),
     )

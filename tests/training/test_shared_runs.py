@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.support.ranks import ROOT, run_ranks
-from tests.support.shared_runs import RUNS, STEPS, go_on, reported
+from tests.support.shared_runs import STEPS, go_on, reported
 
 from freqformer.models.pipeline import FreqFormerPipeline
 from freqformer.training.checkpoint import (
@@ -36,7 +36,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "meeting").unlink()
     run_ranks("shared_runs.py", 2, folder, *ON_TWO)
     go_on(folder, "both, then cp", 4, "both, then cp, then one")
-    for name in set(RUNS) - {*ON_TWO, *ON_FOUR}:
+    for name in ("one", "one, choosing", "both, then cp, then one"):
         (folder / f"{name}.json").write_text(json.dumps(reported(folder, name)), encoding="utf-8")
     return folder
 
@@ -114,6 +114,13 @@ def test_half_precision_learns_as_well(runs: Path) -> None:
     """Weights are gathered in bfloat16, timesteps aren't rounded to it."""
     assert losses(runs, "bf16") == pytest.approx(losses(runs, "one"), abs=1e-3)
     assert losses(runs, "bf16") != losses(runs, "cp")
+
+
+@pytest.mark.slow
+def test_compiled_blocks_learn_the_same(runs: Path, tmp_path: Path) -> None:
+    """A graph breaks off at the exchange, and goes on after it."""
+    run_ranks("shared_runs.py", 2, tmp_path, "compiled", seconds=500)
+    assert losses(tmp_path, "compiled") == pytest.approx(losses(runs, "one"), abs=1e-5)
 
 
 def test_a_rank_that_dies_ends_the_run(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ from freqformer.routing import (
 )
 from freqformer.routing.routers import Costs
 from freqformer.routing.table import attend_by_bucket
+from freqformer.tracing import untraced
 
 
 class AttentionLayer(HeadBands):
@@ -82,6 +83,7 @@ class AttentionLayer(HeadBands):
         self.impl: ImplChoice = "auto"
         self.forced_dense = False
         self.context: ContextParallel | None = None
+        self._attend_across = attend_across
         self.router_logits: Tensor | None = None
         self.allocation_used: Tensor | None = None
 
@@ -144,6 +146,8 @@ class AttentionLayer(HeadBands):
         if context is not None:
             self.check_context(context)
         self.context = context
+        # A graph can't hold a group of ranks.
+        self._attend_across = attend_across if context is None else untraced(attend_across)
 
     def set_routing_table(self, table: RoutingTable | None, layer: int = 0) -> None:
         """Take bands, tile and list lengths from one layer of a table in place of a router that
@@ -220,20 +224,21 @@ class AttentionLayer(HeadBands):
         own_tokens = None
         if self.context is not None:
             check_tile_order(token_order)
-            own_tokens = partial(num_own_tokens, self, grid, self.context)
+            size, rank = self.context.size, self.context.rank
+            own_tokens = partial(num_own_tokens, grid, self.configs[0].tile, size, rank)
         check_inputs(hidden_states, grid, timestep, self.dim, token_order, own_tokens)
         call = LayerCall(hidden_states, grid, timestep, rotary, token_order, impl)
         projected = self.project(hidden_states)
         # Bands and their statistics are taken in float32; autocast would take them in half
         # precision.
         with torch.autocast(hidden_states.device.type, enabled=False):
-            decision = self.decide(projected, call)
-            self.router_logits = shared_logits(decision, self.context)
-            self.allocation_used = decision.bands
             if self.context is None:
+                decision = self.decide(projected, call)
                 out = self.attend(projected, decision, call)
             else:
-                out = attend_across(self, projected, decision, call, self.context)
+                decision, out = self._attend_across(self, projected, call, self.context)
+            self.router_logits = shared_logits(decision, self.context)
+            self.allocation_used = decision.bands
         return self.to_out(out.flatten(2))
 
     def project(self, hidden_states: Tensor) -> Projected:
@@ -359,7 +364,5 @@ class AttentionLayer(HeadBands):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy starts without the last call's tensors: they carry a graph, which can't be copied;
-        # nor can a group of ranks.
-        left = {"router_logits": None, "allocation_used": None, "context": None}
-        return {**self.__dict__, **left}
+        # A copy starts without the last call's tensors: they carry a graph, which can't be copied.
+        return {**self.__dict__, "router_logits": None, "allocation_used": None}

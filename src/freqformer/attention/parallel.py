@@ -17,16 +17,18 @@ from freqformer.distributed.context import ContextParallel
 from freqformer.distributed.exchange import Route, to_heads, to_tokens
 from freqformer.distributed.heads import deal_heads
 from freqformer.distributed.tokens import token_shares
-from freqformer.grid import Grid, tile_layout
+from freqformer.grid import Extents, Grid, tile_layout
 from freqformer.routing import Decision
+from freqformer.tracing import constant_result
 
 if TYPE_CHECKING:
     from freqformer.attention.base import AttentionLayer
 
 
-def num_own_tokens(layer: AttentionLayer, grid: Grid, context: ContextParallel) -> int:
-    """Tokens of this rank."""
-    return _shares(layer, grid, context)[context.rank]
+@constant_result
+def num_own_tokens(grid: Grid, tile: Extents | None, ranks: int, rank: int) -> int:
+    """Tokens of one of the ranks."""
+    return token_shares(tile_layout(grid, tile), ranks)[rank]
 
 
 def check_tile_order(token_order: str) -> None:
@@ -46,17 +48,14 @@ def shared_logits(decision: Decision, context: ContextParallel | None) -> Tensor
 
 
 def attend_across(
-    layer: AttentionLayer,
-    projected: Projected,
-    decision: Decision,
-    call: LayerCall,
-    context: ContextParallel,
-) -> Tensor:
-    """As the layer's `attend`, over this rank's tokens of all heads: (B, n, H, D).
+    layer: AttentionLayer, projected: Projected, call: LayerCall, context: ContextParallel
+) -> tuple[Decision, Tensor]:
+    """As the layer's `decide` and `attend`, over this rank's tokens of all heads: (B, n, H, D).
 
     One all-to-all brings queries, keys, values and gates of some heads here, one takes the output
     back. Which heads follows from what they cost, and what they learned goes with them.
     """
+    decision = layer.decide(projected, call)
     route = Route(
         context,
         _shares(layer, call.grid, context),
@@ -72,7 +71,7 @@ def attend_across(
         decision.of_heads(route.own_heads),
         replace(call, heads=route.own_heads),
     )
-    return to_tokens(out, route)
+    return decision, to_tokens(out, route)
 
 
 def _shares(layer: AttentionLayer, grid: Grid, context: ContextParallel) -> tuple[int, ...]:

@@ -36,6 +36,16 @@ class ContextParallel:
             )
         return cls(mesh.get_group(CP), mesh[CP].size(), mesh.get_local_rank(CP))
 
+    def __deepcopy__(self, _: Any) -> ContextParallel:
+        """Itself: a copy of a model shares its videos with the same ranks."""
+        return self
+
+    def __reduce__(self) -> Any:
+        raise ValueError(
+            "the model shares its videos with other ranks, which no pickle can hold; call "
+            "parallelize(model, None) first, or save its state_dict"
+        )
+
     def same(self, x: Tensor) -> Tensor:
         """The first rank's tensor on every rank, in place: random numbers that each drew itself."""
         dist.broadcast(x, group=self.group, group_src=0)
