@@ -12,6 +12,7 @@ from freqformer.config import Band
 from freqformer.integrations.diffusers import cogvideox, hunyuan_video, ltx, wan
 from freqformer.integrations.diffusers.processor import CurrentCall, Family, FrequencyProcessor
 from freqformer.integrations.diffusers.session import Replaced, Session, session_of
+from freqformer.integrations.diffusers.ulysses import class_name
 from freqformer.ops.backends import IMPLS, ImplChoice
 from freqformer.routing import RoutingTable
 
@@ -79,8 +80,8 @@ def enable_frequency_attention(
     Raises:
         ValueError: for another kind of model, a table of other layers or heads or made from another
             model, processors that aren't the model's own, or one that has it already. A call raises
-            it for an attention mask, fused projections, a parallel configuration, an unknown token
-            grid, timesteps that aren't 0 to 1000, processors set in between, or activations
+            it for an attention mask, fused projections, ring attention, an unknown token grid,
+            timesteps that aren't 0 to 1000, processors set in between, or activations
             recomputed by other means than `enable_gradient_checkpointing`.
     """
     family = _family(transformer)
@@ -113,7 +114,7 @@ def disable_frequency_attention(transformer: nn.Module) -> None:
 
 
 def _family(transformer: Any) -> Family:
-    name = type(transformer).__name__
+    name = class_name(transformer)
     if name in FAMILIES:
         return FAMILIES[name]
     known = ", ".join(FAMILIES)

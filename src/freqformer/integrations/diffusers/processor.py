@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from freqformer.attention import frequency_attention
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
+from freqformer.integrations.diffusers.ulysses import attend_shared, ulysses_of
 from freqformer.ops.backends import ImplChoice
 from freqformer.ops.parameters import KnownBands
 from freqformer.routing import timestep_bucket
@@ -184,10 +184,9 @@ class FrequencyProcessor:
         text_mask: Tensor | None = None,
     ) -> Tensor:
         """(B, N, H, D), video tokens in raster order and text behind them -> (B, N, C)."""
-        out = frequency_attention(
-            query,
-            key,
-            value,
+        out = attend_shared(
+            (query, key, value),
+            ulysses_of(getattr(self, "_parallel_config", None)),
             grid=share.grid,
             allocation=share.bands,
             config=share.config,
@@ -202,11 +201,6 @@ class FrequencyProcessor:
         for what, given, remedy in (
             ("attention_mask", attention_mask is not None, "pass none to the transformer"),
             ("fused projections", fused, "call unfuse_qkv_projections()"),
-            (
-                "a parallel configuration",
-                getattr(self, "_parallel_config", None) is not None,
-                "run the transformer on one GPU",
-            ),
         ):
             if given:
                 raise ValueError(
