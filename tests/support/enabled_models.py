@@ -28,7 +28,7 @@ from freqformer.integrations.diffusers import (
     disable_frequency_attention,
     enable_frequency_attention,
 )
-from freqformer.integrations.diffusers.enable import FAMILIES
+from freqformer.integrations.diffusers.families import FAMILIES
 from freqformer.routing import RoutingTable
 from freqformer.routing.origin import origin_of
 

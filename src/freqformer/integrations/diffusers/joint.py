@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
@@ -17,6 +18,10 @@ rotate: Callable[..., Tensor] = apply_rotary_emb  # type: ignore[assignment]  # 
 
 class JointProcessor(FrequencyProcessor):
     """The processor of one layer over video and text."""
+
+    def num_exact_tokens(self, given: tuple[Any, ...]) -> int:
+        """Those of the text."""
+        return given[1].shape[1]
 
     def attend_jointly(
         self, share: Share, video: Tensors, text: Tensors, text_mask: Tensor | None = None

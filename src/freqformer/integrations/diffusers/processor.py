@@ -5,7 +5,7 @@ Shape legend: B batch, N tokens, C channels, H heads, D head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from freqformer.attention import frequency_attention
-from freqformer.config import Band, FreqFormerConfig
+from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
+from freqformer.integrations.diffusers.layer_bands import LayerBands
 from freqformer.ops.backends import ImplChoice
 from freqformer.ops.parameters import KnownBands
-from freqformer.routing import timestep_bucket
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,9 @@ class Call:
     grid: Grid
     noise_level: Tensor
     """(B,) on the host, in [0, 1], 1 is the most noise."""
-
-    def buckets(self, num_buckets: int) -> list[int]:
-        """The timestep bucket of every sample."""
-        return timestep_bucket(self.noise_level, num_buckets).tolist()
+    dense: tuple[bool, ...]
+    """Whether each sample runs the model's own attention in every layer: steps before
+    `start_percent` and after `end_percent`, and videos below `min_tokens`."""
 
 
 class CurrentCall:
@@ -39,6 +38,8 @@ class CurrentCall:
 
     def __init__(self) -> None:
         self.call: Call | None = None
+        self.banded: tuple[Grid, int] | None = None
+        """Grid and exact tokens beside it of the last banded call."""
 
     def get(self) -> Call:
         """The call.
@@ -71,33 +72,18 @@ class FrequencyProcessor:
 
     Args:
         current: the transformer's call in progress.
-        bands: of every head by timestep bucket, int64 (T, H).
-        configs: of every bucket.
-        own: the processor that it replaces: for calls below `min_tokens`, and for samples whose
-            heads are all DENSE.
-        min_tokens, impl: as in `enable_frequency_attention`.
+        bands: what the layer's heads do.
+        own: the processor that it replaces, for what is dense.
+        impl: as in `enable_frequency_attention`.
     """
 
     def __init__(
-        self,
-        current: CurrentCall,
-        bands: Tensor,
-        configs: Sequence[FreqFormerConfig],
-        own: Any,
-        *,
-        min_tokens: int,
-        impl: ImplChoice,
+        self, current: CurrentCall, bands: LayerBands, own: Any, *, impl: ImplChoice
     ) -> None:
         self.current = current
         self.bands = bands
-        self.present = [set(row) for row in bands.tolist()]
-        """Which bands there are in every bucket."""
         self.own = own
-        self.min_tokens = min_tokens
         self.impl: ImplChoice = impl
-        all_dense = (bands == Band.DENSE).all(1).tolist()
-        self.configs = [None if dense else c for dense, c in zip(all_dense, configs, strict=True)]
-        """By timestep bucket; None where `own` runs."""
 
     # diffusers sets these two on processors that have them. They belong to the layer's own, which
     # keeps them when this one is gone.
@@ -127,39 +113,53 @@ class FrequencyProcessor:
     ) -> Any:
         """What the layer's own processor takes and gives: tokens (B, N, C) in raster order.
 
-        Samples whose heads are all DENSE run the model's own attention; samples of one config run
-        together.
+        What is dense runs the model's own attention; samples of one config run together.
         """
         given = (hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        return self.run(attn, given)
+
+    def run(self, attn: Any, given: tuple[Any, ...]) -> Any:
+        """What the layer's own processor makes of its arguments behind `attn`, in order.
+
+        Those of `given` that hold samples are split by what the samples' heads do.
+        """
         call = self.current.get()
-        if call.grid.num_tokens < self.min_tokens:
+        if all(call.dense):
             return self.own(attn, *given)
-        self.bands = self.bands.to(hidden_states.device)
-        buckets = call.buckets(len(self.configs))
+        exact = self.num_exact_tokens(given)
+        chosen = self.bands.configs(call.grid, call.noise_level, exact)
         rows_of: dict[FreqFormerConfig | None, list[int]] = {}
-        for row, bucket in enumerate(buckets):
-            rows_of.setdefault(self.configs[bucket], []).append(row)
+        for row, (dense, config) in enumerate(zip(call.dense, chosen, strict=True)):
+            rows_of.setdefault(None if dense else config, []).append(row)
+        if rows_of.keys() != {None}:
+            self.current.banded = (call.grid, exact)
         if len(rows_of) == 1:
-            return self._run(attn, call.grid, buckets, given)
+            return self._run(attn, call, *rows_of.popitem(), given)
         outputs = [
-            self._run(
-                attn, call.grid, [buckets[row] for row in rows], _take(given, rows, len(buckets))
-            )
-            for rows in rows_of.values()
+            self._run(attn, call, config, rows, _take(given, rows, len(chosen)))
+            for config, rows in rows_of.items()
         ]
         order = torch.tensor([row for rows in rows_of.values() for row in rows]).argsort()
-        return _joined(outputs, order.to(hidden_states.device))
+        return _joined(outputs, order.to(given[0].device))
 
-    def _run(self, attn: Any, grid: Grid, buckets: list[int], given: tuple[Any, ...]) -> Any:
-        """Samples whose buckets have one config."""
-        first, same = buckets[0], len(set(buckets)) == 1
-        config = self.configs[first]
+    def _run(
+        self,
+        attn: Any,
+        call: Call,
+        config: FreqFormerConfig | None,
+        rows: list[int],
+        given: tuple[Any, ...],
+    ) -> Any:
+        """Samples that have one config."""
         if config is None:
             return self.own(attn, *given)
-        bands = self.bands[first].expand(len(buckets), -1) if same else self.bands[buckets]
-        present = sorted(set().union(*(self.present[bucket] for bucket in buckets)))
-        known = KnownBands(bands, tuple(present))
-        return self.banded(attn, Share(grid, known, config), *given)
+        bands = self.bands.bands(call.noise_level[rows], given[0].device)
+        return self.banded(attn, Share(call.grid, bands, config), *given)
+
+    def num_exact_tokens(self, given: tuple[Any, ...]) -> int:
+        """Tokens beside the video's that every head sees, of a processor's arguments behind
+        `attn`."""
+        return 0
 
     def banded(
         self,

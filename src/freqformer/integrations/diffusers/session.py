@@ -22,6 +22,7 @@ from freqformer.integrations.diffusers.processor import (
     Family,
     FrequencyProcessor,
 )
+from freqformer.integrations.diffusers.steps import SamplerSteps
 
 TRAIN_TIMESTEPS = 1000.0
 """What a model of diffusers calls pure noise; a routing table says 1."""
@@ -44,6 +45,9 @@ class Session:
         names: of the arguments of its forward, in order.
         current: where calls are noted for its processors.
         replaced: by name of the attention layer.
+        num_layers: attention layers of the transformer, replaced or not.
+        steps: which of the sampler's steps are banded.
+        min_tokens: video tokens below which a call is the model's own.
     """
 
     def __init__(
@@ -52,13 +56,25 @@ class Session:
         names: tuple[str, ...],
         current: CurrentCall,
         replaced: dict[str, Replaced],
+        *,
+        num_layers: int,
+        steps: SamplerSteps,
+        min_tokens: int,
     ) -> None:
         self.family = family
         self.names = names
         self.current = current
         self.replaced = replaced
+        self.num_layers = num_layers
+        self.steps = steps
+        self.min_tokens = min_tokens
         self.hooks: list[RemovableHandle] = []
         self._checkpointing: Callable[..., Any] | None = None
+
+    def banded_steps(self) -> tuple[int, int]:
+        """How many of the sampler's steps are banded, and how many there are; without a guard all
+        of one."""
+        return (1, 1) if self.steps.all_steps else self.steps.shares()
 
     def start(self, transformer: nn.Module) -> None:
         """Give the layers their processors, and watch the transformer's calls."""
@@ -96,14 +112,23 @@ class Session:
         given = dict(zip(self.names, args, strict=False)) | kwargs
         if given.get("hidden_states") is None or given.get("timestep") is None:
             return  # the transformer itself says what it lacks
-        level = noise_levels(given["timestep"], len(given["hidden_states"]))
-        self.current.call = Call(self.family.grid(transformer, given), level)
+        self.current.call = self._call(transformer, given)
         if getattr(transformer, "gradient_checkpointing", False) and self._checkpointing is None:
             own: Callable[..., Any] = transformer._gradient_checkpointing_func
             self._checkpointing = own
             transformer._gradient_checkpointing_func = partial(
                 self._checkpointed, own, self.current.call
             )
+
+    def _call(self, transformer: Any, given: dict[str, Any]) -> Call:
+        """What layers need to know of a call with these arguments."""
+        samples = len(given["hidden_states"])
+        level = noise_levels(given["timestep"], samples)
+        grid = self.family.grid(transformer, given)
+        if grid.num_tokens < self.min_tokens:
+            return Call(grid, level, (True,) * samples)
+        dtype = getattr(given["timestep"], "dtype", None)
+        return Call(grid, level, tuple(self.steps.dense(TRAIN_TIMESTEPS * level, dtype)))
 
     def after(self, transformer: Any, _args: Any, _output: Any) -> None:
         """After the transformer ran, well or not."""

@@ -1,0 +1,87 @@
+"""The transformers that are known, and how they are found in what a user passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from freqformer.integrations.diffusers import cogvideox, hunyuan_video, ltx, wan
+from freqformer.integrations.diffusers.processor import Family
+
+FAMILIES = {
+    "WanTransformer3DModel": wan.FAMILY,
+    "LTXVideoTransformer3DModel": ltx.FAMILY,
+    "CogVideoXTransformer3DModel": cogvideox.FAMILY,
+    "HunyuanVideoTransformer3DModel": hunyuan_video.FAMILY,
+}
+WRAPPED = {"module": "a parallel wrapper", "_orig_mod": "a compiled module"}
+"""Where other libraries keep a model that they wrap."""
+RECIPE = (
+    "another family is one file, by the recipe in CONTRIBUTING.md, 'One more family of diffusers "
+    "models'"
+)
+
+
+def family_of(transformer: Any) -> Family:
+    """How this transformer is read.
+
+    Raises:
+        ValueError: for one that is not known.
+    """
+    return FAMILIES[type(transformer).__name__]
+
+
+def is_pipeline(model: Any) -> bool:
+    """Whether it is one of diffusers' pipelines, modular ones included."""
+    return isinstance(getattr(model, "components", None), dict)
+
+
+def transformers_of(model: Any) -> dict[str, nn.Module]:
+    """The known transformers of a pipeline by their names in it, or the transformer itself as "".
+
+    Args:
+        model: a pipeline or a transformer of diffusers.
+
+    Raises:
+        ValueError: where there is none, naming what is supported and the remedy.
+    """
+    if type(model).__name__ in FAMILIES:
+        return {"": model}
+    known = ", ".join(FAMILIES)
+    name = type(model).__name__
+    if is_pipeline(model):
+        found = {
+            part: held for part, held in model.components.items() if type(held).__name__ in FAMILIES
+        }
+        if found:
+            return found
+        held = {part: type(held).__name__ for part, held in _modules(model).items()}
+        remedies = [_remedy(part, f"pipe.{key}") for key, part in _modules(model).items()]
+        remedy = next(filter(None, remedies), RECIPE)
+        raise ValueError(
+            f"pipe_or_transformer is a {name} with {held or 'no model'}; pipelines with one of "
+            f"{known} are allowed: {remedy}"
+        )
+    remedy = _remedy(model, "it") or RECIPE
+    raise ValueError(
+        f"pipe_or_transformer is a {name}; a pipeline, or one of {known} is allowed: {remedy}"
+    )
+
+
+def _modules(pipeline: Any) -> dict[str, nn.Module]:
+    return {
+        part: held
+        for part, held in pipeline.components.items()
+        if isinstance(held, nn.Module) and "transformer" in part
+    }
+
+
+def _remedy(model: Any, place: str) -> str | None:
+    """What to do where the model is another library's wrapper, or this library's own."""
+    for attribute, what in WRAPPED.items():
+        if type(getattr(model, attribute, None)).__name__ in FAMILIES:
+            return f"{place} is {what}: pass its .{attribute}, and wrap it afterwards"
+    if type(model).__name__ == "FreqFormerTransformer3DModel":
+        return "this library's own model takes a table by set_routing_table(table)"
+    return None
