@@ -196,8 +196,8 @@ def _check_processors(layers: Layers, family: Family) -> None:
         )
     for name, layer in layers:
         found = type(layer.processor).__name__
-        if found != family.replaces:
+        if found not in family.replaces:
             raise ValueError(
-                f"{name} has a {found}; {family.replaces} is allowed: give the model its own "
-                "processors back"
+                f"{name} has a {found}; {' or '.join(family.replaces)} is allowed: give the model "
+                "its own processors back"
             )

@@ -6,14 +6,31 @@ from typing import Any
 
 from torch import nn
 
-from freqformer.integrations.diffusers import cogvideox, hunyuan_video, ltx, wan
+from freqformer.integrations.diffusers import (
+    cogvideox,
+    hunyuan_video,
+    hunyuan_video15,
+    ltx,
+    ltx2,
+    minimax_h3,
+    skyreels_v2,
+    wan,
+    wan_animate,
+    wan_vace,
+)
 from freqformer.integrations.diffusers.processor import Family
 
 FAMILIES = {
     "WanTransformer3DModel": wan.FAMILY,
-    "LTXVideoTransformer3DModel": ltx.FAMILY,
-    "CogVideoXTransformer3DModel": cogvideox.FAMILY,
+    "WanVACETransformer3DModel": wan_vace.FAMILY,
+    "WanAnimateTransformer3DModel": wan_animate.FAMILY,
     "HunyuanVideoTransformer3DModel": hunyuan_video.FAMILY,
+    "HunyuanVideo15Transformer3DModel": hunyuan_video15.FAMILY,
+    "LTXVideoTransformer3DModel": ltx.FAMILY,
+    "LTX2VideoTransformer3DModel": ltx2.FAMILY,
+    "MiniMaxH3Transformer3DModel": minimax_h3.FAMILY,
+    "CogVideoXTransformer3DModel": cogvideox.FAMILY,
+    "SkyReelsV2Transformer3DModel": skyreels_v2.FAMILY,
 }
 WRAPPED = {"module": "a parallel wrapper", "_orig_mod": "a compiled module"}
 """Where other libraries keep a model that they wrap."""

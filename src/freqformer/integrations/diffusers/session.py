@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -23,9 +22,6 @@ from freqformer.integrations.diffusers.processor import (
     FrequencyProcessor,
 )
 from freqformer.integrations.diffusers.steps import SamplerSteps
-
-TRAIN_TIMESTEPS = 1000.0
-"""What a model of diffusers calls pure noise; a routing table says 1."""
 
 
 @dataclass
@@ -123,12 +119,14 @@ class Session:
     def _call(self, transformer: Any, given: dict[str, Any]) -> Call:
         """What layers need to know of a call with these arguments."""
         samples = len(given["hidden_states"])
-        level = noise_levels(given["timestep"], samples)
-        grid = self.family.grid(transformer, given)
-        if grid.num_tokens < self.min_tokens:
-            return Call(grid, level, (True,) * samples)
+        timesteps = self.family.timesteps(given)
+        level = noise_levels(timesteps, self.family.noise_level(timesteps), samples)
+        video = self.family.video(transformer, given)
+        if video.grid.num_tokens < self.min_tokens:
+            return Call(video, level, (True,) * samples)
         dtype = getattr(given["timestep"], "dtype", None)
-        return Call(grid, level, tuple(self.steps.dense(TRAIN_TIMESTEPS * level, dtype)))
+        dense = self.steps.dense(timesteps.expand(samples), dtype)
+        return Call(video, level, tuple(dense))
 
     def after(self, transformer: Any, _args: Any, _output: Any) -> None:
         """After the transformer ran, well or not."""
@@ -178,27 +176,21 @@ def session_of(transformer: nn.Module) -> Session | None:
     return next((owner for owner in owners if isinstance(owner, Session)), None)
 
 
-def noise_levels(timestep: Any, samples: int) -> Tensor:
-    """Timesteps as a model of diffusers takes them -> (B,) in [0, 1] on the host.
+def noise_levels(timestep: Tensor, level: Tensor, samples: int) -> Tensor:
+    """Noise levels of a call's samples, checked: (B,) or (1,) on the host -> (B,).
 
     Args:
-        timestep: from 0 (clean) to 1000 (noise): one for all samples, (B,), or (B, N) by token.
+        timestep: as the model was given them, for the message.
+        level: what they are as noise levels.
         samples: B.
 
     Raises:
-        ValueError: for numbers out of range, or a shape that doesn't fit the batch.
+        ValueError: for levels outside [0, 1], or a number of them that doesn't fit the batch.
     """
-    steps = torch.as_tensor(timestep).detach().double().cpu()
-    # Image to video gives every token a timestep, 0 to the frames that are given: the video's own
-    # is the largest.
-    steps = steps.flatten(1).amax(1) if steps.ndim > 1 else steps.reshape(-1)
-    if len(steps) not in (1, samples) or not bool(
-        ((steps >= 0) & (steps <= TRAIN_TIMESTEPS)).all()
-    ):
+    if len(level) not in (1, samples) or not bool(((level >= 0) & (level <= 1)).all()):
         raise ValueError(
-            f"timestep is {steps.tolist()[:4]} for {samples} samples; one number or one a sample, "
-            "from "
-            f"0 (clean) to {TRAIN_TIMESTEPS:g} (noise), is allowed, as schedulers of diffusers "
-            "give them"
+            f"timestep is {timestep.tolist()[:4]} for {samples} samples; one number or one a "
+            "sample, from 0 (clean) to 1000 (noise), is allowed, or as this model's scheduler in "
+            "diffusers gives them"
         )
-    return (steps / TRAIN_TIMESTEPS).expand(samples)
+    return level.expand(samples)

@@ -66,7 +66,7 @@ class SamplerSteps:
         """Whether each sample's step is left to the model's own attention.
 
         Args:
-            timestep: of every sample, float64 (B,) on the host, as the scheduler counts.
+                timestep: of every sample, float64 (B,) on the host, as the scheduler counts.
             dtype: in which the transformer was given it; what rounded it rounds the schedule too.
         """
         if self.all_steps:
@@ -74,7 +74,10 @@ class SamplerSteps:
         schedule = self._timesteps()
         if dtype is not None:
             schedule = schedule.to(dtype)
-        done = (schedule.double()[None] > timestep[:, None] + ROUNDING).double().mean(1)
+        schedule = schedule.double()
+        rising = bool(schedule[0] < schedule[-1])  # where 1 is clean, as MiniMax-H3 counts
+        ahead = (timestep[:, None] - schedule) if rising else (schedule - timestep[:, None])
+        done = (ahead > ROUNDING).double().mean(1)
         return (~self._inside(done)).tolist()
 
     def _inside(self, done: Tensor) -> Tensor:
