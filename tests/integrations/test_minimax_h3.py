@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.transformers.transformer_minimax_h3 import MiniMaxH3Transformer3DModel
+from diffusers.modular_pipelines.minimax_h3.modular_blocks_minimax_h3 import (
+    MiniMaxH3CoreDenoiseStep,
+)
 from diffusers.schedulers.scheduling_minimax_h3 import MiniMaxH3Scheduler
 from tests.support.enabled_models import EVERY, HIGH, LOW, MID, SIZE, Call, every_check, uniform
 
 from freqformer.grid import Grid
 from freqformer.integrations.diffusers import enable_frequency_attention
 from freqformer.integrations.diffusers.packed import last_video
+from freqformer.integrations.diffusers.processor import VideoTokens
 
 TEXT, SOUND = 7, 5
 VIDEO_TAG, TEXT_TAG, AUDIO_TAG = 0, 1, 2
@@ -23,6 +27,10 @@ VIDEO_TAG, TEXT_TAG, AUDIO_TAG = 0, 1, 2
 @pytest.fixture
 def model() -> Any:
     torch.manual_seed(0)
+    return make_model()
+
+
+def make_model(in_channels: int = 4, audio_in_channels: int = 4) -> Any:
     model = MiniMaxH3Transformer3DModel(
         num_attention_heads=2,
         attention_head_dim=32,
@@ -30,8 +38,8 @@ def model() -> Any:
         num_layers=3,
         num_refiner_layers=1,
         ffn_dim=32,
-        in_channels=4,
-        audio_in_channels=4,
+        in_channels=in_channels,
+        audio_in_channels=audio_in_channels,
         text_dim=16,
         freq_dim=32,
         time_embed_hidden_dim=32,
@@ -145,3 +153,54 @@ def test_a_sequence_that_ends_with_no_grid_is_refused() -> None:
         last_video(places[swapped])
     assert last_video(places).grid == Grid(*SIZE)
     assert last_video(places).before == TEXT + 2 * SOUND + SIZE[1] * SIZE[2]
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    """The modular pipeline from noise to latents, of 5 s: 740 tokens of video, 414 of sound."""
+    torch.manual_seed(0)
+    made = MiniMaxH3CoreDenoiseStep().init_pipeline()
+    made.update_components(
+        transformer=make_model(in_channels=24, audio_in_channels=32),
+        scheduler=MiniMaxH3Scheduler(),
+        audio_scheduler=MiniMaxH3Scheduler(shift=3.0),
+    )
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def generate(pipe: Any) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(1)
+    return pipe(
+        prompt_embeds=torch.randn(1, TEXT, 16, generator=draw),
+        text_token_tags=torch.full((TEXT,), TEXT_TAG),
+        height=128,
+        width=160,
+        num_frames=124,
+        num_inference_steps=6,
+        generator=torch.Generator().manual_seed(0),
+        output="latents",
+    )
+
+
+def test_its_modular_pipeline_is_enabled_by_one_call(pipe: Any) -> None:
+    before = generate(pipe)
+    banded = []
+    with enable_frequency_attention(pipe, density=0.8, start_percent=0.3, min_tokens=1) as handle:
+        assert handle.layer_names[0] == "transformer.transformer_blocks.0.attn"
+        processor = pipe.transformer.transformer_blocks[0].attn.processor
+        own = processor.banded
+        processor.banded = lambda *given: banded.append(given[1].video) or own(*given)
+        assert not torch.allclose(generate(pipe), before, atol=1e-3)
+        assert len(banded) == 3  # of 5 steps, for 6 points of the schedule
+        assert banded[0] == VideoTokens(Grid(37, 4, 5), before=TEXT + 2 * 207)
+        assert handle.density == pytest.approx(0.8, rel=0.02)
+    assert torch.equal(generate(pipe), before)
+    with enable_frequency_attention(pipe, density=1, min_tokens=1):
+        assert torch.equal(generate(pipe), before)
+
+
+def test_a_modular_pipeline_without_components_is_told_to_load_them() -> None:
+    empty = MiniMaxH3CoreDenoiseStep().init_pipeline()
+    with pytest.raises(ValueError, match=r"with no model; .* call pipe\.load_components\(\) first"):
+        enable_frequency_attention(empty)

@@ -109,5 +109,8 @@ def test_a_pickle_says_that_its_scheduler_is_gone() -> None:
 
 
 def test_what_has_no_timesteps_is_refused() -> None:
+    steps = SamplerSteps(0.5, 1.0, scheduler=SimpleNamespace(timesteps=None))
+    with pytest.raises(ValueError, match="is a SimpleNamespace without timesteps"):
+        steps.dense(torch.tensor([1.0]).double(), None)
     with pytest.raises(ValueError, match="scheduler is a SimpleNamespace, which has no timesteps"):
         check_scheduler(SimpleNamespace(sigmas=[1.0]))

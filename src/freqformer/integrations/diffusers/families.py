@@ -34,6 +34,7 @@ FAMILIES = {
 }
 WRAPPED = {"module": "a parallel wrapper", "_orig_mod": "a compiled module"}
 """Where other libraries keep a model that they wrap."""
+LOAD = "call pipe.load_components() first, which loads what a modular pipeline is made of"
 RECIPE = (
     "another family is one file, by the recipe in CONTRIBUTING.md, 'One more family of diffusers "
     "models'"
@@ -73,9 +74,11 @@ def transformers_of(model: Any) -> dict[str, nn.Module]:
         }
         if found:
             return found
-        held = {part: type(held).__name__ for part, held in _modules(model).items()}
-        remedies = [_remedy(part, f"pipe.{key}") for key, part in _modules(model).items()]
-        remedy = next(filter(None, remedies), RECIPE)
+        parts = _modules(model)
+        remedies = [_remedy(part, f"pipe.{place}") for place, part in parts.items()]
+        unloaded = not parts and hasattr(model, "load_components")
+        remedy = next(filter(None, remedies), LOAD if unloaded else RECIPE)
+        held = {place: type(part).__name__ for place, part in parts.items()}
         raise ValueError(
             f"pipe_or_transformer is a {name} with {held or 'no model'}; pipelines with one of "
             f"{known} are allowed: {remedy}"

@@ -88,6 +88,11 @@ class SamplerSteps:
     def _timesteps(self) -> Tensor:
         """The scheduler's timesteps on the host, read once for every run."""
         timesteps = self.scheduler.timesteps
+        if timesteps is None:
+            raise ValueError(
+                f"scheduler is a {type(self.scheduler).__name__} without timesteps, by which "
+                "steps are counted: call its set_timesteps before the transformer, as pipelines do"
+            )
         if self._read is None or self._read[0] is not timesteps:
             self._read = (timesteps, torch.as_tensor(timesteps).detach().cpu())
         return self._read[1]
