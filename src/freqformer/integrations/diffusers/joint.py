@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
-from freqformer.integrations.diffusers.processor import FrequencyProcessor, Share
+from freqformer.integrations.diffusers.processor import Share, UsualProcessor
 
 Tensors = tuple[Tensor, Tensor, Tensor]
 """Query, key and value."""
 rotate: Callable[..., Tensor] = apply_rotary_emb  # type: ignore[assignment]  # its annotation names a pair, its code returns one
 
 
-class JointProcessor(FrequencyProcessor):
+class JointProcessor(UsualProcessor):
     """The processor of one layer over video and text."""
+
+    def num_exact_tokens(self, given: tuple[Any, ...]) -> int:
+        """Those of the text."""
+        return given[1].shape[1]
 
     def attend_jointly(
         self, share: Share, video: Tensors, text: Tensors, text_mask: Tensor | None = None

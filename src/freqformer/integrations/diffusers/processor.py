@@ -5,7 +5,7 @@ Shape legend: B batch, N tokens, C channels, H heads, D head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,25 +13,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from freqformer.config import Band, FreqFormerConfig
+from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
+from freqformer.integrations.diffusers.layer_bands import LayerBands
 from freqformer.integrations.diffusers.ulysses import attend_shared, ulysses_of
 from freqformer.ops.backends import ImplChoice
 from freqformer.ops.parameters import KnownBands
-from freqformer.routing import timestep_bucket
+
+
+@dataclass(frozen=True)
+class VideoTokens:
+    """Where the video's tokens lie among those that a layer attends to, in raster order of their
+    grid."""
+
+    grid: Grid
+    before: int = 0
+    """Exact tokens before the video, which see all and are seen by all: text, audio, keyframes."""
+    behind: int = 0
+    """Exact tokens behind it."""
 
 
 @dataclass(frozen=True)
 class Call:
     """One forward pass of the transformer, as its layers need to know it."""
 
-    grid: Grid
+    video: VideoTokens
     noise_level: Tensor
     """(B,) on the host, in [0, 1], 1 is the most noise."""
-
-    def buckets(self, num_buckets: int) -> list[int]:
-        """The timestep bucket of every sample."""
-        return timestep_bucket(self.noise_level, num_buckets).tolist()
+    dense: tuple[bool, ...]
+    """Whether each sample runs the model's own attention in every layer: steps before
+    `start_percent` and after `end_percent`, and videos below `min_tokens`."""
 
 
 class CurrentCall:
@@ -39,6 +50,8 @@ class CurrentCall:
 
     def __init__(self) -> None:
         self.call: Call | None = None
+        self.banded: tuple[Grid, int] | None = None
+        """Grid and exact tokens beside it of the last banded call."""
 
     def get(self) -> Call:
         """The call.
@@ -60,7 +73,7 @@ class CurrentCall:
 class Share:
     """Samples of one call that run together, by bands of the same meaning."""
 
-    grid: Grid
+    video: VideoTokens
     bands: KnownBands
     """Of every head and sample."""
     config: FreqFormerConfig
@@ -71,33 +84,18 @@ class FrequencyProcessor:
 
     Args:
         current: the transformer's call in progress.
-        bands: of every head by timestep bucket, int64 (T, H).
-        configs: of every bucket.
-        own: the processor that it replaces: for calls below `min_tokens`, and for samples whose
-            heads are all DENSE.
-        min_tokens, impl: as in `enable_frequency_attention`.
+        bands: what the layer's heads do.
+        own: the processor that it replaces, for what is dense.
+        impl: as in `enable_frequency_attention`.
     """
 
     def __init__(
-        self,
-        current: CurrentCall,
-        bands: Tensor,
-        configs: Sequence[FreqFormerConfig],
-        own: Any,
-        *,
-        min_tokens: int,
-        impl: ImplChoice,
+        self, current: CurrentCall, bands: LayerBands, own: Any, *, impl: ImplChoice
     ) -> None:
         self.current = current
         self.bands = bands
-        self.present = [set(row) for row in bands.tolist()]
-        """Which bands there are in every bucket."""
         self.own = own
-        self.min_tokens = min_tokens
         self.impl: ImplChoice = impl
-        all_dense = (bands == Band.DENSE).all(1).tolist()
-        self.configs = [None if dense else c for dense, c in zip(all_dense, configs, strict=True)]
-        """By timestep bucket; None where `own` runs."""
 
     # diffusers sets these two on processors that have them. They belong to the layer's own, which
     # keeps them when this one is gone.
@@ -117,60 +115,52 @@ class FrequencyProcessor:
     def _parallel_config(self, config: Any) -> None:
         self.own._parallel_config = config
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Any:
-        """What the layer's own processor takes and gives: tokens (B, N, C) in raster order.
+    def run(self, attn: Any, given: tuple[Any, ...]) -> Any:
+        """What the layer's own processor makes of its arguments behind `attn`, in order.
 
-        Samples whose heads are all DENSE run the model's own attention; samples of one config run
-        together.
+        Those of `given` that hold samples are split by what the samples' heads do.
         """
-        given = (hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         call = self.current.get()
-        if call.grid.num_tokens < self.min_tokens:
+        if all(call.dense):
             return self.own(attn, *given)
-        self.bands = self.bands.to(hidden_states.device)
-        buckets = call.buckets(len(self.configs))
+        exact = self.num_exact_tokens(given)
+        chosen = self.bands.configs(call.video.grid, call.noise_level, exact)
         rows_of: dict[FreqFormerConfig | None, list[int]] = {}
-        for row, bucket in enumerate(buckets):
-            rows_of.setdefault(self.configs[bucket], []).append(row)
+        for row, (dense, config) in enumerate(zip(call.dense, chosen, strict=True)):
+            rows_of.setdefault(None if dense else config, []).append(row)
+        if rows_of.keys() != {None}:
+            self.current.banded = (call.video.grid, exact)
         if len(rows_of) == 1:
-            return self._run(attn, call.grid, buckets, given)
+            return self._run(attn, call, *rows_of.popitem(), given)
         outputs = [
-            self._run(
-                attn, call.grid, [buckets[row] for row in rows], _take(given, rows, len(buckets))
-            )
-            for rows in rows_of.values()
+            self._run(attn, call, config, rows, _take(given, rows, len(chosen)))
+            for config, rows in rows_of.items()
         ]
         order = torch.tensor([row for rows in rows_of.values() for row in rows]).argsort()
-        return _joined(outputs, order.to(hidden_states.device))
+        return _joined(outputs, order.to(given[0].device))
 
-    def _run(self, attn: Any, grid: Grid, buckets: list[int], given: tuple[Any, ...]) -> Any:
-        """Samples whose buckets have one config."""
-        first, same = buckets[0], len(set(buckets)) == 1
-        config = self.configs[first]
-        if config is None:
-            return self.own(attn, *given)
-        bands = self.bands[first].expand(len(buckets), -1) if same else self.bands[buckets]
-        present = sorted(set().union(*(self.present[bucket] for bucket in buckets)))
-        known = KnownBands(bands, tuple(present))
-        return self.banded(attn, Share(grid, known, config), *given)
-
-    def banded(
+    def _run(
         self,
         attn: Any,
-        share: Share,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None,
-        attention_mask: Tensor | None,
-        rotary: tuple[Tensor, Tensor] | None,
+        call: Call,
+        config: FreqFormerConfig | None,
+        rows: list[int],
+        given: tuple[Any, ...],
     ) -> Any:
-        """As the layer's own processor, with every head's attention by its band."""
+        """Samples that have one config."""
+        if config is None:
+            return self.own(attn, *given)
+        bands = self.bands.bands(call.noise_level[rows], given[0].device)
+        return self.banded(attn, Share(call.video, bands, config), *given)
+
+    def num_exact_tokens(self, given: tuple[Any, ...]) -> int:
+        """Tokens beside the video's that every head sees, of a processor's arguments behind
+        `attn`."""
+        video = self.current.get().video
+        return video.before + video.behind
+
+    def banded(self, attn: Any, share: Share, *given: Any, **named: Any) -> Any:
+        """As the layer's own processor with these arguments, every head's attention by its band."""
         raise NotImplementedError
 
     def attend(
@@ -183,18 +173,25 @@ class FrequencyProcessor:
         num_text_tokens: int = 0,
         text_mask: Tensor | None = None,
     ) -> Tensor:
-        """(B, N, H, D), video tokens in raster order and text behind them -> (B, N, C)."""
+        """(B, N, H, D) -> (B, N, C): video tokens in raster order with the exact tokens of
+        `share.video` around them, or text behind them."""
+        before = share.video.before
+        num_exact = before + share.video.behind
+        if before:  # attention itself knows exact tokens behind the video alone
+            query, key, value = (
+                torch.cat([x[:, before:], x[:, :before]], 1) for x in (query, key, value)
+            )
         out = attend_shared(
             (query, key, value),
             ulysses_of(getattr(self, "_parallel_config", None)),
-            grid=share.grid,
+            grid=share.video.grid,
             allocation=share.bands,
             config=share.config,
-            num_text_tokens=num_text_tokens,
+            num_text_tokens=num_text_tokens or num_exact,
             text_mask=text_mask,
             impl=self.impl,
-        )
-        return out.flatten(2)
+        ).flatten(2)
+        return torch.cat([out[:, -before:], out[:, :-before]], 1) if before else out
 
     def refuse(self, attention_mask: Tensor | None = None, *, fused: bool = False) -> None:
         """Raise ValueError for what no band can do."""
@@ -208,12 +205,32 @@ class FrequencyProcessor:
                 )
 
 
+class UsualProcessor(FrequencyProcessor):
+    """A processor with the arguments that most models' have."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
+        """What the layer's own processor takes and gives: tokens (B, N, C) in raster order.
+
+        What is dense runs the model's own attention; samples of one config run together.
+        """
+        given = (hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        return self.run(attn, given)
+
+
 def _take(given: Any, rows: list[int], samples: int) -> Any:
     """These samples of what a processor is given; what all samples share stays whole."""
     if isinstance(given, tuple):
         return tuple(_take(part, rows, samples) for part in given)
-    # Rotary tables (N, D) have no batch, and those of one sample serve all.
-    if given is None or given.ndim < 3 or len(given) != samples:
+    # Rotary tables (N, D) have no batch, and those of one sample serve all; masks (B, N) have one.
+    by_sample = isinstance(given, Tensor) and given.ndim >= (2 if given.dtype == torch.bool else 3)
+    if not by_sample or len(given) != samples:
         return given
     return given[rows]
 
@@ -225,17 +242,37 @@ def _joined(outputs: list[Any], order: Tensor) -> Any:
     return torch.cat(outputs)[order]
 
 
+def plain_timesteps(given: dict[str, Any]) -> Tensor:
+    """The timestep of every sample of a call, (B,) float64 on the host, in the scheduler's unit.
+
+    Image to video gives every token a timestep, 0 to the frames that are given: the video's own is
+    the largest.
+    """
+    steps = torch.as_tensor(given["timestep"]).detach().double().cpu()
+    return steps.flatten(1).amax(1) if steps.ndim > 1 else steps.reshape(-1)
+
+
+def thousandths(timestep: Tensor) -> Tensor:
+    """The noise level of a timestep from 0 (clean) to 1000 (noise)."""
+    return timestep / 1000
+
+
 @dataclass(frozen=True)
 class Family:
     """How one kind of transformer is read; all of it can be pickled."""
 
     layers: Callable[[Any], list[tuple[str, Any]]]
     """The self-attention layers of a transformer in order, by name."""
-    grid: Callable[[Any, dict[str, Any]], Grid]
-    """The token grid of a call, from the transformer and the call's arguments by name."""
+    video: Callable[[Any, dict[str, Any]], VideoTokens]
+    """The video's tokens in a call, from the transformer and the call's arguments by name."""
     processor: type[FrequencyProcessor]
-    replaces: str
-    """The class of the layers' own processor, whose work `processor` knows."""
+    replaces: tuple[str, ...]
+    """Classes of the layers' own processors, whose work `processor` knows."""
+    timesteps: Callable[[dict[str, Any]], Tensor] = plain_timesteps
+    """Timesteps from a call's arguments by name: (B,) or (1,) float64 on the host, as the scheduler
+    counts."""
+    noise_level: Callable[[Tensor], Tensor] = thousandths
+    """From these to noise levels, where 0 is clean and 1 noise."""
 
 
 def layers_in(blocks: str, attention: str) -> Callable[[Any], list[tuple[str, Any]]]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -22,10 +21,8 @@ from freqformer.integrations.diffusers.processor import (
     Family,
     FrequencyProcessor,
 )
+from freqformer.integrations.diffusers.steps import SamplerSteps
 from freqformer.integrations.diffusers.ulysses import ulysses_of
-
-TRAIN_TIMESTEPS = 1000.0
-"""What a model of diffusers calls pure noise; a routing table says 1."""
 
 
 @dataclass
@@ -45,6 +42,9 @@ class Session:
         names: of the arguments of its forward, in order.
         current: where calls are noted for its processors.
         replaced: by name of the attention layer.
+        num_layers: attention layers of the transformer, replaced or not.
+        steps: which of the sampler's steps are banded.
+        min_tokens: video tokens below which a call is the model's own.
     """
 
     def __init__(
@@ -53,13 +53,25 @@ class Session:
         names: tuple[str, ...],
         current: CurrentCall,
         replaced: dict[str, Replaced],
+        *,
+        num_layers: int,
+        steps: SamplerSteps,
+        min_tokens: int,
     ) -> None:
         self.family = family
         self.names = names
         self.current = current
         self.replaced = replaced
+        self.num_layers = num_layers
+        self.steps = steps
+        self.min_tokens = min_tokens
         self.hooks: list[RemovableHandle] = []
         self._checkpointing: Callable[..., Any] | None = None
+
+    def banded_steps(self) -> tuple[int, int]:
+        """How many of the sampler's steps are banded, and how many there are; without a guard all
+        of one."""
+        return (1, 1) if self.steps.all_steps else self.steps.shares()
 
     def start(self, transformer: nn.Module) -> None:
         """Give the layers their processors, and watch the transformer's calls."""
@@ -93,14 +105,25 @@ class Session:
         given = dict(zip(self.names, args, strict=False)) | kwargs
         if given.get("hidden_states") is None or given.get("timestep") is None:
             return  # the transformer itself says what it lacks
-        level = noise_levels(given["timestep"], len(given["hidden_states"]))
-        self.current.call = Call(self.family.grid(transformer, given), level)
+        self.current.call = self._call(transformer, given)
         if getattr(transformer, "gradient_checkpointing", False) and self._checkpointing is None:
             own: Callable[..., Any] = transformer._gradient_checkpointing_func
             self._checkpointing = own
             transformer._gradient_checkpointing_func = partial(
                 self._checkpointed, own, self.current.call
             )
+
+    def _call(self, transformer: Any, given: dict[str, Any]) -> Call:
+        """What layers need to know of a call with these arguments."""
+        samples = len(given["hidden_states"])
+        timesteps = self.family.timesteps(given)
+        level = noise_levels(timesteps, self.family.noise_level(timesteps), samples)
+        video = self.family.video(transformer, given)
+        if video.grid.num_tokens < self.min_tokens:
+            return Call(video, level, (True,) * samples)
+        dtype = getattr(given["timestep"], "dtype", None)
+        dense = self.steps.dense(timesteps.expand(samples), dtype)
+        return Call(video, level, tuple(dense))
 
     def after(self, transformer: Any, _args: Any, _output: Any) -> None:
         """After the transformer ran, well or not."""
@@ -150,27 +173,21 @@ def session_of(transformer: nn.Module) -> Session | None:
     return next((owner for owner in owners if isinstance(owner, Session)), None)
 
 
-def noise_levels(timestep: Any, samples: int) -> Tensor:
-    """Timesteps as a model of diffusers takes them -> (B,) in [0, 1] on the host.
+def noise_levels(timestep: Tensor, level: Tensor, samples: int) -> Tensor:
+    """Noise levels of a call's samples, checked: (B,) or (1,) on the host -> (B,).
 
     Args:
-        timestep: from 0 (clean) to 1000 (noise): one for all samples, (B,), or (B, N) by token.
+        timestep: as the model was given them, for the message.
+        level: what they are as noise levels.
         samples: B.
 
     Raises:
-        ValueError: for numbers out of range, or a shape that doesn't fit the batch.
+        ValueError: for levels outside [0, 1], or a number of them that doesn't fit the batch.
     """
-    steps = torch.as_tensor(timestep).detach().double().cpu()
-    # Image to video gives every token a timestep, 0 to the frames that are given: the video's own
-    # is the largest.
-    steps = steps.flatten(1).amax(1) if steps.ndim > 1 else steps.reshape(-1)
-    if len(steps) not in (1, samples) or not bool(
-        ((steps >= 0) & (steps <= TRAIN_TIMESTEPS)).all()
-    ):
+    if len(level) not in (1, samples) or not bool(((level >= 0) & (level <= 1)).all()):
         raise ValueError(
-            f"timestep is {steps.tolist()[:4]} for {samples} samples; one number or one a sample, "
-            "from "
-            f"0 (clean) to {TRAIN_TIMESTEPS:g} (noise), is allowed, as schedulers of diffusers "
-            "give them"
+            f"timestep is {timestep.tolist()[:4]} for {samples} samples; one number or one a "
+            "sample, from 0 (clean) to 1000 (noise), is allowed, or as this model's scheduler in "
+            "diffusers gives them"
         )
-    return (steps / TRAIN_TIMESTEPS).expand(samples)
+    return level.expand(samples)
