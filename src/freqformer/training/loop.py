@@ -140,10 +140,16 @@ def _accelerator(config: TrainConfig) -> Iterator[Accelerator]:
         # gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    failed = False
     try:
         yield accelerator
+    except Exception:
+        failed = True
+        raise
     finally:
-        if joined:
+        # Others may wait for this process, which ends, and its launcher then stops them: to take
+        # the group down would wait for them.
+        if joined or (failed and accelerator.num_processes > 1):
             for tracker in accelerator.trackers:
                 tracker.finish()
         else:
