@@ -64,9 +64,9 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
     "lines of a function": {
         "src/freqformer/cli/calibrate.py:calibrate": Exceeds(68, COMMAND),
         "src/freqformer/cli/generate.py:generate": Exceeds(106, COMMAND),
-        "src/freqformer/cli/sample.py:sample": Exceeds(76, COMMAND),
+        "src/freqformer/cli/sample.py:sample": Exceeds(82, COMMAND),
         "src/freqformer/cli/simulate.py:simulate": Exceeds(62, COMMAND),
-        "src/freqformer/cli/train.py:train": Exceeds(103, COMMAND),
+        "src/freqformer/cli/train.py:train": Exceeds(106, COMMAND),
         "src/freqformer/ops/fused_operation.py:_attention_backward": Exceeds(63, ORDER),
         "src/freqformer/ops/checks.py:check_tensors": Exceeds(62, "one check after another"),
         "tests/cli/test_fit_hardware.py:test_it_reads_the_backward_benchmark": Exceeds(

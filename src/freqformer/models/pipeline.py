@@ -153,7 +153,7 @@ class FreqFormerPipeline(DiffusionPipeline):
                 VAE's compression).
             num_inference_steps: Euler steps, each one call of the transformer.
             generator: of the starting noise; the same seed gives the same video. One per sample, or
-                one for all.
+                one for all. Where ranks share the video, that of the first counts.
             batch_size: videos to generate.
             prompt_embeds: text embeddings (batch_size, L, cross_attention_dim), for a model with
                 text.
@@ -183,6 +183,8 @@ class FreqFormerPipeline(DiffusionPipeline):
         device, dtype = self._execution_device, self.transformer.dtype
         shape = (batch_size, self.transformer.config["in_channels"], *size)
         latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        if self.transformer.context is not None:
+            latents = self.transformer.context.same(latents)
         embeddings = None if prompt_embeds is None else prompt_embeds.to(device, dtype)
         mask = None if prompt_attention_mask is None else prompt_attention_mask.to(device)
         self.scheduler.set_timesteps(num_inference_steps, device=device)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from freqformer._files import writing_folder
 from freqformer._optional import needs
-from freqformer.training.checkpoint import CheckpointError
+from freqformer.training.report import CheckpointError
 
 if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel
@@ -32,6 +32,16 @@ def write_averaged(
     Raises:
         CheckpointError: where it can't be written, or the folder holds anything else.
     """
+    ema.store(model.parameters())
+    ema.copy_to(model.parameters())
+    try:
+        write_pipeline(target, model, shift)
+    finally:
+        ema.restore(model.parameters())
+
+
+def write_pipeline(target: Path, model: FreqFormerTransformer3DModel, shift: float) -> None:
+    """Write a pipeline with the model's own weights; arguments and errors as `write_averaged`."""
     with needs("train"):
         from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
             FlowMatchEulerDiscreteScheduler,
@@ -40,12 +50,7 @@ def write_averaged(
     from freqformer.models.pipeline import FreqFormerPipeline
 
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    ema.store(model.parameters())
-    ema.copy_to(model.parameters())
-    try:
-        with writing_folder(
-            target, kind="pipeline", known=WITHOUT_MANIFEST, error=CheckpointError
-        ) as folder:
-            FreqFormerPipeline(transformer=model, scheduler=scheduler).save_pretrained(folder)
-    finally:
-        ema.restore(model.parameters())
+    with writing_folder(
+        target, kind="pipeline", known=WITHOUT_MANIFEST, error=CheckpointError
+    ) as folder:
+        FreqFormerPipeline(transformer=model, scheduler=scheduler).save_pretrained(folder)

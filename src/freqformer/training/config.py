@@ -10,10 +10,18 @@ from typing import Any, Literal, get_args
 
 from freqformer._older import current_settings
 from freqformer._renamed import renamed_fields, renamed_keys
-from freqformer._validate import check_choice, check_flag, check_number, check_whole, shown
+from freqformer._validate import (
+    check_choice,
+    check_flag,
+    check_kind,
+    check_number,
+    check_whole,
+    shown,
+)
 from freqformer.config import FreqFormerConfig
 from freqformer.routing import RouterTraining
 from freqformer.training.config_dict import build, check_json, sections
+from freqformer.training.parallel_config import ParallelConfig
 from freqformer.training.samples import PIXEL_CHANNELS
 
 Precision = Literal["fp32", "bf16"]
@@ -197,7 +205,8 @@ class RunConfig:
         stop_after_seconds: seconds after which this session, building the model included, ends with
             a checkpoint; the same call goes on from there. The learning rate is that of the whole
             run, whose record has nothing of it.
-        batch_size: clips per process and forward pass.
+        batch_size: clips per process and forward pass; of processes that share clips, of each
+            group.
         accumulation: forward passes per optimizer step.
         precision: `bf16` computes in bfloat16 by autocast and keeps weights in float32.
         gradient_checkpointing: whether blocks are computed again in the backward instead of being
@@ -207,6 +216,7 @@ class RunConfig:
         seed: of weights, data order, noise and all else.
         device: `auto` takes a GPU where there is one.
         progress: whether to draw a progress bar.
+        parallel: see its class.
         init_from: folder of a pipeline, or of a run, whose weights the run begins with; `model` may
             then be left out, and what it names must be as in that folder.
     """
@@ -222,6 +232,7 @@ class RunConfig:
     seed: int = 0
     device: Device = "auto"
     progress: bool = True
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     init_from: str | None = None
 
     def __post_init__(self) -> None:
@@ -237,6 +248,7 @@ class RunConfig:
         check_whole("seed", self.seed, 0, most=_MOST_SEED)
         check_choice("device", self.device, get_args(Device))
         check_flag("progress", self.progress)
+        check_kind("parallel", self.parallel, ParallelConfig, "give its fields, like cp")
         if self.init_from is not None and not (isinstance(self.init_from, str) and self.init_from):
             raise ValueError(
                 f"init_from is {shown(self.init_from)}; the path of a folder, as text, or None is "

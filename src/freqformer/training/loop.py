@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import distributed as dist
+
 from freqformer._interrupt import StopRequest, between_steps
 from freqformer._optional import needs
 from freqformer.training.config import TrainConfig
@@ -126,6 +128,8 @@ def _accelerator(config: TrainConfig) -> Iterator[Accelerator]:
     # accelerate holds one precision per Python process until it is reset; a caller's own
     # accelerator stays as it is.
     owned = not AcceleratorState._shared_state
+    # Who made the group of processes has more to do with it than this run.
+    joined = dist.is_available() and dist.is_initialized()
     accelerator = Accelerator(
         mixed_precision="bf16" if config.run.precision == "bf16" else "no",
         gradient_accumulation_steps=config.run.accumulation,
@@ -139,6 +143,10 @@ def _accelerator(config: TrainConfig) -> Iterator[Accelerator]:
     try:
         yield accelerator
     finally:
-        accelerator.end_training()
+        if joined:
+            for tracker in accelerator.trackers:
+                tracker.finish()
+        else:
+            accelerator.end_training()
         if owned:
             AcceleratorState._reset_state(reset_partial_state=True)

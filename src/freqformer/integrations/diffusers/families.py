@@ -19,6 +19,7 @@ from freqformer.integrations.diffusers import (
     wan_vace,
 )
 from freqformer.integrations.diffusers.processor import Family
+from freqformer.integrations.diffusers.ulysses import class_name
 
 FAMILIES = {
     "WanTransformer3DModel": wan.FAMILY,
@@ -47,7 +48,7 @@ def family_of(transformer: Any) -> Family:
     Raises:
         ValueError: for one that is not known.
     """
-    return FAMILIES[type(transformer).__name__]
+    return FAMILIES[class_name(transformer)]
 
 
 def is_pipeline(model: Any) -> bool:
@@ -64,13 +65,13 @@ def transformers_of(model: Any) -> dict[str, nn.Module]:
     Raises:
         ValueError: where there is none, naming what is supported and the remedy.
     """
-    if type(model).__name__ in FAMILIES:
+    name = class_name(model)
+    if name in FAMILIES:
         return {"": model}
     known = ", ".join(FAMILIES)
-    name = type(model).__name__
     if is_pipeline(model):
         found = {
-            part: held for part, held in model.components.items() if type(held).__name__ in FAMILIES
+            part: held for part, held in model.components.items() if class_name(held) in FAMILIES
         }
         if found:
             return found

@@ -9,6 +9,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
 from freqformer.integrations.diffusers.processor import Share, UsualProcessor
+from freqformer.integrations.diffusers.ulysses import ulysses_of
 
 Tensors = tuple[Tensor, Tensor, Tensor]
 """Query, key and value."""
@@ -22,6 +23,11 @@ class JointProcessor(UsualProcessor):
         self, share: Share, video: Tensors, text: Tensors, text_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(B, N, H, D) of the video, in raster order, and of the text -> (B, N, C) of each."""
+        if ulysses_of(getattr(self, "_parallel_config", None)) is not None:
+            raise ValueError(
+                "the transformer has a parallel configuration and attends to video and text "
+                "together; None is allowed: run it on one GPU"
+            )
         tensors = (torch.cat(pair, 1) for pair in zip(video, text, strict=True))
         num_text_tokens = text[0].shape[1]
         out = self.attend(share, *tensors, text_mask=text_mask)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from freqformer.attention import frequency_attention
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.integrations.diffusers.layer_bands import LayerBands
+from freqformer.integrations.diffusers.ulysses import attend_shared, ulysses_of
 from freqformer.ops.backends import ImplChoice
 from freqformer.ops.parameters import KnownBands
 
@@ -185,37 +185,30 @@ class FrequencyProcessor:
         text_mask: Tensor | None = None,
     ) -> Tensor:
         """(B, N, H, D) -> (B, N, C): video tokens in raster order with the exact tokens of
-        `share.video` around them."""
+        `share.video` around them, or this rank's share of all of them."""
         assert share.config is not None
         assert share.bands is not None
-        before = share.video.before
-        tensors = (query, key, value)
-        if before:  # attention itself knows exact tokens behind the video alone
-            tensors = tuple(torch.cat([x[:, before:], x[:, :before]], 1) for x in tensors)
         bands = share.bands
         if bands.bands.device != query.device:
             bands = KnownBands(bands.bands.to(query.device), bands.present)
-        out = frequency_attention(
-            *tensors,
+        out = attend_shared(
+            (query, key, value),
+            ulysses_of(getattr(self, "_parallel_config", None)),
+            before=share.video.before,
             grid=share.video.grid,
             allocation=bands,
             config=share.config,
-            num_text_tokens=before + share.video.behind,
+            num_text_tokens=share.video.before + share.video.behind,
             text_mask=text_mask,
             impl=self.impl,
-        ).flatten(2)
-        return torch.cat([out[:, -before:], out[:, :-before]], 1) if before else out
+        )
+        return out.flatten(2)
 
     def refuse(self, attention_mask: Tensor | None = None, *, fused: bool = False) -> None:
         """Raise ValueError for what no band can do."""
         for what, given, remedy in (
             ("attention_mask", attention_mask is not None, "pass none to the transformer"),
             ("fused projections", fused, "call unfuse_qkv_projections()"),
-            (
-                "a parallel configuration",
-                getattr(self, "_parallel_config", None) is not None,
-                "run the transformer on one GPU",
-            ),
         ):
             if given:
                 raise ValueError(

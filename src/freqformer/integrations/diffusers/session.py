@@ -23,6 +23,7 @@ from freqformer.integrations.diffusers.processor import (
     FrequencyProcessor,
 )
 from freqformer.integrations.diffusers.steps import SamplerSteps
+from freqformer.integrations.diffusers.ulysses import ulysses_of
 
 
 @dataclass
@@ -101,11 +102,7 @@ class Session:
                     f"{name} was given a {type(found).__name__} after frequency attention; none is "
                     "allowed: call remove() on its handle, change the model, and enable it again"
                 )
-        if getattr(transformer, "_parallel_config", None) is not None:
-            raise ValueError(
-                "the transformer has a parallel configuration, and frequency attention allows "
-                "none: run it on one GPU"
-            )
+        ulysses_of(getattr(transformer, "_parallel_config", None))  # refuses what bands can't do
         given = dict(zip(self.names, args, strict=False)) | kwargs
         if given.get("hidden_states") is None or given.get("timestep") is None:
             return  # the transformer itself says what it lacks
