@@ -3,6 +3,8 @@ guidance in one call or two, exceptions and training."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -123,6 +125,19 @@ def test_one_model_at_a_time_on_the_device(pipe: Any) -> None:
         pipe.enable_model_cpu_offload(device="cpu")
         torch.testing.assert_close(generate(pipe), here)
         assert handle.density is not None
+
+
+def test_compiled_blocks_have_two_graphs() -> None:
+    """Dense and banded, for all layers, steps, calls of guidance and prompts; in a process without
+    run-time type checks, which no trace can follow."""
+    program = [sys.executable, "-m", "tests.support.compiled_pipelines"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if "graphs" in line] == [
+        "wan 2 graphs same",
+        "hunyuan_video15 2 graphs same",
+        "ltx 2 graphs same",
+    ]
 
 
 @pytest.mark.parametrize("first", ["adapter", "bands"])

@@ -44,7 +44,7 @@ def watched(transformer: Any) -> list[tuple[float, bool]]:
     run, banded = processor.run, processor.banded
 
     def note_run(attn: Any, given: Any) -> Any:
-        seen.append((1000 * float(processor.current.get().noise_level[0]), False))
+        seen.append((1000 * float(processor.current.call.noise_level[0]), False))
         return run(attn, given)
 
     def note_banded(*given: Any) -> Any:

@@ -62,7 +62,7 @@ def test_frames_of_different_noise_count_as_the_noisiest(model: Any) -> None:
         assert differs(call(model, by_frame, enable_diffusion_forcing=True), before)
         noise = model.blocks[0].attn1.processor
         seen = []
-        noise.run = lambda attn, given: seen.append(noise.current.get().noise_level) or given[0]
+        noise.run = lambda attn, given: seen.append(noise.current.call.noise_level) or given[0]
         call(model, by_frame, enable_diffusion_forcing=True)
     assert float(seen[0]) == pytest.approx(0.9)
 

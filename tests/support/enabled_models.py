@@ -103,7 +103,7 @@ def the_grid_of_the_call_reaches_every_layer(model: Any, call: Call) -> None:
     seen = []
 
     def look(layer: Any, *_: Any) -> None:
-        seen.append(layer.processor.current.get().video.grid)
+        seen.append(layer.processor.current.call.video.grid)
 
     with enable_frequency_attention(model, uniform(model, [LOW, HIGH])):
         hooks = [layer.register_forward_pre_hook(look) for layer in layers_of(model)]

@@ -38,7 +38,8 @@ def _video(transformer: Any, given: dict[str, Any]) -> VideoTokens:
     frames, _, height, width = given["hidden_states"].shape[1:]
     # CogVideoX 1.5 alone joins frames.
     patch, frames_of_patch = transformer.config.patch_size, transformer.config.patch_size_t or 1
-    return VideoTokens(Grid(frames // frames_of_patch, height // patch, width // patch))
+    grid = Grid(frames // frames_of_patch, height // patch, width // patch)
+    return VideoTokens(grid, behind=given["encoder_hidden_states"].shape[1])
 
 
 FAMILY = Family(

@@ -68,9 +68,9 @@ def enable_frequency_attention(
         ValueError: for another kind of model, dials out of range, percentages without a scheduler,
             a table of other layers or heads or made from another model, processors that aren't the
             model's own, or a model that has it already. A call raises it for a density below what
-            its grid allows, an attention mask, fused projections, ring attention, an unknown token
-            grid, timesteps that aren't 0 to 1000, processors set in between, or activations
-            recomputed by other means than `enable_gradient_checkpointing`.
+            its grid allows, an attention mask, fused projections, ring attention, an unknown
+            token grid, timesteps that aren't 0 to 1000, processors set in between, or
+            activations recomputed by other means than `enable_gradient_checkpointing`.
     """
     transformers = transformers_of(pipe_or_transformer)
     percents = (start_percent, end_percent)

@@ -65,10 +65,10 @@ def transformers_of(model: Any) -> dict[str, nn.Module]:
     Raises:
         ValueError: where there is none, naming what is supported and the remedy.
     """
-    if class_name(model) in FAMILIES:
+    name = class_name(model)
+    if name in FAMILIES:
         return {"": model}
     known = ", ".join(FAMILIES)
-    name = class_name(model)
     if is_pipeline(model):
         found = {
             part: held for part, held in model.components.items() if class_name(held) in FAMILIES
@@ -103,6 +103,6 @@ def _remedy(model: Any, place: str) -> str | None:
     for attribute, what in WRAPPED.items():
         if type(getattr(model, attribute, None)).__name__ in FAMILIES:
             return f"{place} is {what}: pass its .{attribute}, and wrap it afterwards"
-    if class_name(model) == "FreqFormerTransformer3DModel":
+    if type(model).__name__ == "FreqFormerTransformer3DModel":
         return "this library's own model takes a table by set_routing_table(table)"
     return None

@@ -62,11 +62,16 @@ def _layers(transformer: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def video_tokens(transformer: Any, given: dict[str, Any]) -> VideoTokens:
+def latent_grid(transformer: Any, given: dict[str, Any]) -> Grid:
     """The grid of latents (B, C, F, H, W) after the model's patches."""
     frames, height, width = given["hidden_states"].shape[2:]
     patch, frames_of_patch = transformer.config.patch_size, transformer.config.patch_size_t
-    return VideoTokens(Grid(frames // frames_of_patch, height // patch, width // patch))
+    return Grid(frames // frames_of_patch, height // patch, width // patch)
 
 
-FAMILY = Family(_layers, video_tokens, HunyuanVideoProcessor, ("HunyuanVideoAttnProcessor2_0",))
+def _video(transformer: Any, given: dict[str, Any]) -> VideoTokens:
+    text = given["encoder_hidden_states"].shape[1]
+    return VideoTokens(latent_grid(transformer, given), behind=text)
+
+
+FAMILY = Family(_layers, _video, HunyuanVideoProcessor, ("HunyuanVideoAttnProcessor2_0",))

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from freqformer.integrations.diffusers.hunyuan_video import video_tokens
+from freqformer.integrations.diffusers.hunyuan_video import latent_grid
 from freqformer.integrations.diffusers.joint import JointProcessor, project
-from freqformer.integrations.diffusers.processor import Family, Share, layers_in
+from freqformer.integrations.diffusers.processor import Family, Share, VideoTokens, layers_in
 
 
 class HunyuanVideo15Processor(JointProcessor):
@@ -51,9 +51,16 @@ class HunyuanVideo15Processor(JointProcessor):
         return attn.to_out[1](attn.to_out[0](video)), attn.to_add_out(text)
 
 
+def _video(transformer: Any, given: dict[str, Any]) -> VideoTokens:
+    """Text of both encoders and the image stand behind the video."""
+    parts = ("encoder_hidden_states", "encoder_hidden_states_2", "image_embeds")
+    text = sum(given[name].shape[1] for name in parts)
+    return VideoTokens(latent_grid(transformer, given), behind=text)
+
+
 FAMILY = Family(
     layers_in("transformer_blocks", "attn"),
-    video_tokens,
+    _video,
     HunyuanVideo15Processor,
     ("HunyuanVideo15AttnProcessor2_0",),
 )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
 from freqformer.integrations.diffusers.processor import Share, UsualProcessor
+from freqformer.integrations.diffusers.ulysses import ulysses_of
 
 Tensors = tuple[Tensor, Tensor, Tensor]
 """Query, key and value."""
@@ -19,17 +19,18 @@ rotate: Callable[..., Tensor] = apply_rotary_emb  # type: ignore[assignment]  # 
 class JointProcessor(UsualProcessor):
     """The processor of one layer over video and text."""
 
-    def num_exact_tokens(self, given: tuple[Any, ...]) -> int:
-        """Those of the text."""
-        return given[1].shape[1]
-
     def attend_jointly(
         self, share: Share, video: Tensors, text: Tensors, text_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(B, N, H, D) of the video, in raster order, and of the text -> (B, N, C) of each."""
+        if ulysses_of(getattr(self, "_parallel_config", None)) is not None:
+            raise ValueError(
+                "the transformer has a parallel configuration and attends to video and text "
+                "together; None is allowed: run it on one GPU"
+            )
         tensors = (torch.cat(pair, 1) for pair in zip(video, text, strict=True))
         num_text_tokens = text[0].shape[1]
-        out = self.attend(share, *tensors, num_text_tokens=num_text_tokens, text_mask=text_mask)
+        out = self.attend(share, *tensors, text_mask=text_mask)
         return out[:, :-num_text_tokens], out[:, -num_text_tokens:]
 
 

@@ -45,38 +45,35 @@ class Call:
     `start_percent` and after `end_percent`, and videos below `min_tokens`."""
 
 
+OUTSIDE = (
+    "a layer with frequency attention ran outside a forward pass of its transformer, where its "
+    "timestep and token grid are unknown; call the transformer, and recompute activations with "
+    "its enable_gradient_checkpointing() alone"
+)
+
+
 class CurrentCall:
-    """The forward pass in progress, which all processors of a transformer look at."""
+    """The forward pass in progress of a transformer."""
 
     def __init__(self) -> None:
         self.call: Call | None = None
+        self.device = torch.device("cpu")
+        """Of the call's tensors."""
         self.banded: tuple[Grid, int] | None = None
         """Grid and exact tokens beside it of the last banded call."""
-
-    def get(self) -> Call:
-        """The call.
-
-        Raises:
-            ValueError: where the transformer isn't running.
-        """
-        if self.call is None:
-            raise ValueError(
-                "a layer with frequency attention ran outside a forward pass of its transformer, "
-                "where its timestep and token grid are unknown; call the transformer, and "
-                "recompute "
-                "activations with its enable_gradient_checkpointing() alone"
-            )
-        return self.call
 
 
 @dataclass(frozen=True)
 class Share:
-    """Samples of one call that run together, by bands of the same meaning."""
+    """Samples of one call that run together, since their heads do the same."""
 
     video: VideoTokens
-    bands: KnownBands
-    """Of every head and sample."""
-    config: FreqFormerConfig
+    rows: tuple[int, ...]
+    """Which samples; all of the call's where there is one share."""
+    config: FreqFormerConfig | None
+    """None is the model's own attention."""
+    bands: KnownBands | None
+    """Of every head and sample; None where there is no config."""
 
 
 class FrequencyProcessor:
@@ -96,6 +93,41 @@ class FrequencyProcessor:
         self.bands = bands
         self.own = own
         self.impl: ImplChoice = impl
+        self.shares: tuple[Share, ...] = ()
+        """Of the call in progress; none outside of one."""
+
+    def prepare(self, call: Call | None, device: torch.device) -> bool:
+        """Decide what every sample of a call does, before the transformer runs: so nothing of it is
+        in a compiled graph.
+
+        Args:
+            call: the one that begins; None ends it.
+            device: that the layer will run on, as far as that is known.
+
+        Returns: whether some sample is banded.
+        """
+        if call is None:
+            self.shares = ()
+            return False
+        video = call.video
+        every = tuple(range(len(call.dense)))
+        if all(call.dense):
+            self.shares = (Share(video, every, None, None),)
+            return False
+        chosen = self.bands.configs(video.grid, call.noise_level, video.before + video.behind)
+        rows_of: dict[FreqFormerConfig | None, list[int]] = {}
+        for row in every:
+            rows_of.setdefault(None if call.dense[row] else chosen[row], []).append(row)
+        self.shares = tuple(
+            Share(
+                video,
+                tuple(rows),
+                config,
+                None if config is None else self.bands.bands(call.noise_level[rows], device),
+            )
+            for config, rows in rows_of.items()
+        )
+        return any(share.config is not None for share in self.shares)
 
     # diffusers sets these two on processors that have them. They belong to the layer's own, which
     # keeps them when this one is gone.
@@ -119,45 +151,25 @@ class FrequencyProcessor:
         """What the layer's own processor makes of its arguments behind `attn`, in order.
 
         Those of `given` that hold samples are split by what the samples' heads do.
+
+        Raises:
+            ValueError: where the transformer isn't running.
         """
-        call = self.current.get()
-        if all(call.dense):
-            return self.own(attn, *given)
-        exact = self.num_exact_tokens(given)
-        chosen = self.bands.configs(call.video.grid, call.noise_level, exact)
-        rows_of: dict[FreqFormerConfig | None, list[int]] = {}
-        for row, (dense, config) in enumerate(zip(call.dense, chosen, strict=True)):
-            rows_of.setdefault(None if dense else config, []).append(row)
-        if rows_of.keys() != {None}:
-            self.current.banded = (call.video.grid, exact)
-        if len(rows_of) == 1:
-            return self._run(attn, call, *rows_of.popitem(), given)
+        if not self.shares:
+            raise ValueError(OUTSIDE)
+        if len(self.shares) == 1:
+            return self._run(attn, self.shares[0], given)
+        samples = sum(len(share.rows) for share in self.shares)
         outputs = [
-            self._run(attn, call, config, rows, _take(given, rows, len(chosen)))
-            for config, rows in rows_of.items()
+            self._run(attn, share, _take(given, list(share.rows), samples)) for share in self.shares
         ]
-        order = torch.tensor([row for rows in rows_of.values() for row in rows]).argsort()
+        order = torch.tensor([row for share in self.shares for row in share.rows]).argsort()
         return _joined(outputs, order.to(given[0].device))
 
-    def _run(
-        self,
-        attn: Any,
-        call: Call,
-        config: FreqFormerConfig | None,
-        rows: list[int],
-        given: tuple[Any, ...],
-    ) -> Any:
-        """Samples that have one config."""
-        if config is None:
+    def _run(self, attn: Any, share: Share, given: tuple[Any, ...]) -> Any:
+        if share.config is None:
             return self.own(attn, *given)
-        bands = self.bands.bands(call.noise_level[rows], given[0].device)
-        return self.banded(attn, Share(call.video, bands, config), *given)
-
-    def num_exact_tokens(self, given: tuple[Any, ...]) -> int:
-        """Tokens beside the video's that every head sees, of a processor's arguments behind
-        `attn`."""
-        video = self.current.get().video
-        return video.before + video.behind
+        return self.banded(attn, share, *given)
 
     def banded(self, attn: Any, share: Share, *given: Any, **named: Any) -> Any:
         """As the layer's own processor with these arguments, every head's attention by its band."""
@@ -170,28 +182,27 @@ class FrequencyProcessor:
         key: Tensor,
         value: Tensor,
         *,
-        num_text_tokens: int = 0,
         text_mask: Tensor | None = None,
     ) -> Tensor:
         """(B, N, H, D) -> (B, N, C): video tokens in raster order with the exact tokens of
-        `share.video` around them, or text behind them."""
-        before = share.video.before
-        num_exact = before + share.video.behind
-        if before:  # attention itself knows exact tokens behind the video alone
-            query, key, value = (
-                torch.cat([x[:, before:], x[:, :before]], 1) for x in (query, key, value)
-            )
+        `share.video` around them, or this rank's share of all of them."""
+        assert share.config is not None
+        assert share.bands is not None
+        bands = share.bands
+        if bands.bands.device != query.device:
+            bands = KnownBands(bands.bands.to(query.device), bands.present)
         out = attend_shared(
             (query, key, value),
             ulysses_of(getattr(self, "_parallel_config", None)),
+            before=share.video.before,
             grid=share.video.grid,
-            allocation=share.bands,
+            allocation=bands,
             config=share.config,
-            num_text_tokens=num_text_tokens or num_exact,
+            num_text_tokens=share.video.before + share.video.behind,
             text_mask=text_mask,
             impl=self.impl,
-        ).flatten(2)
-        return torch.cat([out[:, -before:], out[:, :-before]], 1) if before else out
+        )
+        return out.flatten(2)
 
     def refuse(self, attention_mask: Tensor | None = None, *, fused: bool = False) -> None:
         """Raise ValueError for what no band can do."""

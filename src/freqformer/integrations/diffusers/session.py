@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -105,12 +106,14 @@ class Session:
         given = dict(zip(self.names, args, strict=False)) | kwargs
         if given.get("hidden_states") is None or given.get("timestep") is None:
             return  # the transformer itself says what it lacks
-        self.current.call = self._call(transformer, given)
+        call = self._call(transformer, given)
+        device = given["hidden_states"].device
+        self._begin(call, device)
         if getattr(transformer, "gradient_checkpointing", False) and self._checkpointing is None:
             own: Callable[..., Any] = transformer._gradient_checkpointing_func
             self._checkpointing = own
             transformer._gradient_checkpointing_func = partial(
-                self._checkpointed, own, self.current.call
+                self._checkpointed, own, call, device
             )
 
     def _call(self, transformer: Any, given: dict[str, Any]) -> Call:
@@ -125,46 +128,73 @@ class Session:
         dense = self.steps.dense(timesteps.expand(samples), dtype)
         return Call(video, level, tuple(dense))
 
+    def _begin(self, call: Call | None, device: torch.device) -> None:
+        """Tell every layer of a call, or that there is none."""
+        self.current.call = call
+        self.current.device = device
+        banded = [
+            entry.banded.prepare(call, _device(entry.layer, device))
+            for entry in self.replaced.values()
+        ]
+        if call is not None and any(banded):
+            self.current.banded = (call.video.grid, call.video.before + call.video.behind)
+
     def after(self, transformer: Any, _args: Any, _output: Any) -> None:
         """After the transformer ran, well or not."""
-        self.current.call = None
+        self._begin(None, self.current.device)
         if self._checkpointing is not None:
             transformer._gradient_checkpointing_func = self._checkpointing
             self._checkpointing = None
 
     def _checkpointed(
-        self, checkpointing: Callable[..., Any], call: Call, block: Callable[..., Any], *args: Any
+        self,
+        checkpointing: Callable[..., Any],
+        call: Call,
+        device: torch.device,
+        block: Callable[..., Any],
+        *args: Any,
     ) -> Any:
         """Checkpointing of a block that, when the backward computes it again, is in the same call.
 
         Other calls may have come in between, and frequency attention may be off by then.
         """
-        return checkpointing(partial(self._again, call, block), *args)
+        return checkpointing(partial(self._again, call, device, block), *args)
 
-    def _again(self, call: Call, block: Callable[..., Any], *args: Any) -> Any:
-        with self._during(call):
+    def _again(
+        self, call: Call, device: torch.device, block: Callable[..., Any], *args: Any
+    ) -> Any:
+        if self.current.call is call:
+            return block(*args)
+        with self._during(call, device):
             return block(*args)
 
     @contextmanager
-    def _during(self, call: Call) -> Iterator[None]:
+    def _during(self, call: Call, device: torch.device) -> Iterator[None]:
         noted = self.current.call
+        noted_device = self.current.device
         others = [
             (entry, entry.layer.processor)
             for entry in self.replaced.values()
             if entry.layer.processor is not entry.banded
         ]
-        self.current.call = call
+        self._begin(call, device)
         for entry, _ in others:
             entry.layer.set_processor(entry.banded)
         try:
             yield
         finally:
-            self.current.call = noted
+            self._begin(noted, noted_device)
             for entry, processor in others:
                 entry.layer.set_processor(processor)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_checkpointing": None}
+
+
+def _device(layer: Any, otherwise: torch.device) -> torch.device:
+    """Where a layer's weights are; while they wait elsewhere, that of the call's tensors."""
+    weight = layer.to_q.weight
+    return otherwise if weight.device.type == "meta" else weight.device
 
 
 def session_of(transformer: nn.Module) -> Session | None:
