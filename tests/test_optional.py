@@ -49,10 +49,6 @@ USES = {
     ],
     "simulate": ["import freqformer.analysis.figures"],
     "cli": ["import freqformer.cli"],
-    "text": [
-        "import tempfile; from pathlib import Path; from freqformer.models.text import *; "
-        "folder = Path(tempfile.mkdtemp()); TextModel.load(TextFolders(folder, folder))"
-    ],
 }
 
 
@@ -61,9 +57,8 @@ def test_first_uses_name_the_extra(extra: str) -> None:
     lines = [
         f"try:\n    {use}\nexcept ValueError as error:\n    print(error)" for use in USES[extra]
     ]
-    # diffusers is asked for by several; the models' own extra is enough for it.
-    shared = EXTRAS["model"] if extra == "text" else set()
-    ran = without(EXTRAS[extra] - shared, "\n".join(lines))
+    # diffusers is asked for by both; the models' own extra is enough for it.
+    ran = without(EXTRAS[extra], "\n".join(lines))
     assert ran.returncode == 0, ran.stderr
     told = ran.stdout.splitlines()
     assert len(told) == len(USES[extra])

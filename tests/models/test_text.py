@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,10 @@ def test_what_is_refused(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "tokenizer")
     with pytest.raises(ValueError, match="its tokenizer is nowhere"):
         TextFolders.find(tmp_path)
+
+
+def test_the_extra_is_named_where_transformers_is_missing(tmp_path: Path, monkeypatch) -> None:
+    save_encoders(tmp_path)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"pip install 'freqformer\[text\]'"):
+        TextModel.load(TextFolders.find(tmp_path))
