@@ -62,6 +62,7 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
         "tests/training/test_loop.py": Exceeds(525, STORY),
     },
     "lines of a function": {
+        "src/freqformer/cli/cache.py:cache": Exceeds(90, COMMAND),
         "src/freqformer/cli/calibrate.py:calibrate": Exceeds(68, COMMAND),
         "src/freqformer/cli/sample.py:sample": Exceeds(76, COMMAND),
         "src/freqformer/cli/simulate.py:simulate": Exceeds(62, COMMAND),
@@ -83,6 +84,7 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
         "src/freqformer/calibration/command.py:calibrate_on_clips": Exceeds(
             9, "the options of `freqformer calibrate`, for use from Python"
         ),
+        "src/freqformer/cli/cache.py:cache": Exceeds(16, COMMAND),
         "src/freqformer/cli/calibrate.py:calibrate": Exceeds(10, COMMAND),
         "src/freqformer/cli/sample.py:sample": Exceeds(11, COMMAND),
         "src/freqformer/cli/simulate.py:simulate": Exceeds(9, COMMAND),
