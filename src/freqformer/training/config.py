@@ -41,6 +41,10 @@ class DataConfig:
         path: a video file or a folder of them, searched in depth; None makes synthetic clips.
         photographs: a folder of JPEG or PNG files; synthetic clips are then camera moves over them
             with balls in front.
+        cache: a folder that `freqformer cache` filled, whose latents and texts are trained on. Size
+            and rate of clips are then the cache's.
+        caption_dropout: share of a cache's clips that are shown with the empty caption, which
+            guidance needs; None is 0.1.
         num_frames: frames of a clip.
         height, width: pixels of a clip; videos are resized to cover it and cropped in the middle.
         fps: frames per second of a clip; videos of another rate are sampled at it.
@@ -51,6 +55,8 @@ class DataConfig:
 
     path: str | None = None
     photographs: str | None = None
+    cache: str | None = None
+    caption_dropout: float | None = None
     num_frames: int = 16
     height: int = 48
     width: int = 80
@@ -72,6 +78,7 @@ class DataConfig:
                 "as"
                 " text is allowed, and path None: clips come from videos or are synthetic"
             )
+        self._check_cache()
         check_whole("num_frames", self.num_frames, 1, most=_MOST_FRAMES)
         for name in ("height", "width"):
             check_whole(name, getattr(self, name), 1, most=_MOST_SIDE)
@@ -85,6 +92,23 @@ class DataConfig:
         check_whole("workers", self.workers, 1, most=_MOST_WORKERS)
         check_whole("cache_mib", self.cache_mib, 0, most=_MOST_MIB)
         check_number("fps", self.fps, 1e-3, 1e3)
+
+    def _check_cache(self) -> None:
+        if self.cache is not None and not (
+            isinstance(self.cache, str) and self.path is self.photographs is None
+        ):
+            raise ValueError(
+                f"cache is {shown(self.cache)}, path {shown(self.path)} and photographs"
+                f" {shown(self.photographs)}; one folder, as text, is allowed: clips come from a"
+                " cache, from videos or from photographs"
+            )
+        if self.caption_dropout is not None:
+            check_number("caption_dropout", self.caption_dropout, 0, 1)
+            if self.cache is None:
+                raise ValueError(
+                    f"caption_dropout is {self.caption_dropout!r} and cache None; captions come"
+                    " from a cache: leave it out"
+                )
 
 
 @dataclass(frozen=True)
@@ -303,7 +327,8 @@ class TrainConfig:
             )
         check_json("model", self.model)
         object.__setattr__(self, "model", current_settings(self.model))
-        refuse_text(self.model)
+        if not (isinstance(self.data, DataConfig) and self.data.cache is not None):
+            refuse_text(self.model)
         for name, kind in sections(type(self)).items():
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(
@@ -355,7 +380,6 @@ def refuse_text(arguments: Mapping[str, Any]) -> None:
     if arguments.get("cross_attention_dim") is not None:
         raise ValueError(
             f"model has cross_attention_dim={shown(arguments['cross_attention_dim'])}; None is"
-            " allowed: training feeds no text, so what reads text would never learn. Leave"
-            " cross_attention_dim out, or write a loop of your own with"
-            " freqformer.training.objective"
+            " allowed: these clips have no text, so what reads text would never learn. Leave"
+            " cross_attention_dim out, or train on a cache with captions (freqformer cache)"
         )

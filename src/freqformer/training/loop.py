@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from freqformer._interrupt import StopRequest, between_steps
 from freqformer._optional import needs
+from freqformer.training.cache.defaults import with_cache
 from freqformer.training.config import TrainConfig
 from freqformer.training.loader import ClipSource
 from freqformer.training.processes import check_launch, only_run
@@ -60,7 +61,7 @@ def train(
         TrainingError: where the loss or its gradient is not finite; the last checkpoint stays.
         KeyboardInterrupt: (`Interrupted`) after a signal, once all is kept.
     """
-    config = with_initial_model(config)
+    config = with_cache(with_initial_model(config))
     with (
         _accelerator(config) as accelerator,
         only_run(Path(config.output), accelerator),

@@ -16,7 +16,7 @@ ALL = ("*",)
 MAY_CHANGE = {
     "output": ALL,
     "checkpoint": ALL,
-    "data": ("path", "photographs", "workers"),
+    "data": ("path", "photographs", "cache", "workers"),
     "run": (
         *("max_steps", "max_seconds", "part_seconds", "batch_size", "accumulation", "device"),
         # `part_seconds` is of versions that kept there what belongs to one call alone.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -22,12 +23,27 @@ LARGEST_VALUE = 32.0
 """Beyond any latent that is scaled for diffusion, and below the 255 of pixels that are not."""
 
 
-def clip_source(config: DataConfig, seed: int) -> ClipSource:
+def clip_source(config: DataConfig, seed: int, batch_size: int = 1) -> ClipSource:
     """The clips that a config names: synthetic ones where it names no path.
 
+    Args:
+        config: where they come from.
+        seed: of their order.
+        batch_size: clips of a forward pass, which come from one bucket of a cache.
+
     Raises:
-        ValueError: as `ClipFolder` and `PhotographClips`.
+        ValueError: as `ClipFolder`, `PhotographClips` and `CachedClips`.
     """
+    if config.cache is not None:
+        from freqformer.training.cache.clips import CAPTION_DROPOUT, CachedClips
+
+        dropout = config.caption_dropout
+        return CachedClips(
+            Path(config.cache),
+            seed,
+            batch_size=batch_size,
+            caption_dropout=CAPTION_DROPOUT if dropout is None else dropout,
+        )
     size = {"num_frames": config.num_frames, "height": config.height, "width": config.width}
     if config.photographs is not None:
         from freqformer.training.photographs import PhotographClips
@@ -56,10 +72,11 @@ def given_source(clips: Any, config: DataConfig, seed: int, channels: int) -> Cl
     Raises:
         ValueError: for clips of another kind, none at all, or a config that names others.
     """
-    if config.path is not None or config.photographs is not None:
+    named = {"path": config.path, "photographs": config.photographs, "cache": config.cache}
+    if any(value is not None for value in named.values()):
+        told = ", ".join(f"{name}={value!r}" for name, value in named.items() if value is not None)
         raise ValueError(
-            f"clips are given, and data has path={config.path!r} and photographs="
-            f"{config.photographs!r}; one source is allowed: leave both out"
+            f"clips are given, and data has {told}; one source is allowed: leave them out"
         )
     if isinstance(clips, ClipSource):
         return clips

@@ -7,6 +7,7 @@ import logging
 import math
 from collections import deque
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,13 @@ from freqformer.training.checkpoint import (
 )
 from freqformer.training.clock import RunClock
 from freqformer.training.config import TrainConfig
-from freqformer.training.loader import ClipLoader, ClipSource, OnDeviceLoader, ProceduralClips
+from freqformer.training.loader import (
+    NAMED,
+    ClipLoader,
+    ClipSource,
+    OnDeviceLoader,
+    ProceduralClips,
+)
 from freqformer.training.log import RunLog
 from freqformer.training.objective import (
     batch_loss,
@@ -60,6 +67,7 @@ with needs("train"):
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from freqformer.grid import Grid
     from freqformer.models.transformer import FreqFormerTransformer3DModel
 
 logger = logging.getLogger(__name__)
@@ -86,9 +94,11 @@ class Trainer:
         self.ema = EMAModel(self.model.parameters(), decay=config.optimizer.ema_decay, foreach=True)
         self.source = self._clip_source(clips)
         data, run = config.data, config.run
-        self.grid = self.model.grid_for((data.num_frames, data.height, data.width))
-        shift = config.objective.shift
-        self.shift = resolution_shift(self.grid.num_tokens) if shift is None else shift
+        sizes = self.source.sizes or [(data.num_frames, data.height, data.width)]
+        self.grids = [self.model.grid_for(size) for size in sizes]
+        """Of the tokens of clips, the usual one first."""
+        self.shift = self._shift_of(self.grids[0])
+        """Of the scheduler that generates."""
         self.shards = StepShards(
             run.batch_size,
             run.accumulation,
@@ -167,10 +177,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         losses, norm = [], 0.0
-        for timestep in self._timesteps():
+        for place in range(run.accumulation):
             batch = self._take(loader)
+            grid = self.model.grid_for(batch.clip.shape)
             with self.accelerator.accumulate(self.wrapped):
-                losses.append(self._backward(batch, timestep))
+                losses.append(self._backward(batch, self._timesteps(grid)[place], grid))
                 if self.accelerator.sync_gradients:
                     norm = self._clip_gradients(losses)
                 self.stepper.step()
@@ -245,13 +256,20 @@ class Trainer:
         has."""
         channels, data = self.model.config["in_channels"], self.config.data
         if clips is None:
-            source = clip_source(data, self.config.run.seed)
+            source = clip_source(data, self.config.run.seed, self.config.run.batch_size)
         else:
             source = given_source(clips, data, self.config.run.seed, channels)
         if source.channels != channels:
             raise ValueError(
                 f"model has in_channels={channels} and the clips {source.channels} channels; the "
                 "same is allowed: give train(clips=...) latents of your own, or set in_channels"
+            )
+        reads = self.model.config["cross_attention_dim"]
+        if data.cache is not None and source.text_channels != reads:
+            raise ValueError(
+                f"model has cross_attention_dim={reads} and the cache texts of "
+                f"{source.text_channels} channels; the same is allowed: make another cache, or set "
+                "cross_attention_dim"
             )
         return source
 
@@ -271,13 +289,18 @@ class Trainer:
     def _checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
-    def _timesteps(self) -> list[Tensor]:
-        """The timesteps (batch,) of every forward pass; drawn for the whole step, so its split does
-        not matter."""
+    def _shift_of(self, grid: Grid) -> float:
+        """The shift of timesteps for clips of so many tokens."""
+        shift = self.config.objective.shift
+        return resolution_shift(grid.num_tokens) if shift is None else shift
+
+    def _timesteps(self, grid: Grid) -> list[Tensor]:
+        """The timesteps (batch,) of every forward pass over clips of a grid; drawn for the whole
+        step, so its split does not matter."""
         settings = self.config.objective
         drawn = sample_timesteps(
             self.shards.clips_per_step,
-            self.shift,
+            self._shift_of(grid),
             derive_generator(self.config.run.seed, "timestep", self.step),
             mean=settings.logit_mean,
             std=settings.logit_std,
@@ -285,12 +308,12 @@ class Trainer:
         )
         return self.shards.slices(drawn)
 
-    def _backward(self, batch: TrainingBatch, timestep: Tensor) -> Tensor:
+    def _backward(self, batch: TrainingBatch, timestep: Tensor, grid: Grid) -> Tensor:
         """Add one forward pass's gradient; returns its (flow-matching loss, routing loss), (2,)
         float32."""
         device = self.accelerator.device
         loss = batch_loss(self.wrapped, batch.to(device), timestep.to(device))
-        routing = router_terms(self.model, self.grid, self.config.routing, self.clock.progress)
+        routing = router_terms(self.model, grid, self.config.routing, self.clock.progress)
         routing = torch.zeros_like(loss) if routing is None else routing
         self.accelerator.backward(loss + routing)
         return torch.stack([loss.detach(), routing.detach()]).float()
@@ -309,11 +332,18 @@ class Trainer:
                 else "no checkpoint was written yet"
             )
             raise TrainingError(
-                f"loss is {loss} and its gradient's norm {norm} at step {self.step + 1}; finite "
-                "numbers are allowed: lower "
+                f"loss is {loss} and its gradient's norm {norm} at step {self.step + 1}"
+                f"{self._clips_of_step()}; finite numbers are allowed: lower "
                 f'the learning rate, lengthen the warm-up, or train with precision="fp32"; {kept}'
             )
         return norm
+
+    def _clips_of_step(self) -> str:
+        """The names of this process's clips of a step, for an error; empty where they have none."""
+        count = self.config.run.batch_size * self.config.run.accumulation
+        indices = islice(self.shards.indices(self.step), count)
+        names = [name for index in indices if (name := self.source.describe(index)) is not None]
+        return f", of the clips {', '.join(names[:NAMED])}" if names else ""
 
     def _mean(self, losses: list[Tensor]) -> tuple[float, float]:
         """(flow-matching loss, routing loss) over forward passes and processes."""
