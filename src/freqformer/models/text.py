@@ -85,25 +85,15 @@ class TextModel:
             import transformers
 
         kind = getattr(transformers, encoder_class(folders.encoder))
-        try:
-            with _quietly():
-                tokenizer = transformers.AutoTokenizer.from_pretrained(
-                    str(folders.tokenizer), local_files_only=True
-                )
-                encoder, info = kind.from_pretrained(
-                    str(folders.encoder),
-                    dtype=dtype,
-                    use_safetensors=True,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # transformers and tokenizers raise many types for damage
-            text = str(error) if isinstance(error, OSError | ValueError) else repr(error)
-            raise FileError(
-                f"{folders.encoder} and {folders.tokenizer} can't be loaded ({text}); {REMEDY}"
-            ) from error
+        tokenizer = load_tokenizer(folders.tokenizer)
+        with _loading(folders.encoder), _quietly():
+            encoder, info = kind.from_pretrained(
+                str(folders.encoder),
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
         _check_weights(folders.encoder, info)
         return cls(tokenizer, encoder.eval().requires_grad_(False))
 
@@ -151,6 +141,20 @@ class TextModel:
         return 0
 
 
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder; nothing in it is run.
+
+    Raises:
+        ValueError: for files that are missing or damaged.
+        MissingPackageError: transformers is not installed.
+    """
+    with needs("text"):
+        from transformers import AutoTokenizer
+
+    with _loading(folder):
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
 def padded(embeddings: Sequence[Tensor], length: int | None = None) -> tuple[Tensor, Tensor]:
     """Embeddings (L, E) of several lengths in one tensor (texts, longest, E), and the mask.
 
@@ -186,6 +190,18 @@ def encoder_class(folder: Path) -> str:
 def _check_weights(folder: Path, info: dict[str, Any]) -> None:
     """Refuse random weights. A whole CLIP or language model holds more than its text encoder."""
     check_complete(folder, {"missing_keys": info["missing_keys"], "unexpected_keys": ()})
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """Whatever a damaged folder makes transformers and tokenizers raise, as one error."""
+    try:
+        yield
+    except (FileError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        text = str(error) if isinstance(error, OSError | ValueError) else repr(error)
+        raise FileError(f"{folder} can't be loaded ({text}); {REMEDY}") from error
 
 
 @contextmanager

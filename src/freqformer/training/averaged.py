@@ -7,19 +7,25 @@ from typing import TYPE_CHECKING
 
 from freqformer._files import writing_folder
 from freqformer._optional import needs
+from freqformer.training.cache.encoders import add_encoders
 from freqformer.training.checkpoint import CheckpointError
 
 if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel
 
     from freqformer.models.transformer import FreqFormerTransformer3DModel
+    from freqformer.training.cache.reading import LatentCache
 
 WITHOUT_MANIFEST = ("model_index.json", "transformer/*", "scheduler/*")
 """What a run's pipeline of versions without manifest consists of."""
 
 
 def write_averaged(
-    target: Path, model: FreqFormerTransformer3DModel, ema: EMAModel, shift: float
+    target: Path,
+    model: FreqFormerTransformer3DModel,
+    ema: EMAModel,
+    shift: float,
+    cache: LatentCache | None = None,
 ) -> None:
     """Write a pipeline with the averaged weights; the model keeps its own.
 
@@ -28,6 +34,8 @@ def write_averaged(
         model: in training.
         ema: the average of its weights.
         shift: of the timesteps, for the scheduler.
+        cache: that the model was trained on, whose VAE and text encoder the pipeline gets; None for
+            a model of pixels.
 
     Raises:
         CheckpointError: where it can't be written, or the folder holds anything else.
@@ -47,5 +55,7 @@ def write_averaged(
             target, kind="pipeline", known=WITHOUT_MANIFEST, error=CheckpointError
         ) as folder:
             FreqFormerPipeline(transformer=model, scheduler=scheduler).save_pretrained(folder)
+            if cache is not None:
+                add_encoders(folder, cache)
     finally:
         ema.restore(model.parameters())

@@ -17,6 +17,7 @@ from torch import Tensor
 from freqformer._files import write_json
 from freqformer._optional import needs
 from freqformer.training.averaged import write_averaged
+from freqformer.training.cache.clips import CachedClips
 from freqformer.training.checkpoint import (
     CheckpointError,
     load_checkpoint,
@@ -247,7 +248,8 @@ class Trainer:
         model = self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
         model.set_router_training("off")
         if self.accelerator.is_main_process:
-            write_averaged(target, model, self.ema, self.shift)
+            cache = self.source.cache if isinstance(self.source, CachedClips) else None
+            write_averaged(target, model, self.ema, self.shift, cache)
         self.accelerator.wait_for_everyone()
         return target
 

@@ -77,7 +77,7 @@ class VideoVae:
             )
         check_vae_sizes(folder)
         try:
-            vae = kind.from_pretrained(str(folder), use_safetensors=True, torch_dtype=dtype)
+            vae = kind.from_pretrained(str(folder), use_safetensors=True, dtype=dtype)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # diffusers raises many types for damage
