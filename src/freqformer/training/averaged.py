@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,18 @@ if TYPE_CHECKING:
 
     from freqformer.models.transformer import FreqFormerTransformer3DModel
     from freqformer.training.cache.reading import LatentCache
+
+
+@contextmanager
+def averaged_weights(model: FreqFormerTransformer3DModel, ema: EMAModel) -> Iterator[None]:
+    """The model with its averaged weights; its own come back at the end."""
+    ema.store(model.parameters())
+    ema.copy_to(model.parameters())
+    try:
+        yield
+    finally:
+        ema.restore(model.parameters())
+
 
 WITHOUT_MANIFEST = ("model_index.json", "transformer/*", "scheduler/*")
 """What a run's pipeline of versions without manifest consists of."""
@@ -48,14 +62,12 @@ def write_averaged(
     from freqformer.models.pipeline import FreqFormerPipeline
 
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    ema.store(model.parameters())
-    ema.copy_to(model.parameters())
-    try:
-        with writing_folder(
+    with (
+        averaged_weights(model, ema),
+        writing_folder(
             target, kind="pipeline", known=WITHOUT_MANIFEST, error=CheckpointError
-        ) as folder:
-            FreqFormerPipeline(transformer=model, scheduler=scheduler).save_pretrained(folder)
-            if cache is not None:
-                add_encoders(folder, cache)
-    finally:
-        ema.restore(model.parameters())
+        ) as folder,
+    ):
+        FreqFormerPipeline(transformer=model, scheduler=scheduler).save_pretrained(folder)
+        if cache is not None:
+            add_encoders(folder, cache)

@@ -15,6 +15,7 @@ from freqformer.config import FreqFormerConfig
 from freqformer.routing import RouterTraining
 from freqformer.training.config_dict import build, check_json, sections
 from freqformer.training.samples import PIXEL_CHANNELS
+from freqformer.training.validation.settings import ValidationConfig
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu"]
@@ -300,7 +301,7 @@ class TrainConfig:
     Args:
         output: folder for checkpoints, logs and the trained pipeline.
         model: constructor arguments of `FreqFormerTransformer3DModel`.
-        data, optimizer, objective, routing, run, checkpoint: see their classes.
+        data, optimizer, objective, routing, run, checkpoint, validation: see their classes.
 
     Raises:
         ValueError: for a value out of range, NaN included, naming the field.
@@ -314,6 +315,7 @@ class TrainConfig:
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     run: RunConfig = field(default_factory=RunConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
         if not isinstance(self.output, str) or not self.output:
@@ -334,6 +336,13 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} is {shown(getattr(self, name))}; a {kind.__name__} is allowed"
                 )
+
+        if self.validation.asks and self.data.cache is None:
+            raise ValueError(
+                f"validation has held_out={self.validation.held_out} and"
+                f" {len(self.validation.prompts)} prompts, and data.cache is None; both are for"
+                " runs on a cache: leave them out"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values; `from_dict` reads them back."""

@@ -17,6 +17,7 @@ from freqformer.training.progress import ShownProgress, progress_shown
 from freqformer.training.report import StepReport
 from freqformer.training.starting import with_initial_model
 from freqformer.training.trainer import Trainer
+from freqformer.training.validation.validator import Validator
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -70,9 +71,11 @@ def train(
         trainer = Trainer(config, accelerator, model, clips)
         trainer.resume()
         with between_steps("finishing the step") as stop:
-            _steps(trainer, stop, progress, on_step)
+            validator = Validator(trainer)
+            _steps(trainer, validator, stop, progress, on_step)
             stopped = trainer.any_process(stop.asked)
             trainer.save()
+            validator.after_step(last=trainer.clock.progress >= 1)
             # What was stopped before its first step has nothing to show.
             pipeline = trainer.save_pipeline() if trainer.step or not stopped else None
         if stop.asked:
@@ -83,6 +86,7 @@ def train(
 
 def _steps(
     trainer: Trainer,
+    validator: Validator,
     stop: StopRequest,
     progress: ShownProgress,
     on_step: Callable[[StepReport], None] | None,
@@ -98,6 +102,7 @@ def _steps(
                 on_step(report)
             if trainer.step % trainer.config.checkpoint.every_steps == 0:
                 trainer.save()
+            validator.after_step()
             if trainer.clock.session_is_over:
                 break
 

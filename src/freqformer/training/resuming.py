@@ -16,6 +16,7 @@ ALL = ("*",)
 MAY_CHANGE = {
     "output": ALL,
     "checkpoint": ALL,
+    "validation": ALL,
     "data": ("path", "photographs", "cache", "workers"),
     "run": (
         *("max_steps", "max_seconds", "part_seconds", "batch_size", "accumulation", "device"),

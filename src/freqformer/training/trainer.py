@@ -29,7 +29,6 @@ from freqformer.training.config import TrainConfig
 from freqformer.training.loader import (
     NAMED,
     ClipLoader,
-    ClipSource,
     OnDeviceLoader,
     ProceduralClips,
 )
@@ -58,7 +57,7 @@ from freqformer.training.resuming import check_resumable
 from freqformer.training.samples import TrainingBatch
 from freqformer.training.seeding import derive_generator, seed_everything
 from freqformer.training.sharding import StepShards
-from freqformer.training.sources import IterableClips, clip_source, given_source
+from freqformer.training.sources import IterableClips, run_source
 from freqformer.training.starting import prepared_model
 from freqformer.training.state import capture_run, restore_run
 
@@ -93,7 +92,7 @@ class Trainer:
         self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
         # Made after prepare, which moves the weights to their device.
         self.ema = EMAModel(self.model.parameters(), decay=config.optimizer.ema_decay, foreach=True)
-        self.source = self._clip_source(clips)
+        self.source = run_source(config, clips, self.model.config)
         data, run = config.data, config.run
         sizes = self.source.sizes or [(data.num_frames, data.height, data.width)]
         self.grids = [self.model.grid_for(size) for size in sizes]
@@ -252,28 +251,6 @@ class Trainer:
             write_averaged(target, model, self.ema, self.shift, cache)
         self.accelerator.wait_for_everyone()
         return target
-
-    def _clip_source(self, clips: Any) -> ClipSource:
-        """The clips that are given, or those of the config; of as many channels as the model
-        has."""
-        channels, data = self.model.config["in_channels"], self.config.data
-        if clips is None:
-            source = clip_source(data, self.config.run.seed, self.config.run.batch_size)
-        else:
-            source = given_source(clips, data, self.config.run.seed, channels)
-        if source.channels != channels:
-            raise ValueError(
-                f"model has in_channels={channels} and the clips {source.channels} channels; the "
-                "same is allowed: give train(clips=...) latents of your own, or set in_channels"
-            )
-        reads = self.model.config["cross_attention_dim"]
-        if data.cache is not None and source.text_channels != reads:
-            raise ValueError(
-                f"model has cross_attention_dim={reads} and the cache texts of "
-                f"{source.text_channels} channels; the same is allowed: make another cache, or set "
-                "cross_attention_dim"
-            )
-        return source
 
     def _take(self, loader: ClipLoader | OnDeviceLoader) -> TrainingBatch:
         """The next clips and their noise. Where there are none, what is learned is kept first."""

@@ -97,10 +97,13 @@ def test_a_loader_makes_batches(made: Path) -> None:
 
 
 def test_clips_that_are_held_out_never_come(made: Path) -> None:
-    source = clips(made, held_out=[0, 3])
-    held = {str(source.cache.index.clips[number]) for number in (0, 3)}
+    source = clips(made, held_out=2)
+    held = {str(source.cache.index.clips[number]) for number in source.held_out}
+    assert len(held) == 2
     assert not held & {source.describe(index) for index in range(30)}
     assert source.fingerprint() != clips(made).fingerprint()
+    with pytest.raises(ValueError, match="held_out is 5 and the cache has 5 clips; fewer"):
+        clips(made, held_out=5)
 
 
 def test_no_bucket_with_enough_clips(made: Path) -> None:

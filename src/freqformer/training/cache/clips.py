@@ -4,7 +4,6 @@ epoch of its bucket."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from freqformer.training.cache.reading import LatentCache
 from freqformer.training.loader import ClipSource
 from freqformer.training.samples import TrainingSample
 from freqformer.training.seeding import derive_generator, derive_seed
+from freqformer.training.validation.held_out import choose_held_out
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class CachedClips(ClipSource):
         seed: of the order, of samples and of captions that are left out.
         batch_size: clips of a forward pass.
         caption_dropout: share of clips that are shown with the empty caption.
-        held_out: numbers of clips in the index that are not shown.
+        held_out: clips that are not shown, chosen by the seed.
 
     Raises:
         CacheError: for a folder without a cache that is done, or where no bucket has `batch_size`
@@ -51,11 +51,13 @@ class CachedClips(ClipSource):
         *,
         batch_size: int,
         caption_dropout: float = CAPTION_DROPOUT,
-        held_out: Sequence[int] = (),
+        held_out: int = 0,
     ) -> None:
         self.cache = LatentCache(folder)
         self._seed, self._batch, self._dropout = seed, batch_size, caption_dropout
-        self._buckets = self._usable(set(held_out))
+        self.held_out = choose_held_out(len(self.cache.index.clips), held_out, seed)
+        """Numbers in the index of the clips that are not shown."""
+        self._buckets = self._usable(set(self.held_out))
         self._blocks = lru_cache(maxsize=2)(self._blocks_of)
         self._order = lru_cache(maxsize=2 * len(self._buckets))(self._permutation)
 
