@@ -18,7 +18,7 @@ end."""
 
 @dataclass(frozen=True)
 class KeyLayout:
-    """First row of every segment of the key and value buffers (R, rows, D), -1 for a segment that
+    """First row of every segment of the key and value buffers (R, rows, W), -1 for a segment that
     doesn't exist.
 
     The order is [video | low | low summaries | mid summaries | high summaries | text | exact
@@ -66,7 +66,7 @@ def key_layout(plan: AttentionPlan) -> KeyLayout:
 
 
 def query_rows(plan: AttentionPlan) -> int:
-    """Rows of a head in the query buffer (R, rows, D): video tokens in tile order, text, and low
+    """Rows of a head in the query buffer (R, rows, W): video tokens in tile order, text, and low
     tokens, which LOW heads and a LOW branch ask with."""
     return plan.layout.grid.num_tokens + plan.num_text_tokens + plan.num_low_tokens
 
@@ -86,6 +86,22 @@ TEXT_PARTS = 16
 def power_of_two(size: int, least: int = 16) -> int:
     """The smallest power of two from `size` and `least` up: the side of a block in a kernel."""
     return max(least, 1 << (size - 1).bit_length())
+
+
+def buffer_width(head_dim: int) -> int:
+    """Channels of a row of the query, key and value buffers: head_dim, rounded up to what blocks of
+    kernels can have; those behind head_dim are zero."""
+    return power_of_two(head_dim)
+
+
+def buffer_row_bytes(plan: AttentionPlan, element_size: int) -> int:
+    """Bytes of a row of these buffers, its zeros included."""
+    return buffer_width(plan.head_dim) * element_size
+
+
+def padding(plan: AttentionPlan) -> float:
+    """Channels that kernels compute over those that there are, 1 or more."""
+    return buffer_width(plan.head_dim) / plan.head_dim
 
 
 def selects_tiles(plan: AttentionPlan) -> bool:

@@ -33,6 +33,8 @@ pytestmark = [
         reason="needs a Hopper GPU",
     ),
 ]
+HEAD_DIMS = (64, 128, 64, 128, 40, 96)
+"""The last two are padded to the others."""
 FORMS = 40
 CALLS = 52
 """Of every form; most in `LARGE` have tiles of more than 64 tokens and run the Gluon kernel."""
@@ -41,7 +43,7 @@ CALLS = 52
 def cases(form: int, count: int, first: int = 0) -> Iterator[tuple[AttendCase, dict[str, Any]]]:
     """Random cases of one form, in 16 bits: a form in float32 is drawn in bfloat16 or float16."""
     for seed in range(form * CALLS + first, form * CALLS + first + count):
-        case, told = random_case(seed, form=form, grids=LARGE, head_dims=(64, 128), device="cuda")
+        case, told = random_case(seed, form=form, grids=LARGE, head_dims=HEAD_DIMS, device="cuda")
         if told["dtype"] == torch.float32:
             told["dtype"] = torch.bfloat16 if form % 2 else torch.float16
             narrow = (x.to(told["dtype"]) for x in vars(case.buffers).values())
@@ -129,8 +131,9 @@ def test_gradients_have_the_same_bits_a_thousand_times() -> None:
         first = launch_backward.attend_backward(grads, outputs, **case.arguments)
         for _ in range(1000):
             again = launch_backward.attend_backward(grads, outputs, **case.arguments)
-            for mine, other in zip(first, again, strict=True):
-                if mine is not None and other is not None:
+            for name, mine in vars(first).items():
+                other = getattr(again, name)
+                if mine is not None:
                     changed += (mine.view(torch.uint8) != other.view(torch.uint8)).sum()
     assert int(changed) == 0
 
@@ -165,5 +168,5 @@ def test_what_it_cannot_run_is_refused() -> None:
     with pytest.raises(ValueError, match="impl is 'gluon', which can't run: the tensors are"):
         resolve("gluon", (wide[0], wide[1], wide[2]))
     narrow = torch.zeros(3, 2, 1, 1, 32, device="cuda", dtype=torch.bfloat16)
-    with pytest.raises(ValueError, match="head_dim is 32, and 64, 128 are allowed"):
+    with pytest.raises(ValueError, match="head_dim is 32, and 33 to 128 are allowed"):
         resolve("gluon", (narrow[0], narrow[1], narrow[2]))

@@ -71,8 +71,9 @@ def test_auto_picks_by_capability_and_says_so(caplog: pytest.LogCaptureFixture) 
             resolve("auto", wide)
         # Warnings are errors here, and this reason has had its own.
         assert resolve("auto", wide).name == "eager"
-        with pytest.warns(UserWarning, match="head_dim is 72"):
-            resolve("auto", make_tensors("meta", head_dim=72))
+        with pytest.warns(UserWarning, match="head_dim is 320"):
+            resolve("auto", make_tensors("meta", head_dim=320))
+        assert resolve("auto", make_tensors("meta", head_dim=72)).name == "triton"
         assert resolve("auto", make_tensors("meta")).name == "triton"
     assert [record.getMessage() for record in caplog.records] == [
         "frequency_attention on cpu runs impl='eager'",
@@ -115,6 +116,10 @@ def test_one_more_row_is_one_more_backend(monkeypatch: pytest.MonkeyPatch) -> No
         (torch.bfloat16, 128, False, "triton"),
         (torch.float32, 128, True, "triton"),
         (torch.bfloat16, 32, True, "triton"),
+        (torch.bfloat16, 40, True, "gluon"),
+        (torch.bfloat16, 96, True, "gluon"),
+        (torch.bfloat16, 192, True, "triton"),
+        (torch.bfloat16, 257, True, "eager"),
         (torch.float64, 128, True, "eager"),
     ],
 )
@@ -166,7 +171,7 @@ def test_a_row_names_what_is_launched(deterministic: bool, monkeypatch: pytest.M
     ("dtype", "head_dim", "message"),
     [
         (torch.float64, 16, "the tensors are float64"),
-        (torch.float32, 24, "head_dim is 24, and 16, 32, 64, 128 are allowed"),
+        (torch.float32, 257, "head_dim is 257, and 1 to 256 are allowed: make the heads narrower"),
     ],
 )
 def test_an_explicit_choice_that_cannot_run_says_why(

@@ -12,9 +12,9 @@ from freqformer import FreqFormerConfig, Grid, build_plan
 from freqformer.buffers import key_layout, power_of_two
 from freqformer.cost import Call, Cost
 from freqformer.ops.block_sparse import cost as attention
-from freqformer.ops.cost import training_bytes, workspace_bytes
+from freqformer.ops.cost import backward_costs, forward_costs, training_bytes, workspace_bytes
 from freqformer.ops.prologue import cost as prologue
-from freqformer.ops.routing.cost import sampled_tiles
+from freqformer.ops.routing.cost import sampled_tiles, statistics_cost
 from freqformer.ops.selection import cost as selection
 from freqformer.routing.statistics import STATISTIC_TILES
 
@@ -108,3 +108,33 @@ def test_stating_costs_loads_no_kernel():
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_padding_costs_work_and_bytes_and_no_useful_flops():
+    """Head_dim 96 is useful work of 96 channels, in buffers and products of 128."""
+    padded, full = (
+        Call(
+            build_plan(
+                Grid(8, 16, 32),
+                FreqFormerConfig(mid_tiles=4, summary_tokens=8),
+                num_heads=4,
+                head_dim=head_dim,
+                num_text_tokens=7,
+                learned_summaries=True,
+            ),
+            {0: 1, 1: 1, 2: 2},  # type: ignore[dict-item]
+            low_branch=True,
+        )
+        for head_dim in (96, 128)
+    )
+    for costs in (forward_costs, backward_costs):
+        for name, cost in costs(padded).items():
+            whole = costs(full)[name]
+            assert cost.flops == pytest.approx(0.75 * whole.flops), name
+            assert cost.executed == pytest.approx(whole.executed), name
+            assert 0.75 * whole.bytes <= cost.bytes <= whole.bytes, name
+    assert attention.kv_bytes(padded) == attention.kv_bytes(full)
+    assert statistics_cost(padded).executed == statistics_cost(full).executed
+    held, wider = (prologue.workspace_bytes(call.plan, 4, 2) for call in (padded, full))
+    assert held == wider
+    assert training_bytes(padded.plan, 2) < training_bytes(full.plan, 2)

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from tests.support.numerics import Pool, check_errors
 from torch import Tensor
+from torch.nn.functional import pad
 
 from freqformer import buffers
-from freqformer.buffers import selects_tiles
+from freqformer.buffers import buffer_width, selects_tiles
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops.block_sparse.records import (
@@ -110,13 +111,18 @@ def make_case(
     return AttendCase(
         plan=plan,
         tables=tables,
-        buffers=AttentionBuffers(query.to(dtype), key.to(dtype), value.to(dtype)),
+        buffers=AttentionBuffers(*(_padded(x).to(dtype) for x in (query, key, value))),
         rows=RowBands(allocation, order, bool((bands == Band.LOW).any()), branch),
         mid=mid,
         summary_offsets=random(batch, heads, 3) if learned else None,
         text_mask=random(batch, text) > 0 if masked else None,
         token_order=token_order,
     )
+
+
+def _padded(x: Tensor) -> Tensor:
+    """Rows as wide as those of the buffers, zeros after their channels."""
+    return pad(x, (0, buffer_width(x.shape[-1]) - x.shape[-1]))
 
 
 def _segments(tables: LaunchTables, band: int, branch: bool) -> list[tuple[int, int, bool]]:
@@ -160,7 +166,8 @@ def expected(case: AttendCase, dtype: torch.dtype = torch.float64) -> tuple[Tens
     """
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     plan, given = case.plan, case.buffers
-    rows, query_rows, head_dim = given.query.shape
+    rows, query_rows, _ = given.query.shape
+    head_dim = plan.head_dim
     video, low = plan.layout.grid.num_tokens, plan.num_low_tokens
     tokens = query_rows - low
     batch = rows // plan.num_heads
@@ -172,8 +179,11 @@ def expected(case: AttendCase, dtype: torch.dtype = torch.float64) -> tuple[Tens
         bias = _bias(case, row, band).to(wide)
         held = queries_of(case, band).to(device)
         seen = (bias[held] > -torch.inf).any(0)
-        key, value = (x[row, seen].to(wide) for x in (given.key, given.value))
-        logits = given.query[row, held].to(wide) @ key.T * head_dim**-0.5 + bias[held][:, seen]
+        query, key, value = (
+            x[row, places, :head_dim].to(wide)
+            for x, places in ((given.query, held), (given.key, seen), (given.value, seen))
+        )
+        logits = query @ key.T * head_dim**-0.5 + bias[held][:, seen]
         lse[row, held] = logits.logsumexp(-1)
         weight = (logits - lse[row, held, None]).exp().nan_to_num(0.0).to(dtype).to(wide)
         result = torch.full((query_rows, head_dim), torch.nan, dtype=dtype, device=device)

@@ -35,7 +35,8 @@ def check_nothing_else_is_written(
         return memory[AROUND : AROUND + size].view(shape)
 
     def outputs(query: torch.Tensor, plan: AttentionPlan, backward: bool) -> AttentionOutputs:
-        rows, queries, head_dim = query.shape
+        rows, queries, _ = query.shape
+        head_dim = plan.head_dim
         low, heads = plan.num_low_tokens, plan.num_heads
         width = 2 if query.dtype == torch.float32 else head_dim
         return AttentionOutputs(

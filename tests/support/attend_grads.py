@@ -64,9 +64,9 @@ def expected_grads(
     """
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     plan, buffers, layout = case.plan, case.buffers, case.tables.keys
-    head_dim = buffers.query.shape[2]
+    head_dim = plan.head_dim
     given = _by_row(case, *(x.to(wide) for x in grads))
-    inputs = (buffers.query, buffers.key, buffers.value)
+    inputs = [x[..., :head_dim] for x in (buffers.query, buffers.key, buffers.value)]
     total = [torch.full(x.shape, torch.nan, dtype=wide, device=x.device) for x in inputs]
     offsets = torch.zeros(
         len(case.rows.allocation), 3, given.shape[1], dtype=wide, device=given.device
@@ -156,7 +156,9 @@ def kernel_grads(
         arguments |= {"low_branch": BranchGates(by_sample=gates), "gate_grads": own}
     got = launches.attend_backward(grads, outputs, **arguments, deterministic=True)
     offsets = None if got.summary_offsets is None else got.summary_offsets.flatten(0, 1)
-    return AttendGrads(got.query, got.key, got.value, offsets)
+    real = case.plan.head_dim
+    query, key, value = (x[..., :real] for x in (got.query, got.key, got.value))
+    return AttendGrads(query, key, value, offsets)
 
 
 def summed(grads: AttendGrads, exact: AttendGrads) -> AttendGrads:

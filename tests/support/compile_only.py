@@ -147,6 +147,9 @@ def _case(name: str) -> tuple[AttendCase, bool]:
         return make_case(FULL, window, bands=high, branch=True, **half), False
     if name == "default, backward":
         return make_case(FULL, window, bands=high, branch=True, **half), True
+    if name == "default, head_dim 96, backward":
+        padded = half | {"head_dim": 96}
+        return make_case(FULL, window, bands=high, branch=True, **padded), True
     if name == "default, ragged, backward":
         return make_case(RAGGED, window, bands=high, branch=True, **half), True
     if name == "everything":
@@ -160,6 +163,7 @@ CASES = (
     "windows",
     "default",
     "default, backward",
+    "default, head_dim 96, backward",
     "default, ragged, backward",
     "everything",
 )

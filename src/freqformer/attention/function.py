@@ -65,8 +65,8 @@ def frequency_attention(
         selection: the tiles of MID heads for `mid_pattern="topk"`; None chooses them by tile means,
             the lower tile first among equal ones.
         token_order: order of the video tokens in and out, `raster` or `tile`.
-        impl: `triton` (fused, on a GPU; head_dim 16, 32, 64 or 128, not float64), `gluon` (the same
-            with attention kernels for Hopper; head_dim 64 or 128 in 16 bits), `eager` (linear
+        impl: `triton` (fused, on a GPU; head_dim up to 256, not float64), `gluon` (the same
+            with attention kernels for Hopper; head_dim 33 to 128 in 16 bits), `eager` (linear
             memory, any device), `reference` (full masks), or `auto`: on a GPU gluon where it can
             run, else triton where it can, else eager. The log says which, and a warning says once
             why a GPU runs eager.

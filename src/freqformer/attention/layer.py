@@ -48,7 +48,7 @@ class FreqAttention(AttentionLayer):
 
     Args:
         dim: channels of input and output; `num_heads` divides it, and head_dim = dim / num_heads is
-            even. A GPU runs fused kernels for head_dim 16, 32, 64 and 128.
+            even. A GPU runs fused kernels for head_dim up to 256, padded to the next power of two.
         num_heads: heads.
         config: all that the layer does, see `FreqFormerConfig`; `make_attention` also takes
             `FreqFormerConfig.dense()`.

@@ -27,9 +27,10 @@ ImplChoice = Literal["auto", "eager", "gluon", "reference", "triton"]
 """What `impl` may be: the name of a backend, or `auto`."""
 IMPLS: tuple[ImplChoice, ...] = get_args(ImplChoice)
 PlainImpl = Literal["eager", "reference"]
-HEAD_DIMS = (16, 32, 64, 128)
-"""That the Triton kernels are made for."""
-GLUON_HEAD_DIMS = (64, 128)
+MOST_HEAD_DIM = 256
+"""That the Triton kernels are made for; buffers are padded to the next power of two."""
+GLUON_HEAD_DIMS = range(33, 129)
+"""Padded to 64 or 128."""
 GLUON_DTYPES = (torch.bfloat16, torch.float16)
 HOPPER = "sm_90"
 """The architecture that the Gluon kernels are made for."""
@@ -89,10 +90,10 @@ def _triton_reason(tensors: Tensors, parameters: AttentionParameters | None) -> 
             "the tensors are float32, whose products Triton doesn't compile for AMD GPUs: convert "
             "them to bfloat16, or choose impl='eager'"
         )
-    if query.shape[-1] not in HEAD_DIMS:
+    if query.shape[-1] > MOST_HEAD_DIM:
         return (
-            f"head_dim is {query.shape[-1]}, and {', '.join(map(str, HEAD_DIMS))} are "
-            "allowed: choose impl='eager'"
+            f"head_dim is {query.shape[-1]}, and 1 to {MOST_HEAD_DIM} are allowed: make the heads "
+            "narrower and more, or choose impl='eager'"
         )
     rotary = None if parameters is None else parameters.rotary
     asked = rotary is not None and any(table.requires_grad for table in rotary)
@@ -120,7 +121,7 @@ def _gluon_reason(tensors: Tensors, parameters: AttentionParameters | None) -> s
         )
     if query.shape[-1] not in GLUON_HEAD_DIMS:
         return (
-            f"head_dim is {query.shape[-1]}, and {', '.join(map(str, GLUON_HEAD_DIMS))} are "
+            f"head_dim is {query.shape[-1]}, and {GLUON_HEAD_DIMS[0]} to {GLUON_HEAD_DIMS[-1]} are "
             "allowed: choose impl='triton'"
         )
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from freqformer.buffers import key_layout, query_rows
+from freqformer.buffers import buffer_row_bytes, buffer_width, key_layout, query_rows
 from freqformer.cost import STATISTIC_BYTES, Call, Cost
 from freqformer.ops.block_sparse import cost as attention
 from freqformer.ops.merge import cost as merge
@@ -65,9 +65,9 @@ def training_bytes(plan: AttentionPlan, element_size: int, low_branch: bool = Fa
     # The output, and gradients of query, key and value; what rounding took, and zeros for the
     # gradient of that; buffers and their gradients; outputs of low tokens and their gradient.
     buffers = queries + 2 * key_layout(plan).rows
-    wide = 4 * tokens + 2 * queries + 2 * buffers + 2 * plan.num_low_tokens
+    wide = 4 * tokens + 2 * queries + 2 * plan.num_low_tokens
     # A log-sum-exp and two sums for each query; the gradient of every tile's sums.
-    narrow = 3 * queries + 3 * tiles * plan.head_dim
+    narrow = 3 * queries + 3 * tiles * buffer_width(plan.head_dim)
     gates = 0
     if low_branch:
         # The own bands' output is kept, and zeros made for its gradient; gates, their gradients and
@@ -76,5 +76,6 @@ def training_bytes(plan: AttentionPlan, element_size: int, low_branch: bool = Fa
         gates = merge.BRANCHES * video * (2 * element_size + STATISTIC_BYTES)
     if plan.learned_summaries and plan.cells.num_cells:
         narrow += 4 * tokens
-    row = wide * plan.head_dim * element_size + narrow * STATISTIC_BYTES + gates
+    row = wide * plan.head_dim * element_size + 2 * buffers * buffer_row_bytes(plan, element_size)
+    row += narrow * STATISTIC_BYTES + gates
     return float(plan.num_heads * row)

@@ -61,12 +61,35 @@ def cast(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def real_channels(live, D: tl.constexpr, W: tl.constexpr):
+    """Mask (places, W or 1) of the D channels that tokens have, of those that are live,
+    (places,)."""
+    mask = live[:, None]
+    # Settled when the kernel is compiled: where blocks are as wide as tokens nothing is compared.
+    if D != W:
+        mask = mask & (tl.arange(0, W) < D)[None, :]
+    return mask
+
+
+@triton.jit
+def load_vector(source, D: tl.constexpr, W: tl.constexpr):
+    """A vector of D channels in float32, zeros after them: (W,)."""
+    channel = tl.arange(0, W)
+    if D != W:
+        x = tl.load(source + channel, mask=channel < D, other=0.0)
+    else:
+        x = tl.load(source + channel)
+    return x.to(tl.float32)
+
+
+@triton.jit
 def norm_tokens(x, weight, eps, D: tl.constexpr):
-    """RMS norm of tokens (places, D) along their channels, weight (D,), rounded to their dtype."""
+    """RMS norm of tokens (places, W) along their D channels, which zeros follow; weight (D,).
+    Rounded to their dtype."""
     # Squares of float16 would overflow, and bfloat16 sums lose what is small.
     wide = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, 1) / D + eps)
-    gain = tl.load(weight + tl.arange(0, D)).to(tl.float32)
+    gain = load_vector(weight, D, x.shape[1])
     return cast(wide * scale[:, None] * gain[None, :], x.dtype)
 
 

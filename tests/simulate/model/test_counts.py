@@ -24,7 +24,7 @@ from freqformer.plan import AttentionPlan
 from freqformer.routing import RoutingNetwork, routing_statistics
 from freqformer.simulate.model.counts import dense_counts, layer_counts
 
-HEAD_DIM = 8
+HEAD_DIM = 16
 
 
 def scenario(seed: int, pattern: str | None = None) -> tuple[AttentionPlan, list[int]]:

@@ -12,6 +12,7 @@ import torch
 from tests.support.tiny_cache import CAPTIONS, FPS, cache_config, noise_video
 from tests.support.tiny_encoders import ENCODER_CHANNELS, save_encoders, tiny_vae
 
+from freqformer._files import sealed
 from freqformer.media import read_clip, to_unit
 from freqformer.models.latents import encode
 from freqformer.models.text import TextFolders, TextModel
@@ -258,3 +259,19 @@ def test_an_index_is_held_to_its_seal(copied: Path) -> None:
     path.write_text(text.replace('"channels": 4', '"channels": 5'))
     with pytest.raises(ValueError, match="is damaged: its checksum does not fit"):
         CacheIndex.read(copied / "cache")
+
+
+def test_an_index_of_another_kind(copied: Path) -> None:
+    path = copied / "cache" / "index.json"
+    record = json.loads(path.read_text())
+    outside = [["../x.safetensors", *text[1:]] for text in record["texts"]]
+    cases = [
+        ({"format": "freqformer-cache-9"}, "has format 'freqformer-cache-9'"),
+        ({"clips": 3}, r"index.json is damaged \(TypeError"),
+        ({"compression": [4]}, r"index.json is damaged \(ValueError"),
+        ({"texts": outside}, r"names \['../x.safetensors'\], which are no files of it"),
+    ]
+    for change, message in cases:
+        path.write_text(json.dumps(sealed(record | change)))
+        with pytest.raises(ValueError, match=message):
+            CacheIndex.read(copied / "cache")

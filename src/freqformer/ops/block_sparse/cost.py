@@ -1,13 +1,21 @@
 """What the attention launch and its gradients cost: own bands and a LOW branch's queries together.
 
-Derivation: docs/complexity.md; shape legend as in `freqformer.cost`.
+Useful FLOPs are those of head_dim, what kernels execute and read of buffers that of their padded
+width. Derivation: docs/complexity.md; shape legend as in `freqformer.cost`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from freqformer.buffers import query_rows, selects_tiles, text_parts
+from freqformer.buffers import (
+    buffer_row_bytes,
+    buffer_width,
+    padding,
+    query_rows,
+    selects_tiles,
+    text_parts,
+)
 from freqformer.config import Band
 from freqformer.cost import STATISTIC_BYTES, Call, Cost
 from freqformer.grid import TILE_SLOTS
@@ -55,7 +63,8 @@ def query_counts(plan: AttentionPlan, band: Band, text: bool = True) -> QueryCou
     distinct, times = lengths.unique(return_counts=True)
     blocks = tuple(zip(distinct.tolist(), times.tolist(), strict=True))
     slots = TILE_SLOTS * int(lengths.sum())
-    return QueryCounts(Flops(useful, 4 * plan.head_dim * TILE_SLOTS * slots), blocks, slots)
+    executed = 4 * buffer_width(plan.head_dim) * TILE_SLOTS * slots
+    return QueryCounts(Flops(useful, executed), blocks, slots)
 
 
 def attention_flops(call: Call) -> Flops:
@@ -70,7 +79,7 @@ def attention_flops(call: Call) -> Flops:
 def kv_bytes(call: Call) -> int:
     """Bytes of keys and values that blocks of queries read, without reuse between them."""
     slots = sum(query_counts(call.plan, g.band, g.text).kv_slots * g.heads for g in call.groups)
-    return 2 * slots * call.row_bytes
+    return 2 * slots * buffer_row_bytes(call.plan, call.element_size)
 
 
 def num_queries(call: Call) -> int:
@@ -96,7 +105,7 @@ def attention_cost(call: Call) -> Cost:
     """The one launch: queries, keys, values and lists once, outputs and log-sum-exps once."""
     plan, flops = call.plan, attention_flops(call)
     queries, keys = num_queries(call), num_keys(call)
-    read = float((queries + 2 * keys) * call.row_bytes)
+    read = float((queries + 2 * keys) * buffer_row_bytes(plan, call.element_size))
     if selects_tiles(plan):
         listed = plan.mid_capacity + plan.cells.num_cells
         read += call.count(Band.MID) * plan.layout.num_tiles * listed * STATISTIC_BYTES
@@ -113,18 +122,20 @@ def gather_cost(call: Call) -> Cost:
     wide = float(queries * call.row_bytes)
     flops = float(GATE_GRADIENT_FLOPS * gated * call.plan.head_dim)
     read = 3 * wide + gated * call.element_size
-    write = wide + _statistics(queries) + gated * STATISTIC_BYTES
-    return Cost(flops, flops, read, write, 1)
+    written = queries * buffer_row_bytes(call.plan, call.element_size)
+    write = float(written + _statistics(queries) + gated * STATISTIC_BYTES)
+    return Cost(flops, flops * padding(call.plan), read, write, 1)
 
 
 def attention_backward_cost(call: Call) -> Cost:
     """Gradients of queries, keys and values from forward's tensors and the output's gradient."""
     forward, queries = attention_cost(call), num_queries(call)
+    row_bytes = buffer_row_bytes(call.plan, call.element_size)
     return Cost(
         flops=BACKWARD_FACTOR * forward.flops,
         executed=(QUERY_PRODUCTS + KEY_PRODUCTS) / 2 * forward.executed,
-        read_bytes=forward.read_bytes + queries * call.row_bytes + _statistics(queries),
-        write_bytes=(queries + 2.0 * num_keys(call)) * call.row_bytes,
+        read_bytes=forward.read_bytes + queries * row_bytes + _statistics(queries),
+        write_bytes=(queries + 2.0 * num_keys(call)) * row_bytes,
         launches=BACKWARD_LAUNCHES,
     )
 

@@ -1,8 +1,8 @@
 """What the attention launch and its backward take and give, whichever backend launches them.
 
 Nothing here needs Triton. Shape legend: B batch, H heads, R = B * H rows (row = sample * H + head),
-N video tokens, X text tokens, M low tokens, T tiles, C cells, D head_dim, S rows of the key buffer
-(`buffers.key_layout`).
+N video tokens, X text tokens, M low tokens, T tiles, C cells, D head_dim, W channels of a row of
+the buffers (`buffers.buffer_width`), S rows of the key buffer (`buffers.key_layout`).
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AttentionBuffers:
-    """What the prologue leaves for the attention launch; all contiguous, in the dtype of the
-    call."""
+    """What the prologue leaves for the attention launch; all contiguous, in the dtype of the call.
+    Channels from D on are zero, and so are their gradients: launches compute them like others."""
 
     query: Tensor
-    """(R, N + X + M, D), normalised and rotated, not scaled: video tokens in tile order, text and
+    """(R, N + X + M, W), normalised and rotated, not scaled: video tokens in tile order, text and
     low tokens. A LOW row has no video tokens, and the others have low tokens with a LOW branch
     only; what a row doesn't have is zero as far as blocks of the queries before read on, `PAD`
     places, and anything behind them."""
     key: Tensor
-    """(R, S, D), see `KeyLayout`."""
+    """(R, S, W), see `KeyLayout`."""
     value: Tensor
 
 
@@ -90,9 +90,9 @@ class AttentionGrads:
     """
 
     query: Tensor
-    """(R, N + X + M, D)."""
+    """(R, N + X + M, W)."""
     key: Tensor
-    """(R, S, D)."""
+    """(R, S, W)."""
     value: Tensor
     summary_offsets: Tensor | None
     """(B, H, 3) in the dtype of the offsets; None without offsets."""

@@ -8,6 +8,7 @@ Gates reach video tokens only. Derivation: docs/complexity.md; shape legend as i
 from __future__ import annotations
 
 from freqformer.bands import low_grid
+from freqformer.buffers import padding
 from freqformer.config import Band
 from freqformer.cost import NOTHING, STATISTIC_BYTES, Call, Cost, compress_flops
 from freqformer.plan import AttentionPlan
@@ -31,11 +32,11 @@ def merge_cost(call: Call) -> Cost:
     low = call.low_rows * call.plan.num_low_tokens * call.row_bytes
     write = float(call.low_rows * call.video * call.row_bytes)
     if not call.low_branch:
-        return Cost(spread, spread, float(low), write, 1)
+        return Cost(spread, spread * padding(call.plan), float(low), write, 1)
     flops = spread + SUM_FLOPS * call.count() * call.video * call.plan.head_dim
     # A LOW head's own output is the low tokens' too.
     own = call.branched * call.video * call.row_bytes
-    return Cost(flops, flops, float(low + own + gate_bytes(call)), write, 1)
+    return Cost(flops, flops * padding(call.plan), float(low + own + gate_bytes(call)), write, 1)
 
 
 def merge_backward_cost(call: Call) -> Cost:
@@ -55,7 +56,8 @@ def merge_backward_cost(call: Call) -> Cost:
     # Of a LOW head both gates' gradients are known here.
     found = (tokens + call.count(Band.LOW) * call.video) * STATISTIC_BYTES
     write = low + found + gate_bytes(call)
-    return Cost(spread + scaled, 2 * spread + scaled, float(read), float(write), 3)
+    executed = (2 * spread + scaled) * padding(call.plan)
+    return Cost(spread + scaled, executed, float(read), float(write), 3)
 
 
 def spread_flops(plan: AttentionPlan) -> float:

@@ -1,12 +1,19 @@
 """What the prologue costs: one launch over tiles, and one over rows that ends summaries and
-padding.
+padding. Tensors of the call have head_dim channels, buffers and sums their padded width.
 
 Derivation: docs/complexity.md; shape legend as in `freqformer.cost`.
 """
 
 from __future__ import annotations
 
-from freqformer.buffers import key_layout, query_rows, selects_tiles
+from freqformer.buffers import (
+    buffer_row_bytes,
+    buffer_width,
+    key_layout,
+    padding,
+    query_rows,
+    selects_tiles,
+)
 from freqformer.config import Band
 from freqformer.cost import STATISTIC_BYTES, Call, Cost, compress_flops, dct_flops
 from freqformer.grid import TILE_SLOTS
@@ -37,8 +44,8 @@ def tiles_cost(call: Call) -> Cost:
         + scored * 2 * channels
     )
     read = 3 * call.count() * call.tokens * call.row_bytes + tables
-    write = _rows_written(call) * call.row_bytes + sums_bytes(call)
-    return Cost(flops, flops, float(read), float(write), 1)
+    write = _rows_written(call) * buffer_row_bytes(plan, call.element_size) + sums_bytes(call)
+    return Cost(flops, flops * padding(plan), float(read), float(write), 1)
 
 
 def tiles_backward_cost(call: Call) -> Cost:
@@ -47,7 +54,7 @@ def tiles_backward_cost(call: Call) -> Cost:
     tokens = call.count() * call.tokens * call.row_bytes
     return Cost(
         forward.flops,
-        forward.flops,
+        forward.executed,
         forward.write_bytes - sums_bytes(call) + 2.0 * tokens,
         3.0 * tokens,
         2 if call.plan.num_text_tokens else 1,
@@ -62,10 +69,11 @@ def summaries_cost(call: Call) -> Cost:
     summed = call.count(Band.MID, Band.HIGH)
     channels = plan.head_dim * call.video
     pair = 2 * call.row_bytes
+    written = 2 * buffer_row_bytes(plan, call.element_size)
     read = 2.0 * summed * sum_bytes(plan)
     flops = 2.0 * channels * summed
     poolings = 0
-    write = sum(call.count(band) * call.summary_keys(band) for band in Band) * pair
+    write = sum(call.count(band) * call.summary_keys(band) for band in Band) * written
     for band in Band:
         _, _, mid, high, _ = call.segments(band)
         pooled = bool(mid) + bool(high)
@@ -77,7 +85,7 @@ def summaries_cost(call: Call) -> Cost:
         read += call.count(band) * call.video * pair
         poolings += call.count(band) * pooled
     # Kernels multiply each tile's keys by the band's projector instead of transforming them.
-    executed = 2.0 * poolings * plan.layout.num_tiles * TILE_SLOTS**2 * plan.head_dim
+    executed = 2.0 * poolings * plan.layout.num_tiles * TILE_SLOTS**2 * buffer_width(plan.head_dim)
     return Cost(flops, executed, read, float(write), 1)
 
 
@@ -98,7 +106,8 @@ def workspace_bytes(plan: AttentionPlan, rows: int, element_size: int) -> int:
         rows: samples times heads.
         element_size: bytes of an element of the query.
     """
-    held = rows * (query_rows(plan) + 2 * key_layout(plan).rows) * plan.head_dim * element_size
+    held = rows * (query_rows(plan) + 2 * key_layout(plan).rows)
+    held *= buffer_row_bytes(plan, element_size)
     if selects_tiles(plan) or plan.cells.num_cells:
         held += 3 * rows * sum_bytes(plan)
     return held
@@ -113,7 +122,7 @@ def sums_bytes(call: Call) -> int:
 
 def sum_bytes(plan: AttentionPlan) -> int:
     """Bytes of one head's sums over tiles of one tensor."""
-    return plan.layout.num_tiles * plan.head_dim * STATISTIC_BYTES
+    return plan.layout.num_tiles * buffer_width(plan.head_dim) * STATISTIC_BYTES
 
 
 def _rows_written(call: Call) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from freqformer.buffers import buffer_width
 from freqformer.cost import STATISTIC_BYTES, Call, Cost
 from freqformer.plan import AttentionPlan
 from freqformer.routing import RoutingNetwork
@@ -34,7 +35,7 @@ def statistics_cost(call: Call) -> Cost:
     sampled, transformed = int(tokens.sum()), int(tokens.square().sum())
     # Of three tensors transform and squares; the norm of queries and keys.
     flops = heads * width * (6 * transformed + (6 + 2 * NORM_FLOPS) * sampled)
-    executed = heads * 6 * len(tokens) * slots**2 * width
+    executed = heads * 6 * len(tokens) * slots**2 * buffer_width(width)
     sums = heads * len(tokens) * SUMS * STATISTIC_BYTES
     read = 3 * heads * sampled * call.row_bytes + sums
     return Cost(

@@ -1,7 +1,7 @@
 """The choice of key tiles of MID heads in the fused pipeline. The plain code's is
 `patterns.topk_tiles`.
 
-Shape legend: R rows, T tiles, C cells, D head_dim.
+Shape legend: R rows, T tiles, C cells, D channels of the prologue's sums.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from freqformer.buffers import score_bytes, selects_tiles
+from freqformer.buffers import buffer_width, padding, score_bytes, selects_tiles
 from freqformer.config import Band
 from freqformer.cost import NOTHING, STATISTIC_BYTES, Call, Cost
 from freqformer.plan import AttentionPlan
@@ -15,8 +15,9 @@ def selection_cost(call: Call) -> Cost:
         return NOTHING
     tiles = call.plan.layout.num_tiles
     flops = 2.0 * rows * tiles**2 * call.plan.head_dim
-    read = 2 * rows * tiles * call.plan.head_dim * STATISTIC_BYTES
-    return Cost(flops, flops, float(read), float(rows * list_bytes(call.plan)), 1)
+    read = 2 * rows * tiles * buffer_width(call.plan.head_dim) * STATISTIC_BYTES
+    executed = flops * padding(call.plan)
+    return Cost(flops, executed, float(read), float(rows * list_bytes(call.plan)), 1)
 
 
 def list_bytes(plan: AttentionPlan) -> int:

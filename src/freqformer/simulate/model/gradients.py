@@ -8,6 +8,7 @@ Shape legend as in `freqformer.cost`.
 
 from __future__ import annotations
 
+from freqformer.buffers import buffer_width
 from freqformer.cost import Call, Cost
 from freqformer.grid import TILE_SLOTS
 from freqformer.ops.block_sparse.cost import BACKWARD_FACTOR, KEY_PRODUCTS, QUERY_PRODUCTS
@@ -61,8 +62,9 @@ def _attention_seconds(machine: Machine, call: Call) -> float:
     which queries list a tile is not known for top-k."""
     achieved = machine.efficiency
     slots = round(machine.hardware.processors * achieved.attention_slots)
-    rate = machine.attention_rate(call.plan.head_dim, achieved.attention_gradient_rate) / slots
-    product = 2 * TILE_SLOTS**2 * call.plan.head_dim / rate
+    width = buffer_width(call.plan.head_dim)
+    rate = machine.attention_rate(width, achieved.attention_gradient_rate) / slots
+    product = 2 * TILE_SLOTS**2 * width / rate
     items = work_items(call)
     started = achieved.attention_item_blocks
     queries = makespan(

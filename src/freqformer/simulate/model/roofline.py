@@ -11,7 +11,13 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
-from freqformer.buffers import SELECTION_QUERIES, power_of_two, selection_slots
+from freqformer.buffers import (
+    SELECTION_QUERIES,
+    buffer_row_bytes,
+    buffer_width,
+    power_of_two,
+    selection_slots,
+)
 from freqformer.config import Band
 from freqformer.cost import Call, Cost, QueryGroup
 from freqformer.grid import TILE_SLOTS
@@ -147,7 +153,7 @@ class Machine:
         seconds = (
             2
             * SELECTION_QUERIES
-            * call.plan.head_dim
+            * buffer_width(call.plan.head_dim)
             * (padded + achieved.selection_item_tiles)
             / rate
         )
@@ -178,7 +184,7 @@ class Machine:
         )
 
     def _attention(self, call: Call, stage: Cost, parts: int) -> StageTime:
-        achieved, width = self.efficiency, call.plan.head_dim
+        achieved, width = self.efficiency, buffer_width(call.plan.head_dim)
         slots = round(self.hardware.processors * achieved.attention_slots)
         rate = self.attention_rate(width, achieved.attention_rate) / slots
         block = 4 * TILE_SLOTS**2 * width / rate
@@ -201,7 +207,7 @@ class Machine:
     def _refetched(self, plan: AttentionPlan, group: QueryGroup, slots: int) -> float:
         """Bytes of keys and values of one head that are read from main memory again, since the L2
         cache lost them."""
-        pair = 2 * plan.head_dim * self.hardware.element_size
+        pair = 2 * buffer_row_bytes(plan, self.hardware.element_size)
         streamed = query_counts(plan, group.band, group.text).kv_slots * pair
         keys = sum(plan.extra_segments(group.band)) + (
             0 if group.band == Band.LOW else plan.layout.grid.num_tokens

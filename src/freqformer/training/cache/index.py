@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from freqformer.training.cache.planning import Skipped
 INDEX_FILE = "index.json"
 FORMAT = "freqformer-cache-1"
 MOST_BYTES = 1 << 30
+_SHARD = re.compile(r"(latents|text)-\d{3,}-\d{5,}\.safetensors")
 _REMEDY = "run the command that made the cache again, or choose another folder"
 
 
@@ -129,8 +131,23 @@ class CacheIndex:
                 " the version that wrote it"
             )
         check_seal(record, path, remedy=_REMEDY, error=CacheError)
+        try:
+            index = cls._of(record)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CacheError(f"{path} is damaged ({error!r}); {_REMEDY}") from error
+        if outside := sorted(name for name in index.shards if not _SHARD.fullmatch(name)):
+            raise CacheError(f"{path} names {outside[:3]}, which are no files of it; {_REMEDY}")
+        return index
+
+    @property
+    def shards(self) -> set[str]:
+        """The names of its files of tensors."""
+        return {clip.shard for clip in self.clips} | {text.shard for text in self.texts}
+
+    @classmethod
+    def _of(cls, record: dict[str, Any]) -> CacheIndex:
         return cls(
-            recipe=record["recipe"],
+            recipe=dict(record["recipe"]),
             channels=record["channels"],
             compression=_pair(record["compression"]),
             text_channels=record["text_channels"],

@@ -31,8 +31,7 @@ class LatentCache:
         self.folder = folder
         self.index = CacheIndex.read(folder)
         self._names = NAMES[self.index.recipe["latents"]]
-        used = {clip.shard for clip in self.index.clips} | {t.shard for t in self.index.texts}
-        if missing := sorted(name for name in used if not (folder / name).is_file()):
+        if missing := sorted(name for name in self.index.shards if not (folder / name).is_file()):
             raise CacheError(
                 f"{folder} lacks {len(missing)} of its files, like {missing[:3]}; run the command"
                 " that made the cache again"

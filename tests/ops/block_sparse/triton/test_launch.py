@@ -69,6 +69,18 @@ def test_common_head_dims(head_dim: int, dtype: torch.dtype) -> None:
     check_case(case, run(case), told)
 
 
+@pytest.mark.parametrize(
+    ("head_dim", "dtype"),
+    [(40, torch.float32), (72, torch.bfloat16), (96, torch.float16), (192, torch.bfloat16)],
+)
+def test_padded_head_dims(head_dim: int, dtype: torch.dtype) -> None:
+    told = {"head_dim": head_dim, "dtype": dtype, "text": 3, "learned": True, "branch": True}
+    case = make_case(Grid(4, 9, 8), SMALL, bands=EVERY_BAND, **told)
+    got = run(case)
+    check_case(case, got, told)
+    assert got.out.shape[-1] == got.low_out.shape[-1] == head_dim
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_low_queries_of_every_head(dtype: torch.dtype) -> None:
     told = {"dtype": dtype, "learned": True, "text": 3, "masked": True, "branch": True}
@@ -76,9 +88,12 @@ def test_low_queries_of_every_head(dtype: torch.dtype) -> None:
     check_case(case, run(case), told)
 
 
-def test_split_text_queries_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("head_dim", [16, 24])
+def test_split_text_queries_are_joined(head_dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffers, "TEXT_PART_TILES", 1)
-    case = make_case(Grid(4, 8, 24), SMALL, bands=EVERY_BAND, head_dim=16, text=5, masked=True)
+    case = make_case(
+        Grid(4, 8, 24), SMALL, bands=EVERY_BAND, head_dim=head_dim, text=5, masked=True
+    )
     assert launch.text_parts(case.plan.layout.num_tiles) > 1
     check_case(case, run(case), {})
 

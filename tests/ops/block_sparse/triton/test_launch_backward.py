@@ -76,6 +76,24 @@ def test_every_mix_of_bands(bands: list, dtype: torch.dtype) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("head_dim", "dtype"),
+    [(24, torch.float32), (40, torch.bfloat16), (96, torch.float16), (160, torch.bfloat16)],
+)
+def test_padded_head_dims(head_dim: int, dtype: torch.dtype) -> None:
+    case = make_case(
+        GRID,
+        CONFIG,
+        bands=torch.tensor([[0, 1, 2, 3]]),
+        head_dim=head_dim,
+        dtype=dtype,
+        text=3,
+        learned=True,
+        branch=True,
+    )
+    check(case)
+
+
 TEXT = {"text": 5}
 LEARNED = {"text": 3, "learned": True, "masked": True}
 CASES = {

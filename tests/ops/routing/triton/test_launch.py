@@ -46,17 +46,20 @@ def _fast_interpreter() -> None:
 
 
 def make_features(
-    grid: Grid, dtype: torch.dtype = torch.float32, hidden: torch.dtype | None = None
+    grid: Grid,
+    dtype: torch.dtype = torch.float32,
+    hidden: torch.dtype | None = None,
+    head_dim: int = HEAD_DIM,
 ) -> reference.Features:
-    query, key = torch.randn(2, 2, grid.num_tokens, HEADS, HEAD_DIM).to(dtype)
+    query, key = torch.randn(2, 2, grid.num_tokens, HEADS, head_dim).to(dtype)
     # A constant and outlier channels, as real activations have.
-    states = torch.randn(2, grid.num_tokens, HEADS * HEAD_DIM) + 3
+    states = torch.randn(2, grid.num_tokens, HEADS * head_dim) + 3
     states[..., ::7] *= 30
     return query, key, states.to(hidden or dtype)
 
 
-def make_norms() -> reference.Norms:
-    return torch.rand(HEAD_DIM) + 0.5, torch.rand(HEAD_DIM) + 0.5
+def make_norms(head_dim: int = HEAD_DIM) -> reference.Norms:
+    return torch.rand(head_dim) + 0.5, torch.rand(head_dim) + 0.5
 
 
 def check_score(
@@ -79,6 +82,12 @@ def check_score(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_any_dtype(dtype: torch.dtype, hidden: torch.dtype | None) -> None:
     check_score(make_features(RAGGED, dtype, hidden), make_norms(), RAGGED, CONFIG)
+
+
+@pytest.mark.parametrize("head_dim", [6, 24, 40])
+def test_any_head_dim(head_dim: int) -> None:
+    features = make_features(RAGGED, torch.bfloat16, head_dim=head_dim)
+    check_score(features, make_norms(head_dim), RAGGED, CONFIG)
 
 
 @pytest.mark.parametrize(

@@ -207,9 +207,12 @@ def _add_queries(sums, slot, used, extent, statistics, rings, scale, blocks, FUL
     logits = warpgroup_mma(
         rings.key.blocks.index(slot), queries.permute((1, 0)), none, use_acc=False, is_async=True
     )
-    of_weights = warpgroup_mma(
-        rings.value.index(slot), grads.permute((1, 0)), none, use_acc=False, is_async=True
-    )
+    if FULL:
+        delta = rings.delta.index(stage).load(of_columns)
+    # What every query's gradients sum up to is taken off by the product itself, which starts from
+    # it: registers then need not hold it beside the product.
+    less = none - delta[None, :]
+    of_weights = warpgroup_mma(rings.value.index(slot), grads.permute((1, 0)), less, is_async=True)
     if FULL:
         lse = rings.lse.index(stage).load(of_columns)
     # One product may still be under way: that with values, while weights are computed.
@@ -218,11 +221,9 @@ def _add_queries(sums, slot, used, extent, statistics, rings, scale, blocks, FUL
     # A product's result is laid out over threads as a left factor in 16 bits is: nothing moves.
     factor = gl.convert_layout(weights.to(queries.dtype), of_factor)
     value = warpgroup_mma(factor, grads, sums.value, is_async=True)
-    if FULL:
-        delta = rings.delta.index(stage).load(of_columns)
     # Products end in the order in which they began: that with values has, that for them may not.
     of_weights = warpgroup_mma_wait(1, deps=(of_weights,))
-    ds = weights * (of_weights - delta[None, :])
+    ds = weights * of_weights
     factor_ds = gl.convert_layout(ds.to(queries.dtype), of_factor)
     key = warpgroup_mma(factor_ds, queries, sums.key, is_async=True)
     value, key, factor, factor_ds = warpgroup_mma_wait(0, deps=(value, key, factor, factor_ds))
@@ -369,5 +370,5 @@ def video_grads_kernel(
             (_produce, (matrices, given, rings, blocks)),
         ],
         [4, 1],
-        [232, 40],
+        [240, 24],
     )

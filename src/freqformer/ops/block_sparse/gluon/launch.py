@@ -1,7 +1,7 @@
 """Block-sparse attention of every head of every band in one Gluon launch, forward: the host side.
 
-Shape legend: R rows (row = sample * H + head), D head_dim, S rows of the key buffer
-(`buffers.key_layout`).
+Shape legend: R rows (row = sample * H + head), D head_dim, W channels of a row of the buffers
+(`buffers.buffer_width`), S rows of the key buffer (`buffers.key_layout`).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def attend(
     """
     plan = tables.plan
     query = buffers.query
-    num_rows, key_rows, head_dim = buffers.key.shape
+    num_rows, key_rows, width = buffers.key.shape
     reason = unfit(plan.layout.slots, buffers)
     if reason is not None:
         tell_once(reason)
@@ -75,7 +75,7 @@ def attend(
     lists = mid or MidLists(tables.mid_lists, tables.mid_lengths, tables.mid_bias)
     outputs = triton_launch.empty_outputs(query, plan, backward)
     parts = 1 if backward or not plan.num_text_tokens else text_parts(plan.layout.num_tiles)
-    text = triton_launch.empty_parts(query, parts, plan.num_text_tokens)
+    text = triton_launch.empty_parts(query, plan, parts)
     with torch.cuda.device_of(query):
         attention_kernel[(programs(query, rows, tables, parts),)](
             matrix_of(query, BLOCK // CONSUMERS.value),
@@ -93,11 +93,11 @@ def attend(
             triton_launch.tiles_of(tables),
             triton_launch.listed(tables, lists),
             triton_launch.biases(tables, lists, summary_offsets, text_mask),
-            triton_launch.scale_of(head_dim),
+            triton_launch.scale_of(plan.head_dim),
             num_rows=num_rows,
             key_rows=key_rows,
             text_parts=parts,
-            blocks=_blocks(tables, rows, head_dim),
+            blocks=_blocks(tables, rows, width),
             EXTRAS=has_extras(rows, tables),
             **triton_launch.query_sizes(tables, lists),
             num_warps=4,
@@ -135,11 +135,11 @@ def programs(query: Tensor, rows: RowBands, tables: LaunchTables, parts: int) ->
     return min(len(query) * tasks, multiprocessors(query.device))
 
 
-def _blocks(tables: LaunchTables, rows: RowBands, head_dim: int) -> Blocks:
+def _blocks(tables: LaunchTables, rows: RowBands, width: int) -> Blocks:
     """What the kernel is compiled for."""
     slots = tables.plan.layout.slots
     return triton_launch.compiled_for(
-        HEAD_DIM=head_dim,
+        HEAD_DIM=width,
         BLOCK_Q=BLOCK,
         BLOCK_K=BLOCK,
         DESCRIPTORS=True,
@@ -151,21 +151,22 @@ def _blocks(tables: LaunchTables, rows: RowBands, head_dim: int) -> Blocks:
         TEXT=tables.plan.num_text_tokens > 0,
         LOWS=rows.lows,
         BRANCH=rows.low_branch,
+        CHANNELS=tables.plan.head_dim,
     )
 
 
 def matrix_of(x: Tensor, rows: int) -> TensorDescriptor:
-    """(R, rows, D) as the kernel fetches it, in blocks of rows."""
+    """(R, rows, W) as the kernel fetches it, in blocks of rows."""
     block = [rows, x.shape[2]]
     layout = _layout_of(rows, x.shape[2], x.dtype)
     return TensorDescriptor.from_tensor(x.flatten(0, 1), block, layout)
 
 
 @lru_cache(maxsize=64)
-def _layout_of(rows: int, head_dim: int, dtype: torch.dtype) -> Any:
+def _layout_of(rows: int, width: int, dtype: torch.dtype) -> Any:
     """How such a block lies in shared memory; cached, since it takes Python longer than the rest of
     a descriptor."""
-    return gl.NVMMASharedLayout.get_default_for([rows, head_dim], ELEMENTS[dtype])
+    return gl.NVMMASharedLayout.get_default_for([rows, width], ELEMENTS[dtype])
 
 
 @lru_cache(maxsize=16)

@@ -53,6 +53,16 @@ def write(acc, state, target, work, given, outputs, staged, blocks, CONSUMER: gl
 
 
 @gluon.jit
+def _real(written, column, blocks):
+    """Mask of the channels that outputs have, of rows that are written."""
+    mask = written[:, None]
+    # Settled when the kernel is compiled: buffers are wider than outputs where head_dim is padded.
+    if blocks.CHANNELS != blocks.HEAD_DIM:
+        mask = mask & (column < blocks.CHANNELS)[None, :]
+    return mask
+
+
+@gluon.jit
 def _write_part(acc, lse, start, left, task, given, outputs, blocks):
     """Text queries over a part of their keys, in float32: few, so that it need not be fast."""
     of_acc: gl.constexpr = acc.type.layout
@@ -62,8 +72,8 @@ def _write_part(acc, lse, start, left, task, given, outputs, blocks):
     gl.store(outputs.parts.lse + at + row, lse, mask=row < left)
     row = gl.arange(0, acc.shape[0], layout=gl.SliceLayout(1, of_acc))
     column = gl.arange(0, blocks.HEAD_DIM, layout=gl.SliceLayout(0, of_acc))
-    entry = (at + row).to(gl.int64)[:, None] * blocks.HEAD_DIM + column[None, :]
-    gl.store(outputs.parts.out + entry, acc, mask=(row < left)[:, None])
+    entry = (at + row).to(gl.int64)[:, None] * blocks.CHANNELS + column[None, :]
+    gl.store(outputs.parts.out + entry, acc, mask=_real(row < left, column, blocks))
 
 
 @gluon.jit
@@ -73,7 +83,7 @@ def _write_rows(acc, lse, target, start, left, task, given, outputs, staged, blo
     Rows go by way of shared memory: the threads that hold a row of products hold pieces of 4 bytes,
     and memory wants whole sectors of 32.
     """
-    HEAD_DIM: gl.constexpr = blocks.HEAD_DIM
+    CHANNELS: gl.constexpr = blocks.CHANNELS
     of_rows: gl.constexpr = target.type.layout.parent
     narrow: gl.constexpr = staged.dtype
     sizes = given.sizes
@@ -83,8 +93,8 @@ def _write_rows(acc, lse, target, start, left, task, given, outputs, staged, blo
     row = gl.arange(0, acc.shape[0], layout=lse.type.layout)
     gl.store(outputs.lse + own + row, lse, mask=row < left)
     row = gl.arange(0, acc.shape[0], layout=gl.SliceLayout(1, of_rows))
-    column = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, of_rows))
-    written = row < left
+    column = gl.arange(0, blocks.HEAD_DIM, layout=gl.SliceLayout(0, of_rows))
+    written = _real(row < left, column, blocks)
     # `out` is (B, N + X, H, D): the tokens of one row lie `num_heads` vectors apart.
     matrix = outputs.out
     begin = (task.row // given.num_heads).to(gl.int64) * first_low * given.num_heads
@@ -97,14 +107,14 @@ def _write_rows(acc, lse, target, start, left, task, given, outputs, staged, blo
     rounded = acc.to(narrow)
     staged.store(rounded)
     values = staged.load(of_rows)
-    entry = (begin + target.to(gl.int64) * hop)[:, None] * HEAD_DIM + column[None, :]
-    gl.store(matrix + entry, values, mask=written[:, None])
+    entry = (begin + target.to(gl.int64) * hop)[:, None] * CHANNELS + column[None, :]
+    gl.store(matrix + entry, values, mask=written)
     if outputs.rounding_residual is not None:
         # What the backward needs to the last bit where few keys take nearly all weight.
         staged.store((acc - rounded.to(gl.float32)).to(narrow))
         values = staged.load(of_rows)
-        entry = (own + row)[:, None] * HEAD_DIM + column[None, :]
-        gl.store(outputs.rounding_residual + entry, values, mask=written[:, None])
+        entry = (own + row)[:, None] * CHANNELS + column[None, :]
+        gl.store(outputs.rounding_residual + entry, values, mask=written)
     # The next queries come here by another way than these, which must have been read before.
     fence_async_shared()
 

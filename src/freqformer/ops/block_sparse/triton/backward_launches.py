@@ -108,6 +108,7 @@ class BackwardLaunches:
             num_low=plan.num_low_tokens,
             ROWS=GATHER_ROWS,
             HEAD_DIM=head_dim,
+            CHANNELS=plan.head_dim,
             PAD=PAD,
             BRANCH=self.rows.low_branch,
         )
@@ -279,7 +280,7 @@ class BackwardLaunches:
 
     @property
     def scale(self) -> float:
-        return scale_of(self.head_dim)
+        return scale_of(self.tables.plan.head_dim)
 
     def described(self, blocks: GradBlocks) -> tuple:
         """Query, key, value and output gradient as the kernels load them."""

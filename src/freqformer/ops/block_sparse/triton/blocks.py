@@ -2,7 +2,8 @@
 keys a query sees, and how blocks are read and written.
 
 Shape legend: R rows (one head of one sample each), N video tokens, X text tokens, M low tokens, T
-tiles, C cells, D head_dim. An argument that is None is absent from the compiled kernel.
+tiles, C cells, D head_dim, W channels of a row of the buffers, D rounded up. An argument that is
+None is absent from the compiled kernel.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from freqformer.ops.jit import cast
+from freqformer.ops.jit import cast, real_channels
 
 # A kernel may read no other globals than `tl.constexpr`: a plain one could change after it was
 # compiled.
@@ -57,6 +58,8 @@ class Blocks(NamedTuple):
     its default, so that it isn't compiled once more for another value."""
 
     HEAD_DIM: Any
+    """Channels of a row of the buffers, W: all that products run over. Zeros follow the real
+    ones."""
     BLOCK_Q: Any
     """Queries of one block, and"""
     BLOCK_K: Any
@@ -79,6 +82,8 @@ class Blocks(NamedTuple):
     """Whether any row may have low queries: LOW rows do in place of video queries."""
     BRANCH: Any = NOT_READ
     """Whether every row does, for the LOW branch of its head."""
+    CHANNELS: Any = NOT_READ
+    """Channels of an output, D."""
 
 
 class Rows(NamedTuple):
@@ -337,10 +342,12 @@ def seen_summaries(band, row, tile, num_tiles, segments, biases):
 
 
 @triton.jit
-def store_rows(matrix, place, values, written, HEAD_DIM: tl.constexpr):
-    """Rows of values to the given rows of a contiguous (rows, HEAD_DIM) matrix."""
+def store_rows(matrix, place, values, written, CHANNELS: tl.constexpr):
+    """Rows of values to the given rows of a contiguous (rows, CHANNELS) matrix, so many of each."""
+    WIDTH: tl.constexpr = values.shape[1]
     # Here all rows of a call are one matrix, which may hold more than 2^31 numbers.
-    pointer = matrix + place[:, None].to(tl.int64) * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+    pointer = matrix + place[:, None].to(tl.int64) * CHANNELS + tl.arange(0, WIDTH)[None, :]
     # The only rounding of what was summed in float32. The mask keeps a short tile's block from
     # overwriting what the next tile's program wrote.
-    tl.store(pointer, cast(values, matrix.dtype.element_ty), mask=written[:, None])
+    mask = real_channels(written, CHANNELS, WIDTH)
+    tl.store(pointer, cast(values, matrix.dtype.element_ty), mask=mask)

@@ -43,7 +43,7 @@ class ListingTiles(NamedTuple):
 
 
 class KeyGrads(NamedTuple):
-    """Gradients of keys and values: of the buffers (R, S, D), or a block (K, D) of them."""
+    """Gradients of keys and values: of the buffers (R, S, W), or a block (K, W) of them."""
 
     key: Any
     value: Any

@@ -179,9 +179,9 @@ def query_grads_kernel(
 
     Args:
         query, key, value: as in `attention_kernel`.
-        grad: output gradients as the queries lie, (R, N + X + M, D).
+        grad: output gradients as the queries lie, (R, N + X + M, W).
         statistics: `Statistics`.
-        grad_query: (R, N + X + M, D), written.
+        grad_query: (R, N + X + M, W), written.
         rows, tiles, lists, biases, scale, blocks, low_at, ...: as in `attention_kernel`.
     """
     sizes = Sizes(

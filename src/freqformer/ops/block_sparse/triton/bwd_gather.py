@@ -2,7 +2,7 @@
 of the attention's backward. `launch_backward.py` holds the host side.
 
 Shape legend: B batch, H heads, R = B * H rows, N video tokens, X text tokens, M low tokens, D
-head_dim.
+head_dim, W channels of a row of the buffers, D rounded up.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from freqformer.ops.block_sparse.triton.blocks import LOG2_E, LOW, UNSPECIALIZED, store_rows
 from freqformer.ops.block_sparse.triton.softmax import MASKED, product
-from freqformer.ops.jit import branch_gates, cast
+from freqformer.ops.jit import branch_gates, cast, real_channels
 
 UNSEEN = tl.constexpr(float("inf"))
 """The log-sum-exp of a query that counts for nothing: all its weights are 0."""
@@ -120,6 +120,7 @@ def gather_grads_kernel(
     num_low,
     ROWS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    CHANNELS: tl.constexpr,
     PAD: tl.constexpr,
     BRANCH: tl.constexpr,
 ):
@@ -128,9 +129,10 @@ def gather_grads_kernel(
 
     Args:
         given, grads, gates: `Given`, `OutputGrads`, `Gates`.
-        grad: gradients as the queries lie, (R, N + X + M, D), written.
+        grad: gradients as the queries lie, (R, N + X + M, W), written.
         statistics: `Statistics`, written.
         allocation: `Band` of every row, int32 (R,).
+        HEAD_DIM, CHANNELS: W and D.
         PAD: how many places hold zeros where a row has no queries: so far blocks of the queries
             before read on.
         BRANCH: whether there is a LOW branch.
@@ -156,18 +158,20 @@ def gather_grads_kernel(
         source = tl.where(video, raster, place)
     # A block may hold text and low queries, which come from two tensors: each is read where its own
     # are. One load of pointers into both, chosen by place, is refused by AMD's compiler.
-    at = ((sample * tokens + source) * num_heads + head)[:, None] * HEAD_DIM
-    low_at = (row * num_low + place - tokens)[:, None] * HEAD_DIM
+    at = ((sample * tokens + source) * num_heads + head)[:, None] * CHANNELS
+    low_at = (row * num_low + place - tokens)[:, None] * CHANNELS
     channel = tl.arange(0, HEAD_DIM)[None, :]
+    is_low = real_channels(live & low, CHANNELS, HEAD_DIM)
+    is_other = real_channels(live & ~low, CHANNELS, HEAD_DIM)
     out = tl.where(
         low[:, None],
-        tl.load(given.low_out + low_at + channel, mask=(live & low)[:, None], other=0.0),
-        tl.load(given.out + at + channel, mask=(live & ~low)[:, None], other=0.0),
+        tl.load(given.low_out + low_at + channel, mask=is_low, other=0.0),
+        tl.load(given.out + at + channel, mask=is_other, other=0.0),
     )
     g = tl.where(
         low[:, None],
-        tl.load(grads.low_out + low_at + channel, mask=(live & low)[:, None], other=0.0),
-        tl.load(grads.out + at + channel, mask=(live & ~low)[:, None], other=0.0),
+        tl.load(grads.low_out + low_at + channel, mask=is_low, other=0.0),
+        tl.load(grads.out + at + channel, mask=is_other, other=0.0),
     )
     target = row * query_rows + place
     statistic = row * statistics.rows + place
@@ -200,11 +204,12 @@ def gather_grads_kernel(
         delta = _diagonal(product(g, out), ROWS)
     else:
         lse = tl.load(given.lse + target, mask=live, other=0.0) * LOG2_E
-        lost = residual + target[:, None] * HEAD_DIM + channel
+        lost = residual + target[:, None] * CHANNELS + channel
         # The output as it was before rounding: v . grad - delta cancels where one key has all
         # weight.
         exact = out.to(tl.float32)
-        exact += tl.load(lost, mask=live[:, None], other=0.0).to(tl.float32)
+        real = real_channels(live, CHANNELS, HEAD_DIM)
+        exact += tl.load(lost, mask=real, other=0.0).to(tl.float32)
         delta = tl.sum(exact * g.to(tl.float32), 1)
     # -inf says that the query saw no key. Logits minus +inf are -inf and weights 0; minus -inf they
     # would be +inf, or NaN where masked.

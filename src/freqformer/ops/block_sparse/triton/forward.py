@@ -161,7 +161,7 @@ def _store_residual(residual, own, state, l_i, some, acc, written, blocks):
         # The backward takes delta = (out + lost) . grad. Where one key has nearly all weight, v .
         # grad - delta cancels, and the rounding of `out` would be all that is left.
         lost = acc - cast(acc, residual.dtype.element_ty).to(tl.float32)
-        store_rows(residual, own, lost, written, blocks.HEAD_DIM)
+        store_rows(residual, own, lost, written, blocks.CHANNELS)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -293,7 +293,7 @@ def attention_kernel(
             # join rounds once.
             target += (row * text_parts + task.part) * num_text - num_tokens
             tl.store(outputs.parts.lse + target, lse, mask=written)
-            store_rows(outputs.parts.out, target, acc, written, blocks.HEAD_DIM)
+            store_rows(outputs.parts.out, target, acc, written, blocks.CHANNELS)
             return
     own = row.to(tl.int64) * query_rows + task.start + tl.arange(0, blocks.BLOCK_Q)
     tl.store(outputs.lse + own, lse, mask=written)
@@ -311,4 +311,4 @@ def attention_kernel(
         # taken off.
         begin = row.to(tl.int64) * sizes.low - first_low
         hop = 1
-    store_rows(matrix, begin + target.to(tl.int64) * hop, acc, written, blocks.HEAD_DIM)
+    store_rows(matrix, begin + target.to(tl.int64) * hop, acc, written, blocks.CHANNELS)

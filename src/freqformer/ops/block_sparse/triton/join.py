@@ -10,6 +10,7 @@ from torch import Tensor
 
 from freqformer.ops.block_sparse.triton.blocks import store_rows
 from freqformer.ops.block_sparse.triton.softmax import MASKED
+from freqformer.ops.jit import real_channels
 
 
 class TextParts(NamedTuple):
@@ -33,13 +34,15 @@ def join_text_kernel(
     num_text,
     num_low,
     ROWS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):
     """Join the parts of ROWS text queries of one row, each part weighted by exp(its log-sum-exp).
 
     Args:
         parts: `TextParts`.
         out, lse: of `AttentionOutputs`, written for text queries.
+        WIDTH, CHANNELS: of a block, and D of them.
     """
     blocks = tl.cdiv(num_text, ROWS)
     row = (tl.program_id(0) // blocks).to(tl.int64)
@@ -53,7 +56,8 @@ def join_text_kernel(
     # A query that saw no key in any part: -inf - -inf would be NaN.
     base = tl.where(m_i == MASKED, 0.0, m_i)
     l_i = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, HEAD_DIM], tl.float32)
+    acc = tl.zeros([ROWS, WIDTH], tl.float32)
+    real = real_channels(written, CHANNELS, WIDTH)
     # Loaded once more: to keep them, their number would have to be known when the kernel is
     # compiled.
     for part in range(num_parts):
@@ -61,8 +65,8 @@ def join_text_kernel(
         # Base e, as log-sum-exps are stored. A part in which a query saw no key has -inf, weight 0
         # and zeros.
         weight = tl.exp(tl.load(parts.lse + source, mask=written, other=0.0) - base)
-        pointer = parts.out + source[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-        acc += weight[:, None] * tl.load(pointer, mask=written[:, None], other=0.0)
+        pointer = parts.out + source[:, None] * CHANNELS + tl.arange(0, WIDTH)[None, :]
+        acc += weight[:, None] * tl.load(pointer, mask=real, other=0.0)
         l_i += weight
     some = l_i > 0
     # 0 / 0 would be NaN where the output is zero by definition.
@@ -72,4 +76,4 @@ def join_text_kernel(
     joined = tl.where(some, base + tl.log(l_i), MASKED)
     tl.store(lse + row * (tokens + num_low) + num_tokens + place, joined, mask=written)
     target = (row // num_heads * tokens + num_tokens + place) * num_heads + row % num_heads
-    store_rows(out, target, acc * (1.0 / l_i)[:, None], written, HEAD_DIM)
+    store_rows(out, target, acc * (1.0 / l_i)[:, None], written, CHANNELS)

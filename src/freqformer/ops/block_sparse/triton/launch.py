@@ -1,8 +1,8 @@
 """Block-sparse attention of every head of every band in one Triton launch, forward: the host side.
 
 Shape legend: B batch, H heads, R = B * H rows (row = sample * H + head), N video tokens, X text
-tokens, M low tokens, T tiles, L longest list, C cells, D head_dim, S rows of the key buffer
-(`buffers.key_layout`).
+tokens, M low tokens, T tiles, L longest list, C cells, D head_dim, W channels of a row of the
+buffers (`buffers.buffer_width`), S rows of the key buffer (`buffers.key_layout`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from freqformer.buffers import text_parts
+from freqformer.buffers import buffer_width, text_parts
 from freqformer.ops.architectures import architecture
 from freqformer.ops.block_sparse.records import (
     AttentionBuffers,
@@ -65,13 +65,12 @@ def attend(
     plan = tables.plan
     slots = plan.layout.slots
     query = buffers.query
-    num_rows, _, head_dim = query.shape
-    _, key_rows, _ = buffers.key.shape
+    num_rows, key_rows, _ = buffers.key.shape
     num_text = plan.num_text_tokens
     lists = mid or MidLists(tables.mid_lists, tables.mid_lengths, tables.mid_bias)
     outputs = empty_outputs(query, plan, backward)
     parts = text_parts(plan.layout.num_tiles) if num_text and not backward else 1
-    text = empty_parts(query, parts, num_text)
+    text = empty_parts(query, plan, parts)
     launch = _launch(query, slots, num_rows * key_rows)
     tasks = plan.layout.num_tiles * _cdiv(slots, launch.block_q)
     tasks += _cdiv(num_text, launch.block_q) * parts
@@ -94,7 +93,7 @@ def attend(
             tiles_of(tables),
             listed(tables, lists),
             biases(tables, lists, summary_offsets, text_mask),
-            scale_of(head_dim),
+            scale_of(plan.head_dim),
             launch.compiled_for(tables, rows),
             num_rows=num_rows,
             key_rows=key_rows,
@@ -121,12 +120,14 @@ def join(text: TextParts, outputs: AttentionOutputs, plan: AttentionPlan) -> Non
         num_text=num_text,
         num_low=plan.num_low_tokens,
         ROWS=JOIN_ROWS,  # pyright: ignore[reportArgumentType]
-        HEAD_DIM=head_dim,  # pyright: ignore[reportArgumentType]
+        WIDTH=buffer_width(head_dim),  # pyright: ignore[reportArgumentType]
+        CHANNELS=head_dim,  # pyright: ignore[reportArgumentType]
     )
 
 
 def empty_outputs(query: Tensor, plan: AttentionPlan, backward: bool) -> AttentionOutputs:
-    rows, query_rows, head_dim = query.shape
+    rows, query_rows, _ = query.shape
+    head_dim = plan.head_dim
     batch = rows // plan.num_heads
     tokens = query_rows - plan.num_low_tokens
     width = 2 if query.dtype == torch.float32 else head_dim
@@ -138,14 +139,14 @@ def empty_outputs(query: Tensor, plan: AttentionPlan, backward: bool) -> Attenti
     )
 
 
-def empty_parts(query: Tensor, parts: int, num_text: int) -> TextParts | None:
+def empty_parts(query: Tensor, plan: AttentionPlan, parts: int) -> TextParts | None:
     """Where results of parts of text queries wait; None for one part."""
     if parts == 1:
         return None
-    rows, _, head_dim = query.shape
+    shape = (len(query), parts, plan.num_text_tokens)
     return TextParts(
-        out=query.new_empty(rows, parts, num_text, head_dim, dtype=torch.float32),
-        lse=query.new_empty(rows, parts, num_text, dtype=torch.float32),
+        out=query.new_empty(*shape, plan.head_dim, dtype=torch.float32),
+        lse=query.new_empty(shape, dtype=torch.float32),
     )
 
 
@@ -231,7 +232,7 @@ class _Launch:
         """Constants of `attention_kernel`."""
         slots = tables.plan.layout.slots
         return compiled_for(
-            HEAD_DIM=tables.plan.head_dim,
+            HEAD_DIM=buffer_width(tables.plan.head_dim),
             BLOCK_Q=self.block_q,
             BLOCK_K=self.block_k,
             DESCRIPTORS=self.descriptors,
@@ -243,10 +244,11 @@ class _Launch:
             TEXT=tables.plan.num_text_tokens > 0,
             LOWS=rows.lows,
             BRANCH=rows.low_branch,
+            CHANNELS=tables.plan.head_dim,
         )
 
     def matrix(self, x: Tensor, block: int) -> Tensor | TensorDescriptor:
-        """(R, rows, D) as the kernel reads it, in blocks of rows."""
+        """(R, rows, W) as the kernel reads it, in blocks of rows."""
         return (
             TensorDescriptor.from_tensor(x.flatten(0, 1), [block, x.shape[2]])
             if self.descriptors

@@ -2,8 +2,8 @@
 
 Shape legend: B batch, H heads, R = B * H rows (row = sample * H + head), N video and X text tokens,
 M low tokens, T tiles, K classes of tiles, D head_dim, LOW_SLOTS low tokens of a tile, rounded up,
-REACH tokens that they reach, rounded up. An argument that is None is absent from the compiled
-kernel.
+REACH tokens that they reach, rounded up, W channels of a block, D rounded up. An
+argument that is None is absent from the compiled kernel.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from freqformer.ops.jit import branch_gates, cast, dot
+from freqformer.ops.jit import branch_gates, cast, dot, real_channels
 from freqformer.ops.merge.triton.forward import LOW, expanded, part_places, program_part
 
 
@@ -42,6 +42,8 @@ class CollapseBlocks(NamedTuple):
     STEP: tl.constexpr
     """Tokens that are multiplied at once."""
     D: tl.constexpr
+    W: tl.constexpr
+    """D, rounded up."""
     PARTS: tl.constexpr
     BRANCH: tl.constexpr
     """Whether every head has a LOW branch, which gates weigh."""
@@ -75,18 +77,20 @@ def collapse_kernel(grad_out, grad_low_out, gates, bands, reach, sizes, blocks):
             return
     wide_row = row.to(tl.int64)
     slot = tl.arange(0, blocks.LOW_SLOTS)
-    channel = tl.arange(0, blocks.D)
+    channel = tl.arange(0, blocks.W)
     matrix = reach.weights + tl.load(reach.kind + tile) * blocks.LOW_SLOTS * reach.width
     # Gradients lie as the output does: the heads of a token are neighbours.
     source = grad_out + (wide_row // heads * sizes.tokens * heads + head) * blocks.D
-    total = tl.zeros((blocks.LOW_SLOTS, blocks.D), tl.float32)
+    total = tl.zeros((blocks.LOW_SLOTS, blocks.W), tl.float32)
     for first in range(0, reach.width, blocks.STEP):
         step = first + tl.arange(0, blocks.STEP)
         place = tl.load(reach.tokens + tile * reach.width + step)
         entry = place.to(tl.int64)[:, None] * heads * blocks.D + channel[None, :]
         # Neighbouring tiles read the same gradients, which the L2 cache serves.
         # REACH is a multiple of STEP, so that only missing tokens need a mask, which are -1.
-        grad = tl.load(source + entry, mask=(place >= 0)[:, None], other=0.0)
+        grad = tl.load(
+            source + entry, mask=real_channels(place >= 0, blocks.D, blocks.W), other=0.0
+        )
         if blocks.BRANCH:
             own_gate, low_gate = branch_gates(
                 gates.by_token,
@@ -112,7 +116,7 @@ def collapse_kernel(grad_out, grad_low_out, gates, bands, reach, sizes, blocks):
     tl.store(
         grad_low_out + target,
         cast(total, grad_low_out.dtype.element_ty),
-        mask=(place >= 0)[:, None],
+        mask=real_channels(place >= 0, blocks.D, blocks.W),
     )
 
 
@@ -132,14 +136,14 @@ def low_gate_grads_kernel(grad_out, low_out, gate_grads, bands, tiles, sizes, bl
     heads = sizes.heads
     part = program_part(sizes, blocks)
     sample = part.sample.to(tl.int64)
-    channel = tl.arange(0, blocks.D)
+    channel = tl.arange(0, blocks.W)
     tokens = part_places(part, tiles, blocks)
     entry = ((sample * sizes.tokens + tokens.place)[:, None] * heads + part.head) * blocks.D
     # Gradients are read once, and leave the L1 cache to the matrix, as in the forward. They are on
     # their way while the low tokens are multiplied.
     grad = tl.load(
         grad_out + entry + channel[None, :],
-        mask=tokens.live[:, None],
+        mask=real_channels(tokens.live, blocks.D, blocks.W),
         other=0.0,
         cache_modifier=".cg",
     ).to(tl.float32)

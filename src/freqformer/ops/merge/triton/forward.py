@@ -2,7 +2,8 @@
 
 Shape legend: B batch, H heads, R = B * H rows (row = sample * H + head), N video and X text tokens,
 M low tokens, T tiles, K classes of tiles, D head_dim, SLOTS tokens of a tile, rounded up, NEAR low
-tokens around a tile, rounded up. An argument that is None is absent from the compiled kernel.
+tokens around a tile, rounded up, W channels of a block, D rounded up. An argument that is
+None is absent from the compiled kernel.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from freqformer.ops.jit import branch_gates, cast, dot
+from freqformer.ops.jit import branch_gates, cast, dot, real_channels
 
 LOW = tl.constexpr(0)
 DENSE = tl.constexpr(3)
@@ -83,6 +84,8 @@ class Blocks(NamedTuple):
     STEP: tl.constexpr
     """Low tokens that are multiplied at once."""
     D: tl.constexpr
+    W: tl.constexpr
+    """D, rounded up."""
     PARTS: tl.constexpr
     BRANCH: tl.constexpr
     """Whether every head has a LOW branch, which gates weigh."""
@@ -143,15 +146,15 @@ def part_places(part, tiles, blocks):
 
 @triton.jit
 def expanded(low_out, part, tiles, num_low, blocks):
-    """The tokens of a part from the low tokens around their tile, float32 (ROWS, D); low_out is
+    """The tokens of a part from the low tokens around their tile, float32 (ROWS, W); low_out is
     (R, M, D)."""
     token = tl.arange(0, blocks.ROWS)
-    channel = tl.arange(0, blocks.D)
+    channel = tl.arange(0, blocks.W)
     near = tiles.near + part.tile * blocks.NEAR
     # Most tiles are alike and share one matrix, which stays in the cache.
     kind = tl.load(tiles.kind + part.tile)
     matrix = tiles.weights + (kind * blocks.SLOTS + part.first) * blocks.NEAR
-    total = tl.zeros((blocks.ROWS, blocks.D), tl.float32)
+    total = tl.zeros((blocks.ROWS, blocks.W), tl.float32)
     for first in range(0, blocks.NEAR, blocks.STEP):
         step = first + tl.arange(0, blocks.STEP)
         source = tl.load(near + step)
@@ -159,7 +162,9 @@ def expanded(low_out, part, tiles, num_low, blocks):
         entry = (part.row.to(tl.int64) * num_low + source)[:, None] * blocks.D + channel[None, :]
         # -1 stands where a tile at the border has fewer low tokens around it. The matrix is 0
         # there, but 0 times what memory happens to hold could be NaN.
-        low = tl.load(low_out + entry, mask=(source >= 0)[:, None], other=0.0)
+        low = tl.load(
+            low_out + entry, mask=real_channels(source >= 0, blocks.D, blocks.W), other=0.0
+        )
         # A weight is a sum of PARTS 16-bit numbers: products on tensor cores are exact for each, so
         # that together they are as good as float32 weights.
         for summand in tl.static_range(blocks.PARTS):  # pyright: ignore[reportGeneralTypeIssues]
@@ -183,7 +188,7 @@ def merge_kernel(low_out, own, out, gates, allocation, tiles, sizes, blocks):
     """
     heads = sizes.heads
     part = program_part(sizes, blocks)
-    channel = tl.arange(0, blocks.D)
+    channel = tl.arange(0, blocks.W)
     first_out = part.sample.to(tl.int64) * sizes.tokens
     if blocks.BRANCH:
         if part.tile >= sizes.tiles:
@@ -191,7 +196,7 @@ def merge_kernel(low_out, own, out, gates, allocation, tiles, sizes, blocks):
             slot = part.first + tl.arange(0, blocks.ROWS)
             place = sizes.video + (part.tile - sizes.tiles) * blocks.SLOTS + slot
             entry = ((first_out + place)[:, None] * heads + part.head) * blocks.D + channel[None, :]
-            live = (place < sizes.tokens)[:, None]
+            live = real_channels(place < sizes.tokens, blocks.D, blocks.W)
             tl.store(out + entry, tl.load(own + entry, mask=live, other=0.0), mask=live)
             return
     band = tl.load(allocation.bands + part.sample * allocation.sample + part.head * allocation.head)
@@ -203,6 +208,7 @@ def merge_kernel(low_out, own, out, gates, allocation, tiles, sizes, blocks):
             return
     tokens = part_places(part, tiles, blocks)
     target = ((first_out + tokens.place)[:, None] * heads + part.head) * blocks.D + channel[None, :]
+    real = real_channels(tokens.live, blocks.D, blocks.W)
     result = expanded(low_out, part, tiles, sizes.low, blocks)
     if blocks.BRANCH:
         own_gate, low_gate = branch_gates(
@@ -217,11 +223,11 @@ def merge_kernel(low_out, own, out, gates, allocation, tiles, sizes, blocks):
         )
         # A LOW head's own band is the LOW branch itself, and nobody has written its `own`. What is
         # read is read once: it stays out of the L1 cache, where the matrix of a class lies.
-        read = tokens.live[:, None] & (band != LOW)
+        read = real & (band != LOW)
         x = tl.load(own + target, mask=read, other=0.0, cache_modifier=".cg").to(tl.float32)
         x = tl.where(band == LOW, result, x)
         # x + g * x and not (1 + g) * x: a gate of zero leaves x as it is, to the bit.
         result = x + own_gate[:, None] * x + low_gate[:, None] * result
     if not known:
-        result = tl.full((blocks.ROWS, blocks.D), float("nan"), tl.float32)
-    tl.store(out + target, cast(result, out.dtype.element_ty), mask=tokens.live[:, None])
+        result = tl.full((blocks.ROWS, blocks.W), float("nan"), tl.float32)
+    tl.store(out + target, cast(result, out.dtype.element_ty), mask=real)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton.language as tl
 from torch import Tensor
 
+from freqformer.buffers import buffer_width
 from freqformer.ops.merge.backward_tables import STEP, CollapseTables
 from freqformer.ops.merge.tables import MergeTables
 from freqformer.ops.merge.triton.backward import (
@@ -129,6 +130,7 @@ def merge_low_backward(
             LOW_SLOTS=tl.constexpr(low_slots),
             STEP=tl.constexpr(STEP),
             D=tl.constexpr(head_dim),
+            W=tl.constexpr(buffer_width(head_dim)),
             PARTS=tl.constexpr(parts),
             BRANCH=tl.constexpr(low_branch is not None),
         ),
@@ -201,6 +203,7 @@ def _blocks(tables: MergeTables, head_dim: int, *, branch: bool) -> Blocks:
         NEAR=tl.constexpr(near),
         STEP=tl.constexpr(min(near, NEAR_STEP)),
         D=tl.constexpr(head_dim),
+        W=tl.constexpr(buffer_width(head_dim)),
         PARTS=tl.constexpr(parts),
         BRANCH=tl.constexpr(branch),
     )

@@ -1,8 +1,9 @@
 """What the prologue's kernels take, by name.
 
 Shape legend: B batch, H heads, R = B * H rows (row = sample * H + head), N video and X text tokens,
-M low tokens, S rows of the key buffer, T tiles, K classes of tiles, C cells, D head_dim, SLOTS and
-LOW_SLOTS tokens and low tokens of a tile, rounded up. What is None is absent from the compiled
+M low tokens, S rows of the key buffer, T tiles, K classes of tiles, C cells, D head_dim, W
+channels of a row of the buffers: D rounded up, zeros from D on; SLOTS and LOW_SLOTS tokens and low
+tokens of a tile, rounded up. What is None is absent from the compiled
 kernel.
 """
 
@@ -54,14 +55,14 @@ class PreparedRows(NamedTuple):
     """What the prologue leaves for the launches after it."""
 
     query: Tensor
-    """(R, N + X + M, D): video tokens in tile order, unless the row is LOW, then text, then low
+    """(R, N + X + M, W): video tokens in tile order, unless the row is LOW, then text, then low
     tokens of LOW rows, and of all with a LOW branch. So far as blocks of the queries before read
     on, what holds none is zero."""
     key: Tensor
-    """(R, S, D), see `KeyLayout`."""
+    """(R, S, W), see `KeyLayout`."""
     value: Tensor
     sums: Tensor
-    """float32 (3, R, T, D): sums over tiles of rotated queries, of rotated keys and of values with
+    """float32 (3, R, T, W): sums over tiles of rotated queries, of rotated keys and of values with
     all bands; written in MID and HIGH rows, which alone need them. T is 0 where none does."""
     bands: Tensor
     """`Band` of every row, int32 (R,)."""
@@ -159,6 +160,8 @@ class Blocks(NamedTuple):
     """Tokens of a tile that a program holds at once."""
     LOW_SLOTS: tl.constexpr
     D: tl.constexpr
+    W: tl.constexpr
+    """D, rounded up: channels of a row of the buffers."""
     PARTS: tl.constexpr
     """Summands of a matrix: two 16-bit ones, or one of float32."""
     BRANCH: tl.constexpr

@@ -8,19 +8,26 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from freqformer.ops.prologue.triton.backward_tokens import load_grads, norm_grads
+from freqformer.ops.prologue.triton.backward_tokens import load_grads, norm_grads, write_grads
 from freqformer.ops.prologue.triton.tokens import (
     finite_where_masked,
     load_tokens,
     seen_text,
     this_program,
-    write_tokens,
 )
 
 
 @triton.jit
 def text_grads(
-    qkv, row_grads, text_mask, learned, outputs, sizes, TEXT_SLOTS: tl.constexpr, D: tl.constexpr
+    qkv,
+    row_grads,
+    text_mask,
+    learned,
+    outputs,
+    sizes,
+    TEXT_SLOTS: tl.constexpr,
+    D: tl.constexpr,
+    W: tl.constexpr,
 ):
     """Gradients of TEXT_SLOTS text tokens of one row: text has no bands, so that only a norm lies
     between the call's tokens and the buffers.
@@ -44,31 +51,31 @@ def text_grads(
     own = (sample.to(tl.int64) * sizes.tokens * heads + head) * D
     target = place * heads
     # Shares of text follow those of the row's tiles.
-    share_at = (program.wide_row * outputs.shares + sizes.tiles + program.part) * D
-    share_at += tl.arange(0, D)
-    text_at = (program.wide_row * sizes.key_rows + sizes.segments.text) * D
+    share_at = (program.wide_row * outputs.shares + sizes.tiles + program.part) * W
+    share_at += tl.arange(0, W)
+    text_at = (program.wide_row * sizes.key_rows + sizes.segments.text) * W
 
-    query_row = row_grads.query + program.wide_row * sizes.query_rows * D
-    g = load_grads(query_row, place, live, D).to(tl.float32)
+    query_row = row_grads.query + program.wide_row * sizes.query_rows * W
+    g = load_grads(query_row, place, live, W).to(tl.float32)
     if qkv.query.norm is not None:
-        raw = load_tokens(qkv.query, sample, head, place, live, D)
+        raw = load_tokens(qkv.query, sample, head, place, live, D, W)
         if text_mask is not None:
             # A masked query has a gradient of its own, and as the forward took it.
             raw = finite_where_masked(raw, seen)
         found = norm_grads(g, raw, qkv.query, learned.eps, D)
         g = found.tokens
         tl.store(outputs.query_norm + share_at, found.weight)
-    write_tokens(outputs.query + own, target, live, g)
+    write_grads(outputs.query + own, target, live, g, D)
 
-    g = load_grads(row_grads.key + text_at, slot, live, D).to(tl.float32)
+    g = load_grads(row_grads.key + text_at, slot, live, W).to(tl.float32)
     if qkv.key.norm is not None:
         # Masked keys count as zeros, as in the forward: 0 times NaN would be NaN.
-        raw = load_tokens(qkv.key, sample, head, place, seen, D)
+        raw = load_tokens(qkv.key, sample, head, place, seen, D, W)
         found = norm_grads(g, raw, qkv.key, learned.eps, D)
         g = found.tokens
         tl.store(outputs.key_norm + share_at, found.weight)
-    write_tokens(outputs.key + own, target, live, g)
+    write_grads(outputs.key + own, target, live, g, D)
 
     # Values went through unchanged, and so do their gradients.
-    g = load_grads(row_grads.value + text_at, slot, live, D).to(tl.float32)
-    write_tokens(outputs.value + own, target, live, g)
+    g = load_grads(row_grads.value + text_at, slot, live, W).to(tl.float32)
+    write_grads(outputs.value + own, target, live, g, D)

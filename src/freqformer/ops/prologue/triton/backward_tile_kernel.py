@@ -23,6 +23,7 @@ from freqformer.ops.prologue.triton.backward_tokens import (
     load_grads,
     norm_grads,
     turned_back,
+    write_grads,
 )
 from freqformer.ops.prologue.triton.tokens import (
     DENSE,
@@ -35,7 +36,6 @@ from freqformer.ops.prologue.triton.tokens import (
     normed,
     sees_summaries,
     this_program,
-    write_tokens,
 )
 
 
@@ -51,7 +51,7 @@ class Given(NamedTuple):
 
 
 class TokenGrads(NamedTuple):
-    """Gradients of tokens (CHUNK, D), and what they give to the gains of the head."""
+    """Gradients of tokens (CHUNK, W), and what they give to the gains of the head."""
 
     tokens: tl.tensor
     low: tl.tensor
@@ -61,20 +61,20 @@ class TokenGrads(NamedTuple):
 
 @triton.jit
 def _exact_grads(x, given, mean, chunk, tiles, blocks):
-    """Gradients of the rotated tokens of a chunk with all bands: float32 (CHUNK, D).
+    """Gradients of the rotated tokens of a chunk with all bands: float32 (CHUNK, W).
 
     Args:
         x, given, chunk: `Tokens`, `Given`, `Chunk`.
-        mean: what the low summary's gradient gives to every token of its cell, (D,); None without
+        mean: what the low summary's gradient gives to every token of its cell, (W,); None without
             summaries.
     """
-    D: tl.constexpr = blocks.D
+    W: tl.constexpr = blocks.W
     CHUNK: tl.constexpr = blocks.CHUNK
     LOW_SLOTS: tl.constexpr = blocks.LOW_SLOTS
     tile = chunk.tile
-    g = tl.zeros((CHUNK, D), tl.float32)
+    g = tl.zeros((CHUNK, W), tl.float32)
     if (tile.band == LOW) | blocks.BRANCH:
-        low = load_grads(given.base + given.low * D, tile.low_place, tile.low_place >= 0, D)
+        low = load_grads(given.base + given.low * W, tile.low_place, tile.low_place >= 0, W)
         # The transpose of the analysis matrix, by the order of the loads. Its last row, the ones of
         # the tile's sum, meets a gradient of zero: low_place is -1 there.
         slot = tl.arange(0, LOW_SLOTS)
@@ -86,16 +86,16 @@ def _exact_grads(x, given, mean, chunk, tiles, blocks):
     if tile.band == LOW:
         if x.KEEPS_EXACT:
             # From text queries alone: a LOW row's own queries see low tokens.
-            g += load_grads(given.base, chunk.tile_order, chunk.live, D).to(tl.float32)
+            g += load_grads(given.base, chunk.tile_order, chunk.live, W).to(tl.float32)
     else:
         # The video segment holds tokens with all bands. Where it holds weighted bands,
         # `_feature_grads` takes its gradient.
         if (x.FEATURES == "full") | (tile.band == DENSE):
-            g += load_grads(given.base, chunk.tile_order, chunk.live, D).to(tl.float32)
+            g += load_grads(given.base, chunk.tile_order, chunk.live, W).to(tl.float32)
         if x.KEEPS_EXACT:
             if (given.exact > 0) & (tile.band != DENSE):
-                exact = given.base + given.exact * D
-                g += load_grads(exact, chunk.tile_order, chunk.live, D).to(tl.float32)
+                exact = given.base + given.exact * W
+                g += load_grads(exact, chunk.tile_order, chunk.live, W).to(tl.float32)
     if mean is not None:
         # A summary is a mean of rotated tokens, so that this comes before they are turned back.
         g += mean[None, :]
@@ -104,27 +104,27 @@ def _exact_grads(x, given, mean, chunk, tiles, blocks):
 
 @triton.jit
 def _feature_grads(x, tokens, given, chunk, tiles, learned, blocks):
-    """What the weighted bands of a MID or HIGH row give to its normalised tokens (CHUNK, D) and to
+    """What the weighted bands of a MID or HIGH row give to its normalised tokens (CHUNK, W) and to
     the head's gains."""
     SLOTS: tl.constexpr = blocks.SLOTS
     CHUNK: tl.constexpr = blocks.CHUNK
-    D: tl.constexpr = blocks.D
+    W: tl.constexpr = blocks.W
     PARTS: tl.constexpr = blocks.PARTS
     SIZE: tl.constexpr = SLOTS * SLOTS
     tile = chunk.tile
     # Gradients are float32, and tensor cores take 16 bits: the products split them into two.
     dtype: tl.constexpr = tokens.dtype
     step = tiles.projector_step
-    low = tl.zeros((CHUNK, D), tl.float32)
-    mid = tl.zeros((CHUNK, D), tl.float32)
-    own = tl.zeros((CHUNK, D), tl.float32)
+    low = tl.zeros((CHUNK, W), tl.float32)
+    mid = tl.zeros((CHUNK, W), tl.float32)
+    own = tl.zeros((CHUNK, W), tl.float32)
     # The projectors are symmetric, so they bring gradients back too.
     matrix = tiles.projectors + tile.kind * 3 * SIZE + chunk.skip * SLOTS
     for ahead in range(0, SLOTS, CHUNK):
         near = load_chunk(tile, ahead, tiles, blocks)
-        g = load_grads(given.base, near.tile_order, near.live, D).to(tl.float32)
+        g = load_grads(given.base, near.tile_order, near.live, W).to(tl.float32)
         # Bands are taken before the rotation, so that gradients turn back before the projectors.
-        g = turned_back(g, x, near, learned, D)
+        g = turned_back(g, x, near, learned, blocks.D)
         if x.FEATURES == "own_band":
             block = matrix + tile.band * SIZE + ahead
             own = add_wide_product(own, block, step, g, dtype, SLOTS, PARTS)
@@ -156,7 +156,7 @@ def _feature_grads(x, tokens, given, chunk, tiles, learned, blocks):
 
 @triton.jit
 def _token_grads(x, tokens, given, mean, chunk, tiles, learned, blocks):
-    """Gradients of normalised tokens (CHUNK, D) of one tile.
+    """Gradients of normalised tokens (CHUNK, W) of one tile.
 
     Args:
         x, given, chunk: `Tokens`, `Given`, `Chunk`.
@@ -179,13 +179,13 @@ def _token_grads(x, tokens, given, mean, chunk, tiles, learned, blocks):
 
 
 @triton.jit
-def _mean_grad(given, tile, tiles, sizes, D: tl.constexpr):
-    """What the low summary of a cell gives to every token of it, float32 (D,); `given` is the row's
+def _mean_grad(given, tile, tiles, sizes, W: tl.constexpr):
+    """What the low summary of a cell gives to every token of it, float32 (W,); `given` is the row's
     part of a gradient."""
     # LOW and DENSE rows see no low summary, and their gradient holds anything there.
     banded = (tile.band == MID) | (tile.band == HIGH)
     count = tl.load(tiles.cell_counts + tile.cell).to(tl.float32)
-    at = (sizes.segments.low_summaries + tile.cell) * D + tl.arange(0, D)
+    at = (sizes.segments.low_summaries + tile.cell) * W + tl.arange(0, W)
     return tl.load(given + at, mask=banded, other=0.0).to(tl.float32) / count
 
 
@@ -201,15 +201,16 @@ def tile_grads(qkv, rows, row_grads, tiles, learned, outputs, sizes, blocks):
         outputs: `Outputs`; `pools` is read.
     """
     D: tl.constexpr = blocks.D
+    W: tl.constexpr = blocks.W
     heads = sizes.heads
     program = this_program(sizes)
     band = tl.load(rows.bands + program.row)
     tile = load_tile(program, band, tiles, blocks)
     wide_row = tile.wide_row
-    channel = tl.arange(0, D)
-    query_row = row_grads.query + wide_row * sizes.query_rows * D
-    key_row = row_grads.key + wide_row * sizes.key_rows * D
-    value_row = row_grads.value + wide_row * sizes.key_rows * D
+    channel = tl.arange(0, W)
+    query_row = row_grads.query + wide_row * sizes.query_rows * W
+    key_row = row_grads.key + wide_row * sizes.key_rows * W
+    value_row = row_grads.value + wide_row * sizes.key_rows * W
     exact = sizes.segments.exact
     # Low queries follow text in their buffer, low keys and values have a segment.
     query_given = Given(base=query_row, low=sizes.tokens, exact=exact)
@@ -221,10 +222,10 @@ def tile_grads(qkv, rows, row_grads, tiles, learned, outputs, sizes, blocks):
     value_mean = None
     if tiles.cell is not None:
         # Loaded once: it is the same for all tokens of the tile.
-        key_mean = _mean_grad(key_row, tile, tiles, sizes, D)
-        value_mean = _mean_grad(value_row, tile, tiles, sizes, D)
-    query_share = tl.zeros((D,), tl.float32)
-    key_share = tl.zeros((D,), tl.float32)
+        key_mean = _mean_grad(key_row, tile, tiles, sizes, W)
+        value_mean = _mean_grad(value_row, tile, tiles, sizes, W)
+    query_share = tl.zeros((W,), tl.float32)
+    key_share = tl.zeros((W,), tl.float32)
     low_gain = 0.0
     mid_gain = 0.0
     high_gain = 0.0
@@ -238,7 +239,7 @@ def tile_grads(qkv, rows, row_grads, tiles, learned, outputs, sizes, blocks):
 
         # The norm is taken again: its gradient needs the raw tokens, and these are fewer bytes
         # than both.
-        raw = load_tokens(qkv.query, tile.sample, tile.head, place, live, D)
+        raw = load_tokens(qkv.query, tile.sample, tile.head, place, live, D, W)
         x = normed(raw, qkv.query, learned.eps, D)
         found = _token_grads(qkv.query, x, query_given, None, chunk, tiles, learned, blocks)
         g = found.tokens
@@ -246,12 +247,12 @@ def tile_grads(qkv, rows, row_grads, tiles, learned, outputs, sizes, blocks):
             before = norm_grads(g, raw, qkv.query, learned.eps, D)
             g = before.tokens
             query_share += before.weight
-        write_tokens(outputs.query + own, target, live, g)
+        write_grads(outputs.query + own, target, live, g, D)
         low_gain += found.low
         mid_gain += found.mid
         high_gain += found.high
 
-        raw = load_tokens(qkv.key, tile.sample, tile.head, place, live, D)
+        raw = load_tokens(qkv.key, tile.sample, tile.head, place, live, D, W)
         x = normed(raw, qkv.key, learned.eps, D)
         found = _token_grads(qkv.key, x, key_given, key_mean, chunk, tiles, learned, blocks)
         g = found.tokens
@@ -273,10 +274,10 @@ def tile_grads(qkv, rows, row_grads, tiles, learned, outputs, sizes, blocks):
             before = norm_grads(g, raw, qkv.key, learned.eps, D)
             g = before.tokens
             key_share += before.weight
-        write_tokens(outputs.key + own, target, live, g)
+        write_grads(outputs.key + own, target, live, g, D)
 
         # Values have neither norm nor rotation.
-        x = load_tokens(qkv.value, tile.sample, tile.head, place, live, D)
+        x = load_tokens(qkv.value, tile.sample, tile.head, place, live, D, W)
         found = _token_grads(qkv.value, x, value_given, value_mean, chunk, tiles, learned, blocks)
         g = found.tokens
         low_gain += found.low
@@ -289,9 +290,9 @@ def tile_grads(qkv, rows, row_grads, tiles, learned, outputs, sizes, blocks):
                         value_row, outputs, learned, tile, tiles, sizes, blocks, other
                     )
                     g = pooled_value_grads(g, pooling, chunk, tiles, blocks)
-        write_tokens(outputs.value + own, target, live, g)
+        write_grads(outputs.value + own, target, live, g, D)
     # Shares, not atomic sums: their order would change from run to run.
-    share_at = (wide_row * outputs.shares + tile.number) * D + channel
+    share_at = (wide_row * outputs.shares + tile.number) * W + channel
     if qkv.query.norm is not None:
         tl.store(outputs.query_norm + share_at, query_share)
     if qkv.key.norm is not None:

@@ -1,6 +1,7 @@
 """What the Triton kernels of the prologue's backward do with gradients of tokens, in float32.
 
-Shape legend: D head_dim, CHUNK tokens of a tile that a program holds at once.
+Shape legend: D head_dim, W channels of a row of the buffers, CHUNK tokens of a tile that a program
+holds at once. Gradients in registers are as wide as the buffers: zeros follow their D channels.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from freqformer.ops.jit import cast, dot
+from freqformer.ops.jit import cast, dot, load_vector, real_channels
 from freqformer.ops.prologue.triton.arguments import Rotary
 from freqformer.ops.prologue.triton.tokens import rotary_tables, rotate_tokens
 
@@ -21,9 +22,9 @@ class RowGrads(NamedTuple):
     something."""
 
     query: Tensor
-    """(R, N + X + M, D)."""
+    """(R, N + X + M, W)."""
     key: Tensor
-    """(R, S, D)."""
+    """(R, S, W)."""
     value: Tensor
 
 
@@ -36,12 +37,12 @@ class Outputs(NamedTuple):
     key: Tensor
     value: Tensor
     query_norm: Tensor | None
-    """float32 (R, shares, D), shares of the gradient of the norm's weight; None for no norm."""
+    """float32 (R, shares, W), shares of the gradient of the norm's weight; None for no norm."""
     key_norm: Tensor | None
     gains: Tensor | None
     """float32 (R, T, 3)."""
     pooling: Tensor | None
-    """float32 (R, T, 2, D), of the pooling queries."""
+    """float32 (R, T, 2, W), of the pooling queries."""
     pools: Tensor | None
     """float32 (R, 2, 2, N) by band, in tile order: weights of tokens in the pooling, and ds of
     their scores; between two launches only."""
@@ -50,25 +51,34 @@ class Outputs(NamedTuple):
 
 
 class NormGrads(NamedTuple):
-    """Gradients of tokens (CHUNK, D) before their norm, and what they give to its weight (D,)."""
+    """Gradients of tokens (CHUNK, W) before their norm, and what they give to its weight (W,)."""
 
     tokens: tl.tensor
     weight: tl.tensor
 
 
 @triton.jit
-def load_grads(grad, place, live, D: tl.constexpr):
-    """Rows `place` of a gradient (rows, D), zero where not live."""
-    entry = grad + place.to(tl.int64)[:, None] * D + tl.arange(0, D)[None, :]
+def load_grads(grad, place, live, W: tl.constexpr):
+    """Rows `place` of a gradient (rows, W), zero where not live."""
+    entry = grad + place.to(tl.int64)[:, None] * W + tl.arange(0, W)[None, :]
     # What attention left where a row of its band holds nothing is any number.
     return tl.load(entry, mask=live[:, None], other=0.0)
+
+
+@triton.jit
+def write_grads(target, place, live, g, D: tl.constexpr):
+    """Gradients g (places, W) of tokens of D channels to the rows `place` of a tensor (rows, D)."""
+    W: tl.constexpr = g.shape[1]
+    entry = target + place.to(tl.int64)[:, None] * D + tl.arange(0, W)[None, :]
+    # Rounded by `cast`: left to the store, the interpreter would cut bfloat16 off.
+    tl.store(entry, cast(g, target.dtype.element_ty), mask=real_channels(live, D, W))
 
 
 @triton.jit
 def turned_back(g, x, chunk, learned, D: tl.constexpr):
     """Gradients of a chunk of `Tokens` x before the rotary embedding, from those after it."""
     if x.ROTATED and learned.rotary is not None:
-        turn = rotary_tables(learned.rotary, chunk.call_order, chunk.live, D)
+        turn = rotary_tables(learned.rotary, chunk.call_order, chunk.live, D, g.shape[1])
         # The transpose of a rotation is its inverse: the same angle with the other sign.
         g = rotate_tokens(g, Rotary(cos=turn.cos, sin=-turn.sin))
     return g
@@ -118,13 +128,13 @@ def whole_block(matrix, step, SIDE: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl
 
 @triton.jit
 def norm_grads(g, raw, x, eps, D: tl.constexpr):
-    """Gradients of raw tokens (CHUNK, D) of `Tokens` x, from those of the normalised ones."""
+    """Gradients of raw tokens (CHUNK, W) of `Tokens` x, from those of the normalised ones."""
     # Squares of float16 would overflow. The root is computed again: it is cheaper than reading it.
     wide = raw.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, 1) / D + eps)
     unit = wide * scale[:, None]
     share = tl.sum(g * unit, 0)
-    g *= tl.load(x.norm + tl.arange(0, D)).to(tl.float32)[None, :]
+    g *= load_vector(x.norm, D, g.shape[1])[None, :]
     # What lies along the token changes its length alone, and the norm takes that out.
     tokens = scale[:, None] * (g - unit * (tl.sum(g * unit, 1) / D)[:, None])
     return NormGrads(tokens=tokens, weight=share)

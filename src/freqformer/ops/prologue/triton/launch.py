@@ -1,7 +1,8 @@
 """The prologue in two Triton launches, for rows of every band at once: the host side.
 
 Shape legend: B batch, H heads, R = B * H rows (row = sample * H + head), N video tokens, X text
-tokens, M low tokens, T tiles, C cells, D head_dim, S rows of the key buffer (`buffers.key_layout`).
+tokens, M low tokens, T tiles, C cells, D head_dim, W channels of a row of the buffers
+(`buffers.buffer_width`), S rows of the key buffer (`buffers.key_layout`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from freqformer.buffers import PAD, power_of_two
+from freqformer.buffers import PAD, buffer_width, power_of_two
 from freqformer.ops.architectures import architecture
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.prologue.tables import PrologueTables
@@ -142,14 +143,15 @@ def _finish_rows(
 
 def _empty_rows(query: Tensor, common: Common, tables: PrologueTables) -> PreparedRows:
     _, _, _, head_dim = query.shape
+    width = buffer_width(head_dim)
     sizes = common.sizes
     tiles = sizes.tiles if tables.sums else 0
     pooled = 0 if common.learned.pooling is None else sizes.cells
     return PreparedRows(
-        query=query.new_empty(sizes.rows, sizes.query_rows, head_dim),
-        key=query.new_empty(sizes.rows, sizes.key_rows, head_dim),
-        value=query.new_empty(sizes.rows, sizes.key_rows, head_dim),
-        sums=query.new_empty(3, sizes.rows, tiles, head_dim, dtype=torch.float32),
+        query=query.new_empty(sizes.rows, sizes.query_rows, width),
+        key=query.new_empty(sizes.rows, sizes.key_rows, width),
+        value=query.new_empty(sizes.rows, sizes.key_rows, width),
+        sums=query.new_empty(3, sizes.rows, tiles, width, dtype=torch.float32),
         bands=query.new_empty(sizes.rows, dtype=torch.int32),
         order=query.new_empty(sizes.rows, dtype=torch.int32),
         pool_lse=query.new_empty(sizes.rows, pooled, 2, dtype=torch.float32),
@@ -255,6 +257,7 @@ def tile_blocks(tables: PrologueTables, head_dim: int, chunk: int, low_branch: b
         CHUNK=tl.constexpr(min(slots, chunk)),
         LOW_SLOTS=tl.constexpr(low_slots),
         D=tl.constexpr(head_dim),
+        W=tl.constexpr(buffer_width(head_dim)),
         PARTS=tl.constexpr(parts),
         BRANCH=tl.constexpr(low_branch),
         SUMS=tl.constexpr(tables.sums),
@@ -268,6 +271,7 @@ def _row_blocks(
     return RowBlocks(
         SLOTS=tl.constexpr(slots),
         D=tl.constexpr(head_dim),
+        W=tl.constexpr(buffer_width(head_dim)),
         PARTS=tl.constexpr(parts),
         STEP=tl.constexpr(CELL_STEP),
         TEXT_SLOTS=tl.constexpr(TEXT_SLOTS),

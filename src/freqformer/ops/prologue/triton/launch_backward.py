@@ -1,7 +1,8 @@
 """Backward of the prologue in two or three Triton launches: the host side.
 
 Shape legend: B batch, H heads, R = B * H rows (row = sample * H + head), N video tokens, X text
-tokens, T tiles, C cells, D head_dim, S rows of the key buffer (`buffers.key_layout`).
+tokens, T tiles, C cells, D head_dim, W channels of a row of the buffers (`buffers.buffer_width`), S
+rows of the key buffer (`buffers.key_layout`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from freqformer.buffers import buffer_width
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.prologue.tables import PrologueTables
 from freqformer.ops.prologue.triton.arguments import Blocks, PreparedRows
@@ -70,7 +72,8 @@ def prepare_rows_backward(
     query_grads, key_grads, value_grads = row_grads
     grads = RowGrads(query=query_grads, key=key_grads, value=value_grads)
     outputs = _empty_outputs(qkv, common)
-    _, _, head_dim = query_grads.shape
+    query, _, _ = qkv
+    _, _, _, head_dim = query.shape
     _tile_grads(common, rows, grads, outputs, tile_blocks(tables, head_dim, CHUNK, low_branch))
     if common.num_text:
         mask = None if text_mask is None else text_mask.contiguous()
@@ -97,6 +100,7 @@ def _with_cells(common: Common, tables: PrologueTables) -> Common:
 def _empty_outputs(qkv: Tensors, common: Common) -> Outputs:
     query, key, value = qkv
     _, _, _, head_dim = query.shape
+    width = buffer_width(head_dim)
     sizes = common.sizes
     learned = common.learned
     shares = sizes.tiles + _text_blocks(common)
@@ -108,15 +112,15 @@ def _empty_outputs(qkv: Tensors, common: Common) -> Outputs:
     pools = None
     if learned.pooling is not None:
         # Rows give nothing to the pooling queries of bands that they don't see summaries of.
-        pooling = wide(sizes.tiles, 2, head_dim).zero_()
+        pooling = wide(sizes.tiles, 2, width).zero_()
         pools = wide(2, 2, sizes.video)
     return Outputs(
         # Contiguous, whatever the strides of what came.
         query=query.new_empty(query.shape),
         key=key.new_empty(key.shape),
         value=value.new_empty(value.shape),
-        query_norm=None if common.qkv.query.norm is None else wide(shares, head_dim),
-        key_norm=None if common.qkv.key.norm is None else wide(shares, head_dim),
+        query_norm=None if common.qkv.query.norm is None else wide(shares, width),
+        key_norm=None if common.qkv.key.norm is None else wide(shares, width),
         gains=None if learned.gains is None else wide(sizes.tiles, 3),
         pooling=pooling,
         pools=pools,
@@ -169,15 +173,17 @@ def _text_grads(
         common.sizes,
         TEXT_SLOTS=tl.constexpr(TEXT_SLOTS),
         D=tl.constexpr(head_dim),
+        W=tl.constexpr(buffer_width(head_dim)),
     )
 
 
 def _summed(shares: Tensor | None, given: Tensor | None, heads: int = 0) -> Tensor | None:
-    """The gradient of what is learned from its shares, (R, shares, ...); of `heads` where each has
-    its own. None for what isn't given."""
+    """The gradient of what is learned from its shares, (R, shares, ...), which are as wide or have
+    zeros after its channels; of `heads` where each has its own. None for what isn't given."""
     if given is None:
         return None
     if shares is None:
         return torch.zeros_like(given)
+    shares = shares[..., : given.shape[-1]]
     total = shares.unflatten(0, (-1, heads)).sum((0, 2)) if heads else shares.sum((0, 1))
     return total.to(given.dtype)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from freqformer.ops.jit import cast
+from freqformer.ops.jit import cast, load_vector
 from freqformer.ops.prologue.triton.tokens import (
     HIGH,
     LOW,
@@ -57,6 +57,8 @@ class RowBlocks(NamedTuple):
 
     SLOTS: tl.constexpr
     D: tl.constexpr
+    W: tl.constexpr
+    """D, rounded up: channels of a row of the buffers."""
     PARTS: tl.constexpr
     STEP: tl.constexpr
     """Tiles of a cell that are added at once."""
@@ -72,7 +74,7 @@ class RowBlocks(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One row's part of the buffers, rows of D numbers each."""
+    """One row's part of the buffers, rows of W numbers each."""
 
     query: tl.tensor
     key: tl.tensor
@@ -80,7 +82,7 @@ class Row(NamedTuple):
 
 
 class Pooled(NamedTuple):
-    """Where a learned summary goes: key and value (D,), and log-sum-exp of its scores."""
+    """Where a learned summary goes: key and value (W,), and log-sum-exp of its scores."""
 
     key: tl.tensor
     value: tl.tensor
@@ -90,27 +92,27 @@ class Pooled(NamedTuple):
 @triton.jit
 def _average(rows, row, program, sizes, jobs, blocks):
     """The mean key and value of a cell's tokens, from sums over its tiles, to a `Row`."""
-    D: tl.constexpr = blocks.D
+    W: tl.constexpr = blocks.W
     cell = program.part
-    channel = tl.arange(0, D)
-    key = tl.zeros((D,), tl.float32)
-    value = tl.zeros((D,), tl.float32)
-    # Sums of queries come first, (3, R, T, D): keys begin R rows on, and values R rows after them.
+    channel = tl.arange(0, W)
+    key = tl.zeros((W,), tl.float32)
+    value = tl.zeros((W,), tl.float32)
+    # Sums of queries come first, (3, R, T, W): keys begin R rows on, and values R rows after them.
     first_tile = (sizes.rows + program.wide_row) * sizes.tiles
-    value_sums = rows.sums + tl.cast(sizes.rows, tl.int64) * sizes.tiles * D
+    value_sums = rows.sums + tl.cast(sizes.rows, tl.int64) * sizes.tiles * W
     for first in range(0, jobs.longest, blocks.STEP):
         step = first + tl.arange(0, blocks.STEP)
         tile = tl.load(
             jobs.cell_tiles + cell * jobs.longest + step, mask=step < jobs.longest, other=-1
         )
-        entry = (first_tile + tile.to(tl.int64))[:, None] * D + channel[None, :]
+        entry = (first_tile + tile.to(tl.int64))[:, None] * W + channel[None, :]
         # Cells at the grid's border have fewer tiles, and -1 stands for those that they lack.
         real = (tile >= 0)[:, None]
         key += tl.sum(tl.load(rows.sums + entry, mask=real, other=0.0), 0)
         value += tl.sum(tl.load(value_sums + entry, mask=real, other=0.0), 0)
     # By tokens and not by tiles: tiles at the border hold fewer.
     count = tl.load(jobs.cell_counts + cell).to(tl.float32)
-    place = (sizes.segments.low_summaries + cell) * D
+    place = (sizes.segments.low_summaries + cell) * W
     tl.store(row.key + place + channel, cast(key / count, row.key.dtype.element_ty))
     tl.store(row.value + place + channel, cast(value / count, row.value.dtype.element_ty))
 
@@ -139,19 +141,20 @@ def _pool(qkv, target, program, tiles, learned, jobs, blocks, OTHER: tl.constexp
     """
     SLOTS: tl.constexpr = blocks.SLOTS
     D: tl.constexpr = blocks.D
+    W: tl.constexpr = blocks.W
     sample = program.sample
     head = program.head
-    channel = tl.arange(0, D)
+    channel = tl.arange(0, W)
     # The head has two pooling queries, of the mid and of the high band.
-    query = tl.load(learned.pooling + (head * 2 + OTHER - 1) * D + channel).to(tl.float32)
+    query = load_vector(learned.pooling + (head * 2 + OTHER - 1) * D, D, W)
     band = tiles.projectors + OTHER * SLOTS * SLOTS
     # A running softmax: the largest score so far, and sums of weights relative to it.
     m_i = float("-inf")
     l_i = 0.0
     # Even and odd channels apart: so they are rotated, and a rotated tile needn't be put together.
-    even = tl.zeros((D // 2,), tl.float32)
-    odd = tl.zeros((D // 2,), tl.float32)
-    pooled_value = tl.zeros((D,), tl.float32)
+    even = tl.zeros((W // 2,), tl.float32)
+    odd = tl.zeros((W // 2,), tl.float32)
+    pooled_value = tl.zeros((W,), tl.float32)
     for member in range(jobs.longest):
         tile = tl.load(jobs.cell_tiles + program.part * jobs.longest + member)
         # A cell of fewer tiles reads its missing ones as the first tile, and uses no token of it.
@@ -162,7 +165,7 @@ def _pool(qkv, target, program, tiles, learned, jobs, blocks, OTHER: tl.constexp
         if tiles.raster is not None:
             place = tl.load(tiles.raster + place, mask=live, other=0)
         projector = band + tl.load(tiles.kind + tile) * 3 * SLOTS * SLOTS
-        key = load_tokens(qkv.key, sample, head, place, live, D)
+        key = load_tokens(qkv.key, sample, head, place, live, D, W)
         key = normed(key, qkv.key, learned.eps, D)
         passed = project(projector, tiles.projector_step, key, blocks.PARTS)
         # Scores are those of keys before they are rotated: what a summary is made of doesn't depend
@@ -172,11 +175,11 @@ def _pool(qkv, target, program, tiles, learned, jobs, blocks, OTHER: tl.constexp
         new_m_i = tl.maximum(m_i, tl.max(scores, 0))
         decay = tl.exp(m_i - new_m_i)
         weight = tl.exp(scores - new_m_i)
-        passed_even, passed_odd = tl.split(tl.reshape(passed * weight[:, None], (SLOTS, D // 2, 2)))
+        passed_even, passed_odd = tl.split(tl.reshape(passed * weight[:, None], (SLOTS, W // 2, 2)))
         even = even * decay
         odd = odd * decay
         if learned.rotary is not None:
-            turn = rotary_tables(learned.rotary, place, live, D)
+            turn = rotary_tables(learned.rotary, place, live, D, W)
             even += tl.sum(passed_even * turn.cos - passed_odd * turn.sin, 0)
             odd += tl.sum(passed_even * turn.sin + passed_odd * turn.cos, 0)
         else:
@@ -185,11 +188,11 @@ def _pool(qkv, target, program, tiles, learned, jobs, blocks, OTHER: tl.constexp
         # The projector P is symmetric: the pooled value w^T (P v) is (P w)^T v, and P w takes far
         # fewer products than P v.
         spread = _project_vector(projector, tiles.projector_step, weight, blocks.PARTS)
-        value = load_tokens(qkv.value, sample, head, place, live, D)
+        value = load_tokens(qkv.value, sample, head, place, live, D, W)
         pooled_value = pooled_value * decay + tl.sum(value.to(tl.float32) * spread[:, None], 0)
         l_i = l_i * decay + tl.sum(weight, 0)
         m_i = new_m_i
-    pooled_key = tl.reshape(tl.join(even, odd), (D,))
+    pooled_key = tl.reshape(tl.join(even, odd), (W,))
     tl.store(target.key + channel, cast(pooled_key / l_i, target.key.dtype.element_ty))
     tl.store(target.value + channel, cast(pooled_value / l_i, target.value.dtype.element_ty))
     # From this the backward has every weight again without a pass over the cell.
@@ -200,6 +203,7 @@ def _pool(qkv, target, program, tiles, learned, jobs, blocks, OTHER: tl.constexp
 def _write_text(qkv, row, program, learned, sizes, jobs, blocks):
     """Text tokens to a `Row`, normalised; text has no bands and is not rotated."""
     D: tl.constexpr = blocks.D
+    W: tl.constexpr = blocks.W
     sample = program.sample
     head = program.head
     num_text = sizes.tokens - sizes.video
@@ -210,12 +214,12 @@ def _write_text(qkv, row, program, learned, sizes, jobs, blocks):
     place = sizes.video + slot
     live = slot < num_text
     seen = seen_text(jobs.text_mask, sample, num_text, slot, live)
-    query = load_tokens(qkv.query, sample, head, place, live, D)
+    query = load_tokens(qkv.query, sample, head, place, live, D, W)
     if jobs.text_mask is not None:
         query = finite_where_masked(query, seen)
     # Masked keys and values weigh nothing, but 0 times NaN is NaN.
-    key = load_tokens(qkv.key, sample, head, place, seen, D)
-    value = load_tokens(qkv.value, sample, head, place, seen, D)
+    key = load_tokens(qkv.key, sample, head, place, seen, D, W)
+    value = load_tokens(qkv.value, sample, head, place, seen, D, W)
     query = normed(query, qkv.query, learned.eps, D)
     key = normed(key, qkv.key, learned.eps, D)
     target = sizes.segments.text + slot
@@ -228,12 +232,12 @@ def _write_text(qkv, row, program, learned, sizes, jobs, blocks):
 def _write_zeros(row, run, band, sizes, jobs, blocks):
     """One run of zeros among the keys and values of a `Row`, where a block that begins in the
     segment before may end; and with the first run those of its queries."""
-    D: tl.constexpr = blocks.D
-    channel = tl.arange(0, D)
+    W: tl.constexpr = blocks.W
+    channel = tl.arange(0, W)
     place = tl.load(jobs.zero_rows + run) + tl.arange(0, blocks.PAD)
     # Within one row numbers fit into an int32: only the row's own offset is wide.
-    entry = place[:, None] * D + channel[None, :]
-    nothing = tl.zeros((blocks.PAD, D), row.key.dtype.element_ty)
+    entry = place[:, None] * W + channel[None, :]
+    nothing = tl.zeros((blocks.PAD, W), row.key.dtype.element_ty)
     tl.store(row.key + entry, nothing)
     tl.store(row.value + entry, nothing)
     if run == 0:
@@ -284,14 +288,14 @@ def finish_rows(qkv, allocation, rows, tiles, learned, sizes, jobs, blocks):
         rows: `PreparedRows`; tile sums are read, all but those and video tokens are written.
         jobs, blocks: `Jobs`, `RowBlocks`.
     """
-    D: tl.constexpr = blocks.D
+    W: tl.constexpr = blocks.W
     program = this_program(sizes)
     job = program.part
     band = row_band(allocation, program.sample, program.head)
     row = Row(
-        query=rows.query + program.wide_row * sizes.query_rows * D,
-        key=rows.key + program.wide_row * sizes.key_rows * D,
-        value=rows.value + program.wide_row * sizes.key_rows * D,
+        query=rows.query + program.wide_row * sizes.query_rows * W,
+        key=rows.key + program.wide_row * sizes.key_rows * W,
+        value=rows.value + program.wide_row * sizes.key_rows * W,
     )
     if job < sizes.cells:
         if blocks.SUMS:
@@ -305,7 +309,7 @@ def finish_rows(qkv, allocation, rows, tiles, learned, sizes, jobs, blocks):
                     place = summaries_of(sizes.segments, other) + job
                     # From the buffers, and not from `row`: its pointers would stay in registers
                     # through all of the pooling, which has none to spare.
-                    at = (program.wide_row * sizes.key_rows + place) * D
+                    at = (program.wide_row * sizes.key_rows + place) * W
                     cell = program.wide_row * sizes.cells + job
                     target = Pooled(
                         key=rows.key + at,

@@ -42,7 +42,7 @@ class Target(NamedTuple):
 
 @triton.jit
 def _band_features(x, FEATURES: tl.constexpr, tile, tiles, learned, blocks):
-    """A MID or HIGH row's tokens of one tile with their bands weighted: float32 (SLOTS, D)."""
+    """A MID or HIGH row's tokens of one tile with their bands weighted: float32 (SLOTS, W)."""
     size: tl.constexpr = blocks.SLOTS * blocks.SLOTS
     projectors = tiles.projectors + tile.kind * 3 * size
     step = tiles.projector_step
@@ -77,10 +77,12 @@ def _move(x, target, chunk, turn, tiles, learned, blocks):
         x, target, chunk: `Tokens`, `Target`, `Chunk`.
         turn: cos and sin of the tokens; None for values and without rotary embedding.
 
-    Returns: the tokens normalised and rotated, (CHUNK, D), in their dtype.
+    Returns: the tokens normalised and rotated, (CHUNK, W), in their dtype.
     """
     tile = chunk.tile
-    tokens = load_tokens(x, tile.sample, tile.head, chunk.call_order, chunk.live, blocks.D)
+    tokens = load_tokens(
+        x, tile.sample, tile.head, chunk.call_order, chunk.live, blocks.D, blocks.W
+    )
     tokens = normed(tokens, x, learned.eps, blocks.D)
     turned = tokens
     if turn is not None:
@@ -106,7 +108,7 @@ def _move(x, target, chunk, turn, tiles, learned, blocks):
             written = weighted
     if x.KEEPS_EXACT:
         if (target.exact > 0) & banded:
-            exact = target.base + target.exact * blocks.D
+            exact = target.base + target.exact * blocks.W
             write_tokens(exact, chunk.tile_order, chunk.live, turned)
     write_tokens(target.base, chunk.tile_order, kept, written)
     return turned
@@ -114,7 +116,7 @@ def _move(x, target, chunk, turn, tiles, learned, blocks):
 
 @triton.jit
 def _reduce(reduced, turned, chunk, tiles, blocks):
-    """What a tile is reduced to, float32 (LOW_SLOTS, D), with some of its tokens added: low tokens,
+    """What a tile is reduced to, float32 (LOW_SLOTS, W), with some of its tokens added: low tokens,
     and in the last row the sum of all."""
     # The matrix's columns for these tokens. Its last row is ones, so that the sum comes out of the
     # same product.
@@ -129,7 +131,7 @@ def _leave(reduced, low, sums, tile, blocks):
     """Write what a tile was reduced to.
 
     Args:
-        reduced: float32 (LOW_SLOTS, D).
+        reduced: float32 (LOW_SLOTS, W).
         low: where the row's low tokens begin.
         sums: where the tile's sum goes.
     """
@@ -153,20 +155,20 @@ def prepare_tiles(qkv, allocation, rows, tiles, learned, sizes, blocks):
         qkv, allocation, tiles, learned, sizes, blocks: see `arguments.py`.
         rows: `PreparedRows`, of which tokens, low tokens and tile sums are written.
     """
-    D: tl.constexpr = blocks.D
+    W: tl.constexpr = blocks.W
     LOW_SLOTS: tl.constexpr = blocks.LOW_SLOTS
     program = this_program(sizes)
     band = row_band(allocation, program.sample, program.head)
     tile = load_tile(program, band, tiles, blocks)
-    query_row = rows.query + tile.wide_row * sizes.query_rows * D
-    key_row = rows.key + tile.wide_row * sizes.key_rows * D
-    value_row = rows.value + tile.wide_row * sizes.key_rows * D
+    query_row = rows.query + tile.wide_row * sizes.query_rows * W
+    key_row = rows.key + tile.wide_row * sizes.key_rows * W
+    value_row = rows.value + tile.wide_row * sizes.key_rows * W
     query_target = Target(base=query_row, exact=sizes.segments.exact)
     key_target = Target(base=key_row, exact=sizes.segments.exact)
     value_target = Target(base=value_row, exact=sizes.segments.exact)
-    low_query = tl.zeros((LOW_SLOTS, D), tl.float32)
-    low_key = tl.zeros((LOW_SLOTS, D), tl.float32)
-    low_value = tl.zeros((LOW_SLOTS, D), tl.float32)
+    low_query = tl.zeros((LOW_SLOTS, W), tl.float32)
+    low_key = tl.zeros((LOW_SLOTS, W), tl.float32)
+    low_value = tl.zeros((LOW_SLOTS, W), tl.float32)
     # A few tokens at once take few registers, so that many programs have loads in flight. Band
     # features need the whole tile, and then the loop has one step.
     for skip in range(0, blocks.SLOTS, blocks.CHUNK):
@@ -174,18 +176,18 @@ def prepare_tiles(qkv, allocation, rows, tiles, learned, sizes, blocks):
         # Queries and keys share the rotary tables, whose bytes are as many as theirs.
         turn = None
         if learned.rotary is not None:
-            turn = rotary_tables(learned.rotary, chunk.call_order, chunk.live, D)
+            turn = rotary_tables(learned.rotary, chunk.call_order, chunk.live, blocks.D, W)
         query = _move(qkv.query, query_target, chunk, turn, tiles, learned, blocks)
         low_query = _reduce(low_query, query, chunk, tiles, blocks)
         key = _move(qkv.key, key_target, chunk, turn, tiles, learned, blocks)
         low_key = _reduce(low_key, key, chunk, tiles, blocks)
         value = _move(qkv.value, value_target, chunk, None, tiles, learned, blocks)
         low_value = _reduce(low_value, value, chunk, tiles, blocks)
-    # Sums of queries, keys and values lie one after the other, (3, R, T, D).
-    query_sums = rows.sums + (tile.wide_row * sizes.tiles + tile.number) * D
-    sums_step = tl.cast(sizes.rows, tl.int64) * sizes.tiles * D
+    # Sums of queries, keys and values lie one after the other, (3, R, T, W).
+    query_sums = rows.sums + (tile.wide_row * sizes.tiles + tile.number) * W
+    sums_step = tl.cast(sizes.rows, tl.int64) * sizes.tiles * W
     key_sums = query_sums + sums_step
     # Low queries follow text in their buffer, low keys and values have a segment.
-    _leave(low_query, query_row + sizes.tokens * D, query_sums, tile, blocks)
-    _leave(low_key, key_row + sizes.segments.low * D, key_sums, tile, blocks)
-    _leave(low_value, value_row + sizes.segments.low * D, key_sums + sums_step, tile, blocks)
+    _leave(low_query, query_row + sizes.tokens * W, query_sums, tile, blocks)
+    _leave(low_key, key_row + sizes.segments.low * W, key_sums, tile, blocks)
+    _leave(low_value, value_row + sizes.segments.low * W, key_sums + sums_step, tile, blocks)

@@ -1,7 +1,8 @@
 """What the Triton kernels of the prologue do with the tokens of one tile of one row.
 
-Shape legend: N video and X text tokens, H heads, D head_dim, SLOTS tokens of a tile, CHUNK those
-that a program holds at once.
+Shape legend: N video and X text tokens, H heads, D head_dim, W channels of a row of the
+buffers, SLOTS tokens of a tile, CHUNK those that a program holds at once. Tokens in registers are
+as wide as the buffers: zeros follow their D channels.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from freqformer.ops.jit import INTERPRETED, cast, dot, norm_tokens
+from freqformer.ops.jit import INTERPRETED, cast, dot, norm_tokens, real_channels
 from freqformer.ops.prologue.triton.arguments import Rotary
 
 LOW = tl.constexpr(0)
@@ -145,15 +146,15 @@ def summaries_of(segments, OTHER: tl.constexpr):
 
 
 @triton.jit
-def load_tokens(x, sample, head, place, live, D: tl.constexpr):
-    """Tokens `place` of one row of `Tokens` x, zero where not live: (places, D)."""
+def load_tokens(x, sample, head, place, live, D: tl.constexpr, W: tl.constexpr):
+    """Tokens `place` of one row of `Tokens` x, zero where not live: (places, W)."""
     # A video's tokens hold more numbers than an int32 counts: offsets are int64 before they grow.
     base = x.base + sample.to(tl.int64) * x.sample + head.to(tl.int64) * x.head
-    channel = tl.arange(0, D)
+    channel = tl.arange(0, W)
     # Zeros where there is no token: products with them add nothing, and NaN can't come in.
     return tl.load(
         base + place.to(tl.int64)[:, None] * x.token + channel[None, :],
-        mask=live[:, None],
+        mask=real_channels(live, D, W),
         other=0.0,
     )
 
@@ -181,7 +182,7 @@ def seen_text(text_mask, sample, num_text, place, live):
 
 @triton.jit
 def finite_where_masked(x, seen):
-    """Queries x (places, D) of text tokens, 0 for what isn't finite in masked ones: it would reach
+    """Queries x (places, W) of text tokens, 0 for what isn't finite in masked ones: it would reach
     gradients."""
     wide = x.to(tl.float32)
     # The largest float32. NaN compares as False too. Chosen and not multiplied by 0, which would
@@ -191,25 +192,26 @@ def finite_where_masked(x, seen):
 
 
 @triton.jit
-def rotary_tables(rotary, place, live, D: tl.constexpr):
-    """cos and sin of the tokens `place`, float32 (places, D / 2) each."""
+def rotary_tables(rotary, place, live, D: tl.constexpr, W: tl.constexpr):
+    """cos and sin of the tokens `place`, float32 (places, W / 2) each."""
     # One angle for two neighbouring channels.
-    entry = place[:, None] * (D // 2) + tl.arange(0, D // 2)[None, :]
-    cos = tl.load(rotary.cos + entry, mask=live[:, None], other=0.0).to(tl.float32)
-    sin = tl.load(rotary.sin + entry, mask=live[:, None], other=0.0).to(tl.float32)
+    entry = place[:, None] * (D // 2) + tl.arange(0, W // 2)[None, :]
+    real = real_channels(live, D // 2, W // 2)
+    cos = tl.load(rotary.cos + entry, mask=real, other=0.0).to(tl.float32)
+    sin = tl.load(rotary.sin + entry, mask=real, other=0.0).to(tl.float32)
     return Rotary(cos=cos, sin=sin)
 
 
 @triton.jit
 def rotate_tokens(x, turn):
-    """Rotary embedding of neighbouring channels of x (places, D) by `turn`, float32."""
+    """Rotary embedding of neighbouring channels of x (places, W) by `turn`, float32."""
     SLOTS: tl.constexpr = x.shape[0]
-    D: tl.constexpr = x.shape[1]
+    W: tl.constexpr = x.shape[1]
     # Pairs become the last axis, which splits without a move between threads: a thread holds
     # neighbouring channels.
-    even, odd = tl.split(tl.reshape(x.to(tl.float32), (SLOTS, D // 2, 2)))
+    even, odd = tl.split(tl.reshape(x.to(tl.float32), (SLOTS, W // 2, 2)))
     turned = tl.join(even * turn.cos - odd * turn.sin, even * turn.sin + odd * turn.cos)
-    return tl.reshape(turned, (SLOTS, D))
+    return tl.reshape(turned, (SLOTS, W))
 
 
 @triton.jit
@@ -237,15 +239,15 @@ def add_product(
 
 @triton.jit
 def project(matrix, step, x, PARTS: tl.constexpr):
-    """A square matrix, in PARTS summands, times the tokens x of one tile (SLOTS, D): float32."""
+    """A square matrix, in PARTS summands, times the tokens x of one tile (SLOTS, W): float32."""
     # In float32 a product this large is too much code without tensor cores.
     return add_product(tl.zeros(x.shape, tl.float32), matrix, step, x, x.shape[0], PARTS, False)
 
 
 @triton.jit
 def write_tokens(target, place, live, x):
-    """Tokens x (places, D) to the rows `place` of a buffer (rows, D)."""
-    D: tl.constexpr = x.shape[1]
-    entry = target + place.to(tl.int64)[:, None] * D + tl.arange(0, D)[None, :]
+    """Tokens x (places, W) to the rows `place` of a buffer (rows, W)."""
+    W: tl.constexpr = x.shape[1]
+    entry = target + place.to(tl.int64)[:, None] * W + tl.arange(0, W)[None, :]
     # Rounded by `cast`: left to the store, the interpreter would cut bfloat16 off.
     tl.store(entry, cast(x, target.dtype.element_ty), mask=live[:, None])

@@ -1,7 +1,7 @@
 """The Triton kernels of the router: `launch.py` holds the host side.
 
 Shape legend: B batch, N video tokens, H heads, D head_dim, S sampled tiles, K kinds of tiles, SLOTS
-tokens of the largest tile, rounded up to a power of two.
+tokens of the largest tile and W channels, D, rounded up to powers of two.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from freqformer.ops.jit import INTERPRETED, dot, norm_tokens
+from freqformer.ops.jit import INTERPRETED, dot, load_vector, norm_tokens
 
 VALUES = tl.constexpr(9)
 """Of every sampled tile and head: energies of three bands for queries and for keys, and what
@@ -66,6 +66,7 @@ def _sum_power(
     step,
     SLOTS: tl.constexpr,
     D: tl.constexpr,
+    W: tl.constexpr,
 ):
     """Three weighted sums of the power of a tile's DCT coefficients, mean over channels.
 
@@ -80,10 +81,14 @@ def _sum_power(
     row = tl.arange(0, 4)
     base = x.base + sample * x.sample + head.to(tl.int64) * x.head
     # All loads are under way before one is used. Tokens are read once: they leave the L1 cache to
-    # the transform. None is masked: after a tile's last token its first is read again, and the
+    # the transform. No token is masked: after a tile's last one its first is read again, and the
     # transform's zeros take it out.
-    at = base + place.to(tl.int64)[:, None] * x.token + tl.arange(0, D)[None, :]
-    tokens = tl.load(at, cache_modifier=".cg")
+    channel = tl.arange(0, W)[None, :]
+    at = base + place.to(tl.int64)[:, None] * x.token + channel
+    if D != W:
+        tokens = tl.load(at, mask=channel < D, other=0.0, cache_modifier=".cg")
+    else:
+        tokens = tl.load(at, cache_modifier=".cg")
     matrix = tl.load(transform + slot[:, None] * SLOTS + slot[None, :])
     # Blocks are powers of two: the fourth row of three is masked.
     weight = tl.load(
@@ -91,7 +96,7 @@ def _sum_power(
     )
     if norm is not None:
         tokens = norm_tokens(tokens, norm, eps, D)
-    # One matrix for all three axes of the tile: (SLOTS, SLOTS) @ (SLOTS, D), the channels each by
+    # One matrix for all three axes of the tile: (SLOTS, SLOTS) @ (SLOTS, W), the channels each by
     # itself.
     coefficients = tl.zeros(tokens.shape, tl.float32)
     if INTERPRETED or tokens.dtype != tl.float32:
@@ -107,7 +112,17 @@ def _sum_power(
 
 
 @triton.jit
-def sum_tiles(query, key, hidden, norms, tiles, sums, SLOTS: tl.constexpr, D: tl.constexpr):
+def sum_tiles(
+    query,
+    key,
+    hidden,
+    norms,
+    tiles,
+    sums,
+    SLOTS: tl.constexpr,
+    D: tl.constexpr,
+    W: tl.constexpr,
+):
     """Weighted sums of the power of one sampled tile of one head of queries, keys or input.
 
     Launched over heads, sampled tiles and 3 * B: so many small programs that loads of some hide
@@ -145,6 +160,7 @@ def sum_tiles(query, key, hidden, norms, tiles, sums, SLOTS: tl.constexpr, D: tl
             step,
             SLOTS,
             D,
+            W,
         )
     elif number == 1:
         _sum_power(
@@ -160,6 +176,7 @@ def sum_tiles(query, key, hidden, norms, tiles, sums, SLOTS: tl.constexpr, D: tl
             step,
             SLOTS,
             D,
+            W,
         )
     else:
         # The input has no norm, and its three sums are those that roughness is made of.
@@ -176,6 +193,7 @@ def sum_tiles(query, key, hidden, norms, tiles, sums, SLOTS: tl.constexpr, D: tl
             step,
             SLOTS,
             D,
+            W,
         )
 
 
@@ -244,13 +262,6 @@ def _load_matrix(
     known = (row < outputs) & (column < inputs)
     # Whatever dtype the network has, its few sums are float32.
     return tl.load(source + row * WIDTH + first + column, mask=known, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _load_vector(source, size, WIDTH: tl.constexpr):
-    """`size` numbers: float32 (WIDTH,), zero after them."""
-    place = tl.arange(0, WIDTH)
-    return tl.load(source + place, mask=place < size, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -345,14 +356,14 @@ def score_heads(
     static_weight = _load_matrix(
         first.weight, KNOWN, HIDDEN, STATIC, INPUTS, HIDDEN_BLOCK, STATIC_BLOCK
     )
-    first_bias = _load_vector(first.bias, HIDDEN, HIDDEN_BLOCK)
+    first_bias = load_vector(first.bias, HIDDEN, HIDDEN_BLOCK)
     second_weight = _load_matrix(
         network.second.weight, 0, HIDDEN, HIDDEN, HIDDEN, HIDDEN_BLOCK, HIDDEN_BLOCK
     )
-    second_bias = _load_vector(network.second.bias, HIDDEN, HIDDEN_BLOCK)
+    second_bias = load_vector(network.second.bias, HIDDEN, HIDDEN_BLOCK)
     last_weight = _load_matrix(network.last.weight, 0, 3, HIDDEN, HIDDEN, 4, HIDDEN_BLOCK)
-    last_bias = _load_vector(network.last.bias, 3, 4)
-    last_bias += _load_vector(network.head_bias + head * 3, 3, 4)
+    last_bias = load_vector(network.last.bias, 3, 4)
+    last_bias += load_vector(network.head_bias + head * 3, 3, 4)
 
     # Frequencies fall geometrically, the same ones for cosines and sines.
     angle = t * scales.fastest * tl.exp(-scales.fall * (place % (TIME // 2)).to(tl.float32))

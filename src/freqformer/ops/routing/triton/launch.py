@@ -152,7 +152,8 @@ def _sum_tiles(
 ) -> Tensor:
     """`sample_tables` are the five tensors from `places` on."""
     sums = _empty_sums(query, places)
-    batch, _, heads, width = query.shape
+    batch, _, heads, head_dim = query.shape
+    width = power_of_two(head_dim)
     tiles, slots = places.shape
     hidden = hidden.unflatten(2, (heads, -1))
     small = width <= 128 and all(x.element_size() == 2 for x in (query, key, hidden))
@@ -170,7 +171,8 @@ def _sum_tiles(
         ),
         sums,
         SLOTS=slots,
-        D=width,
+        D=head_dim,
+        W=width,
         num_warps=4 if small else 8,  # pyright: ignore[reportCallIssue]
         num_stages=1,  # pyright: ignore[reportCallIssue]
         # Measured on Hopper; other NVIDIA GPUs would spill, and AMD's compiler takes no limit.

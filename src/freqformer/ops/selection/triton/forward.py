@@ -1,6 +1,7 @@
 """The Triton kernel of the selection: `launch.py` holds the host side.
 
-Shape legend: R rows, one head of one sample each, T tiles, C cells, D head_dim; k tiles are kept.
+Shape legend: R rows, one head of one sample each, T tiles, C cells, D channels of the
+prologue's sums; k tiles are kept.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The selection in one Triton launch: the host side.
 
 A plain function: the whole pipeline is one operation of a compiled graph, which never sees what is
-inside. Shape legend: R rows, T tiles, C cells, D head_dim.
+inside. Shape legend: R rows, T tiles, C cells, D channels of the prologue's sums.
 """
 
 from __future__ import annotations
