@@ -38,9 +38,9 @@ VIDEOS = 64
 def test_the_measure_knows_real_clips() -> None:
     vae = tiny_vae().eval()
     scale_to_one(vae)
-    latents = told_latents(vae, 24)
+    latents = told_latents(vae, 72)
     for place in range(len(CAPTIONS)):
-        assert shown(latents[place, 16:], latents[:, :16]) == [place] * 8
+        assert shown(latents[place, 64:], latents[:, :64]) == [place] * 8
 
 
 @pytest.mark.slow
