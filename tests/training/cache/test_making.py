@@ -222,6 +222,23 @@ def test_halves_are_refused_or_left_out(copied: Path) -> None:
     assert len(index.clips) == 5
 
 
+def test_one_video_needs_its_own_caption_only(copied: Path) -> None:
+    one = str(copied / "videos" / "one.mp4")
+    index = make_cache(cache_config(copied, videos=one, output=str(copied / "other")))
+    assert {clip.file for clip in index.clips} == {"one.mp4"}
+    assert not index.skipped
+
+
+def test_tiling_is_for_vaes_that_can(copied: Path, monkeypatch) -> None:
+    config = cache_config(copied, tiling=True, output=str(copied / "other"))
+    assert len(make_cache(config).clips) == 5
+    with pytest.raises(ValueError, match="tiling was True and is False"):
+        make_cache(cache_config(copied, output=str(copied / "other")))
+    monkeypatch.setattr("diffusers.AutoencoderKLWan.enable_tiling", None)
+    with pytest.raises(ValueError, match="tiling is True, and vae, a AutoencoderKLWan, can't be"):
+        make_cache(cache_config(copied, tiling=True, output=str(copied / "third")))
+
+
 def test_a_cache_without_text(copied: Path) -> None:
     index = make_cache(cache_config(copied, text_encoder=None, output=str(copied / "other")))
     assert index.text_channels is None

@@ -8,7 +8,7 @@ import logging
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +232,9 @@ def _captions(config: CacheConfig, folder: Path, files: Sequence[str]) -> Captio
     if config.text_encoder is None:
         return None
     captions = read_captions(folder, files)
+    if Path(config.videos).is_file():
+        # Captions of its neighbours are none of its business.
+        captions = replace(captions, without_file=())
     if not captions.by_file:
         raise CacheError(
             f"{folder} holds no caption of any video; put one into a .txt beside each, or into"

@@ -141,7 +141,7 @@ def sampled(mean: Tensor, logvar: Tensor, generator: torch.Generator) -> Tensor:
 def _enable_tiling(vae: Any) -> None:
     try:
         vae.enable_tiling()
-    except (AttributeError, NotImplementedError) as error:
+    except (AttributeError, NotImplementedError, TypeError) as error:
         raise CacheError(
             f"tiling is True, and vae, a {type(vae).__name__}, can't be tiled; leave it out"
         ) from error
