@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from freqformer.training.config import DataConfig, OptimizerConfig, RunConfig, T
 from freqformer.training.loop import train
 from freqformer.training.objective import resolution_shift
 
+ROOT = Path(__file__).parents[3]
 MODEL = {
     "num_layers": 1,
     "num_attention_heads": 2,
@@ -158,3 +163,27 @@ def test_a_damaged_clip_keeps_the_steps_before(copied: Path, tmp_path: Path) -> 
         train(changed(config, "run", max_steps=100), on_step=on_step)
     (kept,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert load_checkpoint(kept)[1]["step"] >= 1
+
+
+def test_two_processes_do_what_one_does(made: Path, tmp_path: Path) -> None:
+    script = ROOT / "tests" / "support" / "several_cached.py"
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29593")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    told = []
+    for name, start, accumulation in (("one", (), "2"), ("two", launcher, "1")):
+        command = [sys.executable, *start, str(script), str(made / "cache"), str(tmp_path / name)]
+        ran = subprocess.run(
+            [*command, accumulation],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            timeout=300,
+        )
+        assert ran.returncode == 0, ran.stderr[-3000:]
+        lines = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("[")]
+        told.append([number for line in lines for number in line])
+    one, two = told
+    assert len(one) == 12
+    # Gradients are summed in another order.
+    assert two == pytest.approx(one, rel=1e-4)
