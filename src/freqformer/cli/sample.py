@@ -40,6 +40,10 @@ def sample(
         float | None,
         typer.Option(help="Scale of guidance by the prompt; 4 where left out, 1 for none."),
     ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(help="Picture to begin with, for a model trained with data.first_frame."),
+    ] = None,
     fps: Annotated[
         float | None, typer.Option(help="Frames per second; as trained, or 8, where left out.")
     ] = None,
@@ -94,6 +98,7 @@ def sample(
 
     from freqformer.models.pipeline import FreqFormerPipelineOutput
     from freqformer.routing import RoutingTable
+    from freqformer.training.cache.pictures import read_picture
 
     if routing_table is not None:
         pipeline.transformer.set_routing_table(RoutingTable.load(routing_table))
@@ -109,6 +114,7 @@ def sample(
         generator=torch.Generator().manual_seed(seed),
         batch_size=count,
         output_type="uint8",
+        image=None if image is None else read_picture(image, height=height, width=width)[0],
         **text,
     ).frames.cpu()
     large = made.repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
