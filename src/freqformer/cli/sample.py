@@ -40,6 +40,10 @@ def sample(
         float | None,
         typer.Option(help="Scale of guidance by the prompt; 4 where left out, 1 for none."),
     ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(help="Picture to begin with, for a model trained with data.first_frame."),
+    ] = None,
     fps: Annotated[
         float | None, typer.Option(help="Frames per second; as trained, or 8, where left out.")
     ] = None,
@@ -96,12 +100,14 @@ def sample(
 
     from freqformer.models.pipeline import FreqFormerPipelineOutput
     from freqformer.routing import RoutingTable
+    from freqformer.training.cache.pictures import read_picture
 
     if routing_table is not None:
         pipeline.transformer.set_routing_table(RoutingTable.load(routing_table))
     pipeline.transformer.set_dense(dense)
     text = _text(pipeline.transformer, prompt, negative_prompt, guidance)
     pipeline.to(where)
+    first = None if image is None else read_picture(image, height=height, width=width)[0]
     pipeline.set_progress_bar_config(disable=not is_main_rank())
     if is_main_rank():
         errors.print(f"generating on {device_name(where)}", highlight=False)
@@ -114,6 +120,7 @@ def sample(
             generator=torch.Generator().manual_seed(seed),
             batch_size=count,
             output_type="uint8",
+            image=first,
             **text,
         ).frames.cpu()
     if not is_main_rank():

@@ -18,7 +18,13 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
 from freqformer._files import read_json
-from freqformer.models.latents import check_latents, compression_ratios, decode, latent_size
+from freqformer.models.latents import (
+    check_latents,
+    compression_ratios,
+    decode,
+    encode,
+    latent_size,
+)
 from freqformer.models.loading import align_parameters, readable, vouch
 from freqformer.models.prompts import Asked, GivenText, check_encoder
 from freqformer.models.saved import (
@@ -173,6 +179,7 @@ class FreqFormerPipeline(DiffusionPipeline):
         negative_prompt_embeds: Tensor | None = None,
         negative_prompt_attention_mask: Tensor | None = None,
         max_sequence_length: int = 512,
+        image: Tensor | None = None,
     ) -> FreqFormerPipelineOutput:
         """Generate videos.
 
@@ -198,6 +205,8 @@ class FreqFormerPipeline(DiffusionPipeline):
             negative_prompt_embeds, negative_prompt_attention_mask: embeddings (1 or batch_size, L,
                 cross_attention_dim) and their mask in place of `negative_prompt`.
             max_sequence_length: tokens of a prompt at most.
+            image: the first frame, uint8 (height, width, 3), of a model that learned to go on from
+                one (`data.first_frame` of training); None for none.
 
         Returns: an object with `frames`.
 
@@ -225,24 +234,51 @@ class FreqFormerPipeline(DiffusionPipeline):
         size = latent_size((num_frames, height, width), self.vae)
         self.transformer.grid_for(size)  # refuses what the patch doesn't divide, before any work
         device, dtype = self._execution_device, self.transformer.dtype
-        shape = (batch_size, self.transformer.config["in_channels"], *size)
-        latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        if self.transformer.context is not None:
-            latents = self.transformer.context.same(latents)
+        latents = self._noise(
+            (batch_size, self.transformer.config["in_channels"], *size), generator
+        )
+        first = None if image is None else self._first_frame(image, height, width)
         text = asked.conditions(batch_size, self.text_encoder, self.tokenizer).to(device, dtype)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         # Without it the scheduler looks its place up on the host at every step.
         self.scheduler.set_begin_index(0)
         for timestep in self.progress_bar(self.scheduler.timesteps):  # type: ignore[misc]
+            if first is not None:
+                latents[:, :, :1] = first
             given = text.repeated(latents.to(dtype))
             velocity = self.transformer(
                 given, timestep.expand(len(given)), text.embeds, text.mask, return_dict=False
             )[0]
             guided = text.guided(velocity.float())
             latents = self.scheduler.step(guided, timestep, latents, return_dict=False)[0]  # type: ignore[arg-type]
+        if first is not None:
+            latents[:, :, :1] = first
         frames = self._frames(latents, output_type)
         self.maybe_free_model_hooks()
         return FreqFormerPipelineOutput(frames=frames)
+
+    def _noise(self, shape: tuple[int, ...], generator: Any) -> Tensor:
+        """Where generation starts, float32 (B, C, F, H, W), the same where ranks share the
+        video."""
+        noise = randn_tensor(
+            shape, generator=generator, device=self._execution_device, dtype=torch.float32
+        )
+        context = self.transformer.context
+        return noise if context is None else context.same(noise)
+
+    def _first_frame(self, image: Any, height: int, width: int) -> Tensor:
+        """A picture as the model sees it, (1, C, 1, H, W) float32 on the pipeline's device."""
+        from freqformer.media import to_unit
+
+        shape = tuple(image.shape) if isinstance(image, Tensor) else None
+        if shape != (height, width, 3) or image.dtype != torch.uint8:
+            what = f"{image.dtype} {shape}" if shape is not None else type(image).__name__
+            raise ValueError(
+                f"image is {what}; a uint8 tensor {(height, width, 3)} is allowed, the first frame:"
+                " resize and crop it to the video's size"
+            )
+        clip = to_unit(image[None])[None].to(self._execution_device)
+        return clip if self.vae is None else encode(clip.to(self.vae.dtype), self.vae).mean
 
     def _frames(self, latents: Tensor, output_type: OutputType) -> Any:
         if output_type == "latent":

@@ -51,6 +51,8 @@ class DataConfig:
             and rate of clips are then the cache's.
         caption_dropout: share of a cache's clips that are shown with the empty caption, which
             guidance needs; None is 0.1.
+        first_frame: share of a cache's clips whose first latent frame the model is given without
+            noise, so that it learns to go on from a picture; None is 0.
         num_frames: frames of a clip.
         height, width: pixels of a clip; videos are resized to cover it and cropped in the middle.
         fps: frames per second of a clip; videos of another rate are sampled at it.
@@ -63,6 +65,7 @@ class DataConfig:
     photographs: str | None = None
     cache: str | None = None
     caption_dropout: float | None = None
+    first_frame: float | None = None
     num_frames: int = 16
     height: int = 48
     width: int = 80
@@ -108,12 +111,13 @@ class DataConfig:
                 f" {shown(self.photographs)}; one folder, as text, is allowed: clips come from a"
                 " cache, from videos or from photographs"
             )
-        if self.caption_dropout is not None:
-            check_number("caption_dropout", self.caption_dropout, 0, 1)
-            if self.cache is None:
+        for name in ("caption_dropout", "first_frame"):
+            share = getattr(self, name)
+            if share is not None:
+                check_number(name, share, 0, 1)
+            if share is not None and self.cache is None:
                 raise ValueError(
-                    f"caption_dropout is {self.caption_dropout!r} and cache None; captions come"
-                    " from a cache: leave it out"
+                    f"{name} is {share!r} and cache None; it is of a cache's clips: leave it out"
                 )
 
 

@@ -98,6 +98,7 @@ def batch_loss(model: nn.Module, batch: TrainingBatch, timestep: Tensor) -> Tens
         batch.noise,
         prompt_embeds=batch.prompt_embeds,
         prompt_attention_mask=batch.prompt_attention_mask,
+        keeps_first=batch.keeps_first,
     )
 
 
@@ -109,6 +110,7 @@ def flow_matching_loss(
     *,
     prompt_embeds: Tensor | None = None,
     prompt_attention_mask: Tensor | None = None,
+    keeps_first: Tensor | None = None,
 ) -> Tensor:
     """Mean squared error of the velocity at x_t = (1 - t) clip + t noise; the target is noise -
     clip.
@@ -121,6 +123,8 @@ def flow_matching_loss(
         noise: standard normal, shaped like the clip.
         prompt_embeds: (B, L, E) of a model with text, passed on as `encoder_hidden_states`.
         prompt_attention_mask: (B, L) bool, passed on as `encoder_attention_mask`.
+        keeps_first: (B,) bool, true where x_t holds the clip's own first frame, which then has no
+            part in the loss.
 
     Returns: a scalar, float32 at least.
 
@@ -140,6 +144,9 @@ def flow_matching_loss(
     }
     given = {name: value for name, value in text.items() if value is not None}
     noisy = (1 - t) * clip + t * noise
+    known = None if keeps_first is None else _first_frames(clip, keeps_first)
+    if known is not None:
+        noisy = torch.where(known, clip, noisy)
     velocity = model(noisy, timestep * TIMESTEP_SCALE, return_dict=False, **given)[0]
     target = noise - clip
     if velocity.shape != target.shape:
@@ -147,7 +154,16 @@ def flow_matching_loss(
             f"model gave {tuple(velocity.shape)} for a clip {tuple(clip.shape)}; the same shape is "
             "allowed"
         )
-    return functional.mse_loss(velocity.to(target), target)
+    velocity = velocity.to(target)
+    if known is None:
+        return functional.mse_loss(velocity, target)
+    return (velocity - target)[~known].square().mean()
+
+
+def _first_frames(clip: Tensor, chosen: Tensor) -> Tensor:
+    """bool, shaped like the clip (B, C, F, H, W): the first frames of the chosen (B,) clips."""
+    first = torch.arange(clip.shape[2], device=clip.device) == 0
+    return (chosen[:, None] & first)[:, None, :, None, None].expand(clip.shape)
 
 
 def router_terms(

@@ -37,6 +37,8 @@ class TrainingSample:
     prompt_attention_mask: Tensor | None = None
     """(L,) bool, true where a text token may be seen; None shows all of them."""
     failures: tuple[BadFile, ...] = ()
+    keeps_first: bool = False
+    """Whether the model is given the first frame without noise, to go on from."""
 
     @property
     def pixels(self) -> Tensor:
@@ -57,6 +59,8 @@ class TrainingBatch:
     """(B, L, E), floating point."""
     prompt_attention_mask: Tensor | None = None
     """(B, L) bool."""
+    keeps_first: Tensor | None = None
+    """(B,) bool, true where the first frame is given without noise; None where none is."""
 
     @classmethod
     def of(cls, samples: Sequence[TrainingSample], noise: Sequence[Tensor]) -> TrainingBatch:
@@ -69,21 +73,24 @@ class TrainingBatch:
         Raises:
             ValueError: where some samples have text and others none, or texts of other lengths.
         """
+        kept = torch.tensor([sample.keeps_first for sample in samples])
         return cls(
             torch.stack([sample.clip for sample in samples]),
             torch.stack(list(noise)),
             _stacked("prompt_embeds", [sample.prompt_embeds for sample in samples]),
             _stacked("prompt_attention_mask", [sample.prompt_attention_mask for sample in samples]),
+            kept if bool(kept.any()) else None,
         )
 
     def to(self, device: torch.device) -> TrainingBatch:
         """The batch with its tensors on a device."""
-        embeds, mask = self.prompt_embeds, self.prompt_attention_mask
+        embeds, mask, kept = self.prompt_embeds, self.prompt_attention_mask, self.keeps_first
         return TrainingBatch(
             self.clip.to(device),
             self.noise.to(device),
             None if embeds is None else embeds.to(device),
             None if mask is None else mask.to(device),
+            None if kept is None else kept.to(device),
         )
 
 

@@ -78,6 +78,7 @@ def clip_source(
             batch_size=batch_size,
             caption_dropout=CAPTION_DROPOUT if dropout is None else dropout,
             held_out=held_out,
+            first_frame=config.first_frame or 0.0,
         )
     size = {"num_frames": config.num_frames, "height": config.height, "width": config.width}
     if config.photographs is not None:

@@ -38,6 +38,7 @@ class CachedClips(ClipSource):
         batch_size: clips of a forward pass.
         caption_dropout: share of clips that are shown with the empty caption.
         held_out: clips that are not shown, chosen by the seed.
+        first_frame: share of clips whose first frame the model is given; pictures have none.
 
     Raises:
         CacheError: for a folder without a cache that is done, or where no bucket has `batch_size`
@@ -52,9 +53,11 @@ class CachedClips(ClipSource):
         batch_size: int,
         caption_dropout: float = CAPTION_DROPOUT,
         held_out: int = 0,
+        first_frame: float = 0.0,
     ) -> None:
         self.cache = LatentCache(folder)
-        self._seed, self._batch, self._dropout = seed, batch_size, caption_dropout
+        self._seed, self._batch = seed, batch_size
+        self._dropout, self._first_frame = caption_dropout, first_frame
         self.held_out = choose_held_out(len(self.cache.index.clips), held_out, seed)
         """Numbers in the index of the clips that are not shown."""
         self._buckets = self._usable(set(self.held_out))
@@ -82,13 +85,15 @@ class CachedClips(ClipSource):
         number = self._number(index)
         clip = self.cache.index.clips[number]
         latents = self.cache.latents(number, derive_generator(self._seed, "latents", index))
+        place = torch.rand((), generator=derive_generator(self._seed, "first frame", index))
+        keeps = bool(place < self._first_frame) and latents.shape[1] > 1
         if clip.text < 0:
-            return TrainingSample(latents)
+            return TrainingSample(latents, keeps_first=keeps)
         drawn = torch.rand((), generator=derive_generator(self._seed, "caption", index))
         embeds = self.cache.text(0 if drawn < self._dropout else clip.text)
         # One length for all, so that any clips make a batch.
         together, mask = padded([embeds], self.cache.index.text_length)
-        return TrainingSample(latents, together[0], mask[0])
+        return TrainingSample(latents, together[0], mask[0], keeps_first=keeps)
 
     def report(self, sample: TrainingSample) -> None:
         """What can't be read is an error, so there is nothing to report."""
@@ -98,12 +103,12 @@ class CachedClips(ClipSource):
         return str(self.cache.index.clips[self._number(index)])
 
     def fingerprint(self) -> str:
-        """Differs with the clips, their order, the batch size and the share of captions left
-        out."""
+        """Differs with the clips, their order, the batch size and both shares."""
         index = self.cache.index
         clips = (f"{clip} {clip.crc32}" for clip in index.clips)
         kept = (f"{bucket}: {len(numbers)}" for bucket, numbers in self._buckets.items())
-        parts = (self._seed, self._batch, str(self._dropout), *kept, *clips)
+        shares = (str(self._dropout), str(self._first_frame))
+        parts = (self._seed, self._batch, *shares, *kept, *clips)
         return f"{derive_seed(*parts):x}"
 
     def _usable(self, held_out: set[int]) -> dict[int, list[int]]:
