@@ -19,6 +19,14 @@ EXTRAS = {
     },
     "simulate": {"matplotlib", "plotly"},
     "cli": {"rich", "typer"},
+    "text": {
+        "accelerate",
+        "diffusers",
+        "ftfy",
+        "huggingface_hub",
+        "sentencepiece",
+        "transformers",
+    },
 }
 """The packages that each extra of pyproject.toml brings, by the names that are imported."""
 

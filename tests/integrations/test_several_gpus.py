@@ -50,7 +50,7 @@ def test_one_gpu_is_no_context() -> None:
 @pytest.mark.parametrize(
     ("tokens", "named", "message"),
     [
-        (68, {"num_text_tokens": 4}, "num_text_tokens is 4.*run on one GPU"),
+        (68, {"num_text_tokens": 4}, "given 68 tokens on rank 0; 70 are allowed"),
         (67, {}, "given 67 tokens on rank 0; 68 are allowed"),
     ],
 )

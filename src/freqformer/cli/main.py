@@ -20,6 +20,7 @@ from freqformer.cli.demo import demo
 from freqformer.cli.doctor import doctor
 from freqformer.cli.export import export
 from freqformer.cli.fit_hardware import calibrate_hardware, fit_hardware
+from freqformer.cli.generate import generate
 from freqformer.cli.inspect import inspect
 from freqformer.cli.sample import sample
 from freqformer.cli.simulate import simulate
@@ -107,6 +108,7 @@ def main(
       freqformer sample runs/first --output new.mp4   generate
       freqformer export runs/first -o model/          a small model folder with a card, to ship
       freqformer calibrate runs/dense -o table/       bands for a dense model, without training
+      freqformer generate --pipeline wan/ ...         a pipeline of diffusers, sooner
       freqformer simulate --hardware h100             what attention costs on a GPU
       freqformer doctor                               what runs on this machine, and is it right
     """
@@ -125,6 +127,7 @@ def main(
 app.command("train")(train)
 app.command("sample")(sample)
 app.command("calibrate")(calibrate)
+app.command("generate")(generate)
 app.command("inspect")(inspect)
 app.command("demo")(demo)
 app.command("export")(export)

@@ -6,6 +6,7 @@ gets its own. Shape legend: B batch, n tokens of a rank, H heads, D head_dim.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ from freqformer.plan import build_plan
 def class_name(transformer: Any) -> str:
     """The name of a model's class, without the one that FSDP2 puts in front of it."""
     kind = type(transformer)
-    sharded = kind.__name__ == f"FSDP{kind.__bases__[-1].__name__}"
-    return kind.__bases__[-1].__name__ if sharded else kind.__name__
+    own = kind.__bases__[-1].__name__ if kind.__bases__ else ""
+    return own if kind.__name__ == f"FSDP{own}" else kind.__name__
 
 
 def ulysses_of(parallel: Any) -> ContextParallel | None:
@@ -59,6 +60,7 @@ def attend_shared(
     grid: Grid,
     allocation: KnownBands,
     config: FreqFormerConfig,
+    before: int = 0,
     **named: Any,
 ) -> Tensor:
     """As `frequency_attention`, over this rank's tokens (B, n, H, D) where ranks share them.
@@ -66,26 +68,40 @@ def attend_shared(
     Args:
         qkv: query, key and value.
         context: of `ulysses_of`.
-        grid, allocation, config, named: as there.
+        grid, allocation, config, named: as there; `num_text_tokens` counts those before the video
+            too.
+        before: exact tokens before the video.
 
     Raises:
-        ValueError: for text beside the video, another share than diffusers cuts, and more ranks
-            than heads.
+        ValueError: for another share than diffusers cuts, and more ranks than heads.
     """
+    attend = partial(_attend_around, before=before, grid=grid, config=config, **named)
     if context is None:
-        return frequency_attention(*qkv, grid=grid, allocation=allocation, config=config, **named)
-    shares = _shares(grid.num_tokens, context.size)
+        return attend(qkv, allocation)
+    exact = named.get("num_text_tokens", 0)
+    shares = _shares(grid.num_tokens + exact, context.size)
     heads = qkv[0].shape[2]
-    _check(qkv[0], shares, context, named.get("num_text_tokens", 0))
-    plan = build_plan(grid, config, num_heads=heads, head_dim=qkv[0].shape[3])
+    _check(qkv[0], shares, context)
+    plan = build_plan(
+        grid, config, num_heads=heads, head_dim=qkv[0].shape[3], num_text_tokens=exact
+    )
     by_band = torch.tensor(plan.band_costs(), dtype=torch.float64)
     costs = by_band.to(allocation.bands.device)[allocation.bands.long()].sum(0)
     route = Route(context, shares, deal_heads(costs, context.size))
     own = KnownBands(allocation.bands.index_select(1, route.own_heads), allocation.present)
-    out = frequency_attention(
-        *to_heads(qkv, route), grid=grid, allocation=own, config=config, **named
-    )
-    return to_tokens(out, route)
+    return to_tokens(attend(to_heads(qkv, route), own), route)
+
+
+def _attend_around(
+    qkv: tuple[Tensor, ...], allocation: KnownBands, *, before: int, **named: Any
+) -> Tensor:
+    """Attention over the whole sequence, whose first tokens are exact: the operation itself knows
+    exact tokens behind the video alone."""
+    if not before:
+        return frequency_attention(*qkv, allocation=allocation, **named)
+    moved = (torch.cat([x[:, before:], x[:, :before]], 1) for x in qkv)
+    out = frequency_attention(*moved, allocation=allocation, **named)
+    return torch.cat([out[:, -before:], out[:, :-before]], 1)
 
 
 def _shares(num_tokens: int, ranks: int) -> tuple[int, ...]:
@@ -94,14 +110,7 @@ def _shares(num_tokens: int, ranks: int) -> tuple[int, ...]:
     return tuple(even + (rank < left) for rank in range(ranks))
 
 
-def _check(
-    query: Tensor, shares: tuple[int, ...], context: ContextParallel, num_text_tokens: int
-) -> None:
-    if num_text_tokens:
-        raise ValueError(
-            f"num_text_tokens is {num_text_tokens} and ranks share the tokens; 0 is allowed: "
-            "models that attend to video and text together run on one GPU"
-        )
+def _check(query: Tensor, shares: tuple[int, ...], context: ContextParallel) -> None:
     if query.shape[1] != shares[context.rank]:
         raise ValueError(
             f"a layer was given {query.shape[1]} tokens on rank {context.rank}; "
