@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -126,6 +127,8 @@ class Sharded:
         half = torch.bfloat16 if self._accelerator.mixed_precision == "bf16" else None
         parallelize(model.to(self._accelerator.device), self._mesh)
         shard_weights(model, self._mesh, half)
+        # The model's output is one, and the loss changes it in no place.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         optimizer = adamw(model, settings)
         return Placed(model, optimizer, self._accelerator.prepare(optimizer))
 
