@@ -4,7 +4,7 @@ A comment above a block says what is smaller in its test, `<!-- tested with: `ma
 `max_steps=1` -->`, or why it can't run on a CPU, `<!-- not run: it takes an hour of a GPU -->`.
 Python blocks stand for themselves: nothing is handed from one to the next but files. Of shell
 blocks every line is a command in a folder with the files that readers are told of: videos/,
-holiday.mp4, runs/dense, a dense model, and wan/, a pipeline of diffusers.
+holiday.mp4, runs/dense, a dense model, wan/, a pipeline of diffusers, and cached/ by its encoders.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from typing import Any
 import pytest
 import torch
 from tests.support.command_line import run
+from tests.support.tiny_cache import cache_config
 from tests.support.tiny_pipelines import tiny_wan_pipeline
 
 from freqformer.media import write_video
+from freqformer.training.cache.making import make_cache
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -104,6 +106,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels = (255 * frames).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     for name in ("holiday.mp4", "videos/one.mp4"):
         write_video(pixels, folder / name, 8)
+    (folder / "videos" / "one.txt").write_text("a red ball flies left", encoding="utf-8")
+    cached = {"vae": str(folder / "wan"), "text_encoder": str(folder / "wan")}
+    make_cache(cache_config(folder, output=str(folder / "cached"), **cached))
     (folder / "tiny.json").write_text(json.dumps(TINY), encoding="utf-8")
     dense = json.loads(json.dumps(TINY))
     dense["model"]["frequency"]["preset"] = "dense"

@@ -62,9 +62,10 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
         "tests/training/test_loop.py": Exceeds(525, STORY),
     },
     "lines of a function": {
+        "src/freqformer/cli/cache.py:cache": Exceeds(90, COMMAND),
         "src/freqformer/cli/calibrate.py:calibrate": Exceeds(68, COMMAND),
         "src/freqformer/cli/generate.py:generate": Exceeds(106, COMMAND),
-        "src/freqformer/cli/sample.py:sample": Exceeds(82, COMMAND),
+        "src/freqformer/cli/sample.py:sample": Exceeds(95, COMMAND),
         "src/freqformer/cli/simulate.py:simulate": Exceeds(62, COMMAND),
         "src/freqformer/cli/train.py:train": Exceeds(106, COMMAND),
         "src/freqformer/ops/fused_operation.py:_attention_backward": Exceeds(63, ORDER),
@@ -84,9 +85,10 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
         "src/freqformer/calibration/command.py:calibrate_on_clips": Exceeds(
             9, "the options of `freqformer calibrate`, for use from Python"
         ),
+        "src/freqformer/cli/cache.py:cache": Exceeds(16, COMMAND),
         "src/freqformer/cli/calibrate.py:calibrate": Exceeds(10, COMMAND),
         "src/freqformer/cli/generate.py:generate": Exceeds(21, COMMAND),
-        "src/freqformer/cli/sample.py:sample": Exceeds(11, COMMAND),
+        "src/freqformer/cli/sample.py:sample": Exceeds(14, COMMAND),
         "src/freqformer/cli/simulate.py:simulate": Exceeds(9, COMMAND),
         "src/freqformer/cli/train.py:train": Exceeds(11, COMMAND),
         "src/freqformer/integrations/diffusers/enable.py:enable_frequency_attention": Exceeds(

@@ -193,7 +193,7 @@ def test_text_reaches_the_model():
         **VIDEO, generator=seeded(), prompt_embeds=other, output_type="latent"
     ).frames
     assert (changed - first).abs().max() > 1e-3
-    with pytest.raises(ValueError, match="encoder_hidden_states is None"):
+    with pytest.raises(ValueError, match="prompt is None and the model was trained with text"):
         pipeline(**VIDEO)
 
 

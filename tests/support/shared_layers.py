@@ -127,8 +127,12 @@ def layer_errors(case: Case, mesh: Any) -> dict[str, float]:
     expected = run(alone, given, lambda x: x)
     own = shard_tokens(tokens, layout, context).detach().clone().requires_grad_()
     found = run(shared, own, lambda x: gather_tokens(x, layout, context))
+    # FSDP2 waits for a gradient on every rank that has one on any.
+    lacking = [parameter.grad is None for parameter in shared.parameters()]
+    expected_lacking = [parameter.grad is None for parameter in alone.parameters()]
     sum_gradients(shared, mesh)
     errors = {
+        "gradients that are there": float(lacking != expected_lacking),
         "output": error(found, expected),
         "input": error(own.grad, shard_tokens(given.grad, layout, context)),
         "bands": float((shared.allocation_used != alone.allocation_used).sum()),
@@ -163,7 +167,8 @@ def error(found: Tensor | None, expected: Tensor | None) -> float:
         return 0.0 if found is expected else float("inf")
     if not found.numel():
         return 0.0 if found.shape == expected.shape else float("inf")
-    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1))
+    worst = (found - expected).abs().max() / expected.abs().max().clamp_min(1)
+    return float(worst.detach())
 
 
 MODELS = {

@@ -136,7 +136,7 @@ def test_fields_that_are_unknown_missing_or_no_objects_are_refused(values, messa
 def test_a_model_that_takes_text_is_refused_before_anything_starts():
     with pytest.raises(
         ValueError,
-        match=r"model has cross_attention_dim=32; None is allowed: training feeds no text.*Leave",
+        match=r"model has cross_attention_dim=32; None is allowed: these clips have no text.*Leave",
     ):
         TrainConfig("out", model={"cross_attention_dim": 32})
     assert TrainConfig("out", model={"cross_attention_dim": None}).model == {

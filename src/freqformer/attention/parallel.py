@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -71,7 +71,34 @@ def attend_across(
         decision.of_heads(route.own_heads),
         replace(call, heads=route.own_heads),
     )
+    if not layer.exact:
+        out = _Touched.apply(out, *_of_heads(layer))  # type: ignore[assignment]
     return decision, to_tokens(out, route)
+
+
+class _Touched(torch.autograd.Function):
+    """The first tensor; the others get a gradient of zero.
+
+    What a head learns may be of no use to the heads of one rank, and FSDP2 waits for a gradient on
+    every rank that has one on any.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(*weights)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        return (grads[0], *(torch.zeros_like(weight) for weight in ctx.saved_tensors))
+
+
+def _of_heads(layer: AttentionLayer) -> list[Tensor]:
+    """What a layer has learned for each head."""
+    learned = (
+        getattr(layer, name, None) for name in ("summary_queries", "summary_offsets", "gains")
+    )
+    return [weight for weight in learned if weight is not None]
 
 
 def _shares(layer: AttentionLayer, grid: Grid, context: ContextParallel) -> tuple[int, ...]:

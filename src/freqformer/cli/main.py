@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from freqformer import __version__
 from freqformer._interrupt import Interrupted, raising
+from freqformer.cli.cache import cache
 from freqformer.cli.calibrate import calibrate
 from freqformer.cli.console import INTERRUPTED, USER_ERROR, errors
 from freqformer.cli.demo import demo
@@ -105,6 +106,7 @@ def main(
       freqformer demo                                 a real video in, a generated one out
       freqformer inspect holiday.mp4                  what each band of a video holds
       freqformer train videos/ --output runs/first    train on a folder of videos
+      freqformer cache videos/ --vae wan/ -o cache/   latents and text, to train on
       freqformer sample runs/first --output new.mp4   generate
       freqformer export runs/first -o model/          a small model folder with a card, to ship
       freqformer calibrate runs/dense -o table/       bands for a dense model, without training
@@ -124,6 +126,7 @@ def main(
     )
 
 
+app.command("cache")(cache)
 app.command("train")(train)
 app.command("sample")(sample)
 app.command("calibrate")(calibrate)

@@ -55,9 +55,15 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def clip_fields(data: str) -> dict[str, Any]:
-    """The fields of `data` that say where clips come from: videos, or what the rest of the fields
-    make."""
-    return {"path": None} if data == "synthetic" else {"path": data, "photographs": None}
+    """The fields of `data` that say where clips come from: videos, a cache, or what the rest of the
+    fields make."""
+    if data == "synthetic":
+        return {"path": None, "cache": None}
+    from freqformer.training.cache.index import is_cache
+
+    if is_cache(Path(data)):
+        return {"cache": data, "path": None, "photographs": None}
+    return {"path": data, "photographs": None, "cache": None}
 
 
 def pipeline_folder(folder: Path) -> Path:

@@ -29,6 +29,17 @@ def sample(
             help="In pixels; the size it was trained at where left out.",
         ),
     ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What the videos shall show, for a model that was trained with text."),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What guidance leads away from; nothing where left out.")
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Scale of guidance by the prompt; 4 where left out, 1 for none."),
+    ] = None,
     fps: Annotated[
         float | None, typer.Option(help="Frames per second; as trained, or 8, where left out.")
     ] = None,
@@ -57,6 +68,7 @@ def sample(
       freqformer sample shipped --output cat.mp4       with the model that comes with the package
       freqformer sample runs/first --output new.mp4
       freqformer sample runs/first -o wide.mp4 --size 32 64 128 --steps 50 --seed 7
+      freqformer sample runs/words -o red.mp4 --prompt "a red ball flies left" --guidance 4
       freqformer sample runs/dense -o banded.mp4 --routing-table table/
       freqformer sample runs/first -o compared.mp4 --dense
       torchrun --nproc-per-node 2 -m freqformer sample runs/first -o long.mp4 --size 256 96 160
@@ -88,6 +100,7 @@ def sample(
     if routing_table is not None:
         pipeline.transformer.set_routing_table(RoutingTable.load(routing_table))
     pipeline.transformer.set_dense(dense)
+    text = _text(pipeline.transformer, prompt, negative_prompt, guidance)
     pipeline.to(where)
     pipeline.set_progress_bar_config(disable=not is_main_rank())
     if is_main_rank():
@@ -101,6 +114,7 @@ def sample(
             generator=torch.Generator().manual_seed(seed),
             batch_size=count,
             output_type="uint8",
+            **text,
         ).frames.cpu()
     if not is_main_rank():
         return
@@ -109,6 +123,29 @@ def sample(
     typer.echo(
         f"wrote {count} video{'s' * (count > 1)} of {num_frames} x {height} x {width} as {output}"
     )
+
+
+def _text(
+    transformer: Any, prompt: str | None, negative_prompt: str | None, guidance: float | None
+) -> dict[str, Any]:
+    """The arguments of a pipeline that say what is to be seen."""
+    if transformer.config["cross_attention_dim"] is not None:
+        if prompt is None:
+            raise ValueError(
+                "--prompt is missing, and the model was trained with text; give one, '' for none"
+            )
+        return {
+            "prompt": prompt,
+            "negative_prompt": negative_prompt or "",
+            "guidance_scale": guidance,
+        }
+    options = {"--prompt": prompt, "--negative-prompt": negative_prompt, "--guidance": guidance}
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"{' and '.join(given)} is given, and the model was trained without text; leave it out"
+        )
+    return {}
 
 
 def _size(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from freqformer.distributed.mesh import CP
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup  # absent where torch is built without
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ What is shown, and what is not done:
 """
 
 from freqformer.media.frames import enlarge, from_unit, to_unit
-from freqformer.media.listing import ENDINGS, list_videos
+from freqformer.media.listing import ENDINGS, list_files, list_videos
 from freqformer.media.opening import VideoError
 from freqformer.media.probing import VideoInfo, probe_video
 from freqformer.media.reading import DecodedVideo, decode_video, read_clip
@@ -33,6 +33,7 @@ __all__ = [
     "decode_video",
     "enlarge",
     "from_unit",
+    "list_files",
     "list_videos",
     "probe_video",
     "read_clip",

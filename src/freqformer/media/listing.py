@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from freqformer.media.opening import VideoError
@@ -27,22 +27,35 @@ def list_videos(path: str | Path) -> list[Path]:
     Raises:
         VideoError: where there is nothing at the path, or no video in the folder.
     """
+    endings = ENDINGS.split()
+    lacks = f"no video; put files that end in {', '.join(endings)} into it"
+    return list_files(path, endings, lacks)
+
+
+def list_files(path: str | Path, endings: Sequence[str], lacks: str) -> list[Path]:
+    """As `list_videos`, for files of other endings.
+
+    Args:
+        path: a file, of any ending, or a folder.
+        endings: in lower case, without dots.
+        lacks: what a folder without such files lacks, and what helps.
+
+    Raises:
+        VideoError: where there is nothing at the path, or no such file in the folder.
+    """
     path = Path(path)
     if os.path.isfile(path):
         return [path]
     if not os.path.isdir(path):
         raise VideoError(f"{path} does not exist; give a video file, or a folder with videos in it")
-    endings = ENDINGS.split()
-    videos = sorted(
+    found = sorted(
         file
         for file in _files(path)
         if file.suffix.lower().removeprefix(".") in endings and os.path.isfile(file)
     )
-    if not videos:
-        raise VideoError(
-            f"{path} holds no video; put files that end in {', '.join(endings)} into it"
-        )
-    return videos
+    if not found:
+        raise VideoError(f"{path} holds {lacks}")
+    return found
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -7,7 +7,7 @@ Shape legend: B batch, C channels, F frames, H rows, W columns.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -108,22 +108,68 @@ def latent_size(size: Extents, vae: Any) -> Extents:
     return ((frames - 1) // time + 1, height // space, width // space)
 
 
-def decode(latents: Tensor, vae: Any) -> Tensor:
-    """Latents as the model gives them -> video (B, 3, F, H, W), about [-1, 1].
+class Posterior(NamedTuple):
+    """The normal distribution of a video's latents, as the model sees them."""
 
-    VAEs normalise by z = (latent - mean) * scaling_factor / std per channel, each where the VAE has
+    mean: Tensor
+    """(B, C, F, H, W), float32."""
+    logvar: Tensor
+    """Logarithm of the variance, shaped like the mean."""
+
+
+@torch.no_grad()
+def encode(video: Tensor, vae: Any) -> Posterior:
+    """Video (B, 3, F, H, W) in [-1, 1] -> the distribution of its latents; `decode` is its inverse.
+
+    Args:
+        video: of a size that `latent_size` allows, on the VAE's device.
+        vae: of diffusers, for video, whose encoder gives a mean and a variance.
+
+    Raises:
+        ValueError: for a size that the VAE can't code, and a VAE that gives no distribution.
+    """
+    extents = (int(video.shape[2]), int(video.shape[3]), int(video.shape[4]))
+    expected = latent_size(extents, vae)
+    coded = vae.encode(video.to(vae.dtype))
+    if not hasattr(coded, "latent_dist"):
+        raise ValueError(
+            f"vae, a {type(vae).__name__}, gives no distribution of latents; VAEs of diffusers with"
+            " a mean and a variance are allowed, like AutoencoderKLWan"
+        )
+    mean = coded.latent_dist.mean.float()
+    logvar = coded.latent_dist.logvar.float()
+    if tuple(mean.shape[2:]) != expected:
+        raise ValueError(
+            f"vae, a {type(vae).__name__}, coded {extents} as {tuple(mean.shape[2:])} and its"
+            f" config says {expected}: its config.json is damaged, save it again"
+        )
+    shift, scale = _statistics(vae, mean)
+    return Posterior((mean - shift) * scale, logvar.expand_as(mean) + 2 * scale.log())
+
+
+def _statistics(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """(shift, scale) of the model's latents (latent - shift) * scale, to broadcast over latents.
+
+    VAEs normalise by a mean and a deviation per channel, a shift and a factor, each where they have
     it.
     """
-    config = vae.config
-    shape = (1, -1, 1, 1, 1)
-    latents = latents / (config.get("scaling_factor") or 1.0)
+    config, shape = vae.config, (1, -1, 1, 1, 1)
     # LTX keeps the statistics as buffers, the others in the config.
     buffers = _own_buffers(vae)
     std, mean = (buffers.get(name, config.get(name)) for name in ("latents_std", "latents_mean"))
+    shift = torch.as_tensor(config.get("shift_factor") or 0.0 if mean is None else mean)
+    scale = latents.new_tensor(config.get("scaling_factor") or 1.0)
     if std is not None:
-        latents = latents * torch.as_tensor(std).to(latents).view(shape)
-    if mean is not None:
-        latents = latents + torch.as_tensor(mean).to(latents).view(shape)
+        scale = scale / torch.as_tensor(std).to(latents).view(shape)
+    return shift.to(latents).view(shape), scale
+
+
+def decode(latents: Tensor, vae: Any) -> Tensor:
+    """Latents as the model gives them -> video (B, 3, F, H, W), about [-1, 1]; the inverse of
+    `encode`."""
+    config = vae.config
+    shift, scale = _statistics(vae, latents)
+    latents = latents / scale + shift
     options = {}
     if config.get("timestep_conditioning"):
         # LTX's decoder can denoise; at timestep 0 it takes latents as clean.

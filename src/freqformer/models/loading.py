@@ -14,11 +14,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from freqformer._files import MANIFEST_NAME, FileError, check_manifest, read_json, write_manifest
+from freqformer._files import (
+    MANIFEST_NAME,
+    FileError,
+    check_manifest,
+    read_bytes,
+    read_json,
+    write_manifest,
+)
 from freqformer.attention.head_bands import ALLOCATION, SUMMARIES
 
 ALIGNMENT = 64
 """Bytes; where torch puts tensors of its own on a CPU."""
+TOKENIZER_CONFIG = "tokenizer_config.json"
 CONFIG_BYTES = 1 << 20
 INDEX_BYTES = 64 << 20
 """Largest size of a config, and of the index of weights in several files."""
@@ -79,6 +87,10 @@ def _check_folder(folder: Path) -> None:
     # What diffusers reads of a pipeline and of its parts.
     limits = {"_index.json": CONFIG_BYTES, "config.json": CONFIG_BYTES, ".index.json": INDEX_BYTES}
     for path in chain(folder.glob("*.json"), folder.glob("*/*.json")):
+        if path.name == TOKENIZER_CONFIG:
+            # Tokenizers write 10^30 for "of any length"; transformers reads it.
+            read_bytes(path, remedy=_REMEDY, most_bytes=CONFIG_BYTES)
+            continue
         for ending, most in limits.items():
             if path.name.endswith(ending):
                 read_json(path, remedy=_REMEDY, most_bytes=most)

@@ -17,17 +17,23 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
+from freqformer._files import read_json
 from freqformer.models.latents import check_latents, compression_ratios, decode, latent_size
 from freqformer.models.loading import align_parameters, readable, vouch
+from freqformer.models.prompts import Asked, GivenText, check_encoder
 from freqformer.models.saved import (
     HUB_ARGUMENTS,
+    INDEX_NAME,
+    REMEDY,
     check_arguments,
     check_pipeline_folder,
     check_schedule,
     check_vae_weights,
 )
+from freqformer.models.text import ENCODER_FOLDER, TOKENIZER_FOLDER, TextFolders, TextModel
 from freqformer.models.transformer import FreqFormerTransformer3DModel
 
+PARTS = ("transformer", "scheduler", "vae", "text_encoder", "tokenizer")
 OutputType = Literal["pt", "uint8", "np", "pil", "latent"]
 
 
@@ -69,28 +75,43 @@ class FreqFormerPipeline(DiffusionPipeline):
         transformer: predicts the velocity.
         scheduler: flow matching with 1000 training timesteps and a fixed shift.
         vae: decodes latents; None where the transformer was trained on pixels.
+        text_encoder: of transformers, one of `freqformer.models.text.ENCODERS`, that the
+            transformer was trained with; None where it takes no text, or embeddings only.
+        tokenizer: of the text encoder.
 
     Raises:
-        ValueError: for a scheduler of another kind of timesteps, or a VAE that is not for video.
+        ValueError: for a scheduler of another kind of timesteps, a VAE that is not for video, or a
+            text encoder of other channels or without its tokenizer.
     """
 
-    model_cpu_offload_seq = "transformer->vae"
-    _optional_components: ClassVar[list[str]] = ["vae"]
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components: ClassVar[list[str]] = ["vae", "text_encoder", "tokenizer"]
     transformer: FreqFormerTransformer3DModel
     scheduler: FlowMatchEulerDiscreteScheduler
     vae: Any
+    text_encoder: Any
+    tokenizer: Any
 
     def __init__(
         self,
         transformer: FreqFormerTransformer3DModel,
         scheduler: FlowMatchEulerDiscreteScheduler,
         vae: Any = None,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
     ) -> None:
         super().__init__()
         check_schedule(scheduler.config)
         compression_ratios(vae)
         check_latents(vae, transformer.config["in_channels"])
-        self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
+        check_encoder(text_encoder, tokenizer, transformer.config["cross_attention_dim"])
+        self.register_modules(
+            transformer=transformer,
+            scheduler=scheduler,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+        )
         self.video_processor = VideoProcessor(do_resize=False)
 
     @classmethod
@@ -110,7 +131,7 @@ class FreqFormerPipeline(DiffusionPipeline):
         place = os.fspath(pretrained_model_name_or_path)
         check_arguments(kwargs)
         kwargs |= {"use_safetensors": True}
-        passed = {name for name in ("transformer", "scheduler", "vae") if name in kwargs}
+        passed = {name for name in PARTS if name in kwargs}
         with readable(place):
             folder = place
             if (
@@ -120,6 +141,7 @@ class FreqFormerPipeline(DiffusionPipeline):
                 folder = cls.download(place, use_safetensors=True, **chosen)
             if os.path.isdir(folder):
                 check_pipeline_folder(folder, {cls.__name__, "FreqFormerPipeline"}, passed)
+                kwargs |= _text_parts(Path(folder), passed, kwargs)
             pipeline = super().from_pretrained(folder, **kwargs)
             if pipeline.vae is not None and "vae" not in passed:
                 check_vae_weights(Path(folder) / "vae", pipeline.vae)
@@ -145,6 +167,12 @@ class FreqFormerPipeline(DiffusionPipeline):
         prompt_embeds: Tensor | None = None,
         prompt_attention_mask: Tensor | None = None,
         output_type: OutputType = "pt",
+        prompt: str | list[str] | None = None,
+        negative_prompt: str = "",
+        guidance_scale: float | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        max_sequence_length: int = 512,
     ) -> FreqFormerPipelineOutput:
         """Generate videos.
 
@@ -162,6 +190,14 @@ class FreqFormerPipeline(DiffusionPipeline):
             output_type: `pt` float (batch, frames, channels, height, width) in [0, 1]; `uint8` a
                 tensor (batch, frames, height, width, channels); `np` and `pil` as diffusers gives
                 them; `latent` before decoding, (batch, channels, frames, height, width).
+            prompt: what the videos shall show: one text for all, or one a video, whose number is
+                then that of the videos. Needs a text encoder.
+            negative_prompt: what guidance leads away from.
+            guidance_scale: s of v_negative + s * (v_prompt - v_negative); 1 leaves guidance out and
+                halves the work. None is 4 for a prompt, and 1 without.
+            negative_prompt_embeds, negative_prompt_attention_mask: embeddings (1 or batch_size, L,
+                cross_attention_dim) and their mask in place of `negative_prompt`.
+            max_sequence_length: tokens of a prompt at most.
 
         Returns: an object with `frames`.
 
@@ -177,7 +213,15 @@ class FreqFormerPipeline(DiffusionPipeline):
             counts | {"num_inference_steps": num_inference_steps, "batch_size": batch_size}
         )
         _check_generator(generator)
-        _check_text(prompt_embeds, prompt_attention_mask)
+        asked = Asked(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            embeds=GivenText(prompt_embeds, prompt_attention_mask),
+            negative=GivenText(negative_prompt_embeds, negative_prompt_attention_mask, "negative_"),
+            guidance_scale=guidance_scale,
+            most_tokens=max_sequence_length,
+        )
+        batch_size = asked.check(batch_size, self.transformer.config["cross_attention_dim"])
         size = latent_size((num_frames, height, width), self.vae)
         self.transformer.grid_for(size)  # refuses what the patch doesn't divide, before any work
         device, dtype = self._execution_device, self.transformer.dtype
@@ -185,16 +229,17 @@ class FreqFormerPipeline(DiffusionPipeline):
         latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         if self.transformer.context is not None:
             latents = self.transformer.context.same(latents)
-        embeddings = None if prompt_embeds is None else prompt_embeds.to(device, dtype)
-        mask = None if prompt_attention_mask is None else prompt_attention_mask.to(device)
+        text = asked.conditions(batch_size, self.text_encoder, self.tokenizer).to(device, dtype)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         # Without it the scheduler looks its place up on the host at every step.
         self.scheduler.set_begin_index(0)
         for timestep in self.progress_bar(self.scheduler.timesteps):  # type: ignore[misc]
+            given = text.repeated(latents.to(dtype))
             velocity = self.transformer(
-                latents.to(dtype), timestep.expand(batch_size), embeddings, mask, return_dict=False
+                given, timestep.expand(len(given)), text.embeds, text.mask, return_dict=False
             )[0]
-            latents = self.scheduler.step(velocity.float(), timestep, latents, return_dict=False)[0]  # type: ignore[arg-type]
+            guided = text.guided(velocity.float())
+            latents = self.scheduler.step(guided, timestep, latents, return_dict=False)[0]  # type: ignore[arg-type]
         frames = self._frames(latents, output_type)
         self.maybe_free_model_hooks()
         return FreqFormerPipelineOutput(frames=frames)
@@ -226,12 +271,15 @@ def _check_generator(generator: Any) -> None:
         )
 
 
-def _check_text(embeds: Any, mask: Any) -> None:
-    for name, value in (("prompt_embeds", embeds), ("prompt_attention_mask", mask)):
-        if value is not None and not isinstance(value, Tensor):
-            raise ValueError(f"{name} is a {type(value).__name__}; a tensor or None is allowed")
-    if mask is not None and embeds is None:
-        raise ValueError(
-            "prompt_attention_mask is given and prompt_embeds is None; a mask is of embeddings: "
-            "pass both"
-        )
+def _text_parts(folder: Path, passed: set[str], arguments: dict[str, Any]) -> dict[str, Any]:
+    """The text encoder and tokenizer of a folder that has them, unless both are passed: loaded
+    here, since diffusers would go on with random weights where some are missing."""
+    index = read_json(folder / INDEX_NAME, remedy=REMEDY)
+    if index.get("text_encoder", [None, None]) == [None, None] or "text_encoder" in passed:
+        return {}
+    dtype = arguments.get("torch_dtype", arguments.get("dtype"))
+    if isinstance(dtype, dict):
+        dtype = dtype.get("text_encoder", dtype.get("default"))
+    folders = TextFolders(folder / ENCODER_FOLDER, folder / TOKENIZER_FOLDER)
+    model = TextModel.load(folders, dtype if isinstance(dtype, torch.dtype) else torch.float32)
+    return {"text_encoder": model.encoder, "tokenizer": model.tokenizer}

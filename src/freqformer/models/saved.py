@@ -18,12 +18,15 @@ from torch import nn
 from freqformer._files import FileError, read_json
 from freqformer._older import current_settings
 from freqformer.models.loading import check_complete
+from freqformer.models.text import ENCODERS
 
 INDEX_NAME = "model_index.json"
 CONFIG_NAME = "config.json"
 SCHEDULER_CONFIG = "scheduler_config.json"
 TRANSFORMER = ["freqformer.models.transformer", "FreqFormerTransformer3DModel"]
 SCHEDULER = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+TOKENIZER = r"\w*Tokenizer(s?Backend|Fast)?"
+"""Names of tokenizers' classes."""
 RUNS_CODE = ("custom_pipeline", "custom_revision", "trust_remote_code")
 """Arguments of diffusers that let a folder or repository run code of its own."""
 HUB_ARGUMENTS = (
@@ -98,10 +101,13 @@ def check_pipeline_folder(
         "transformer": TRANSFORMER,
         "scheduler": SCHEDULER,
         "vae": ["diffusers", "a video VAE"],
+        "text_encoder": ["transformers", "a text encoder"],
+        "tokenizer": ["transformers", "a tokenizer"],
     }
     for key, value in parts.items():
-        absent = value == [None, None] and (key == "vae" or key in passed)
-        if key in known and (absent or value == known[key] or (key == "vae" and _is_vae(value))):
+        absent = value == [None, None] and (key in OPTIONAL or key in passed)
+        fits = key in OPTIONAL and OPTIONAL[key](value)
+        if key in known and (absent or value == known[key] or fits):
             continue
         wanted = known.get(key, "no such component")
         raise FileError(
@@ -170,6 +176,23 @@ def _is_vae(value: Any) -> bool:
     import diffusers
 
     return isinstance(getattr(diffusers, name, None), type)
+
+
+def _is_text_encoder(value: Any) -> bool:
+    """Whether an entry of the index names a text encoder of transformers."""
+    return isinstance(value, list) and value in [["transformers", one] for one in ENCODERS.values()]
+
+
+def _is_tokenizer(value: Any) -> bool:
+    """Whether an entry of the index names a tokenizer of transformers, which finds its class by the
+    folder itself."""
+    if not isinstance(value, list) or len(value) != 2 or value[0] != "transformers":
+        return False
+    return isinstance(value[1], str) and bool(re.fullmatch(TOKENIZER, value[1], re.ASCII))
+
+
+OPTIONAL = {"vae": _is_vae, "text_encoder": _is_text_encoder, "tokenizer": _is_tokenizer}
+"""Parts that a pipeline may lack, and whether an entry of the index names one."""
 
 
 def check_transformer_sizes(folder: str | os.PathLike) -> None:

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from freqformer._files import writing_folder
 from freqformer._optional import needs
+from freqformer.training.cache.encoders import add_encoders
 from freqformer.training.report import CheckpointError
 
 if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel
 
     from freqformer.models.transformer import FreqFormerTransformer3DModel
+    from freqformer.training.cache.reading import LatentCache
+
+
+@contextmanager
+def averaged_weights(model: FreqFormerTransformer3DModel, ema: EMAModel) -> Iterator[None]:
+    """The model with its averaged weights; its own come back at the end."""
+    ema.store(model.parameters())
+    ema.copy_to(model.parameters())
+    try:
+        yield
+    finally:
+        ema.restore(model.parameters())
+
 
 WITHOUT_MANIFEST = ("model_index.json", "transformer/*", "scheduler/*")
 """What a run's pipeline of versions without manifest consists of."""
 
 
 def write_averaged(
-    target: Path, model: FreqFormerTransformer3DModel, ema: EMAModel, shift: float
+    target: Path,
+    model: FreqFormerTransformer3DModel,
+    ema: EMAModel,
+    shift: float,
+    cache: LatentCache | None = None,
 ) -> None:
     """Write a pipeline with the averaged weights; the model keeps its own.
 
@@ -28,19 +48,22 @@ def write_averaged(
         model: in training.
         ema: the average of its weights.
         shift: of the timesteps, for the scheduler.
+        cache: that the model was trained on, whose VAE and text encoder the pipeline gets; None for
+            a model of pixels.
 
     Raises:
         CheckpointError: where it can't be written, or the folder holds anything else.
     """
-    ema.store(model.parameters())
-    ema.copy_to(model.parameters())
-    try:
-        write_pipeline(target, model, shift)
-    finally:
-        ema.restore(model.parameters())
+    with averaged_weights(model, ema):
+        write_pipeline(target, model, shift, cache)
 
 
-def write_pipeline(target: Path, model: FreqFormerTransformer3DModel, shift: float) -> None:
+def write_pipeline(
+    target: Path,
+    model: FreqFormerTransformer3DModel,
+    shift: float,
+    cache: LatentCache | None = None,
+) -> None:
     """Write a pipeline with the model's own weights; arguments and errors as `write_averaged`."""
     with needs("train"):
         from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
@@ -54,3 +77,5 @@ def write_pipeline(target: Path, model: FreqFormerTransformer3DModel, shift: flo
         target, kind="pipeline", known=WITHOUT_MANIFEST, error=CheckpointError
     ) as folder:
         FreqFormerPipeline(transformer=model, scheduler=scheduler).save_pretrained(folder)
+        if cache is not None:
+            add_encoders(folder, cache)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -18,11 +15,12 @@ from freqformer._validate import (
     check_whole,
     shown,
 )
-from freqformer.config import FreqFormerConfig
 from freqformer.routing import RouterTraining
 from freqformer.training.config_dict import build, check_json, sections
+from freqformer.training.model_settings import refuse_text
 from freqformer.training.parallel_config import ParallelConfig
 from freqformer.training.samples import PIXEL_CHANNELS
+from freqformer.training.validation.settings import ValidationConfig
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu"]
@@ -49,6 +47,10 @@ class DataConfig:
         path: a video file or a folder of them, searched in depth; None makes synthetic clips.
         photographs: a folder of JPEG or PNG files; synthetic clips are then camera moves over them
             with balls in front.
+        cache: a folder that `freqformer cache` filled, whose latents and texts are trained on. Size
+            and rate of clips are then the cache's.
+        caption_dropout: share of a cache's clips that are shown with the empty caption, which
+            guidance needs; None is 0.1.
         num_frames: frames of a clip.
         height, width: pixels of a clip; videos are resized to cover it and cropped in the middle.
         fps: frames per second of a clip; videos of another rate are sampled at it.
@@ -59,6 +61,8 @@ class DataConfig:
 
     path: str | None = None
     photographs: str | None = None
+    cache: str | None = None
+    caption_dropout: float | None = None
     num_frames: int = 16
     height: int = 48
     width: int = 80
@@ -80,6 +84,7 @@ class DataConfig:
                 "as"
                 " text is allowed, and path None: clips come from videos or are synthetic"
             )
+        self._check_cache()
         check_whole("num_frames", self.num_frames, 1, most=_MOST_FRAMES)
         for name in ("height", "width"):
             check_whole(name, getattr(self, name), 1, most=_MOST_SIDE)
@@ -93,6 +98,23 @@ class DataConfig:
         check_whole("workers", self.workers, 1, most=_MOST_WORKERS)
         check_whole("cache_mib", self.cache_mib, 0, most=_MOST_MIB)
         check_number("fps", self.fps, 1e-3, 1e3)
+
+    def _check_cache(self) -> None:
+        if self.cache is not None and not (
+            isinstance(self.cache, str) and self.path is self.photographs is None
+        ):
+            raise ValueError(
+                f"cache is {shown(self.cache)}, path {shown(self.path)} and photographs"
+                f" {shown(self.photographs)}; one folder, as text, is allowed: clips come from a"
+                " cache, from videos or from photographs"
+            )
+        if self.caption_dropout is not None:
+            check_number("caption_dropout", self.caption_dropout, 0, 1)
+            if self.cache is None:
+                raise ValueError(
+                    f"caption_dropout is {self.caption_dropout!r} and cache None; captions come"
+                    " from a cache: leave it out"
+                )
 
 
 @dataclass(frozen=True)
@@ -288,7 +310,7 @@ class TrainConfig:
     Args:
         output: folder for checkpoints, logs and the trained pipeline.
         model: constructor arguments of `FreqFormerTransformer3DModel`.
-        data, optimizer, objective, routing, run, checkpoint: see their classes.
+        data, optimizer, objective, routing, run, checkpoint, validation: see their classes.
 
     Raises:
         ValueError: for a value out of range, NaN included, naming the field.
@@ -302,6 +324,7 @@ class TrainConfig:
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     run: RunConfig = field(default_factory=RunConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
         if not isinstance(self.output, str) or not self.output:
@@ -315,12 +338,19 @@ class TrainConfig:
             )
         check_json("model", self.model)
         object.__setattr__(self, "model", current_settings(self.model))
-        refuse_text(self.model)
+        if not (isinstance(self.data, DataConfig) and self.data.cache is not None):
+            refuse_text(self.model)
         for name, kind in sections(type(self)).items():
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(
                     f"{name} is {shown(getattr(self, name))}; a {kind.__name__} is allowed"
                 )
+        if self.validation.asks and self.data.cache is None:
+            raise ValueError(
+                f"validation has held_out={self.validation.held_out} and"
+                f" {len(self.validation.prompts)} prompts, and data.cache is None; both are for"
+                " runs on a cache: leave them out"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values; `from_dict` reads them back."""
@@ -346,28 +376,3 @@ class TrainConfig:
         if isinstance(values, dict) and isinstance(values.get("run"), dict):
             values = {**values, "run": renamed_keys(values["run"], RUN_RENAMED, "run.")}
         return build(cls, "config", values)
-
-
-def whole_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a model to compare with others: in today's words, as JSON holds them, and with
-    all fields of `frequency`.
-
-    Args:
-        settings: of any version, maybe damaged: a `frequency` that is no record stays as it is.
-    """
-    made = current_settings(settings, warn=False)
-    if isinstance(made.get("frequency"), Mapping):
-        with suppress(ValueError):
-            made["frequency"] = FreqFormerConfig.from_dict(dict(made["frequency"])).to_dict()
-    return json.loads(json.dumps(made))
-
-
-def refuse_text(arguments: Mapping[str, Any]) -> None:
-    """Raise ValueError for constructor arguments of a model that takes text, which no clip has."""
-    if arguments.get("cross_attention_dim") is not None:
-        raise ValueError(
-            f"model has cross_attention_dim={shown(arguments['cross_attention_dim'])}; None is"
-            " allowed: training feeds no text, so what reads text would never learn. Leave"
-            " cross_attention_dim out, or write a loop of your own with"
-            " freqformer.training.objective"
-        )

@@ -226,6 +226,11 @@ def _card(
 
 def _data_and_licence(data: DataConfig) -> tuple[str, str]:
     """What the run was trained on, in words, and what follows for the use of what it makes."""
+    if data.cache is not None:
+        raise ValueError(
+            f"the run was trained on the cache {data.cache}; export makes small models of pixels:"
+            " the run's pipeline/ holds the model with its VAE and text encoder, ready to copy"
+        )
     if data.photographs is not None:
         credits = Path(data.photographs) / "ATTRIBUTION.md"
         if not credits.is_file():

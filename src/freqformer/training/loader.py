@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from freqformer._renamed import moved_names, warn_renamed
+from freqformer.grid import Extents
 from freqformer.training.samples import BadFile, TrainingBatch, TrainingSample
 from freqformer.training.seeding import derive_generator, derive_seed
 
@@ -38,6 +39,21 @@ class ClipSource(ABC):
         """Channels of every clip, 3 of pixels. Looked up in clip 0, unless a source knows it
         without loading one."""
         return len(self.load(0).clip)
+
+    @property
+    def text_channels(self) -> int | None:
+        """Channels of every clip's text embeddings; None where clips have no text."""
+        return None
+
+    @property
+    def sizes(self) -> Sequence[Extents]:
+        """(F, H, W) of clips where they are not those of the config, the usual one first. Those of
+        one forward pass are alike."""
+        return ()
+
+    def describe(self, index: int) -> str | None:
+        """What clip `index` is called, for errors; None where it has no name."""
+        return None
 
     @abstractmethod
     def load(self, index: int) -> TrainingSample:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from freqformer.training.report import StepReport, TrainingError
 
@@ -41,9 +43,18 @@ class RunLog:
 
     def add(self, report: StepReport) -> None:
         """Log one step; as `begin`."""
-        values = {name: getattr(report, name) for name in LOGGED}
+        self.add_values({name: getattr(report, name) for name in LOGGED}, report.step)
+
+    def add_values(self, values: Mapping[str, float], step: int) -> None:
+        """Log values of a step; as `begin`."""
         with self._writing():
-            self._accelerator.log(values, step=report.step)
+            self._accelerator.log(dict(values), step=step)
+
+    def add_picture(self, name: str, picture: Tensor, step: int) -> None:
+        """Log a picture, uint8 (H, W, 3); as `begin`."""
+        with self._writing():
+            for tracker in self._accelerator.trackers:
+                tracker.tracker.add_image(name, picture, step, dataformats="HWC")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from torch import distributed as dist
 
 from freqformer._interrupt import StopRequest, between_steps
 from freqformer._optional import needs
+from freqformer.training.cache.defaults import with_cache
 from freqformer.training.config import TrainConfig
 from freqformer.training.loader import ClipSource
 from freqformer.training.processes import check_launch, only_run
@@ -18,6 +19,7 @@ from freqformer.training.progress import ShownProgress, progress_shown
 from freqformer.training.report import StepReport
 from freqformer.training.starting import with_initial_model
 from freqformer.training.trainer import Trainer
+from freqformer.training.validation.validator import Validator
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -62,7 +64,7 @@ def train(
         TrainingError: where the loss or its gradient is not finite; the last checkpoint stays.
         KeyboardInterrupt: (`Interrupted`) after a signal, once all is kept.
     """
-    config = with_initial_model(config)
+    config = with_cache(with_initial_model(config))
     with (
         _accelerator(config) as accelerator,
         only_run(Path(config.output), accelerator),
@@ -71,9 +73,11 @@ def train(
         trainer = Trainer(config, accelerator, model, clips)
         trainer.resume()
         with between_steps("finishing the step") as stop:
-            _steps(trainer, stop, progress, on_step)
+            validator = Validator(trainer)
+            _steps(trainer, validator, stop, progress, on_step)
             stopped = trainer.any_process(stop.asked)
             trainer.save()
+            validator.after_step(last=trainer.clock.progress >= 1)
             # What was stopped before its first step has nothing to show.
             pipeline = trainer.save_pipeline() if trainer.step or not stopped else None
         if stop.asked:
@@ -84,6 +88,7 @@ def train(
 
 def _steps(
     trainer: Trainer,
+    validator: Validator,
     stop: StopRequest,
     progress: ShownProgress,
     on_step: Callable[[StepReport], None] | None,
@@ -99,6 +104,7 @@ def _steps(
                 on_step(report)
             if trainer.step % trainer.config.checkpoint.every_steps == 0:
                 trainer.save()
+            validator.after_step()
             if trainer.clock.session_is_over:
                 break
 
@@ -140,10 +146,16 @@ def _accelerator(config: TrainConfig) -> Iterator[Accelerator]:
         # gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    failed = False
     try:
         yield accelerator
+    except Exception:
+        failed = True
+        raise
     finally:
-        if joined:
+        # Others may wait for this process, which ends, and its launcher then stops them: to take
+        # the group down would wait for them.
+        if joined or (failed and accelerator.num_processes > 1):
             for tracker in accelerator.trackers:
                 tracker.finish()
         else:

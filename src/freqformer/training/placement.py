@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel
 
     from freqformer.models.transformer import FreqFormerTransformer3DModel
+    from freqformer.training.cache.reading import LatentCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,12 +89,14 @@ class Replicated:
         """Write a checkpoint of model, average and optimizer; the main process calls it."""
         save_checkpoint(folder, step, capture_run(*run), state, keep=keep)
 
-    def save_pipeline(self, target: Path, placed: Placed, ema: EMAModel, shift: float) -> None:
-        """Write the pipeline with the averaged weights."""
+    def save_pipeline(
+        self, target: Path, placed: Placed, ema: EMAModel, shift: float, cache: LatentCache | None
+    ) -> None:
+        """Write the pipeline with the averaged weights, and the encoders of the run's cache."""
         model = self._accelerator.unwrap_model(placed.wrapped, keep_fp32_wrapper=False)
         model.set_router_training("off")
         if self._accelerator.is_main_process:
-            write_averaged(target, model, ema, shift)
+            write_averaged(target, model, ema, shift, cache)
 
 
 class Sharded:
@@ -150,8 +153,10 @@ class Sharded:
         """Write a checkpoint of model, average and optimizer; all ranks call it."""
         save_sharded(folder, step, capture_run(*run), state, keep=keep)
 
-    def save_pipeline(self, target: Path, placed: Placed, ema: EMAModel, shift: float) -> None:
-        """Write the pipeline with the averaged weights, gathered by the main process."""
+    def save_pipeline(
+        self, target: Path, placed: Placed, ema: EMAModel, shift: float, cache: LatentCache | None
+    ) -> None:
+        """As `Replicated`; the main process gathers the weights."""
         model = placed.wrapped
         main = self._accelerator.is_main_process
         names = (name for name, _ in model.named_parameters())
@@ -161,7 +166,7 @@ class Sharded:
             if main:
                 averaged[name] = whole.cpu()
         if main:
-            write_pipeline(target, _model_of(model, averaged), shift)
+            write_pipeline(target, _model_of(model, averaged), shift, cache)
 
 
 def _whole(x: Tensor) -> Tensor:

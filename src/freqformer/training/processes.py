@@ -15,6 +15,8 @@ from freqformer.training.provenance import OLD_SESSIONS_FILE, SESSIONS_FILE
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+VALIDATION_FOLDER = "validation"
+"""Of videos that a run makes every so many steps."""
 NEEDED = {
     "WORLD_SIZE": ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
     "OMPI_COMM_WORLD_SIZE": ("OMPI_COMM_WORLD_RANK",),
@@ -41,7 +43,7 @@ def only_run(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     with output_folder(
         folder,
         "train",
-        (SESSIONS_FILE, OLD_SESSIONS_FILE),
+        (SESSIONS_FILE, OLD_SESSIONS_FILE, VALIDATION_FOLDER),
         earlier=("checkpoints",),
         error=CheckpointError,
     ):

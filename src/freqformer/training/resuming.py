@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from freqformer.training.checkpoint import CheckpointError
-from freqformer.training.config import TrainConfig, whole_settings
+from freqformer.training.config import TrainConfig
+from freqformer.training.model_settings import whole_settings
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +17,8 @@ ALL = ("*",)
 MAY_CHANGE = {
     "output": ALL,
     "checkpoint": ALL,
-    "data": ("path", "photographs", "workers"),
+    "validation": ALL,
+    "data": ("path", "photographs", "cache", "workers"),
     "run": (
         *("max_steps", "max_seconds", "part_seconds", "batch_size", "accumulation", "device"),
         # `part_seconds` is of versions that kept there what belongs to one call alone.

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from freqformer.training.config import DataConfig
+from freqformer.training.config import DataConfig, TrainConfig
 from freqformer.training.loader import ClipSource
 from freqformer.training.samples import TrainingSample
 from freqformer.training.seeding import derive_generator, derive_seed
@@ -22,12 +23,62 @@ LARGEST_VALUE = 32.0
 """Beyond any latent that is scaled for diffusion, and below the 255 of pixels that are not."""
 
 
-def clip_source(config: DataConfig, seed: int) -> ClipSource:
-    """The clips that a config names: synthetic ones where it names no path.
+def run_source(config: TrainConfig, clips: Any, model: Mapping[str, Any]) -> ClipSource:
+    """The clips of a run: those that are given, or those of its config, as the model takes them.
+
+    Args:
+        config: of the run.
+        clips: that the caller of `train` gives, or None.
+        model: the model's own settings.
 
     Raises:
-        ValueError: as `ClipFolder` and `PhotographClips`.
+        ValueError: as `clip_source` and `given_source`; for clips or texts of other channels than
+            the model's.
     """
+    channels, data, run = model["in_channels"], config.data, config.run
+    if clips is None:
+        source = clip_source(data, run.seed, run.batch_size, config.validation.held_out)
+    else:
+        source = given_source(clips, data, run.seed, channels)
+    if source.channels != channels:
+        raise ValueError(
+            f"model has in_channels={channels} and the clips {source.channels} channels; the same "
+            "is allowed: give train(clips=...) latents of your own, or set in_channels"
+        )
+    reads = model["cross_attention_dim"]
+    if data.cache is not None and source.text_channels != reads:
+        raise ValueError(
+            f"model has cross_attention_dim={reads} and the cache texts of {source.text_channels} "
+            "channels; the same is allowed: make another cache, or set cross_attention_dim"
+        )
+    return source
+
+
+def clip_source(
+    config: DataConfig, seed: int, batch_size: int = 1, held_out: int = 0
+) -> ClipSource:
+    """The clips that a config names: synthetic ones where it names no path.
+
+    Args:
+        config: where they come from.
+        seed: of their order.
+        batch_size: clips of a forward pass, which come from one bucket of a cache.
+        held_out: clips of a cache that are not shown.
+
+    Raises:
+        ValueError: as `ClipFolder`, `PhotographClips` and `CachedClips`.
+    """
+    if config.cache is not None:
+        from freqformer.training.cache.clips import CAPTION_DROPOUT, CachedClips
+
+        dropout = config.caption_dropout
+        return CachedClips(
+            Path(config.cache),
+            seed,
+            batch_size=batch_size,
+            caption_dropout=CAPTION_DROPOUT if dropout is None else dropout,
+            held_out=held_out,
+        )
     size = {"num_frames": config.num_frames, "height": config.height, "width": config.width}
     if config.photographs is not None:
         from freqformer.training.photographs import PhotographClips
@@ -56,10 +107,11 @@ def given_source(clips: Any, config: DataConfig, seed: int, channels: int) -> Cl
     Raises:
         ValueError: for clips of another kind, none at all, or a config that names others.
     """
-    if config.path is not None or config.photographs is not None:
+    named = {"path": config.path, "photographs": config.photographs, "cache": config.cache}
+    if any(value is not None for value in named.values()):
+        told = ", ".join(f"{name}={value!r}" for name, value in named.items() if value is not None)
         raise ValueError(
-            f"clips are given, and data has path={config.path!r} and photographs="
-            f"{config.photographs!r}; one source is allowed: leave both out"
+            f"clips are given, and data has {told}; one source is allowed: leave them out"
         )
     if isinstance(clips, ClipSource):
         return clips

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freqformer.training.config import TrainConfig, refuse_text, whole_settings
+from freqformer.training.config import TrainConfig
+from freqformer.training.model_settings import refuse_text, whole_settings
 
 if TYPE_CHECKING:
     from freqformer.models.transformer import FreqFormerTransformer3DModel
@@ -20,14 +21,15 @@ def starting_model(
     """The model to train: what is given, else that of `config.run.init_from`, else a fresh one.
 
     Raises:
-        ValueError: for a model of another kind, one that takes text, two beginnings at once, and
-            arguments that no model takes.
+        ValueError: for a model of another kind, one that takes text where there is none, two
+            beginnings at once, and arguments that no model takes.
     """
     from freqformer.models.transformer import FreqFormerTransformer3DModel
 
     if given is not None:
         check_model(given)
-        refuse_text(given.config)
+        if config.data.cache is None:
+            refuse_text(given.config)
         if config.run.init_from is not None:
             raise ValueError(
                 f"model is given and run.init_from is {config.run.init_from!r}; one of them is "
@@ -57,7 +59,7 @@ def prepared_model(
     if config.run.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if config.run.compile:
-        # Block by block: one compilation serves all layers, and clips of a run have one shape.
+        # Block by block: one compilation serves all layers; each size of clips has its own.
         model.compile_repeated_blocks(dynamic=False)
     return model
 

@@ -7,6 +7,7 @@ import logging
 import math
 from collections import deque
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,16 @@ from torch.distributed.tensor import DTensor
 
 from freqformer._files import write_json
 from freqformer._optional import needs
+from freqformer.training.cache.clips import CachedClips
 from freqformer.training.checkpoint import CheckpointError, read_state
 from freqformer.training.clock import RunClock
 from freqformer.training.config import TrainConfig
-from freqformer.training.loader import ClipLoader, ClipSource, OnDeviceLoader, ProceduralClips
+from freqformer.training.loader import (
+    NAMED,
+    ClipLoader,
+    OnDeviceLoader,
+    ProceduralClips,
+)
 from freqformer.training.log import RunLog
 from freqformer.training.objective import (
     batch_loss,
@@ -45,7 +52,7 @@ from freqformer.training.resuming import check_resumable
 from freqformer.training.samples import TrainingBatch
 from freqformer.training.seeding import derive_generator, seed_everything
 from freqformer.training.sharding import StepShards
-from freqformer.training.sources import IterableClips, clip_source, given_source
+from freqformer.training.sources import IterableClips, run_source
 from freqformer.training.starting import prepared_model
 
 with needs("train"):
@@ -54,6 +61,7 @@ with needs("train"):
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from freqformer.grid import Grid
     from freqformer.models.transformer import FreqFormerTransformer3DModel
 
 logger = logging.getLogger(__name__)
@@ -78,11 +86,13 @@ class Trainer:
         self.placed = self.placement.place(self.model, config.optimizer)
         # Made after the model is placed, which moves the weights to their device.
         self.ema = EMAModel(self.model.parameters(), decay=config.optimizer.ema_decay, foreach=True)
-        self.source = self._clip_source(clips)
+        self.source = run_source(config, clips, self.model.config)
         data, run = config.data, config.run
-        self.grid = self.model.grid_for((data.num_frames, data.height, data.width))
-        shift = config.objective.shift
-        self.shift = resolution_shift(self.grid.num_tokens) if shift is None else shift
+        sizes = self.source.sizes or [(data.num_frames, data.height, data.width)]
+        self.grids = [self.model.grid_for(size) for size in sizes]
+        """Of the tokens of clips, the usual one first."""
+        self.shift = self._shift_of(self.grids[0])
+        """Of the scheduler that generates."""
         self.shards = StepShards(
             run.batch_size,
             run.accumulation,
@@ -161,10 +171,11 @@ class Trainer:
         for group in self.placed.optimizer.param_groups:
             group["lr"] = rate
         losses, norm = [], 0.0
-        for timestep in self._timesteps():
+        for place in range(run.accumulation):
             batch = self._take(loader)
+            grid = self.model.grid_for(batch.clip.shape)
             with self.accelerator.accumulate(self.placed.wrapped):
-                losses.append(self._backward(batch, timestep))
+                losses.append(self._backward(batch, self._timesteps(grid)[place], grid))
                 if self.accelerator.sync_gradients:
                     norm = self._clip_gradients(losses)
                 self.placed.stepper.step()
@@ -227,24 +238,10 @@ class Trainer:
     def save_pipeline(self) -> Path:
         """Write the pipeline with the averaged weights; returns its folder."""
         target = self.folder / "pipeline"
-        self.placement.save_pipeline(target, self.placed, self.ema, self.shift)
+        cache = self.source.cache if isinstance(self.source, CachedClips) else None
+        self.placement.save_pipeline(target, self.placed, self.ema, self.shift, cache)
         self.accelerator.wait_for_everyone()
         return target
-
-    def _clip_source(self, clips: Any) -> ClipSource:
-        """The clips that are given, or those of the config; of as many channels as the model
-        has."""
-        channels, data = self.model.config["in_channels"], self.config.data
-        if clips is None:
-            source = clip_source(data, self.config.run.seed)
-        else:
-            source = given_source(clips, data, self.config.run.seed, channels)
-        if source.channels != channels:
-            raise ValueError(
-                f"model has in_channels={channels} and the clips {source.channels} channels; the "
-                "same is allowed: give train(clips=...) latents of your own, or set in_channels"
-            )
-        return source
 
     def _take(self, loader: ClipLoader | OnDeviceLoader) -> TrainingBatch:
         """The next clips and their noise. Where there are none, what is learned is kept first."""
@@ -268,13 +265,18 @@ class Trainer:
     def _checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
-    def _timesteps(self) -> list[Tensor]:
-        """The timesteps (batch,) of every forward pass; drawn for the whole step, so its split does
-        not matter."""
+    def _shift_of(self, grid: Grid) -> float:
+        """The shift of timesteps for clips of so many tokens."""
+        shift = self.config.objective.shift
+        return resolution_shift(grid.num_tokens) if shift is None else shift
+
+    def _timesteps(self, grid: Grid) -> list[Tensor]:
+        """The timesteps (batch,) of every forward pass over clips of a grid; drawn for the whole
+        step, so its split does not matter."""
         settings = self.config.objective
         drawn = sample_timesteps(
             self.shards.clips_per_step,
-            self.shift,
+            self._shift_of(grid),
             derive_generator(self.config.run.seed, "timestep", self.step),
             mean=settings.logit_mean,
             std=settings.logit_std,
@@ -282,13 +284,13 @@ class Trainer:
         )
         return self.shards.slices(drawn)
 
-    def _backward(self, batch: TrainingBatch, timestep: Tensor) -> Tensor:
+    def _backward(self, batch: TrainingBatch, timestep: Tensor, grid: Grid) -> Tensor:
         """Add one forward pass's gradient; returns its (flow-matching loss, routing loss), (2,)
         float32."""
         device = self.accelerator.device
         with self.placement.computing():
             loss = batch_loss(self.placed.wrapped, batch.to(device), timestep.to(device))
-        routing = router_terms(self.model, self.grid, self.config.routing, self.clock.progress)
+        routing = router_terms(self.model, grid, self.config.routing, self.clock.progress)
         routing = torch.zeros_like(loss) if routing is None else routing
         self.accelerator.backward(loss + routing)
         return torch.stack([loss.detach(), routing.detach()]).float()
@@ -309,11 +311,18 @@ class Trainer:
                 else "no checkpoint was written yet"
             )
             raise TrainingError(
-                f"loss is {loss} and its gradient's norm {norm} at step {self.step + 1}; finite "
-                "numbers are allowed: lower "
+                f"loss is {loss} and its gradient's norm {norm} at step {self.step + 1}"
+                f"{self._clips_of_step()}; finite numbers are allowed: lower "
                 f'the learning rate, lengthen the warm-up, or train with precision="fp32"; {kept}'
             )
         return norm
+
+    def _clips_of_step(self) -> str:
+        """The names of this process's clips of a step, for an error; empty where they have none."""
+        count = self.config.run.batch_size * self.config.run.accumulation
+        indices = islice(self.shards.indices(self.step), count)
+        names = [name for index in indices if (name := self.source.describe(index)) is not None]
+        return f", of the clips {', '.join(names[:NAMED])}" if names else ""
 
     def _mean(self, losses: list[Tensor]) -> tuple[float, float]:
         """(flow-matching loss, routing loss) over forward passes and processes."""

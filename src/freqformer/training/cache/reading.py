@@ -1,0 +1,89 @@
+"""A cache that is done, read clip by clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from freqformer.models.text import ENCODER_FOLDER, TOKENIZER_FOLDER, TextFolders
+from freqformer.training.cache.errors import CacheError
+from freqformer.training.cache.index import CacheIndex
+from freqformer.training.cache.shards import read_tensors
+from freqformer.training.cache.vae import LOGVAR, MEAN, SAMPLE, VAE_FOLDER, sampled
+
+NAMES = {"distribution": (MEAN, LOGVAR), "sample": (SAMPLE,), "mean": (MEAN,)}
+"""The tensors of a clip, by `CacheConfig.latents`."""
+
+
+class LatentCache:
+    """A cache, read from several threads at once.
+
+    Args:
+        folder: that `make_cache` filled.
+
+    Raises:
+        CacheError: for a folder that holds none, or none that is done.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.index = CacheIndex.read(folder)
+        self._names = NAMES[self.index.recipe["latents"]]
+        if missing := sorted(name for name in self.index.shards if not (folder / name).is_file()):
+            raise CacheError(
+                f"{folder} lacks {len(missing)} of its files, like {missing[:3]}; run the command"
+                " that made the cache again"
+            )
+
+    def latents(self, number: int, generator: torch.Generator) -> Tensor:
+        """The latents of a clip, (C, F, H, W) float32, scaled as the model sees them.
+
+        Args:
+            number: of the clip in the index.
+            generator: of the sample, where the cache keeps a distribution.
+
+        Raises:
+            CacheError: for a file that is missing or damaged, and latents that are not finite,
+                naming the clip.
+        """
+        clip = self.index.clips[number]
+        names = [f"{clip.place:06d}.{name}" for name in self._names]
+        try:
+            tensors = read_tensors(self.folder / clip.shard, names, clip.crc32)
+        except CacheError as error:
+            raise CacheError(f"{clip} can't be read from the cache: {error}") from error
+        for tensor in tensors:
+            if not bool(tensor.isfinite().all()):
+                raise CacheError(
+                    f"{clip} has latents that are not finite in {self.folder / clip.shard}; remove"
+                    " that file and run the command that made the cache again"
+                )
+        if self.index.recipe["latents"] == "distribution":
+            mean, logvar = tensors
+            return sampled(mean, logvar, generator)
+        (kept,) = tensors
+        return kept.float()
+
+    def text(self, number: int) -> Tensor:
+        """The embeddings of a caption, (L, E) float32; that of number 0 is empty.
+
+        Raises:
+            CacheError: as `latents`.
+        """
+        text = self.index.texts[number]
+        (embeds,) = read_tensors(self.folder / text.shard, [f"{text.place:06d}"], text.crc32)
+        return embeds.float()
+
+    @property
+    def vae_folder(self) -> Path:
+        """The VAE that the latents are of."""
+        return self.folder / VAE_FOLDER
+
+    @property
+    def text_folders(self) -> TextFolders | None:
+        """The encoder that the embeddings are of; None in a cache without text."""
+        if self.index.text_channels is None:
+            return None
+        return TextFolders(self.folder / ENCODER_FOLDER, self.folder / TOKENIZER_FOLDER)
