@@ -18,6 +18,7 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
 from freqformer._files import read_json
+from freqformer._validate import check_choice
 from freqformer.models.latents import (
     check_latents,
     compression_ratios,
@@ -213,10 +214,7 @@ class FreqFormerPipeline(DiffusionPipeline):
         Raises:
             ValueError: for a size, option or text that does not fit, naming the argument.
         """
-        if output_type not in get_args(OutputType):
-            raise ValueError(
-                f"output_type is {output_type!r}; choose one of {', '.join(get_args(OutputType))}"
-            )
+        check_choice("output_type", output_type, get_args(OutputType))
         counts = {"num_frames": num_frames, "height": height, "width": width}
         _check_counts(
             counts | {"num_inference_steps": num_inference_steps, "batch_size": batch_size}
