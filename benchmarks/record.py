@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -100,7 +101,7 @@ def machine(commit: str | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "cudnn": torch.backends.cudnn.version(),
         "commit": commit,
-        "command": " ".join([*path, "python", *typed_arguments()]),
+        "command": " ".join([*path, "python", shlex.join(typed_arguments())]),
     }
 
 

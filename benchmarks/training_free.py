@@ -27,13 +27,13 @@ import torch
 from benchmarks.quality.data import Draw, draw_scenes
 from benchmarks.quality.study import Run, Trainer
 from benchmarks.quality.variants import STUDY, VARIANTS, Size
-from benchmarks.video_metrics import psnr, ssim
 from torch import Tensor
 
 from benchmarks import record
 from freqformer.calibration import Calibration, Candidates, Choice, calibrate
 from freqformer.calibration.report import write_table
 from freqformer.config import Band, FreqFormerConfig
+from freqformer.generation.likeness import psnr, ssim
 from freqformer.grid import Grid, tile_layout
 from freqformer.models.pipeline import FreqFormerPipeline
 from freqformer.plan import build_plan

@@ -165,8 +165,10 @@ class Seen(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_operations_are_registered() -> None:
+@pytest.mark.parametrize("head_dim", [16, 24])
+def test_operations_are_registered(head_dim: int) -> None:
     case = small(
+        head_dim=head_dim,
         learned=LEARNED,
         num_text_tokens=2,
         mask="random",

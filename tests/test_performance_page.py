@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from benchmarks.layers_table import table
+from benchmarks.peers_table import tables
 from benchmarks.quality.report import by_variant, mean, overall, paired, read_results, tokens_of
 from benchmarks.training_free_report import CALIBRATED
 from tests.support.launches import MOST
@@ -47,6 +48,26 @@ def test_launches() -> None:
         ("layer windows", "windows only"),
     ):
         check(f"| {name} | {counted[row]['beside_projections']} | {MOST[row]} |")
+
+
+def test_other_kernels() -> None:
+    peers = result("peers")
+    assert tables(peers) in (ROOT / PAGE).read_text(encoding="utf-8")
+    other = "FlashAttention-4 CuTe, block-sparse"
+
+    def ours(percent: str, name: str) -> float:
+        """Our rate over the other's, at so much of the blocks."""
+        timed = peers["groups"][f"65,536 x 8, {percent}% of blocks"][name]
+        return 1 / timed[other]["times_reference_rate"]
+
+    assert abs(ours("10", "forward") - 1) < 0.04
+    assert abs(ours("5", "forward") - 1) < 0.04
+    check(
+        f"FlashAttention-4's CuTe kernels ({peers['versions']['flash-attn-4']})",
+        f"at 5 and 10% of the blocks, ahead of it at 2.5% ({ours('2.5', 'forward'):.2f} times)",
+        f"behind it above ({ours('100', 'forward'):.2f} times with all blocks)",
+        f"Backward it is behind, {ours('10', 'backward'):.2f} times at 10%",
+    )
 
 
 def test_the_layer() -> None:

@@ -35,6 +35,10 @@ class Selection:
     tiles: Tensor
 
 
+BAND_COSTS = "band costs"
+"""Where a plan keeps them: a layer that ranks share asks at every call."""
+
+
 @dataclass(frozen=True)
 class Flops:
     """Floating-point operations of attention, a multiply-add counted as two."""
@@ -194,7 +198,9 @@ class AttentionPlan:
 
     def band_costs(self) -> tuple[float, float, float, float]:
         """Useful FLOPs of one head as LOW, MID, HIGH and DENSE."""
-        low, mid, high, dense = (self.band_flops(band).useful for band in Band)
+        if BAND_COSTS not in self.kept:
+            self.kept[BAND_COSTS] = tuple(self.band_flops(band).useful for band in Band)
+        low, mid, high, dense = self.kept[BAND_COSTS]
         return (low, mid, high, dense)
 
     def flops(self, allocation: Sequence[int]) -> Flops:

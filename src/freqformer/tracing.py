@@ -18,6 +18,12 @@ class PlainFields:
     apart."""
 
 
+def untraced(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """The function, at which compiled code breaks off and goes on after it."""
+    disabled: Any = torch.compiler.disable(function)
+    return disabled
+
+
 def constant_result(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """The function, whose result a compiled graph takes as a constant of its arguments.
 

@@ -20,11 +20,11 @@ from benchmarks.training_free_report import (
     rebuilt,
     results_text,
 )
-from benchmarks.video_metrics import psnr, ssim
 
 from benchmarks import training_free
 from freqformer.calibration.report import read_calibration, write_table
 from freqformer.config import Band
+from freqformer.generation.likeness import psnr, ssim
 from freqformer.grid import Grid
 
 TINY = Amount(

@@ -16,7 +16,9 @@ import freqformer
 from freqformer.cli.console import INTERRUPTED
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["inspect"], ["demo"], ["doctor"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["sample"], ["inspect"], ["demo"], ["doctor"], ["generate"]]
+)
 def test_help_has_examples(command: list[str]) -> None:
     output = run(*command, "--help")
     assert "Examples:" in output

@@ -37,7 +37,7 @@ def documented_table(model: ModelShape, monkeypatch: pytest.MonkeyPatch) -> Rout
         diffusers, "WanPipeline", SimpleNamespace(from_pretrained=lambda *_, **__: pipe)
     )
     names: dict[str, Any] = {}
-    code = PAGE.split("```python\n")[1].split("\nwith ")[0]
+    code = PAGE.split("```python\n")[2].split("\nwith ")[0]
     exec(compile(code, "docs/diffusers.md", "exec"), names)
     return names["table"]
 

@@ -11,9 +11,11 @@ import torch
 from diffusers.models.transformers.transformer_ltx import LTXVideoTransformer3DModel
 from tests.support.enabled_models import (
     DENSE,
+    EVERY,
     HEADS,
     HIGH,
     LOW,
+    MID,
     NUM_TOKENS,
     SIZE,
     Call,
@@ -23,6 +25,7 @@ from tests.support.enabled_models import (
     uniform,
 )
 
+from freqformer.grid import Grid
 from freqformer.integrations.diffusers import enable_frequency_attention
 
 LAYERS = 3
@@ -95,14 +98,42 @@ def test_arguments_by_place_are_read_as_those_by_name(model: Any) -> None:
 
 
 def test_calls_without_a_grid_of_all_tokens_are_refused(model: Any) -> None:
-    coordinates = torch.zeros(1, 3, NUM_TOKENS)
     with enable_frequency_attention(model, uniform(model, [LOW, HIGH])):
         with pytest.raises(
             ValueError, match=r"num_frames, height, width of the transformer's call is None"
         ):
-            call(model, num_frames=None, height=None, width=None, video_coords=coordinates)
+            call(model, num_frames=None, height=None, width=None)
         with pytest.raises(ValueError, match=f"query has {NUM_TOKENS} tokens"):
-            call(model, num_frames=SIZE[0] - 1, video_coords=coordinates)
+            call(model, num_frames=SIZE[0] - 1, video_coords=torch.zeros(1, 3, NUM_TOKENS))
+
+
+@pytest.mark.parametrize("keyframes", [0, 1, 2])
+def test_the_grid_is_found_behind_keyframes(model: Any, keyframes: int) -> None:
+    """`LTXConditionPipeline` passes coordinates alone, of keyframes and then of the video; the
+    first frame's time is 0, and the keyframes' are in its middle."""
+    frames, height, width = SIZE
+    times = (8 * torch.arange(frames) - 7).clamp(0)
+    places = 32 * torch.cartesian_prod(torch.arange(height), torch.arange(width))
+    rows = [
+        torch.cat([torch.full((len(places), 1), int(time)), places], 1)
+        for time in (*times[[2] * keyframes], *times)
+    ]
+    draw = torch.Generator().manual_seed(2)
+    given = {
+        "hidden_states": torch.randn(1, sum(map(len, rows)), 4, generator=draw),
+        "video_coords": torch.cat(rows).T[None].float(),
+        "num_frames": None,
+        "height": None,
+        "width": None,
+    }
+    before = call(model, **given)
+    with enable_frequency_attention(model, uniform(model, [MID, MID], EVERY)) as handle:
+        torch.testing.assert_close(call(model, **given), before, rtol=1e-4, atol=1e-5)
+        assert handle.density == pytest.approx(1.0)
+    with enable_frequency_attention(model, uniform(model, [LOW, HIGH])):
+        assert differs(call(model, **given), before)
+        seen = model.transformer_blocks[0].attn1.processor.current.banded
+    assert seen == (Grid(*SIZE), keyframes * len(places))
 
 
 def test_fused_projections_are_refused_at_the_call(model: Any) -> None:

@@ -5,7 +5,8 @@
 
 The tests are those of `make test`, in Triton's interpreter, and stop at the first failure; the test
 that failed must pass on an unchanged copy. Results are written after every fault, with the commit
-that they are of; without --again a run leaves out those that were caught before.
+that they are of; without --again a run leaves out those that were caught before. Faults in the
+Gluon launches need a Hopper GPU: `tests.mutation.gluon` runs them, and this says what it found.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.mutation import gluon
 from tests.mutation.faults import FAULTS, ROOT, Fault, faulty
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -121,6 +123,17 @@ def write(path: Path, done: dict[Fault, dict[str, Any]]) -> int:
     return caught
 
 
+def of_gluon() -> str:
+    """What is known of the faults that this doesn't run."""
+    told = (
+        f"{len(gluon.FAULTS)} faults in the Gluon launches need a Hopper GPU and were not run here"
+    )
+    known = gluon.read(gluon.RESULTS)
+    commits = ", ".join(sorted({found["commit"] for found in known.values()}))
+    last = f"last time {len(known)} were caught, at {commits}" if known else "none has run anywhere"
+    return f"{told}; {last}: {gluon.COMMAND}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, default=RESULTS, help="file of the results")
@@ -151,6 +164,7 @@ def main() -> None:
             )
     caught = write(arguments.output, done)
     print(f"{caught} of {len(FAULTS)} faults caught")
+    print(of_gluon())
     if caught < len(FAULTS):
         raise SystemExit(1)
 

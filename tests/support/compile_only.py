@@ -132,7 +132,24 @@ def facts(kernel: Any) -> dict[str, Any]:
         "spilled": int(stack),
         "shared": kernel.metadata.shared,
         "instructions": Counter(re.findall(instruction, sass, re.MULTILINE)),
+        "overwritten": sum(_overwritten(part) for part in sass.split("USETMAXREG")),
     }
+
+
+def _overwritten(sass: str) -> int:
+    """Registers that hold a left factor of products with keys or values as they lie in memory, and
+    of products with their transpose: the first are factors of every step, and the second are
+    written in each.
+
+    sass: of one warp group.
+    """
+    product = r"HGMMA\S+ R\d+, R(\d+), gdesc\[\w+\](\.tnspB)?"
+    kept: set[int] = set()
+    written: set[int] = set()
+    for register, transposed in re.findall(product, sass):
+        factor = range(int(register), int(register) + 4)
+        (written if transposed else kept).update(factor)
+    return len(kept & written)
 
 
 def _case(name: str) -> tuple[AttendCase, bool]:
@@ -152,6 +169,9 @@ def _case(name: str) -> tuple[AttendCase, bool]:
         return make_case(FULL, window, bands=high, branch=True, **padded), True
     if name == "default, ragged, backward":
         return make_case(RAGGED, window, bands=high, branch=True, **half), True
+    if name == "windows, narrow, backward":
+        narrow = {"head_dim": 64, "dtype": torch.float16}
+        return make_case(RAGGED, window, bands=high, **narrow), True
     if name == "everything":
         config = FreqFormerConfig(mid_tiles=2, summary_tokens=3, band_features="high_pass_values")
         extra = {"text": 5, "learned": True, "masked": True, "head_dim": 64}
@@ -165,6 +185,7 @@ CASES = (
     "default, backward",
     "default, head_dim 96, backward",
     "default, ragged, backward",
+    "windows, narrow, backward",
     "everything",
 )
 HOPPER_KERNELS = ("attention_kernel", "query_grads_kernel", "video_grads_kernel")

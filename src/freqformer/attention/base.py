@@ -23,7 +23,16 @@ from freqformer.attention.inputs import (
     check_size,
     dense_attention,
 )
+from freqformer.attention.parallel import (
+    attend_across,
+    check_tile_order,
+    num_own_tokens,
+    shared_logits,
+)
 from freqformer.config import Band, FreqFormerConfig
+from freqformer.distributed.context import ContextParallel
+from freqformer.distributed.heads import check_degree
+from freqformer.distributed.sample import gather_sample
 from freqformer.grid import Grid
 from freqformer.ops.backends import IMPLS, ImplChoice, uses_triton
 from freqformer.ops.parameters import AttentionParameters, BranchGates, KnownBands
@@ -41,6 +50,7 @@ from freqformer.routing import (
 )
 from freqformer.routing.routers import Costs
 from freqformer.routing.table import attend_by_bucket
+from freqformer.tracing import untraced
 
 
 class AttentionLayer(HeadBands):
@@ -72,6 +82,8 @@ class AttentionLayer(HeadBands):
         self.configs = [config]
         self.impl: ImplChoice = "auto"
         self.forced_dense = False
+        self.context: ContextParallel | None = None
+        self._attend_across = attend_across
         self.router_logits: Tensor | None = None
         self.allocation_used: Tensor | None = None
 
@@ -122,6 +134,20 @@ class AttentionLayer(HeadBands):
         back; for comparisons."""
         check_choice("dense", dense, (True, False))
         self.forced_dense = dense
+
+    def check_context(self, context: ContextParallel) -> None:
+        """Raise ValueError for more ranks than heads."""
+        check_degree(self.num_heads, context.size)
+
+    def set_context(self, context: ContextParallel | None) -> None:
+        """Share every video with other ranks from now on, see `freqformer.distributed.parallelize`:
+        calls then take and give this rank's tokens in tile order, and `rotary` of all tokens. None
+        ends that."""
+        if context is not None:
+            self.check_context(context)
+        self.context = context
+        # A graph can't hold a group of ranks.
+        self._attend_across = attend_across if context is None else untraced(attend_across)
 
     def set_routing_table(self, table: RoutingTable | None, layer: int = 0) -> None:
         """Take bands, tile and list lengths from one layer of a table in place of a router that
@@ -178,7 +204,8 @@ class AttentionLayer(HeadBands):
         """Attend.
 
         Args:
-            hidden_states: (B, N, C), tokens in `token_order`.
+            hidden_states: (B, N, C), tokens in `token_order`; of a video that ranks share, this
+                rank's alone.
             grid: the token grid.
             timestep: (B,) in [0, 1], 1 is the most noise. Its range is checked on the CPU; a GPU
                 would have to be waited for.
@@ -194,16 +221,24 @@ class AttentionLayer(HeadBands):
         """
         impl = self.impl if impl is None else impl
         check_choice("impl", impl, IMPLS)
-        check_inputs(hidden_states, grid, timestep, self.dim, token_order)
+        own_tokens = None
+        if self.context is not None:
+            check_tile_order(token_order)
+            size, rank = self.context.size, self.context.rank
+            own_tokens = partial(num_own_tokens, grid, self.configs[0].tile, size, rank)
+        check_inputs(hidden_states, grid, timestep, self.dim, token_order, own_tokens)
         call = LayerCall(hidden_states, grid, timestep, rotary, token_order, impl)
         projected = self.project(hidden_states)
         # Bands and their statistics are taken in float32; autocast would take them in half
         # precision.
         with torch.autocast(hidden_states.device.type, enabled=False):
-            decision = self.decide(projected, call)
-            self.router_logits = decision.logits
+            if self.context is None:
+                decision = self.decide(projected, call)
+                out = self.attend(projected, decision, call)
+            else:
+                decision, out = self._attend_across(self, projected, call, self.context)
+            self.router_logits = shared_logits(decision, self.context)
             self.allocation_used = decision.bands
-            out = self.attend(projected, decision, call)
         return self.to_out(out.flatten(2))
 
     def project(self, hidden_states: Tensor) -> Projected:
@@ -275,10 +310,15 @@ class AttentionLayer(HeadBands):
         return weigh(network, call.timestep, inputs, own, fused=fused)
 
     def _seen(self, qkv: QKV, call: LayerCall) -> Inputs:
-        """What a router's statistics are taken of."""
+        """What a router's statistics are taken of; the sample alone where ranks share a video."""
         features = (qkv.query, qkv.key, call.hidden_states)
         norms = (self.query_norm, self.key_norm)
-        return (features, norms, NORM_EPS, call.grid, self.config, call.token_order)
+        if self.context is None:
+            return (features, norms, NORM_EPS, call.grid, self.config, call.token_order)
+        query, key, hidden = (
+            gather_sample(x, call.grid, self.config, self.context) for x in features
+        )
+        return ((query, key, hidden), norms, NORM_EPS, call.grid, self.config, "sample")
 
     def _by_bands(
         self,

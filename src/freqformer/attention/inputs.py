@@ -5,6 +5,7 @@ Shape legend: B batch, N video tokens, C channels, H heads, D head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
@@ -50,6 +51,8 @@ class LayerCall:
     rotary: tuple[Tensor, Tensor] | None
     token_order: TokenOrder
     impl: ImplChoice
+    heads: Tensor | None = None
+    """Which of the layer's heads attend here, int64 (heads,); None for all of them."""
 
 
 def check_size(dim: Any, num_heads: Any, config: Any) -> None:
@@ -63,8 +66,17 @@ def check_size(dim: Any, num_heads: Any, config: Any) -> None:
     check_kind("config", config, FreqFormerConfig, "FreqFormerConfig() is the default")
 
 
-def check_inputs(hidden_states: Any, grid: Any, timestep: Any, dim: int, token_order: Any) -> None:
+def check_inputs(
+    hidden_states: Any,
+    grid: Any,
+    timestep: Any,
+    dim: int,
+    token_order: Any,
+    num_tokens: Callable[[], int] | None = None,
+) -> None:
     """Raise ValueError unless tokens (B, N, C) are the grid's and timesteps (B,) are in [0, 1].
+
+    `num_tokens` says how many of the grid's tokens there are here, None means all of them.
 
     The range is looked at where that costs no wait: on the CPU, outside of traces.
     """
@@ -78,15 +90,18 @@ def check_inputs(hidden_states: Any, grid: Any, timestep: Any, dim: int, token_o
         "make one timestep a sample, torch.full((batch,), t, device=...)",
     )
     shape = tuple(hidden_states.shape)
-    expected = (*shape[:1], grid.num_tokens, dim)
+    wanted = grid.num_tokens if num_tokens is None else num_tokens()
+    expected = (*shape[:1], wanted, dim)
     if shape != expected or tuple(timestep.shape) != expected[:1]:
-        swapped = len(shape) == 3 and shape != expected and shape[1:] == (dim, grid.num_tokens)
-        remedy = (
-            "its axes look swapped, transpose(1, 2)" if swapped else "pass the grid of these tokens"
-        )
+        swapped = len(shape) == 3 and shape != expected and shape[1:] == (dim, wanted)
+        remedy = "pass the grid of these tokens"
+        if num_tokens is not None:
+            remedy = "pass this rank's share of the tokens in tile order, from shard_tokens"
+        if swapped:
+            remedy = "its axes look swapped, transpose(1, 2)"
         raise ValueError(
             f"hidden_states has shape {shape} and timestep {tuple(timestep.shape)}; (batch, "
-            f"{grid.num_tokens}, {dim}) and "
+            f"{wanted}, {dim}) and "
             f"(batch,) are allowed for {grid}: {remedy}"
         )
     check_timestep(

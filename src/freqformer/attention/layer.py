@@ -151,7 +151,7 @@ class FreqAttention(AttentionLayer):
         branch = None
         if self.config.low_branch:
             branch = BranchGates(projected.gates, decision.branch_weights)
-        if not self._learns_choice(decision):
+        if decision.others is None:
             return own(decision.bands, low_branch=branch, present=decision.present)
         out = self._with_choice(own(decision.bands), decision, own)
         if branch is None:
@@ -160,7 +160,7 @@ class FreqAttention(AttentionLayer):
         low = frequency_attention(
             *projected.qkv,
             grid=call.grid,
-            allocation=[Band.LOW.value] * self.num_heads,
+            allocation=[Band.LOW.value] * decision.bands.shape[1],
             config=self.configs[0],  # no table changes what LOW means
             parameters=parameters,
             token_order=call.token_order,
@@ -168,29 +168,36 @@ class FreqAttention(AttentionLayer):
         )
         return gated_sum(out, low, *branch.both)
 
-    def _learns_choice(self, decision: Decision) -> bool:
-        """Whether a router that chooses gets a gradient in this call."""
+    def decide(self, projected: Projected, call: LayerCall) -> Decision:
+        """What the heads do; with other bands too where a router that chooses gets a gradient."""
+        decision = super().decide(projected, call)
         chooses = isinstance(self.router, HardRouter) and decision.logits is not None
-        return chooses and self.router.learns
+        if not chooses or not self.router.learns:
+            return decision
+        return replace(decision, others=other_bands(decision.bands, self.router.mode))
 
     def _with_choice(self, out: Tensor, decision: Decision, own: partial[Tensor]) -> Tensor:
         """The same values, with the gradient of the router that chose."""
         assert decision.logits is not None
-        bands = other_bands(decision.bands, self.router.mode)
+        assert decision.others is not None
         with torch.no_grad():
-            others = [own(other) for other in bands]
-        return straight_through(out, others, bands, decision.logits)
+            others = [own(other) for other in decision.others]
+        return straight_through(out, others, decision.others, decision.logits)
 
     def learned(self, call: LayerCall, decision: Decision) -> AttentionParameters:
         """What the operation is given of what the layer has learned."""
-        gains, offsets = self.gains, self.summary_offsets
+        gains = self.gains
         if gains is None and self.config.band_features == "band_gains":
             gains = self.query_norm.new_ones(self.num_heads, 3)  # of no head that has any say
+        queries, offsets, gains = (
+            x if x is None or call.heads is None else x.index_select(0, call.heads)
+            for x in (self.summary_queries, self.summary_offsets, gains)
+        )
         if offsets is not None and decision.summary_offsets is not None:
             offsets = offsets + decision.summary_offsets
         return replace(
             super().learned(call, decision),
-            summary_queries=self.summary_queries,
+            summary_queries=queries,
             summary_offsets=offsets,
             gains=gains,
         )

@@ -21,6 +21,7 @@ from freqformer.cli.demo import demo
 from freqformer.cli.doctor import doctor
 from freqformer.cli.export import export
 from freqformer.cli.fit_hardware import calibrate_hardware, fit_hardware
+from freqformer.cli.generate import generate
 from freqformer.cli.inspect import inspect
 from freqformer.cli.sample import sample
 from freqformer.cli.simulate import simulate
@@ -109,6 +110,7 @@ def main(
       freqformer sample runs/first --output new.mp4   generate
       freqformer export runs/first -o model/          a small model folder with a card, to ship
       freqformer calibrate runs/dense -o table/       bands for a dense model, without training
+      freqformer generate --pipeline wan/ ...         a pipeline of diffusers, sooner
       freqformer simulate --hardware h100             what attention costs on a GPU
       freqformer doctor                               what runs on this machine, and is it right
     """
@@ -128,6 +130,7 @@ app.command("cache")(cache)
 app.command("train")(train)
 app.command("sample")(sample)
 app.command("calibrate")(calibrate)
+app.command("generate")(generate)
 app.command("inspect")(inspect)
 app.command("demo")(demo)
 app.command("export")(export)

@@ -65,7 +65,7 @@ def sample(
         typer.Option(help="cpu, cuda or cuda:1; a GPU where there is one, if left out."),
     ] = None,
 ) -> None:
-    """Generate videos with a trained model.
+    """Generate videos with a trained model. Under torchrun all GPUs share each video.
 
     \b
     Examples:
@@ -75,6 +75,7 @@ def sample(
       freqformer sample runs/words -o red.mp4 --prompt "a red ball flies left" --guidance 4
       freqformer sample runs/dense -o banded.mp4 --routing-table table/
       freqformer sample runs/first -o compared.mp4 --dense
+      torchrun --nproc-per-node 2 -m freqformer sample runs/first -o long.mp4 --size 256 96 160
     """
     folder = model_folder(model)
     pipeline_folder(folder)
@@ -87,11 +88,12 @@ def sample(
             "--routing-table and --dense both say what heads do; one of them is allowed"
         )
 
-    from freqformer.cli.devices import chosen_device, device_name
+    from freqformer.cli.devices import device_name
+    from freqformer.cli.ranks import is_main_rank, rank_device, sharing_video
     from freqformer.media import check_target
 
     check_target(output, rate, enlarge * height, enlarge * width)
-    where = chosen_device(device)
+    where = rank_device(device)
     pipeline = load_pipeline(folder)
 
     import torch
@@ -105,18 +107,23 @@ def sample(
     pipeline.transformer.set_dense(dense)
     text = _text(pipeline.transformer, prompt, negative_prompt, guidance)
     pipeline.to(where)
-    errors.print(f"generating on {device_name(where)}", highlight=False)
-    made = pipeline(
-        num_frames,
-        height,
-        width,
-        num_inference_steps=steps,
-        generator=torch.Generator().manual_seed(seed),
-        batch_size=count,
-        output_type="uint8",
-        image=None if image is None else read_picture(image, height=height, width=width)[0],
-        **text,
-    ).frames.cpu()
+    pipeline.set_progress_bar_config(disable=not is_main_rank())
+    if is_main_rank():
+        errors.print(f"generating on {device_name(where)}", highlight=False)
+    with sharing_video(pipeline.transformer, where):
+        made = pipeline(
+            num_frames,
+            height,
+            width,
+            num_inference_steps=steps,
+            generator=torch.Generator().manual_seed(seed),
+            batch_size=count,
+            output_type="uint8",
+            image=None if image is None else read_picture(image, height=height, width=width)[0],
+            **text,
+        ).frames.cpu()
+    if not is_main_rank():
+        return
     large = made.repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
     FreqFormerPipelineOutput(frames=large).save(output, rate)
     typer.echo(

@@ -102,6 +102,8 @@ def train(
       freqformer train holiday.mp4 -o runs/own --init-from shipped --set data.height=64 \\
           --set data.width=96
       freqformer train videos/ -o runs/first --set optimizer.learning_rate=3e-4 --accept-changes
+      torchrun --nproc-per-node 4 -m freqformer train videos/ -o runs/long \\
+          --set run.parallel.cp=2 --set run.parallel.dp_shard=2
     """
     values = run_config(config) if config is not None else {}
     for setting in settings or []:
@@ -131,6 +133,7 @@ def train(
     _update(values, "run", {name: value for name, value in shortcuts.items() if value is not None})
     _update(values, "checkpoint", {"accept_changes": True} if accept_changes else {})
     with errors.status("starting"):
+        from freqformer.cli.ranks import is_main_rank
         from freqformer.training.config import TrainConfig
         from freqformer.training.loop import train as run_training
 
@@ -138,6 +141,8 @@ def train(
     check_folder(Path(made.output))
     last: deque[StepReport] = deque(maxlen=1)
     pipeline = run_training(made, on_step=last.append)
+    if not is_main_rank():
+        return
     if last and last[-1].progress < 1:
         typer.echo(f"{100 * last[-1].progress:.0f}% of the run is done: the same command goes on")
     folder = made.output

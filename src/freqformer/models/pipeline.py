@@ -188,7 +188,7 @@ class FreqFormerPipeline(DiffusionPipeline):
                 VAE's compression).
             num_inference_steps: Euler steps, each one call of the transformer.
             generator: of the starting noise; the same seed gives the same video. One per sample, or
-                one for all.
+                one for all. Where ranks share the video, that of the first counts.
             batch_size: videos to generate.
             prompt_embeds: text embeddings (batch_size, L, cross_attention_dim), for a model with
                 text.
@@ -238,6 +238,8 @@ class FreqFormerPipeline(DiffusionPipeline):
         latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         first = None if image is None else self._first_frame(image, height, width)
         text = asked.conditions(batch_size, self.text_encoder, self.tokenizer).to(device, dtype)
+        if self.transformer.context is not None:
+            latents = self.transformer.context.same(latents)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         # Without it the scheduler looks its place up on the host at every step.
         self.scheduler.set_begin_index(0)

@@ -22,7 +22,8 @@ from freqformer._validate import check_kind
 from freqformer.attention import DenseAttention, FreqAttention, make_attention
 from freqformer.attention.inputs import check_timestep
 from freqformer.config import FreqFormerConfig
-from freqformer.grid import Grid, tile_layout
+from freqformer.distributed import ContextParallel, gather_tokens, shard_tokens
+from freqformer.grid import Grid, TileLayout, tile_layout
 from freqformer.models.blocks import Conditions, TimestepModulation, TransformerBlock, modulate
 from freqformer.models.embeddings import patchify, place_waves, rotary_tables, unpatchify
 from freqformer.models.loading import (
@@ -120,6 +121,7 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
         self.gradient_checkpointing = False
+        self.context: ContextParallel | None = None
 
     @classmethod
     def from_pretrained(
@@ -191,6 +193,15 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         comparisons."""
         for layer in self.attentions:
             layer.set_impl(impl)
+
+    def check_context(self, context: ContextParallel) -> None:
+        """Nothing but a layer's heads limits the ranks that share a video."""
+
+    def set_context(self, context: ContextParallel | None) -> None:
+        """Share the tokens of every video with other ranks, which all call the model with the same
+        video and get the whole result; see `freqformer.distributed.parallelize`, which tells the
+        layers too."""
+        self.context = context
 
     def set_dense(self, dense: bool) -> None:
         """Compute exact attention alone in every layer, without routers, gates and LOW branches,
@@ -274,7 +285,7 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
         grid = self.grid_for(hidden_states.shape)
         layer = self.attentions[0]
         layout = tile_layout(grid, layer.configs[0].tile)
-        order: TokenOrder = "raster" if layer.exact else "tile"
+        order: TokenOrder = "raster" if layer.exact and self.context is None else "tile"
         noise_level = timestep.float() / NUM_TRAIN_TIMESTEPS
         modulation, output_modulation = self.time_modulation(noise_level, hidden_states.dtype)
         given = Conditions(
@@ -288,22 +299,21 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
             text=encoder_hidden_states,
             text_mask=None if encoder_attention_mask is None else encoder_attention_mask.bool(),
         )
-        tokens = self.proj_in(
-            reorder(patchify(hidden_states, self.patch_size), layout, "raster", order)
-        )
+        patches = reorder(patchify(hidden_states, self.patch_size), layout, "raster", order)
+        tokens = self.proj_in(self._shared(patches, layout))
         if told := self.config["absolute_positions"]:
             tile = layout.tile if order == "tile" else None
             places = place_waves(grid, tile, layer.dim, hidden_states.device, time=told is True)
-            tokens = tokens + places.to(tokens.dtype)
+            tokens = tokens + self._shared(places[None], layout).to(tokens.dtype)
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, tokens, given)  # type: ignore[misc]
             else:
                 tokens = block(tokens, given)
-        patches = reorder(
-            self.proj_out(modulate(tokens, *output_modulation.unbind(1))), layout, order, "raster"
-        )
-        sample = unpatchify(patches, grid, self.patch_size)
+        patches = self.proj_out(modulate(tokens, *output_modulation.unbind(1)))
+        if self.context is not None:
+            patches = gather_tokens(patches, layout, self.context)
+        sample = unpatchify(reorder(patches, layout, order, "raster"), grid, self.patch_size)
         if self.config["prediction_type"] == "sample":
             noisy, divisor = (
                 hidden_states.float(),
@@ -311,6 +321,11 @@ class FreqFormerTransformer3DModel(ModelMixin, ConfigMixin):
             )
             sample = ((noisy - sample.float()) / divisor).to(sample.dtype)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _shared(self, tokens: Tensor, layout: TileLayout) -> Tensor:
+        """This rank's tokens (B, n, ...) of all (B, N, ...) in tile order; all where none shares
+        them."""
+        return tokens if self.context is None else shard_tokens(tokens, layout, self.context)
 
     def _check(
         self, video: Tensor, timestep: Tensor, text: Tensor | None, mask: Tensor | None

@@ -65,6 +65,19 @@ class Decision:
     """What is added to the layer's summary offsets, (B, H, 3); None for nothing."""
     present: tuple[int, ...] | None = None
     """Every band that may be among the heads', where the host knows; None for any."""
+    others: Tensor | None = None
+    """Bands to compute in addition for a router that learns, int64 (K, B, H), see `other_bands`."""
+
+    def of_heads(self, heads: Tensor | None) -> Decision:
+        """The decision for some heads, int64 (heads,); itself for None."""
+        if heads is None:
+            return self
+        named = (("bands", 1), ("branch_weights", 2), ("logits", 1), ("summary_offsets", 1))
+        picked = {
+            name: None if (x := getattr(self, name)) is None else x.index_select(axis, heads)
+            for name, axis in (*named, ("others", 2))
+        }
+        return replace(self, **picked)
 
 
 @runtime_checkable

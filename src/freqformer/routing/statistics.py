@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +41,9 @@ ROWS = 6
 TIME_ROW, SPACE_ROW = 3, 4
 """Of them, squared differences of neighbours in time and in space."""
 
+SampleOrder = Literal["raster", "tile", "sample"]
+"""Of the tokens that statistics are read from: all in one of the two orders, or those of the sample
+alone, tile after tile as `TileSample` has them."""
 Item = tuple[Extents, int | None]
 """What is sampled: a tile, or a box of which one weighted sum alone is taken."""
 
@@ -67,9 +71,12 @@ class TileSample:
     per token of the low, mid and high band; squared difference per pair of neighbours in time, and
     in space; variance about the tile's mean."""
 
-    def places(self, token_order: TokenOrder) -> Tensor:
+    def places(self, order: SampleOrder) -> Tensor:
         """Places of the sampled tokens, int64 (S, L)."""
-        return self.raster if token_order == "raster" else self.tile
+        if order == "sample":
+            slots = torch.arange(self.tile.numel()).view_as(self.tile)
+            return slots.masked_fill(self.tile < 0, -1)
+        return self.raster if order == "raster" else self.tile
 
 
 @lru_cache(maxsize=64)
@@ -229,7 +236,9 @@ def routing_statistics(
     return sample_statistics(query, key, hidden_states, grid, config)
 
 
-def read_sample(x: Tensor, grid: Grid, config: FreqFormerConfig, token_order: TokenOrder) -> Tensor:
+def read_sample(
+    x: Tensor, grid: Grid, config: FreqFormerConfig, token_order: SampleOrder
+) -> Tensor:
     """The sampled tiles of x: (B, N, ...) -> (B, S, L, ...), zero behind a tile's last token."""
     index, empty = _index(grid, config, token_order, x.device)
     tokens = x.index_select(1, index.flatten()).unflatten(1, index.shape)
@@ -269,7 +278,7 @@ def _weighted_power(x: Tensor, grid: Grid, config: FreqFormerConfig) -> Tensor:
 
 @constant_result
 def _index(
-    grid: Grid, config: FreqFormerConfig, token_order: TokenOrder, device: torch.device
+    grid: Grid, config: FreqFormerConfig, token_order: SampleOrder, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Places to read, and which of them are empty; on the device, because copying them there would
     wait for it."""
@@ -279,7 +288,7 @@ def _index(
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what it caches must also serve training
 def _cached_index(
-    grid: Grid, config: FreqFormerConfig, token_order: TokenOrder, device: torch.device
+    grid: Grid, config: FreqFormerConfig, token_order: SampleOrder, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     places = tile_sample(grid, config).places(token_order)
     return places.clamp_min(0).to(device), (places < 0).to(device)

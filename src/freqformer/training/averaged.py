@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from freqformer._files import writing_folder
 from freqformer._optional import needs
 from freqformer.training.cache.encoders import add_encoders
-from freqformer.training.checkpoint import CheckpointError
+from freqformer.training.report import CheckpointError
 
 if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel
@@ -54,6 +54,17 @@ def write_averaged(
     Raises:
         CheckpointError: where it can't be written, or the folder holds anything else.
     """
+    with averaged_weights(model, ema):
+        write_pipeline(target, model, shift, cache)
+
+
+def write_pipeline(
+    target: Path,
+    model: FreqFormerTransformer3DModel,
+    shift: float,
+    cache: LatentCache | None = None,
+) -> None:
+    """Write a pipeline with the model's own weights; arguments and errors as `write_averaged`."""
     with needs("train"):
         from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
             FlowMatchEulerDiscreteScheduler,
@@ -62,12 +73,9 @@ def write_averaged(
     from freqformer.models.pipeline import FreqFormerPipeline
 
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    with (
-        averaged_weights(model, ema),
-        writing_folder(
-            target, kind="pipeline", known=WITHOUT_MANIFEST, error=CheckpointError
-        ) as folder,
-    ):
+    with writing_folder(
+        target, kind="pipeline", known=WITHOUT_MANIFEST, error=CheckpointError
+    ) as folder:
         FreqFormerPipeline(transformer=model, scheduler=scheduler).save_pretrained(folder)
         if cache is not None:
             add_encoders(folder, cache)

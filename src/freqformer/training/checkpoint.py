@@ -2,6 +2,7 @@
 
 A checkpoint is `step-00000500/` with one `<group>.safetensors` per group of tensors, `state.json`,
 which names the groups with their sizes in bytes, and the manifest with the checksums of them all.
+One that several ranks wrote together has the files of `shard_files` in place of the groups'.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from freqformer._files import (
-    FileError,
     check_manifest,
     read_json,
     remove_folder,
     writing_folder,
 )
+from freqformer.training.report import CheckpointError, TensorGroups
+from freqformer.training.shard_files import described_shards, whole_tensors
 
 __all__ = [
     "CheckpointError",
@@ -36,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """Version of the layout of a checkpoint folder."""
+SHARDED_FORMAT = 2
+"""That of one with shards of several ranks."""
 STATE_FILE = "state.json"
 KIND = "checkpoint"
 KNOWN = ("*.safetensors", STATE_FILE)
@@ -44,12 +49,6 @@ KNOWN = ("*.safetensors", STATE_FILE)
 _NAME = re.compile(r"step-(\d{8,18})")
 _GROUP = re.compile(r"\w[\w-]{0,63}")
 _REMEDY = "remove this checkpoint to go on from the one before it"
-
-TensorGroups = Mapping[str, Mapping[str, Tensor]]
-
-
-class CheckpointError(FileError):
-    """A checkpoint can't be written, read or used; the message names the path and the remedy."""
 
 
 def save_checkpoint(
@@ -76,12 +75,30 @@ def save_checkpoint(
         CheckpointError: where it can't be written, a full disk included; or where a later whole
             checkpoint is there, which only another run can have written.
     """
-    target = folder / f"step-{step:08d}"
+    with filling_checkpoint(folder, step, keep) as temporary:
+        write_record(temporary, FORMAT, step, state, _write(temporary, groups))
+    return folder / _name(step)
+
+
+@contextmanager
+def filling_checkpoint(folder: Path, step: int, keep: int) -> Iterator[Path]:
+    """A folder to fill, which becomes the checkpoint of a step; arguments and errors as
+    `save_checkpoint`."""
     _refuse_later(folder, step)
+    target = folder / _name(step)
     with writing_folder(target, kind=KIND, known=KNOWN, error=CheckpointError) as temporary:
-        _write(temporary, groups, {"format": FORMAT, "step": step, "state": dict(state)})
+        yield temporary
     _remove_others(folder, step, keep)
-    return target
+
+
+def write_record(
+    folder: Path, layout: int, step: int, state: Mapping[str, Any], sizes: Mapping[str, int]
+) -> None:
+    """Write state.json: the version of the layout, the step, the state, and groups with the sizes
+    of their files."""
+    record = {"format": layout, "step": step, "state": dict(state), "groups": dict(sizes)}
+    text = json.dumps(record, indent=1, allow_nan=False)
+    (folder / STATE_FILE).write_text(text, encoding="utf-8")
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -95,7 +112,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     found, problems = _checkpoints(folder), []
     for step in sorted(found, reverse=True):
         try:
-            load_checkpoint(found[step])
+            check_whole_checkpoint(found[step])
         except CheckpointError as error:
             logger.warning("%s", error)
             problems.append(str(error))
@@ -117,6 +134,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
             version. Checkpoints of versions without checksums are held to their sizes alone.
     """
     record = _check(path)
+    if record["format"] == SHARDED_FORMAT:
+        return whole_tensors(path), record["state"]
     groups = {}
     for name in record["groups"]:
         file = _group_file(path, name)
@@ -127,7 +146,35 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
     return groups, record["state"]
 
 
-def _write(folder: Path, groups: TensorGroups, record: dict[str, Any]) -> None:
+def check_whole_checkpoint(path: Path) -> None:
+    """Raise CheckpointError for what `load_checkpoint` would; the tensors of several ranks, which
+    one may not have memory for, are held to their checksums."""
+    if is_sharded(path):
+        described_shards(path)
+    else:
+        load_checkpoint(path)
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether several ranks wrote a checkpoint together.
+
+    Raises:
+        CheckpointError: for a folder that is no sound checkpoint.
+    """
+    return _check(path)["format"] == SHARDED_FORMAT
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint, as `load_checkpoint`."""
+    return _check(path)["state"]
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _write(folder: Path, groups: TensorGroups) -> dict[str, int]:
+    """Write a file for each group; their sizes in bytes."""
     sizes = {}
     for name, tensors in groups.items():
         if not _GROUP.fullmatch(name):
@@ -136,8 +183,7 @@ def _write(folder: Path, groups: TensorGroups, record: dict[str, Any]) -> None:
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         save_file(plain, file)
         sizes[name] = file.stat().st_size
-    text = json.dumps({**record, "groups": sizes}, indent=1, allow_nan=False)
-    (folder / STATE_FILE).write_text(text, encoding="utf-8")
+    return sizes
 
 
 def _check(path: Path) -> dict[str, Any]:
@@ -148,14 +194,17 @@ def _check(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{problem}; give a folder named step-…")
     check_manifest(path, remedy=_REMEDY, error=CheckpointError)
     record = read_json(file, remedy=_REMEDY, error=CheckpointError)
-    if record.get("format") != FORMAT:
-        problem = f"{path} has format {record.get('format')!r}; {FORMAT} is allowed"
+    if record.get("format") not in (FORMAT, SHARDED_FORMAT):
+        allowed = f"{FORMAT} and {SHARDED_FORMAT} are allowed"
+        problem = f"{path} has format {record.get('format')!r}; {allowed}"
         raise CheckpointError(f"{problem}: read it with the version that wrote it")
     groups = record.get("groups")
     if not isinstance(groups, dict) or not isinstance(record.get("state"), dict):
         raise CheckpointError(f"{file} lacks its groups or state; {_REMEDY}")
     if outside := [name for name in groups if not _GROUP.fullmatch(name)]:
         raise CheckpointError(f"{file} names groups {outside[:3]} outside its folder; {_REMEDY}")
+    if record["format"] == SHARDED_FORMAT and not any(path.glob("shard-*.safetensors")):
+        raise CheckpointError(f"{path} has format 2 and no shards of ranks; {_REMEDY}")
     for name, size in groups.items():
         part = _group_file(path, name)
         found = part.stat().st_size if part.is_file() else None
@@ -182,7 +231,7 @@ def _refuse_later(folder: Path, step: int) -> None:
     found = _checkpoints(folder)
     for later in (other for other in found if other > step):
         try:
-            load_checkpoint(found[later])
+            check_whole_checkpoint(found[later])
         except CheckpointError:
             continue
         raise CheckpointError(

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import distributed as dist
+
 from freqformer._interrupt import StopRequest, between_steps
 from freqformer._optional import needs
 from freqformer.training.cache.defaults import with_cache
@@ -132,6 +134,8 @@ def _accelerator(config: TrainConfig) -> Iterator[Accelerator]:
     # accelerate holds one precision per Python process until it is reset; a caller's own
     # accelerator stays as it is.
     owned = not AcceleratorState._shared_state
+    # Who made the group of processes has more to do with it than this run.
+    joined = dist.is_available() and dist.is_initialized()
     accelerator = Accelerator(
         mixed_precision="bf16" if config.run.precision == "bf16" else "no",
         gradient_accumulation_steps=config.run.accumulation,
@@ -142,9 +146,19 @@ def _accelerator(config: TrainConfig) -> Iterator[Accelerator]:
         # gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    failed = False
     try:
         yield accelerator
+    except Exception:
+        failed = True
+        raise
     finally:
-        accelerator.end_training()
+        # Others may wait for this process, which ends, and its launcher then stops them: to take
+        # the group down would wait for them.
+        if joined or (failed and accelerator.num_processes > 1):
+            for tracker in accelerator.trackers:
+                tracker.finish()
+        else:
+            accelerator.end_training()
         if owned:
             AcceleratorState._reset_state(reset_partial_state=True)

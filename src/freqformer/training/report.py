@@ -1,12 +1,24 @@
-"""What a step of a run did, and the error of one that can't go on."""
+"""What a step of a run did, and the errors of one that can't go on."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
+
+from freqformer._files import FileError
+
+TensorGroups = Mapping[str, Mapping[str, Tensor]]
+"""A run's tensors by group and name."""
 
 
 class TrainingError(ValueError):
     """Training can't go on; the message says why and what to change."""
+
+
+class CheckpointError(FileError):
+    """A checkpoint can't be written, read or used; the message names the path and the remedy."""
 
 
 @dataclass(frozen=True)

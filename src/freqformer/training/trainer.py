@@ -13,17 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from freqformer._files import write_json
 from freqformer._optional import needs
-from freqformer.training.averaged import write_averaged
 from freqformer.training.cache.clips import CachedClips
-from freqformer.training.checkpoint import (
-    CheckpointError,
-    load_checkpoint,
-    newest_checkpoint,
-    save_checkpoint,
-)
+from freqformer.training.checkpoint import CheckpointError, read_state
 from freqformer.training.clock import RunClock
 from freqformer.training.config import TrainConfig
 from freqformer.training.loader import (
@@ -40,7 +35,7 @@ from freqformer.training.objective import (
     router_terms,
     sample_timesteps,
 )
-from freqformer.training.optimizer import adamw
+from freqformer.training.placement import placement_for
 from freqformer.training.provenance import (
     LOSS_STEPS,
     TRAIN_FILE,
@@ -59,7 +54,6 @@ from freqformer.training.seeding import derive_generator, seed_everything
 from freqformer.training.sharding import StepShards
 from freqformer.training.sources import IterableClips, run_source
 from freqformer.training.starting import prepared_model
-from freqformer.training.state import capture_run, restore_run
 
 with needs("train"):
     from diffusers.training_utils import EMAModel
@@ -87,10 +81,10 @@ class Trainer:
         self.clock = RunClock(config.run, accelerator.device)
         self.log = RunLog(accelerator, self.folder)
         seed_everything(config.run.seed, "model")
+        self.placement = placement_for(config.run.parallel, accelerator)
         self.model: Any = prepared_model(config, model)
-        self.optimizer = adamw(self.model, config.optimizer)
-        self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
-        # Made after prepare, which moves the weights to their device.
+        self.placed = self.placement.place(self.model, config.optimizer)
+        # Made after the model is placed, which moves the weights to their device.
         self.ema = EMAModel(self.model.parameters(), decay=config.optimizer.ema_decay, foreach=True)
         self.source = run_source(config, clips, self.model.config)
         data, run = config.data, config.run
@@ -102,8 +96,8 @@ class Trainer:
         self.shards = StepShards(
             run.batch_size,
             run.accumulation,
-            accelerator.num_processes,
-            accelerator.process_index,
+            self.placement.data_ranks,
+            self.placement.data_rank,
         )
         self.step = 0
         """Steps done."""
@@ -119,7 +113,7 @@ class Trainer:
     def resume(self) -> None:
         """Go to the newest checkpoint of the output folder, if there is one, and start the clock
         and the log."""
-        newest = newest_checkpoint(self._checkpoints)
+        newest = self.placement.newest(self._checkpoints)
         if newest is not None:
             if not self.config.checkpoint.resume:
                 raise CheckpointError(
@@ -127,14 +121,14 @@ class Trainer:
                     "go on, or choose an "
                     "empty output folder"
                 )
-            groups, state = load_checkpoint(newest)
+            state = read_state(newest)
             check_resumable(newest, state, self.config, self.shards.clips_per_step)
             if state["data"] != self.source.fingerprint():
                 logger.warning(
                     "the clips are not those that %s was trained on; they differ from here on",
                     newest,
                 )
-            restore_run(self.model, self.ema, self.optimizer, groups)
+            self.placement.restore(newest, *self._run)
             self.ema.optimization_step = state["ema_steps"]
             self.step = self.saved_step = state["step"]
             self.sessions = self._earlier_sessions(newest, state)
@@ -170,22 +164,22 @@ class Trainer:
         run = self.config.run
         # All random numbers of a step follow from its number: a resumed run need not know the
         # earlier ones.
-        seed_everything(run.seed, "step", self.step, self.accelerator.process_index)
+        seed_everything(run.seed, "step", self.step, self.placement.data_rank)
         rate = self.config.optimizer.learning_rate * learning_rate_factor(
             self.step, self.clock.progress, self.config.optimizer.warmup_steps
         )
-        for group in self.optimizer.param_groups:
+        for group in self.placed.optimizer.param_groups:
             group["lr"] = rate
         losses, norm = [], 0.0
         for place in range(run.accumulation):
             batch = self._take(loader)
             grid = self.model.grid_for(batch.clip.shape)
-            with self.accelerator.accumulate(self.wrapped):
+            with self.accelerator.accumulate(self.placed.wrapped):
                 losses.append(self._backward(batch, self._timesteps(grid)[place], grid))
                 if self.accelerator.sync_gradients:
                     norm = self._clip_gradients(losses)
-                self.stepper.step()
-                self.stepper.zero_grad()
+                self.placed.stepper.step()
+                self.placed.stepper.zero_grad()
         self.ema.step(self.model.parameters())
         self.step += 1
         self.clock.advance(self.step)
@@ -220,7 +214,8 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:
-        if self.step != self.saved_step and self.accelerator.is_main_process:
+        main = self.accelerator.is_main_process
+        if self.step != self.saved_step and (main or not self.placement.saves_alone):
             sessions = (
                 with_session(self.sessions, self._session()) if self.reports else self.sessions
             )
@@ -233,22 +228,18 @@ class Trainer:
                 "seconds": self.clock.seconds,
                 "step": self.step,
             }
-            groups = capture_run(self.model, self.ema, self.optimizer)
-            save_checkpoint(
-                self._checkpoints, self.step, groups, state, keep=self.config.checkpoint.keep
-            )
-            write_sessions(self.folder, sessions)
-            write_json(self.folder / TRAIN_FILE, self.config.to_record())
+            keep = self.config.checkpoint.keep
+            self.placement.save(self._checkpoints, self.step, self._run, state, keep)
+            if main:
+                write_sessions(self.folder, sessions)
+                write_json(self.folder / TRAIN_FILE, self.config.to_record())
         self.saved_step = self.step
 
     def save_pipeline(self) -> Path:
         """Write the pipeline with the averaged weights; returns its folder."""
         target = self.folder / "pipeline"
-        model = self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
-        model.set_router_training("off")
-        if self.accelerator.is_main_process:
-            cache = self.source.cache if isinstance(self.source, CachedClips) else None
-            write_averaged(target, model, self.ema, self.shift, cache)
+        cache = self.source.cache if isinstance(self.source, CachedClips) else None
+        self.placement.save_pipeline(target, self.placed, self.ema, self.shift, cache)
         self.accelerator.wait_for_everyone()
         return target
 
@@ -258,11 +249,17 @@ class Trainer:
             return loader.take(self.config.run.batch_size)
         except Exception:
             # Weights change at the end of a step, so they are whole. Others don't wait: they may
-            # have clips.
-            self._save()
-            if self.step:
-                logger.warning("%s keeps step %d", self._checkpoints, self.step)
+            # have clips, and where weights are shared none is written without them.
+            if self.placement.saves_alone:
+                self._save()
+            if self.saved_step:
+                logger.warning("%s keeps step %d", self._checkpoints, self.saved_step)
             raise
+
+    @property
+    def _run(self) -> tuple[Any, EMAModel, Any]:
+        """What a checkpoint holds: model, average and optimizer."""
+        return self.model, self.ema, self.placed.optimizer
 
     @property
     def _checkpoints(self) -> Path:
@@ -291,7 +288,8 @@ class Trainer:
         """Add one forward pass's gradient; returns its (flow-matching loss, routing loss), (2,)
         float32."""
         device = self.accelerator.device
-        loss = batch_loss(self.wrapped, batch.to(device), timestep.to(device))
+        with self.placement.computing():
+            loss = batch_loss(self.placed.wrapped, batch.to(device), timestep.to(device))
         routing = router_terms(self.model, grid, self.config.routing, self.clock.progress)
         routing = torch.zeros_like(loss) if routing is None else routing
         self.accelerator.backward(loss + routing)
@@ -303,6 +301,8 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(
             self.model.parameters(), self.config.optimizer.max_grad_norm
         )
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         loss, norm = self._mean(losses)[0], float(norm if norm is not None else 0)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             kept = (

@@ -14,7 +14,7 @@ from freqformer.cli import app
 from freqformer.simulate import Routing, simulate
 from freqformer.simulate import scenario as named
 from freqformer.simulate.model.counts import layer_counts
-from freqformer.simulate.model.scale_out import scale_out
+from freqformer.simulate.model.scale_out import _divided, scale_out
 from freqformer.simulate.present.charts import COLOURS, all_charts
 from freqformer.simulate.present.export import scenario_record
 from freqformer.simulate.present.report import report_page
@@ -180,7 +180,7 @@ def test_scale_out_gathers_low_tokens():
     assert [(row.ulysses, row.query_split, row.all_to_all_bytes) for row in rows] == [(1, 4, 0)] * 2
     machine, model = case.machine, case.model
     assert machine.hardware.interconnect is not None
-    rate = machine.hardware.interconnect.node_bandwidth * machine.efficiency.link_bandwidth
+    rate = machine.hardware.interconnect.node_bandwidth * machine.efficiency.all_to_all_bandwidth
     seconds = (
         model.num_layers
         * model.guidance_passes
@@ -193,6 +193,20 @@ def test_scale_out_gathers_low_tokens():
         / rate
     )
     assert rows[1].communication_seconds - rows[0].communication_seconds == pytest.approx(seconds)
+
+
+def test_what_computation_hides_of_an_all_to_all_takes_no_time():
+    """Rate and overlap are values of the machine's efficiency."""
+    case = named("freqformer", "h200", 262_144)
+
+    def talk(**values: float) -> float:
+        machine = replace(case.machine, efficiency=replace(case.machine.efficiency, **values))
+        return _divided(simulate(replace(case, machine=machine)), 2, 2).communication_seconds
+
+    alone = talk(all_to_all_bandwidth=0.4)
+    assert talk(all_to_all_bandwidth=0.8) == pytest.approx(alone / 2, rel=0.05)  # and latency
+    half = talk(all_to_all_bandwidth=0.4, all_to_all_overlap=0.5)
+    assert half == pytest.approx(alone / 2, rel=1e-6)
 
 
 def test_charts_and_report_show_it(pair):

@@ -9,10 +9,10 @@ from freqformer._optional import needs
 
 with needs("model"):
     from freqformer.integrations.diffusers.enable import (
-        FrequencyAttentionHandle,
         disable_frequency_attention,
         enable_frequency_attention,
     )
+    from freqformer.integrations.diffusers.handle import FrequencyAttentionHandle
     from freqformer.integrations.diffusers.processor import FrequencyProcessor
 
 __all__ = [

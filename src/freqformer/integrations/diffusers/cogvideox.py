@@ -8,7 +8,7 @@ from torch import Tensor
 
 from freqformer.grid import Grid
 from freqformer.integrations.diffusers.joint import JointProcessor, project
-from freqformer.integrations.diffusers.processor import Family, Share, layers_in
+from freqformer.integrations.diffusers.processor import Family, Share, VideoTokens, layers_in
 
 
 class CogVideoXProcessor(JointProcessor):
@@ -34,16 +34,17 @@ class CogVideoXProcessor(JointProcessor):
         return attn.to_out[1](attn.to_out[0](video)), attn.to_out[1](attn.to_out[0](text))
 
 
-def _grid(transformer: Any, given: dict[str, Any]) -> Grid:
+def _video(transformer: Any, given: dict[str, Any]) -> VideoTokens:
     frames, _, height, width = given["hidden_states"].shape[1:]
     # CogVideoX 1.5 alone joins frames.
     patch, frames_of_patch = transformer.config.patch_size, transformer.config.patch_size_t or 1
-    return Grid(frames // frames_of_patch, height // patch, width // patch)
+    grid = Grid(frames // frames_of_patch, height // patch, width // patch)
+    return VideoTokens(grid, behind=given["encoder_hidden_states"].shape[1])
 
 
 FAMILY = Family(
     layers_in("transformer_blocks", "attn1"),
-    _grid,
+    _video,
     CogVideoXProcessor,
-    "CogVideoXAttnProcessor2_0",
+    ("CogVideoXAttnProcessor2_0",),
 )

@@ -7,147 +7,188 @@ from typing import Any
 
 from torch import nn
 
+from freqformer._renamed import renamed_arguments
 from freqformer._validate import check_choice
 from freqformer.config import Band
-from freqformer.integrations.diffusers import cogvideox, hunyuan_video, ltx, wan
+from freqformer.integrations.diffusers.dials import Dials, checked_dials
+from freqformer.integrations.diffusers.families import family_of, is_pipeline, transformers_of
+from freqformer.integrations.diffusers.handle import FrequencyAttentionHandle
+from freqformer.integrations.diffusers.layer_bands import LayerBands, PresetBands, TableBands
 from freqformer.integrations.diffusers.processor import CurrentCall, Family, FrequencyProcessor
 from freqformer.integrations.diffusers.session import Replaced, Session, session_of
+from freqformer.integrations.diffusers.steps import REMEDY, SamplerSteps, check_scheduler
 from freqformer.ops.backends import IMPLS, ImplChoice
 from freqformer.routing import RoutingTable
 
-FAMILIES = {
-    "WanTransformer3DModel": wan.FAMILY,
-    "LTXVideoTransformer3DModel": ltx.FAMILY,
-    "CogVideoXTransformer3DModel": cogvideox.FAMILY,
-    "HunyuanVideoTransformer3DModel": hunyuan_video.FAMILY,
-}
-WRAPPED = {"module": "a parallel wrapper", "_orig_mod": "a compiled module"}
-"""Where other libraries keep a model that they wrap."""
+Layers = list[tuple[str, Any]]
+"""The self-attention layers of a transformer by name, in order."""
 
 
-class FrequencyAttentionHandle:
-    """What `enable_frequency_attention` changed; `remove` undoes it. Usable as a context manager.
-
-    Args:
-        transformer: the enabled model.
-        session: the state that lives in it.
-    """
-
-    def __init__(self, transformer: nn.Module, session: Session) -> None:
-        self.transformer = transformer
-        self._session = session
-
-    @property
-    def layer_names(self) -> list[str]:
-        """The attention layers that have another processor; none after `remove`."""
-        return list(self._session.replaced) if self._session.hooks else []
-
-    def remove(self) -> None:
-        """Give every layer its own processor back; once more does nothing."""
-        self._session.stop()
-
-    def __enter__(self) -> FrequencyAttentionHandle:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
-
-
+@renamed_arguments(transformer="pipe_or_transformer")
 def enable_frequency_attention(
-    transformer: nn.Module, table: RoutingTable, *, min_tokens: int = 0, impl: ImplChoice = "auto"
+    pipe_or_transformer: Any,
+    table: RoutingTable | None = None,
+    *,
+    density: float | None = None,
+    start_percent: float | None = None,
+    end_percent: float = 1.0,
+    dense_blocks: tuple[int, int] = (0, 0),
+    min_tokens: int | None = None,
+    scheduler: Any = None,
+    impl: ImplChoice = "auto",
 ) -> FrequencyAttentionHandle:
-    """Replace the self-attention of a trained video transformer by frequency attention, without
-    training.
+    """Replace the self-attention of a trained video model by frequency attention, without training.
 
-    Low summaries stand for what a head doesn't see; nothing learned is added. Where all heads of a
-    layer are DENSE, at every timestep or at that of a call, the layer runs its own processor, to
-    the last bit and at its speed: give first and last layers such rows to guard them, and buckets
-    of timesteps to guard first and last steps.
+    By the preset every head sees the tiles that score highest by tile means, and low summaries of
+    all else; a table says instead what each head does. Nothing learned is added. What is dense
+    (steps, blocks, short videos, layers whose heads are all DENSE) runs the model's own attention,
+    to the last bit and at its speed.
 
     A copy or pickle of an enabled model is enabled too; `disable_frequency_attention` takes it back
     there. Saving a model or pipeline writes what it would write without.
 
     Args:
-        transformer: a `WanTransformer3DModel`, `LTXVideoTransformer3DModel`,
-            `CogVideoXTransformer3DModel` or `HunyuanVideoTransformer3DModel`.
-        table: the band of every head by timestep bucket and layer.
-        min_tokens: video tokens below which a call runs the layers' own processors.
+        pipe_or_transformer: a pipeline of diffusers, all of whose video transformers are enabled,
+            or one transformer.
+        table: the band of every head by timestep bucket and layer; None takes the preset.
+        density: of the preset, attention FLOPs of a banded step over those of dense attention, from
+            0.001 to 1; None takes 0.2. What is delivered is in the handle.
+        start_percent: share of the sampler's steps, from the first, that stay dense; None takes
+            0.2, and 0 with a table.
+        end_percent: share of the steps after which they are dense again.
+        dense_blocks: how many first and how many last attention layers stay dense.
+        min_tokens: video tokens below which a call stays dense; None takes 12,288, and 0 with a
+            table.
+        scheduler: of the sampler, where a transformer is passed; a pipeline has its own.
         impl: as in `frequency_attention`.
 
     Returns: the handle that takes it back. Weights and `state_dict` stay as they are.
 
     Raises:
-        ValueError: for another kind of model, a table of other layers or heads or made from another
-            model, processors that aren't the model's own, or one that has it already. A call raises
-            it for an attention mask, fused projections, a parallel configuration, an unknown token
-            grid, timesteps that aren't 0 to 1000, processors set in between, or activations
-            recomputed by other means than `enable_gradient_checkpointing`.
+        ValueError: for another kind of model, dials out of range, percentages without a scheduler,
+            a table of other layers or heads or made from another model, processors that aren't the
+            model's own, or a model that has it already. A call raises it for a density below what
+            its grid allows, an attention mask, fused projections, ring attention, an unknown
+            token grid, timesteps that aren't 0 to 1000, processors set in between, or
+            activations recomputed by other means than `enable_gradient_checkpointing`.
     """
-    family = _family(transformer)
-    layers = family.layers(transformer)
-    _check_options(table, min_tokens, impl)
-    _check_layers(layers, family, table)
-    current = CurrentCall()
-    replaced = {}
-    for place, (name, layer) in enumerate(layers):
-        bands, configs = table.for_layer(place, layer.heads, table.config)
-        if bool((bands == Band.DENSE).all()):
-            continue
-        own = layer.processor
-        banded = family.processor(current, bands, configs, own, min_tokens=min_tokens, impl=impl)
-        replaced[name] = Replaced(layer, own, banded)
-    names = tuple(inspect.signature(type(transformer).forward).parameters)[1:]
-    session = Session(family, names, current, replaced)
-    session.start(transformer)
-    return FrequencyAttentionHandle(transformer, session)
+    transformers = transformers_of(pipe_or_transformer)
+    percents = (start_percent, end_percent)
+    dials = checked_dials(table, density, percents, dense_blocks, min_tokens)
+    check_choice("impl", impl, IMPLS)
+    steps = _steps(pipe_or_transformer, scheduler, dials)
+    sessions = {
+        part: _session(transformer, table, dials, steps, impl)
+        for part, transformer in transformers.items()
+    }
+    for part, session in sessions.items():
+        session.start(transformers[part])
+    return FrequencyAttentionHandle(transformers, sessions)
 
 
-def disable_frequency_attention(transformer: nn.Module) -> None:
+@renamed_arguments(transformer="pipe_or_transformer")
+def disable_frequency_attention(pipe_or_transformer: Any) -> None:
     """Take frequency attention back without its handle, as in a copy of an enabled model.
 
     Does nothing where it isn't on.
+
+    Args:
+        pipe_or_transformer: as in `enable_frequency_attention`.
+
+    Raises:
+        ValueError: for another kind of model.
     """
-    session = session_of(transformer)
-    if session is not None:
-        session.stop()
+    for transformer in transformers_of(pipe_or_transformer).values():
+        session = session_of(transformer)
+        if session is not None:
+            session.stop()
 
 
-def _family(transformer: Any) -> Family:
-    name = type(transformer).__name__
-    if name in FAMILIES:
-        return FAMILIES[name]
-    known = ", ".join(FAMILIES)
-    components = getattr(transformer, "components", None)
-    if isinstance(components, dict):
-        parts = [part for part, model in components.items() if type(model).__name__ in FAMILIES]
-        remedy = f"pass its transformer, pipeline.{parts[0]}" if parts else "it holds none of them"
-        if len(parts) > 1:
-            remedy = "call it for each of pipeline." + " and pipeline.".join(parts)
-        raise ValueError(f"transformer is a {name}, a pipeline; {known} are allowed: {remedy}")
-    for attribute, what in WRAPPED.items():
-        if type(getattr(transformer, attribute, None)).__name__ in FAMILIES:
-            raise ValueError(
-                f"transformer is a {name}, {what}; {known} are allowed: pass its .{attribute}"
-            )
-    remedy = "their layers are known"
-    if name == "FreqFormerTransformer3DModel":
-        remedy = "this library's own model takes a table by set_routing_table(table)"
-    raise ValueError(f"transformer is a {name}; {known} are allowed: {remedy}")
-
-
-def _check_options(table: RoutingTable, min_tokens: int, impl: ImplChoice) -> None:
-    if not isinstance(table, RoutingTable):
+def _steps(model: Any, scheduler: Any, dials: Dials) -> SamplerSteps:
+    """Which steps are banded, by the scheduler of the pipeline or the one that was passed."""
+    pipeline = model if is_pipeline(model) else None
+    if pipeline is not None and scheduler is not None:
         raise ValueError(
-            f"table is a {type(table).__name__}; a RoutingTable is allowed: make one, or read it "
-            "with "
-            "RoutingTable.load(folder)"
+            "scheduler is given beside a pipeline, which has its own; None is allowed: leave it "
+            "out, or set pipe.scheduler"
         )
-    if isinstance(min_tokens, bool) or not isinstance(min_tokens, int) or min_tokens < 0:
-        raise ValueError(f"min_tokens is {min_tokens!r}; an integer >= 0 is allowed")
-    check_choice("impl", impl, IMPLS)
+    found = getattr(pipeline, "scheduler", None) if pipeline is not None else scheduler
+    if found is not None:
+        check_scheduler(found)
+    elif dials.by_step:
+        raise ValueError(
+            f"scheduler is None with start_percent {dials.start_percent} and end_percent "
+            f"{dials.end_percent}; percentages are of the sampler's steps, which its scheduler "
+            f"places: {REMEDY}"
+        )
+    held = pipeline if found is not None else None
+    return SamplerSteps(dials.start_percent, dials.end_percent, held, found)
 
 
-def _check_layers(layers: list[tuple[str, Any]], family: Family, table: RoutingTable) -> None:
+def _session(
+    transformer: nn.Module,
+    table: RoutingTable | None,
+    dials: Dials,
+    steps: SamplerSteps,
+    impl: ImplChoice,
+) -> Session:
+    """The session of one transformer, not started yet."""
+    family = family_of(transformer)
+    layers = family.layers(transformer)
+    _check_processors(layers, family)
+    first, last = dials.dense_blocks
+    inner = layers[first : max(first, len(layers) - last)]
+    bands = (
+        _preset_bands(inner, dials.density or 1.0)
+        if table is None
+        else _table_bands(layers, inner, table)
+    )
+    current = CurrentCall()
+    replaced = {}
+    for name, layer in inner:
+        if name in bands:
+            own = layer.processor
+            banded = family.processor(current, bands[name], own, impl=impl)
+            replaced[name] = Replaced(layer, own, banded)
+    names = tuple(inspect.signature(type(transformer).forward).parameters)[1:]
+    return Session(
+        family,
+        names,
+        current,
+        replaced,
+        num_layers=len(layers),
+        steps=steps,
+        min_tokens=dials.min_tokens,
+    )
+
+
+def _preset_bands(inner: Layers, density: float) -> dict[str, LayerBands]:
+    """The preset in every layer that isn't guarded, by name."""
+    return {
+        name: PresetBands(density, place, len(inner), layer.heads)
+        for place, (name, layer) in enumerate(inner)
+    }
+
+
+def _table_bands(layers: Layers, inner: Layers, table: RoutingTable) -> dict[str, LayerBands]:
+    """What the table says of layers that aren't guarded, by name; without those that it leaves
+    dense at every timestep."""
+    if table.shape[1] != len(layers):
+        raise ValueError(
+            f"table has {table.shape[1]} layers; {len(layers)} are allowed, as many as the "
+            "transformer has blocks: make a table for this model"
+        )
+    table.check_layers([layer for _, layer in layers])
+    guarded = {name for name, _ in layers} - {name for name, _ in inner}
+    found: dict[str, LayerBands] = {}
+    for place, (name, layer) in enumerate(layers):
+        bands, configs = table.for_layer(place, layer.heads, table.config)
+        if name not in guarded and not bool((bands == Band.DENSE).all()):
+            found[name] = TableBands(bands, configs)
+    return found
+
+
+def _check_processors(layers: Layers, family: Family) -> None:
     if any(isinstance(layer.processor, FrequencyProcessor) for _, layer in layers):
         raise ValueError(
             "transformer has frequency attention already: call remove() on its handle first, or "
@@ -155,15 +196,8 @@ def _check_layers(layers: list[tuple[str, Any]], family: Family, table: RoutingT
         )
     for name, layer in layers:
         found = type(layer.processor).__name__
-        if found != family.replaces:
+        if found not in family.replaces:
             raise ValueError(
-                f"{name} has a {found}; {family.replaces} is allowed: give the model its own "
-                "processors back"
+                f"{name} has a {found}; {' or '.join(family.replaces)} is allowed: give the model "
+                "its own processors back"
             )
-    if table.shape[1] != len(layers):
-        raise ValueError(
-            f"table has {table.shape[1]} layers; {len(layers)} are allowed, as many as the "
-            "transformer "
-            "has blocks: make a table for this model"
-        )
-    table.check_layers([layer for _, layer in layers])

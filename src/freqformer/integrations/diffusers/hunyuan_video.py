@@ -9,7 +9,12 @@ from torch import Tensor
 
 from freqformer.grid import Grid
 from freqformer.integrations.diffusers.joint import JointProcessor, project
-from freqformer.integrations.diffusers.processor import Family, Share, block_layers
+from freqformer.integrations.diffusers.processor import (
+    Family,
+    Share,
+    VideoTokens,
+    block_layers,
+)
 
 
 class HunyuanVideoProcessor(JointProcessor):
@@ -38,7 +43,9 @@ class HunyuanVideoProcessor(JointProcessor):
             share,
             project(hidden_states, *own, attn.heads, rotary),
             project(encoder_hidden_states, *(added if two_streams else own), attn.heads),
-            None if attention_mask is None else attention_mask[:, 0, 0, share.grid.num_tokens :],
+            None
+            if attention_mask is None
+            else attention_mask[:, 0, 0, share.video.grid.num_tokens :],
         )
         # With one stream the block itself projects what comes out.
         return (
@@ -55,10 +62,16 @@ def _layers(transformer: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def _grid(transformer: Any, given: dict[str, Any]) -> Grid:
+def latent_grid(transformer: Any, given: dict[str, Any]) -> Grid:
+    """The grid of latents (B, C, F, H, W) after the model's patches."""
     frames, height, width = given["hidden_states"].shape[2:]
     patch, frames_of_patch = transformer.config.patch_size, transformer.config.patch_size_t
     return Grid(frames // frames_of_patch, height // patch, width // patch)
 
 
-FAMILY = Family(_layers, _grid, HunyuanVideoProcessor, "HunyuanVideoAttnProcessor2_0")
+def _video(transformer: Any, given: dict[str, Any]) -> VideoTokens:
+    text = given["encoder_hidden_states"].shape[1]
+    return VideoTokens(latent_grid(transformer, given), behind=text)
+
+
+FAMILY = Family(_layers, _video, HunyuanVideoProcessor, ("HunyuanVideoAttnProcessor2_0",))

@@ -8,23 +8,29 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
-from freqformer.integrations.diffusers.processor import FrequencyProcessor, Share
+from freqformer.integrations.diffusers.processor import Share, UsualProcessor
+from freqformer.integrations.diffusers.ulysses import ulysses_of
 
 Tensors = tuple[Tensor, Tensor, Tensor]
 """Query, key and value."""
 rotate: Callable[..., Tensor] = apply_rotary_emb  # type: ignore[assignment]  # its annotation names a pair, its code returns one
 
 
-class JointProcessor(FrequencyProcessor):
+class JointProcessor(UsualProcessor):
     """The processor of one layer over video and text."""
 
     def attend_jointly(
         self, share: Share, video: Tensors, text: Tensors, text_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(B, N, H, D) of the video, in raster order, and of the text -> (B, N, C) of each."""
+        if ulysses_of(getattr(self, "_parallel_config", None)) is not None:
+            raise ValueError(
+                "the transformer has a parallel configuration and attends to video and text "
+                "together; None is allowed: run it on one GPU"
+            )
         tensors = (torch.cat(pair, 1) for pair in zip(video, text, strict=True))
         num_text_tokens = text[0].shape[1]
-        out = self.attend(share, *tensors, num_text_tokens=num_text_tokens, text_mask=text_mask)
+        out = self.attend(share, *tensors, text_mask=text_mask)
         return out[:, :-num_text_tokens], out[:, -num_text_tokens:]
 
 

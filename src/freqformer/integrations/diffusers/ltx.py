@@ -9,10 +9,17 @@ from diffusers.models.transformers.transformer_ltx import apply_rotary_emb
 from torch import Tensor
 
 from freqformer.grid import Grid
-from freqformer.integrations.diffusers.processor import Family, FrequencyProcessor, Share, layers_in
+from freqformer.integrations.diffusers.packed import last_video
+from freqformer.integrations.diffusers.processor import (
+    Family,
+    Share,
+    UsualProcessor,
+    VideoTokens,
+    layers_in,
+)
 
 
-class LTXProcessor(FrequencyProcessor):
+class LTXProcessor(UsualProcessor):
     """The processor of one self-attention layer of LTX-Video."""
 
     def banded(
@@ -33,22 +40,33 @@ class LTXProcessor(FrequencyProcessor):
         return attn.to_out[1](attn.to_out[0](self.attend(share, *tensors)))
 
 
-def _grid(_transformer: Any, given: dict[str, Any]) -> Grid:
+def _video(_transformer: Any, given: dict[str, Any]) -> VideoTokens:
+    """The grid of the call, or that which its coordinates end with: `LTXConditionPipeline` passes
+    these alone, and puts keyframes before the video."""
+    if given.get("num_frames") is None and given.get("video_coords") is not None:
+        return last_video(given["video_coords"])
+    return VideoTokens(Grid(*call_sides(given)))
+
+
+def call_sides(given: dict[str, Any]) -> tuple[int, int, int]:
+    """Frames, height and width in tokens, from a call's arguments by name.
+
+    Raises:
+        ValueError: where the call has none.
+    """
     sides: dict[str, Any] = {name: given.get(name) for name in ("num_frames", "height", "width")}
     missing = [name for name, side in sides.items() if side is None]
     if missing:
         raise ValueError(
             f"{', '.join(missing)} of the transformer's call is None, and frequency attention "
-            "needs the token grid: pass "
-            "num_frames, height and width in tokens; pipelines that pass video_coords alone are "
-            "not supported"
+            "needs the token grid: pass num_frames, height and width in tokens"
         )
-    return Grid(*sides.values())
+    return (sides["num_frames"], sides["height"], sides["width"])
 
 
 FAMILY = Family(
     layers_in("transformer_blocks", "attn1"),
-    _grid,
+    _video,
     LTXProcessor,
-    "LTXVideoAttnProcessor",
+    ("LTXVideoAttnProcessor",),
 )

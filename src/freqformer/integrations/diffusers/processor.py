@@ -5,7 +5,7 @@ Shape legend: B batch, N tokens, C channels, H heads, D head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,57 +13,67 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from freqformer.attention import frequency_attention
-from freqformer.config import Band, FreqFormerConfig
+from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
+from freqformer.integrations.diffusers.layer_bands import LayerBands
+from freqformer.integrations.diffusers.ulysses import attend_shared, ulysses_of
 from freqformer.ops.backends import ImplChoice
 from freqformer.ops.parameters import KnownBands
-from freqformer.routing import timestep_bucket
+
+
+@dataclass(frozen=True)
+class VideoTokens:
+    """Where the video's tokens lie among those that a layer attends to, in raster order of their
+    grid."""
+
+    grid: Grid
+    before: int = 0
+    """Exact tokens before the video, which see all and are seen by all: text, audio, keyframes."""
+    behind: int = 0
+    """Exact tokens behind it."""
 
 
 @dataclass(frozen=True)
 class Call:
     """One forward pass of the transformer, as its layers need to know it."""
 
-    grid: Grid
+    video: VideoTokens
     noise_level: Tensor
     """(B,) on the host, in [0, 1], 1 is the most noise."""
+    dense: tuple[bool, ...]
+    """Whether each sample runs the model's own attention in every layer: steps before
+    `start_percent` and after `end_percent`, and videos below `min_tokens`."""
 
-    def buckets(self, num_buckets: int) -> list[int]:
-        """The timestep bucket of every sample."""
-        return timestep_bucket(self.noise_level, num_buckets).tolist()
+
+OUTSIDE = (
+    "a layer with frequency attention ran outside a forward pass of its transformer, where its "
+    "timestep and token grid are unknown; call the transformer, and recompute activations with "
+    "its enable_gradient_checkpointing() alone"
+)
 
 
 class CurrentCall:
-    """The forward pass in progress, which all processors of a transformer look at."""
+    """The forward pass in progress of a transformer."""
 
     def __init__(self) -> None:
         self.call: Call | None = None
-
-    def get(self) -> Call:
-        """The call.
-
-        Raises:
-            ValueError: where the transformer isn't running.
-        """
-        if self.call is None:
-            raise ValueError(
-                "a layer with frequency attention ran outside a forward pass of its transformer, "
-                "where its timestep and token grid are unknown; call the transformer, and "
-                "recompute "
-                "activations with its enable_gradient_checkpointing() alone"
-            )
-        return self.call
+        self.device = torch.device("cpu")
+        """Of the call's tensors."""
+        self.banded: tuple[Grid, int] | None = None
+        """Grid and exact tokens beside it of the last banded call."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Samples of one call that run together, by bands of the same meaning."""
+    """Samples of one call that run together, since their heads do the same."""
 
-    grid: Grid
-    bands: KnownBands
-    """Of every head and sample."""
-    config: FreqFormerConfig
+    video: VideoTokens
+    rows: tuple[int, ...]
+    """Which samples; all of the call's where there is one share."""
+    config: FreqFormerConfig | None
+    """None is the model's own attention."""
+    bands: KnownBands | None
+    """Of every head and sample; None where there is no config."""
 
 
 class FrequencyProcessor:
@@ -71,33 +81,53 @@ class FrequencyProcessor:
 
     Args:
         current: the transformer's call in progress.
-        bands: of every head by timestep bucket, int64 (T, H).
-        configs: of every bucket.
-        own: the processor that it replaces: for calls below `min_tokens`, and for samples whose
-            heads are all DENSE.
-        min_tokens, impl: as in `enable_frequency_attention`.
+        bands: what the layer's heads do.
+        own: the processor that it replaces, for what is dense.
+        impl: as in `enable_frequency_attention`.
     """
 
     def __init__(
-        self,
-        current: CurrentCall,
-        bands: Tensor,
-        configs: Sequence[FreqFormerConfig],
-        own: Any,
-        *,
-        min_tokens: int,
-        impl: ImplChoice,
+        self, current: CurrentCall, bands: LayerBands, own: Any, *, impl: ImplChoice
     ) -> None:
         self.current = current
         self.bands = bands
-        self.present = [set(row) for row in bands.tolist()]
-        """Which bands there are in every bucket."""
         self.own = own
-        self.min_tokens = min_tokens
         self.impl: ImplChoice = impl
-        all_dense = (bands == Band.DENSE).all(1).tolist()
-        self.configs = [None if dense else c for dense, c in zip(all_dense, configs, strict=True)]
-        """By timestep bucket; None where `own` runs."""
+        self.shares: tuple[Share, ...] = ()
+        """Of the call in progress; none outside of one."""
+
+    def prepare(self, call: Call | None, device: torch.device) -> bool:
+        """Decide what every sample of a call does, before the transformer runs: so nothing of it is
+        in a compiled graph.
+
+        Args:
+            call: the one that begins; None ends it.
+            device: that the layer will run on, as far as that is known.
+
+        Returns: whether some sample is banded.
+        """
+        if call is None:
+            self.shares = ()
+            return False
+        video = call.video
+        every = tuple(range(len(call.dense)))
+        if all(call.dense):
+            self.shares = (Share(video, every, None, None),)
+            return False
+        chosen = self.bands.configs(video.grid, call.noise_level, video.before + video.behind)
+        rows_of: dict[FreqFormerConfig | None, list[int]] = {}
+        for row in every:
+            rows_of.setdefault(None if call.dense[row] else chosen[row], []).append(row)
+        self.shares = tuple(
+            Share(
+                video,
+                tuple(rows),
+                config,
+                None if config is None else self.bands.bands(call.noise_level[rows], device),
+            )
+            for config, rows in rows_of.items()
+        )
+        return any(share.config is not None for share in self.shares)
 
     # diffusers sets these two on processors that have them. They belong to the layer's own, which
     # keeps them when this one is gone.
@@ -117,60 +147,32 @@ class FrequencyProcessor:
     def _parallel_config(self, config: Any) -> None:
         self.own._parallel_config = config
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Any:
-        """What the layer's own processor takes and gives: tokens (B, N, C) in raster order.
+    def run(self, attn: Any, given: tuple[Any, ...]) -> Any:
+        """What the layer's own processor makes of its arguments behind `attn`, in order.
 
-        Samples whose heads are all DENSE run the model's own attention; samples of one config run
-        together.
+        Those of `given` that hold samples are split by what the samples' heads do.
+
+        Raises:
+            ValueError: where the transformer isn't running.
         """
-        given = (hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-        call = self.current.get()
-        if call.grid.num_tokens < self.min_tokens:
-            return self.own(attn, *given)
-        self.bands = self.bands.to(hidden_states.device)
-        buckets = call.buckets(len(self.configs))
-        rows_of: dict[FreqFormerConfig | None, list[int]] = {}
-        for row, bucket in enumerate(buckets):
-            rows_of.setdefault(self.configs[bucket], []).append(row)
-        if len(rows_of) == 1:
-            return self._run(attn, call.grid, buckets, given)
+        if not self.shares:
+            raise ValueError(OUTSIDE)
+        if len(self.shares) == 1:
+            return self._run(attn, self.shares[0], given)
+        samples = sum(len(share.rows) for share in self.shares)
         outputs = [
-            self._run(
-                attn, call.grid, [buckets[row] for row in rows], _take(given, rows, len(buckets))
-            )
-            for rows in rows_of.values()
+            self._run(attn, share, _take(given, list(share.rows), samples)) for share in self.shares
         ]
-        order = torch.tensor([row for rows in rows_of.values() for row in rows]).argsort()
-        return _joined(outputs, order.to(hidden_states.device))
+        order = torch.tensor([row for share in self.shares for row in share.rows]).argsort()
+        return _joined(outputs, order.to(given[0].device))
 
-    def _run(self, attn: Any, grid: Grid, buckets: list[int], given: tuple[Any, ...]) -> Any:
-        """Samples whose buckets have one config."""
-        first, same = buckets[0], len(set(buckets)) == 1
-        config = self.configs[first]
-        if config is None:
+    def _run(self, attn: Any, share: Share, given: tuple[Any, ...]) -> Any:
+        if share.config is None:
             return self.own(attn, *given)
-        bands = self.bands[first].expand(len(buckets), -1) if same else self.bands[buckets]
-        present = sorted(set().union(*(self.present[bucket] for bucket in buckets)))
-        known = KnownBands(bands, tuple(present))
-        return self.banded(attn, Share(grid, known, config), *given)
+        return self.banded(attn, share, *given)
 
-    def banded(
-        self,
-        attn: Any,
-        share: Share,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None,
-        attention_mask: Tensor | None,
-        rotary: tuple[Tensor, Tensor] | None,
-    ) -> Any:
-        """As the layer's own processor, with every head's attention by its band."""
+    def banded(self, attn: Any, share: Share, *given: Any, **named: Any) -> Any:
+        """As the layer's own processor with these arguments, every head's attention by its band."""
         raise NotImplementedError
 
     def attend(
@@ -180,18 +182,23 @@ class FrequencyProcessor:
         key: Tensor,
         value: Tensor,
         *,
-        num_text_tokens: int = 0,
         text_mask: Tensor | None = None,
     ) -> Tensor:
-        """(B, N, H, D), video tokens in raster order and text behind them -> (B, N, C)."""
-        out = frequency_attention(
-            query,
-            key,
-            value,
-            grid=share.grid,
-            allocation=share.bands,
+        """(B, N, H, D) -> (B, N, C): video tokens in raster order with the exact tokens of
+        `share.video` around them, or this rank's share of all of them."""
+        assert share.config is not None
+        assert share.bands is not None
+        bands = share.bands
+        if bands.bands.device != query.device:
+            bands = KnownBands(bands.bands.to(query.device), bands.present)
+        out = attend_shared(
+            (query, key, value),
+            ulysses_of(getattr(self, "_parallel_config", None)),
+            before=share.video.before,
+            grid=share.video.grid,
+            allocation=bands,
             config=share.config,
-            num_text_tokens=num_text_tokens,
+            num_text_tokens=share.video.before + share.video.behind,
             text_mask=text_mask,
             impl=self.impl,
         )
@@ -202,11 +209,6 @@ class FrequencyProcessor:
         for what, given, remedy in (
             ("attention_mask", attention_mask is not None, "pass none to the transformer"),
             ("fused projections", fused, "call unfuse_qkv_projections()"),
-            (
-                "a parallel configuration",
-                getattr(self, "_parallel_config", None) is not None,
-                "run the transformer on one GPU",
-            ),
         ):
             if given:
                 raise ValueError(
@@ -214,12 +216,32 @@ class FrequencyProcessor:
                 )
 
 
+class UsualProcessor(FrequencyProcessor):
+    """A processor with the arguments that most models' have."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
+        """What the layer's own processor takes and gives: tokens (B, N, C) in raster order.
+
+        What is dense runs the model's own attention; samples of one config run together.
+        """
+        given = (hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        return self.run(attn, given)
+
+
 def _take(given: Any, rows: list[int], samples: int) -> Any:
     """These samples of what a processor is given; what all samples share stays whole."""
     if isinstance(given, tuple):
         return tuple(_take(part, rows, samples) for part in given)
-    # Rotary tables (N, D) have no batch, and those of one sample serve all.
-    if given is None or given.ndim < 3 or len(given) != samples:
+    # Rotary tables (N, D) have no batch, and those of one sample serve all; masks (B, N) have one.
+    by_sample = isinstance(given, Tensor) and given.ndim >= (2 if given.dtype == torch.bool else 3)
+    if not by_sample or len(given) != samples:
         return given
     return given[rows]
 
@@ -231,17 +253,37 @@ def _joined(outputs: list[Any], order: Tensor) -> Any:
     return torch.cat(outputs)[order]
 
 
+def plain_timesteps(given: dict[str, Any]) -> Tensor:
+    """The timestep of every sample of a call, (B,) float64 on the host, in the scheduler's unit.
+
+    Image to video gives every token a timestep, 0 to the frames that are given: the video's own is
+    the largest.
+    """
+    steps = torch.as_tensor(given["timestep"]).detach().double().cpu()
+    return steps.flatten(1).amax(1) if steps.ndim > 1 else steps.reshape(-1)
+
+
+def thousandths(timestep: Tensor) -> Tensor:
+    """The noise level of a timestep from 0 (clean) to 1000 (noise)."""
+    return timestep / 1000
+
+
 @dataclass(frozen=True)
 class Family:
     """How one kind of transformer is read; all of it can be pickled."""
 
     layers: Callable[[Any], list[tuple[str, Any]]]
     """The self-attention layers of a transformer in order, by name."""
-    grid: Callable[[Any, dict[str, Any]], Grid]
-    """The token grid of a call, from the transformer and the call's arguments by name."""
+    video: Callable[[Any, dict[str, Any]], VideoTokens]
+    """The video's tokens in a call, from the transformer and the call's arguments by name."""
     processor: type[FrequencyProcessor]
-    replaces: str
-    """The class of the layers' own processor, whose work `processor` knows."""
+    replaces: tuple[str, ...]
+    """Classes of the layers' own processors, whose work `processor` knows."""
+    timesteps: Callable[[dict[str, Any]], Tensor] = plain_timesteps
+    """Timesteps from a call's arguments by name: (B,) or (1,) float64 on the host, as the scheduler
+    counts."""
+    noise_level: Callable[[Tensor], Tensor] = thousandths
+    """From these to noise levels, where 0 is clean and 1 noise."""
 
 
 def layers_in(blocks: str, attention: str) -> Callable[[Any], list[tuple[str, Any]]]:

@@ -22,9 +22,8 @@ from freqformer.integrations.diffusers.processor import (
     Family,
     FrequencyProcessor,
 )
-
-TRAIN_TIMESTEPS = 1000.0
-"""What a model of diffusers calls pure noise; a routing table says 1."""
+from freqformer.integrations.diffusers.steps import SamplerSteps
+from freqformer.integrations.diffusers.ulysses import ulysses_of
 
 
 @dataclass
@@ -44,6 +43,9 @@ class Session:
         names: of the arguments of its forward, in order.
         current: where calls are noted for its processors.
         replaced: by name of the attention layer.
+        num_layers: attention layers of the transformer, replaced or not.
+        steps: which of the sampler's steps are banded.
+        min_tokens: video tokens below which a call is the model's own.
     """
 
     def __init__(
@@ -52,13 +54,25 @@ class Session:
         names: tuple[str, ...],
         current: CurrentCall,
         replaced: dict[str, Replaced],
+        *,
+        num_layers: int,
+        steps: SamplerSteps,
+        min_tokens: int,
     ) -> None:
         self.family = family
         self.names = names
         self.current = current
         self.replaced = replaced
+        self.num_layers = num_layers
+        self.steps = steps
+        self.min_tokens = min_tokens
         self.hooks: list[RemovableHandle] = []
         self._checkpointing: Callable[..., Any] | None = None
+
+    def banded_steps(self) -> tuple[int, int]:
+        """How many of the sampler's steps are banded, and how many there are; without a guard all
+        of one."""
+        return (1, 1) if self.steps.all_steps else self.steps.shares()
 
     def start(self, transformer: nn.Module) -> None:
         """Give the layers their processors, and watch the transformer's calls."""
@@ -88,63 +102,99 @@ class Session:
                     f"{name} was given a {type(found).__name__} after frequency attention; none is "
                     "allowed: call remove() on its handle, change the model, and enable it again"
                 )
-        if getattr(transformer, "_parallel_config", None) is not None:
-            raise ValueError(
-                "the transformer has a parallel configuration, and frequency attention allows "
-                "none: run it on one GPU"
-            )
+        ulysses_of(getattr(transformer, "_parallel_config", None))  # refuses what bands can't do
         given = dict(zip(self.names, args, strict=False)) | kwargs
         if given.get("hidden_states") is None or given.get("timestep") is None:
             return  # the transformer itself says what it lacks
-        level = noise_levels(given["timestep"], len(given["hidden_states"]))
-        self.current.call = Call(self.family.grid(transformer, given), level)
+        call = self._call(transformer, given)
+        device = given["hidden_states"].device
+        self._begin(call, device)
         if getattr(transformer, "gradient_checkpointing", False) and self._checkpointing is None:
             own: Callable[..., Any] = transformer._gradient_checkpointing_func
             self._checkpointing = own
             transformer._gradient_checkpointing_func = partial(
-                self._checkpointed, own, self.current.call
+                self._checkpointed, own, call, device
             )
+
+    def _call(self, transformer: Any, given: dict[str, Any]) -> Call:
+        """What layers need to know of a call with these arguments."""
+        samples = len(given["hidden_states"])
+        timesteps = self.family.timesteps(given)
+        level = noise_levels(timesteps, self.family.noise_level(timesteps), samples)
+        video = self.family.video(transformer, given)
+        if video.grid.num_tokens < self.min_tokens:
+            return Call(video, level, (True,) * samples)
+        dtype = getattr(given["timestep"], "dtype", None)
+        dense = self.steps.dense(timesteps.expand(samples), dtype)
+        return Call(video, level, tuple(dense))
+
+    def _begin(self, call: Call | None, device: torch.device) -> None:
+        """Tell every layer of a call, or that there is none."""
+        self.current.call = call
+        self.current.device = device
+        banded = [
+            entry.banded.prepare(call, _device(entry.layer, device))
+            for entry in self.replaced.values()
+        ]
+        if call is not None and any(banded):
+            self.current.banded = (call.video.grid, call.video.before + call.video.behind)
 
     def after(self, transformer: Any, _args: Any, _output: Any) -> None:
         """After the transformer ran, well or not."""
-        self.current.call = None
+        self._begin(None, self.current.device)
         if self._checkpointing is not None:
             transformer._gradient_checkpointing_func = self._checkpointing
             self._checkpointing = None
 
     def _checkpointed(
-        self, checkpointing: Callable[..., Any], call: Call, block: Callable[..., Any], *args: Any
+        self,
+        checkpointing: Callable[..., Any],
+        call: Call,
+        device: torch.device,
+        block: Callable[..., Any],
+        *args: Any,
     ) -> Any:
         """Checkpointing of a block that, when the backward computes it again, is in the same call.
 
         Other calls may have come in between, and frequency attention may be off by then.
         """
-        return checkpointing(partial(self._again, call, block), *args)
+        return checkpointing(partial(self._again, call, device, block), *args)
 
-    def _again(self, call: Call, block: Callable[..., Any], *args: Any) -> Any:
-        with self._during(call):
+    def _again(
+        self, call: Call, device: torch.device, block: Callable[..., Any], *args: Any
+    ) -> Any:
+        if self.current.call is call:
+            return block(*args)
+        with self._during(call, device):
             return block(*args)
 
     @contextmanager
-    def _during(self, call: Call) -> Iterator[None]:
+    def _during(self, call: Call, device: torch.device) -> Iterator[None]:
         noted = self.current.call
+        noted_device = self.current.device
         others = [
             (entry, entry.layer.processor)
             for entry in self.replaced.values()
             if entry.layer.processor is not entry.banded
         ]
-        self.current.call = call
+        self._begin(call, device)
         for entry, _ in others:
             entry.layer.set_processor(entry.banded)
         try:
             yield
         finally:
-            self.current.call = noted
+            self._begin(noted, noted_device)
             for entry, processor in others:
                 entry.layer.set_processor(processor)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_checkpointing": None}
+
+
+def _device(layer: Any, otherwise: torch.device) -> torch.device:
+    """Where a layer's weights are; while they wait elsewhere, that of the call's tensors."""
+    weight = layer.to_q.weight
+    return otherwise if weight.device.type == "meta" else weight.device
 
 
 def session_of(transformer: nn.Module) -> Session | None:
@@ -153,27 +203,21 @@ def session_of(transformer: nn.Module) -> Session | None:
     return next((owner for owner in owners if isinstance(owner, Session)), None)
 
 
-def noise_levels(timestep: Any, samples: int) -> Tensor:
-    """Timesteps as a model of diffusers takes them -> (B,) in [0, 1] on the host.
+def noise_levels(timestep: Tensor, level: Tensor, samples: int) -> Tensor:
+    """Noise levels of a call's samples, checked: (B,) or (1,) on the host -> (B,).
 
     Args:
-        timestep: from 0 (clean) to 1000 (noise): one for all samples, (B,), or (B, N) by token.
+        timestep: as the model was given them, for the message.
+        level: what they are as noise levels.
         samples: B.
 
     Raises:
-        ValueError: for numbers out of range, or a shape that doesn't fit the batch.
+        ValueError: for levels outside [0, 1], or a number of them that doesn't fit the batch.
     """
-    steps = torch.as_tensor(timestep).detach().double().cpu()
-    # Image to video gives every token a timestep, 0 to the frames that are given: the video's own
-    # is the largest.
-    steps = steps.flatten(1).amax(1) if steps.ndim > 1 else steps.reshape(-1)
-    if len(steps) not in (1, samples) or not bool(
-        ((steps >= 0) & (steps <= TRAIN_TIMESTEPS)).all()
-    ):
+    if len(level) not in (1, samples) or not bool(((level >= 0) & (level <= 1)).all()):
         raise ValueError(
-            f"timestep is {steps.tolist()[:4]} for {samples} samples; one number or one a sample, "
-            "from "
-            f"0 (clean) to {TRAIN_TIMESTEPS:g} (noise), is allowed, as schedulers of diffusers "
-            "give them"
+            f"timestep is {timestep.tolist()[:4]} for {samples} samples; one number or one a "
+            "sample, from 0 (clean) to 1000 (noise), is allowed, or as this model's scheduler in "
+            "diffusers gives them"
         )
-    return (steps / TRAIN_TIMESTEPS).expand(samples)
+    return level.expand(samples)

@@ -8,10 +8,16 @@ import torch
 from torch import Tensor
 
 from freqformer.grid import Grid
-from freqformer.integrations.diffusers.processor import Family, FrequencyProcessor, Share, layers_in
+from freqformer.integrations.diffusers.processor import (
+    Family,
+    Share,
+    UsualProcessor,
+    VideoTokens,
+    layers_in,
+)
 
 
-class WanProcessor(FrequencyProcessor):
+class WanProcessor(UsualProcessor):
     """The processor of one self-attention layer of Wan."""
 
     def banded(
@@ -48,11 +54,17 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     )
 
 
-def _grid(transformer: Any, given: dict[str, Any]) -> Grid:
+def video_tokens(transformer: Any, given: dict[str, Any]) -> VideoTokens:
+    """The grid of latents (B, C, F, H, W) after the model's patches."""
     sides = given["hidden_states"].shape[2:]
-    return Grid(
-        *(side // patch for side, patch in zip(sides, transformer.config.patch_size, strict=True))
+    return VideoTokens(
+        Grid(
+            *(
+                side // patch
+                for side, patch in zip(sides, transformer.config.patch_size, strict=True)
+            )
+        )
     )
 
 
-FAMILY = Family(layers_in("blocks", "attn1"), _grid, WanProcessor, "WanAttnProcessor")
+FAMILY = Family(layers_in("blocks", "attn1"), video_tokens, WanProcessor, ("WanAttnProcessor",))

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from freqformer.config import FreqFormerConfig
-from freqformer.grid import Grid, TokenOrder
+from freqformer.grid import Grid
 from freqformer.ops.tokens import rms_norm
-from freqformer.routing.statistics import read_sample, sample_statistics
+from freqformer.routing.statistics import SampleOrder, read_sample, sample_statistics
 
 Features = tuple[Tensor, Tensor, Tensor]
 """Query and key (B, N, H, D) before their norm, and the layer's input (B, N, C)."""
 Norms = tuple[Tensor | None, Tensor | None]
 """Weights of the RMS norm of queries and of keys, (D,); None for no norm."""
-Inputs = tuple[Features, Norms, float, Grid, FreqFormerConfig, TokenOrder]
+Inputs = tuple[Features, Norms, float, Grid, FreqFormerConfig, SampleOrder]
 """What `statistics` takes, in its order."""
 
 
@@ -26,7 +26,7 @@ def statistics(
     eps: float,
     grid: Grid,
     config: FreqFormerConfig,
-    token_order: TokenOrder,
+    token_order: SampleOrder,
 ) -> Tensor:
     """The statistics (B, H, 8), float32, of features in `token_order`: only tokens of the sample
     are read or normalised."""

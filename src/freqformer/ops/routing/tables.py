@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from freqformer.buffers import power_of_two
 from freqformer.config import FreqFormerConfig
-from freqformer.grid import Grid, TokenOrder
-from freqformer.routing.statistics import TileSample, tile_sample
+from freqformer.grid import Grid
+from freqformer.routing.statistics import SampleOrder, TileSample, tile_sample
 from freqformer.tracing import constant_result
 
 
@@ -22,7 +22,7 @@ from freqformer.tracing import constant_result
 def sample_tables(
     grid: Grid,
     config: FreqFormerConfig,
-    token_order: TokenOrder,
+    token_order: SampleOrder,
     device: torch.device,
     dtypes: tuple[torch.dtype, ...],
 ) -> tuple[Tensor, ...]:
@@ -47,7 +47,7 @@ def sample_tables(
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what it caches must also serve training
 def _cached_tables(
-    grid: Grid, config: FreqFormerConfig, token_order: TokenOrder, device: torch.device
+    grid: Grid, config: FreqFormerConfig, token_order: SampleOrder, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     sample = tile_sample(grid, config)
     behind = _missing(sample)

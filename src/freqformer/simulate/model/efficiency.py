@@ -67,7 +67,11 @@ class Efficiency:
     merge_gradient_bandwidth: float
     elementwise_bandwidth: float
     link_bandwidth: float
-    """Of the interconnect's bandwidth, collectives."""
+    """Of the interconnect's bandwidth, gathered weights, keys and values."""
+    all_to_all_bandwidth: float
+    """Of the interconnect's bandwidth, the all-to-alls between tokens and heads."""
+    all_to_all_overlap: float
+    """Share of the all-to-alls' time in which a GPU computes."""
     sources: dict[str, str]
     """Where each value comes from."""
     fit: dict[str, Any]
@@ -136,6 +140,7 @@ def allowed_range(name: str) -> tuple[float, float]:
         "selection_item_tiles": (0, 1e5),
         "softmax_channels": (0, 1e4),
         "router_s": (0, 1),
+        "all_to_all_overlap": (0, 1),
         "attention_slots": (1, 64),
     }
     return other.get(name, (1e-6, 2))
@@ -151,5 +156,9 @@ def load_efficiency(hardware: Hardware | str | Path) -> Efficiency:
     wanted = hardware.name if isinstance(hardware, Hardware) else hardware
     known = wanted in known_profiles("efficiency") or not isinstance(hardware, Hardware)
     short, values = read_profile("efficiency", wanted if known else REFERENCE)
+    if "link_bandwidth" in values:
+        # Of a version that had one rate for all collectives and overlapped none.
+        values.setdefault("all_to_all_bandwidth", values["link_bandwidth"])
+        values.setdefault("all_to_all_overlap", 0.0)
     efficiency = record(Efficiency, values, f"efficiency/{short}", name=short, transferred=False)
     return efficiency if known else replace(efficiency, transferred=True)

@@ -211,7 +211,7 @@ def _communication(
     gathered = [rows * pair for rows in (banded, model.heads * tokens * (split - 1) / split)]
     # q, k, v and the output are four messages, gates one; keys and values two.
     turns = [
-        links.seconds(moved, ulysses, 1, messages=count)
+        links.all_to_all(moved, ulysses, messages=count)
         for moved, count in ((sent, 4 + bool(gates)), (plain, 4))
     ]
     talk, dense = (
@@ -267,6 +267,12 @@ class _Links:
         self.links, self.machine = links, machine
         self.share = machine.efficiency.link_bandwidth
 
+    def all_to_all(self, sent: float, group: int, *, messages: int) -> float:
+        """Seconds of a layer's all-to-alls that nothing hides; arguments as `seconds`."""
+        efficiency = self.machine.efficiency
+        taken = self._seconds(sent, group, 1, messages, efficiency.all_to_all_bandwidth)
+        return taken * (1 - efficiency.all_to_all_overlap)
+
     def seconds(self, sent: float, group: int, stride: int, *, messages: int) -> float:
         """Seconds of a collective in which every GPU exchanges `sent` bytes evenly with its group.
 
@@ -276,14 +282,17 @@ class _Links:
             stride: places between neighbours of the group; groups of the inner dimension have 1.
             messages: collectives that the bytes are divided into.
         """
+        return self._seconds(sent, group, stride, messages, self.share)
+
+    def _seconds(self, sent: float, group: int, stride: int, messages: int, share: float) -> float:
         if group == 1 or self.links is None:
             return 0.0
         near = min(group, max(1, self.links.node_gpus // stride))
         inside = sent * (near - 1) / (group - 1)
-        seconds = inside / (self.links.node_bandwidth * self.share)
+        seconds = inside / (self.links.node_bandwidth * share)
         latency = self.links.node_latency_s
         if near < group:
-            seconds = max(seconds, (sent - inside) / (self.links.network_bandwidth * self.share))
+            seconds = max(seconds, (sent - inside) / (self.links.network_bandwidth * share))
             latency = self.links.network_latency_s
         return seconds + messages * latency
 

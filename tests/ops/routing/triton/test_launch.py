@@ -13,7 +13,7 @@ from freqformer.attention import FreqAttention
 from freqformer.config import FreqFormerConfig, Routing
 from freqformer.grid import Grid, tile_layout
 from freqformer.routing import RoutingNetwork, branch_weights
-from freqformer.routing.statistics import STATISTIC_TILES
+from freqformer.routing.statistics import STATISTIC_TILES, read_sample
 
 triton = pytest.importorskip("triton")
 if not triton.knobs.runtime.interpret:
@@ -100,6 +100,19 @@ def test_any_grid(grid: Grid) -> None:
 @pytest.mark.parametrize("tile", [(1, 2, 4), (4, 1, 1)])
 def test_boxes_across_tiles(tile: tuple[int, int, int]) -> None:
     check_score(make_features(RAGGED), make_norms(), RAGGED, FreqFormerConfig(tile=tile))
+
+
+@pytest.mark.parametrize("grid", [RAGGED, Grid(1, 9, 11), Grid(5, 7, 13)], ids=str)
+def test_a_sample_alone_gives_the_same_bits(grid: Grid) -> None:
+    """Ranks that share a video gather its sample, and must decide alike on any number of them."""
+    features, norms = make_features(grid), make_norms()
+    query, key, hidden = (
+        read_sample(x, grid, CONFIG, "tile").flatten(1, 2).contiguous() for x in features
+    )
+    for statistics in (launch.statistics, reference.statistics):
+        whole = statistics(features, norms, EPS, grid, CONFIG, "tile")
+        sampled = statistics((query, key, hidden), norms, EPS, grid, CONFIG, "sample")
+        assert torch.equal(whole, sampled)
 
 
 def test_logits_are_near_float64_where_a_band_is_nearly_empty() -> None:

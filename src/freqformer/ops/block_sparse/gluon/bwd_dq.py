@@ -81,7 +81,7 @@ def _fetch_keys(row, matrices, rings, fetched, blocks):
 
 
 @gluon.jit
-def _produce(matrices, given, rings, blocks, EXTRAS: gl.constexpr):
+def _produce(matrices, given, rings, blocks):
     """What the producer does: fetch, in the order in which consumers need it."""
     sizes = given.sizes
     total = num_tasks(given, blocks)
@@ -106,12 +106,10 @@ def _produce(matrices, given, rings, blocks, EXTRAS: gl.constexpr):
             at += key_at + work.seen.exact_at + step % blocks.KEY_BLOCKS * blocks.BLOCK_K
             _fetch_keys(at, matrices, rings, fetched, blocks)
             fetched += 1
-        if EXTRAS:
-            for step in range(num_extras(work, blocks)):
-                _fetch_keys(
-                    key_at + extra_at(step, work, blocks).at, matrices, rings, fetched, blocks
-                )
-                fetched += 1
+        for step in range(num_extras(work, blocks)):
+            at = key_at + extra_at(step, work, blocks).at
+            _fetch_keys(at, matrices, rings, fetched, blocks)
+            fetched += 1
         turn += 1
         number, work = next_work(number + gl.num_programs(0), total, given, blocks)
 
@@ -170,16 +168,7 @@ def _add_keys(dq, queries, step, used, work, given, rings, scale, blocks, EXTRA:
 
 
 @gluon.jit
-def _consume(
-    given,
-    statistics,
-    grad_query,
-    rings,
-    scale,
-    blocks,
-    CONSUMER: gl.constexpr,
-    EXTRAS: gl.constexpr,
-):
+def _consume(given, statistics, grad_query, rings, scale, blocks, CONSUMER: gl.constexpr):
     """What a consumer does: gradients of 64 queries of every task."""
     sizes = given.sizes
     total = num_tasks(given, blocks)
@@ -198,10 +187,11 @@ def _consume(
         for step in range(exact):
             dq = _add_keys(dq, queries, step, used, work, given, rings, scale, blocks, False)
             used += 1
-        if EXTRAS:
-            for step in range(num_extras(work, blocks)):
-                dq = _add_keys(dq, queries, step, used, work, given, rings, scale, blocks, True)
-                used += 1
+        # Compiled for calls without such keys too: of one loop alone, NVIDIA's assembler of CUDA
+        # 12.8 puts ds into the registers that output gradients are still needed from.
+        for step in range(num_extras(work, blocks)):
+            dq = _add_keys(dq, queries, step, used, work, given, rings, scale, blocks, True)
+            used += 1
         # Rows of the whole matrix may be more than 32 bits count.
         place = work.task.row.to(gl.int64) * query_rows + work.task.start + CONSUMER * HALF
         written = work.task.count - CONSUMER * HALF
@@ -244,7 +234,6 @@ def query_grads_kernel(
     exact_at,
     key_rows,
     blocks,
-    EXTRAS: gl.constexpr,
 ):
     """Gradients of all queries; launched with as many programs as the GPU has multiprocessors, or
     as there are tasks.
@@ -257,7 +246,6 @@ def query_grads_kernel(
         scale: log2(e) / sqrt(head_dim).
         num_rows to key_rows: see `UNSPECIALIZED`.
         blocks: `Blocks` of the Triton kernel.
-        EXTRAS: whether any task may see keys that are not tiles.
     """
     given = Given(
         rows=rows,
@@ -294,9 +282,9 @@ def query_grads_kernel(
     )
     gl.warp_specialize(
         [
-            (_consume, (given, statistics, grad_query, rings, scale, blocks, 0, EXTRAS)),
-            (_consume, (given, statistics, grad_query, rings, scale, blocks, 1, EXTRAS)),
-            (_produce, (matrices, given, rings, blocks, EXTRAS)),
+            (_consume, (given, statistics, grad_query, rings, scale, blocks, 0)),
+            (_consume, (given, statistics, grad_query, rings, scale, blocks, 1)),
+            (_produce, (matrices, given, rings, blocks)),
         ],
         [4, 1],
         [232, 40],

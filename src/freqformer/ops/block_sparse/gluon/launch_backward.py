@@ -15,7 +15,6 @@ from freqformer.ops.block_sparse.gluon.bwd_dkv import video_grads_kernel
 from freqformer.ops.block_sparse.gluon.bwd_dq import query_grads_kernel
 from freqformer.ops.block_sparse.gluon.launch import (
     BLOCK,
-    has_extras,
     matrix_of,
     multiprocessors,
     programs,
@@ -108,7 +107,6 @@ class HopperLaunches(BackwardLaunches):
                 LOWS=self.rows.lows,
                 BRANCH=self.rows.low_branch,
             ),
-            EXTRAS=has_extras(self.rows, self.tables),
             **triton_launch.query_sizes(self.tables, self.mid),
             num_warps=4,
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from freqformer.buffers import power_of_two
 from freqformer.config import FreqFormerConfig
-from freqformer.grid import Grid, TokenOrder
+from freqformer.grid import Grid
 from freqformer.ops.architectures import architecture
 from freqformer.ops.routing import reference
 from freqformer.ops.routing.tables import sample_tables
@@ -35,7 +35,12 @@ from freqformer.ops.routing.triton.forward import (
 )
 from freqformer.routing import RoutingNetwork
 from freqformer.routing.network import FASTEST, STATISTIC_SCALE
-from freqformer.routing.statistics import FLOOR, NUM_STATISTICS, statistics_of_means
+from freqformer.routing.statistics import (
+    FLOOR,
+    NUM_STATISTICS,
+    SampleOrder,
+    statistics_of_means,
+)
 
 REGISTERS = 168
 """Of a thread of four warps, so that a multiprocessor holds three programs."""
@@ -48,7 +53,7 @@ def statistics(
     eps: float,
     grid: Grid,
     config: FreqFormerConfig,
-    token_order: TokenOrder,
+    token_order: SampleOrder,
 ) -> Tensor:
     """As `reference.statistics`, in one launch and a few small operations."""
     query, key, hidden = _sums(features, norms, eps, grid, config, token_order).sum(-1).split(3, 1)
@@ -113,7 +118,7 @@ def _sums(
     eps: float,
     grid: Grid,
     config: FreqFormerConfig,
-    token_order: TokenOrder,
+    token_order: SampleOrder,
 ) -> Tensor:
     query, key, hidden = (x if x.stride(-1) == 1 else x.contiguous() for x in features)
     _, _, heads, head_dim = query.shape

@@ -44,3 +44,18 @@ def _blurred(x: Tensor) -> Tensor:
     return functional.conv2d(
         functional.conv2d(x, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1)
     )
+
+
+def lpips(video: Tensor, reference: Tensor) -> float | None:
+    """Perceptual distance (Zhang et al., CVPR 2018), the mean over frames of two (B, F, 3, H, W),
+    as the package `lpips` measures it; None where it isn't installed."""
+    try:
+        from lpips import LPIPS  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError:
+        return None
+    measure = LPIPS(net="alex", verbose=False)
+    pairs = zip(video.flatten(0, 1), reference.flatten(0, 1), strict=True)
+    with torch.no_grad():
+        # It takes values from -1 to 1.
+        found = [float(measure(2 * x[None] - 1, 2 * y[None] - 1)) for x, y in pairs]
+    return sum(found) / len(found)

@@ -1,0 +1,90 @@
+"""What a user sets: how much is computed, and when the model keeps its own attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from freqformer._validate import check_number, check_whole
+from freqformer.routing import RoutingTable
+
+DENSITY = 0.2
+START_PERCENT = 0.2
+MIN_TOKENS = 12_288
+LEAST_DENSITY = 0.001
+"""Below it no grid can be served: summaries and the own tile cost more."""
+
+
+@dataclass(frozen=True)
+class Dials:
+    """The dials of `enable_frequency_attention`, checked, each with its value."""
+
+    density: float | None
+    """Of the preset; None where a table says what heads do."""
+    start_percent: float
+    end_percent: float
+    dense_blocks: tuple[int, int]
+    min_tokens: int
+
+    @property
+    def by_step(self) -> bool:
+        """Whether some steps of the sampler are left to the model."""
+        return self.start_percent > 0 or self.end_percent < 1
+
+
+def checked_dials(
+    table: RoutingTable | None,
+    density: Any,
+    percents: tuple[Any, Any],
+    dense_blocks: Any,
+    min_tokens: Any,
+) -> Dials:
+    """The dials with their defaults, which a table sets to nothing: it has guards of its own.
+
+    Args:
+        table, density, dense_blocks, min_tokens: as in `enable_frequency_attention`.
+        percents: start_percent and end_percent.
+
+    Raises:
+        ValueError: for values out of range, or a density beside a table.
+    """
+    if table is not None and not isinstance(table, RoutingTable):
+        raise ValueError(
+            f"table is a {type(table).__name__}; a RoutingTable is allowed: make one, read it with "
+            "RoutingTable.load(folder), or leave it out and give a density"
+        )
+    if table is not None and density is not None:
+        raise ValueError(
+            f"density is {density!r} beside a table, which says itself what every head does; one "
+            "of the two is allowed: leave one out"
+        )
+    preset = table is None
+    if preset:
+        density = DENSITY if density is None else density
+        check_number("density", density, LEAST_DENSITY, 1, "0.2 computes a fifth of attention")
+    start, end = percents
+    if start is None:
+        start = START_PERCENT if preset else 0.0
+    check_number("start_percent", start, 0, 1, "0.2 leaves the first fifth of the steps dense")
+    check_number("end_percent", end, 0, 1, "1 leaves no last step dense")
+    if start >= end:
+        raise ValueError(
+            f"start_percent is {start} and end_percent {end}, which leaves no step between them; "
+            "start_percent < end_percent is allowed"
+        )
+    if min_tokens is None:
+        min_tokens = MIN_TOKENS if preset else 0
+    check_whole("min_tokens", min_tokens, 0, "video tokens below which nothing changes")
+    return Dials(density, start, end, _pair(dense_blocks), min_tokens)
+
+
+def _pair(blocks: Any) -> tuple[int, int]:
+    if not isinstance(blocks, tuple | list) or len(blocks) != 2:
+        raise ValueError(
+            f"dense_blocks is {blocks!r}; how many first and how many last blocks stay dense is "
+            "allowed, like (1, 1)"
+        )
+    for count in blocks:
+        check_whole("dense_blocks", count, 0, "how many first and last blocks stay dense")
+    first, last = blocks
+    return (first, last)

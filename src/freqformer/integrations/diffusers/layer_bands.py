@@ -1,0 +1,130 @@
+"""What the heads of one layer do in a call: as a table says, or by the preset.
+
+Shape legend: T timestep buckets, H heads, B samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from freqformer.config import Band, FreqFormerConfig
+from freqformer.grid import Grid
+from freqformer.integrations.diffusers.preset import band_density, mid_density, preset_configs
+from freqformer.ops.parameters import KnownBands
+from freqformer.routing import timestep_bucket
+
+
+class LayerBands(Protocol):
+    """The bands of one layer's heads."""
+
+    def configs(
+        self, grid: Grid, noise_level: Tensor, num_text_tokens: int
+    ) -> list[FreqFormerConfig | None]:
+        """What every sample's heads do; None where all are DENSE, which is the model's own
+        attention.
+
+        Args:
+            grid: of the video's tokens.
+            noise_level: of every sample, (B,) on the host, in [0, 1].
+            num_text_tokens: exact tokens beside the video's.
+        """
+        ...
+
+    def bands(self, noise_level: Tensor, device: torch.device) -> KnownBands:
+        """The bands of these samples' heads, which share a config, on the device."""
+        ...
+
+    def density(self, grid: Grid, num_text_tokens: int) -> float:
+        """The layer's share of dense attention's FLOPs, every timestep bucket weighing the same."""
+        ...
+
+
+class TableBands:
+    """The bands of one layer of a `RoutingTable`.
+
+    Args:
+        bands: of every head by timestep bucket, int64 (T, H).
+        configs: of every bucket.
+    """
+
+    def __init__(self, bands: Tensor, configs: Sequence[FreqFormerConfig]) -> None:
+        self._bands = bands
+        self._rows: list[list[int]] = bands.tolist()
+        self._configs = [
+            None if all(band == Band.DENSE for band in row) else config
+            for row, config in zip(self._rows, configs, strict=True)
+        ]
+
+    def configs(
+        self, grid: Grid, noise_level: Tensor, num_text_tokens: int
+    ) -> list[FreqFormerConfig | None]:
+        """As `LayerBands.configs`."""
+        return [self._configs[bucket] for bucket in self._buckets(noise_level)]
+
+    def bands(self, noise_level: Tensor, device: torch.device) -> KnownBands:
+        """As `LayerBands.bands`."""
+        self._bands = self._bands.to(device)
+        buckets = self._buckets(noise_level)
+        first = buckets[0]
+        same = len(set(buckets)) == 1
+        rows = self._bands[first].expand(len(buckets), -1) if same else self._bands[buckets]
+        present = {band for bucket in buckets for band in self._rows[bucket]}
+        return KnownBands(rows, tuple(sorted(present)))
+
+    def density(self, grid: Grid, num_text_tokens: int) -> float:
+        """As `LayerBands.density`."""
+        shares = [
+            1.0 if config is None else band_density(grid, config, num_text_tokens, tuple(row))
+            for row, config in zip(self._rows, self._configs, strict=True)
+        ]
+        return sum(shares) / len(shares)
+
+    def _buckets(self, noise_level: Tensor) -> list[int]:
+        return timestep_bucket(noise_level, len(self._configs)).tolist()
+
+
+class PresetBands:
+    """The preset in one layer: all heads MID, their tiles as many as make the density.
+
+    Args:
+        density: share of dense attention's FLOPs.
+        place: of the layer among those that have the preset, from 0.
+        layers: how many have it.
+        heads: of the layer.
+    """
+
+    def __init__(self, density: float, place: int, layers: int, heads: int) -> None:
+        self._density = density
+        self._place = place
+        self._layers = layers
+        self._bands = torch.full((heads,), Band.MID.value)
+
+    def config(self, grid: Grid, num_text_tokens: int) -> FreqFormerConfig | None:
+        """What the heads do on a grid; None where that is dense attention.
+
+        Args:
+            grid: of the video's tokens.
+            num_text_tokens: exact tokens beside them.
+        """
+        chosen = preset_configs(grid, num_text_tokens, self._density, self._layers)
+        return chosen[self._place]
+
+    def configs(
+        self, grid: Grid, noise_level: Tensor, num_text_tokens: int
+    ) -> list[FreqFormerConfig | None]:
+        """As `LayerBands.configs`."""
+        return [self.config(grid, num_text_tokens)] * len(noise_level)
+
+    def bands(self, noise_level: Tensor, device: torch.device) -> KnownBands:
+        """As `LayerBands.bands`."""
+        self._bands = self._bands.to(device)
+        return KnownBands(self._bands.expand(len(noise_level), -1), (Band.MID.value,))
+
+    def density(self, grid: Grid, num_text_tokens: int) -> float:
+        """As `LayerBands.density`."""
+        config = self.config(grid, num_text_tokens)
+        return 1.0 if config is None else mid_density(grid, config, num_text_tokens)

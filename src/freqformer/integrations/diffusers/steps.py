@@ -1,0 +1,120 @@
+"""Which steps of a sampler are banded: percentages of its steps, found by noise level.
+
+A transformer is called once, twice or more often a step, by guidance and by what a cache skips, so
+calls say nothing of steps. The scheduler's timesteps do: a step has been reached when as many of
+them lie above the call's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+ROUNDING = 1e-9
+REMEDY = "pass the pipeline, or scheduler=pipe.scheduler, or start_percent=0 and end_percent=1"
+
+
+class SamplerSteps:
+    """The part of a sampler's steps that is banded.
+
+    Args:
+        start, end: shares of the steps, 0 to 1: those before `start` and from `end` on are dense.
+        pipeline: whose scheduler it is at every call, also when it is given another; or None.
+        scheduler: where there is no pipeline, or it is gone.
+    """
+
+    def __init__(self, start: float, end: float, pipeline: Any = None, scheduler: Any = None):
+        self.start = start
+        self.end = end
+        self._pipeline = None if pipeline is None else ref(pipeline)
+        self._scheduler = scheduler if pipeline is None else pipeline.scheduler
+        self._read: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def all_steps(self) -> bool:
+        """Whether every step is banded, so that no scheduler is asked."""
+        return self.start <= 0 and self.end >= 1
+
+    @property
+    def scheduler(self) -> Any:
+        """The sampler's scheduler now.
+
+        Raises:
+            ValueError: where it is not known, as in what was pickled.
+        """
+        pipeline = None if self._pipeline is None else self._pipeline()
+        if pipeline is not None:
+            self._scheduler = pipeline.scheduler
+        if self._scheduler is None:
+            raise ValueError(
+                f"start_percent is {self.start} and end_percent {self.end}, and no scheduler says "
+                "which steps these are, as in a model read from a pickle: call "
+                "disable_frequency_attention, and enable it again with its pipeline or scheduler"
+            )
+        return self._scheduler
+
+    def shares(self) -> tuple[int, int]:
+        """How many steps of the scheduler's run are banded, and how many there are."""
+        steps = len(self.scheduler.timesteps)
+        done = torch.arange(steps) / steps
+        return int(self._inside(done).sum()), steps
+
+    def dense(self, timestep: Tensor, dtype: torch.dtype | None) -> list[bool]:
+        """Whether each sample's step is left to the model's own attention.
+
+        Args:
+                timestep: of every sample, float64 (B,) on the host, as the scheduler counts.
+            dtype: in which the transformer was given it; what rounded it rounds the schedule too.
+        """
+        if self.all_steps:
+            return [False] * len(timestep)
+        schedule = self._timesteps()
+        if dtype is not None:
+            schedule = schedule.to(dtype)
+        schedule = schedule.double()
+        rising = bool(schedule[0] < schedule[-1])  # where 1 is clean, as MiniMax-H3 counts
+        ahead = (timestep[:, None] - schedule) if rising else (schedule - timestep[:, None])
+        done = (ahead > ROUNDING).double().mean(1)
+        return (~self._inside(done)).tolist()
+
+    def _inside(self, done: Tensor) -> Tensor:
+        """Whether steps with this share of them done before are banded."""
+        inside = done >= self.start - ROUNDING
+        return inside & (done < self.end - ROUNDING) if self.end < 1 else inside
+
+    def _timesteps(self) -> Tensor:
+        """The scheduler's timesteps on the host, read once for every run."""
+        timesteps = self.scheduler.timesteps
+        if timesteps is None:
+            raise ValueError(
+                f"scheduler is a {type(self.scheduler).__name__} without timesteps, by which "
+                "steps are counted: call its set_timesteps before the transformer, as pipelines do"
+            )
+        if self._read is None or self._read[0] is not timesteps:
+            self._read = (timesteps, torch.as_tensor(timesteps).detach().cpu())
+        return self._read[1]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SamplerSteps:
+        """Of a whole pipeline that is copied, its copy's scheduler; of a transformer alone the same
+        one."""
+        pipeline = None if self._pipeline is None else self._pipeline()
+        pipeline = memo.get(id(pipeline), pipeline)
+        scheduler = memo.get(id(self._scheduler), self._scheduler)
+        copied = SamplerSteps(self.start, self.end, scheduler=scheduler)
+        copied._pipeline = None if pipeline is None else ref(pipeline)
+        return copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SamplerSteps, (self.start, self.end)
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raise ValueError for what has no timesteps to count steps by."""
+    if not hasattr(scheduler, "timesteps"):
+        raise ValueError(
+            f"scheduler is a {type(scheduler).__name__}, which has no timesteps; a scheduler of "
+            f"diffusers is allowed: {REMEDY}"
+        )

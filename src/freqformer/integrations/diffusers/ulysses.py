@@ -1,0 +1,123 @@
+"""Frequency attention in a transformer whose tokens diffusers has shared among ranks.
+
+diffusers cuts tokens in raster order into shares, evenly or as `tensor_split` does, and each layer
+gets its own. Shape legend: B batch, n tokens of a rank, H heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from freqformer.attention import frequency_attention
+from freqformer.config import FreqFormerConfig
+from freqformer.distributed import ContextParallel, deal_heads
+from freqformer.distributed.exchange import Route, to_heads, to_tokens
+from freqformer.grid import Grid
+from freqformer.ops.parameters import KnownBands
+from freqformer.plan import build_plan
+
+
+def class_name(transformer: Any) -> str:
+    """The name of a model's class, without the one that FSDP2 puts in front of it."""
+    kind = type(transformer)
+    own = kind.__bases__[-1].__name__ if kind.__bases__ else ""
+    return own if kind.__name__ == f"FSDP{own}" else kind.__name__
+
+
+def ulysses_of(parallel: Any) -> ContextParallel | None:
+    """The ranks that share the tokens, by what `enable_parallelism` set; None for one GPU.
+
+    Raises:
+        ValueError: for ring attention, and for other kinds of parallelism.
+    """
+    if parallel is None:
+        return None
+    settings = getattr(parallel, "context_parallel_config", None)
+    if settings is None or getattr(parallel, "tensor_parallel_config", None) is not None:
+        raise ValueError(
+            "the transformer has a parallel configuration of another kind, and context parallelism "
+            "by Ulysses is allowed: enable_parallelism(config=ContextParallelConfig("
+            "ulysses_degree=N))"
+        )
+    if settings.ring_degree > 1:
+        raise ValueError(
+            f"ring_degree is {settings.ring_degree}, and 1 is allowed with frequency attention: a "
+            "ring shows a rank some keys at a time, while bands need tiles of the whole video; "
+            "take ulysses_degree"
+        )
+    mesh = settings._ulysses_mesh
+    return ContextParallel(mesh.get_group(), mesh.size(), mesh.get_local_rank())
+
+
+def attend_shared(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    context: ContextParallel | None,
+    *,
+    grid: Grid,
+    allocation: KnownBands,
+    config: FreqFormerConfig,
+    before: int = 0,
+    **named: Any,
+) -> Tensor:
+    """As `frequency_attention`, over this rank's tokens (B, n, H, D) where ranks share them.
+
+    Args:
+        qkv: query, key and value.
+        context: of `ulysses_of`.
+        grid, allocation, config, named: as there; `num_text_tokens` counts those before the video
+            too.
+        before: exact tokens before the video.
+
+    Raises:
+        ValueError: for another share than diffusers cuts, and more ranks than heads.
+    """
+    attend = partial(_attend_around, before=before, grid=grid, config=config, **named)
+    if context is None:
+        return attend(qkv, allocation)
+    exact = named.get("num_text_tokens", 0)
+    shares = _shares(grid.num_tokens + exact, context.size)
+    heads = qkv[0].shape[2]
+    _check(qkv[0], shares, context)
+    plan = build_plan(
+        grid, config, num_heads=heads, head_dim=qkv[0].shape[3], num_text_tokens=exact
+    )
+    by_band = torch.tensor(plan.band_costs(), dtype=torch.float64)
+    costs = by_band.to(allocation.bands.device)[allocation.bands.long()].sum(0)
+    route = Route(context, shares, deal_heads(costs, context.size))
+    own = KnownBands(allocation.bands.index_select(1, route.own_heads), allocation.present)
+    return to_tokens(attend(to_heads(qkv, route), own), route)
+
+
+def _attend_around(
+    qkv: tuple[Tensor, ...], allocation: KnownBands, *, before: int, **named: Any
+) -> Tensor:
+    """Attention over the whole sequence, whose first tokens are exact: the operation itself knows
+    exact tokens behind the video alone."""
+    if not before:
+        return frequency_attention(*qkv, allocation=allocation, **named)
+    moved = (torch.cat([x[:, before:], x[:, :before]], 1) for x in qkv)
+    out = frequency_attention(*moved, allocation=allocation, **named)
+    return torch.cat([out[:, -before:], out[:, :-before]], 1)
+
+
+def _shares(num_tokens: int, ranks: int) -> tuple[int, ...]:
+    """Tokens of every rank, as `tensor_split` cuts them."""
+    even, left = divmod(num_tokens, ranks)
+    return tuple(even + (rank < left) for rank in range(ranks))
+
+
+def _check(query: Tensor, shares: tuple[int, ...], context: ContextParallel) -> None:
+    if query.shape[1] != shares[context.rank]:
+        raise ValueError(
+            f"a layer was given {query.shape[1]} tokens on rank {context.rank}; "
+            f"{shares[context.rank]} are allowed, the model's own share: leave out cp_plan"
+        )
+    if context.size > query.shape[2]:
+        raise ValueError(
+            f"ulysses_degree is {context.size} and the layers have {query.shape[2]} heads; degrees "
+            f"up to {query.shape[2]} are allowed, since every rank computes whole heads"
+        )

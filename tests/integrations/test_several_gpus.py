@@ -1,0 +1,75 @@
+"""diffusers' context parallelism by Ulysses with frequency attention, on two ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from tests.support.ranks import run_ranks
+
+from freqformer.config import FreqFormerConfig
+from freqformer.distributed import ContextParallel
+from freqformer.grid import Grid
+from freqformer.integrations.diffusers.ulysses import attend_shared, ulysses_of
+from freqformer.ops.parameters import KnownBands
+
+TOLERANCE = 1e-5
+"""In float32, gradients included."""
+
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each rank found."""
+    folder: Path = tmp_path_factory.mktemp("ranks")
+    run_ranks("shared_diffusers.py", 2, folder)
+    files = [folder / f"errors-{rank}.json" for rank in range(2)]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+@pytest.mark.parametrize("family", ["Wan", "LTX"])
+def test_two_ranks_give_what_one_gives(errors: list[dict[str, Any]], family: str) -> None:
+    """In either order of the two calls; for Wan gradients too, and weights sharded by FSDP2."""
+    for found in errors:
+        assert len(found[family]) >= 7
+        assert not {name: x for name, x in found[family].items() if not x <= TOLERANCE}
+
+
+def test_a_ring_is_refused_with_the_reason(errors: list[dict[str, Any]]) -> None:
+    for found in errors:
+        assert "ring_degree is 2" in found["ring"]
+        assert "take ulysses_degree" in found["ring"]
+
+
+def test_one_gpu_is_no_context() -> None:
+    assert ulysses_of(None) is None
+
+
+@pytest.mark.parametrize(
+    ("tokens", "named", "message"),
+    [
+        (68, {"num_text_tokens": 4}, "given 68 tokens on rank 0; 70 are allowed"),
+        (67, {}, "given 67 tokens on rank 0; 68 are allowed"),
+    ],
+)
+def test_what_ranks_cannot_share_is_refused(tokens: int, named: dict, message: str) -> None:
+    context = ContextParallel(cast(Any, None), 2, 0)
+    x = torch.zeros(1, tokens, 2, 8)
+    bands = KnownBands(torch.tensor([[0, 2]]), (0, 2))
+    with pytest.raises(ValueError, match=message):
+        attend_shared(
+            (x, x, x), context, grid=Grid(5, 3, 9), allocation=bands, config=FreqFormerConfig(),
+            **named,
+        )  # fmt: skip
+
+
+def test_more_ranks_than_heads_are_refused() -> None:
+    context = ContextParallel(cast(Any, None), 3, 0)
+    x = torch.zeros(1, 45, 2, 8)
+    bands = KnownBands(torch.tensor([[0, 2]]), (0, 2))
+    with pytest.raises(ValueError, match="ulysses_degree is 3 and the layers have 2 heads"):
+        attend_shared(
+            (x, x, x), context, grid=Grid(5, 3, 9), allocation=bands, config=FreqFormerConfig()
+        )

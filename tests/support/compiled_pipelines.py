@@ -1,0 +1,129 @@
+"""torch.compile of the repeated blocks of diffusers' transformers with frequency attention, as a
+program: `python -m tests.support.compiled_pipelines`.
+
+It prints, for each of them, how many graphs there are over layers, steps and prompts, and the
+largest difference from what was not compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_hunyuan_video15 import (
+    HunyuanVideo15Transformer3DModel,
+)
+from diffusers.models.transformers.transformer_ltx import LTXVideoTransformer3DModel
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
+from tests.support.tiny_pipelines import generate, tiny_wan_pipeline
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from freqformer.integrations.diffusers import enable_frequency_attention
+
+DENSITY = {"wan": 0.52, "hunyuan_video15": 0.55, "ltx": 0.667}
+"""At which all layers keep two of the four tiles."""
+SIZE = (5, 8, 10)
+STEPS = 8
+
+
+def wan() -> None:
+    """A whole pipeline, with guidance in two calls."""
+    pipe = tiny_wan_pipeline()
+    with enable_frequency_attention(pipe, density=DENSITY["wan"], min_tokens=1):
+        counted("wan", pipe.transformer, lambda seed: generate(pipe, seed=seed, guidance_scale=3.0))
+
+
+def steps_of(
+    model: Any, density: float, given: Callable[[int], dict[str, Any]]
+) -> Callable[[int], torch.Tensor]:
+    """Calls at all of a sampler's timesteps."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(STEPS)
+    enable_frequency_attention(model, density=density, min_tokens=1, scheduler=scheduler)
+
+    def run(seed: int) -> torch.Tensor:
+        inputs = given(seed)
+        outputs = [model(timestep=step[None], **inputs).sample for step in scheduler.timesteps]
+        return torch.stack(outputs)
+
+    return run
+
+
+def hunyuan_video15() -> None:
+    """Video and text, of which a mask hides a part."""
+    torch.manual_seed(0)
+    model = HunyuanVideo15Transformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=3,
+        num_refiner_layers=1,
+        text_embed_dim=16,
+        text_embed_2_dim=8,
+        image_embed_dim=12,
+        rope_axes_dim=(4, 6, 6),
+        target_size=16,
+    ).eval()
+    model._repeated_blocks = ["HunyuanVideo15TransformerBlock"]
+
+    def given(seed: int) -> dict[str, Any]:
+        draw = torch.Generator().manual_seed(seed)
+        return {
+            "hidden_states": torch.randn(1, 4, *SIZE, generator=draw),
+            "encoder_hidden_states": torch.randn(1, 6, 16, generator=draw),
+            "encoder_hidden_states_2": torch.randn(1, 4, 8, generator=draw),
+            "image_embeds": torch.zeros(1, 3, 12),
+            "encoder_attention_mask": (torch.arange(6)[None] < 4).long(),
+            "encoder_attention_mask_2": (torch.arange(4)[None] < 2).long(),
+        }
+
+    counted("hunyuan_video15", model, steps_of(model, DENSITY["hunyuan_video15"], given))
+
+
+def ltx() -> None:
+    """Video behind keyframes, whose grid is found by coordinates."""
+    torch.manual_seed(0)
+    model = LTXVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=24,
+        cross_attention_dim=48,
+        num_layers=3,
+        caption_channels=16,
+    ).eval()
+    _, height, width = SIZE
+    places = torch.cartesian_prod(*(torch.arange(side) for side in SIZE)).float()
+    coordinates = torch.cat([places[2 * height * width : 3 * height * width], places]).T[None]
+
+    def given(seed: int) -> dict[str, Any]:
+        draw = torch.Generator().manual_seed(seed)
+        return {
+            "hidden_states": torch.randn(1, coordinates.shape[2], 4, generator=draw),
+            "encoder_hidden_states": torch.randn(1, 7, 16, generator=draw),
+            "encoder_attention_mask": torch.ones(1, 7),
+            "video_coords": coordinates,
+        }
+
+    counted("ltx", model, steps_of(model, DENSITY["ltx"], given))
+
+
+def counted(name: str, model: Any, run: Callable[[int], torch.Tensor]) -> None:
+    """Compare and count."""
+    counter = CompileCounterWithBackend("aot_eager")
+    with torch.no_grad():
+        wanted = run(0)
+        model.compile_repeated_blocks(backend=counter, fullgraph=True)
+        difference = float((run(0) - wanted).abs().max())
+        run(1)
+    print(name, counter.frame_count, "graphs", "same" if difference < 1e-4 else difference)
+
+
+if __name__ == "__main__":
+    wan()
+    hunyuan_video15()
+    ltx()
