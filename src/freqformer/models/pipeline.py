@@ -27,7 +27,7 @@ from freqformer.models.latents import (
     latent_size,
 )
 from freqformer.models.loading import align_parameters, readable, vouch
-from freqformer.models.prompts import Asked, GivenText, check_encoder
+from freqformer.models.prompts import Asked, GivenText, TextConditions, check_encoder
 from freqformer.models.saved import (
     HUB_ARGUMENTS,
     INDEX_NAME,
@@ -237,13 +237,23 @@ class FreqFormerPipeline(DiffusionPipeline):
         )
         first = None if image is None else self._first_frame(image, height, width)
         text = asked.conditions(batch_size, self.text_encoder, self.tokenizer).to(device, dtype)
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        latents = self._denoised(latents, text, first, num_inference_steps)
+        frames = self._frames(latents, output_type)
+        self.maybe_free_model_hooks()
+        return FreqFormerPipelineOutput(frames=frames)
+
+    def _denoised(
+        self, latents: Tensor, text: TextConditions, first: Tensor | None, steps: int
+    ) -> Tensor:
+        """What becomes of noise (B, C, F, H, W); its first frame is `first`, where that is
+        given."""
+        self.scheduler.set_timesteps(steps, device=latents.device)
         # Without it the scheduler looks its place up on the host at every step.
         self.scheduler.set_begin_index(0)
         for timestep in self.progress_bar(self.scheduler.timesteps):  # type: ignore[misc]
             if first is not None:
                 latents[:, :, :1] = first
-            given = text.repeated(latents.to(dtype))
+            given = text.repeated(latents.to(self.transformer.dtype))
             velocity = self.transformer(
                 given, timestep.expand(len(given)), text.embeds, text.mask, return_dict=False
             )[0]
@@ -251,9 +261,7 @@ class FreqFormerPipeline(DiffusionPipeline):
             latents = self.scheduler.step(guided, timestep, latents, return_dict=False)[0]  # type: ignore[arg-type]
         if first is not None:
             latents[:, :, :1] = first
-        frames = self._frames(latents, output_type)
-        self.maybe_free_model_hooks()
-        return FreqFormerPipelineOutput(frames=frames)
+        return latents
 
     def _noise(self, shape: tuple[int, ...], generator: Any) -> Tensor:
         """Where generation starts, float32 (B, C, F, H, W), the same where ranks share the

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from freqformer._files import writing_folder
 from freqformer._optional import needs
@@ -21,13 +25,27 @@ if TYPE_CHECKING:
 
 @contextmanager
 def averaged_weights(model: FreqFormerTransformer3DModel, ema: EMAModel) -> Iterator[None]:
-    """The model with its averaged weights; its own come back at the end."""
-    ema.store(model.parameters())
-    ema.copy_to(model.parameters())
+    """The model with its averaged weights; its own come back at the end.
+
+    One by one, which weights shared among ranks allow too.
+    """
+    parameters = list(model.parameters())
+    own = [parameter.detach().clone().cpu() for parameter in parameters]
+    _fill(parameters, ema.shadow_params)
     try:
         yield
     finally:
-        ema.restore(model.parameters())
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                # A forward pass leaves what it has gathered in place, which is of the average.
+                module.reshard()
+        _fill(parameters, own)
+
+
+@torch.no_grad()
+def _fill(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value.to(parameter.device))
 
 
 WITHOUT_MANIFEST = ("model_index.json", "transformer/*", "scheduler/*")

@@ -93,7 +93,7 @@ class Replicated:
     def save_pipeline(
         self, target: Path, placed: Placed, ema: EMAModel, shift: float, cache: LatentCache | None
     ) -> None:
-        """Write the pipeline with the averaged weights, and the encoders of the run's cache."""
+        """Write the pipeline with the averaged weights, and the encoders of a cache."""
         model = self._accelerator.unwrap_model(placed.wrapped, keep_fp32_wrapper=False)
         model.set_router_training("off")
         if self._accelerator.is_main_process:
@@ -159,7 +159,8 @@ class Sharded:
     def save_pipeline(
         self, target: Path, placed: Placed, ema: EMAModel, shift: float, cache: LatentCache | None
     ) -> None:
-        """As `Replicated`; the main process gathers the weights."""
+        """Write the pipeline with the averaged weights, gathered by the main process, and the
+        encoders of a cache."""
         model = placed.wrapped
         main = self._accelerator.is_main_process
         names = (name for name, _ in model.named_parameters())

@@ -13,6 +13,8 @@ import pytest
 import torch
 from tests.support.tiny_training import changed, losses
 
+from freqformer import FreqFormerPipeline
+from freqformer.media import probe_video
 from freqformer.training import trainer
 from freqformer.training.checkpoint import load_checkpoint
 from freqformer.training.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
@@ -170,10 +172,15 @@ def test_two_processes_do_what_one_does(made: Path, tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29593")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     told = []
-    for name, start, accumulation in (("one", (), "2"), ("two", launcher, "1")):
+    for name, start, accumulation, dp_shard in (
+        ("one", (), "2", "1"),
+        ("two", launcher, "1", "1"),
+        # Both hold a half of the weights.
+        ("shared", launcher, "1", "2"),
+    ):
         command = [sys.executable, *start, str(script), str(made / "cache"), str(tmp_path / name)]
         ran = subprocess.run(
-            [*command, accumulation],
+            [*command, accumulation, dp_shard],
             capture_output=True,
             text=True,
             check=False,
@@ -183,7 +190,11 @@ def test_two_processes_do_what_one_does(made: Path, tmp_path: Path) -> None:
         assert ran.returncode == 0, ran.stderr[-3000:]
         lines = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("[")]
         told.append([number for line in lines for number in line])
-    one, two = told
+        shown = tmp_path / name / "validation" / "step-00000004" / "0.mp4"
+        assert probe_video(shown).num_frames == 5
+        assert FreqFormerPipeline.from_pretrained(tmp_path / name / "pipeline").vae is not None
+    one, two, shared = told
     assert len(one) == 12
     # Gradients are summed in another order.
     assert two == pytest.approx(one, rel=1e-4)
+    assert shared == pytest.approx(one, rel=1e-4)
