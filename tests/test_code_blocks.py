@@ -4,7 +4,7 @@ A comment above a block says what is smaller in its test, `<!-- tested with: `ma
 `max_steps=1` -->`, or why it can't run on a CPU, `<!-- not run: it takes an hour of a GPU -->`.
 Python blocks stand for themselves: nothing is handed from one to the next but files. Of shell
 blocks every line is a command in a folder with the files that readers are told of: videos/,
-holiday.mp4, runs/dense, a dense model, wan/, a pipeline of diffusers, and cached/ made by it.
+holiday.mp4, runs/dense, a dense model, wan/, a pipeline of diffusers, and cached/ by its encoders.
 """
 
 from __future__ import annotations

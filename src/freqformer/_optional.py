@@ -18,15 +18,8 @@ EXTRAS = {
         "tensorboard",
     },
     "simulate": {"matplotlib", "plotly"},
+    "text": {"accelerate", "diffusers", "ftfy", "huggingface_hub", "sentencepiece", "transformers"},
     "cli": {"rich", "typer"},
-    "text": {
-        "accelerate",
-        "diffusers",
-        "ftfy",
-        "huggingface_hub",
-        "sentencepiece",
-        "transformers",
-    },
 }
 """The packages that each extra of pyproject.toml brings, by the names that are imported."""
 

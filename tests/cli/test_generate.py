@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.modular_pipelines.minimax_h3.modular_blocks_minimax_h3 import (
+    MiniMaxH3CoreDenoiseStep,
+)
+from diffusers.schedulers.scheduling_minimax_h3 import MiniMaxH3Scheduler
 from tests.support.command_line import refused, run
 from tests.support.tiny_pipelines import generate, tiny_wan_pipeline
 
 from freqformer import media
 from freqformer.config import Band, FreqFormerConfig
+from freqformer.generation.loading import load_pipeline
 from freqformer.integrations.diffusers import enable_frequency_attention
 from freqformer.media import probe_video, read_clip
 from freqformer.routing import RoutingTable
@@ -124,6 +129,17 @@ def test_what_can_not_be_done_is_said_before_the_weights_are_read(tmp_path: Path
     )
     for arguments, message in cases:
         refused(*nowhere, *arguments, message=message)
+
+
+def test_modular_pipelines_are_read_and_offload_nothing(tmp_path: Path) -> None:
+    made = MiniMaxH3CoreDenoiseStep().init_pipeline()
+    made.update_components(scheduler=MiniMaxH3Scheduler(), audio_scheduler=MiniMaxH3Scheduler())
+    made.save_pretrained(str(tmp_path / "h3"), overwrite_modular_index=True)
+    given = {"dtype": torch.float32, "device": torch.device("cpu")}
+    pipe = load_pipeline(str(tmp_path / "h3"), **given)
+    assert type(pipe).__name__ == "MiniMaxH3ModularPipeline"
+    with pytest.raises(ValueError, match="offload is 'model', and a modular pipeline offers none"):
+        load_pipeline(str(tmp_path / "h3"), **given, offload="model")
 
 
 def test_folders_without_a_pipeline_are_refused(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
-@pytest.mark.parametrize("family", ["Wan", "LTX"])
+@pytest.mark.parametrize("family", ["Wan", "LTX", "LTX-2", "MiniMax-H3"])
 def test_two_ranks_give_what_one_gives(errors: list[dict[str, Any]], family: str) -> None:
     """In either order of the two calls; for Wan gradients too, and weights sharded by FSDP2."""
     for found in errors:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tests.support.ranks import join
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from freqformer import FreqFormerConfig, Grid
 from freqformer.attention import make_attention
@@ -35,6 +36,10 @@ RAGGED = Grid(5, 4, 7)
 HEADS = 6
 HEAD_DIM = 8
 TIMESTEP = torch.tensor([0.1, 0.5, 0.95])
+
+
+Found = dict[str, Tensor | None]
+"""Tensors by what they are, gradients by the names of their weights."""
 
 
 class Case:
@@ -113,52 +118,67 @@ def layer_errors(case: Case, mesh: Any) -> dict[str, float]:
     rotary = (angle.cos(), angle.sin())
     weight = torch.randn(tokens.shape, generator=draw, dtype=torch.float64)
 
-    def run(layer: Any, given: Tensor, whole: Callable[[Tensor], Tensor]) -> Tensor:
+    def run(layer: Any, given: Tensor, whole: Callable[[Tensor], Tensor]) -> Found:
+        given.requires_grad_()
         torch.manual_seed(5)
         out = whole(layer(given, grid, TIMESTEP, rotary, token_order="tile"))
         loss = (out * weight).sum()
         if layer.router_logits is not None:
             loss = loss + layer.router_logits.square().sum()
         loss.backward()
-        return out
+        return {
+            "output": out.detach(),
+            "input": given.grad,
+            "bands": layer.allocation_used,
+            "logits": None if layer.router_logits is None else layer.router_logits.detach(),
+        }
 
-    alone, shared = case.layer(), parallelize(case.layer(), mesh)
-    given = tokens.clone().requires_grad_()
-    expected = run(alone, given, lambda x: x)
-    own = shard_tokens(tokens, layout, context).detach().clone().requires_grad_()
+    def alone() -> Found:
+        layer = case.layer()
+        return run(layer, tokens.clone(), lambda x: x) | gradients(layer)
+
+    expected = by_first_rank(alone)
+    expected["input"] = shard_tokens(expected["input"], layout, context)
+    shared = parallelize(case.layer(), mesh)
+    own = shard_tokens(tokens, layout, context).clone()
     found = run(shared, own, lambda x: gather_tokens(x, layout, context))
     # FSDP2 waits for a gradient on every rank that has one on any.
-    lacking = [parameter.grad is None for parameter in shared.parameters()]
-    expected_lacking = [parameter.grad is None for parameter in alone.parameters()]
+    there = {name for name, grad in gradients(shared).items() if grad is not None}
     sum_gradients(shared, mesh)
-    errors = {
-        "gradients that are there": float(lacking != expected_lacking),
-        "output": error(found, expected),
-        "input": error(own.grad, shard_tokens(given.grad, layout, context)),
-        "bands": float((shared.allocation_used != alone.allocation_used).sum()),
-    }
-    if alone.chooses:
+    wanted = {name for name, grad in expected.items() if grad is not None} - found.keys()
+    errors = {"gradients that are there": float(there != wanted)}
+    if shared.chooses:
         # Else nothing would be said of bands by sample.
-        rows = {tuple(row) for row in alone.allocation_used.tolist()}
+        rows = {tuple(row) for row in shared.allocation_used.tolist()}
         errors["samples of the same bands"] = float(len(rows) == 1)
-    if alone.router_logits is not None:
-        errors["logits"] = error(shared.router_logits, alone.router_logits)
-    return errors | gradient_errors(shared, alone)
+    return errors | errors_of(found | gradients(shared), expected)
 
 
 def sample_errors(case: Case, mesh: Any) -> dict[str, float]:
     """Whether the tokens of statistics are those of the whole video, to the last bit."""
     grid, config, context = case.grid, case.config, ContextParallel.of(mesh)
-    tokens = torch.randn(2, grid.num_tokens, 3, 4)
+    tokens = torch.randn(2, grid.num_tokens, 3, 4, generator=torch.Generator().manual_seed(1))
     own = shard_tokens(tokens, tile_layout(grid, config.tile), context)
     expected = read_sample(tokens, grid, config, "tile").flatten(1, 2)
     found = gather_sample(own, grid, config, context)
     return {"sample": float(not torch.equal(found, expected))}
 
 
-def gradient_errors(found: nn.Module, expected: nn.Module) -> dict[str, float]:
-    pairs = zip(found.named_parameters(), expected.parameters(), strict=True)
-    return {name: error(own.grad, other.grad) for (name, own), other in pairs}
+def gradients(model: nn.Module) -> Found:
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def errors_of(found: Found, expected: Found) -> dict[str, float]:
+    assert found.keys() == expected.keys()
+    return {name: error(found[name], expected[name]) for name in found}
+
+
+def by_first_rank(compute: Callable[[], Found]) -> Found:
+    """What one process computes, on every rank: the first one does it for all."""
+    told = [compute() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(told, src=0)
+    assert told[0] is not None
+    return told[0]
 
 
 def error(found: Tensor | None, expected: Tensor | None) -> float:
@@ -167,6 +187,8 @@ def error(found: Tensor | None, expected: Tensor | None) -> float:
         return 0.0 if found is expected else float("inf")
     if not found.numel():
         return 0.0 if found.shape == expected.shape else float("inf")
+    if not found.is_floating_point():
+        return float((found != expected).sum())
     worst = (found - expected).abs().max() / expected.abs().max().clamp_min(1)
     return float(worst.detach())
 
@@ -213,14 +235,20 @@ def model_errors(name: str, mesh: Any) -> dict[str, float]:
             "encoder_hidden_states": torch.randn(2, 4, 10, generator=draw, dtype=torch.float64),
             "encoder_attention_mask": torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]),
         }
-    results = []
-    for model in (make(), parallelize(make(), mesh)):
+
+    def run(model: Any) -> Found:
         out = model(clip, torch.tensor([100.0, 900.0]), **text, return_dict=False)[0]
         (out * weight).sum().backward()
-        results.append((model, out))
-    (alone, expected), (shared, found) = results
+        return {"output": out.detach()}
+
+    def alone() -> Found:
+        model = make()
+        return run(model) | gradients(model)
+
+    expected, shared = by_first_rank(alone), parallelize(make(), mesh)
+    found = run(shared)
     sum_gradients(shared, mesh)
-    return {"output": error(found, expected)} | gradient_errors(shared, alone)
+    return errors_of(found | gradients(shared), expected)
 
 
 if __name__ == "__main__":

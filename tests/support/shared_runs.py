@@ -38,7 +38,7 @@ CHOOSING = {"preset": "paper", "tile": [2, 2, 2], "compression": 4, "summary_tok
 RUNS: dict[str, dict[str, Any]] = {
     "one": {},
     "cp": {"cp": 2},
-    "shards": {"dp_shard": 2},
+    "shards": {"dp_shard": 2, "accumulation": 2},
     "both": {"cp": 2, "dp_shard": 2},
     "copies": {"cp": 2, "copies": 2},
     "one, choosing": {"frequency": CHOOSING},
@@ -46,15 +46,17 @@ RUNS: dict[str, dict[str, Any]] = {
     "bf16": {"cp": 2, "precision": "bf16", "gradient_checkpointing": True},
     "compiled": {"cp": 2, "compile": True},
     "both, then cp": {"cp": 2},
+    "one, then cp": {"cp": 2},
     "both, then cp, then one": {},
 }
 
 
 def config_of(folder: Path, name: str) -> TrainConfig:
-    given = {"cp": 1, "dp_shard": 1, "copies": 1, **RUNS[name]}
+    given = {"cp": 1, "dp_shard": 1, "copies": 1, "accumulation": 1, **RUNS[name]}
     run = RunConfig(
         max_steps=STEPS,
-        batch_size=CLIPS // (given["dp_shard"] * given["copies"]),
+        batch_size=CLIPS // (given["dp_shard"] * given["copies"] * given["accumulation"]),
+        accumulation=given["accumulation"],
         device="cpu",
         progress=False,
         precision=given.get("precision", "fp32"),
@@ -66,7 +68,11 @@ def config_of(folder: Path, name: str) -> TrainConfig:
         str(folder / name),
         model=MODEL | {"frequency": given.get("frequency", MODEL["frequency"])},
         data=DataConfig(num_frames=3, height=12, width=20),
-        optimizer=OptimizerConfig(warmup_steps=1, learning_rate=0.01),
+        optimizer=OptimizerConfig(
+            warmup_steps=1,
+            learning_rate=0.01,
+            max_grad_norm=0.1,  # below what gradients have, so that all are clipped
+        ),
         run=run,
         checkpoint=CheckpointConfig(every_steps=1, keep=STEPS),
     )

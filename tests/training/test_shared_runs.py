@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.support.ranks import ROOT, run_ranks
-from tests.support.shared_runs import STEPS, go_on, reported
+from tests.support.shared_runs import STEPS, go_on, write_reports
 
 from freqformer.models.pipeline import FreqFormerPipeline
 from freqformer.training.checkpoint import (
@@ -23,7 +23,7 @@ from freqformer.training.checkpoint import (
 from freqformer.training.config import RunConfig, TrainConfig
 from freqformer.training.parallel_config import ParallelConfig
 
-ON_TWO = ("cp", "shards", "cp, choosing", "bf16", "both, then cp")
+ON_TWO = ("cp", "shards", "cp, choosing", "bf16", "both, then cp", "one, then cp")
 ON_FOUR = ("both", "copies")
 
 
@@ -31,13 +31,14 @@ ON_FOUR = ("both", "copies")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all runs, each with a file of what it reported."""
     folder = tmp_path_factory.mktemp("runs")
+    write_reports(folder, ("one", "one, choosing"), 0)
     run_ranks("shared_runs.py", 4, folder, *ON_FOUR)
     go_on(folder, "both", 3, "both, then cp")
+    go_on(folder, "one", 3, "one, then cp")
     (folder / "meeting").unlink()
     run_ranks("shared_runs.py", 2, folder, *ON_TWO)
     go_on(folder, "both, then cp", 4, "both, then cp, then one")
-    for name in ("one", "one, choosing", "both, then cp, then one"):
-        (folder / f"{name}.json").write_text(json.dumps(reported(folder, name)), encoding="utf-8")
+    write_reports(folder, ("both, then cp, then one",), 0)
     return folder
 
 
@@ -76,6 +77,13 @@ def test_a_run_goes_on_on_fewer_ranks(runs: Path) -> None:
     assert list(on_one) == [5]
     assert on_two == pytest.approx({step: expected[step] for step in (4, 5)}, abs=1e-6)
     assert on_one == pytest.approx({5: expected[5]}, abs=1e-6)
+
+
+def test_a_run_of_one_process_goes_on_on_more(runs: Path) -> None:
+    expected = losses(runs, "one")
+    found = losses(runs, "one, then cp")
+    assert found == pytest.approx({step: expected[step] for step in (4, 5)}, abs=1e-6)
+    assert len(found) == 2
 
 
 def test_checkpoints_of_ranks_are_read_by_one_process(runs: Path) -> None:

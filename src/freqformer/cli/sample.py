@@ -107,6 +107,7 @@ def sample(
     pipeline.transformer.set_dense(dense)
     text = _text(pipeline.transformer, prompt, negative_prompt, guidance)
     pipeline.to(where)
+    first = None if image is None else read_picture(image, height=height, width=width)[0]
     pipeline.set_progress_bar_config(disable=not is_main_rank())
     if is_main_rank():
         errors.print(f"generating on {device_name(where)}", highlight=False)
@@ -119,7 +120,7 @@ def sample(
             generator=torch.Generator().manual_seed(seed),
             batch_size=count,
             output_type="uint8",
-            image=None if image is None else read_picture(image, height=height, width=width)[0],
+            image=first,
             **text,
         ).frames.cpu()
     if not is_main_rank():

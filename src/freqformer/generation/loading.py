@@ -29,7 +29,8 @@ def load_pipeline(
         offload: `model` keeps one model at a time on the device, `sequential` one layer.
 
     Raises:
-        ValueError: for a folder without a pipeline, or one of this library's own.
+        ValueError: for a folder without a pipeline, one of this library's own, or offload of a
+            modular one.
     """
     with needs("model"):
         from diffusers.modular_pipelines.modular_pipeline import ModularPipeline
@@ -43,6 +44,11 @@ def load_pipeline(
         pipe = DiffusionPipeline.from_pretrained(place, dtype=dtype)
     if offload == "none":
         return pipe.to(device)
+    if isinstance(pipe, ModularPipeline):
+        raise ValueError(
+            f"offload is {offload!r}, and a modular pipeline offers none of its own; 'none' is "
+            "allowed: in Python, give it a ComponentsManager with enable_auto_cpu_offload"
+        )
     move = {
         "model": pipe.enable_model_cpu_offload,
         "sequential": pipe.enable_sequential_cpu_offload,

@@ -18,6 +18,7 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
 from freqformer._files import read_json
+from freqformer._validate import check_choice
 from freqformer.models.latents import (
     check_latents,
     compression_ratios,
@@ -26,7 +27,7 @@ from freqformer.models.latents import (
     latent_size,
 )
 from freqformer.models.loading import align_parameters, readable, vouch
-from freqformer.models.prompts import Asked, GivenText, TextConditions, check_encoder
+from freqformer.models.prompts import Asked, GivenText, check_encoder
 from freqformer.models.saved import (
     HUB_ARGUMENTS,
     INDEX_NAME,
@@ -213,10 +214,7 @@ class FreqFormerPipeline(DiffusionPipeline):
         Raises:
             ValueError: for a size, option or text that does not fit, naming the argument.
         """
-        if output_type not in get_args(OutputType):
-            raise ValueError(
-                f"output_type is {output_type!r}; choose one of {', '.join(get_args(OutputType))}"
-            )
+        check_choice("output_type", output_type, get_args(OutputType))
         counts = {"num_frames": num_frames, "height": height, "width": width}
         _check_counts(
             counts | {"num_inference_steps": num_inference_steps, "batch_size": batch_size}
@@ -234,29 +232,18 @@ class FreqFormerPipeline(DiffusionPipeline):
         size = latent_size((num_frames, height, width), self.vae)
         self.transformer.grid_for(size)  # refuses what the patch doesn't divide, before any work
         device, dtype = self._execution_device, self.transformer.dtype
-        shape = (batch_size, self.transformer.config["in_channels"], *size)
-        latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        latents = self._noise(
+            (batch_size, self.transformer.config["in_channels"], *size), generator
+        )
         first = None if image is None else self._first_frame(image, height, width)
         text = asked.conditions(batch_size, self.text_encoder, self.tokenizer).to(device, dtype)
-        if self.transformer.context is not None:
-            latents = self.transformer.context.same(latents)
-        latents = self._denoised(latents, text, first, num_inference_steps)
-        frames = self._frames(latents, output_type)
-        self.maybe_free_model_hooks()
-        return FreqFormerPipelineOutput(frames=frames)
-
-    def _denoised(
-        self, latents: Tensor, text: TextConditions, first: Tensor | None, steps: int
-    ) -> Tensor:
-        """What becomes of noise (B, C, F, H, W); its first frame is `first`, where that is
-        given."""
-        self.scheduler.set_timesteps(steps, device=latents.device)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
         # Without it the scheduler looks its place up on the host at every step.
         self.scheduler.set_begin_index(0)
         for timestep in self.progress_bar(self.scheduler.timesteps):  # type: ignore[misc]
             if first is not None:
                 latents[:, :, :1] = first
-            given = text.repeated(latents.to(self.transformer.dtype))
+            given = text.repeated(latents.to(dtype))
             velocity = self.transformer(
                 given, timestep.expand(len(given)), text.embeds, text.mask, return_dict=False
             )[0]
@@ -264,7 +251,18 @@ class FreqFormerPipeline(DiffusionPipeline):
             latents = self.scheduler.step(guided, timestep, latents, return_dict=False)[0]  # type: ignore[arg-type]
         if first is not None:
             latents[:, :, :1] = first
-        return latents
+        frames = self._frames(latents, output_type)
+        self.maybe_free_model_hooks()
+        return FreqFormerPipelineOutput(frames=frames)
+
+    def _noise(self, shape: tuple[int, ...], generator: Any) -> Tensor:
+        """Where generation starts, float32 (B, C, F, H, W), the same where ranks share the
+        video."""
+        noise = randn_tensor(
+            shape, generator=generator, device=self._execution_device, dtype=torch.float32
+        )
+        context = self.transformer.context
+        return noise if context is None else context.same(noise)
 
     def _first_frame(self, image: Any, height: int, width: int) -> Tensor:
         """A picture as the model sees it, (1, C, 1, H, W) float32 on the pipeline's device."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -18,11 +15,11 @@ from freqformer._validate import (
     check_whole,
     shown,
 )
-from freqformer.config import FreqFormerConfig
 from freqformer.routing import RouterTraining
 from freqformer.training.config_dict import build, check_json, sections
-from freqformer.training.data_config import DataConfig
+from freqformer.training.model_settings import refuse_text
 from freqformer.training.parallel_config import ParallelConfig
+from freqformer.training.samples import PIXEL_CHANNELS
 from freqformer.training.validation.settings import ValidationConfig
 
 Precision = Literal["fp32", "bf16"]
@@ -31,10 +28,97 @@ Device = Literal["auto", "cpu"]
 _LARGE = 1e9
 # Bounds far above any use, so that what is absurd is refused here and not by memory or by C's
 # integers.
+_MOST_FRAMES = 100_000
+_MOST_SIDE = 65_536
+_MOST_VALUES = 2**31 - 1
 _MOST_STEPS = 10**12
 _MOST_BATCH = 100_000
+_MOST_WORKERS = 1024
+_MOST_MIB = 2**24
 _MOST_KEPT = 10**6
 _MOST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Clips to train on.
+
+    Args:
+        path: a video file or a folder of them, searched in depth; None makes synthetic clips.
+        photographs: a folder of JPEG or PNG files; synthetic clips are then camera moves over them
+            with balls in front.
+        cache: a folder that `freqformer cache` filled, whose latents and texts are trained on. Size
+            and rate of clips are then the cache's.
+        caption_dropout: share of a cache's clips that are shown with the empty caption, which
+            guidance needs; None is 0.1.
+        first_frame: share of a cache's clips whose first latent frame the model is given without
+            noise, so that it learns to go on from a picture; None is 0.
+        num_frames: frames of a clip.
+        height, width: pixels of a clip; videos are resized to cover it and cropped in the middle.
+        fps: frames per second of a clip; videos of another rate are sampled at it.
+        workers: threads that decode in the background.
+        cache_mib: memory for decoded frames at the clip's size, in MiB. Where all videos fit they
+            are decoded once; where they don't, every clip is decoded when its turn comes.
+    """
+
+    path: str | None = None
+    photographs: str | None = None
+    cache: str | None = None
+    caption_dropout: float | None = None
+    first_frame: float | None = None
+    num_frames: int = 16
+    height: int = 48
+    width: int = 80
+    fps: float = 8.0
+    workers: int = 2
+    cache_mib: int = 256
+
+    def __post_init__(self) -> None:
+        if self.path is not None and not isinstance(self.path, str):
+            raise ValueError(
+                f"path is {shown(self.path)}; a path as text, or None for synthetic clips, is "
+                "allowed"
+            )
+        if self.photographs is not None and (
+            not isinstance(self.photographs, str) or self.path is not None
+        ):
+            raise ValueError(
+                f"photographs is {shown(self.photographs)} and path {shown(self.path)}; a folder "
+                "as"
+                " text is allowed, and path None: clips come from videos or are synthetic"
+            )
+        self._check_cache()
+        check_whole("num_frames", self.num_frames, 1, most=_MOST_FRAMES)
+        for name in ("height", "width"):
+            check_whole(name, getattr(self, name), 1, most=_MOST_SIDE)
+        if PIXEL_CHANNELS * self.num_frames * self.height * self.width > _MOST_VALUES:
+            raise ValueError(
+                f"num_frames, height and width are {self.num_frames} x {self.height} x "
+                f"{self.width};"
+                f" {_MOST_VALUES // PIXEL_CHANNELS:,} pixels in a clip at most are allowed: make it"
+                " smaller"
+            )
+        check_whole("workers", self.workers, 1, most=_MOST_WORKERS)
+        check_whole("cache_mib", self.cache_mib, 0, most=_MOST_MIB)
+        check_number("fps", self.fps, 1e-3, 1e3)
+
+    def _check_cache(self) -> None:
+        if self.cache is not None and not (
+            isinstance(self.cache, str) and self.path is self.photographs is None
+        ):
+            raise ValueError(
+                f"cache is {shown(self.cache)}, path {shown(self.path)} and photographs"
+                f" {shown(self.photographs)}; one folder, as text, is allowed: clips come from a"
+                " cache, from videos or from photographs"
+            )
+        for name in ("caption_dropout", "first_frame"):
+            share = getattr(self, name)
+            if share is not None:
+                check_number(name, share, 0, 1)
+            if share is not None and self.cache is None:
+                raise ValueError(
+                    f"{name} is {share!r} and cache None; it is of a cache's clips: leave it out"
+                )
 
 
 @dataclass(frozen=True)
@@ -265,7 +349,6 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} is {shown(getattr(self, name))}; a {kind.__name__} is allowed"
                 )
-
         if self.validation.asks and self.data.cache is None:
             raise ValueError(
                 f"validation has held_out={self.validation.held_out} and"
@@ -297,27 +380,3 @@ class TrainConfig:
         if isinstance(values, dict) and isinstance(values.get("run"), dict):
             values = {**values, "run": renamed_keys(values["run"], RUN_RENAMED, "run.")}
         return build(cls, "config", values)
-
-
-def whole_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a model to compare with others: in today's words, as JSON holds them, and with
-    all fields of `frequency`.
-
-    Args:
-        settings: of any version, maybe damaged: a `frequency` that is no record stays as it is.
-    """
-    made = current_settings(settings, warn=False)
-    if isinstance(made.get("frequency"), Mapping):
-        with suppress(ValueError):
-            made["frequency"] = FreqFormerConfig.from_dict(dict(made["frequency"])).to_dict()
-    return json.loads(json.dumps(made))
-
-
-def refuse_text(arguments: Mapping[str, Any]) -> None:
-    """Raise ValueError for constructor arguments of a model that takes text, which no clip has."""
-    if arguments.get("cross_attention_dim") is not None:
-        raise ValueError(
-            f"model has cross_attention_dim={shown(arguments['cross_attention_dim'])}; None is"
-            " allowed: these clips have no text, so what reads text would never learn. Leave"
-            " cross_attention_dim out, or train on a cache with captions (freqformer cache)"
-        )

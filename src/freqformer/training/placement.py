@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ class Replicated:
     def save_pipeline(
         self, target: Path, placed: Placed, ema: EMAModel, shift: float, cache: LatentCache | None
     ) -> None:
-        """Write the pipeline with the averaged weights, and the encoders of a cache."""
+        """Write the pipeline with the averaged weights, and the encoders of the run's cache."""
         model = self._accelerator.unwrap_model(placed.wrapped, keep_fp32_wrapper=False)
         model.set_router_training("off")
         if self._accelerator.is_main_process:
@@ -126,6 +127,8 @@ class Sharded:
         half = torch.bfloat16 if self._accelerator.mixed_precision == "bf16" else None
         parallelize(model.to(self._accelerator.device), self._mesh)
         shard_weights(model, self._mesh, half)
+        # The model's output is one, and the loss changes it in no place.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         optimizer = adamw(model, settings)
         return Placed(model, optimizer, self._accelerator.prepare(optimizer))
 
@@ -156,8 +159,7 @@ class Sharded:
     def save_pipeline(
         self, target: Path, placed: Placed, ema: EMAModel, shift: float, cache: LatentCache | None
     ) -> None:
-        """Write the pipeline with the averaged weights, gathered by the main process, and the
-        encoders of a cache."""
+        """As `Replicated`; the main process gathers the weights."""
         model = placed.wrapped
         main = self._accelerator.is_main_process
         names = (name for name, _ in model.named_parameters())

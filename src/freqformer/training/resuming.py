@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from freqformer.training.checkpoint import CheckpointError
-from freqformer.training.config import TrainConfig, whole_settings
+from freqformer.training.config import TrainConfig
+from freqformer.training.model_settings import whole_settings
 
 logger = logging.getLogger(__name__)
 

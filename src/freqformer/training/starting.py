@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freqformer.training.config import TrainConfig, refuse_text, whole_settings
+from freqformer.training.config import TrainConfig
+from freqformer.training.model_settings import refuse_text, whole_settings
 
 if TYPE_CHECKING:
     from freqformer.models.transformer import FreqFormerTransformer3DModel

@@ -193,8 +193,8 @@ class Session:
 
 def _device(layer: Any, otherwise: torch.device) -> torch.device:
     """Where a layer's weights are; while they wait elsewhere, that of the call's tensors."""
-    weight = layer.to_q.weight
-    return otherwise if weight.device.type == "meta" else weight.device
+    device = next(layer.parameters()).device
+    return otherwise if device.type == "meta" else device
 
 
 def session_of(transformer: nn.Module) -> Session | None:

@@ -1,0 +1,97 @@
+"""The benchmark of diffusers' blocks at tiny widths: every row is what it is called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.plugin_blocks import (
+    CASES,
+    MANY,
+    Case,
+    enabled,
+    measure,
+    minimax_inputs,
+    rows,
+    wan_inputs,
+    wide_config,
+)
+from diffusers.models.transformers.transformer_minimax_h3 import MiniMaxH3Transformer3DModel
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+
+from freqformer.grid import Grid
+from freqformer.integrations.diffusers.families import family_of
+from freqformer.integrations.diffusers.preset import mid_density
+
+CPU = torch.device("cpu")
+
+
+def small_wan(layers: int) -> Any:
+    return WanTransformer3DModel(
+        num_layers=layers, num_attention_heads=3, attention_head_dim=16, ffn_dim=32
+    )
+
+
+def small_minimax(layers: int) -> Any:
+    return MiniMaxH3Transformer3DModel(
+        num_layers=layers,
+        num_attention_heads=3,
+        attention_head_dim=16,
+        hidden_size=24,
+        ffn_dim=32,
+        num_refiner_layers=1,
+        time_embed_hidden_dim=32,
+        time_embed_dim=16,
+        rope_freq_dim=2,
+    )
+
+
+CASE = Case(small_wan, wan_inputs, Grid(6, 16, 16))
+
+
+def test_every_row_is_timed() -> None:
+    found = measure(CASE, CPU, compiled=False)
+    assert list(found) == rows()
+    assert all(values[f"{MANY} blocks"] > 0 for values in found.values())
+
+
+@pytest.mark.parametrize(
+    ("case", "tried"),
+    [
+        (CASE, rows()),
+        # Text and sound are half of so short a sequence.
+        (Case(small_minimax, minimax_inputs, Grid(8, 16, 16)), ["dense", "own", "preset-0.5"]),
+    ],
+    ids=["wan", "minimax"],
+)
+def test_rows_change_what_they_say(case: Case, tried: list[str]) -> None:
+    torch.manual_seed(0)
+    model = case.make(2).eval()
+    inputs = case.inputs(case.grid)
+    outputs: dict[str, torch.Tensor] = {}
+    for row in tried:
+        timestep = float(inputs["timestep"])
+        with enabled(model, row, case.grid, timestep), torch.no_grad():
+            outputs[row] = model(**inputs, return_dict=False)[0]
+    dense = outputs.pop("dense")
+    assert torch.equal(outputs.pop("own"), dense)
+    differences = {row: float((out - dense).norm() / dense.norm()) for row, out in outputs.items()}
+    assert min(differences.values()) > 1e-6
+    assert len(set(differences.values())) == len(differences)
+
+
+def test_the_wide_tiles_have_the_density() -> None:
+    for case in CASES.values():
+        config = wide_config(case.grid, 0.2)
+        assert mid_density(case.grid, config, 0) == pytest.approx(0.2, rel=0.02)
+
+
+def test_cases_have_the_grids_of_their_calls() -> None:
+    """Text, sound and pictures are counted apart."""
+    with torch.device("meta"):
+        models = {name: case.make(1) for name, case in CASES.items()}
+    for name in ("wan-14b-720p", "minimax-h3-5s"):
+        case = CASES[name]
+        given = case.inputs(case.grid)
+        assert family_of(models[name]).video(models[name], given).grid == case.grid
