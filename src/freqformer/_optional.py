@@ -18,6 +18,7 @@ EXTRAS = {
         "tensorboard",
     },
     "simulate": {"matplotlib", "plotly"},
+    "text": {"accelerate", "diffusers", "ftfy", "huggingface_hub", "sentencepiece", "transformers"},
     "cli": {"rich", "typer"},
 }
 """The packages that each extra of pyproject.toml brings, by the names that are imported."""
