@@ -66,7 +66,7 @@ class SamplerSteps:
         """Whether each sample's step is left to the model's own attention.
 
         Args:
-                timestep: of every sample, float64 (B,) on the host, as the scheduler counts.
+            timestep: of every sample, float64 (B,) on the host, as the scheduler counts.
             dtype: in which the transformer was given it; what rounded it rounds the schedule too.
         """
         if self.all_steps:
