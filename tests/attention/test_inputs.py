@@ -180,8 +180,8 @@ def test_a_dense_layer_runs_the_code_that_is_asked_for(impl: Any, order: Any) ->
     out = layer(HIDDEN, GRID, TIMESTEP, rotary, token_order=order, impl=impl)
     torch.testing.assert_close(out, usual, rtol=1e-4, atol=1e-6)
     assert not torch.equal(out, usual)
-    with pytest.raises(ValueError, match="impl is 'triton', which can't run"):
-        layer(HIDDEN, GRID, TIMESTEP, impl="triton")  # heads of 8 channels
+    with pytest.raises(ValueError, match="impl is 'triton', which can't run: the tensors are flo"):
+        layer.double()(HIDDEN.double(), GRID, TIMESTEP, impl="triton")
 
 
 @pytest.mark.parametrize("routing", ["soft", "hard", "fixed"])
