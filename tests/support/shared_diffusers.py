@@ -248,6 +248,18 @@ def sharded_error() -> float:
         return error(call_wan(model), call_wan(alone))
 
 
+def preset_error() -> float:
+    """Of the preset, whose heads choose their tiles on the rank that computes them."""
+    alone, model = wan().eval(), wan().eval()
+    share(model)
+    dials: dict[str, Any] = {"start_percent": 0, "end_percent": 1, "min_tokens": 1}
+    handles = [enable_frequency_attention(x, density=0.7, **dials) for x in (alone, model)]
+    with torch.no_grad():
+        found = error(call_wan(model), call_wan(alone))
+    assert all((handle.density or 1.0) < 0.9 for handle in handles)
+    return found
+
+
 def refusal() -> str:
     model = wan().eval()
     model.enable_parallelism(config=ContextParallelConfig(ring_degree=2))
@@ -269,6 +281,6 @@ if __name__ == "__main__":
     torch.accelerator.device_count = lambda: 1
     errors: dict[str, Any] = {name: errors_of(name) for name in FAMILIES}
     errors["Wan"] |= {"gradients": gradient_error(), "sharded weights": sharded_error()}
-    errors["Wan"]["uneven"] = uneven_error()
+    errors["Wan"] |= {"uneven": uneven_error(), "preset": preset_error()}
     errors["ring"] = refusal()
     (folder / f"errors-{rank}.json").write_text(json.dumps(errors), encoding="utf-8")
