@@ -125,7 +125,7 @@ def test_two_processes_make_the_same_bytes(copied: Path) -> None:
     plain = [sys.executable, str(script), str(copied), "one"]
     launched = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-        *("--master-port", "29587", str(script), str(copied), "two"),
+        *("--standalone", str(script), str(copied), "two"),
     ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     for command in (plain, launched):

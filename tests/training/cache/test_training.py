@@ -169,7 +169,7 @@ def test_a_damaged_clip_keeps_the_steps_before(copied: Path, tmp_path: Path) -> 
 
 def test_two_processes_do_what_one_does(made: Path, tmp_path: Path) -> None:
     script = ROOT / "tests" / "support" / "several_cached.py"
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29593")
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     told = []
     for name, start, accumulation, dp_shard in (
