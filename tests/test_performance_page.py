@@ -38,6 +38,24 @@ def test_whole_layers() -> None:
     )
 
 
+def test_what_is_slower_than_it_was_and_what_was_left_out() -> None:
+    layers = result("layers")
+    slower = {
+        (size, row): round(values["times_earlier"], 2)
+        for size, found in layers["sizes"].items()
+        for name in ("forward", "forward and backward")
+        for row, values in found[name].items()
+        if values.get("times_earlier", 1.0) > 1.02
+    }
+    assert slower == {("65,536 x 8", "operation thirds"): 1.03}
+    thirds = layers["sizes"]["65,536 x 8"]["forward"]["operation thirds"]["times_earlier"]
+    apart = layers["differences"]["1,048,576 x 8"]["layer paper, forward"]
+    check(
+        f"at 65,536 × 8, {thirds:.2f} times forward and 1.03 with backward",
+        f"differed from f64bcc1's by {apart:.0%}, more than the 2%",
+    )
+
+
 def test_launches() -> None:
     counted = result("layers")["launches"]["today"]
     for row, name in (

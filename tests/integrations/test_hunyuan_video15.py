@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models.transformers.transformer_hunyuan_video15 import (
-    HunyuanVideo15Transformer3DModel,
-)
 from tests.support.enabled_models import EVERY, LOW, MID, SIZE, Call, every_check, uniform
+from tests.support.tiny_transformers import hunyuan_video15
 
 from freqformer.integrations.diffusers import enable_frequency_attention
 
@@ -21,21 +19,7 @@ WORDS, GLYPHS, PICTURE = 6, 4, 3
 
 @pytest.fixture
 def model() -> Any:
-    torch.manual_seed(0)
-    model = HunyuanVideo15Transformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        num_layers=3,
-        num_refiner_layers=1,
-        text_embed_dim=16,
-        text_embed_2_dim=8,
-        image_embed_dim=12,
-        rope_axes_dim=(4, 6, 6),
-        target_size=16,
-    )
-    return model.eval()
+    return hunyuan_video15()
 
 
 def call(

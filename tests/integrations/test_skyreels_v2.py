@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Transformer3DModel
 from tests.support.enabled_models import HIGH, LOW, SIZE, Call, differs, every_check, uniform
+from tests.support.tiny_transformers import WAN, wan_inputs
 
 from freqformer.integrations.diffusers import enable_frequency_attention
 
@@ -17,18 +18,7 @@ from freqformer.integrations.diffusers import enable_frequency_attention
 @pytest.fixture
 def model() -> Any:
     torch.manual_seed(0)
-    model = SkyReelsV2Transformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=24,
-        in_channels=4,
-        out_channels=4,
-        text_dim=16,
-        freq_dim=32,
-        ffn_dim=64,
-        num_layers=3,
-        rope_max_seq_len=32,
-    )
-    return model.eval()
+    return SkyReelsV2Transformer3DModel(**WAN).eval()
 
 
 def call(
@@ -37,16 +27,7 @@ def call(
     size: tuple[int, int, int] = SIZE,
     **more: Any,
 ) -> torch.Tensor:
-    draw = torch.Generator().manual_seed(1)
-    frames, height, width = size
-    samples = len(timestep)
-    video = torch.randn(1, 4, frames, 2 * height, 2 * width, generator=draw)
-    return model(
-        hidden_states=video.expand(samples, -1, -1, -1, -1),
-        timestep=torch.as_tensor(timestep),
-        encoder_hidden_states=torch.randn(1, 7, 16, generator=draw).expand(samples, -1, -1),
-        **more,
-    ).sample
+    return model(**wan_inputs(timestep, size), **more).sample
 
 
 @every_check

@@ -23,29 +23,18 @@ from tests.support.enabled_models import (
     make_table,
     uniform,
 )
+from tests.support.tiny_transformers import WAN, wan_inputs
 
 from freqformer import FreqFormerTransformer3DModel
 from freqformer.integrations.diffusers import enable_frequency_attention
 
-LAYERS = 3
+LAYERS = WAN["num_layers"]
 
 
 @pytest.fixture
 def model() -> Any:
     torch.manual_seed(0)
-    model = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=HEADS,
-        attention_head_dim=24,
-        in_channels=4,
-        out_channels=4,
-        text_dim=16,
-        freq_dim=32,
-        ffn_dim=64,
-        num_layers=LAYERS,
-        rope_max_seq_len=32,
-    )
-    return model.eval()
+    return WanTransformer3DModel(**WAN).eval()
 
 
 def call(
@@ -53,15 +42,7 @@ def call(
     timestep: Sequence[float] | torch.Tensor = (500.0,),
     size: tuple[int, int, int] = SIZE,
 ) -> torch.Tensor:
-    draw = torch.Generator().manual_seed(1)
-    frames, height, width = size
-    video = torch.randn(1, 4, frames, 2 * height, 2 * width, generator=draw).expand(
-        len(timestep), -1, -1, -1, -1
-    )
-    text = torch.randn(1, 7, 16, generator=draw).expand(len(timestep), -1, -1)
-    return model(
-        hidden_states=video, timestep=torch.as_tensor(timestep), encoder_hidden_states=text
-    ).sample
+    return model(**wan_inputs(timestep, size)).sample
 
 
 @every_check

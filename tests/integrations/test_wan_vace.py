@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
 from tests.support.enabled_models import HIGH, LOW, SIZE, Call, every_check, uniform
+from tests.support.tiny_transformers import WAN, wan_inputs
 
 from freqformer.integrations.diffusers import enable_frequency_attention
 
@@ -17,35 +18,18 @@ from freqformer.integrations.diffusers import enable_frequency_attention
 @pytest.fixture
 def model() -> Any:
     torch.manual_seed(0)
-    model = WanVACETransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=24,
-        in_channels=4,
-        out_channels=4,
-        text_dim=16,
-        freq_dim=32,
-        ffn_dim=64,
-        num_layers=3,
-        rope_max_seq_len=32,
-        vace_layers=[0, 2],
-        vace_in_channels=6,
-    )
-    return model.eval()
+    return WanVACETransformer3DModel(**WAN, vace_layers=[0, 2], vace_in_channels=6).eval()
 
 
 def call(
     model: Any, timestep: Sequence[float] = (500.0,), size: tuple[int, int, int] = SIZE
 ) -> torch.Tensor:
-    draw = torch.Generator().manual_seed(1)
     frames, height, width = size
-    samples, sides = len(timestep), (frames, 2 * height, 2 * width)
+    draw = torch.Generator().manual_seed(2)
+    control = torch.randn(1, 6, frames, 2 * height, 2 * width, generator=draw)
     return model(
-        hidden_states=torch.randn(1, 4, *sides, generator=draw).expand(samples, -1, -1, -1, -1),
-        timestep=torch.tensor(timestep),
-        encoder_hidden_states=torch.randn(1, 7, 16, generator=draw).expand(samples, -1, -1),
-        control_hidden_states=torch.randn(1, 6, *sides, generator=draw).expand(
-            samples, -1, -1, -1, -1
-        ),
+        **wan_inputs(timestep, size),
+        control_hidden_states=control.expand(len(timestep), -1, -1, -1, -1),
     ).sample
 
 

@@ -11,13 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_hunyuan_video15 import (
-    HunyuanVideo15Transformer3DModel,
-)
 from diffusers.models.transformers.transformer_ltx import LTXVideoTransformer3DModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
+from tests.support import tiny_transformers
 from tests.support.tiny_pipelines import generate, tiny_wan_pipeline
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -54,20 +52,7 @@ def steps_of(
 
 def hunyuan_video15() -> None:
     """Video and text, of which a mask hides a part."""
-    torch.manual_seed(0)
-    model = HunyuanVideo15Transformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        num_layers=3,
-        num_refiner_layers=1,
-        text_embed_dim=16,
-        text_embed_2_dim=8,
-        image_embed_dim=12,
-        rope_axes_dim=(4, 6, 6),
-        target_size=16,
-    ).eval()
+    model = tiny_transformers.hunyuan_video15()
     model._repeated_blocks = ["HunyuanVideo15TransformerBlock"]
 
     def given(seed: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from freqformer.cli.console import errors
-from freqformer.cli.options import LARGEST_SEED
+from freqformer.cli.options import LARGEST_SEED, Device
 from freqformer.cli.outputs import check_folder
 
 
@@ -59,10 +59,7 @@ def cache(
         ),
     ] = False,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of samples.")] = 0,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda or cuda:1; a GPU where there is one, if left out."),
-    ] = None,
+    device: Device = None,
 ) -> None:
     """Code videos by a VAE and captions by a text encoder, once, for `freqformer train`.
 

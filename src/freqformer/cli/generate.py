@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from freqformer.cli.console import errors
-from freqformer.cli.options import Seed
+from freqformer.cli.options import Device, Seed
 from freqformer.cli.outputs import check_file
 
 if TYPE_CHECKING:
@@ -80,10 +80,7 @@ def generate(
         Literal["none", "model", "sequential"],
         typer.Option(help="What waits in the computer's memory, where the GPU's is short."),
     ] = "none",
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda or cuda:1; a GPU where there is one, if left out."),
-    ] = None,
+    device: Device = None,
 ) -> None:
     """Generate a video with a pipeline of diffusers, sooner by frequency attention.
 

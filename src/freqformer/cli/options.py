@@ -27,6 +27,10 @@ Seed = Annotated[
         min=0, max=LARGEST_SEED, help="Of the weights, the clips, the noise and all else."
     ),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda or cuda:1; a GPU where there is one, if left out."),
+]
 
 Value = TypeVar("Value")
 

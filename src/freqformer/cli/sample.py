@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from freqformer.cli.console import errors
-from freqformer.cli.options import Model, Seed
+from freqformer.cli.options import Device, Model, Seed
 from freqformer.cli.outputs import check_file
 from freqformer.cli.run_folder import load_pipeline, model_folder, pipeline_folder, training_data
 
@@ -60,10 +60,7 @@ def sample(
     dense: Annotated[
         bool, typer.Option("--dense", help="Exact attention alone in every head, to compare.")
     ] = False,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda or cuda:1; a GPU where there is one, if left out."),
-    ] = None,
+    device: Device = None,
 ) -> None:
     """Generate videos with a trained model. Under torchrun all GPUs share each video.
 

@@ -41,9 +41,10 @@ def shard_weights(model: Model, mesh: DeviceMesh, dtype: torch.dtype | None = No
         )
     # Inputs keep their dtype: a timestep in bfloat16 would be another one.
     policy = MixedPrecisionPolicy(
-        param_dtype=dtype, reduce_dtype=None if dtype is None else torch.float32,
+        param_dtype=dtype,
+        reduce_dtype=None if dtype is None else torch.float32,
         cast_forward_inputs=False,
-    )  # fmt: skip
+    )
     whole = MixedPrecisionPolicy(cast_forward_inputs=False)
     over = _shards(mesh)
     blocks = set(getattr(model, "_no_split_modules", None) or ())

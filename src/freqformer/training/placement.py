@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from freqformer.training.config import OptimizerConfig
 from freqformer.training.optimizer import adamw
 from freqformer.training.parallel_config import ParallelConfig
 from freqformer.training.sharded_checkpoint import save_sharded, told_by_main
-from freqformer.training.state import capture_run, restore_run, restore_shards
+from freqformer.training.state import restore_run, restore_shards
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -55,6 +54,9 @@ class Replicated:
         accelerator: of the run.
     """
 
+    save = staticmethod(save_checkpoint)
+    """Write a checkpoint; the main process calls it."""
+
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self.data_ranks = accelerator.num_processes
@@ -80,15 +82,7 @@ class Replicated:
 
     def restore(self, path: Path, model: Any, ema: EMAModel, optimizer: Any) -> None:
         """Put a run back to a checkpoint of any number of ranks."""
-        groups, _ = load_checkpoint(path)
-        restore_run(model, ema, optimizer, groups)
-
-    def save(
-        self, folder: Path, step: int, run: tuple[Any, EMAModel, Any], state: Mapping[str, Any],
-        keep: int,
-    ) -> None:  # fmt: skip
-        """Write a checkpoint of model, average and optimizer; the main process calls it."""
-        save_checkpoint(folder, step, capture_run(*run), state, keep=keep)
+        _restore_whole(path, model, ema, optimizer)
 
     def save_pipeline(
         self, target: Path, placed: Placed, ema: EMAModel, shift: float, cache: LatentCache | None
@@ -107,6 +101,9 @@ class Sharded:
         accelerator: of the run.
         parallel: degrees.
     """
+
+    save = staticmethod(save_sharded)
+    """Write a checkpoint; all ranks call it."""
 
     def __init__(self, accelerator: Accelerator, parallel: ParallelConfig) -> None:
         self._accelerator = accelerator
@@ -146,15 +143,7 @@ class Sharded:
         if is_sharded(path):
             restore_shards(model, ema, optimizer, path)
         else:
-            groups, _ = load_checkpoint(path)
-            restore_run(model, ema, optimizer, groups)
-
-    def save(
-        self, folder: Path, step: int, run: tuple[Any, EMAModel, Any], state: Mapping[str, Any],
-        keep: int,
-    ) -> None:  # fmt: skip
-        """Write a checkpoint of model, average and optimizer; all ranks call it."""
-        save_sharded(folder, step, capture_run(*run), state, keep=keep)
+            _restore_whole(path, model, ema, optimizer)
 
     def save_pipeline(
         self, target: Path, placed: Placed, ema: EMAModel, shift: float, cache: LatentCache | None
@@ -171,6 +160,12 @@ class Sharded:
                 averaged[name] = whole.cpu()
         if main:
             write_pipeline(target, _model_of(model, averaged), shift, cache)
+
+
+def _restore_whole(path: Path, model: Any, ema: EMAModel, optimizer: Any) -> None:
+    """Put a run back to a checkpoint that is read whole."""
+    groups, _ = load_checkpoint(path)
+    restore_run(model, ema, optimizer, groups)
 
 
 def _whole(x: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ from freqformer.training.seeding import derive_generator, seed_everything
 from freqformer.training.sharding import StepShards
 from freqformer.training.sources import IterableClips, run_source
 from freqformer.training.starting import prepared_model
+from freqformer.training.state import capture_run
 
 with needs("train"):
     from diffusers.training_utils import EMAModel
@@ -228,8 +229,9 @@ class Trainer:
                 "seconds": self.clock.seconds,
                 "step": self.step,
             }
+            groups = capture_run(*self._run)
             keep = self.config.checkpoint.keep
-            self.placement.save(self._checkpoints, self.step, self._run, state, keep)
+            self.placement.save(self._checkpoints, self.step, groups, state, keep=keep)
             if main:
                 write_sessions(self.folder, sessions)
                 write_json(self.folder / TRAIN_FILE, self.config.to_record())

@@ -97,9 +97,12 @@ def preset_configs(
     delivered = least + (sum(chosen) / layers - 1) * (most - least) / (tiles - 1)
     if abs(delivered - density) > TOLERANCE * density:
         logger.warning(
-            "density is %g and %.4f is delivered: %s has %d tiles only", density, delivered, grid,
+            "density is %g and %.4f is delivered: %s has %d tiles only",
+            density,
+            delivered,
+            grid,
             tiles,
-        )  # fmt: skip
+        )
     return tuple(replace(base, mid_tiles=count) for count in chosen)
 
 
