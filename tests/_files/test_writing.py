@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from freqformer._files import (
     FileError,
     remove_folder,
     syncing,
+    workspace,
     write_json,
     write_text,
     writing,
@@ -321,6 +323,30 @@ def test_leftovers_that_are_not_provably_ours_stay(killed, tmp_path, change):
     before = names(place)
     write_text(tmp_path / "copy" / "page", "x")
     assert names(place) == before
+
+
+@pytest.mark.parametrize("moment", ["before its folder", "after its folder"])
+def test_an_owner_that_ends_while_it_is_looked_at_leaves_nothing(
+    tmp_path, monkeypatch, caplog, moment
+):
+    hold = workspace.hold
+    owner = ExitStack()
+    owner.enter_context(writing_file(tmp_path / "first")).touch()
+    (place,) = tmp_path.glob(".freqformer-*")
+
+    def held_late(lock: Path):
+        if lock.parent == place and not (tmp_path / "first").exists():
+            owner.close()
+            assert not place.exists()
+            if moment == "before its folder":
+                # The owner found the new lock file when it removed the folder.
+                place.mkdir()
+        return hold(lock)
+
+    monkeypatch.setattr(workspace, "hold", held_late)
+    write_text(tmp_path / "second", "x")
+    assert names(tmp_path) == ["first", "second"]
+    assert not caplog.records
 
 
 def test_files_and_folders_reach_the_disk_before_their_name_does(tmp_path, monkeypatch):

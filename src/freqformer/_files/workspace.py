@@ -118,19 +118,30 @@ def _remove_leftovers(parent: Path) -> None:
                 continue
             with hold(place / LOCK_NAME):
                 # Read again: until the lock was held, its owner may have been at work.
-                if _mark(place) != mark:
-                    continue
-                old, target = place / OLD, parent / mark["target"]
-                if os.path.lexists(old) and not os.path.lexists(target):
-                    old.rename(target)
-                    logger.warning("%s was put back: its writer was stopped halfway", target)
-                remove(old)
-                _empty(place)
-            shutil.rmtree(place)
+                if _mark(place) == mark:
+                    _restore(place, parent / mark["target"])
+            # Where its owner ended meanwhile, the lock file that was made here anew may have kept
+            # it from removing the folder.
+            if not os.path.lexists(place / MARK_NAME):
+                shutil.rmtree(place)
+        except FileNotFoundError:
+            # Its owner removed it meanwhile.
+            continue
         except HeldError:
             continue
         except OSError as error:
             logger.warning("%s, left of a stopped process, can't be removed: %s", place, error)
+
+
+def _restore(place: Path, target: Path) -> None:
+    """Put back the old folder of a dead process's workspace, if it has no successor, and remove
+    the rest."""
+    old = place / OLD
+    if os.path.lexists(old) and not os.path.lexists(target):
+        old.rename(target)
+        logger.warning("%s was put back: its writer was stopped halfway", target)
+    remove(old)
+    _empty(place)
 
 
 def _host() -> str:
