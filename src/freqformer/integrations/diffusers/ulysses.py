@@ -62,7 +62,7 @@ def attend_shared(
     grid: Grid,
     allocation: KnownBands,
     config: FreqFormerConfig,
-    parameters: AttentionParameters = AttentionParameters(),
+    parameters: AttentionParameters | None = None,
     before: int = 0,
     **named: Any,
 ) -> Tensor:
@@ -74,7 +74,7 @@ def attend_shared(
         grid, allocation, config, named: as there; `num_text_tokens` counts those before the video
             too.
         parameters: norms and rotary embedding of the queries and keys, with tables of this rank's
-            tokens.
+            tokens; None for neither.
         before: exact tokens before the video.
 
     Raises:
@@ -89,7 +89,7 @@ def attend_shared(
     _, tokens, heads, head_dim = query.shape
     _check(query, shares, context)
     # Here, where a rank has all heads of its tokens: afterwards it has some heads of all tokens.
-    query, key = prepared(query, key, parameters, tokens)
+    query, key = prepared(query, key, parameters or AttentionParameters(), tokens)
     plan = build_plan(grid, config, num_heads=heads, head_dim=head_dim, num_text_tokens=exact)
     by_band = torch.tensor(plan.band_costs(), dtype=torch.float64)
     costs = by_band.to(allocation.bands.device)[allocation.bands.long()].sum(0)
