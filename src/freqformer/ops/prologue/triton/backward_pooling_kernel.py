@@ -78,7 +78,7 @@ def pooled_key_grads(g, pooling, chunk, x, tiles, learned, blocks, dtype: tl.con
         near = load_chunk(chunk.tile, ahead, tiles, blocks)
         # A pooled key is a sum of rotated keys: its gradient turns back with each one's angle.
         back = tl.zeros((blocks.CHUNK, W), tl.float32) + pooling.grad[None, :]
-        back = turned_back(back, x, near, learned, blocks.D)
+        back = turned_back(back, x, near, learned)
         weight = tl.load(pooling.weights + near.tile_order, mask=near.live, other=0.0)
         ds = tl.load(pooling.ds + near.tile_order, mask=near.live, other=0.0)
         back = back * weight[:, None] + ds[:, None] * pooling.query[None, :]
@@ -160,7 +160,17 @@ def pool_slopes(qkv, rows, row_grads, tiles, learned, outputs, sizes, blocks):
                     key = load_tokens(
                         qkv.key, tile.sample, tile.head, near.call_order, near.live, D, W
                     )
-                    key = normed(key, qkv.key, learned.eps, D)
+                    key = normed(
+                        key,
+                        qkv.key,
+                        tile.sample,
+                        tile.head,
+                        near.call_order,
+                        near.live,
+                        sizes.tokens,
+                        learned.eps,
+                        D,
+                    )
                     passed = add_block_product(passed, projector, step, key, SLOTS, blocks.PARTS)
                     value = load_tokens(
                         qkv.value, tile.sample, tile.head, near.call_order, near.live, D, W
@@ -176,7 +186,7 @@ def pool_slopes(qkv, rows, row_grads, tiles, learned, outputs, sizes, blocks):
                 weight = tl.where(chunk.live, tl.exp(score - lse), 0.0)
                 back = tl.zeros((CHUNK, W), tl.float32) + key_grad[None, :]
                 # (R k) . g = k . (R^T g): the gradient is turned back, and no key forward.
-                back = turned_back(back, qkv.key, chunk, learned, D)
+                back = turned_back(back, qkv.key, chunk, learned)
                 ds = weight * (tl.sum(passed * back, 1) + agree - delta) * (D**-0.5)
                 share += tl.sum(passed * ds[:, None], 0)
                 tl.store(weights + chunk.tile_order, weight, mask=chunk.live)

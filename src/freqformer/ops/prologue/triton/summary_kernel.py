@@ -22,6 +22,7 @@ from freqformer.ops.prologue.triton.tokens import (
     normed,
     project,
     rotary_tables,
+    rotate_tokens,
     row_band,
     seen_text,
     sees_summaries,
@@ -132,7 +133,7 @@ def _project_vector(matrix, step, x, PARTS: tl.constexpr):
 
 
 @triton.jit
-def _pool(qkv, target, program, tiles, learned, jobs, blocks, OTHER: tl.constexpr):
+def _pool(qkv, target, program, tiles, learned, sizes, jobs, blocks, OTHER: tl.constexpr):
     """The softmax pooling of the mid or high band of a cell's keys and values, tile by tile.
 
     Args:
@@ -166,7 +167,7 @@ def _pool(qkv, target, program, tiles, learned, jobs, blocks, OTHER: tl.constexp
             place = tl.load(tiles.raster + place, mask=live, other=0)
         projector = band + tl.load(tiles.kind + tile) * 3 * SLOTS * SLOTS
         key = load_tokens(qkv.key, sample, head, place, live, D, W)
-        key = normed(key, qkv.key, learned.eps, D)
+        key = normed(key, qkv.key, sample, head, place, live, sizes.tokens, learned.eps, D)
         passed = project(projector, tiles.projector_step, key, blocks.PARTS)
         # Scores are those of keys before they are rotated: what a summary is made of doesn't depend
         # on where its cell lies.
@@ -179,7 +180,7 @@ def _pool(qkv, target, program, tiles, learned, jobs, blocks, OTHER: tl.constexp
         even = even * decay
         odd = odd * decay
         if learned.rotary is not None:
-            turn = rotary_tables(learned.rotary, place, live, D, W)
+            turn = rotary_tables(learned.rotary, sample, head, place, live, W)
             even += tl.sum(passed_even * turn.cos - passed_odd * turn.sin, 0)
             odd += tl.sum(passed_even * turn.sin + passed_odd * turn.cos, 0)
         else:
@@ -201,7 +202,8 @@ def _pool(qkv, target, program, tiles, learned, jobs, blocks, OTHER: tl.constexp
 
 @triton.jit
 def _write_text(qkv, row, program, learned, sizes, jobs, blocks):
-    """Text tokens to a `Row`, normalised; text has no bands and is not rotated."""
+    """Text tokens to a `Row`, normalised and turned where the call asks for it; text has no
+    bands."""
     D: tl.constexpr = blocks.D
     W: tl.constexpr = blocks.W
     sample = program.sample
@@ -220,8 +222,15 @@ def _write_text(qkv, row, program, learned, sizes, jobs, blocks):
     # Masked keys and values weigh nothing, but 0 times NaN is NaN.
     key = load_tokens(qkv.key, sample, head, place, seen, D, W)
     value = load_tokens(qkv.value, sample, head, place, seen, D, W)
-    query = normed(query, qkv.query, learned.eps, D)
-    key = normed(key, qkv.key, learned.eps, D)
+    if qkv.query.NORMS_TEXT:
+        query = normed(query, qkv.query, sample, head, place, live, sizes.tokens, learned.eps, D)
+    if qkv.key.NORMS_TEXT:
+        key = normed(key, qkv.key, sample, head, place, live, sizes.tokens, learned.eps, D)
+    if learned.rotary is not None:
+        if learned.rotary.TURNS_TEXT:
+            turn = rotary_tables(learned.rotary, sample, head, place, live, W)
+            query = cast(rotate_tokens(query, turn), query.dtype)
+            key = cast(rotate_tokens(key, turn), key.dtype)
     target = sizes.segments.text + slot
     write_tokens(row.query, place, live, query)
     write_tokens(row.key, target, live, key)
@@ -316,7 +325,7 @@ def finish_rows(qkv, allocation, rows, tiles, learned, sizes, jobs, blocks):
                         value=rows.value + at,
                         lse=rows.pool_lse + cell * 2 + other - 1,
                     )
-                    _pool(qkv, target, program, tiles, learned, jobs, blocks, other)
+                    _pool(qkv, target, program, tiles, learned, sizes, jobs, blocks, other)
     elif job < sizes.cells + jobs.text:
         _write_text(qkv, row, program, learned, sizes, jobs, blocks)
     elif job < sizes.cells + jobs.text + jobs.zeros:

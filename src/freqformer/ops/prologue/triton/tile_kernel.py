@@ -70,7 +70,7 @@ def _band_features(x, FEATURES: tl.constexpr, tile, tiles, learned, blocks):
 
 
 @triton.jit
-def _move(x, target, chunk, turn, tiles, learned, blocks):
+def _move(x, target, chunk, turn, tiles, learned, sizes, blocks):
     """Bring some tokens of a tile to where a row of its band reads them.
 
     Args:
@@ -83,7 +83,17 @@ def _move(x, target, chunk, turn, tiles, learned, blocks):
     tokens = load_tokens(
         x, tile.sample, tile.head, chunk.call_order, chunk.live, blocks.D, blocks.W
     )
-    tokens = normed(tokens, x, learned.eps, blocks.D)
+    tokens = normed(
+        tokens,
+        x,
+        tile.sample,
+        tile.head,
+        chunk.call_order,
+        chunk.live,
+        sizes.tokens,
+        learned.eps,
+        blocks.D,
+    )
     turned = tokens
     if turn is not None:
         # Rounded here and not only when stored: the reference rounds between its steps too, and
@@ -176,12 +186,14 @@ def prepare_tiles(qkv, allocation, rows, tiles, learned, sizes, blocks):
         # Queries and keys share the rotary tables, whose bytes are as many as theirs.
         turn = None
         if learned.rotary is not None:
-            turn = rotary_tables(learned.rotary, chunk.call_order, chunk.live, blocks.D, W)
-        query = _move(qkv.query, query_target, chunk, turn, tiles, learned, blocks)
+            turn = rotary_tables(
+                learned.rotary, tile.sample, tile.head, chunk.call_order, chunk.live, W
+            )
+        query = _move(qkv.query, query_target, chunk, turn, tiles, learned, sizes, blocks)
         low_query = _reduce(low_query, query, chunk, tiles, blocks)
-        key = _move(qkv.key, key_target, chunk, turn, tiles, learned, blocks)
+        key = _move(qkv.key, key_target, chunk, turn, tiles, learned, sizes, blocks)
         low_key = _reduce(low_key, key, chunk, tiles, blocks)
-        value = _move(qkv.value, value_target, chunk, None, tiles, learned, blocks)
+        value = _move(qkv.value, value_target, chunk, None, tiles, learned, sizes, blocks)
         low_value = _reduce(low_value, value, chunk, tiles, blocks)
     # Sums of queries, keys and values lie one after the other, (3, R, T, W).
     query_sums = rows.sums + (tile.wide_row * sizes.tiles + tile.number) * W
