@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.variants import STUDY, VARIANTS, density
+from benchmarks.quality.costs import density
+from benchmarks.quality.names import current_name
+from benchmarks.quality.sizes import STUDY
+from benchmarks.quality.variants import VARIANTS
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "quality"
@@ -20,8 +23,9 @@ Result = dict[str, Any]
 
 
 def read_results(folder: Path = RESULTS) -> list[Result]:
-    """Every result in a folder."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    """Every result in a folder, with today's names of variants."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return [result | {"variant": current_name(result["variant"])} for result in found]
 
 
 def write_report(folder: Path = RESULTS, page: Path = PAGE) -> Path:

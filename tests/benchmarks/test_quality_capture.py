@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.quality import study
+from benchmarks.quality.sizes import Size
 from benchmarks.quality.study import Run, Trainer
-from benchmarks.quality.variants import VARIANTS, Size
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -58,17 +58,33 @@ def watched(monkeypatch: pytest.MonkeyPatch, name: str) -> Watch:
         study, "_adamw", lambda model, rate: torch.optim.SGD(model.parameters(), lr=0.0)
     )
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self: None)
-    trainer = Trainer(
-        Run(name, VARIANTS[name], 0, 3, Size(batch=2, layers=1)), torch.device("meta")
-    )
+    trainer = Trainer(Run(name, 0, 3, Size(batch=2, layers=1)), torch.device("meta"))
     trainer.advance()
     with Watch() as watch:
         trainer.advance()
     return watch
 
 
-CAPTURED = ("dense", "window", "vsa", "window_weighed_gate", "beside_routed")
-ROUTED = ("freq_full", "freq_strict", "schedule", "router", "router_beside")
+CAPTURED = (
+    "dense",
+    "window",
+    "video_sparse_attention",
+    "weighed_summaries_times_gate",
+    "soft_routing_alone",
+    "window_and_linear",
+    "best_tiles_and_linear",
+    "soft_routing_by_log_snr",
+    "soft_routing_band_gains",
+    "soft_routing_few_tiles_in_noise",
+)
+ROUTED = (
+    "thirds",
+    "thirds_own_band",
+    "thirds_by_schedule",
+    "paper",
+    "paper_band_gains",
+    "hard_routing_and_low",
+)
 
 
 @pytest.mark.parametrize("name", CAPTURED + ROUTED)
