@@ -26,10 +26,11 @@ from torch import Tensor, nn
 
 from freqformer.attention import NORM_EPS, QKV, FreqAttention, LayerCall, Projected
 from freqformer.config import Band, FreqFormerConfig
-from freqformer.grid import Grid, TileLayout, tile_layout
+from freqformer.grid import Extents, Grid, tile_layout
 from freqformer.ops.merge import gated_sum
 from freqformer.ops.tokens import TokenOrder, reorder, rms_norm, rotate
 from freqformer.routing import Decision
+from freqformer.tracing import constant_result
 
 Linear = Literal["all", "others"]
 """Which tokens linear attention sees: all, or those of tiles that softmax attention doesn't."""
@@ -136,20 +137,27 @@ def linear_flops(linear: Linear, tokens: int, head_dim: int, tiles: int) -> floa
     return sums_and_queries + projection + 2.0 * tiles**2 * head_dim**2
 
 
+@constant_result
+def whole_tiles(grid: Grid, tile: Extents | None) -> int:
+    """The number of tiles in a grid.
+
+    Raises:
+        ValueError: where some of them hold fewer tokens than others.
+    """
+    layout = tile_layout(grid, tile)
+    if layout.ragged:
+        raise ValueError(
+            f"grid is {grid} and the tile {layout.tile}; grids that the tile divides are allowed: "
+            "choose another size of video"
+        )
+    return layout.num_tiles
+
+
 class _WithLinear(FreqAttention):
     """A layer of fixed bands that also has queries, keys and values tile by tile."""
 
     def __init__(self, dim: int, num_heads: int, config: FreqFormerConfig) -> None:
         super().__init__(dim, num_heads, replace(config, routing="fixed", low_branch=False))
-
-    def _layout(self, grid: Grid) -> TileLayout:
-        layout = tile_layout(grid, self.config.tile)
-        if layout.ragged:
-            raise ValueError(
-                f"grid is {grid} and the tile {layout.tile}; grids that the tile divides are "
-                "allowed: choose another size of video"
-            )
-        return layout
 
     def _tiled(self, qkv: QKV, call: LayerCall) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised and rotated queries and keys, and values, each (B, T, S, H, D)."""
@@ -159,16 +167,19 @@ class _WithLinear(FreqAttention):
             query, key = (
                 rotate(x.transpose(1, 2), call.rotary).transpose(1, 2) for x in (query, key)
             )
-        layout, order = self._layout(call.grid), call.token_order
+        tiles = whole_tiles(call.grid, self.config.tile)
         query, key, value = (
-            reorder(x, layout, order, "tile").unflatten(1, (layout.num_tiles, -1))
+            self._ordered(x, call, call.token_order, "tile").unflatten(1, (tiles, -1))
             for x in (query, key, qkv.value)
         )
         return query, key, value
 
-    def _back(self, x: Tensor, like: Tensor, grid: Grid, order: TokenOrder) -> Tensor:
+    def _back(self, x: Tensor, like: Tensor, call: LayerCall) -> Tensor:
         """(B, T, S, H, D) -> (B, N, H, D) in the order of the call and the dtype of `like`."""
-        return reorder(x.flatten(1, 2).to(like.dtype), self._layout(grid), "tile", order)
+        return self._ordered(x.flatten(1, 2).to(like.dtype), call, "tile", call.token_order)
+
+    def _ordered(self, x: Tensor, call: LayerCall, came: TokenOrder, wanted: TokenOrder) -> Tensor:
+        return reorder(x, tile_layout(call.grid, self.config.tile), came, wanted)
 
 
 class WindowAndLinear(_WithLinear):
@@ -189,7 +200,7 @@ class WindowAndLinear(_WithLinear):
         """(B, N, H, D): (1 + g[0]) * own band + g[1] * linear attention."""
         own = super().attend(projected, decision, call)
         linear = linear_to_all(*self._tiled(projected.qkv, call))
-        return gated_sum(own, self._back(linear, own, call.grid, call.token_order), projected.gates)
+        return gated_sum(own, self._back(linear, own, call), projected.gates)
 
 
 class TilesAndLinear(_WithLinear):
@@ -218,4 +229,4 @@ class TilesAndLinear(_WithLinear):
         count = self.config.mid_tiles or query.shape[1]
         linear = linear_to_others(query, key, value, best_tiles(query, key, count))
         added = self.projection(linear.to(self.projection.weight.dtype))
-        return own + self._back(added, own, call.grid, call.token_order)
+        return own + self._back(added, own, call)

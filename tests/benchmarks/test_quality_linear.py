@@ -3,6 +3,10 @@ and in half precision, and its gradients."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from benchmarks.quality.linear import (
@@ -175,3 +179,23 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_flops_grow_with_the_tokens() -> None:
     assert linear_flops("all", 100, 8, 10) == 4 * 100 * 64
     assert linear_flops("others", 100, 8, 10) == 6 * 100 * 64 + 2 * 100 * 64
+
+
+@pytest.mark.slow
+def test_blocks_of_new_variants_compile_whole() -> None:
+    """In a process of their own, since a compiler can't trace the type checks of tests."""
+    names = [
+        "window_and_linear",
+        "best_tiles_and_linear",
+        "soft_routing_by_log_snr",
+        "soft_routing_band_gains",
+        "soft_routing_few_tiles_in_noise",
+        "paper_band_gains",
+    ]
+    program = [sys.executable, "-m", "tests.support.compiled_variants", *names]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(program, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told = dict(line.split() for line in done.stdout.splitlines())
+    assert list(told) == names
+    assert all(float(difference) < 1e-3 for difference in told.values()), told
