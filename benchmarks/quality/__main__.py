@@ -25,7 +25,8 @@ from typing import get_args
 import torch
 from benchmarks.quality.clips import measure_clips, prepare_clips
 from benchmarks.quality.generated import measure_generated
-from benchmarks.quality.report import RESULTS, write_report
+from benchmarks.quality.page import write_page
+from benchmarks.quality.report import RESULTS
 from benchmarks.quality.sizes import SIZES, USUAL
 from benchmarks.quality.study import OPTIMIZER, How
 from benchmarks.quality.tasks import Kind, Task, combined, read_queue
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     began = time.perf_counter()
     given = _parser().parse_args(arguments)
     if given.report:
-        print(f"wrote {write_report()}")
+        print(f"wrote {write_page()}")
         return 0
     if given.prepare_clips:
         print(f"wrote {prepare_clips(given.state)}")

@@ -98,19 +98,26 @@ def read_queue(path: Path) -> list[Task]:
     Raises:
         ValueError: for a file of another form, naming the entry.
     """
+    every = [task for _, tasks in read_queue_entries(path) for task in tasks]
+    return list(dict.fromkeys(every))
+
+
+def read_queue_entries(path: Path) -> list[tuple[dict[str, Any], list[Task]]]:
+    """Every entry of a queue file, with its tasks; raises as `read_queue`."""
     written = read_json(path, remedy="write {'tasks': [...]}, see benchmarks/quality/tasks.py")
-    tasks: list[Task] = []
-    for entry in written["tasks"]:
-        unknown = entry.keys() - {"do", "why", "variants", *FIELDS}
-        if unknown or "variants" not in entry or entry.get("do", "train") not in get_args(Kind):
-            raise ValueError(
-                f"{path} has the task {entry}; variants, do (one of {', '.join(get_args(Kind))}), "
-                f"why, {', '.join(FIELDS)} are allowed, and variants are needed"
-            )
-        given = FIELDS | {name: entry[name] for name in FIELDS if name in entry}
-        seeds = given.pop("seeds")
-        tasks += combined(entry.get("do", "train"), entry["variants"], seeds, given)
-    return list(dict.fromkeys(tasks))
+    return [(entry, _tasks_of(entry, path)) for entry in written["tasks"]]
+
+
+def _tasks_of(entry: dict[str, Any], path: Path) -> list[Task]:
+    unknown = entry.keys() - {"do", "why", "variants", *FIELDS}
+    if unknown or "variants" not in entry or entry.get("do", "train") not in get_args(Kind):
+        raise ValueError(
+            f"{path} has the task {entry}; variants, do (one of {', '.join(get_args(Kind))}), "
+            f"why, {', '.join(FIELDS)} are allowed, and variants are needed"
+        )
+    given = FIELDS | {name: entry[name] for name in FIELDS if name in entry}
+    seeds = given.pop("seeds")
+    return combined(entry.get("do", "train"), entry["variants"], seeds, given)
 
 
 def identity(result: Result) -> tuple[Any, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,7 @@ from benchmarks.quality.report import (
     by_variant,
     mean,
     paired,
-    rebuilt,
     results_text,
-    write_report,
 )
 
 LEVELS = ("0.1", "0.3", "0.5", "0.7", "0.9")
@@ -75,14 +72,6 @@ def results() -> list[dict[str, Any]]:
         made(name, seed, loss) for name, pair in losses.items() for seed, loss in enumerate(pair)
     ]
     return [*found, made("video_sparse_attention", 0, 0.2), made("window", 0, 0.30, steps=2800)]
-
-
-def test_the_page_holds_what_the_committed_results_give() -> None:
-    page = report.PAGE.read_text()
-    assert page == rebuilt(page, report.read_results())
-    for line in page.splitlines():
-        if line.startswith("!["):
-            assert (report.PAGE.parent / line.split("(")[-1].rstrip(")")).is_file()
 
 
 def test_no_results_give_no_table() -> None:
@@ -344,39 +333,23 @@ def test_longer_clips_have_tables_of_their_own(results: list[dict[str, Any]]) ->
     assert list(report.drawn(results + longer)) == ["window"]
 
 
-def test_rebuilding_keeps_what_is_written_by_hand(results: list[dict[str, Any]]) -> None:
-    page = "# Title\n<!-- variants: generated -->\nold\n<!-- variants: end -->\nby hand\n"
-    page += "<!-- results: generated -->\n<!-- results: end -->\nmore\n"
-    new = rebuilt(page, results)
-    assert new.startswith("# Title\n<!-- variants: generated -->\n\n| variant |")
-    assert "\nold\n" not in new
-    assert "<!-- variants: end -->\nby hand\n<!-- results: generated -->" in new
-    assert new.endswith("<!-- results: end -->\nmore\n")
-    assert rebuilt(new, results) == new
-    with pytest.raises(ValueError, match="no single block <!-- results: generated -->"):
-        rebuilt(page.replace("<!-- results: end -->", ""), results)
-
-
-def test_the_report_writes_page_and_figures(tmp_path: Path, results: list[dict[str, Any]]) -> None:
-    folder = tmp_path / "results"
-    folder.mkdir()
-    for place, result in enumerate(results):
-        (folder / f"{place}.json").write_text(json.dumps(result))
-    page = tmp_path / "quality.md"
-    shutil.copy(report.PAGE, page)
-    write_report(folder, page)
-    assert "| `paper` | 2 |" in page.read_text()
-    figures = {path.name for path in (tmp_path / "figures").iterdir()}
-    # The most steps have no router, so no allocation is drawn.
-    assert figures == {"quality-noise.png", "quality-flops.png", "quality-time.png"}
-    seven = [result for result in results if result["steps"] == 700]
-    paths = draw_figures(seven, tmp_path / "figures")
-    assert [path.name for path in paths] == [
-        f"quality-{n}.png" for n in ("noise", "flops", "time", "allocation")
-    ]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
-
-
 def test_shares_are_read_by_layer_and_head() -> None:
     layers = torch.tensor([[[0.5, 0.25, 0.25, 0], [1, 0, 0, 0]]]).tolist()
     assert report._heads(layers) == [1.5, 0.25, 0.25]
+
+
+def test_other_rates_and_wider_models_have_a_table_of_their_own(
+    results: list[dict[str, Any]],
+) -> None:
+    usual = {"size": "16k", "learning_rate": 0.001}
+    other = [
+        made("window", seed, 0.2 + 0.1 * seed) | usual | {"learning_rate": 0.002}
+        for seed in range(2)
+    ]
+    wide = made("dense", 0, 0.15) | usual | {"size": "16k-wide"}
+    text = results_text([*results, *other, wide])
+    assert "### Other learning rates and sizes" in text
+    assert "| `window` | 16k | 0.002 | 700 | 2 | 0.2500 ± 0.0500 |" in text.splitlines()
+    assert "| `dense` | 16k-wide | 0.001 | 700 | 1 | 0.1500 |" in text.splitlines()
+    assert text.split("### Other")[0] in results_text(results)
+    assert "### Other" not in results_text(results)
