@@ -26,6 +26,7 @@ import torch
 from benchmarks.quality.clips import measure_clips, prepare_clips
 from benchmarks.quality.generated import measure_generated
 from benchmarks.quality.page import write_page
+from benchmarks.quality.planning import listed
 from benchmarks.quality.report import RESULTS
 from benchmarks.quality.sizes import SIZES, USUAL
 from benchmarks.quality.study import OPTIMIZER, How
@@ -50,6 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
     if given.prepare_clips:
         print(f"wrote {prepare_clips(given.state)}")
         return 0
+    folders = list(dict.fromkeys([given.output, RESULTS]))
+    if given.list:
+        print(listed(_tasks(given), folders))
+        return 0
     device = torch.device(given.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit(
@@ -67,7 +72,6 @@ def main(arguments: list[str] | None = None) -> int:
         end=float("inf") if given.seconds is None else began + given.seconds,
         folder=given.state,
     )
-    folders = list(dict.fromkeys([given.output, RESULTS]))
     places = Places(folders, record.machine(given.commit), given.processes)
     failed = work(_tasks(given), how, places, MEASURES)
     return max([failed, *(abs(other.wait()) for other in others)])
@@ -112,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--report", action="store_true", help="rebuild docs/quality.md from the results"
     )
+    what.add_argument("--list", action="store_true", help="what is left, and how long it takes")
     what.add_argument(
         "--prepare-clips",
         action="store_true",

@@ -16,6 +16,13 @@ GENERATED = (
 )
 
 
+def _model(result: Result) -> str:
+    return (
+        f"`{result['variant']}`, {result['steps']:,} steps at {result['learning_rate']:g}, seed "
+        f"{result['seed']}"
+    )
+
+
 def generated_table(results: list[Result]) -> str:
     """Generated videos beside held-out clips, a row for each model."""
     if not results:
@@ -25,7 +32,7 @@ def generated_table(results: list[Result]) -> str:
     lines.append(f"| other held-out clips | | {floor:.3f} | 1 | 1 | 1 | | |")
     for one in results:
         quarters = one["long"]["quarters"]
-        cells = [f"`{one['variant']}`, seed {one['seed']}", one["size"], f"{one['frechet']:.3f}"]
+        cells = [_model(one), one["size"], f"{one['frechet']:.3f}"]
         cells += [f"{one[name]:.2f}" for name in ("contrast", "motion", "flicker")]
         cells.append(" / ".join(f"{part['frechet']:.3f}" for part in quarters))
         cells.append(" / ".join(f"{part['contrast']:.2f}" for part in quarters))
@@ -41,7 +48,7 @@ def real_clips_table(results: list[Result]) -> str:
     head = ["variant", "size", *names, "all, before fine-tuning"]
     lines = [f"| {' | '.join(head)} |", "|" + len(head) * "---|"]
     for one in results:
-        cells = [f"`{one['variant']}`, seed {one['seed']}", one["size"]]
+        cells = [_model(one), one["size"]]
         cells += [f"{overall(one['losses_by_clip'][name]):.4f}" for name in names]
         before = mean([overall(levels) for levels in one["before"].values()])
         lines.append(f"| {' | '.join([*cells, f'{before.value:.4f}'])} |")

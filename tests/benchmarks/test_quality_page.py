@@ -148,16 +148,19 @@ def test_the_chart_shows_every_setting_once(results: list[dict[str, Any]]) -> No
 def test_measurements_have_tables() -> None:
     assert generated_table([]) == real_clips_table([]) == "No results yet."
     ratios = {"contrast": 0.9, "motion": 1.1, "flicker": 1.25}
-    one = {"variant": "dense", "seed": 0, "size": "16k", "frechet": 0.5, **ratios}
+    run = {"variant": "dense", "seed": 0, "size": "16k", "steps": 2800, "learning_rate": 0.002}
+    one = run | {"frechet": 0.5, **ratios}
     one |= {"frechet_of_held_out": 0.01, "long": {"quarters": [{"frechet": 0.6, **ratios}] * 4}}
-    line = "| `dense`, seed 0 | 16k | 0.500 | 0.90 | 1.10 | 1.25 | 0.600 / 0.600 / 0.600 / 0.600 |"
+    model = "| `dense`, 2,800 steps at 0.002, seed 0 | 16k |"
+    quarters = "0.600 / 0.600 / 0.600 / 0.600"
+    line = f"{model} 0.500 | 0.90 | 1.10 | 1.25 | {quarters} |"
     assert generated_table([one]).splitlines()[-1].startswith(line)
     assert "| other held-out clips | | 0.010 | 1 | 1 | 1 | | |" in generated_table([one])
     levels = {"bikes": {"0.1": 0.2, "0.9": 0.4}, "carphone": {"0.1": 0.1, "0.9": 0.1}}
     worse = {name: {"0.1": 1.0, "0.9": 1.0} for name in levels}
-    two = {"variant": "dense", "seed": 0, "size": "16k", "losses_by_clip": levels, "before": worse}
+    two = run | {"losses_by_clip": levels, "before": worse}
     last = real_clips_table([two]).splitlines()[-1]
-    assert last == "| `dense`, seed 0 | 16k | 0.3000 | 0.1000 | 1.0000 |"
+    assert last == f"{model} 0.3000 | 0.1000 | 1.0000 |"
 
 
 def test_rebuilding_keeps_what_is_written_by_hand() -> None:

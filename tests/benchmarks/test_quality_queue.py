@@ -14,6 +14,7 @@ from benchmarks.quality import __main__ as command_line
 from benchmarks.quality import state, working
 from benchmarks.quality import study as quality_study
 from benchmarks.quality.building import build
+from benchmarks.quality.planning import START_SECONDS, listed, predicted_seconds
 from benchmarks.quality.report import RESULTS
 from benchmarks.quality.sizes import SIZES, STUDY, Size
 from benchmarks.quality.study import How, Run, execute, stopped_at
@@ -303,3 +304,21 @@ def test_a_queue_of_another_form_is_refused(tmp_path: Path) -> None:
 def _result(run: Run) -> dict[str, Any]:
     losses = {"0.1": 0.5, "0.9": 0.3}
     return run.record | {"losses": losses, "step_ms": 5.0, "seconds": 100.0}
+
+
+def test_the_predicted_time_is_the_variants_own_else_the_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SIZES, "16k", STUDY)
+    results = [_result(Run("window", 0, 10)), _result(Run("soft_routing", 0, 10))]
+    results[0]["step_ms"] = 40.0
+    long = Task("train", Run("window", 1, 1000))
+    assert predicted_seconds(long, results) == START_SECONDS + 40
+    assert predicted_seconds(Task("train", Run("radial", 1, 1000)), results) == START_SECONDS + 5
+    assert predicted_seconds(Task("train", Run("radial", 1, 9, SIZES["64k"])), results) is None
+    for one in results:
+        (tmp_path / f"{one['variant']}.json").write_text(json.dumps(one))
+    tasks = [long, Task("train", Run("window", 0, 10)), Task("clips", Run("window", 1, 1000))]
+    told = listed(tasks, [tmp_path]).splitlines()[1:]
+    assert [line.split()[0] for line in told] == ["65", "?"]
+    assert told[1].endswith("65 s  clips of window-1000-1")
