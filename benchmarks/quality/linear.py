@@ -7,8 +7,9 @@ others, sums over tiles are summed over the tiles that each tile leaves.
 - `WindowAndLinear`: a window, and linear attention over the whole video in both directions of time,
   summed with gates by token. The gate of the linear part is zero at first.
 - `TilesAndLinear`: each tile's best tiles by softmax attention, all others by linear attention,
-  whose output passes a learned projection, zero at first, and is added. So does Sparse-Linear
-  Attention (Zhang et al., arXiv 2509.24006), which also skips the least tiles; here none is.
+  whose output passes a learned projection and is added, in the manner of Sparse-Linear Attention
+  (Zhang et al., arXiv 2509.24006), which also skips the least tiles. Here none is skipped, and
+  the projection is zero at first.
 
 Linear attention (Katharopoulos et al., arXiv 2006.16236) with the softmax over channels as feature
 map (Shen et al., arXiv 1812.01243; the default of Sparse-Linear Attention too).

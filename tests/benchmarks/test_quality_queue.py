@@ -322,3 +322,28 @@ def test_the_predicted_time_is_the_variants_own_else_the_defaults(
     told = listed(tasks, [tmp_path]).splitlines()[1:]
     assert [line.split()[0] for line in told] == ["65", "?"]
     assert told[1].endswith("65 s  clips of window-1000-1")
+
+
+def test_processes_get_the_same_command_and_their_failure_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+
+    class Other:
+        def __init__(self, command: list[str]) -> None:
+            started.append(command)
+
+        def wait(self) -> int:
+            return 1
+
+    monkeypatch.setattr(command_line.subprocess, "Popen", Other)
+    monkeypatch.setattr(command_line, "work", lambda *given: 0)
+    command = ["--device", "cpu", "--commit", "abc", "--processes", "3", "--state", str(tmp_path)]
+    assert command_line.main(command) == 1
+    assert [words[1:] for words in started] == [
+        ["-m", "benchmarks.quality", *command, "--helper"]
+    ] * 2
+    assert command_line.main([*command, "--helper"]) == 0
+    assert len(started) == 2
+    with pytest.raises(SystemExit, match="processes is 0; numbers from 1 to 8"):
+        command_line.main([*command, "--processes", "0"])

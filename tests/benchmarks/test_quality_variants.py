@@ -51,6 +51,8 @@ def test_flops_meet_the_target_or_stay_a_tenth_below(name: str) -> None:
     ratio = density(VARIANTS[name]) / TARGET_DENSITY
     if VARIANTS[name].cheaper:
         assert ratio <= 1 - TOLERANCE
+        fewer = 1 - density(VARIANTS[name]) / density(VARIANTS["soft_routing"])
+        assert fewer == pytest.approx(1 / 6, abs=0.01)  # as its prediction says
     else:
         assert abs(ratio - 1) <= TOLERANCE
     assert density(VARIANTS[name], SIZES["16k-wide"]) == pytest.approx(density(VARIANTS[name]))
