@@ -25,8 +25,9 @@ from typing import Any
 
 import torch
 from benchmarks.quality.data import Draw, draw_scenes
+from benchmarks.quality.runs import Run
 from benchmarks.quality.sizes import STUDY, Size
-from benchmarks.quality.study import Run, Trainer
+from benchmarks.quality.trainer import Trainer
 from torch import Tensor
 
 from benchmarks import record

@@ -28,8 +28,8 @@ from benchmarks.quality.generated import measure_generated
 from benchmarks.quality.page import write_page
 from benchmarks.quality.planning import listed
 from benchmarks.quality.report import RESULTS
+from benchmarks.quality.runs import OPTIMIZER, How
 from benchmarks.quality.sizes import SIZES, USUAL
-from benchmarks.quality.study import OPTIMIZER, How
 from benchmarks.quality.tasks import Kind, Task, combined, read_queue
 from benchmarks.quality.variants import VARIANTS
 from benchmarks.quality.working import Places, work

@@ -7,8 +7,8 @@ from typing import Any
 
 from benchmarks.quality.costs import training_flops
 from benchmarks.quality.report import Result, mean, overall, tokens_of, way_of
+from benchmarks.quality.runs import OPTIMIZER
 from benchmarks.quality.sizes import SIZES, USUAL
-from benchmarks.quality.study import OPTIMIZER
 from benchmarks.quality.summary import DEFAULT, DENSE, PUBLISHED, SAME_HEADS, step_times, usual_way
 
 SHOWN = (DENSE, DEFAULT, "timestep_routing", SAME_HEADS, "window", *PUBLISHED, "paper")

@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 from benchmarks.quality import state
+from benchmarks.quality.runs import How, Run
 from benchmarks.quality.sizes import Size
-from benchmarks.quality.study import CHECK_STEPS, How, Run, stopped_at, train
+from benchmarks.quality.study import stopped_at, train
 from benchmarks.quality.tasks import Result, Task
+from benchmarks.quality.trainer import CHECK_STEPS
 from benchmarks.quality.validation import losses_on
 from torch import Tensor
 

@@ -21,8 +21,8 @@ from benchmarks.quality.motion import (
     look_at,
     means,
 )
+from benchmarks.quality.runs import How
 from benchmarks.quality.sizes import Size
-from benchmarks.quality.study import How
 from benchmarks.quality.tasks import Result, Task
 from torch import Tensor
 

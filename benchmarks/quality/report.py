@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks.quality.costs import density
 from benchmarks.quality.names import current_name
+from benchmarks.quality.runs import OPTIMIZER
 from benchmarks.quality.sizes import STUDY
-from benchmarks.quality.study import OPTIMIZER
 from benchmarks.quality.variants import VARIANTS
 
 ROOT = Path(__file__).parents[2]

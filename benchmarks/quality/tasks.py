@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from benchmarks.quality.names import current_name
+from benchmarks.quality.runs import OPTIMIZER, Run
 from benchmarks.quality.sizes import SIZES, USUAL, name_of
-from benchmarks.quality.study import OPTIMIZER, Run
 from benchmarks.quality.variants import chosen
 
 from freqformer._files import read_json

@@ -13,7 +13,8 @@ from typing import Any
 
 from benchmarks.quality import state
 from benchmarks.quality.building import build
-from benchmarks.quality.study import How, execute, stopped_at, train
+from benchmarks.quality.runs import How
+from benchmarks.quality.study import execute, stopped_at, train
 from benchmarks.quality.tasks import Result, Task, is_done
 from filelock import FileLock, Timeout
 

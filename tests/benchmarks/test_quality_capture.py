@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.quality import study
+from benchmarks.quality import trainer as quality_trainer
+from benchmarks.quality.runs import Run
 from benchmarks.quality.sizes import Size
-from benchmarks.quality.study import Run, Trainer
+from benchmarks.quality.trainer import Trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -55,7 +56,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, name: str) -> Watch:
     monkeypatch.setattr(torch, "autocast", lambda *given, **named: contextlib.nullcontext())
     # The fused optimizer is torch's own and made to be captured; it knows no meta tensors.
     monkeypatch.setattr(
-        study, "_adamw", lambda model, rate: torch.optim.SGD(model.parameters(), lr=0.0)
+        quality_trainer, "_adamw", lambda model, rate: torch.optim.SGD(model.parameters(), lr=0.0)
     )
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self: None)
     trainer = Trainer(Run(name, 0, 3, Size(batch=2, layers=1)), torch.device("meta"))

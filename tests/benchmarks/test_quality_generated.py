@@ -11,8 +11,8 @@ import pytest
 import torch
 from benchmarks.quality import clips, generated, motion, state
 from benchmarks.quality.building import build
+from benchmarks.quality.runs import How, Run
 from benchmarks.quality.sizes import SIZES, Size
-from benchmarks.quality.study import How, Run
 from benchmarks.quality.tasks import Task
 from torch import Tensor
 

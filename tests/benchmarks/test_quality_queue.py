@@ -13,12 +13,15 @@ import torch
 from benchmarks.quality import __main__ as command_line
 from benchmarks.quality import state, working
 from benchmarks.quality import study as quality_study
+from benchmarks.quality import trainer as quality_trainer
 from benchmarks.quality.building import build
 from benchmarks.quality.planning import START_SECONDS, listed, predicted_seconds
 from benchmarks.quality.report import RESULTS
+from benchmarks.quality.runs import How, Run
 from benchmarks.quality.sizes import SIZES, STUDY, Size
-from benchmarks.quality.study import How, Run, execute, stopped_at
+from benchmarks.quality.study import execute, stopped_at
 from benchmarks.quality.tasks import Task, combined, is_done, read_queue
+from benchmarks.quality.trainer import Trainer
 from benchmarks.quality.working import Places, work
 
 from freqformer._files import FileError, read_json
@@ -32,8 +35,8 @@ QUEUE = Path(quality_study.__file__).parent / "queue.json"
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny size by the name of the usual one, clips of two steps drawn at once, and a look at the
     clock after each."""
-    monkeypatch.setattr(quality_study, "CHUNK_CLIPS", 4)
-    monkeypatch.setattr(quality_study, "CHECK_STEPS", 1)
+    monkeypatch.setattr(quality_trainer, "CHUNK_CLIPS", 4)
+    monkeypatch.setattr(quality_trainer, "CHECK_STEPS", 1)
     monkeypatch.setitem(SIZES, "16k", TINY)
 
 
@@ -89,6 +92,33 @@ def test_a_run_that_stops_goes_on_with_the_same_bits(
     again = state.read(kept, run.record).tensors
     assert again.keys() == weights.keys()
     assert all(torch.equal(again[name], x) for name, x in weights.items())
+
+
+def test_a_run_that_is_killed_goes_on_from_what_was_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality_study, "validate", lambda *given: {"losses": {}})
+    run, how = tiny("paper"), How(CPU, folder=tmp_path)
+    whole = execute(run, how)
+    advance = Trainer.advance
+
+    def killed(self: Trainer) -> None:
+        if int(self.done) == 3:
+            raise KeyboardInterrupt
+        advance(self)
+
+    monkeypatch.setattr(quality_study, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(Trainer, "advance", killed)
+    with pytest.raises(KeyboardInterrupt):
+        execute(run, how)
+    monkeypatch.setattr(Trainer, "advance", advance)
+    assert read_progress(run, tmp_path) == 3
+    assert without_times(execute(run, how)) == without_times(whole)
+
+
+def read_progress(run: Run, folder: Path) -> int:
+    """Steps that a stopped run has done."""
+    return state.read(stopped_at(run, folder), run.record).record["progress"]["steps"]
 
 
 def test_what_stopped_is_of_one_run_and_whole(tmp_path: Path, clock: Clock) -> None:

@@ -11,10 +11,13 @@ import pytest
 import torch
 from benchmarks.quality import data
 from benchmarks.quality import study as quality_study
+from benchmarks.quality import trainer as quality_trainer
 from benchmarks.quality.building import build, used_parameters
 from benchmarks.quality.report import PAGE
+from benchmarks.quality.runs import OPTIMIZER, How, Run
 from benchmarks.quality.sizes import SIZES, Size
-from benchmarks.quality.study import OPTIMIZER, How, Run, Trainer, execute
+from benchmarks.quality.study import execute
+from benchmarks.quality.trainer import Trainer
 from benchmarks.quality.validation import validate
 from benchmarks.quality.variants import VARIANTS
 
@@ -25,8 +28,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny size by the name of the usual one, and the clips of few steps drawn at once."""
-    monkeypatch.setattr(quality_study, "CHUNK_CLIPS", 8)
-    monkeypatch.setattr(quality_study, "CHECK_STEPS", 2)
+    monkeypatch.setattr(quality_trainer, "CHUNK_CLIPS", 8)
+    monkeypatch.setattr(quality_trainer, "CHECK_STEPS", 2)
     monkeypatch.setitem(SIZES, "16k", TINY)
 
 
@@ -121,7 +124,7 @@ def test_without_a_routing_network_there_are_no_tables() -> None:
 def test_training_lowers_the_loss_and_the_schedule_ends_at_zero(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(quality_study, "OPTIMIZER", replace(OPTIMIZER, warmup_steps=4))
+    monkeypatch.setattr(quality_trainer, "OPTIMIZER", replace(OPTIMIZER, warmup_steps=4))
     steps, size = 24, replace(TINY, layers=1)
     trainer = Trainer(Run("window", 0, steps, size), CPU)
     trainer.clip.copy_(data.draw_scenes(2, 0, CPU, frames=4, side=16).video)
