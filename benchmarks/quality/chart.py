@@ -11,9 +11,19 @@ from benchmarks.quality.runs import OPTIMIZER
 from benchmarks.quality.sizes import SIZES, USUAL
 from benchmarks.quality.summary import DEFAULT, DENSE, PUBLISHED, SAME_HEADS, step_times, usual_way
 
-SHOWN = (DENSE, DEFAULT, "timestep_routing", SAME_HEADS, "window", *PUBLISHED, "paper")
+SHOWN: tuple[str, ...] = (
+    DENSE,
+    DEFAULT,
+    "timestep_routing",
+    SAME_HEADS,
+    "window",
+    *PUBLISHED,
+    "paper",
+)
 """Variants on the chart, where they have results."""
-COLOURS = dict(zip(SHOWN, (*(f"C{place}" for place in range(10)), "black"), strict=True))
+COLOURS: dict[str, str] = dict(
+    zip(SHOWN, (*(f"C{place}" for place in range(10)), "black"), strict=True)
+)
 MARKS = {USUAL: "o", "64k": "o", "16k-wide": "s"}
 ROWS = ((USUAL, "16k-wide"), ("64k",))
 """Sizes that share a panel: their losses are of the same clips."""
