@@ -125,7 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group("where and for how long")
     where.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     where.add_argument("--state", type=Path, default=STATE, help="folder of what goes on later")
-    where.add_argument("--seconds", type=float, help="stop then, and leave what goes on later")
+    where.add_argument(
+        "--seconds", type=float, help="stop training then; what is trained is still validated"
+    )
     where.add_argument("--processes", type=int, default=1, help="that share the card")
     where.add_argument("--helper", action="store_true", help=argparse.SUPPRESS)
     where.add_argument("--device", choices=("cuda", "cpu"), default="cuda")

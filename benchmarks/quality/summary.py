@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ from benchmarks.quality.report import (
     Mean,
     Result,
     by_variant,
+    is_usual,
     mean,
     overall,
     paired,
     tokens_of,
     way_of,
 )
-from benchmarks.quality.sizes import SIZES, STUDY
+from benchmarks.quality.sizes import SIZES, STUDY, USUAL
 from benchmarks.quality.tasks import identity, read_queue_entries
 
 QUEUE = Path(__file__).parent / "queue.json"
@@ -29,6 +31,8 @@ PUBLISHED = (
     "window_and_linear",
     "best_tiles_and_linear",
 )
+TUNED = (DEFAULT, DENSE, "window")
+"""Whose learning rates are tuned alike."""
 STEPS = 2800
 LONG = "64k"
 Groups = dict[str, dict[int, Result]]
@@ -39,13 +43,13 @@ def summary_text(results: list[Result]) -> str:
     groups = by_variant(results, STEPS)
     sentences = []
     if DEFAULT in groups and DENSE in groups:
-        sentences += [against_dense(groups), by_noise(groups), in_seconds(groups)]
+        first = against_dense(groups) + with_best_rates(results)
+        sentences += [first, by_noise(groups), in_seconds(groups)]
     if DEFAULT in groups and any(name in groups for name in PUBLISHED):
         sentences.append(against_published(groups))
-    longer = [result for result in results if tokens_of(result) == SIZES[LONG].grid.num_tokens]
-    if longer:
-        steps = max(result["steps"] for result in longer)
-        sentences.append(at_length(by_variant(results, steps, tokens_of(longer[0])), steps))
+    longer = [at_length(results, size) for size in (USUAL, LONG)]
+    if any(longer):
+        sentences.append("; ".join(filter(None, longer)) + ".")
     return "\n".join(f"{place}. {text}" for place, text in enumerate(sentences, 1))
 
 
@@ -81,6 +85,27 @@ def against_dense(groups: Groups) -> str:
     )
 
 
+def with_best_rates(results: list[Result]) -> str:
+    """The same with the best of each one's learning rates, of one seed; empty where only one rate
+    ran."""
+    best: dict[str, tuple[float, float]] = {}
+    rates: set[float] = set()
+    for one in results:
+        name, seed, steps, size, rate = identity(one)
+        if name in TUNED and (seed, steps, size) == (0, STEPS, USUAL):
+            rates.add(rate)
+            best[name] = min(best.get(name, (math.inf, rate)), (overall(one["losses"]), rate))
+    if len(rates) < 2:
+        return ""
+    told = ", ".join(f"`{name}` {best[name][0]:.4f} ({best[name][1]:g})" for name in best)
+    ratio = best[DEFAULT][0] / best[DENSE][0]
+    tried = ", ".join(f"{rate:g}" for rate in sorted(rates))
+    return (
+        f" With the best of the learning rates that ran ({tried}; seed 0): {told}, so that the "
+        f"default has {ratio:.3f} times dense attention's loss."
+    )
+
+
 def by_noise(groups: Groups) -> str:
     """The same by noise level."""
     default, dense = _shared(groups)
@@ -92,6 +117,8 @@ def by_noise(groups: Groups) -> str:
         if (found := _difference(default, dense, level)).value > 2 * found.error
     ]
     told = f"worse at t = {', '.join(worse)}" if worse else "nowhere worse by two standard errors"
+    if len(default) == 1:
+        told = "one seed, so no errors are known"
     listed = ", ".join(f"{ratio:.3f}" for ratio in ratios)
     return (
         f"By noise level, t = {levels[0]} to {levels[-1]}, it is {listed} times dense attention's: "
@@ -160,15 +187,20 @@ def against_published(groups: Groups) -> str:
     return f"Patterns that others publish, at equal FLOPs: {'; '.join(told)}."
 
 
-def at_length(groups: Groups, steps: int) -> str:
-    """Longer video, in the order of the loss."""
+def at_length(results: list[Result], size: str) -> str:
+    """The longest runs of a size, in the order of the loss; empty where none is longer than the
+    usual ones at the usual size."""
+    tokens = SIZES[size].grid.num_tokens
+    of_size = [one for one in results if tokens_of(one) == tokens and is_usual(one)]
+    steps = max((one["steps"] for one in of_size), default=0)
+    if steps <= (STEPS if size == USUAL else 0):
+        return ""
     told = [
         f"`{name}` {losses(runs).text(4)} ({_seeds(len(runs))}, "
         f"{min(run['step_ms'] for run in runs.values()):.0f} ms a step)"
-        for name, runs in groups.items()
+        for name, runs in by_variant(results, steps, tokens).items()
     ]
-    tokens = SIZES[LONG].grid.num_tokens
-    return f"At {tokens:,} tokens, after {steps:,} steps: {', '.join(told)}."
+    return f"At {tokens:,} tokens, after {steps:,} steps: {', '.join(told)}"
 
 
 def missing_text(results: list[Result], measured: dict[str, list[Result]]) -> str:

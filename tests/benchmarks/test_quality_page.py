@@ -83,6 +83,25 @@ def test_sentences_compare_by_paired_seeds(results: list[dict[str, Any]]) -> Non
     assert "`radial` 0.1800 (1 seed), of which it is 0.846." in text[3]
 
 
+def test_the_best_rate_of_each_is_told_once_others_ran(results: list[dict[str, Any]]) -> None:
+    rate = {"learning_rate": 0.002, "size": "16k"}
+    more = [
+        made("dense", 0, (0.24, 0.18, 0.09), **rate),
+        made("dense", 1, (0.0, 0.0, 0.0), **rate),  # another seed doesn't count
+        made("soft_routing", 0, (0.3, 0.2, 0.1), **rate),
+    ]
+    first = summary_text([*results, *more]).splitlines()[0]
+    assert "(0.001, 0.002; seed 0)" in first
+    assert "`soft_routing` 0.1400 (0.001), `dense` 0.1700 (0.002)" in first
+    assert "the default has 0.824 times dense attention's loss." in first
+    assert "learning rates" not in summary_text(results)
+
+
+def test_one_pair_has_no_errors(results: list[dict[str, Any]]) -> None:
+    first = [one for one in results if one["seed"] == 0]
+    assert "one seed, so no errors are known" in summary_text(first).splitlines()[1]
+
+
 def test_nowhere_worse_is_said_only_where_it_is_so(results: list[dict[str, Any]]) -> None:
     better = [
         one | {"losses": dict.fromkeys(LEVELS, 0.09)} if one["variant"] == "soft_routing" else one
@@ -97,6 +116,10 @@ def test_longer_video_has_a_sentence_in_the_order_of_loss(results: list[dict[str
     last = summary_text([*results, *more]).splitlines()[-1]
     assert last.startswith("5. At 65,536 tokens, after 450 steps: `window` 0.1333 (1 seed, 40 ms")
     assert last.index("`window`") < last.index("`dense`")
+    slow = made("dense", 0, (0.2, 0.1, 0.1), steps=11200)
+    last = summary_text([*results, *more, slow]).splitlines()[-1]
+    assert last.startswith("5. At 16,384 tokens, after 11,200 steps: `dense` 0.1333 (1 seed, 100")
+    assert "; At 65,536 tokens, after 450 steps: `window`" in last
     assert summary_text([]) == ""
 
 
