@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.quality.aims import aims_table
 from benchmarks.quality.figures import draw_figures
 from benchmarks.quality.measured import generated_table, real_clips_table
 from benchmarks.quality.report import (
@@ -31,6 +32,7 @@ def blocks(results: list[Result], measured: dict[str, list[Result]]) -> dict[str
     first = [CHART, summary_text(results), missing_text(results, measured)]
     return {
         "summary": "\n\n".join(first),
+        "aims": aims_table(results),
         "variants": variants_table(),
         "results": results_text(results),
         "generated": generated_table(measured["generated"]),

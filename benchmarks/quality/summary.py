@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,24 +85,40 @@ def against_dense(groups: Groups) -> str:
     )
 
 
-def with_best_rates(results: list[Result]) -> str:
-    """The same with the best of each one's learning rates, of one seed; empty where only one rate
-    ran."""
-    best: dict[str, tuple[float, float]] = {}
-    rates: set[float] = set()
+@dataclass(frozen=True)
+class Best:
+    """The least loss of a variant over learning rates, of one seed."""
+
+    loss: float
+    rate: float
+    tried: tuple[float, ...]
+
+
+def best_rates(results: list[Result]) -> dict[str, Best]:
+    """Of each variant that is tuned and ran with several rates, at the usual size and steps."""
+    found: dict[str, dict[float, float]] = {}
     for one in results:
         name, seed, steps, size, rate = identity(one)
         if name in TUNED and (seed, steps, size) == (0, STEPS, USUAL):
-            rates.add(rate)
-            best[name] = min(best.get(name, (math.inf, rate)), (overall(one["losses"]), rate))
-    if len(rates) < 2:
+            found.setdefault(name, {})[rate] = overall(one["losses"])
+    best = {}
+    for name, by_rate in found.items():
+        if len(by_rate) > 1:
+            rate = min(by_rate, key=lambda rate: by_rate[rate])
+            best[name] = Best(by_rate[rate], rate, tuple(sorted(by_rate)))
+    return best
+
+
+def with_best_rates(results: list[Result]) -> str:
+    """The same with the best of each one's learning rates; empty where only one rate ran."""
+    best = best_rates(results)
+    if not {DEFAULT, DENSE} <= best.keys():
         return ""
-    told = ", ".join(f"`{name}` {best[name][0]:.4f} ({best[name][1]:g})" for name in best)
-    ratio = best[DEFAULT][0] / best[DENSE][0]
-    tried = ", ".join(f"{rate:g}" for rate in sorted(rates))
+    told = ", ".join(f"`{name}` {one.loss:.4f} ({one.rate:g})" for name, one in best.items())
+    tried = ", ".join(f"{rate:g}" for rate in best[DENSE].tried)
     return (
-        f" With the best of the learning rates that ran ({tried}; seed 0): {told}, so that the "
-        f"default has {ratio:.3f} times dense attention's loss."
+        f" With the best learning rate of {tried} for each, seed 0: {told}, so that the default "
+        f"has {best[DEFAULT].loss / best[DENSE].loss:.3f} times dense attention's loss."
     )
 
 
@@ -175,16 +191,24 @@ def step_times(groups: Groups, way: str) -> dict[str, float]:
     return found
 
 
+def paired_ratio(groups: Groups, name: str) -> float | None:
+    """The default's loss over another's, over the seeds of both."""
+    common = groups.get(DEFAULT, {}).keys() & groups.get(name, {}).keys()
+    if not common:
+        return None
+    own, other = ({seed: groups[one][seed] for seed in common} for one in (DEFAULT, name))
+    return losses(own).value / losses(other).value
+
+
 def against_published(groups: Groups) -> str:
     """The patterns of others at equal FLOPs, nearest first."""
-    own = losses(groups[DEFAULT]).value
-    told = [
-        f"`{name}` {losses(runs).text(4)} ({_seeds(len(runs))}), of which it is "
-        f"{own / losses(runs).value:.3f}"
-        for name, runs in groups.items()
-        if name in PUBLISHED
-    ]
-    return f"Patterns that others publish, at equal FLOPs: {'; '.join(told)}."
+    told = []
+    for name in (name for name in groups if name in PUBLISHED):
+        text = f"`{name}` {losses(groups[name]).text(4)} ({_seeds(len(groups[name]))})"
+        ratio = paired_ratio(groups, name)
+        told.append(text if ratio is None else f"{text}, {ratio:.3f} times")
+    listed = "; ".join(told)
+    return f"Patterns that others publish, and the default over them at equal FLOPs: {listed}."
 
 
 def at_length(results: list[Result], size: str) -> str:

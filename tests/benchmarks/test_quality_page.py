@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from benchmarks.quality import report, summary
+from benchmarks.quality.aims import aims_table
 from benchmarks.quality.chart import SHOWN, every_setting
 from benchmarks.quality.costs import density, training_flops
 from benchmarks.quality.measured import generated_table, real_clips_table
@@ -80,7 +81,7 @@ def test_sentences_compare_by_paired_seeds(results: list[dict[str, Any]]) -> Non
     assert "it is 0.677, 0.500, 1.190 times dense attention's: worse at t = 0.9." in text[1]
     assert "and 0.40 of its GPU seconds (H200, compiled)" in text[2]
     assert "the router makes 0.0050 ± 0.0050, 3.3%" in text[2]
-    assert "`radial` 0.1800 (1 seed), of which it is 0.846." in text[3]
+    assert text[3].endswith("over them at equal FLOPs: `radial` 0.1800 (1 seed), 0.778 times.")
 
 
 def test_the_best_rate_of_each_is_told_once_others_ran(results: list[dict[str, Any]]) -> None:
@@ -91,10 +92,12 @@ def test_the_best_rate_of_each_is_told_once_others_ran(results: list[dict[str, A
         made("soft_routing", 0, (0.3, 0.2, 0.1), **rate),
     ]
     first = summary_text([*results, *more]).splitlines()[0]
-    assert "(0.001, 0.002; seed 0)" in first
+    assert "best learning rate of 0.001, 0.002 for each, seed 0" in first
     assert "`soft_routing` 0.1400 (0.001), `dense` 0.1700 (0.002)" in first
     assert "the default has 0.824 times dense attention's loss." in first
-    assert "learning rates" not in summary_text(results)
+    assert "learning rate" not in summary_text(results)
+    assert "learning rate" not in summary_text([*results, more[0]])
+    assert "(`dense`) | 0.97 | 0.824 | yes |" in aims_table([*results, *more])
 
 
 def test_one_pair_has_no_errors(results: list[dict[str, Any]]) -> None:
@@ -166,6 +169,35 @@ def test_the_chart_shows_every_setting_once(results: list[dict[str, Any]]) -> No
     assert found["radial", "16k", 2800].seconds == pytest.approx(2.8 * 40)  # alone on the card
     assert found["dense", "16k-wide", 2800].flops == training_flops(1.0, 2800, SIZES["16k-wide"])
     assert set(SHOWN) <= set(VARIANTS)
+
+
+def test_aims_are_ratios_over_shared_seeds(results: list[dict[str, Any]]) -> None:
+    rows = [line.split(" | ")[1:] for line in aims_table(results).splitlines()[2:]]
+    assert rows == [
+        ["0.97", "0.707", "yes |"],
+        ["0.97", "–", "not run |"],
+        ["0.985", "0.778", "yes |"],
+        ["0.995", "0.967", "yes |"],
+        ["1", "–", "not run |"],
+        ["0.4", "0.400", "yes |"],
+        ["0.1", "–", "not run |"],
+    ]
+    assert aims_table([]).count("not run") == 6
+    slow = [one | {"step_ms": 60.0} if one["variant"] == "soft_routing" else one for one in results]
+    assert "| 0.4 | 0.600 | no |" in aims_table(slow)
+
+
+def test_shorter_runs_count_where_they_reach_the_loss(results: list[dict[str, Any]]) -> None:
+    reaches = made("soft_routing", 0, (0.2, 0.2, 0.2), steps=1400)
+    misses = made("soft_routing", 0, (0.3, 0.3, 0.3), steps=700)
+    assert "| 0.4 | 0.200 | yes |" in aims_table([*results, reaches, misses])
+    long = {"tokens": 65_536}
+    more = [
+        made("dense", 0, (0.2, 0.2, 0.2), steps=1400, **long),
+        made("soft_routing", 0, (0.1, 0.1, 0.1), steps=350, **long),
+        made("soft_routing", 0, (0.1, 0.1, 0.1), steps=1400, **long),
+    ]
+    assert "| the same at 65,536 tokens | 0.1 | 0.100 | yes |" in aims_table([*results, *more])
 
 
 def test_measurements_have_tables() -> None:
