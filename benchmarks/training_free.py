@@ -25,8 +25,9 @@ from typing import Any
 
 import torch
 from benchmarks.quality.data import Draw, draw_scenes
-from benchmarks.quality.study import Run, Trainer
-from benchmarks.quality.variants import STUDY, VARIANTS, Size
+from benchmarks.quality.runs import Run
+from benchmarks.quality.sizes import STUDY, Size
+from benchmarks.quality.trainer import Trainer
 from torch import Tensor
 
 from benchmarks import record
@@ -89,7 +90,7 @@ def train(folder: Path, amount: Amount, device: torch.device) -> None:
     )
 
     size, began = amount.size, time.perf_counter()
-    trainer = Trainer(Run("dense", VARIANTS["dense"], 0, amount.train_steps, size), device)
+    trainer = Trainer(Run("dense", 0, amount.train_steps, size), device)
     step: Callable[[], None] = trainer.captured() if device.type == "cuda" else trainer.advance
     for first in range(0, amount.train_steps, CHUNK_STEPS):
         clips = _clips(CHUNK_STEPS * size.batch, first, amount, device)

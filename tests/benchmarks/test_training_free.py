@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from benchmarks.quality.variants import Size
+from benchmarks.quality.sizes import Size
 from benchmarks.record import RESULTS
 from benchmarks.training_free import BUDGETS, CUBES, Amount, single_patterns
 from benchmarks.training_free_report import (
