@@ -25,6 +25,7 @@ from freqformer.training.validation.settings import ValidationConfig
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu"]
+OptimizerKind = Literal["adamw", "adamw8bit"]
 
 LEARNING_RATE = 1e-3
 """Of this library's own model, where a run names none."""
@@ -42,6 +43,7 @@ class OptimizerConfig:
     """AdamW, its learning rate over the run, and the average of the weights.
 
     Args:
+        kind: `adamw`, or `adamw8bit`, which keeps moments in 8 bits.
         learning_rate: reached after the warm-up, then lowered to 0 along half a cosine. None is
             1e-3; of a pipeline, 1e-4 for LoRA and 1e-5 for all weights.
         warmup_steps: steps over which the learning rate grows linearly.
@@ -52,6 +54,7 @@ class OptimizerConfig:
             as (1 + n) / (10 + n).
     """
 
+    kind: OptimizerKind = "adamw"
     learning_rate: float | None = None
     warmup_steps: int = 50
     weight_decay: float = 0.01
@@ -65,6 +68,7 @@ class OptimizerConfig:
         return LEARNING_RATE if self.learning_rate is None else self.learning_rate
 
     def __post_init__(self) -> None:
+        check_choice("kind", self.kind, get_args(OptimizerKind))
         if self.learning_rate is not None:
             check_number("learning_rate", self.learning_rate, 0, 10)
         check_whole("warmup_steps", self.warmup_steps, 0, most=_MOST_STEPS)
@@ -275,6 +279,12 @@ class TrainConfig:
                     f"{name} is {shown(getattr(self, name))}; a {kind.__name__} is allowed"
                 )
         self._check_pipeline()
+        if self.optimizer.kind != "adamw" and self.run.parallel != ParallelConfig():
+            raise ValueError(
+                f"optimizer.kind is {self.optimizer.kind!r} and run.parallel"
+                f" {self.run.parallel}; 'adamw' is allowed, whose moments are shared among ranks as"
+                " the weights are: leave kind out"
+            )
         if self.optimizer.learning_rate is None:
             tuned = self.pipeline.folder is not None
             rate = LEARNING_RATES[self.pipeline.weights] if tuned else self.optimizer.peak_rate

@@ -40,8 +40,11 @@ ON_PURPOSE = {
 }
 """Fields that change what is computed from here on, for `checkpoint.accept_changes`."""
 _BEFORE = {
-    f"pipeline.{name}": value
-    for name, value in json.loads(json.dumps(asdict(PipelineConfig()))).items()
+    "optimizer.kind": "adamw",
+    **{
+        f"pipeline.{name}": value
+        for name, value in json.loads(json.dumps(asdict(PipelineConfig()))).items()
+    },
 }
 """What holds of runs of versions that had no such fields."""
 STATE = {
