@@ -311,6 +311,15 @@ class TrainConfig:
                     " of the two is allowed: the pipeline says the model, and every process holds"
                     " all of it"
                 )
+        if self.pipeline.offload_blocks and (
+            self.run.compile or not self.run.gradient_checkpointing
+        ):
+            raise ValueError(
+                f"pipeline.offload_blocks is {self.pipeline.offload_blocks} with"
+                f" run.gradient_checkpointing={self.run.gradient_checkpointing} and"
+                f" run.compile={self.run.compile}; true and false are allowed, since weights that"
+                " are kept for the backward, or compiled in, save no memory"
+            )
         if self.data.cache is None:
             raise ValueError(
                 f"pipeline.folder is {self.pipeline.folder!r} and data.cache None; a pipeline is"
