@@ -25,6 +25,7 @@ from freqformer.training.validation.settings import ValidationConfig
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu"]
+Tracker = Literal["wandb", "trackio"]
 OptimizerKind = Literal["adamw", "adamw8bit"]
 
 LEARNING_RATE = 1e-3
@@ -141,7 +142,7 @@ class RoutingConfig:
 
 
 RUN_RENAMED = {"part_seconds": "stop_after_seconds"}
-OF_A_SESSION = ("stop_after_seconds",)
+OF_A_SESSION = ("stop_after_seconds", "profile")
 """Fields of `RunConfig` that belong to one call, and not to the run."""
 
 
@@ -170,6 +171,8 @@ class RunConfig:
         device: `auto` takes a GPU where there is one.
         progress: whether to draw a progress bar.
         parallel: see its class.
+        tracker: `wandb` or `trackio` logs there too, where it is installed.
+        profile: first and last step, counted from 1, of which this session writes a profile.
         init_from: folder of a pipeline, or of a run, whose weights the run begins with; `model` may
             then be left out, and what it names must be as in that folder.
     """
@@ -186,6 +189,8 @@ class RunConfig:
     device: Device = "auto"
     progress: bool = True
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    tracker: Tracker | None = None
+    profile: tuple[int, int] | None = None
     init_from: str | None = None
 
     def __post_init__(self) -> None:
@@ -201,12 +206,30 @@ class RunConfig:
         check_whole("seed", self.seed, 0, most=_MOST_SEED)
         check_choice("device", self.device, get_args(Device))
         check_flag("progress", self.progress)
+        if self.tracker is not None:
+            check_choice("tracker", self.tracker, get_args(Tracker))
+        self._check_profile()
         check_kind("parallel", self.parallel, ParallelConfig, "give its fields, like cp")
         if self.init_from is not None and not (isinstance(self.init_from, str) and self.init_from):
             raise ValueError(
                 f"init_from is {shown(self.init_from)}; the path of a folder, as text, or None is "
                 "allowed"
             )
+
+    def _check_profile(self) -> None:
+        if isinstance(self.profile, list):
+            # JSON gives lists; records compare by value.
+            object.__setattr__(self, "profile", tuple(self.profile))
+        if self.profile is None:
+            return
+        if not isinstance(self.profile, tuple) or len(self.profile) != 2:
+            raise ValueError(
+                f"profile is {shown(self.profile)}; a first and a last step is allowed, like"
+                " [10, 12]"
+            )
+        first, last = self.profile
+        check_whole("profile", first, 1, most=_MOST_STEPS)
+        check_whole("profile", last, first, most=_MOST_STEPS)
 
 
 @dataclass(frozen=True)
