@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--seeds", default="0", help="numbers, with commas")
     what.add_argument("--steps", type=int, default=700)
     what.add_argument(
-        "--rates", default=str(OPTIMIZER.learning_rate), help="learning rates, with commas"
+        "--rates", default=str(OPTIMIZER.peak_rate), help="learning rates, with commas"
     )
     what.add_argument(
         "--report", action="store_true", help="rebuild docs/quality.md from the results"

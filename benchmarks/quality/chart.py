@@ -65,7 +65,7 @@ def every_setting(results: list[Result]) -> list[Panel]:
         one
         for one in results
         if one["variant"] in SHOWN
-        and one.get("learning_rate", OPTIMIZER.learning_rate) == OPTIMIZER.learning_rate
+        and one.get("learning_rate", OPTIMIZER.peak_rate) == OPTIMIZER.peak_rate
     ]
     panels = []
     for sizes in ROWS:

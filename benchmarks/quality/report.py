@@ -85,7 +85,7 @@ def tokens_of(result: Result) -> int:
 
 def is_usual(result: Result) -> bool:
     """Whether its model and learning rate are the study's; the first results don't say."""
-    usual_rate = result.get("learning_rate", OPTIMIZER.learning_rate) == OPTIMIZER.learning_rate
+    usual_rate = result.get("learning_rate", OPTIMIZER.peak_rate) == OPTIMIZER.peak_rate
     return usual_rate and not result.get("size", "").endswith("wide")
 
 

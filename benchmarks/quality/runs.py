@@ -25,7 +25,7 @@ class Run:
     seed: int
     steps: int
     size: Size = STUDY
-    rate: float = OPTIMIZER.learning_rate
+    rate: float = OPTIMIZER.peak_rate
     """Learning rate after the warm-up."""
 
     @property
@@ -38,7 +38,7 @@ class Run:
         """Name of its files, without what they end with."""
         size = name_of(self.size)
         parts = [self.name, *([] if size == USUAL else [size]), str(self.steps), str(self.seed)]
-        if self.rate != OPTIMIZER.learning_rate:
+        if self.rate != OPTIMIZER.peak_rate:
             parts.append(f"rate{self.rate:g}")
         return "-".join(parts)
 

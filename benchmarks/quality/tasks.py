@@ -26,7 +26,7 @@ FIELDS = {
     "seeds": [0],
     "steps": [2800],
     "sizes": [USUAL],
-    "learning_rates": [OPTIMIZER.learning_rate],
+    "learning_rates": [OPTIMIZER.peak_rate],
 }
 """What a task of a queue may leave out, and what it then has."""
 
@@ -59,7 +59,7 @@ class Task:
         size = name_of(run.size)
         if size != USUAL:
             words.append(f"--tokens {size}")
-        if run.rate != OPTIMIZER.learning_rate:
+        if run.rate != OPTIMIZER.peak_rate:
             words.append(f"--rates {run.rate:g}")
         if self.do != "train":
             words.append(f"--do {self.do}")
@@ -129,7 +129,7 @@ def identity(result: Result) -> tuple[Any, ...]:
         result["seed"],
         result["steps"],
         result.get("size", named.get(tokens)),
-        result.get("learning_rate", OPTIMIZER.learning_rate),
+        result.get("learning_rate", OPTIMIZER.peak_rate),
     )
 
 
