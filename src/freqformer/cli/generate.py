@@ -59,7 +59,7 @@ def generate(
     ] = None,
     table: Annotated[
         Path | None,
-        typer.Option(help="Folder of a routing table, in place of a density."),
+        typer.Option(help="Folder that calibrate wrote, in place of a density."),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
@@ -105,9 +105,9 @@ def generate(
     from freqformer.generation.loading import load_pipeline
     from freqformer.generation.request import Request
     from freqformer.integrations.diffusers.dials import checked_dials
-    from freqformer.routing import RoutingTable
+    from freqformer.integrations.diffusers.tables import load_tables
 
-    made = None if table is None else RoutingTable.load(table)
+    made = None if table is None else load_tables(table)
     checked_dials(made, density, (start_percent, end_percent), dense_blocks, min_tokens)
     where = chosen_device(device)
     pipe = load_pipeline(pipeline, dtype=getattr(torch, dtype), device=where, offload=offload)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from freqformer._renamed import renamed_arguments
 from freqformer._validate import check_choice
 from freqformer.config import Band
-from freqformer.integrations.diffusers.dials import Dials, checked_dials
+from freqformer.integrations.diffusers.dials import Dials, checked_dials, tables_by_part
 from freqformer.integrations.diffusers.families import family_of, is_pipeline, transformers_of
 from freqformer.integrations.diffusers.handle import FrequencyAttentionHandle
 from freqformer.integrations.diffusers.layer_bands import LayerBands, PresetBands, TableBands
@@ -27,7 +28,7 @@ Layers = list[tuple[str, Any]]
 @renamed_arguments(transformer="pipe_or_transformer")
 def enable_frequency_attention(
     pipe_or_transformer: Any,
-    table: RoutingTable | None = None,
+    table: RoutingTable | Mapping[str, RoutingTable] | None = None,
     *,
     density: float | None = None,
     start_percent: float | None = None,
@@ -50,7 +51,8 @@ def enable_frequency_attention(
     Args:
         pipe_or_transformer: a pipeline of diffusers, all of whose video transformers are enabled,
             or one transformer.
-        table: the band of every head by timestep bucket and layer; None takes the preset.
+        table: the band of every head by timestep bucket and layer; of a pipeline with several
+            transformers one for each, by their names in it. None takes the preset.
         density: of the preset, attention FLOPs of a banded step over those of dense attention, from
             0.001 to 1; None takes 0.2. What is delivered is in the handle.
         start_percent: share of the sampler's steps, from the first, that stay dense; None takes
@@ -77,8 +79,9 @@ def enable_frequency_attention(
     dials = checked_dials(table, density, percents, dense_blocks, min_tokens)
     check_choice("impl", impl, IMPLS)
     steps = _steps(pipe_or_transformer, scheduler, dials)
+    tables = tables_by_part(table, tuple(transformers))
     sessions = {
-        part: _session(transformer, table, dials, steps, impl)
+        part: _session(transformer, tables[part], dials, steps, impl)
         for part, transformer in transformers.items()
     }
     for part, session in sessions.items():
@@ -184,7 +187,7 @@ def _table_bands(layers: Layers, inner: Layers, table: RoutingTable) -> dict[str
     for place, (name, layer) in enumerate(layers):
         bands, configs = table.for_layer(place, layer.heads, table.config)
         if name not in guarded and not bool((bands == Band.DENSE).all()):
-            found[name] = TableBands(bands, configs)
+            found[name] = TableBands(bands, configs, table.tiles)
     return found
 
 
