@@ -21,11 +21,11 @@ from freqformer.attention import frequency_attention
 from freqformer.calibration.measure import Attended, LayerWatch
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid, tile_layout
-from freqformer.integrations.diffusers.preset import preset_configs
 from freqformer.models.transformer import FreqFormerTransformer3DModel
 from freqformer.ops.tokens import reorder, rms_norm, rotate
 from freqformer.plan import Selection, build_plan
 from freqformer.routing import RoutingTable
+from freqformer.training_free.preset import preset_configs
 
 SLACK = 0.1
 """How far a pattern may be from the budget, relatively, for its shape to decide."""

@@ -17,8 +17,8 @@ from freqformer.calibration.pipelines.steps import (
     step_weights,
 )
 from freqformer.grid import Grid
-from freqformer.integrations.diffusers.preset import mid_density
 from freqformer.routing import timestep_bucket
+from freqformer.training_free.preset import mid_density
 
 LEVELS = (1.0, 0.9, 0.7, 0.4, 0.1)
 STEPS = [

@@ -10,6 +10,7 @@ from freqformer._validate import check_number, check_whole
 from freqformer.calibration.candidates import Candidates
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Extents, Grid, tile_layout
+from freqformer.training_free.preset import SUMMARIES, mid_density, preset_tile
 
 Prompts = Sequence[str | Mapping[str, Any]]
 """Texts, or arguments of a call of the pipeline each, such as a prompt and an image."""
@@ -55,9 +56,6 @@ class CalibrationSettings:
             grid: of the video's tokens.
             exact: tokens beside them.
         """
-        # Imported here: the plug-in's folder needs diffusers.
-        from freqformer.integrations.diffusers.preset import SUMMARIES, mid_density, preset_tile
-
         base = FreqFormerConfig(tile=preset_tile(grid), mid_tiles=1, summary_tokens=SUMMARIES)
         tiles = tile_layout(grid, base.tile).num_tiles
         least = mid_density(grid, base, exact)
