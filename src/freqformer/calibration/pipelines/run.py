@@ -49,8 +49,8 @@ def calibrate_pipeline(
             with all runs done, any density takes seconds.
         progress: whether to draw a progress bar on standard error.
 
-    Returns: the tables, for `enable_frequency_attention(pipe, choice.tables)`, and all they follow
-        from.
+    Returns:
+        the tables, for `enable_frequency_attention(pipe, choice.tables)`, and all they follow from.
 
     Raises:
         ValueError: for another kind of pipeline, one that has frequency attention, prompts of
