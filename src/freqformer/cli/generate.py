@@ -59,7 +59,7 @@ def generate(
     ] = None,
     table: Annotated[
         Path | None,
-        typer.Option(help="Folder of a routing table, in place of a density."),
+        typer.Option(help="Folder that calibrate wrote, in place of a density."),
     ] = None,
     lora: Annotated[
         list[str] | None,
@@ -113,10 +113,10 @@ def generate(
     from freqformer.generation.loading import load_pipeline
     from freqformer.generation.lora import load_loras
     from freqformer.generation.request import Request
-    from freqformer.routing import RoutingTable
+    from freqformer.integrations.diffusers.tables import load_tables
     from freqformer.training_free.dials import checked_dials
 
-    made = None if table is None else RoutingTable.load(table)
+    made = None if table is None else load_tables(table)
     checked_dials(made, density, (start_percent, end_percent), dense_blocks, min_tokens)
     where = chosen_device(device)
     pipe = load_pipeline(pipeline, dtype=getattr(torch, dtype), device=where, offload=offload)

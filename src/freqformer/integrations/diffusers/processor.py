@@ -61,6 +61,8 @@ class CurrentCall:
         """Of the call's tensors."""
         self.banded: tuple[Grid, int] | None = None
         """Grid and exact tokens beside it of the last banded call."""
+        self.levels: set[float] = set()
+        """Noise levels that were not left dense by steps or length."""
 
 
 @dataclass(frozen=True)
