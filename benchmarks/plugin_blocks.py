@@ -35,11 +35,11 @@ from freqformer.config import Band, FreqFormerConfig, even_allocation
 from freqformer.grid import Grid, choose_tile, tile_layout
 from freqformer.integrations.diffusers import enable_frequency_attention
 from freqformer.integrations.diffusers.families import family_of
-from freqformer.integrations.diffusers.preset import SUMMARIES, mid_density
 from freqformer.integrations.diffusers.processor import FrequencyProcessor, Share
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.query_key import prepared
 from freqformer.routing import RoutingTable
+from freqformer.training_free.preset import SUMMARIES, mid_density
 
 DENSITIES = (0.5, 0.2, 0.1)
 FEW, MANY = 1, 3
