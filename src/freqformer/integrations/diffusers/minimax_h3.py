@@ -58,8 +58,10 @@ def _video(_transformer: Any, given: dict[str, Any]) -> VideoTokens:
 
 def _timesteps(given: dict[str, Any]) -> Tensor:
     """That of the video, which every sample shares; keyframes and audio have others."""
-    last = given["timestep_indices"][-1]
-    return torch.as_tensor(given["timestep"])[last].detach().double().cpu().reshape(1)
+    timesteps = torch.as_tensor(given["timestep"])
+    # By a tensor of indices: one number as an index would be read on the host by itself.
+    last = given["timestep_indices"][-1:].to(timesteps.device)
+    return timesteps.detach().index_select(0, last).double().cpu()
 
 
 def _noise_level(timestep: Tensor) -> Tensor:

@@ -128,6 +128,9 @@ class RotaryTables(NamedTuple):
     pair: int
     PAIRS: tl.constexpr
     """P; pairs after it stay as they are."""
+    PLAIN: tl.constexpr
+    """Whether all rows share tables that lie in one piece, of fewer numbers than an int32
+    counts."""
     TURNS_TEXT: tl.constexpr
     """Whether text is turned too."""
 

@@ -273,6 +273,9 @@ def _rotary(rotation: RotaryEmbedding, num_video_tokens: int) -> RotaryTables:
         head=head if heads > 1 else 0,
         pair=pair,
         PAIRS=tl.constexpr(pairs),
+        PLAIN=tl.constexpr(
+            samples == heads == 1 and (token, pair) == (pairs, 1) and cos.numel() < 2**31
+        ),
         TURNS_TEXT=tl.constexpr(tokens > num_video_tokens),
     )
 

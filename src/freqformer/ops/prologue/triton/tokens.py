@@ -262,13 +262,18 @@ def finite_where_masked(x, seen):
 def rotary_tables(rotary, sample, head, place, live, W: tl.constexpr):
     """cos and sin of the tokens `place` of one row, float32 (places, W / 2) each."""
     # One angle for two neighbouring channels.
-    pair = tl.arange(0, W // 2) * rotary.pair
-    row = sample.to(tl.int64) * rotary.sample + head.to(tl.int64) * rotary.head
-    token = row + place.to(tl.int64)[:, None] * rotary.token
+    pair = tl.arange(0, W // 2)
     real = real_channels(live, rotary.PAIRS, W // 2)
+    if rotary.PLAIN:
+        # Narrow offsets: the pooling of summaries has no registers to spare.
+        entry = place[:, None] * rotary.PAIRS + pair[None, :]
+    else:
+        row = sample.to(tl.int64) * rotary.sample + head.to(tl.int64) * rotary.head
+        token = row + place.to(tl.int64)[:, None] * rotary.token
+        entry = token + (pair * rotary.pair)[None, :]
     # By an angle of zero, pairs without one stay.
-    cos = tl.load(rotary.cos + token + pair[None, :], mask=real, other=1.0).to(tl.float32)
-    sin = tl.load(rotary.sin + token + pair[None, :], mask=real, other=0.0).to(tl.float32)
+    cos = tl.load(rotary.cos + entry, mask=real, other=1.0).to(tl.float32)
+    sin = tl.load(rotary.sin + entry, mask=real, other=0.0).to(tl.float32)
     return Rotary(cos=cos, sin=sin)
 
 
