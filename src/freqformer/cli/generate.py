@@ -113,8 +113,8 @@ def generate(
     from freqformer.generation.loading import load_pipeline
     from freqformer.generation.lora import load_loras
     from freqformer.generation.request import Request
-    from freqformer.integrations.diffusers.dials import checked_dials
     from freqformer.routing import RoutingTable
+    from freqformer.training_free.dials import checked_dials
 
     made = None if table is None else RoutingTable.load(table)
     checked_dials(made, density, (start_percent, end_percent), dense_blocks, min_tokens)
