@@ -38,6 +38,7 @@ from freqformer.training.objective import (
     within,
 )
 from freqformer.training.placement import placement_for
+from freqformer.training.prefetch import GpuBatches
 from freqformer.training.provenance import (
     LOSS_STEPS,
     TRAIN_FILE,
@@ -144,9 +145,12 @@ class Trainer:
         self.clock.start(*self.begun)
         self.log.begin(self.step)
 
-    def loader(self) -> ClipLoader | OnDeviceLoader:
+    def loader(self) -> GpuBatches:
         """The clips from this step on. A GPU draws what can be drawn there; the rest is loaded by
-        threads."""
+        threads, and copied to it one batch ahead."""
+        return GpuBatches(self._own_loader(), self.accelerator.device)
+
+    def _own_loader(self) -> ClipLoader | OnDeviceLoader:
         batch, device = self.config.run.batch_size, self.accelerator.device
         if isinstance(self.source, ProceduralClips) and device.type != "cpu":
             return OnDeviceLoader(
@@ -165,7 +169,7 @@ class Trainer:
             ahead=max(2 * batch, workers),
         )
 
-    def advance(self, loader: ClipLoader | OnDeviceLoader) -> StepReport:
+    def advance(self, loader: GpuBatches) -> StepReport:
         """Do one optimizer step. Raises TrainingError, with the weights as they were, where it is
         not finite."""
         run = self.config.run
@@ -177,20 +181,23 @@ class Trainer:
         )
         for group in self.placed.optimizer.param_groups:
             group["lr"] = rate
-        losses, norm = [], 0.0
+        losses: list[Tensor] = []
+        numbers: tuple[float, float, float] | None = None
         for place in range(run.accumulation):
             batch = self._take(loader)
             grid = self.model.grid_for(batch.clip.shape)
             with self.accelerator.accumulate(self.placed.wrapped):
                 losses.append(self._backward(batch, self._timesteps(grid)[place], grid))
+                loader.look_ahead(run.batch_size)
                 if self.accelerator.sync_gradients:
-                    norm = self._clip_gradients(losses)
+                    numbers = self._clip_gradients(losses)
                 self.placed.stepper.step()
                 self.placed.stepper.zero_grad()
+        assert numbers is not None
+        loss, routing, norm = numbers
         self.ema.step(self.weights.parameters())
         self.step += 1
         self.clock.advance(self.step)
-        loss, routing = self._mean(losses)
         report = StepReport(
             step=self.step,
             loss=loss,
@@ -263,7 +270,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return finetuned_folder(self.config)
 
-    def _take(self, loader: ClipLoader | OnDeviceLoader) -> TrainingBatch:
+    def _take(self, loader: GpuBatches) -> TrainingBatch:
         """The next clips and their noise. Where there are none, what is learned is kept first."""
         try:
             return loader.take(self.config.run.batch_size)
@@ -315,21 +322,26 @@ class Trainer:
         float32."""
         device = self.accelerator.device
         with self.placement.computing():
-            loss = batch_loss(self.placed.wrapped, batch.to(device), timestep.to(device))
+            loss = batch_loss(self.placed.wrapped, batch, _at(timestep, device))
         routing = router_terms(self.model, grid, self.config.routing, self.clock.progress)
         routing = torch.zeros_like(loss) if routing is None else routing
         self.accelerator.backward(loss + routing)
         return torch.stack([loss.detach(), routing.detach()]).float()
 
-    def _clip_gradients(self, losses: list[Tensor]) -> float:
-        """Clip by norm; returns the norm before. Raises TrainingError where it or a loss is not
-        finite."""
-        norm = self.accelerator.clip_grad_norm_(
+    def _clip_gradients(self, losses: list[Tensor]) -> tuple[float, float, float]:
+        """Clip by norm; returns flow-matching loss, routing loss and the norm before. Raises
+        TrainingError where one is not finite.
+
+        The only place in a step where the host waits for the device, and once.
+        """
+        norm: Any = self.accelerator.clip_grad_norm_(
             self.weights.parameters(), self.config.optimizer.max_grad_norm
         )
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
-        loss, norm = self._mean(losses)[0], float(norm if norm is not None else 0)
+        mean = self._mean(losses)
+        norm = torch.as_tensor(0.0 if norm is None else norm).to(mean)
+        loss, routing, norm = torch.cat([mean, norm.view(1)]).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             kept = (
                 f"{self._checkpoints} keeps step {self.saved_step}"
@@ -341,7 +353,7 @@ class Trainer:
                 f"{self._clips_of_step()}; finite numbers are allowed: lower "
                 f'the learning rate, lengthen the warm-up, or train with precision="fp32"; {kept}'
             )
-        return norm
+        return loss, routing, norm
 
     def _clips_of_step(self) -> str:
         """The names of this process's clips of a step, for an error; empty where they have none."""
@@ -350,11 +362,11 @@ class Trainer:
         names = [name for index in indices if (name := self.source.describe(index)) is not None]
         return f", of the clips {', '.join(names[:NAMED])}" if names else ""
 
-    def _mean(self, losses: list[Tensor]) -> tuple[float, float]:
-        """(flow-matching loss, routing loss) over forward passes and processes."""
+    def _mean(self, losses: list[Tensor]) -> Tensor:
+        """(flow-matching loss, routing loss) over forward passes and processes, (2,)."""
         mean = self.accelerator.reduce(torch.stack(losses).mean(0), "mean")
         assert isinstance(mean, Tensor)
-        return float(mean[0]), float(mean[1])
+        return mean
 
     def _session(self) -> Session:
         """What this call of `train` did so far."""
@@ -376,3 +388,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             write_sessions(self.folder, sessions)
         return sessions
+
+
+def _at(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on the device; a GPU copies it by itself."""
+    return x.to(device) if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
