@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from freqformer._validate import check_whole
+from freqformer.tracing import constant_result
 
 
 def deal_heads(costs: Tensor, ranks: int) -> tuple[Tensor, ...]:
@@ -40,10 +41,15 @@ def check_degree(num_heads: int, ranks: int) -> None:
         )
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what it caches must also serve training
+@constant_result
 def _places(heads: int, ranks: int, device: torch.device) -> tuple[Tensor, ...]:
     """Of every rank, which of the heads in order of cost it gets."""
+    return _cached_places(heads, ranks, device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what it caches must also serve training
+def _cached_places(heads: int, ranks: int, device: torch.device) -> tuple[Tensor, ...]:
     place = torch.arange(heads)
     column = place % ranks
     rank = torch.where(place // ranks % 2 == 0, column, ranks - 1 - column)
