@@ -37,6 +37,15 @@ def test_two_ranks_give_what_one_gives(errors: list[dict[str, Any]], family: str
         assert not {name: x for name, x in found[family].items() if not x <= TOLERANCE}
 
 
+@pytest.mark.parametrize("family", ["Wan", "LTX", "MiniMax-H3"])
+def test_each_projection_is_made_while_the_one_before_travels(
+    errors: list[dict[str, Any]], family: str
+) -> None:
+    for found in errors:
+        expected = "to_q start to_k start to_v start wait wait wait start wait"
+        assert expected in found["calls"][family]
+
+
 def test_a_ring_is_refused_with_the_reason(errors: list[dict[str, Any]]) -> None:
     for found in errors:
         assert "ring_degree is 2" in found["ring"]

@@ -24,9 +24,9 @@ class RecordedCalls(TorchDispatchMode):
         super().__init__()
         self.calls: list[str] = []
         self._names = {
-            getattr(layer, name).weight.data_ptr(): name
+            part.weight.data_ptr(): name
             for name in PROJECTIONS
-            if getattr(layer, name, None) is not None
+            if hasattr(part := getattr(layer, name, None), "weight")
         }
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -254,7 +254,7 @@ def model_errors(name: str, mesh: Any) -> dict[str, float]:
 if __name__ == "__main__":
     folder, rank, ranks = join()
     mesh = make_mesh(cp=ranks, device_type="cpu")
-    parallel.SPLIT_TOKENS = 30  # longer videos come back in two messages, shorter ones in one
+    parallel.SPLIT_TOKENS = 4  # longer videos come back in two messages, shorter ones in one
     errors = {f"layer: {name}": layer_errors(case, mesh) for name, case in LAYERS.items()}
     errors |= {f"sample: {name}": sample_errors(case, mesh) for name, case in LAYERS.items()}
     errors |= {f"model: {name}": model_errors(name, mesh) for name in MODELS}

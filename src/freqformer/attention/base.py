@@ -33,7 +33,7 @@ from freqformer.attention.parallel import (
 )
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.distributed.context import ContextParallel
-from freqformer.distributed.heads import check_degree
+from freqformer.distributed.heads import check_degree, plan_costs
 from freqformer.distributed.sample import gather_sample
 from freqformer.grid import Grid
 from freqformer.ops.backends import IMPLS, ImplChoice, uses_triton
@@ -41,7 +41,6 @@ from freqformer.ops.parameters import AttentionParameters, BranchGates, KnownBan
 from freqformer.ops.routing.api import OwnBands, look_up, score, weigh
 from freqformer.ops.routing.reference import Inputs
 from freqformer.ops.tokens import TokenOrder
-from freqformer.plan import build_plan
 from freqformer.routing import (
     Decision,
     Router,
@@ -52,7 +51,6 @@ from freqformer.routing import (
 )
 from freqformer.routing.routers import Costs
 from freqformer.routing.table import attend_by_bucket
-from freqformer.tracing import constant_result
 
 
 class AttentionLayer(HeadBands):
@@ -181,7 +179,7 @@ class AttentionLayer(HeadBands):
 
     def plan_costs(self, grid: Grid, *, learned_summaries: bool) -> Costs:
         """As `AttentionPlan.band_costs`, of this layer on a grid."""
-        return _plan_costs(
+        return plan_costs(
             grid,
             self.config,
             num_heads=self.num_heads,
@@ -376,8 +374,3 @@ class AttentionLayer(HeadBands):
 def _fused(queries: QK, call: LayerCall) -> bool:
     """Whether Triton's kernels make the decision; values are like keys to them."""
     return uses_triton((queries.query, queries.key, queries.key), call.impl)
-
-
-@constant_result
-def _plan_costs(grid: Grid, config: FreqFormerConfig, **named: Any) -> Costs:
-    return build_plan(grid, config, **named).band_costs()

@@ -6,7 +6,6 @@ Shape legend: B batch, N tokens of the whole video, n of a rank, H heads, h of a
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +20,7 @@ from freqformer.distributed.exchange import (
     send_to_heads,
     send_to_tokens,
 )
-from freqformer.distributed.heads import deal_heads
+from freqformer.distributed.heads import deal_heads, head_costs
 from freqformer.distributed.tokens import token_shares
 from freqformer.grid import Extents, Grid, tile_layout
 from freqformer.routing import Decision
@@ -98,7 +97,7 @@ def _meet(
     route = Route(
         context,
         _shares(call.grid, layer.configs[0].tile, context.size),
-        deal_heads(_costs(layer, decision, call.grid), context.size),
+        deal_heads(head_costs(layer.band_costs(call.grid), decision.bands), context.size),
     )
     gates = None if layer.exact else layer.project_gates(hidden_states)
     first = [*queries] if gates is None else [*queries, gates.transpose(2, 3)]
@@ -138,20 +137,3 @@ def _of_heads(layer: AttentionLayer) -> list[Tensor]:
         getattr(layer, name, None) for name in ("summary_queries", "summary_offsets", "gains")
     )
     return [weight for weight in learned if weight is not None]
-
-
-def _costs(layer: AttentionLayer, decision: Decision, grid: Grid) -> Tensor:
-    """What every head costs over all samples, float64 (H,), where its bands are."""
-    (by_band,) = _on_device(tuple(layer.band_costs(grid)), decision.bands.device)
-    return by_band[decision.bands].sum(0)
-
-
-@constant_result
-def _on_device(costs: tuple[float, ...], device: torch.device) -> tuple[Tensor]:
-    return (_cached_on_device(costs, device),)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what it caches must also serve training
-def _cached_on_device(costs: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(costs, dtype=torch.float64, device=device)

@@ -30,7 +30,7 @@ class JointProcessor(UsualProcessor):
             )
         tensors = (torch.cat(pair, 1) for pair in zip(video, text, strict=True))
         num_text_tokens = text[0].shape[1]
-        out = self.attend(share, *tensors, text_mask=text_mask)
+        out = self.attend(share, tensors, text_mask=text_mask)
         return out[:, :-num_text_tokens], out[:, -num_text_tokens:]
 
 

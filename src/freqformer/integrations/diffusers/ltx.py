@@ -3,6 +3,7 @@ split."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from diffusers.models.transformers.transformer_ltx import apply_rotary_emb
@@ -33,11 +34,19 @@ class LTXProcessor(UsualProcessor):
     ) -> Tensor:
         """(B, N, C) -> (B, N, C), tokens in raster order."""
         self.refuse(attention_mask, fused=attn.fused_projections)
-        query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
-        if rotary is not None:
-            query, key = apply_rotary_emb(query, rotary), apply_rotary_emb(key, rotary)
-        tensors = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, attn.to_v(hidden_states)))
-        return attn.to_out[1](attn.to_out[0](self.attend(share, *tensors)))
+        tensors = _projected(attn, hidden_states, rotary)
+        return attn.to_out[1](attn.to_out[0](self.attend(share, tensors)))
+
+
+def _projected(
+    attn: Any, hidden_states: Tensor, rotary: tuple[Tensor, Tensor] | None
+) -> Iterator[Tensor]:
+    """Query, key and value (B, N, H, D), each when it is asked for."""
+    heads = (attn.heads, -1)
+    for projection, norm in ((attn.to_q, attn.norm_q), (attn.to_k, attn.norm_k)):
+        x = norm(projection(hidden_states))
+        yield (x if rotary is None else apply_rotary_emb(x, rotary)).unflatten(2, heads)
+    yield attn.to_v(hidden_states).unflatten(2, heads)
 
 
 def _video(_transformer: Any, given: dict[str, Any]) -> VideoTokens:

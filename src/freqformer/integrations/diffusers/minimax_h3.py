@@ -3,6 +3,7 @@ comes last; all but the video is exact."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -41,14 +42,19 @@ class MiniMaxH3Processor(FrequencyProcessor):
     ) -> Tensor:
         """(B, N, C) -> (B, N, C), the packed sequence."""
         self.refuse(attention_mask, fused=attn.fused_projections)
-        query, key, value = (
-            projection(hidden_states).unflatten(2, (attn.heads, -1))
-            for projection in (attn.to_q, attn.to_k, attn.to_v)
-        )
-        query, key = attn.norm_q(query), attn.norm_k(key)
-        if rotary is not None:
-            query, key = _rotated(query, *rotary), _rotated(key, *rotary)
-        return attn.to_out[1](attn.to_out[0](self.attend(share, query, key, value)))
+        tensors = _projected(attn, hidden_states, rotary)
+        return attn.to_out[1](attn.to_out[0](self.attend(share, tensors)))
+
+
+def _projected(
+    attn: Any, hidden_states: Tensor, rotary: tuple[Tensor, Tensor] | None
+) -> Iterator[Tensor]:
+    """Query, key and value (B, N, H, D), each when it is asked for."""
+    heads = (attn.heads, -1)
+    for projection, norm in ((attn.to_q, attn.norm_q), (attn.to_k, attn.norm_k)):
+        x = norm(projection(hidden_states).unflatten(2, heads))
+        yield x if rotary is None else _rotated(x, *rotary)
+    yield attn.to_v(hidden_states).unflatten(2, heads)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

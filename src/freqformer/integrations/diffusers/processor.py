@@ -5,9 +5,10 @@ Shape legend: B batch, N tokens, C channels, H heads, D head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -176,23 +177,19 @@ class FrequencyProcessor:
         raise NotImplementedError
 
     def attend(
-        self,
-        share: Share,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        text_mask: Tensor | None = None,
+        self, share: Share, qkv: Iterable[Tensor], *, text_mask: Tensor | None = None
     ) -> Tensor:
-        """(B, N, H, D) -> (B, N, C): video tokens in raster order with the exact tokens of
-        `share.video` around them, or this rank's share of all of them."""
+        """Query, key and value (B, N, H, D) -> (B, N, C): video tokens in raster order with the
+        exact tokens of `share.video` around them, or this rank's share of all of them. Where ranks
+        share them, each is asked for when the one before is on its way."""
         assert share.config is not None
         assert share.bands is not None
-        bands = share.bands
+        bands, tensors = share.bands, iter(qkv)
+        query = next(tensors)
         if bands.bands.device != query.device:
             bands = KnownBands(bands.bands.to(query.device), bands.present)
         out = attend_shared(
-            (query, key, value),
+            chain([query], tensors),
             ulysses_of(getattr(self, "_parallel_config", None)),
             before=share.video.before,
             grid=share.video.grid,

@@ -6,6 +6,7 @@ gets its own. Shape legend: B batch, n tokens of a rank, H heads, D head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -15,10 +16,10 @@ from torch import Tensor
 from freqformer.attention import frequency_attention
 from freqformer.config import FreqFormerConfig
 from freqformer.distributed import ContextParallel, deal_heads
-from freqformer.distributed.exchange import Route, to_heads, to_tokens
+from freqformer.distributed.exchange import Route, at_heads, send_to_heads, to_tokens
+from freqformer.distributed.heads import head_costs, plan_costs
 from freqformer.grid import Grid
 from freqformer.ops.parameters import KnownBands
-from freqformer.plan import build_plan
 
 
 def class_name(transformer: Any) -> str:
@@ -54,7 +55,7 @@ def ulysses_of(parallel: Any) -> ContextParallel | None:
 
 
 def attend_shared(
-    qkv: tuple[Tensor, Tensor, Tensor],
+    qkv: Iterable[Tensor],
     context: ContextParallel | None,
     *,
     grid: Grid,
@@ -66,7 +67,8 @@ def attend_shared(
     """As `frequency_attention`, over this rank's tokens (B, n, H, D) where ranks share them.
 
     Args:
-        qkv: query, key and value.
+        qkv: query, key and value; where ranks share them each is asked for when the one before is
+            on its way.
         context: of `ulysses_of`.
         grid, allocation, config, named: as there; `num_text_tokens` counts those before the video
             too.
@@ -77,19 +79,30 @@ def attend_shared(
     """
     attend = partial(_attend_around, before=before, grid=grid, config=config, **named)
     if context is None:
-        return attend(qkv, allocation)
-    exact = named.get("num_text_tokens", 0)
-    shares = _shares(grid.num_tokens + exact, context.size)
-    heads = qkv[0].shape[2]
-    _check(qkv[0], shares, context)
-    plan = build_plan(
-        grid, config, num_heads=heads, head_dim=qkv[0].shape[3], num_text_tokens=exact
-    )
-    by_band = torch.tensor(plan.band_costs(), dtype=torch.float64)
-    costs = by_band.to(allocation.bands.device)[allocation.bands.long()].sum(0)
-    route = Route(context, shares, deal_heads(costs, context.size))
+        return attend(tuple(qkv), allocation)
+    tensors = iter(qkv)
+    query = next(tensors)
+    route = _route(query, context, grid, allocation, config, named.get("num_text_tokens", 0))
+    sent = [send_to_heads([query], route)]
+    sent += [send_to_heads([x], route) for x in tensors]
     own = KnownBands(allocation.bands.index_select(1, route.own_heads), allocation.present)
-    return to_tokens(attend(to_heads(qkv, route), own), route)
+    return to_tokens(attend(tuple(at_heads(one)[0] for one in sent), own), route)
+
+
+def _route(
+    query: Tensor,
+    context: ContextParallel,
+    grid: Grid,
+    allocation: KnownBands,
+    config: FreqFormerConfig,
+    exact: int,
+) -> Route:
+    """Heads by what they cost, of shares as diffusers cuts them; `exact` tokens are no video's."""
+    shares = _shares(grid.num_tokens + exact, context.size)
+    _check(query, shares, context)
+    _, _, heads, head_dim = query.shape
+    by_band = plan_costs(grid, config, num_heads=heads, head_dim=head_dim, num_text_tokens=exact)
+    return Route(context, shares, deal_heads(head_costs(by_band, allocation.bands), context.size))
 
 
 def _attend_around(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,15 +32,19 @@ class WanProcessor(UsualProcessor):
     ) -> Tensor:
         """(B, N, C) -> (B, N, C), tokens in raster order."""
         self.refuse(attention_mask, fused=attn.fused_projections)
-        projected = (
-            attn.norm_q(attn.to_q(hidden_states)),
-            attn.norm_k(attn.to_k(hidden_states)),
-            attn.to_v(hidden_states),
-        )
-        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in projected)
-        if rotary is not None:
-            query, key = _rotated(query, *rotary), _rotated(key, *rotary)
-        return attn.to_out[1](attn.to_out[0](self.attend(share, query, key, value)))
+        tensors = _projected(attn, hidden_states, rotary)
+        return attn.to_out[1](attn.to_out[0](self.attend(share, tensors)))
+
+
+def _projected(
+    attn: Any, hidden_states: Tensor, rotary: tuple[Tensor, Tensor] | None
+) -> Iterator[Tensor]:
+    """Query, key and value (B, N, H, D), each when it is asked for."""
+    heads = (attn.heads, -1)
+    for projection, norm in ((attn.to_q, attn.norm_q), (attn.to_k, attn.norm_k)):
+        x = norm(projection(hidden_states)).unflatten(2, heads)
+        yield x if rotary is None else _rotated(x, *rotary)
+    yield attn.to_v(hidden_states).unflatten(2, heads)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
