@@ -11,6 +11,11 @@ import pytest
 from tests.support.ranks import run_ranks
 from tests.support.shared_compiled import MODELS
 
+from freqformer.distributed.collective import GRAPHS_HOLD_EXCHANGES
+
+pytestmark = pytest.mark.skipif(
+    not GRAPHS_HOLD_EXCHANGES, reason="torch below 2.13: compiled code breaks off at exchanges"
+)
 FORWARD = "start product start wait wait start start wait product wait product"
 """Values while queries, keys and gates travel; the first part of the output while the second
 does."""

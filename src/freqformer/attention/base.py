@@ -32,6 +32,7 @@ from freqformer.attention.parallel import (
     shared_logits,
 )
 from freqformer.config import Band, FreqFormerConfig
+from freqformer.distributed.collective import GRAPHS_HOLD_EXCHANGES
 from freqformer.distributed.context import ContextParallel
 from freqformer.distributed.heads import check_degree, plan_costs
 from freqformer.distributed.sample import gather_sample
@@ -51,6 +52,7 @@ from freqformer.routing import (
 )
 from freqformer.routing.routers import Costs
 from freqformer.routing.table import attend_by_bucket
+from freqformer.tracing import untraced
 
 
 class AttentionLayer(HeadBands):
@@ -83,6 +85,7 @@ class AttentionLayer(HeadBands):
         self.impl: ImplChoice = "auto"
         self.forced_dense = False
         self.context: ContextParallel | None = None
+        self._forward_across = forward_across
         self.router_logits: Tensor | None = None
         self.allocation_used: Tensor | None = None
 
@@ -145,6 +148,10 @@ class AttentionLayer(HeadBands):
         if context is not None:
             self.check_context(context)
         self.context = context
+        if context is not None and not GRAPHS_HOLD_EXCHANGES:
+            self._forward_across = untraced(forward_across)
+        else:
+            self._forward_across = forward_across
 
     def set_routing_table(self, table: RoutingTable | None, layer: int = 0) -> None:
         """Take bands, tile and list lengths from one layer of a table in place of a router that
@@ -231,7 +238,7 @@ class AttentionLayer(HeadBands):
                 out = self.attend(projected, decision, call)
             out = self.to_out(out.flatten(2))
         else:
-            decision, out = forward_across(self, call, self.context)
+            decision, out = self._forward_across(self, call, self.context)
         self.router_logits = shared_logits(decision, self.context)
         self.allocation_used = decision.bands
         return out

@@ -2,7 +2,7 @@
 
 It is a functional collective of torch: it starts at once, beside what is computed meanwhile (NCCL
 has a stream of its own), and only `wait` makes what comes after it, on the current stream of a GPU
-or on the CPU, wait for it. A compiled graph holds both.
+or on the CPU, wait for it. A compiled graph holds both, see `GRAPHS_HOLD_EXCHANGES`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+GRAPHS_HOLD_EXCHANGES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+"""Whether compiled code may trace exchanges. torch 2.11 does so wrongly: outputs and gradients of a
+compiled block differ. 2.12 was not tried. Code breaks off at them there, and goes on after them."""
 
 
 def start_all_to_all(

@@ -6,7 +6,7 @@ gets its own. Shape legend: B batch, n tokens of a rank, H heads, D head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -16,10 +16,12 @@ from torch import Tensor
 from freqformer.attention import frequency_attention
 from freqformer.config import FreqFormerConfig
 from freqformer.distributed import ContextParallel, deal_heads
+from freqformer.distributed.collective import GRAPHS_HOLD_EXCHANGES
 from freqformer.distributed.exchange import Route, at_heads, send_to_heads, to_tokens
 from freqformer.distributed.heads import head_costs, plan_costs
 from freqformer.grid import Grid
 from freqformer.ops.parameters import KnownBands
+from freqformer.tracing import untraced
 
 
 def class_name(transformer: Any) -> str:
@@ -80,22 +82,37 @@ def attend_shared(
     attend = partial(_attend_around, before=before, grid=grid, config=config, **named)
     if context is None:
         return attend(tuple(qkv), allocation)
+    exact = named.get("num_text_tokens", 0)
+    find_route = partial(_route, context, grid, allocation, config, exact)
+    return _attend_across(qkv, find_route, attend, allocation)
+
+
+def _attend_across(
+    qkv: Iterable[Tensor],
+    find_route: Callable[[Tensor], Route],
+    attend: Callable[..., Tensor],
+    allocation: KnownBands,
+) -> Tensor:
     tensors = iter(qkv)
     query = next(tensors)
-    route = _route(query, context, grid, allocation, config, named.get("num_text_tokens", 0))
+    route = find_route(query)
     sent = [send_to_heads([query], route)]
     sent += [send_to_heads([x], route) for x in tensors]
     own = KnownBands(allocation.bands.index_select(1, route.own_heads), allocation.present)
     return to_tokens(attend(tuple(at_heads(one)[0] for one in sent), own), route)
 
 
+if not GRAPHS_HOLD_EXCHANGES:
+    _attend_across = untraced(_attend_across)
+
+
 def _route(
-    query: Tensor,
     context: ContextParallel,
     grid: Grid,
     allocation: KnownBands,
     config: FreqFormerConfig,
     exact: int,
+    query: Tensor,
 ) -> Route:
     """Heads by what they cost, of shares as diffusers cuts them; `exact` tokens are no video's."""
     shares = _shares(grid.num_tokens + exact, context.size)
