@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from freqformer.attention import FreqAttention, LayerCall, Projected
+from freqformer.attention.inputs import QK
 from freqformer.config import FreqFormerConfig, Routing
 from freqformer.routing import (
     Decision,
@@ -169,9 +170,9 @@ class MixedAttention(FreqAttention):
         2, H)."""
         return branch_weights(logits, self.bands)
 
-    def decide(self, projected: Projected, call: LayerCall) -> Decision:
+    def decide(self, queries: QK, call: LayerCall) -> Decision:
         """As `FreqAttention`, unless logits are held."""
-        decision = super().decide(projected, call)
+        decision = super().decide(queries, call)
         if self.held_logits is None:
             return decision
         logits = self.held_logits.expand(len(call.timestep), -1, -1)

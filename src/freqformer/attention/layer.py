@@ -17,7 +17,7 @@ from freqformer._validate import check_choice, check_number
 from freqformer.attention.base import AttentionLayer
 from freqformer.attention.dense import DenseAttention
 from freqformer.attention.function import frequency_attention
-from freqformer.attention.inputs import LayerCall, Projected
+from freqformer.attention.inputs import QK, LayerCall, Projected
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops.merge import gated_sum
@@ -134,13 +134,11 @@ class FreqAttention(AttentionLayer):
         branch = low if self.config.low_branch else 0.0
         return (low + branch, mid + branch, high + branch, dense)
 
-    def project(self, hidden_states: Tensor) -> Projected:
-        """Queries, keys and values (B, N, H, D) of tokens (B, N, C), and gates of the branches."""
-        projected = super().project(hidden_states)
+    def project_gates(self, hidden_states: Tensor) -> Tensor | None:
+        """Gates of the branches (B, N, 2, H) of tokens (B, N, C); None where there are none."""
         if self.gates is None:
-            return projected
-        gates = self.gates(hidden_states).unflatten(2, (-1, self.num_heads))
-        return replace(projected, gates=gates)
+            return None
+        return self.gates(hidden_states).unflatten(2, (-1, self.num_heads))
 
     def attend(self, projected: Projected, decision: Decision, call: LayerCall) -> Tensor:
         """(B, N, H, D): every head's own band, and LOW in addition where there is a branch."""
@@ -168,9 +166,9 @@ class FreqAttention(AttentionLayer):
         )
         return gated_sum(out, low, *branch.both)
 
-    def decide(self, projected: Projected, call: LayerCall) -> Decision:
+    def decide(self, queries: QK, call: LayerCall) -> Decision:
         """What the heads do; with other bands too where a router that chooses gets a gradient."""
-        decision = super().decide(projected, call)
+        decision = super().decide(queries, call)
         chooses = isinstance(self.router, HardRouter) and decision.logits is not None
         if not chooses or not self.router.learns:
             return decision

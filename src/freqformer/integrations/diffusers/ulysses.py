@@ -6,6 +6,7 @@ gets its own. Shape legend: B batch, n tokens of a rank, H heads, D head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,11 +17,13 @@ from torch import Tensor
 from freqformer.attention import frequency_attention
 from freqformer.config import FreqFormerConfig
 from freqformer.distributed import ContextParallel, deal_heads
-from freqformer.distributed.exchange import Route, to_heads, to_tokens
+from freqformer.distributed.collective import GRAPHS_HOLD_EXCHANGES
+from freqformer.distributed.exchange import Route, at_heads, send_to_heads, to_tokens
+from freqformer.distributed.heads import head_costs, plan_costs
 from freqformer.grid import Grid
 from freqformer.ops.parameters import AttentionParameters, KnownBands, RotaryEmbedding
 from freqformer.ops.query_key import prepared
-from freqformer.plan import build_plan
+from freqformer.tracing import untraced
 
 
 def class_name(transformer: Any) -> str:
@@ -84,18 +87,45 @@ def attend_shared(
     if context is None:
         return attend(qkv, allocation, parameters)
     exact = named.get("num_text_tokens", 0)
-    shares = _shares(grid.num_tokens + exact, context.size)
+    find_route = partial(_route, context, grid, allocation, config, exact)
+    return _attend_across(qkv, parameters or AttentionParameters(), find_route, attend, allocation)
+
+
+def _attend_across(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    parameters: AttentionParameters,
+    find_route: Callable[[Tensor], Route],
+    attend: Callable[..., Tensor],
+    allocation: KnownBands,
+) -> Tensor:
     query, key, value = qkv
-    _, tokens, heads, head_dim = query.shape
-    _check(query, shares, context)
+    route = find_route(query)
+    _, tokens, _, _ = query.shape
     # Here, where a rank has all heads of its tokens: afterwards it has some heads of all tokens.
-    query, key = prepared(query, key, parameters or AttentionParameters(), tokens)
-    plan = build_plan(grid, config, num_heads=heads, head_dim=head_dim, num_text_tokens=exact)
-    by_band = torch.tensor(plan.band_costs(), dtype=torch.float64)
-    costs = by_band.to(allocation.bands.device)[allocation.bands.long()].sum(0)
-    route = Route(context, shares, deal_heads(costs, context.size))
+    query, key = prepared(query, key, parameters, tokens)
+    sent = [send_to_heads([x], route) for x in (query, key, value)]
     own = KnownBands(allocation.bands.index_select(1, route.own_heads), allocation.present)
-    return to_tokens(attend(to_heads((query, key, value), route), own, None), route)
+    return to_tokens(attend(tuple(at_heads(one)[0] for one in sent), own, None), route)
+
+
+if not GRAPHS_HOLD_EXCHANGES:
+    _attend_across = untraced(_attend_across)
+
+
+def _route(
+    context: ContextParallel,
+    grid: Grid,
+    allocation: KnownBands,
+    config: FreqFormerConfig,
+    exact: int,
+    query: Tensor,
+) -> Route:
+    """Heads by what they cost, of shares as diffusers cuts them; `exact` tokens are no video's."""
+    shares = _shares(grid.num_tokens + exact, context.size)
+    _check(query, shares, context)
+    _, _, heads, head_dim = query.shape
+    by_band = plan_costs(grid, config, num_heads=heads, head_dim=head_dim, num_text_tokens=exact)
+    return Route(context, shares, deal_heads(head_costs(by_band, allocation.bands), context.size))
 
 
 def _attend_around(
