@@ -29,7 +29,10 @@ class CogVideoXProcessor(JointProcessor):
         layers = ((attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k), attn.heads)
         # The model puts text first, frequency attention last: attention itself knows no order.
         video, text = self.attend_jointly(
-            share, project(hidden_states, *layers, rotary), project(encoder_hidden_states, *layers)
+            share,
+            project(hidden_states, *layers, rotary),
+            project(encoder_hidden_states, *layers),
+            hidden_states=hidden_states,
         )
         return attn.to_out[1](attn.to_out[0](video)), attn.to_out[1](attn.to_out[0](text))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from freqformer._validate import check_number, check_whole
+from freqformer.integrations.diffusers.converted.adapter import Adapter
 from freqformer.routing import RoutingTable
 
 DENSITY = 0.2
@@ -20,7 +21,7 @@ class Dials:
     """The dials of `enable_frequency_attention`, checked, each with its value."""
 
     density: float | None
-    """Of the preset; None where a table says what heads do."""
+    """Of the preset; None where a table or an adapter says what heads do."""
     start_percent: float
     end_percent: float
     dense_blocks: tuple[int, int]
@@ -33,32 +34,35 @@ class Dials:
 
 
 def checked_dials(
-    table: RoutingTable | None,
+    given: Any,
     density: Any,
     percents: tuple[Any, Any],
     dense_blocks: Any,
     min_tokens: Any,
 ) -> Dials:
-    """The dials with their defaults, which a table sets to nothing: it has guards of its own.
+    """The dials with their defaults, which a table sets to nothing: it has guards of its own. So
+    does an adapter, which was trained at all noise levels.
 
     Args:
-        table, density, dense_blocks, min_tokens: as in `enable_frequency_attention`.
+        given: the table or the adapter; None for the preset.
+        density, dense_blocks, min_tokens: as in `enable_frequency_attention`.
         percents: start_percent and end_percent.
 
     Raises:
-        ValueError: for values out of range, or a density beside a table.
+        ValueError: for values out of range, or a density beside a table or an adapter.
     """
-    if table is not None and not isinstance(table, RoutingTable):
+    if given is not None and not isinstance(given, RoutingTable | Adapter):
         raise ValueError(
-            f"table is a {type(table).__name__}; a RoutingTable is allowed: make one, read it with "
+            f"table is a {type(given).__name__}; a RoutingTable is allowed: make one, read it with "
             "RoutingTable.load(folder), or leave it out and give a density"
         )
-    if table is not None and density is not None:
+    if given is not None and density is not None:
+        what = "an adapter" if isinstance(given, Adapter) else "a table"
         raise ValueError(
-            f"density is {density!r} beside a table, which says itself what every head does; one "
+            f"density is {density!r} beside {what}, which says itself what every head does; one "
             "of the two is allowed: leave one out"
         )
-    preset = table is None
+    preset = given is None
     if preset:
         density = DENSITY if density is None else density
         check_number("density", density, LEAST_DENSITY, 1, "0.2 computes a fifth of attention")

@@ -46,6 +46,7 @@ class HunyuanVideoProcessor(JointProcessor):
             None
             if attention_mask is None
             else attention_mask[:, 0, 0, share.video.grid.num_tokens :],
+            hidden_states=hidden_states,
         )
         # With one stream the block itself projects what comes out.
         return (

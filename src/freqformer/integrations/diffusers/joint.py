@@ -20,9 +20,16 @@ class JointProcessor(UsualProcessor):
     """The processor of one layer over video and text."""
 
     def attend_jointly(
-        self, share: Share, video: Tensors, text: Tensors, text_mask: Tensor | None = None
+        self,
+        share: Share,
+        video: Tensors,
+        text: Tensors,
+        text_mask: Tensor | None = None,
+        *,
+        hidden_states: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """(B, N, H, D) of the video, in raster order, and of the text -> (B, N, C) of each."""
+        """(B, N, H, D) of the video, in raster order, and of the text -> (B, N, C) of each;
+        `hidden_states` (B, N, C) are the video's that the layer was given."""
         if ulysses_of(getattr(self, "_parallel_config", None)) is not None:
             raise ValueError(
                 "the transformer has a parallel configuration and attends to video and text "
@@ -30,7 +37,7 @@ class JointProcessor(UsualProcessor):
             )
         tensors = (torch.cat(pair, 1) for pair in zip(video, text, strict=True))
         num_text_tokens = text[0].shape[1]
-        out = self.attend(share, *tensors, text_mask=text_mask)
+        out = self.attend(share, *tensors, hidden_states=hidden_states, text_mask=text_mask)
         return out[:, :-num_text_tokens], out[:, -num_text_tokens:]
 
 

@@ -37,7 +37,8 @@ class LTXProcessor(UsualProcessor):
         if rotary is not None:
             query, key = apply_rotary_emb(query, rotary), apply_rotary_emb(key, rotary)
         tensors = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, attn.to_v(hidden_states)))
-        return attn.to_out[1](attn.to_out[0](self.attend(share, *tensors)))
+        out = self.attend(share, *tensors, hidden_states=hidden_states)
+        return attn.to_out[1](attn.to_out[0](out))
 
 
 def _video(_transformer: Any, given: dict[str, Any]) -> VideoTokens:

@@ -71,7 +71,7 @@ class LTX2Processor(FrequencyProcessor):
             query = rotate(query, rotary)
             key = rotate(key, rotary if key_rotary is None else key_rotary)
         tensors = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
-        out = self.attend(share, *tensors)
+        out = self.attend(share, *tensors, hidden_states=hidden_states)
         if perturbation_mask is not None:
             out = torch.lerp(value, out, perturbation_mask.to(out))
         if attn.to_gate_logits is not None:

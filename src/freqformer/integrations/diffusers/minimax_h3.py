@@ -48,7 +48,8 @@ class MiniMaxH3Processor(FrequencyProcessor):
         query, key = attn.norm_q(query), attn.norm_k(key)
         if rotary is not None:
             query, key = _rotated(query, *rotary), _rotated(key, *rotary)
-        return attn.to_out[1](attn.to_out[0](self.attend(share, query, key, value)))
+        out = self.attend(share, query, key, value, hidden_states=hidden_states)
+        return attn.to_out[1](attn.to_out[0](out))
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ class WanProcessor(UsualProcessor):
         query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in projected)
         if rotary is not None:
             query, key = _rotated(query, *rotary), _rotated(key, *rotary)
-        return attn.to_out[1](attn.to_out[0](self.attend(share, query, key, value)))
+        out = self.attend(share, query, key, value, hidden_states=hidden_states)
+        return attn.to_out[1](attn.to_out[0](out))
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
