@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from freqformer._files import writing_folder
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def averaged_weights(model: FreqFormerTransformer3DModel, ema: EMAModel) -> Iterator[None]:
+def averaged_weights(model: nn.Module, ema: EMAModel) -> Iterator[None]:
     """The model with its averaged weights; its own come back at the end.
 
     One by one, which weights shared among ranks allow too.

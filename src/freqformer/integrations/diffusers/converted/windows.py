@@ -73,7 +73,7 @@ def window_config(
     layout = tile_layout(grid, tile)
     every = Windows(layout, base, num_text_tokens)
     least = every.density((1, 1, 1))
-    if least > settings.density * (1 + SLACK):
+    if settings.density < 1 and least > settings.density * (1 + SLACK):
         raise ValueError(
             f"density is {settings.density:g}; on {grid} with {num_text_tokens} text tokens "
             f"{least:.4f} and more is allowed, what the own tile and the LOW branch cost: raise "
