@@ -61,6 +61,10 @@ def generate(
         Path | None,
         typer.Option(help="Folder of a routing table, in place of a density."),
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="Folder of an adapter that `freqformer convert` made of this model."),
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What it does not show.")] = None,
@@ -104,17 +108,20 @@ def generate(
     from freqformer.cli.devices import chosen_device, device_name
     from freqformer.generation.loading import load_pipeline
     from freqformer.generation.request import Request
+    from freqformer.integrations.diffusers.converted.adapter import Adapter
     from freqformer.integrations.diffusers.dials import checked_dials
     from freqformer.routing import RoutingTable
 
     made = None if table is None else RoutingTable.load(table)
-    checked_dials(made, density, (start_percent, end_percent), dense_blocks, min_tokens)
+    trained = None if adapter is None else Adapter.load(adapter)
+    checked_dials(trained or made, density, (start_percent, end_percent), dense_blocks, min_tokens)
     where = chosen_device(device)
     pipe = load_pipeline(pipeline, dtype=getattr(torch, dtype), device=where, offload=offload)
     errors.print(f"generating on {device_name(where)}", highlight=False)
     request = Request(prompt, frames, height, width, seed, steps, guidance, negative_prompt, image)
     dials = {
         "table": made,
+        "adapter": trained,
         "density": density,
         "start_percent": start_percent,
         "end_percent": end_percent,

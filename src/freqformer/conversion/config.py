@@ -132,6 +132,7 @@ class ConvertConfig:
     Args:
         pipeline: folder of the dense model's pipeline, of diffusers or of this package.
         output: folder for checkpoints, log and result.
+        calls: folder of recorded calls, see `freqformer.conversion.calls`, in place of clips.
         windows, weights, stages, data, optimizer, objective, run, checkpoint: see their classes.
 
     Raises:
@@ -140,6 +141,7 @@ class ConvertConfig:
 
     pipeline: str
     output: str
+    calls: str | None = None
     windows: WindowSettings = field(default_factory=WindowSettings)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     stages: StagesConfig = field(default_factory=StagesConfig)
@@ -163,10 +165,34 @@ class ConvertConfig:
                 raise ValueError(
                     f"{name} is {shown(getattr(self, name))}; a {kind.__name__} is allowed"
                 )
+        self._check_calls()
         if self.data.first_frame:
             raise ValueError(
                 f"data.first_frame is {self.data.first_frame}; 0 is allowed: conversion shows the "
                 "dense model whole videos"
+            )
+
+    def _check_calls(self) -> None:
+        if self.calls is None:
+            return
+        if not isinstance(self.calls, str) or not self.calls:
+            raise ValueError(
+                f"calls is {shown(self.calls)}; the path of a folder, as text, or None is allowed"
+            )
+        if self.data != DataConfig():
+            raise ValueError(
+                f"calls is {self.calls!r} and data names clips; one of the two is allowed: leave "
+                "one out"
+            )
+        if self.stages.data_steps:
+            raise ValueError(
+                f"stages.data_steps is {self.stages.data_steps} with recorded calls, which know no "
+                "clips; 0 is allowed: take a cache for stage three"
+            )
+        if self.run.batch_size != 1:
+            raise ValueError(
+                f"run.batch_size is {self.run.batch_size} with recorded calls, which are asked as "
+                "they were made; 1 is allowed: raise run.accumulation"
             )
 
     @property

@@ -10,6 +10,8 @@ import torch
 
 from freqformer._files import read_json
 from freqformer._optional import needs
+from freqformer.conversion.call_feed import CallFeed
+from freqformer.conversion.calls import CallFolder
 from freqformer.conversion.config import ConvertConfig
 from freqformer.conversion.diffusers_pair import DiffusersPair
 from freqformer.conversion.feeds import ClipFeed
@@ -131,6 +133,31 @@ def load_pair(config: ConvertConfig, device: torch.device, source: ClipSource) -
         pair = DiffusersPair(transformer, config.adapter, asked)
     pair.check_clips(source.channels, source.text_channels)
     return pair
+
+
+def load_called(config: ConvertConfig, device: torch.device) -> tuple[DiffusersPair, CallFeed]:
+    """The dense model of the config's pipeline, and its recorded calls.
+
+    Args:
+        config: of the run, with calls.
+        device: that computes.
+
+    Raises:
+        ValueError: for models that are called otherwise, and calls of others.
+    """
+    folder = Path(config.pipeline)
+    kind = transformer_kind(folder)
+    calls = CallFolder.read(str(config.calls))
+    if kind != calls.transformer:
+        raise ValueError(
+            f"calls are of a {calls.transformer}, and {folder} has a {kind}; the same is allowed: "
+            "record calls of this pipeline"
+        )
+    dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
+    transformer = load_transformer(folder, kind, dtype, device)
+    if config.run.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    return DiffusersPair(transformer, config.adapter), CallFeed(calls, config, device, dtype)
 
 
 def _own_pair(

@@ -12,6 +12,7 @@ from freqformer.training.checkpoint import CheckpointError
 MAY_CHANGE = {
     "pipeline": None,
     "output": None,
+    "calls": None,
     "checkpoint": None,
     "data": ("path", "photographs", "cache", "workers", "cache_mib"),
     "run": ("device", "progress", "gradient_checkpointing"),

@@ -12,7 +12,13 @@ from freqformer._interrupt import StopRequest, between_steps
 from freqformer.conversion.config import ConvertConfig
 from freqformer.conversion.converter import CONVERT_FILE, Converter
 from freqformer.conversion.feeds import Feed
-from freqformer.conversion.loading import clip_feed, load_pair, run_source, transformer_kind
+from freqformer.conversion.loading import (
+    clip_feed,
+    load_called,
+    load_pair,
+    run_source,
+    transformer_kind,
+)
 from freqformer.conversion.pairs import Pair
 from freqformer.training.accelerator import run_accelerator
 from freqformer.training.checkpoint import CheckpointError
@@ -67,6 +73,8 @@ def convert(
     transformer_kind(Path(config.pipeline))  # refuses other folders before anything is written
 
     def make(accelerator: Accelerator) -> tuple[Pair, Feed]:
+        if config.calls is not None:
+            return load_called(config, accelerator.device)
         source = run_source(config, clips)
         pair = load_pair(config, accelerator.device, source)
         return pair, clip_feed(config, source, pair, accelerator.device)
