@@ -113,7 +113,8 @@ def test_the_adapter_gives_the_same_video_in_a_fresh_process(folder: Path, tmp_p
 
     def video() -> torch.Tensor:
         draw = torch.Generator().manual_seed(0)
-        return torch.as_tensor(pipe("a cat", **options, generator=draw).frames)
+        made: Any = pipe("a cat", **options, generator=draw)
+        return torch.as_tensor(made.frames)
 
     dense = video()
     with enable_frequency_attention(pipe, adapter=adapter):
