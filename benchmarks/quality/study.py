@@ -150,7 +150,7 @@ class Trainer:
             learning_rate_factor(step, step / steps, OPTIMIZER.warmup_steps)
             for step in range(steps)
         ]
-        self.rates.copy_(torch.tensor(factors) * OPTIMIZER.learning_rate)
+        self.rates.copy_(torch.tensor(factors) * OPTIMIZER.peak_rate)
         self.openness.copy_(ROUTING.entropy_weight * (1 - torch.arange(steps) / steps))
         self.done.zero_()
         self.losses.zero_()

@@ -15,6 +15,7 @@ from freqformer.cli.run_folder import SHIPPED, clip_fields, model_folder, run_co
 from freqformer.cli.settings import apply_setting, update
 
 if TYPE_CHECKING:
+    from freqformer.training.config import TrainConfig
     from freqformer.training.report import StepReport
 
 
@@ -67,6 +68,14 @@ def train(
             help="Model whose weights the run begins with: a run, a saved pipeline, or 'shipped'."
         ),
     ] = None,
+    pipeline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Pipeline of diffusers whose transformer is trained on a cache: LoRA, unless "
+            "--set pipeline.weights=full.",
+        ),
+    ] = None,
     accept_changes: Annotated[
         bool,
         typer.Option(
@@ -87,9 +96,10 @@ def train(
     keeps it.
 
     Every field of a run is set by --config or --set: model (num_layers, num_attention_heads,
-    attention_head_dim, patch_size, frequency, ...), data (num_frames, height, width, fps, ...),
-    optimizer, objective, routing, run (batch_size, precision, seed, ...) and checkpoint. The whole
-    of them is written to OUTPUT/train.json. TensorBoard shows OUTPUT/logs.
+    attention_head_dim, patch_size, frequency, ...), pipeline (rank, alpha, density, ...), data
+    (num_frames, height, width, fps, ...), optimizer, objective, routing, run (batch_size,
+    precision, seed, ...) and checkpoint. The whole of them is written to OUTPUT/train.json.
+    TensorBoard shows OUTPUT/logs.
 
     \b
     Examples:
@@ -102,6 +112,8 @@ def train(
       freqformer train holiday.mp4 -o runs/own --init-from shipped --set data.height=64 \\
           --set data.width=96
       freqformer train videos/ -o runs/first --set optimizer.learning_rate=3e-4 --accept-changes
+      freqformer train cache/ -o runs/style --pipeline wan/ --steps 2000 \\
+          --set run.precision=bf16 --set run.gradient_checkpointing=true
       torchrun --nproc-per-node 4 -m freqformer train videos/ -o runs/long \\
           --set run.parallel.cp=2 --set run.parallel.dp_shard=2
     """
@@ -131,6 +143,7 @@ def train(
     }
     update(values, "data", {} if data is None else clip_fields(data))
     update(values, "run", {name: value for name, value in shortcuts.items() if value is not None})
+    update(values, "pipeline", {} if pipeline is None else {"folder": pipeline})
     update(values, "checkpoint", {"accept_changes": True} if accept_changes else {})
     with errors.status("starting"):
         from freqformer.cli.ranks import is_main_rank
@@ -140,12 +153,22 @@ def train(
     made = TrainConfig.from_dict(values)
     check_folder(Path(made.output))
     last: deque[StepReport] = deque(maxlen=1)
-    pipeline = run_training(made, on_step=last.append)
+    trained = run_training(made, on_step=last.append)
     if not is_main_rank():
         return
     if last and last[-1].progress < 1:
         typer.echo(f"{100 * last[-1].progress:.0f}% of the run is done: the same command goes on")
-    folder = made.output
-    typer.echo(
-        f"trained model: {pipeline}\nnext: freqformer sample {folder} --output {folder}/sample.mp4"
-    )
+    typer.echo(f"trained model: {trained}\n{_next(made, trained)}")
+
+
+def _next(config: TrainConfig, trained: Path) -> str:
+    """What to do with what was trained."""
+    folder, tuned = config.output, config.pipeline
+    if tuned.folder is None:
+        return f"next: freqformer sample {folder} --output {folder}/sample.mp4"
+    if tuned.weights == "lora":
+        return (
+            f"next: freqformer generate --pipeline {tuned.folder} --lora {trained} --prompt ..."
+            f" --output {folder}/sample.mp4"
+        )
+    return f"next: copy {tuned.folder}, with {trained} in place of its {tuned.part}"

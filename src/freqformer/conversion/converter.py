@@ -135,7 +135,7 @@ class Converter:
         seed_everything(self.config.run.seed, "step", self.step)
         place, density = self.place, self.density
         settings = self.config.optimizer
-        rate = settings.learning_rate * learning_rate_factor(
+        rate = settings.peak_rate * learning_rate_factor(
             place.step, place.progress, settings.warmup_steps
         )
         for group in self.optimizer.param_groups:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from freqformer._older import current_settings
@@ -20,11 +20,14 @@ from freqformer.training.config_dict import build, check_json, sections
 from freqformer.training.data_config import DataConfig
 from freqformer.training.model_settings import refuse_text
 from freqformer.training.parallel_config import ParallelConfig
+from freqformer.training.pipeline_config import LEARNING_RATES, PipelineConfig
 from freqformer.training.validation.settings import ValidationConfig
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu"]
 
+LEARNING_RATE = 1e-3
+"""Of this library's own model, where a run names none."""
 _LARGE = 1e9
 # Bounds far above any use, so that what is absurd is refused here and not by memory or by C's
 # integers.
@@ -39,7 +42,8 @@ class OptimizerConfig:
     """AdamW, its learning rate over the run, and the average of the weights.
 
     Args:
-        learning_rate: reached after the warm-up, then lowered to 0 along half a cosine.
+        learning_rate: reached after the warm-up, then lowered to 0 along half a cosine. None is
+            1e-3; of a pipeline, 1e-4 for LoRA and 1e-5 for all weights.
         warmup_steps: steps over which the learning rate grows linearly.
         weight_decay: of weight matrices; vectors (norms, biases) have none.
         betas: decay of the first and second moment.
@@ -48,15 +52,21 @@ class OptimizerConfig:
             as (1 + n) / (10 + n).
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     warmup_steps: int = 50
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999
 
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate after the warm-up."""
+        return LEARNING_RATE if self.learning_rate is None else self.learning_rate
+
     def __post_init__(self) -> None:
-        check_number("learning_rate", self.learning_rate, 0, 10)
+        if self.learning_rate is not None:
+            check_number("learning_rate", self.learning_rate, 0, 10)
         check_whole("warmup_steps", self.warmup_steps, 0, most=_MOST_STEPS)
         check_number("weight_decay", self.weight_decay, 0, 10)
         # JSON gives lists; records compare by value.
@@ -227,6 +237,7 @@ class TrainConfig:
     Args:
         output: folder for checkpoints, logs and the trained pipeline.
         model: constructor arguments of `FreqFormerTransformer3DModel`.
+        pipeline: a trained model of diffusers to train on, in place of `model`.
         data, optimizer, objective, routing, run, checkpoint, validation: see their classes.
 
     Raises:
@@ -235,6 +246,7 @@ class TrainConfig:
 
     output: str
     model: dict[str, Any] = field(default_factory=dict)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -262,11 +274,38 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} is {shown(getattr(self, name))}; a {kind.__name__} is allowed"
                 )
+        self._check_pipeline()
+        if self.optimizer.learning_rate is None:
+            tuned = self.pipeline.folder is not None
+            rate = LEARNING_RATES[self.pipeline.weights] if tuned else self.optimizer.peak_rate
+            object.__setattr__(self, "optimizer", replace(self.optimizer, learning_rate=rate))
         if self.validation.asks and self.data.cache is None:
             raise ValueError(
                 f"validation has held_out={self.validation.held_out} and"
                 f" {len(self.validation.prompts)} prompts, and data.cache is None; both are for"
                 " runs on a cache: leave them out"
+            )
+
+    def _check_pipeline(self) -> None:
+        if self.pipeline.folder is None:
+            return
+        given = {
+            "model": self.model,
+            "run.init_from": self.run.init_from,
+            "run.parallel": None if self.run.parallel == ParallelConfig() else self.run.parallel,
+        }
+        for name, value in given.items():
+            if value:
+                raise ValueError(
+                    f"{name} is {shown(value)}, and pipeline.folder {self.pipeline.folder!r}; one"
+                    " of the two is allowed: the pipeline says the model, and every process holds"
+                    " all of it"
+                )
+        if self.data.cache is None:
+            raise ValueError(
+                f"pipeline.folder is {self.pipeline.folder!r} and data.cache None; a pipeline is"
+                " trained on a cache: make one with freqformer cache, by the pipeline's own --vae"
+                " and --text-encoder"
             )
 
     def to_dict(self) -> dict[str, Any]:

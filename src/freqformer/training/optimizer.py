@@ -18,6 +18,6 @@ def adamw(model: nn.Module, settings: OptimizerConfig) -> torch.optim.AdamW:
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
-        lr=settings.learning_rate,
+        lr=settings.peak_rate,
         betas=settings.betas,
     )

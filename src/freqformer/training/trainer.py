@@ -29,11 +29,13 @@ from freqformer.training.loader import (
 )
 from freqformer.training.log import RunLog
 from freqformer.training.objective import (
+    ALL_LEVELS,
     batch_loss,
     learning_rate_factor,
     resolution_shift,
     router_terms,
     sample_timesteps,
+    within,
 )
 from freqformer.training.placement import placement_for
 from freqformer.training.provenance import (
@@ -55,6 +57,7 @@ from freqformer.training.sharding import StepShards
 from freqformer.training.sources import IterableClips, run_source
 from freqformer.training.starting import prepared_model
 from freqformer.training.state import capture_run
+from freqformer.training.weights import weights_of
 
 with needs("train"):
     from diffusers.training_utils import EMAModel
@@ -85,8 +88,10 @@ class Trainer:
         self.placement = placement_for(config.run.parallel, accelerator)
         self.model: Any = prepared_model(config, model)
         self.placed = self.placement.place(self.model, config.optimizer)
+        self.weights = weights_of(self.model)
         # Made after the model is placed, which moves the weights to their device.
-        self.ema = EMAModel(self.model.parameters(), decay=config.optimizer.ema_decay, foreach=True)
+        decay = config.optimizer.ema_decay
+        self.ema = EMAModel(self.weights.parameters(), decay=decay, foreach=True)
         self.source = run_source(config, clips, self.model.config)
         data, run = config.data, config.run
         sizes = self.source.sizes or [(data.num_frames, data.height, data.width)]
@@ -123,7 +128,8 @@ class Trainer:
                     "empty output folder"
                 )
             state = read_state(newest)
-            check_resumable(newest, state, self.config, self.shards.clips_per_step)
+            fixed = {"clips_per_step": self.shards.clips_per_step, "base": self._base}
+            check_resumable(newest, state, self.config, fixed)
             if state["data"] != self.source.fingerprint():
                 logger.warning(
                     "the clips are not those that %s was trained on; they differ from here on",
@@ -166,7 +172,7 @@ class Trainer:
         # All random numbers of a step follow from its number: a resumed run need not know the
         # earlier ones.
         seed_everything(run.seed, "step", self.step, self.placement.data_rank)
-        rate = self.config.optimizer.learning_rate * learning_rate_factor(
+        rate = self.config.optimizer.peak_rate * learning_rate_factor(
             self.step, self.clock.progress, self.config.optimizer.warmup_steps
         )
         for group in self.placed.optimizer.param_groups:
@@ -181,7 +187,7 @@ class Trainer:
                     norm = self._clip_gradients(losses)
                 self.placed.stepper.step()
                 self.placed.stepper.zero_grad()
-        self.ema.step(self.model.parameters())
+        self.ema.step(self.weights.parameters())
         self.step += 1
         self.clock.advance(self.step)
         loss, routing = self._mean(losses)
@@ -223,6 +229,7 @@ class Trainer:
             state = {
                 "config": self.config.to_record(),
                 "clips_per_step": self.shards.clips_per_step,
+                "base": self._base,
                 "data": self.source.fingerprint(),
                 "ema_steps": self.ema.optimization_step,
                 "sessions": [asdict(one) for one in sessions],
@@ -238,12 +245,23 @@ class Trainer:
         self.saved_step = self.step
 
     def save_pipeline(self) -> Path:
-        """Write the pipeline with the averaged weights; returns its folder."""
+        """Write the pipeline with the averaged weights, or what was trained of another; returns the
+        folder."""
+        if self.config.pipeline.folder is not None:
+            return self._save_finetuned()
         target = self.folder / "pipeline"
         cache = self.source.cache if isinstance(self.source, CachedClips) else None
         self.placement.save_pipeline(target, self.placed, self.ema, self.shift, cache)
         self.accelerator.wait_for_everyone()
         return target
+
+    def _save_finetuned(self) -> Path:
+        from freqformer.training.finetuning.saving import finetuned_folder, save_finetuned
+
+        if self.accelerator.is_main_process:
+            save_finetuned(self.config, self.model, self.ema)
+        self.accelerator.wait_for_everyone()
+        return finetuned_folder(self.config)
 
     def _take(self, loader: ClipLoader | OnDeviceLoader) -> TrainingBatch:
         """The next clips and their noise. Where there are none, what is learned is kept first."""
@@ -260,8 +278,14 @@ class Trainer:
 
     @property
     def _run(self) -> tuple[Any, EMAModel, Any]:
-        """What a checkpoint holds: model, average and optimizer."""
-        return self.model, self.ema, self.placed.optimizer
+        """What a checkpoint holds: weights, their average and the optimizer."""
+        return self.weights, self.ema, self.placed.optimizer
+
+    @property
+    def _base(self) -> str | None:
+        """What tells the weights from which a pipeline's transformer is trained on; None where
+        a checkpoint holds all weights."""
+        return getattr(self.model, "base", None)
 
     @property
     def _checkpoints(self) -> Path:
@@ -284,7 +308,7 @@ class Trainer:
             std=settings.logit_std,
             stratified=settings.stratified,
         )
-        return self.shards.slices(drawn)
+        return self.shards.slices(within(drawn, getattr(self.model, "levels", ALL_LEVELS)))
 
     def _backward(self, batch: TrainingBatch, timestep: Tensor, grid: Grid) -> Tensor:
         """Add one forward pass's gradient; returns its (flow-matching loss, routing loss), (2,)
@@ -301,7 +325,7 @@ class Trainer:
         """Clip by norm; returns the norm before. Raises TrainingError where it or a loss is not
         finite."""
         norm = self.accelerator.clip_grad_norm_(
-            self.model.parameters(), self.config.optimizer.max_grad_norm
+            self.weights.parameters(), self.config.optimizer.max_grad_norm
         )
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()

@@ -118,5 +118,9 @@ class VelocityFamily:
     """C."""
     text_channels: Callable[[Any], int] = lambda transformer: transformer.config.text_dim
     """E."""
+    patch_size: Callable[[Any], tuple[int, int, int]] = lambda transformer: tuple(
+        transformer.config.patch_size
+    )
+    """Frames, rows and columns of latents that a token stands for."""
     takes_first_frame: Callable[[VelocitySettings], bool] = lambda _settings: False
     """Whether a first frame may be without noise."""

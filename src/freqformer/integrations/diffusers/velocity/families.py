@@ -35,7 +35,11 @@ def velocity_family_of(transformer: Any) -> VelocityFamily:
     Raises:
         ValueError: for one that can't be trained from a cache, saying why.
     """
-    name = class_name(transformer)
+    return velocity_family_named(class_name(transformer))
+
+
+def velocity_family_named(name: str) -> VelocityFamily:
+    """As `velocity_family_of`, by the name of the transformer's class."""
     if name in VELOCITIES:
         return VELOCITIES[name]
     why = f", and {REFUSED[name]}" if name in REFUSED else ""

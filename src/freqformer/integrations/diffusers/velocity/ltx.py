@@ -35,5 +35,7 @@ def _velocity(transformer: Any, call: VelocityCall, settings: VelocitySettings) 
 
 
 FAMILY = VelocityFamily(
-    _velocity, text_channels=lambda transformer: transformer.config.caption_channels
+    _velocity,
+    text_channels=lambda transformer: transformer.config.caption_channels,
+    patch_size=lambda _transformer: (1, 1, 1),
 )

@@ -30,6 +30,9 @@ class VelocityModel(nn.Module):
         ValueError: for a kind that can't be trained.
     """
 
+    takes_keeps_first = True
+    """Told to training's objective, which passes `keeps_first` on."""
+
     def __init__(self, transformer: nn.Module, settings: VelocitySettings) -> None:
         super().__init__()
         self.family = velocity_family_of(transformer)
