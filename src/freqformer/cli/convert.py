@@ -181,6 +181,7 @@ def _record(
         RecordConfig(read_prompts(prompts), request),
         dtype=torch.bfloat16 if config.run.precision == "bf16" else torch.float32,
         device=device,
+        part=config.part,
         progress=config.run.progress,
     )
 

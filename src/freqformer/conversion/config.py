@@ -19,6 +19,7 @@ from freqformer.training.config import (
 )
 from freqformer.training.config_dict import build, sections
 from freqformer.training.data_config import DataConfig
+from freqformer.training.pipeline_config import Part
 
 OF_A_SESSION = ("stop_after_seconds",)
 """Fields of `ConversionRunConfig` that belong to one call, and not to the run."""
@@ -132,6 +133,8 @@ class ConvertConfig:
     Args:
         pipeline: folder of the dense model's pipeline, of diffusers or of this package.
         output: folder for checkpoints, log and result.
+        part: name of the transformer in its pipeline; of two, each is converted at its own noise
+            levels, by a run of its own.
         calls: folder of recorded calls, see `freqformer.conversion.calls`, in place of clips.
         windows, weights, stages, data, optimizer, objective, run, checkpoint: see their classes.
 
@@ -141,6 +144,7 @@ class ConvertConfig:
 
     pipeline: str
     output: str
+    part: Part = "transformer"
     calls: str | None = None
     windows: WindowSettings = field(default_factory=WindowSettings)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
@@ -165,6 +169,7 @@ class ConvertConfig:
                 raise ValueError(
                     f"{name} is {shown(getattr(self, name))}; a {kind.__name__} is allowed"
                 )
+        check_choice("part", self.part, get_args(Part))
         self._check_calls()
         if self.data.first_frame:
             raise ValueError(

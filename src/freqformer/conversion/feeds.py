@@ -23,7 +23,13 @@ from freqformer.training.loader import (
     OnDeviceLoader,
     ProceduralClips,
 )
-from freqformer.training.objective import TIMESTEP_SCALE, resolution_shift, sample_timesteps
+from freqformer.training.objective import (
+    ALL_LEVELS,
+    TIMESTEP_SCALE,
+    resolution_shift,
+    sample_timesteps,
+    within,
+)
 from freqformer.training.samples import TrainingBatch
 from freqformer.training.seeding import derive_generator
 from freqformer.training.sharding import StepShards
@@ -67,6 +73,7 @@ class ClipFeed:
         config: of the run.
         device: that computes.
         num_tokens: tokens of clips of this shape.
+        levels: noise levels that are asked about, from 0 to 1.
     """
 
     def __init__(
@@ -75,8 +82,10 @@ class ClipFeed:
         config: ConvertConfig,
         device: torch.device,
         num_tokens: Callable[[Any], int],
+        levels: tuple[float, float] = ALL_LEVELS,
     ) -> None:
         run = config.run
+        self._levels = levels
         self._source, self._config, self._device = source, config, device
         self._num_tokens = num_tokens
         self._shards = StepShards(run.batch_size, run.accumulation, 1, 0)
@@ -146,4 +155,4 @@ class ClipFeed:
             std=settings.logit_std,
             stratified=settings.stratified,
         )
-        return self._shards.slices(drawn)
+        return self._shards.slices(within(drawn, self._levels))

@@ -19,10 +19,13 @@ from freqformer.conversion.own_pair import OwnPair
 from freqformer.conversion.pairs import Pair
 from freqformer.integrations.diffusers.families import FAMILIES
 from freqformer.integrations.diffusers.velocity import VelocityModel, VelocitySettings
+from freqformer.models.loading import align_parameters
 from freqformer.models.pipeline import FreqFormerPipeline
 from freqformer.training.cache.clips import CachedClips
 from freqformer.training.cache.fingerprints import fingerprint
 from freqformer.training.cache.index import CacheIndex
+from freqformer.training.cache.reading import LatentCache
+from freqformer.training.finetuning.folder import PipelineFolder
 from freqformer.training.loader import ClipSource
 from freqformer.training.sources import clip_source, given_source
 
@@ -61,39 +64,33 @@ def pipeline_index(folder: Path) -> dict[str, Any]:
     return read_json(folder / INDEX_FILE, remedy=REMEDY)
 
 
-def transformer_kind(folder: Path) -> str:
+def transformer_kind(folder: Path, part: str) -> str:
     """The class of a pipeline's transformer.
 
+    Args:
+        folder: of the pipeline.
+        part: the transformer's name in it.
+
     Raises:
-        ValueError: for a folder without a pipeline, a transformer that is not known, or several.
+        ValueError: for a folder without a pipeline, or a transformer that is not there or not
+            known.
     """
-    index = pipeline_index(folder)
-    parts = {
-        name: entry[1]
-        for name, entry in index.items()
-        if name.startswith("transformer") and isinstance(entry, list) and entry[-1] is not None
-    }
-    if len(parts) > 1:
-        raise ValueError(
-            f"pipeline is {folder} with {', '.join(parts)}; one transformer is allowed, since each "
-            "of several sees a part of the noise levels: save a pipeline with one of them"
-        )
-    kind = next(iter(parts.values()), None)
+    entry = pipeline_index(folder).get(part)
+    kind = entry[-1] if isinstance(entry, list) and entry else None
     if kind not in (OWN, *FAMILIES):
         raise ValueError(
-            f"pipeline is {folder} with a {kind} as transformer; {OWN}, {', '.join(FAMILIES)} are "
+            f"pipeline is {folder} with a {kind} as {part}; {OWN}, {', '.join(FAMILIES)} are "
             "allowed"
         )
     return kind
 
 
-def load_transformer(folder: Path, kind: str, dtype: torch.dtype, device: torch.device) -> Any:
+def load_transformer(config: ConvertConfig, kind: str, device: torch.device) -> Any:
     """The transformer of a pipeline of diffusers, from safetensors; nothing else is loaded.
 
     Args:
-        folder: of the pipeline.
-        kind: its class.
-        dtype: of its weights.
+        config: of the run.
+        kind: the transformer's class.
         device: that computes.
     """
     with needs("model"):
@@ -101,8 +98,15 @@ def load_transformer(folder: Path, kind: str, dtype: torch.dtype, device: torch.
 
     model = getattr(diffusers, kind)
     loaded = model.from_pretrained(
-        folder, subfolder="transformer", torch_dtype=dtype, use_safetensors=True
+        config.pipeline,
+        subfolder=config.part,
+        torch_dtype=torch.bfloat16 if config.run.precision == "bf16" else torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
     )
+    align_parameters(loaded)
+    if config.run.gradient_checkpointing:
+        loaded.enable_gradient_checkpointing()
     return loaded.to(device)
 
 
@@ -118,16 +122,13 @@ def load_pair(config: ConvertConfig, device: torch.device, source: ClipSource) -
         ValueError: for folders and models that can't be converted, and clips that they don't take.
     """
     folder = Path(config.pipeline)
-    kind = transformer_kind(folder)
+    kind = transformer_kind(folder, config.part)
     half = config.run.precision == "bf16"
     if kind == OWN:
         pair: Pair = _own_pair(config, folder, device, source, half=half)
     else:
-        dtype = torch.bfloat16 if half else torch.float32
         index = _check_cache(config, folder, kind)
-        transformer = load_transformer(folder, kind, dtype, device)
-        if config.run.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
+        transformer = load_transformer(config, kind, device)
         asked = VelocityModel(transformer, velocity_settings(folder, index))
         asked.check_trainable_from_cache()
         pair = DiffusersPair(transformer, config.adapter, asked)
@@ -146,18 +147,16 @@ def load_called(config: ConvertConfig, device: torch.device) -> tuple[DiffusersP
         ValueError: for models that are called otherwise, and calls of others.
     """
     folder = Path(config.pipeline)
-    kind = transformer_kind(folder)
+    kind = transformer_kind(folder, config.part)
     calls = CallFolder.read(str(config.calls))
     if kind != calls.transformer:
         raise ValueError(
             f"calls are of a {calls.transformer}, and {folder} has a {kind}; the same is allowed: "
             "record calls of this pipeline"
         )
-    dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
-    transformer = load_transformer(folder, kind, dtype, device)
-    if config.run.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
-    return DiffusersPair(transformer, config.adapter), CallFeed(calls, config, device, dtype)
+    transformer = load_transformer(config, kind, device)
+    feed = CallFeed(calls, config, device, transformer.dtype)
+    return DiffusersPair(transformer, config.adapter), feed
 
 
 def _own_pair(
@@ -196,7 +195,9 @@ def _check_cache(config: ConvertConfig, folder: Path, kind: str) -> CacheIndex:
             f"pipeline has a {kind}, which takes latents, and data.cache is None; a cache is "
             f"allowed: freqformer cache videos/ --vae {folder / 'vae'} --text-encoder {folder}"
         )
-    return check_vae(config.data.cache, folder)
+    cache = LatentCache(Path(config.data.cache))
+    PipelineFolder(folder).check_cache(cache)
+    return cache.index
 
 
 def check_vae(cache: str, folder: Path) -> CacheIndex:
@@ -241,4 +242,5 @@ def clip_feed(
     """What both models are asked about the clips of a source."""
     if isinstance(source, CachedClips):
         logger.info("converting on %d clips", len(source.cache.index.clips))
-    return ClipFeed(source, config, device, pair.num_tokens)
+    levels = PipelineFolder(Path(config.pipeline)).levels(config.part)
+    return ClipFeed(source, config, device, pair.num_tokens, levels)

@@ -64,6 +64,7 @@ def record(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    part: str = "transformer",
     progress: bool = True,
 ) -> CallFolder:
     """Generate a video for each prompt, and keep some calls of the transformer; goes on where it
@@ -74,6 +75,7 @@ def record(
         folder: of the calls; made if need be.
         config: what is recorded.
         dtype, device: of the pipeline.
+        part: name of the transformer in it.
         progress: whether to draw a bar.
 
     Raises:
@@ -82,12 +84,7 @@ def record(
     """
     pipe = load_pipeline(str(pipeline), dtype=dtype, device=device)
     transformers = transformers_of(pipe)
-    if len(transformers) > 1:
-        raise ValueError(
-            f"pipeline has {', '.join(transformers)}; one transformer is allowed: save a pipeline "
-            "with one of them"
-        )
-    (transformer,) = transformers.values()
+    transformer = transformers[part]
     calls = new_folder(folder, transformer)
     wanted = len(config.prompts)
     with progress_bar("recording", wanted, enabled=progress) as bar:

@@ -70,7 +70,9 @@ def convert(
         KeyboardInterrupt: (`Interrupted`) after a signal, once all is kept.
     """
 
-    transformer_kind(Path(config.pipeline))  # refuses other folders before anything is written
+    transformer_kind(
+        Path(config.pipeline), config.part
+    )  # refuses other folders before anything is written
 
     def make(accelerator: Accelerator) -> tuple[Pair, Feed]:
         if config.calls is not None:
