@@ -100,7 +100,7 @@ def test_folders_that_hold_no_calls_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no recorded calls: it has no calls\.json"):
         CallFolder.read(tmp_path)
     calls = record(tmp_path, wan(), videos=1)
-    with pytest.raises(ValueError, match="has calls of a Wan.*, and this is a Hunyuan"):
+    with pytest.raises(ValueError, match=r"has calls of a Wan.*, and this is a Hunyuan"):
         new_folder(tmp_path, hunyuan_video()[0])
     path = tmp_path / calls.calls[0].file
     path.write_bytes(path.read_bytes()[:-1] + b"\7")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoTransformer3DModel
 from diffusers.models.transformers.transformer_ltx import LTXVideoTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
@@ -15,7 +14,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
 from tests.support.tiny_cache import cache_config, make_videos
-from tests.support.tiny_encoders import save_encoders
+from tests.support.tiny_encoders import tiny_vae
 from tests.support.tiny_pipelines import tiny_text_encoder, tiny_tokenizer, tiny_wan_transformer
 
 from freqformer.config import FreqFormerConfig
@@ -110,16 +109,16 @@ def velocity(model: Any, given: dict[str, Any], timestep: float = 500.0) -> torc
 def make_wan_folder(folder: Path) -> Path:
     """A pipeline `wan` and the cache of four clips by its encoders, both in the folder."""
     make_videos(folder / "videos")
-    save_encoders(folder / "encoders")
-    make_cache(cache_config(folder, sizes=((48, 64),)))
     model, _ = wan()
     WanPipeline(
         tokenizer=tiny_tokenizer(),  # type: ignore[arg-type]
         text_encoder=tiny_text_encoder(),
-        vae=AutoencoderKLWan.from_pretrained(folder / "encoders" / "vae"),
+        vae=tiny_vae(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
         transformer=model,
     ).save_pretrained(folder / "wan")
+    own = {"vae": str(folder / "wan"), "text_encoder": str(folder / "wan")}
+    make_cache(cache_config(folder, sizes=((48, 64),), **own))
     return folder
 
 

@@ -65,12 +65,13 @@ def check_same_run(path: Path, state: dict[str, Any], config: ConvertConfig, dat
 
 def _fixed(config: dict[str, Any]) -> dict[str, Any]:
     """The fields that stay, by dotted name, as JSON holds them."""
-    fields = {}
+    fields: dict[str, Any] = {}
     for section, values in json.loads(json.dumps(config)).items():
         free = MAY_CHANGE.get(section, ())
         if free is None:
             continue
-        for name, value in values.items():
-            if name not in free:
-                fields[f"{section}.{name}"] = value
+        if not isinstance(values, dict):
+            fields[section] = values
+            continue
+        fields |= {f"{section}.{name}": x for name, x in values.items() if name not in free}
     return fields
