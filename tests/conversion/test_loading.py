@@ -33,6 +33,15 @@ def test_a_cache_of_another_vae_is_refused(folder: Path, tmp_path: Path) -> None
         convert(replace(config, pipeline=str(other)))
 
 
+def test_a_bucket_that_is_too_small_for_the_density_is_refused_at_once(
+    folder: Path, tmp_path: Path
+) -> None:
+    config = tiny_conversion(folder, output=str(tmp_path / "out"))
+    small = replace(config.windows, density=0.05)
+    with pytest.raises(ValueError, match=r"density is 0\.05; on Grid.* and more is allowed"):
+        convert(replace(config, windows=small))
+
+
 def test_models_of_diffusers_need_a_cache(folder: Path, tmp_path: Path) -> None:
     config = tiny_conversion(folder, output=str(tmp_path / "out"))
     with pytest.raises(

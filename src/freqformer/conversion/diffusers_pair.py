@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from freqformer.conversion.pairs import Ask, Learn
+from freqformer.grid import Grid
 from freqformer.integrations.diffusers.building import make_session
 from freqformer.integrations.diffusers.converted.adapter import KIND, Adapter, AdapterSettings
 from freqformer.integrations.diffusers.converted.learned import LearnedLayers
-from freqformer.integrations.diffusers.converted.windows import WindowBands
+from freqformer.integrations.diffusers.converted.windows import (
+    WindowBands,
+    window_config,
+)
 from freqformer.integrations.diffusers.families import family_of
 from freqformer.integrations.diffusers.processor import Call
 from freqformer.integrations.diffusers.ulysses import class_name
@@ -90,11 +93,12 @@ class DiffusersPair:
 
     def num_tokens(self, shape: Sequence[int]) -> int:
         """See `Pair`."""
-        config = self._transformer.config
-        patch = config.patch_size
-        if isinstance(patch, int):
-            patch = (getattr(config, "patch_size_t", 1), patch, patch)
-        return prod(side // step for side, step in zip(shape[-3:], patch, strict=True))
+        return self._grid(shape).num_tokens
+
+    def check_sizes(self, sizes: Sequence[Sequence[int]]) -> None:
+        """See `Pair`."""
+        for size in sizes:
+            window_config(self._grid(size), self._settings.windows)
 
     def check_clips(self, channels: int, text_channels: int | None) -> None:
         """See `Pair`."""
@@ -119,6 +123,15 @@ class DiffusersPair:
         target = output / KIND
         self.adapter(history).save(target)
         return target
+
+    def _grid(self, shape: Sequence[int]) -> Grid:
+        """Of clips of this shape."""
+        config = self._transformer.config
+        patch = config.patch_size
+        if isinstance(patch, int):
+            patch = (getattr(config, "patch_size_t", 1), patch, patch)
+        frames, height, width = (side // step for side, step in zip(shape[-3:], patch, strict=True))
+        return Grid(frames, height, width)
 
     def _note(self, transformer: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         self._call = self._session.call_of(transformer, args, kwargs)

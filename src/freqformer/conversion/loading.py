@@ -133,6 +133,7 @@ def load_pair(config: ConvertConfig, device: torch.device, source: ClipSource) -
         asked.check_trainable_from_cache()
         pair = DiffusersPair(transformer, config.adapter, asked)
     pair.check_clips(source.channels, source.text_channels)
+    pair.check_sizes(source.sizes)
     return pair
 
 

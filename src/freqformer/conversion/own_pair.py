@@ -115,6 +115,9 @@ class OwnPair:
         """See `Pair`."""
         return self._dense.grid_for(shape).num_tokens
 
+    def check_sizes(self, sizes: Sequence[Sequence[int]]) -> None:
+        """See `Pair`: the window is that of the usual size, and fits any."""
+
     def check_clips(self, channels: int, text_channels: int | None) -> None:
         """See `Pair`."""
         config = self._dense.config

@@ -58,6 +58,10 @@ class Pair(Protocol):
         """Tokens of clips (B, C, F, H, W)."""
         ...
 
+    def check_sizes(self, sizes: Sequence[Sequence[int]]) -> None:
+        """Raise ValueError where clips of one of these sizes (F, H, W) can't have the density."""
+        ...
+
     def check_clips(self, channels: int, text_channels: int | None) -> None:
         """Raise ValueError for clips that the dense model doesn't take."""
         ...

@@ -14,6 +14,7 @@ from tests.support.tiny_conversions import FAMILIES, velocity
 
 from freqformer.integrations.diffusers import enable_frequency_attention
 from freqformer.integrations.diffusers.converted.adapter import Adapter, AdapterSettings
+from freqformer.integrations.diffusers.families import family_of
 
 
 @pytest.fixture
@@ -62,6 +63,25 @@ def test_lora_has_the_names_that_diffusers_gives_it(model: Any, tmp_path: Path) 
         for side in "AB"
     }
     assert lora["transformer.blocks.0.attn1.to_q.lora_A.weight"].shape == (4, 32)
+
+
+def test_peft_reads_its_lora(model: Any, tmp_path: Path) -> None:
+    """By diffusers' own loading, as a LoRA without windows: the same projections."""
+    pytest.importorskip("peft")
+    adapter = moved(fresh(model))
+    adapter.save(tmp_path / "adapter")
+    layers = dict(family_of(model).layers(model))
+    learned = adapter.for_layers(adapter.transformer, layers)
+    x = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(3))
+    name, layer = next(iter(layers.items()))
+    view = learned.get_submodule(name).view(layer)  # type: ignore[operator]
+    wanted = [view.to_q(x), view.to_k(x), view.to_v(x), view.to_out[0](x)]
+    before = layer.to_q(x)
+    model.load_lora_adapter(load_file(tmp_path / "adapter" / "lora.safetensors"))
+    found = [layer.to_q(x), layer.to_k(x), layer.to_v(x), layer.to_out[0](x)]
+    for other, own in zip(found, wanted, strict=True):
+        torch.testing.assert_close(other, own)
+    assert not torch.allclose(found[0], before)
 
 
 def test_other_folders_are_refused_with_what_they_are(model: Any, tmp_path: Path) -> None:

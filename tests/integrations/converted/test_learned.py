@@ -4,6 +4,9 @@ that is taken back without a trace."""
 from __future__ import annotations
 
 import copy
+import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -131,6 +134,15 @@ def test_dense_layers_and_dense_steps_have_nothing_of_it() -> None:
         assert torch.equal(velocity(model, given), before)
     with enable_frequency_attention(model, adapter=adapter, min_tokens=97):
         assert torch.equal(velocity(model, given), before)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_of_a_converted_model_are_one_graph() -> None:
+    command = [sys.executable, "-m", "tests.support.compiled_adapters"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["graphs"] == 1
+    assert told["most"] < 1e-5
 
 
 def test_an_adapter_is_refused_where_it_does_not_belong() -> None:
