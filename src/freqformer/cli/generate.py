@@ -118,12 +118,14 @@ def generate(
     from freqformer.generation.lora import load_loras
     from freqformer.generation.request import Request
     from freqformer.integrations.diffusers.converted.adapter import Adapter
-    from freqformer.integrations.diffusers.dials import checked_dials
     from freqformer.routing import RoutingTable
+    from freqformer.training_free.dials import checked_dials
 
     made = None if table is None else RoutingTable.load(table)
     trained = None if adapter is None else Adapter.load(adapter)
-    checked_dials(trained or made, density, (start_percent, end_percent), dense_blocks, min_tokens)
+    percents = (start_percent, end_percent)
+    has_adapter = trained is not None
+    checked_dials(made, density, percents, dense_blocks, min_tokens, adapter=has_adapter)
     where = chosen_device(device)
     pipe = load_pipeline(pipeline, dtype=getattr(torch, dtype), device=where, offload=offload)
     load_loras(pipe, lora or [])

@@ -14,7 +14,6 @@ from freqformer.config import Band
 from freqformer.integrations.diffusers.building import Layers, check_processors, make_session
 from freqformer.integrations.diffusers.converted.adapter import Adapter
 from freqformer.integrations.diffusers.converted.windows import WindowBands
-from freqformer.integrations.diffusers.dials import Dials, checked_dials
 from freqformer.integrations.diffusers.families import family_of, is_pipeline, transformers_of
 from freqformer.integrations.diffusers.handle import FrequencyAttentionHandle
 from freqformer.integrations.diffusers.layer_bands import LayerBands, PresetBands, TableBands
@@ -23,6 +22,7 @@ from freqformer.integrations.diffusers.steps import REMEDY, SamplerSteps, check_
 from freqformer.integrations.diffusers.ulysses import class_name
 from freqformer.ops.backends import IMPLS, ImplChoice
 from freqformer.routing import RoutingTable
+from freqformer.training_free.dials import Dials, checked_dials
 
 
 @renamed_arguments(transformer="pipe_or_transformer")
@@ -82,7 +82,8 @@ def enable_frequency_attention(
     transformers = transformers_of(pipe_or_transformer)
     percents = (start_percent, end_percent)
     given = _given(table, adapter, transformers)
-    dials = checked_dials(given, density, percents, dense_blocks, min_tokens)
+    has_adapter = adapter is not None
+    dials = checked_dials(table, density, percents, dense_blocks, min_tokens, adapter=has_adapter)
     check_choice("impl", impl, IMPLS)
     steps = _steps(pipe_or_transformer, scheduler, dials)
     sessions = {

@@ -17,8 +17,8 @@ from freqformer._validate import check_number, check_whole
 from freqformer.bands import low_grid
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Extents, Grid, TileLayout, tile_layout
-from freqformer.integrations.diffusers.preset import preset_tile
 from freqformer.ops.parameters import KnownBands
+from freqformer.training_free.preset import preset_tile
 
 SLACK = 0.1
 """How far a window may be from the density, relatively, for its shape to decide."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from freqformer._validate import check_number, check_whole
-from freqformer.integrations.diffusers.converted.adapter import Adapter
 from freqformer.routing import RoutingTable
 
 DENSITY = 0.2
@@ -34,35 +33,37 @@ class Dials:
 
 
 def checked_dials(
-    given: Any,
-    density: Any,
-    percents: tuple[Any, Any],
-    dense_blocks: Any,
-    min_tokens: Any,
+    table: RoutingTable | None = None,
+    density: Any = None,
+    percents: tuple[Any, Any] = (None, 1.0),
+    dense_blocks: Any = (0, 0),
+    min_tokens: Any = None,
+    *,
+    adapter: bool = False,
 ) -> Dials:
     """The dials with their defaults, which a table sets to nothing: it has guards of its own. So
     does an adapter, which was trained at all noise levels.
 
     Args:
-        given: the table or the adapter; None for the preset.
-        density, dense_blocks, min_tokens: as in `enable_frequency_attention`.
+        table, density, dense_blocks, min_tokens: as in `enable_frequency_attention`.
         percents: start_percent and end_percent.
+        adapter: whether an adapter says what heads do.
 
     Raises:
         ValueError: for values out of range, or a density beside a table or an adapter.
     """
-    if given is not None and not isinstance(given, RoutingTable | Adapter):
+    if table is not None and not isinstance(table, RoutingTable):
         raise ValueError(
-            f"table is a {type(given).__name__}; a RoutingTable is allowed: make one, read it with "
+            f"table is a {type(table).__name__}; a RoutingTable is allowed: make one, read it with "
             "RoutingTable.load(folder), or leave it out and give a density"
         )
-    if given is not None and density is not None:
-        what = "an adapter" if isinstance(given, Adapter) else "a table"
+    preset = table is None and not adapter
+    if not preset and density is not None:
+        what = "an adapter" if adapter else "a table"
         raise ValueError(
             f"density is {density!r} beside {what}, which says itself what every head does; one "
             "of the two is allowed: leave one out"
         )
-    preset = given is None
     if preset:
         density = DENSITY if density is None else density
         check_number("density", density, LEAST_DENSITY, 1, "0.2 computes a fifth of attention")
