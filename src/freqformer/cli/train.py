@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from freqformer.cli.console import errors
-from freqformer.cli.options import duration, renamed_option
+from freqformer.cli.options import duration, renamed_option, step_range
 from freqformer.cli.outputs import check_folder
 from freqformer.cli.run_folder import SHIPPED, clip_fields, model_folder, run_config
 from freqformer.cli.settings import apply_setting, update
@@ -76,6 +76,13 @@ def train(
             "--set pipeline.weights=full.",
         ),
     ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIRST-LAST",
+            help="Steps, like 10-12, of which OUTPUT/profile gets a trace for ui.perfetto.dev.",
+        ),
+    ] = None,
     accept_changes: Annotated[
         bool,
         typer.Option(
@@ -140,6 +147,7 @@ def train(
         "max_seconds": max_seconds,
         "stop_after_seconds": None if stop_after is None else duration("--stop-after", stop_after),
         "init_from": None if init_from is None else str(model_folder(init_from)),
+        "profile": None if profile is None else step_range("--profile", profile),
     }
     update(values, "data", {} if data is None else clip_fields(data))
     update(values, "run", {name: value for name, value in shortcuts.items() if value is not None})

@@ -16,6 +16,7 @@ from freqformer.training.config import (
     OptimizerConfig,
     Precision,
     RunConfig,
+    Tracker,
 )
 from freqformer.training.config_dict import build, sections
 from freqformer.training.data_config import DataConfig
@@ -100,6 +101,7 @@ class ConversionRunConfig:
         seed: of what learns, data order, noise and all else.
         device: `auto` takes a GPU where there is one.
         progress: whether to draw a progress bar.
+        tracker: `wandb` or `trackio`, whose log is written beside TensorBoard's; None writes none.
         stop_after_seconds: seconds after which this call ends with a checkpoint; the same call goes
             on from there.
     """
@@ -111,6 +113,7 @@ class ConversionRunConfig:
     seed: int = 0
     device: Device = "auto"
     progress: bool = True
+    tracker: Tracker | None = None
     stop_after_seconds: float | None = None
 
     def __post_init__(self) -> None:

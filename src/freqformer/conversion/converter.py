@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -73,7 +73,8 @@ class Converter:
         self.folder = Path(config.output)
         self.device = accelerator.device
         self.clock = RunClock(config.run.whole(config.stages.total), accelerator.device)
-        self.log = RunLog(accelerator, self.folder)
+        logged: Any = config  # has what a log reads: output, run.tracker and its record
+        self.log = RunLog(accelerator, logged)
         self.optimizer = adamw(pair.trained, config.optimizer)
         self.ema = EMAModel(
             pair.trained.parameters(), decay=config.optimizer.ema_decay, foreach=True

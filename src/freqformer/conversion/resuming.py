@@ -15,7 +15,7 @@ MAY_CHANGE = {
     "calls": None,
     "checkpoint": None,
     "data": ("path", "photographs", "cache", "workers", "cache_mib"),
-    "run": ("device", "progress", "gradient_checkpointing"),
+    "run": ("device", "progress", "tracker", "gradient_checkpointing"),
 }
 """Fields that change nothing but where and with what memory a run goes on; None is all of a
 section."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from freqformer.training.progress import ShownProgress, progress_shown
 from freqformer.training.provenance import SESSIONS_FILE
 from freqformer.training.report import StepReport
 from freqformer.training.seeding import seed_everything
+from freqformer.training.tracking import check_tracker
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -97,6 +98,7 @@ def run_conversion(
         on_step: called after every step.
     """
     run = config.run.whole(config.stages.total)
+    check_tracker(run.tracker)
     with (
         run_accelerator(config.output, run) as accelerator,
         _only_run(config, accelerator),
@@ -104,15 +106,21 @@ def run_conversion(
     ):
         seed_everything(config.run.seed, "model")
         converter = Converter(config, accelerator, *make(accelerator))
-        converter.resume()
-        with between_steps("finishing the step") as stop:
-            _steps(converter, stop, progress, on_step)
-            converter.save()
-            result = converter.save_result() if converter.step or not stop.asked else None
-        if stop.asked:
-            raise stop.interrupted(_what_is_kept(converter))
-        assert result is not None
-        return result
+        with closing(converter.log):
+            converter.resume()
+            return _converted(converter, progress, on_step)
+
+
+def _converted(converter: Converter, progress: ShownProgress, on_step: OnStep | None) -> Path:
+    """Convert from where the run is, and save it."""
+    with between_steps("finishing the step") as stop:
+        _steps(converter, stop, progress, on_step)
+        converter.save()
+        result = converter.save_result() if converter.step or not stop.asked else None
+    if stop.asked:
+        raise stop.interrupted(_what_is_kept(converter))
+    assert result is not None
+    return result
 
 
 def _steps(

@@ -26,7 +26,7 @@ MAY_CHANGE = {
     "run": (
         *("max_steps", "max_seconds", "part_seconds", "batch_size", "accumulation", "device"),
         # `part_seconds` is of versions that kept there what belongs to one call alone.
-        *("progress", "gradient_checkpointing", "compile", "parallel"),
+        *("progress", "gradient_checkpointing", "compile", "parallel", "tracker"),
     ),
 }
 """Fields that change nothing but how long, where and with what memory a run goes on; batches only
@@ -40,8 +40,11 @@ ON_PURPOSE = {
 }
 """Fields that change what is computed from here on, for `checkpoint.accept_changes`."""
 _BEFORE = {
-    f"pipeline.{name}": value
-    for name, value in json.loads(json.dumps(asdict(PipelineConfig()))).items()
+    "optimizer.kind": "adamw",
+    **{
+        f"pipeline.{name}": value
+        for name, value in json.loads(json.dumps(asdict(PipelineConfig()))).items()
+    },
 }
 """What holds of runs of versions that had no such fields."""
 STATE = {

@@ -83,7 +83,7 @@ class Trainer:
     ) -> None:
         self.config, self.accelerator, self.folder = config, accelerator, Path(config.output)
         self.clock = RunClock(config.run, accelerator.device)
-        self.log = RunLog(accelerator, self.folder)
+        self.log = RunLog(accelerator, config)
         seed_everything(config.run.seed, "model")
         self.placement = placement_for(config.run.parallel, accelerator)
         self.model: Any = prepared_model(config, model)

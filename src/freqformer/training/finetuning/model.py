@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from freqformer.grid import Grid
 from freqformer.integrations.diffusers import enable_frequency_attention
+from freqformer.integrations.diffusers.families import family_of
 from freqformer.integrations.diffusers.velocity import VelocityModel, VelocitySettings
 from freqformer.training.cache.reading import LatentCache
 from freqformer.training.config import TrainConfig
 from freqformer.training.finetuning.folder import PipelineFolder
 from freqformer.training.finetuning.lora import add_lora
+from freqformer.training.finetuning.offload import OffloadedBlocks
 from freqformer.training.weights import TrainedWeights
 
 
@@ -39,6 +42,7 @@ class FineTuned(VelocityModel):
         self.check_trainable_from_cache()
         self.levels = levels
         self.base = base
+        self.offloaded: OffloadedBlocks | None = None
 
     @property
     def weights(self) -> TrainedWeights:
@@ -106,6 +110,8 @@ def finetuned_model(config: TrainConfig) -> FineTuned:
     transformer.requires_grad_(True)
     if lora:
         add_lora(transformer, settings)
+    if settings.offload_blocks:
+        model.offloaded = OffloadedBlocks(_last_blocks(transformer, settings.offload_blocks))
     if settings.density < 1:
         enable_frequency_attention(
             transformer,
@@ -115,3 +121,18 @@ def finetuned_model(config: TrainConfig) -> FineTuned:
             min_tokens=settings.min_tokens,
         )
     return model
+
+
+def _last_blocks(transformer: Any, count: int) -> list[nn.Module]:
+    """The last blocks of a transformer, in order.
+
+    Raises:
+        ValueError: for more than it has.
+    """
+    names = [name.rpartition(".")[0] for name, _ in family_of(transformer).layers(transformer)]
+    if count > len(names):
+        raise ValueError(
+            f"pipeline.offload_blocks is {count} and the transformer has {len(names)} blocks; at"
+            " most so many are allowed"
+        )
+    return [transformer.get_submodule(name) for name in names[-count:]]
