@@ -334,6 +334,12 @@ class TrainConfig:
                     " of the two is allowed: the pipeline says the model, and every process holds"
                     " all of it"
                 )
+        if self.validation.prompts:
+            raise ValueError(
+                f"validation.prompts has {len(self.validation.prompts)} prompts, and"
+                f" pipeline.folder is {self.pipeline.folder!r}; none are allowed, since diffusers"
+                " makes its videos: leave them out, and call freqformer generate --lora"
+            )
         if self.pipeline.offload_blocks and (
             self.run.compile or not self.run.gradient_checkpointing
         ):

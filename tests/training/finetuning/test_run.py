@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.support.tiny_finetuning import (
     lora_config,
     make_pipeline_and_cache,
@@ -22,9 +23,11 @@ from tests.support.tiny_training import changed, losses
 
 from freqformer.integrations.diffusers.velocity import VELOCITIES
 from freqformer.training.cache.making import make_cache
+from freqformer.training.cache.reading import LatentCache
 from freqformer.training.config import TrainConfig
 from freqformer.training.finetuning.model import finetuned_model
 from freqformer.training.loop import train
+from freqformer.training.validation.held_out import choose_held_out, held_out_losses
 
 
 def checkpoint(folder: Path, step: int, group: str = "model") -> dict[str, torch.Tensor]:
@@ -172,6 +175,26 @@ def test_experts_train_at_their_own_noise_levels(
     train(lora_config(tmp_path, tmp_path / "second", part="transformer_2"))
     assert len(seen) == 3
     assert max(seen) <= 875
+    held_out = changed(config, "validation", held_out=1)
+    with pytest.raises(
+        ValueError, match=r"levels has \[0\.1, .*, 0\.7\], and .* 0\.875 to 1 alone"
+    ):
+        train(replace(held_out, output=str(tmp_path / "third")))
+    with pytest.raises(ValueError, match=r"validation\.prompts has 1 prompts, and pipeline"):
+        changed(config, "validation", prompts=("a cat",))
+
+
+def test_held_out_loss_is_that_of_the_averaged_additions(wan: Path, tmp_path: Path) -> None:
+    config = changed(lora_config(wan, tmp_path / "run"), "validation", held_out=1, levels=(0.5,))
+    train(config)
+    model: Any = finetuned_model(config)
+    model.weights.load_state_dict(checkpoint(tmp_path / "run", 3, "ema"))
+    cache = LatentCache(wan / "cache")
+    numbers = choose_held_out(2, 1, config.run.seed)
+    expected = held_out_losses(model.eval(), cache, numbers, (0.5,), 0, torch.device("cpu"))
+    events = EventAccumulator(str(tmp_path / "run" / "logs")).Reload()
+    (logged,) = events.Scalars("held_out_loss/0.5")
+    assert (logged.step, logged.value) == (3, pytest.approx(expected[0.5], rel=1e-5))
 
 
 def test_ltx(tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def finetuned_model(config: TrainConfig) -> FineTuned:
         folder.levels(settings.part),
         folder.weights_fingerprint(settings.part),
     )
+    _check_levels(config, model.levels)
     transformer.requires_grad_(True)
     if lora:
         add_lora(transformer, settings)
@@ -121,6 +122,18 @@ def finetuned_model(config: TrainConfig) -> FineTuned:
             min_tokens=settings.min_tokens,
         )
     return model
+
+
+def _check_levels(config: TrainConfig, levels: tuple[float, float]) -> None:
+    """Raise ValueError where held-out loss is asked at levels that the transformer never sees."""
+    low, high = levels
+    outside = [level for level in config.validation.levels if not low <= level <= high]
+    if config.validation.held_out and outside:
+        raise ValueError(
+            f"validation.levels has {outside}, and the pipeline calls its {config.pipeline.part} at"
+            f" noise levels from {low:g} to {high:g} alone; these are allowed: set"
+            " validation.levels"
+        )
 
 
 def _last_blocks(transformer: Any, count: int) -> list[nn.Module]:
