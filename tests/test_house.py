@@ -1,8 +1,7 @@
 """The rules of CONTRIBUTING.md that can be counted, over the tree.
 
-`LIMITS` has what every place must keep to, `DENSITIES` what all operations together must.
-`EXCEPTIONS` has every place that may go over a limit, how far and why. A place that stays within
-the limit must leave the table.
+`LIMITS` has what every place must keep to, `DENSITIES` what all operations together must. In
+`EXCEPTIONS` is who may go over a limit, how far and why; a place that stays within it must leave.
 """
 
 from __future__ import annotations
@@ -64,7 +63,8 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
     "lines of a function": {
         "src/freqformer/cli/cache.py:cache": Exceeds(90, COMMAND),
         "src/freqformer/cli/calibrate.py:calibrate": Exceeds(124, COMMAND),
-        "src/freqformer/cli/generate.py:generate": Exceeds(116, COMMAND),
+        "src/freqformer/cli/convert.py:convert": Exceeds(130, COMMAND),
+        "src/freqformer/cli/generate.py:generate": Exceeds(122, COMMAND),
         "src/freqformer/cli/sample.py:sample": Exceeds(101, COMMAND),
         "src/freqformer/cli/simulate.py:simulate": Exceeds(62, COMMAND),
         "src/freqformer/cli/train.py:train": Exceeds(125, COMMAND),
@@ -87,12 +87,13 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
         ),
         "src/freqformer/cli/cache.py:cache": Exceeds(16, COMMAND),
         "src/freqformer/cli/calibrate.py:calibrate": Exceeds(21, COMMAND),
-        "src/freqformer/cli/generate.py:generate": Exceeds(22, COMMAND),
+        "src/freqformer/cli/convert.py:convert": Exceeds(15, COMMAND),
+        "src/freqformer/cli/generate.py:generate": Exceeds(23, COMMAND),
         "src/freqformer/cli/sample.py:sample": Exceeds(15, COMMAND),
         "src/freqformer/cli/simulate.py:simulate": Exceeds(9, COMMAND),
         "src/freqformer/cli/train.py:train": Exceeds(13, COMMAND),
         "src/freqformer/integrations/diffusers/enable.py:enable_frequency_attention": Exceeds(
-            9, "the dials that people know from other models, each by its own word"
+            10, "the dials that people know from other models, each by its own word"
         ),
         "src/freqformer/models/transformer.py:FreqFormerTransformer3DModel.__init__": Exceeds(
             14, "diffusers saves a model's constructor arguments as its configuration, flat"

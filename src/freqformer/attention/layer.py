@@ -118,6 +118,21 @@ class FreqAttention(AttentionLayer):
             check_number("budget", budget, 0.0, math.inf)
         self.router.flop_budget = budget
 
+    def set_window(self, window: tuple[int, int, int]) -> None:
+        """Let HIGH heads see a window of other extents, in tiles, from the next call on: for a
+        density that falls while a dense model is converted.
+
+        Raises:
+            ValueError: for extents out of range, and where a table says what heads see.
+        """
+        if self.table_bands is not None:
+            raise ValueError(
+                f"window is {window} and the layer has a routing table, which says what heads see; "
+                "none is allowed: call set_routing_table(None) first"
+            )
+        self.config = replace(self.config, window=window)
+        self.configs = [self.config]
+
     def check_table(self, table: RoutingTable) -> None:
         """Raise ValueError for a table that asks for gains which the layer has not learned."""
         if table.config.band_features == "band_gains" and self.gains is None:

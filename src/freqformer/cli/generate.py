@@ -61,6 +61,10 @@ def generate(
         Path | None,
         typer.Option(help="Folder that calibrate wrote, in place of a density."),
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="Folder of an adapter that `freqformer convert` made of this model."),
+    ] = None,
     lora: Annotated[
         list[str] | None,
         typer.Option(
@@ -113,11 +117,15 @@ def generate(
     from freqformer.generation.loading import load_pipeline
     from freqformer.generation.lora import load_loras
     from freqformer.generation.request import Request
+    from freqformer.integrations.diffusers.converted.adapter import Adapter
     from freqformer.integrations.diffusers.tables import load_tables
     from freqformer.training_free.dials import checked_dials
 
     made = None if table is None else load_tables(table)
-    checked_dials(made, density, (start_percent, end_percent), dense_blocks, min_tokens)
+    trained = None if adapter is None else Adapter.load(adapter)
+    percents = (start_percent, end_percent)
+    has_adapter = trained is not None
+    checked_dials(made, density, percents, dense_blocks, min_tokens, adapter=has_adapter)
     where = chosen_device(device)
     pipe = load_pipeline(pipeline, dtype=getattr(torch, dtype), device=where, offload=offload)
     load_loras(pipe, lora or [])
@@ -125,6 +133,7 @@ def generate(
     request = Request(prompt, frames, height, width, seed, steps, guidance, negative_prompt, image)
     dials = {
         "table": made,
+        "adapter": trained,
         "density": density,
         "start_percent": start_percent,
         "end_percent": end_percent,

@@ -17,6 +17,7 @@ from freqformer._interrupt import Interrupted, raising
 from freqformer.cli.cache import cache
 from freqformer.cli.calibrate import calibrate
 from freqformer.cli.console import INTERRUPTED, USER_ERROR, errors
+from freqformer.cli.convert import convert
 from freqformer.cli.demo import demo
 from freqformer.cli.doctor import doctor
 from freqformer.cli.export import export
@@ -110,6 +111,7 @@ def main(
       freqformer sample runs/first --output new.mp4   generate
       freqformer export runs/first -o model/          a small model folder with a card, to ship
       freqformer calibrate runs/dense -o table/       bands for a dense model, without training
+      freqformer convert cache/ --pipeline wan/ ...   a dense model, trained to need less attention
       freqformer generate --pipeline wan/ ...         a pipeline of diffusers, sooner
       freqformer simulate --hardware h100             what attention costs on a GPU
       freqformer doctor                               what runs on this machine, and is it right
@@ -130,6 +132,7 @@ app.command("cache")(cache)
 app.command("train")(train)
 app.command("sample")(sample)
 app.command("calibrate")(calibrate)
+app.command("convert")(convert)
 app.command("generate")(generate)
 app.command("inspect")(inspect)
 app.command("demo")(demo)

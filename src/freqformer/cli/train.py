@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +12,7 @@ from freqformer.cli.console import errors
 from freqformer.cli.options import duration, renamed_option, step_range
 from freqformer.cli.outputs import check_folder
 from freqformer.cli.run_folder import SHIPPED, clip_fields, model_folder, run_config
+from freqformer.cli.settings import apply_setting, update
 
 if TYPE_CHECKING:
     from freqformer.training.config import TrainConfig
@@ -126,7 +126,7 @@ def train(
     """
     values = run_config(config) if config is not None else {}
     for setting in settings or []:
-        _apply_setting(values, setting)
+        apply_setting(values, setting)
     if (output is None and "output" not in values) or (data is None and "data" not in values):
         raise ValueError("DATA or --output is missing; give both, or a --config that has them")
     if config == SHIPPED and data is None and not Path(values["data"]["photographs"]).is_dir():
@@ -149,10 +149,10 @@ def train(
         "init_from": None if init_from is None else str(model_folder(init_from)),
         "profile": None if profile is None else step_range("--profile", profile),
     }
-    _update(values, "data", {} if data is None else clip_fields(data))
-    _update(values, "run", {name: value for name, value in shortcuts.items() if value is not None})
-    _update(values, "pipeline", {} if pipeline is None else {"folder": pipeline})
-    _update(values, "checkpoint", {"accept_changes": True} if accept_changes else {})
+    update(values, "data", {} if data is None else clip_fields(data))
+    update(values, "run", {name: value for name, value in shortcuts.items() if value is not None})
+    update(values, "pipeline", {} if pipeline is None else {"folder": pipeline})
+    update(values, "checkpoint", {"accept_changes": True} if accept_changes else {})
     with errors.status("starting"):
         from freqformer.cli.ranks import is_main_rank
         from freqformer.training.config import TrainConfig
@@ -180,35 +180,3 @@ def _next(config: TrainConfig, trained: Path) -> str:
             f" --output {folder}/sample.mp4"
         )
     return f"next: copy {tuned.folder}, with {trained} in place of its {tuned.part}"
-
-
-def _update(values: dict[str, Any], section: str, fields: dict[str, Any]) -> None:
-    """Put fields into a section. One that is no object stays as it is, for TrainConfig to
-    refuse."""
-    inner = values.setdefault(section, {})
-    if isinstance(inner, dict):
-        inner.update(fields)
-
-
-def _apply_setting(values: dict[str, Any], setting: str) -> None:
-    """Put `section.field=value`, or a field of a field, into nested dicts; the value is JSON, or
-    else text."""
-    name, found, text = setting.partition("=")
-    *sections, field = name.split(".")
-    if not (found and sections and all((*sections, field))):
-        raise ValueError(
-            f"--set is {setting!r}; section.field=value is allowed, like data.height=64"
-        )
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = text
-    inner = values
-    for place, section in enumerate(sections):
-        inner = inner.setdefault(section, {})
-        if not isinstance(inner, dict):
-            holds = ".".join(sections[: place + 1])
-            raise ValueError(
-                f"--set is {setting!r} and {holds} holds {inner!r}; fields of a section are allowed"
-            )
-    inner[field] = value

@@ -51,7 +51,8 @@ class WideLinear(nn.Linear):
         takes them."""
         if x is None:
             return self.weight, self.bias
-        return functional.linear(x, self.weight.to(x), self.bias.to(x))
+        bias = None if self.bias is None else self.bias.to(x)
+        return functional.linear(x, self.weight.to(x), bias)
 
 
 class RoutingNetwork(nn.Module):

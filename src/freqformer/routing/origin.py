@@ -44,12 +44,13 @@ def origin_of(layers: Sequence[nn.Module]) -> Origin | None:
     return tuple(samples) or None
 
 
-def check_origin(origin: Origin | None, layers: Sequence[nn.Module]) -> None:
+def check_origin(origin: Origin | None, layers: Sequence[nn.Module], what: str = "table") -> None:
     """Raise ValueError where a table was made from another model than the one that it is set on.
 
     Args:
         origin: of the table; None passes, as where this model's weights can't be read.
         layers: of the model, as `origin_of` takes them.
+        what: was made, `table` or `adapter`.
     """
     own = None if origin is None else origin_of(layers)
     if origin is None or own is None:
@@ -57,11 +58,9 @@ def check_origin(origin: Origin | None, layers: Sequence[nn.Module]) -> None:
     agreement = _agreement(origin, own)
     if agreement < LEAST_AGREEMENT:
         raise ValueError(
-            f"table was made from another model: its weights agree by {agreement:.2f} with this "
-            "one's, and "
-            f"{LEAST_AGREEMENT} at least is allowed; make a table from this model, or take "
-            "dataclasses.replace(table, "
-            "origin=None) to use it all the same"
+            f"{what} was made from another model: its weights agree by {agreement:.2f} with this "
+            f"one's, and {LEAST_AGREEMENT} at least is allowed; make one from this model, or take "
+            f"dataclasses.replace({what}, origin=None) to use it all the same"
         )
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import distributed as dist
-
 from freqformer._interrupt import StopRequest, between_steps
-from freqformer._optional import needs
+from freqformer.training.accelerator import run_accelerator
 from freqformer.training.cache.defaults import with_cache
 from freqformer.training.config import TrainConfig
 from freqformer.training.loader import ClipSource
-from freqformer.training.processes import check_launch, only_run
+from freqformer.training.processes import only_run
 from freqformer.training.profiling import StepProfiler
 from freqformer.training.progress import ShownProgress, progress_shown
 from freqformer.training.report import StepReport
@@ -69,7 +67,7 @@ def train(
     config = with_cache(with_initial_model(config))
     check_tracker(config.run.tracker)
     with (
-        _accelerator(config) as accelerator,
+        run_accelerator(config.output, config.run) as accelerator,
         only_run(Path(config.output), accelerator),
         _progress(config, accelerator) as progress,
     ):
@@ -134,45 +132,3 @@ def _what_is_kept(trainer: Trainer, pipeline: Path | None) -> str:
 def _progress(config: TrainConfig, accelerator: Accelerator) -> Any:
     enabled = config.run.progress and accelerator.is_main_process
     return progress_shown(config.run, accelerator.device, enabled=enabled)
-
-
-@contextmanager
-def _accelerator(config: TrainConfig) -> Iterator[Accelerator]:
-    with needs("train"):
-        import tensorboard  # noqa: F401 - without it accelerate keeps no metrics, in silence
-        from accelerate import Accelerator, DistributedDataParallelKwargs
-        from accelerate.state import AcceleratorState
-
-    # Before accelerate waits for processes that it can't reach.
-    check_launch()
-    # accelerate holds one precision per Python process until it is reset; a caller's own
-    # accelerator stays as it is.
-    owned = not AcceleratorState._shared_state
-    # Who made the group of processes has more to do with it than this run.
-    joined = dist.is_available() and dist.is_initialized()
-    accelerator = Accelerator(
-        mixed_precision="bf16" if config.run.precision == "bf16" else "no",
-        gradient_accumulation_steps=config.run.accumulation,
-        cpu=config.run.device == "cpu",
-        log_with="tensorboard",
-        project_dir=config.output,
-        # A router that does not train, or a band that no head is in, leaves parameters without
-        # gradient.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
-    failed = False
-    try:
-        yield accelerator
-    except Exception:
-        failed = True
-        raise
-    finally:
-        # Others may wait for this process, which ends, and its launcher then stops them: to take
-        # the group down would wait for them.
-        if joined or (failed and accelerator.num_processes > 1):
-            for tracker in accelerator.trackers:
-                tracker.finish()
-        else:
-            accelerator.end_training()
-        if owned:
-            AcceleratorState._reset_state(reset_partial_state=True)

@@ -21,7 +21,7 @@ class Dials:
     """The dials of `enable_frequency_attention`, checked, each with its value."""
 
     density: float | None
-    """Of the preset; None where a table says what heads do."""
+    """Of the preset; None where a table or an adapter says what heads do."""
     start_percent: float
     end_percent: float
     dense_blocks: tuple[int, int]
@@ -39,15 +39,19 @@ def checked_dials(
     percents: tuple[Any, Any] = (None, 1.0),
     dense_blocks: Any = (0, 0),
     min_tokens: Any = None,
+    *,
+    adapter: bool = False,
 ) -> Dials:
-    """The dials with their defaults, which a table sets to nothing: it has guards of its own.
+    """The dials with their defaults, which a table sets to nothing: it has guards of its own. So
+    does an adapter, which was trained at all noise levels.
 
     Args:
         table, density, dense_blocks, min_tokens: as in `enable_frequency_attention`.
         percents: start_percent and end_percent.
+        adapter: whether an adapter says what heads do.
 
     Raises:
-        ValueError: for values out of range, or a density beside a table.
+        ValueError: for values out of range, or a density beside a table or an adapter.
     """
     for one in table.values() if isinstance(table, Mapping) else (table,):
         if one is not None and not isinstance(one, RoutingTable):
@@ -55,12 +59,13 @@ def checked_dials(
                 f"table is a {type(one).__name__}; a RoutingTable is allowed: make one, read it "
                 "with RoutingTable.load(folder), or leave it out and give a density"
             )
-    if table is not None and density is not None:
+    preset = table is None and not adapter
+    if not preset and density is not None:
+        what = "an adapter" if adapter else "a table"
         raise ValueError(
-            f"density is {density!r} beside a table, which says itself what every head does; one "
+            f"density is {density!r} beside {what}, which says itself what every head does; one "
             "of the two is allowed: leave one out"
         )
-    preset = table is None
     if preset:
         density = DENSITY if density is None else density
         check_number("density", density, LEAST_DENSITY, 1, "0.2 computes a fifth of attention")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,18 +11,18 @@ from torch import nn
 from freqformer._renamed import renamed_arguments
 from freqformer._validate import check_choice
 from freqformer.config import Band
+from freqformer.integrations.diffusers.building import Layers, check_processors, make_session
+from freqformer.integrations.diffusers.converted.adapter import Adapter
+from freqformer.integrations.diffusers.converted.windows import WindowBands
 from freqformer.integrations.diffusers.families import family_of, is_pipeline, transformers_of
 from freqformer.integrations.diffusers.handle import FrequencyAttentionHandle
 from freqformer.integrations.diffusers.layer_bands import LayerBands, PresetBands, TableBands
-from freqformer.integrations.diffusers.processor import CurrentCall, Family, FrequencyProcessor
-from freqformer.integrations.diffusers.session import Replaced, Session, session_of
+from freqformer.integrations.diffusers.session import Session, session_of
 from freqformer.integrations.diffusers.steps import REMEDY, SamplerSteps, check_scheduler
+from freqformer.integrations.diffusers.ulysses import class_name
 from freqformer.ops.backends import IMPLS, ImplChoice
 from freqformer.routing import RoutingTable
 from freqformer.training_free.dials import Dials, checked_dials, tables_by_part
-
-Layers = list[tuple[str, Any]]
-"""The self-attention layers of a transformer by name, in order."""
 
 
 @renamed_arguments(transformer="pipe_or_transformer")
@@ -30,6 +30,7 @@ def enable_frequency_attention(
     pipe_or_transformer: Any,
     table: RoutingTable | Mapping[str, RoutingTable] | None = None,
     *,
+    adapter: str | os.PathLike[str] | Adapter | None = None,
     density: float | None = None,
     start_percent: float | None = None,
     end_percent: float = 1.0,
@@ -38,12 +39,14 @@ def enable_frequency_attention(
     scheduler: Any = None,
     impl: ImplChoice = "auto",
 ) -> FrequencyAttentionHandle:
-    """Replace the self-attention of a trained video model by frequency attention, without training.
+    """Replace the self-attention of a trained video model by frequency attention.
 
     By the preset every head sees the tiles that score highest by tile means, and low summaries of
-    all else; a table says instead what each head does. Nothing learned is added. What is dense
-    (steps, blocks, short videos, layers whose heads are all DENSE) runs the model's own attention,
-    to the last bit and at its speed.
+    all else; a table says instead what each head does. Neither adds anything learned. An adapter is
+    what `freqformer convert` made of this model: windows, and a LOW branch whose gates, router and
+    changed projections were learned; they take part in what is banded alone. What is dense (steps,
+    blocks, short videos, layers whose heads are all DENSE) runs the model's own attention, to the
+    last bit and at its speed.
 
     A copy or pickle of an enabled model is enabled too; `disable_frequency_attention` takes it back
     there. Saving a model or pipeline writes what it would write without.
@@ -53,14 +56,16 @@ def enable_frequency_attention(
             or one transformer.
         table: the band of every head by timestep bucket and layer; of a pipeline with several
             transformers one for each, by their names in it. None takes the preset.
+        adapter: the folder that conversion wrote, or an `Adapter`; in place of a table. Of a
+            pipeline with one video transformer.
         density: of the preset, attention FLOPs of a banded step over those of dense attention, from
             0.001 to 1; None takes 0.2. What is delivered is in the handle.
         start_percent: share of the sampler's steps, from the first, that stay dense; None takes
-            0.2, and 0 with a table.
+            0.2, and 0 with a table or an adapter.
         end_percent: share of the steps after which they are dense again.
         dense_blocks: how many first and how many last attention layers stay dense.
         min_tokens: video tokens below which a call stays dense; None takes 12,288, and 0 with a
-            table.
+            table or an adapter.
         scheduler: of the sampler, where a transformer is passed; a pipeline has its own.
         impl: as in `frequency_attention`.
 
@@ -68,20 +73,22 @@ def enable_frequency_attention(
 
     Raises:
         ValueError: for another kind of model, dials out of range, percentages without a scheduler,
-            a table of other layers or heads or made from another model, processors that aren't the
-            model's own, or a model that has it already. A call raises it for a density below what
+            a table or adapter of other layers or heads or made from another model, a folder that
+            holds no adapter, processors that aren't the model's own, or a model that has it
+            already. A call raises it for a density below what
             its grid allows, an attention mask, fused projections, ring attention, an unknown
             token grid, timesteps that aren't 0 to 1000, processors set in between, or
             activations recomputed by other means than `enable_gradient_checkpointing`.
     """
     transformers = transformers_of(pipe_or_transformer)
     percents = (start_percent, end_percent)
-    dials = checked_dials(table, density, percents, dense_blocks, min_tokens)
+    given = _given(table, adapter, transformers)
+    has_adapter = adapter is not None
+    dials = checked_dials(table, density, percents, dense_blocks, min_tokens, adapter=has_adapter)
     check_choice("impl", impl, IMPLS)
     steps = _steps(pipe_or_transformer, scheduler, dials)
-    tables = tables_by_part(table, tuple(transformers))
     sessions = {
-        part: _session(transformer, tables[part], dials, steps, impl)
+        part: _session(transformer, given[part], dials, steps, impl)
         for part, transformer in transformers.items()
     }
     for part, session in sessions.items():
@@ -107,6 +114,28 @@ def disable_frequency_attention(pipe_or_transformer: Any) -> None:
             session.stop()
 
 
+def _given(
+    table: RoutingTable | Mapping[str, RoutingTable] | None,
+    adapter: str | os.PathLike[str] | Adapter | None,
+    transformers: Mapping[str, nn.Module],
+) -> Mapping[str, RoutingTable | Adapter | None]:
+    """The table or the adapter of every transformer, read; None for the preset."""
+    if adapter is None:
+        return tables_by_part(table, tuple(transformers))
+    if table is not None:
+        raise ValueError(
+            "adapter is given beside a table, and both say what every head does; one of the two is "
+            "allowed: leave one out"
+        )
+    if len(transformers) > 1:
+        raise ValueError(
+            f"adapter is of one transformer, and the pipeline has {', '.join(transformers)}; pass "
+            "the transformer that was converted, like pipe.transformer, with scheduler"
+        )
+    read = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
+    return dict.fromkeys(transformers, read)
+
+
 def _steps(model: Any, scheduler: Any, dials: Dials) -> SamplerSteps:
     """Which steps are banded, by the scheduler of the pipeline or the one that was passed."""
     pipeline = model if is_pipeline(model) else None
@@ -130,7 +159,7 @@ def _steps(model: Any, scheduler: Any, dials: Dials) -> SamplerSteps:
 
 def _session(
     transformer: nn.Module,
-    table: RoutingTable | None,
+    given: RoutingTable | Adapter | None,
     dials: Dials,
     steps: SamplerSteps,
     impl: ImplChoice,
@@ -138,30 +167,26 @@ def _session(
     """The session of one transformer, not started yet."""
     family = family_of(transformer)
     layers = family.layers(transformer)
-    _check_processors(layers, family)
+    check_processors(layers, family)
     first, last = dials.dense_blocks
     inner = layers[first : max(first, len(layers) - last)]
-    bands = (
-        _preset_bands(inner, dials.density or 1.0)
-        if table is None
-        else _table_bands(layers, inner, table)
-    )
-    current = CurrentCall()
-    replaced = {}
-    for name, layer in inner:
-        if name in bands:
-            own = layer.processor
-            banded = family.processor(current, bands[name], own, impl=impl)
-            replaced[name] = Replaced(layer, own, banded)
-    names = tuple(inspect.signature(type(transformer).forward).parameters)[1:]
-    return Session(
-        family,
-        names,
-        current,
-        replaced,
-        num_layers=len(layers),
+    learned = None
+    bands: Mapping[str, LayerBands]
+    if isinstance(given, Adapter):
+        learned = given.for_layers(class_name(transformer), dict(layers))
+        windows = given.settings.windows
+        bands = {name: WindowBands(windows, layer.heads) for name, layer in inner}
+    elif given is None:
+        bands = _preset_bands(inner, dials.density or 1.0)
+    else:
+        bands = _table_bands(layers, inner, given)
+    return make_session(
+        transformer,
+        bands,
+        learned=learned,
         steps=steps,
         min_tokens=dials.min_tokens,
+        impl=impl,
     )
 
 
@@ -189,18 +214,3 @@ def _table_bands(layers: Layers, inner: Layers, table: RoutingTable) -> dict[str
         if name not in guarded and not bool((bands == Band.DENSE).all()):
             found[name] = TableBands(bands, configs, table.tiles)
     return found
-
-
-def _check_processors(layers: Layers, family: Family) -> None:
-    if any(isinstance(layer.processor, FrequencyProcessor) for _, layer in layers):
-        raise ValueError(
-            "transformer has frequency attention already: call remove() on its handle first, or "
-            "disable_frequency_attention(transformer)"
-        )
-    for name, layer in layers:
-        found = type(layer.processor).__name__
-        if found not in family.replaces:
-            raise ValueError(
-                f"{name} has a {found}; {' or '.join(family.replaces)} is allowed: give the model "
-                "its own processors back"
-            )

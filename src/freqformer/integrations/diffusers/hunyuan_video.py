@@ -53,6 +53,7 @@ class HunyuanVideoProcessor(JointProcessor):
                 attn.heads,
             ),
             mask,
+            hidden_states=hidden_states,
         )
         return attn.to_out[1](attn.to_out[0](video)), attn.to_add_out(text)
 

@@ -42,6 +42,7 @@ class HunyuanVideo15Processor(JointProcessor):
                 attn.heads,
             ),
             None if attention_mask is None else attention_mask.bool(),
+            hidden_states=hidden_states,
         )
         return attn.to_out[1](attn.to_out[0](video)), attn.to_add_out(text)
 

@@ -21,9 +21,16 @@ class JointProcessor(UsualProcessor):
     """The processor of one layer over video and text."""
 
     def attend_in_two_streams(
-        self, share: Share, video: Projected, text: Tensors, text_mask: Tensor | None = None
+        self,
+        share: Share,
+        video: Projected,
+        text: Tensors,
+        text_mask: Tensor | None = None,
+        *,
+        hidden_states: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The video, in raster order, and text, normalised, (B, N, H, D) -> (B, N, C) of each."""
+        """The video, in raster order, and text, normalised, (B, N, H, D) -> (B, N, C) of each;
+        `hidden_states` (B, N, C) are the video's that the layer was given."""
         self._refuse_ranks()
         query, key, value, parameters = video
         text_query, text_key, text_value = text
@@ -34,6 +41,7 @@ class JointProcessor(UsualProcessor):
             torch.cat([key, text_key], 1),
             torch.cat([value, text_value], 1),
             parameters,
+            hidden_states=hidden_states,
             text_mask=text_mask,
         )
         return out[:, :-num_text_tokens], out[:, -num_text_tokens:]
@@ -50,7 +58,7 @@ class JointProcessor(UsualProcessor):
         """Video, in raster order, and text, (B, N, C) each, which share projections and norms."""
         self._refuse_ranks()
         projected = project(attn, torch.cat([video, text], 1), rotary)
-        out = self.attend(share, *projected, text_mask=text_mask)
+        out = self.attend(share, *projected, hidden_states=video, text_mask=text_mask)
         num_text_tokens = text.shape[1]
         return out[:, :-num_text_tokens], out[:, -num_text_tokens:]
 

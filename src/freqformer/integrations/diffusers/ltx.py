@@ -35,7 +35,8 @@ class LTXProcessor(UsualProcessor):
         self.refuse(attention_mask, fused=attn.fused_projections)
         turn = of_heads(rotary, hidden_states, attn.heads)
         projected = project(attn, hidden_states, turn, across_heads=True)
-        return attn.to_out[1](attn.to_out[0](self.attend(share, *projected)))
+        out = self.attend(share, *projected, hidden_states=hidden_states)
+        return attn.to_out[1](attn.to_out[0](out))
 
 
 def _video(_transformer: Any, given: dict[str, Any]) -> VideoTokens:

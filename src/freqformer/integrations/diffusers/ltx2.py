@@ -67,7 +67,7 @@ class LTX2Processor(FrequencyProcessor):
             )
         turn = _turn(rotary, hidden_states, attn)
         projected = project(attn, hidden_states, turn, across_heads=True)
-        out = self.attend(share, *projected)
+        out = self.attend(share, *projected, hidden_states=hidden_states)
         if perturbation_mask is not None:
             out = torch.lerp(projected.value.flatten(2), out, perturbation_mask.to(out))
         if attn.to_gate_logits is not None:

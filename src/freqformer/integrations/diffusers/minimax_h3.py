@@ -49,7 +49,8 @@ class MiniMaxH3Processor(FrequencyProcessor):
             cos, sin = (table.chunk(2, -1)[0] for table in rotary)
             turn = RotaryEmbedding(cos, sin, "halved")
         projected = project(attn, hidden_states, turn)
-        return attn.to_out[1](attn.to_out[0](self.attend(share, *projected)))
+        out = self.attend(share, *projected, hidden_states=hidden_states)
+        return attn.to_out[1](attn.to_out[0](out))
 
 
 def _video(_transformer: Any, given: dict[str, Any]) -> VideoTokens:

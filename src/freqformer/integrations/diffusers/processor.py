@@ -15,10 +15,11 @@ from torch import Tensor
 
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
+from freqformer.integrations.diffusers.converted.learned import LearnedLayer
 from freqformer.integrations.diffusers.layer_bands import LayerBands
 from freqformer.integrations.diffusers.ulysses import attend_shared, ulysses_of
 from freqformer.ops.backends import ImplChoice
-from freqformer.ops.parameters import AttentionParameters, KnownBands
+from freqformer.ops.parameters import AttentionParameters, BranchGates, KnownBands
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Share:
     """None is the model's own attention."""
     bands: KnownBands | None
     """Of every head and sample; None where there is no config."""
+    noise_level: Tensor | None = None
+    """(B,) float32 on the layer's device; None where the layer has learned nothing."""
 
 
 class FrequencyProcessor:
@@ -86,14 +89,22 @@ class FrequencyProcessor:
         bands: what the layer's heads do.
         own: the processor that it replaces, for what is dense.
         impl: as in `enable_frequency_attention`.
+        learned: what the layer has learned by conversion, for what is banded; None for nothing.
     """
 
     def __init__(
-        self, current: CurrentCall, bands: LayerBands, own: Any, *, impl: ImplChoice
+        self,
+        current: CurrentCall,
+        bands: LayerBands,
+        own: Any,
+        *,
+        impl: ImplChoice,
+        learned: LearnedLayer | None = None,
     ) -> None:
         self.current = current
         self.bands = bands
         self.own = own
+        self.learned = learned
         self.impl: ImplChoice = impl
         self.shares: tuple[Share, ...] = ()
         """Of the call in progress; none outside of one."""
@@ -120,16 +131,28 @@ class FrequencyProcessor:
         rows_of: dict[FreqFormerConfig | None, list[int]] = {}
         for row in every:
             rows_of.setdefault(None if call.dense[row] else chosen[row], []).append(row)
+        if self.learned is not None:
+            self.learned.to(device)
         self.shares = tuple(
-            Share(
-                video,
-                tuple(rows),
-                config,
-                None if config is None else self.bands.bands(call.noise_level[rows], device),
-            )
+            self._share(video, rows, config, call.noise_level[rows], device)
             for config, rows in rows_of.items()
         )
         return any(share.config is not None for share in self.shares)
+
+    def _share(
+        self,
+        video: VideoTokens,
+        rows: list[int],
+        config: FreqFormerConfig | None,
+        level: Tensor,
+        device: torch.device,
+    ) -> Share:
+        """The share of these samples, whose noise levels are on the host."""
+        if config is None:
+            return Share(video, tuple(rows), None, None)
+        bands = self.bands.bands(level, device)
+        seen = None if self.learned is None else level.to(device, torch.float32)
+        return Share(video, tuple(rows), config, bands, seen)
 
     # diffusers sets these two on processors that have them. They belong to the layer's own, which
     # keeps them when this one is gone.
@@ -171,7 +194,8 @@ class FrequencyProcessor:
     def _run(self, attn: Any, share: Share, given: tuple[Any, ...]) -> Any:
         if share.config is None:
             return self.own(attn, *given)
-        return self.banded(attn, share, *given)
+        layer = attn if self.learned is None else self.learned.view(attn)
+        return self.banded(layer, share, *given)
 
     def banded(self, attn: Any, share: Share, *given: Any, **named: Any) -> Any:
         """As the layer's own processor with these arguments, every head's attention by its band."""
@@ -185,6 +209,7 @@ class FrequencyProcessor:
         value: Tensor,
         parameters: AttentionParameters,
         *,
+        hidden_states: Tensor,
         text_mask: Tensor | None = None,
     ) -> Tensor:
         """(B, N, H, D) -> (B, N, C): video tokens in raster order with the exact tokens of
@@ -192,6 +217,7 @@ class FrequencyProcessor:
 
         `parameters` say how queries and keys are normalised and turned. Tables of a rotary
         embedding are of all tokens in this order, or of the video's where these come first.
+        `hidden_states` (B, N, C) are what the layer was given: the video and what comes before it.
         """
         assert share.config is not None
         assert share.bands is not None
@@ -203,9 +229,15 @@ class FrequencyProcessor:
         bands = share.bands
         if bands.bands.device != query.device:
             bands = KnownBands(bands.bands.to(query.device), bands.present)
+        context = ulysses_of(getattr(self, "_parallel_config", None))
+        if context is not None and self.learned is not None:
+            raise ValueError(
+                "the transformer has a parallel configuration, and an adapter's gates know whole "
+                "videos alone; None is allowed with an adapter: run it on one GPU"
+            )
         out = attend_shared(
             (query, key, value),
-            ulysses_of(getattr(self, "_parallel_config", None)),
+            context,
             before=share.video.before,
             grid=share.video.grid,
             allocation=bands,
@@ -213,9 +245,19 @@ class FrequencyProcessor:
             num_text_tokens=share.video.before + share.video.behind,
             text_mask=text_mask,
             parameters=parameters,
+            low_branch=self._low_branch(share, hidden_states),
             impl=self.impl,
         )
         return out.flatten(2)
+
+    def _low_branch(self, share: Share, hidden_states: Tensor) -> BranchGates | None:
+        """The gates of a converted layer; None where nothing was learned."""
+        if self.learned is None:
+            return None
+        assert share.noise_level is not None
+        first = share.video.before
+        video = hidden_states[:, first : first + share.video.grid.num_tokens]
+        return self.learned.branch(video, share.noise_level)
 
     def refuse(self, attention_mask: Tensor | None = None, *, fused: bool = False) -> None:
         """Raise ValueError for what no band can do."""

@@ -103,11 +103,10 @@ class Session:
                     "allowed: call remove() on its handle, change the model, and enable it again"
                 )
         ulysses_of(getattr(transformer, "_parallel_config", None))  # refuses what bands can't do
-        given = dict(zip(self.names, args, strict=False)) | kwargs
-        if given.get("hidden_states") is None or given.get("timestep") is None:
-            return  # the transformer itself says what it lacks
-        call = self._call(transformer, given)
-        device = given["hidden_states"].device
+        call = self.call_of(transformer, args, kwargs)
+        if call is None:
+            return
+        device = self._given(args, kwargs)["hidden_states"].device
         self._begin(call, device)
         if getattr(transformer, "gradient_checkpointing", False) and self._checkpointing is None:
             own: Callable[..., Any] = transformer._gradient_checkpointing_func
@@ -115,6 +114,42 @@ class Session:
             transformer._gradient_checkpointing_func = partial(
                 self._checkpointed, own, call, device
             )
+
+    def call_of(self, transformer: Any, args: tuple, kwargs: dict[str, Any]) -> Call | None:
+        """What layers need to know of a call of the transformer.
+
+        Args:
+            transformer: that is called.
+            args, kwargs: its arguments.
+
+        Returns: None where the call lacks some, of which the transformer itself says what.
+        """
+        given = self._given(args, kwargs)
+        if given.get("hidden_states") is None or given.get("timestep") is None:
+            return None
+        return self._call(transformer, given)
+
+    @contextmanager
+    def only(self, name: str, call: Call) -> Iterator[None]:
+        """One layer banded, as in this call, while all else is the model's own.
+
+        Args:
+            name: of the layer.
+            call: of `call_of`.
+        """
+        entry = self.replaced[name]
+        device = _device(entry.layer, self.current.device)
+        entry.banded.prepare(call, device)
+        entry.layer.set_processor(entry.banded)
+        try:
+            yield
+        finally:
+            entry.layer.set_processor(entry.own)
+            entry.banded.prepare(None, device)
+
+    def _given(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by name."""
+        return dict(zip(self.names, args, strict=False)) | kwargs
 
     def _call(self, transformer: Any, given: dict[str, Any]) -> Call:
         """What layers need to know of a call with these arguments."""

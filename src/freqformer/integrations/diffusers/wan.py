@@ -34,7 +34,8 @@ class WanProcessor(UsualProcessor):
         projected = project(
             attn, hidden_states, neighbours(rotary, hidden_states), across_heads=True
         )
-        return attn.to_out[1](attn.to_out[0](self.attend(share, *projected)))
+        out = self.attend(share, *projected, hidden_states=hidden_states)
+        return attn.to_out[1](attn.to_out[0](out))
 
 
 def video_tokens(transformer: Any, given: dict[str, Any]) -> VideoTokens:

@@ -1,0 +1,7 @@
+"""A trained dense model turned into a FreqFormer: windows and gated LOW branches that learn to give
+what dense attention gave."""
+
+from freqformer.conversion.config import ConvertConfig
+from freqformer.conversion.run import convert
+
+__all__ = ["ConvertConfig", "convert"]

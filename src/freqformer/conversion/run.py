@@ -1,0 +1,164 @@
+"""Turning a dense model into one of windows and LOW branches, from a folder to a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from freqformer._files import output_folder
+from freqformer._interrupt import StopRequest, between_steps
+from freqformer.conversion.config import ConvertConfig
+from freqformer.conversion.converter import CONVERT_FILE, Converter
+from freqformer.conversion.feeds import Feed
+from freqformer.conversion.loading import (
+    clip_feed,
+    load_called,
+    load_pair,
+    run_source,
+    transformer_kind,
+)
+from freqformer.conversion.pairs import Pair
+from freqformer.training.accelerator import run_accelerator
+from freqformer.training.checkpoint import CheckpointError
+from freqformer.training.loader import ClipSource
+from freqformer.training.progress import ShownProgress, progress_shown
+from freqformer.training.provenance import SESSIONS_FILE
+from freqformer.training.report import StepReport
+from freqformer.training.seeding import seed_everything
+from freqformer.training.tracking import check_tracker
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+OnStep = Callable[[StepReport], None]
+
+
+def convert(
+    config: ConvertConfig,
+    *,
+    clips: ClipSource | Iterable[Any] | None = None,
+    on_step: OnStep | None = None,
+) -> Path:
+    """Convert a dense model; goes on from the newest checkpoint in `config.output`.
+
+    Stage one draws every attention layer's output to the dense one's, on the dense model's own
+    inputs; stage two the model's velocity to the dense one's; stage three trains on clips. The
+    share of attention that is computed falls from all to `config.windows.density`. The dense
+    model's weights stay as they are.
+
+    Writes `checkpoints/`, TensorBoard's `logs/`, `sessions.json`, and in the end, of each session
+    too, the result with averaged weights: `adapter/` for a model of diffusers, for
+    `enable_frequency_attention(pipe, adapter=...)`; `pipeline/` for this package's own, for
+    `FreqFormerPipeline.from_pretrained`.
+
+    Ctrl-C and SIGTERM end a session after the step that is being done, with all of that.
+
+    Args:
+        config: the run.
+        clips: in place of those of `config.data`, as in `freqformer.training.loop.train`; for a
+            model of pixels.
+        on_step: called after every step.
+
+    Returns: the folder of the result.
+
+    Raises:
+        ValueError: for a folder, model or clips that can't be converted, with the remedy.
+        CheckpointError: for a checkpoint that can't be written, read, or resumed with this config,
+            and where another run writes to the same folder.
+        TrainingError: where the loss or its gradient is not finite; the last checkpoint stays.
+        KeyboardInterrupt: (`Interrupted`) after a signal, once all is kept.
+    """
+
+    transformer_kind(
+        Path(config.pipeline), config.part
+    )  # refuses other folders before anything is written
+
+    def make(accelerator: Accelerator) -> tuple[Pair, Feed]:
+        if config.calls is not None:
+            return load_called(config, accelerator.device)
+        source = run_source(config, clips)
+        pair = load_pair(config, accelerator.device, source)
+        return pair, clip_feed(config, source, pair, accelerator.device)
+
+    return run_conversion(config, make, on_step)
+
+
+def run_conversion(
+    config: ConvertConfig,
+    make: Callable[[Accelerator], tuple[Pair, Feed]],
+    on_step: OnStep | None = None,
+) -> Path:
+    """As `convert`, of any pair of models and what they are asked.
+
+    Args:
+        config: of the run.
+        make: both, on the accelerator's device.
+        on_step: called after every step.
+    """
+    run = config.run.whole(config.stages.total)
+    check_tracker(run.tracker)
+    with (
+        run_accelerator(config.output, run) as accelerator,
+        _only_run(config, accelerator),
+        progress_shown(run, accelerator.device, enabled=run.progress) as progress,
+    ):
+        seed_everything(config.run.seed, "model")
+        converter = Converter(config, accelerator, *make(accelerator))
+        with closing(converter.log):
+            converter.resume()
+            return _converted(converter, progress, on_step)
+
+
+def _converted(converter: Converter, progress: ShownProgress, on_step: OnStep | None) -> Path:
+    """Convert from where the run is, and save it."""
+    with between_steps("finishing the step") as stop:
+        _steps(converter, stop, progress, on_step)
+        converter.save()
+        result = converter.save_result() if converter.step or not stop.asked else None
+    if stop.asked:
+        raise stop.interrupted(_what_is_kept(converter))
+    assert result is not None
+    return result
+
+
+def _steps(
+    converter: Converter, stop: StopRequest, progress: ShownProgress, on_step: OnStep | None
+) -> None:
+    """Convert until the run or its session is over, or a signal came."""
+    total, every = converter.config.stages.total, converter.config.checkpoint.every_steps
+    with converter.feed.open(converter.step) as questions:
+        progress.begin(converter.clock.seconds)
+        while converter.step < total and not stop.asked:
+            report = converter.advance(questions)
+            progress.show(report)
+            if on_step is not None:
+                on_step(report)
+            if converter.step % every == 0:
+                converter.save()
+            if converter.clock.session_is_over:
+                break
+
+
+@contextmanager
+def _only_run(config: ConvertConfig, accelerator: Accelerator) -> Iterator[None]:
+    """Keep other runs out of the output folder, and other processes out of this one."""
+    if accelerator.num_processes > 1:
+        raise ValueError(
+            f"{accelerator.num_processes} processes were started, and a conversion runs in one; "
+            "start it without torchrun or accelerate launch"
+        )
+    kept = (SESSIONS_FILE, CONVERT_FILE)
+    with output_folder(
+        Path(config.output), "convert", kept, earlier=("checkpoints",), error=CheckpointError
+    ):
+        yield
+
+
+def _what_is_kept(converter: Converter) -> str:
+    if not converter.step:
+        return " before the first step: the same command begins again"
+    if converter.step >= converter.config.stages.total:
+        return f", and the run was done: {converter.folder}"
+    return f" after step {converter.step}, which {converter.folder} keeps: the same command goes on"

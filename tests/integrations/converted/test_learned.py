@@ -1,0 +1,162 @@
+"""Converted layers of diffusers: the dense model at first, its window without gates, and a model
+that is taken back without a trace."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from tests.support.tiny_conversions import FAMILIES, WINDOWS, velocity
+
+from freqformer.integrations.diffusers import (
+    disable_frequency_attention,
+    enable_frequency_attention,
+)
+from freqformer.integrations.diffusers.building import make_session
+from freqformer.integrations.diffusers.converted.adapter import Adapter, AdapterSettings
+from freqformer.integrations.diffusers.converted.learned import LearnedLayers
+from freqformer.integrations.diffusers.converted.windows import WindowBands, WindowSettings
+from freqformer.integrations.diffusers.families import family_of
+
+EVERY = WindowSettings(1.0, WINDOWS.tile, WINDOWS.compression)
+every_family = pytest.mark.parametrize("family", FAMILIES)
+every_change = pytest.mark.parametrize("change", ["lora", "full"])
+
+
+def layers_of(model: Any) -> dict[str, Any]:
+    return dict(family_of(model).layers(model))
+
+
+def fresh(model: Any, windows: WindowSettings = WINDOWS, change: Any = "lora") -> Adapter:
+    """Of a model that has learned nothing yet."""
+    torch.manual_seed(1)
+    settings = AdapterSettings(windows, change, 4)
+    learned = LearnedLayers(layers_of(model), change, settings.rank)
+    return Adapter.of(type(model).__name__, layers_of(model), learned, settings)
+
+
+def moved(adapter: Adapter) -> Adapter:
+    """With all that can be learned somewhere else."""
+    draw = torch.Generator().manual_seed(2)
+    tensors = {
+        name: x + 0.2 * torch.randn(x.shape, generator=draw) for name, x in adapter.tensors.items()
+    }
+    return Adapter(adapter.settings, adapter.transformer, adapter.layers, tensors, adapter.origin)
+
+
+@every_family
+@every_change
+@torch.no_grad()
+def test_at_density_1_it_is_the_dense_model_at_first(family: str, change: str) -> None:
+    model, given = FAMILIES[family]()
+    before = velocity(model, given)
+    with enable_frequency_attention(model, adapter=fresh(model, EVERY, change)) as handle:
+        after = velocity(model, given)
+        assert handle.density == pytest.approx(1.0, abs=0.2)
+    assert not torch.equal(after, before)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    assert torch.equal(velocity(model, given), before)
+
+
+@every_family
+@torch.no_grad()
+def test_at_first_it_is_the_window_alone(family: str) -> None:
+    model, given = FAMILIES[family]()
+    bands = {name: WindowBands(WINDOWS, layer.heads) for name, layer in layers_of(model).items()}
+    session = make_session(model, bands)
+    session.start(model)
+    window = velocity(model, given)
+    session.stop()
+    with enable_frequency_attention(model, adapter=fresh(model)):
+        torch.testing.assert_close(velocity(model, given), window, rtol=1e-4, atol=1e-5)
+    with enable_frequency_attention(model, adapter=moved(fresh(model))):
+        assert not torch.allclose(velocity(model, given), window, atol=1e-3)
+
+
+@every_family
+@torch.no_grad()
+def test_the_model_is_taken_back_without_a_trace(family: str) -> None:
+    model, given = FAMILIES[family]()
+    before = velocity(model, given)
+    state = {name: x.clone() for name, x in model.state_dict().items()}
+    enable_frequency_attention(model, adapter=moved(fresh(model)))
+    assert not torch.allclose(velocity(model, given), before, atol=1e-3)
+    assert model.state_dict().keys() == state.keys()
+    copied = copy.deepcopy(model)
+    assert torch.equal(velocity(copied, given), velocity(model, given))
+    disable_frequency_attention(model)
+    assert torch.equal(velocity(model, given), before)
+    assert all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
+    disable_frequency_attention(copied)
+    assert torch.equal(velocity(copied, given), before)
+
+
+@every_family
+@every_change
+def test_all_that_is_learned_gets_a_gradient(family: str, change: Any) -> None:
+    model, given = FAMILIES[family]()
+    model.requires_grad_(False)
+    adapter = moved(fresh(model, change=change))
+    learned = adapter.for_layers(adapter.transformer, layers_of(model))
+    bands = {name: WindowBands(WINDOWS, layer.heads) for name, layer in layers_of(model).items()}
+    session = make_session(model, bands, learned=learned)
+    session.start(model)
+    velocity(model, given).square().mean().backward()
+    session.stop()
+    for name, parameter in learned.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.any()), name
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@torch.no_grad()
+def test_gates_know_the_noise_level_of_every_sample() -> None:
+    model, given = FAMILIES["wan"]()
+    both = {name: x.expand(2, *x.shape[1:]) for name, x in given.items()}
+    with enable_frequency_attention(model, adapter=moved(fresh(model))):
+        together = model(**both, timestep=torch.tensor([100.0, 900.0]), return_dict=False)[0]
+        for place, timestep in enumerate((100.0, 900.0)):
+            alone = velocity(model, given, timestep)
+            torch.testing.assert_close(together[place], alone[0], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_dense_layers_and_dense_steps_have_nothing_of_it() -> None:
+    model, given = FAMILIES["wan"]()
+    before = velocity(model, given)
+    adapter = moved(fresh(model))
+    with enable_frequency_attention(model, adapter=adapter, dense_blocks=(2, 1)):
+        assert torch.equal(velocity(model, given), before)
+    with enable_frequency_attention(model, adapter=adapter, min_tokens=97):
+        assert torch.equal(velocity(model, given), before)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_of_a_converted_model_are_one_graph() -> None:
+    command = [sys.executable, "-m", "tests.support.compiled_adapters"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["graphs"] == 1
+    assert told["most"] < 1e-5
+
+
+def test_an_adapter_is_refused_where_it_does_not_belong() -> None:
+    model, _ = FAMILIES["wan"]()
+    other, _ = FAMILIES["ltx"]()
+    adapter = fresh(model)
+    with pytest.raises(ValueError, match=r"made for a WanTransformer3DModel of 3 attention layers"):
+        enable_frequency_attention(other, adapter=adapter)
+    torch.manual_seed(5)
+    strange = type(model).from_config(model.config)
+    with pytest.raises(ValueError, match="adapter was made from another model: its weights agree"):
+        enable_frequency_attention(strange, adapter=adapter)
+    with pytest.raises(ValueError, match=r"density is 0\.2 beside an adapter"):
+        enable_frequency_attention(model, adapter=adapter, density=0.2)
+    enable_frequency_attention(model, adapter=adapter)
+    with pytest.raises(ValueError, match="has frequency attention already"):
+        enable_frequency_attention(model, adapter=adapter)
