@@ -75,11 +75,12 @@ class FrequencyAttentionHandle:
             return "no banded step yet: its density is known after the first one"
         session = next(iter(self._sessions.values()))
         inside, steps = session.banded_steps()
+        share = "all" if session.steps.all_steps else f"{inside} of {steps}"
         layers = sum(session.num_layers for session in self._sessions.values())
         banded = sum(len(session.replaced) for session in self._sessions.values())
         return (
-            f"{density:.1%} of dense attention's FLOPs in {banded} of {layers} layers and {inside} "
-            f"of {steps} steps, {total:.1%} in all"
+            f"{density:.1%} of dense attention's FLOPs in {banded} of {layers} layers and {share} "
+            f"steps, {total:.1%} in all"
         )
 
     def remove(self) -> None:
