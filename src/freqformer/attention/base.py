@@ -29,6 +29,7 @@ from freqformer.attention.parallel import (
     num_own_tokens,
     shared_logits,
 )
+from freqformer.attention.projections import project_all
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.distributed.context import ContextParallel
 from freqformer.distributed.heads import check_degree
@@ -243,14 +244,13 @@ class AttentionLayer(HeadBands):
 
     def project(self, hidden_states: Tensor) -> Projected:
         """Queries, keys and values (B, N, H, D) of tokens (B, N, C), and gates of the branches."""
-        return Projected(
-            QKV(
-                *(
-                    to(hidden_states).unflatten(2, (self.num_heads, -1))
-                    for to in (self.to_q, self.to_k, self.to_v)
-                )
-            )
-        )
+        query, key, value, *others = project_all(hidden_states, self.projections())
+        qkv = QKV(*(x.unflatten(2, (self.num_heads, -1)) for x in (query, key, value)))
+        return Projected(qkv, *(x.unflatten(2, (-1, self.num_heads)) for x in others))
+
+    def projections(self) -> list[nn.Linear]:
+        """What makes queries, keys and values of tokens, and gates where there are any."""
+        return [self.to_q, self.to_k, self.to_v]
 
     def decide(self, projected: Projected, call: LayerCall) -> Decision:
         """What the heads do: what a table says, or else the router."""

@@ -134,13 +134,10 @@ class FreqAttention(AttentionLayer):
         branch = low if self.config.low_branch else 0.0
         return (low + branch, mid + branch, high + branch, dense)
 
-    def project(self, hidden_states: Tensor) -> Projected:
-        """Queries, keys and values (B, N, H, D) of tokens (B, N, C), and gates of the branches."""
-        projected = super().project(hidden_states)
-        if self.gates is None:
-            return projected
-        gates = self.gates(hidden_states).unflatten(2, (-1, self.num_heads))
-        return replace(projected, gates=gates)
+    def projections(self) -> list[nn.Linear]:
+        """What makes queries, keys and values of tokens, and gates of the branches."""
+        gates = [] if self.gates is None else [self.gates]
+        return super().projections() + gates
 
     def attend(self, projected: Projected, decision: Decision, call: LayerCall) -> Tensor:
         """(B, N, H, D): every head's own band, and LOW in addition where there is a branch."""
