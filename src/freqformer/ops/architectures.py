@@ -104,9 +104,9 @@ _AMPERE = Architecture(
     descriptors=False,
     half={
         64: Steps(Step(128, 64, 4, 3), Step(64, 64, 4, 2), Step(64, 64, 4, 2)),
-        # Two programs a multiprocessor. Pointers of a block live in registers too, beside the sums
-        # of key gradients: half the queries a step.
-        128: Steps(Step(128, 64, 8, 2), Step(64, 64, 4, 2), Step(32, 64, 4, 2)),
+        # Two programs a multiprocessor. Pointers of a block live in registers too, beside sums: a
+        # step takes half the keys forward, and half the queries beside sums of key gradients.
+        128: Steps(Step(128, 32, 8, 3), Step(64, 64, 4, 2), Step(32, 64, 4, 2)),
         256: Steps(Step(64, 32, 8, 2), Step(32, 32, 8, 2), Step(32, 32, 8, 2)),
     },
 )
@@ -117,7 +117,7 @@ _SMALL_AMPERE = Architecture(
     half={
         64: Steps(Step(128, 64, 4, 2), Step(64, 64, 4, 2), Step(64, 64, 4, 2)),
         # One program a multiprocessor has shared memory, with gradients: it has eight warps.
-        128: Steps(Step(128, 64, 8, 2), Step(64, 64, 8, 2), Step(64, 64, 8, 2)),
+        128: Steps(Step(128, 32, 8, 3), Step(64, 64, 8, 2), Step(64, 64, 8, 2)),
         256: Steps(Step(64, 32, 8, 2), Step(32, 32, 8, 2), Step(32, 32, 8, 2)),
     },
 )

@@ -34,6 +34,8 @@ UNSPECIALIZED = [
     "num_tiles",
     "num_tokens",
     "num_text",
+    "num_low",
+    "cells",
     "high_length",
     "mid_length",
     "low_at",
@@ -124,8 +126,8 @@ class Biases(NamedTuple):
 
     low: Tensor
     """log(tokens that a low token stands for), float32 (M,)."""
-    num_low: int
-    """M."""
+    num_low: Any
+    """M; Triton's kernels take it as a parameter and put it in, see `sized`."""
     high: Tensor | None
     """log(tokens of a cell that the query tile doesn't see exactly), float32 (T, C), for HIGH rows;
     None without cells."""
@@ -133,8 +135,8 @@ class Biases(NamedTuple):
     """The same for MID rows, (R or 1, T, C); None where they see every tile."""
     mid_step: int
     """As in `Lists`."""
-    cells: int
-    """C."""
+    cells: Any
+    """C, likewise."""
     summary_offsets: Tensor | None
     """Learned, of the low, mid and high summaries, float (R, 3)."""
     text_mask: Tensor | None
@@ -202,6 +204,21 @@ class Summaries(NamedTuple):
     """Pointer to one more bias for each of the low ones, to base e."""
     mid: Segment
     high: Segment
+
+
+@triton.jit
+def sized(biases, num_low, cells):
+    """`Biases` with numbers that are parameters of the kernel."""
+    return Biases(
+        low=biases.low,
+        num_low=num_low,
+        high=biases.high,
+        mid=biases.mid,
+        mid_step=biases.mid_step,
+        cells=cells,
+        summary_offsets=biases.summary_offsets,
+        text_mask=biases.text_mask,
+    )
 
 
 @triton.jit

@@ -27,6 +27,7 @@ from freqformer.ops.block_sparse.triton.blocks import (
     Sizes,
     load_block,
     row_of,
+    sized,
     store_rows,
     tile_extent,
     tile_skip,
@@ -165,6 +166,8 @@ def query_grads_kernel(
     num_tiles,
     num_tokens,
     num_text,
+    num_low,
+    cells,
     high_length,
     mid_length,
     low_at,
@@ -184,9 +187,8 @@ def query_grads_kernel(
         grad_query: (R, N + X + M, W), written.
         rows, tiles, lists, biases, scale, blocks, low_at, ...: as in `attention_kernel`.
     """
-    sizes = Sizes(
-        rows=num_rows, tiles=num_tiles, video=num_tokens, text=num_text, low=biases.num_low
-    )
+    biases = sized(biases, num_low, cells)
+    sizes = Sizes(rows=num_rows, tiles=num_tiles, video=num_tokens, text=num_text, low=num_low)
     segments = Segments(
         low=low_at,
         low_summaries=low_sums_at,

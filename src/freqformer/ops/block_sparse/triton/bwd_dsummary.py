@@ -23,6 +23,7 @@ from freqformer.ops.block_sparse.triton.blocks import (
     Sizes,
     load_block,
     row_of,
+    sized,
     store_rows,
     tile_extent,
     tile_skip,
@@ -237,6 +238,8 @@ def extra_grads_kernel(
     num_tiles,
     num_tokens,
     num_text,
+    num_low,
+    cells,
     low_at,
     low_sums_at,
     mid_sums_at,
@@ -260,9 +263,8 @@ def extra_grads_kernel(
         num_parts: of the queries of a row: every query sees these keys, and few programs would take
             long.
     """
-    sizes = Sizes(
-        rows=num_rows, tiles=num_tiles, video=num_tokens, text=num_text, low=biases.num_low
-    )
+    biases = sized(biases, num_low, cells)
+    sizes = Sizes(rows=num_rows, tiles=num_tiles, video=num_tokens, text=num_text, low=num_low)
     segments = Segments(
         low=low_at,
         low_summaries=low_sums_at,

@@ -20,6 +20,7 @@ from freqformer.ops.block_sparse.triton.blocks import (
     Sizes,
     load_block,
     row_of,
+    sized,
     store_rows,
     tile_extent,
     tile_skip,
@@ -181,6 +182,8 @@ def attention_kernel(
     num_tiles,
     num_tokens,
     num_text,
+    num_low,
+    cells,
     high_length,
     mid_length,
     low_at,
@@ -204,9 +207,8 @@ def attention_kernel(
         text_parts: that the list of a text query is split into.
         blocks: `Blocks`.
     """
-    sizes = Sizes(
-        rows=num_rows, tiles=num_tiles, video=num_tokens, text=num_text, low=biases.num_low
-    )
+    biases = sized(biases, num_low, cells)
+    sizes = Sizes(rows=num_rows, tiles=num_tiles, video=num_tokens, text=num_text, low=num_low)
     segments = Segments(
         low=low_at,
         low_summaries=low_sums_at,
