@@ -33,8 +33,8 @@ from freqformer.config import Band, FreqFormerConfig, even_allocation
 from freqformer.grid import Grid, choose_tile, tile_layout
 from freqformer.integrations.diffusers import enable_frequency_attention
 from freqformer.integrations.diffusers.families import family_of
-from freqformer.integrations.diffusers.preset import SUMMARIES, mid_density
 from freqformer.routing import RoutingTable
+from freqformer.training_free.preset import SUMMARIES, mid_density
 
 DENSITIES = (0.5, 0.2, 0.1)
 FEW, MANY = 1, 3

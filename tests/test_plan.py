@@ -74,8 +74,9 @@ def _extra_segments(plan: AttentionPlan, band: Band) -> list[int]:
     return [*segments, plan.num_text_tokens]
 
 
-def _blocks(tokens: int) -> int:
-    return math.ceil(tokens / 128)
+def _side(plan: AttentionPlan) -> int:
+    """Slots of a block."""
+    return 64 if math.prod(plan.layout.tile) <= 64 else 128
 
 
 @settings(max_examples=100)
@@ -84,22 +85,40 @@ def test_costs_are_what_one_counts(structure: dict[str, Any], band: Band) -> Non
     plan = _build(structure)
     counts, n, text = plan.layout.counts.tolist(), plan.layout.grid.num_tokens, plan.num_text_tokens
     segments, lists = _extra_segments(plan, band), _lists(plan, band)
-    pairs, blocks = 0, 0
+    pairs, blocks, side = 0, 0, _side(plan)
+
+    def cut(tokens: int) -> int:
+        return math.ceil(tokens / side)
+
     if band == Band.LOW:
         pairs += plan.num_low_tokens * sum(segments)
-        blocks += _blocks(plan.num_low_tokens) * sum(map(_blocks, segments))
+        blocks += cut(plan.num_low_tokens) * sum(map(cut, segments))
     else:
         for tile, listed in enumerate(lists):
             pairs += counts[tile] * (sum(counts[key] for key in listed) + sum(segments))
-            blocks += len(listed) + sum(map(_blocks, segments))
+            blocks += len(listed) + sum(map(cut, segments))
     pairs += text * (n + text)
-    blocks += _blocks(text) * (len(counts) + _blocks(text))
+    blocks += cut(text) * (len(counts) + cut(text))
     flops = plan.band_flops(band)
-    assert flops.executed == 4 * HEAD_DIM * 128 * 128 * blocks
-    assert plan.kv_bytes([band] * 4, element_size=4) == 4 * 2 * 4 * HEAD_DIM * 128 * blocks
+    assert flops.executed == 4 * HEAD_DIM * side**2 * blocks
+    assert plan.kv_bytes([band] * 4, element_size=4) == 4 * 2 * 4 * HEAD_DIM * side * blocks
     if band != Band.MID or plan.mid_lists is not None:
         assert flops.useful == 4 * HEAD_DIM * pairs
         assert flops.useful <= flops.executed
+
+
+@pytest.mark.parametrize(
+    ("tile", "padding"),
+    [((4, 4, 4), 1.0), ((4, 4, 8), 1.0), ((3, 4, 4), (64 / 48) ** 2), ((4, 4, 5), (128 / 80) ** 2)],
+)
+def test_kernels_compute_blocks_of_a_tile(tile: tuple[int, int, int], padding: float) -> None:
+    """Of 64 slots where no tile holds more, as the launch's blocks have; of 128 else."""
+    config = FreqFormerConfig(tile=tile, mid_tiles=2, summary_tokens=0)
+    grid = Grid(*(4 * side for side in tile))
+    plan = build_plan(grid, config, num_heads=1, head_dim=HEAD_DIM)
+    flops = plan.band_flops(Band.MID)
+    assert flops.executed / flops.useful == pytest.approx(padding)
+    assert (1 + plan.layout.padding) ** 2 == pytest.approx(padding)
 
 
 def test_useful_flops_of_topk_are_the_mean_over_choices() -> None:

@@ -14,6 +14,7 @@ import torch
 from freqformer.tracing import PlainFields, constant_result
 
 TILE_SLOTS = 128
+SMALL_BLOCK = 64
 """Most tokens that one tile holds: the block size of the attention kernels."""
 
 Extents = tuple[int, int, int]
@@ -91,13 +92,18 @@ class TileLayout:
 
     @property
     def padding(self) -> float:
-        """Share of kernel slots beyond the tokens: tiles * 128 / N - 1."""
-        return self.num_tiles * TILE_SLOTS / self.grid.num_tokens - 1
+        """Share of kernel slots beyond the tokens: tiles * block / N - 1."""
+        return self.num_tiles * self.block / self.grid.num_tokens - 1
 
     @property
     def slots(self) -> int:
         """Tokens of the largest tile."""
         return math.prod(self.tile)
+
+    @property
+    def block(self) -> int:
+        """Slots that kernels give a tile: 64 where no tile holds more, else 128."""
+        return SMALL_BLOCK if self.slots <= SMALL_BLOCK else TILE_SLOTS
 
     @property
     def ragged(self) -> bool:

@@ -20,7 +20,7 @@ from freqformer import patterns
 from freqformer._validate import check_choice, check_kind, check_whole
 from freqformer.bands import low_grid, low_weights
 from freqformer.config import Band, FreqFormerConfig, checked_bands
-from freqformer.grid import TILE_SLOTS, Grid, TileLayout, check_grid, tile_layout
+from freqformer.grid import Grid, TileLayout, check_grid, tile_layout
 from freqformer.tracing import constant_result
 
 
@@ -129,19 +129,23 @@ class AttentionPlan:
         return band not in (other, Band.DENSE) and (other == Band.LOW or self.learned_summaries)
 
     def key_blocks(self, band: Band) -> Tensor:
-        """Blocks of 128 keys that every query block of a head reads, int64 (query blocks,).
+        """Blocks of keys that every query block of a head reads, int64 (query blocks,).
 
-        Query blocks are the tiles, or blocks of low tokens for LOW, and then the blocks of text
-        queries, which see everything. Every segment of keys begins a new block.
+        Blocks have the slots of a tile, `TileLayout.block`. Query blocks are the tiles, or blocks
+        of low tokens for LOW, and then the blocks of text queries, which see everything. Every
+        segment of keys begins a new block.
         """
-        extra = sum(map(_blocks, self.extra_segments(band)))
+        extra = sum(map(self._blocks, self.extra_segments(band)))
         video = (
-            torch.full((_blocks(self.num_low_tokens),), extra)
+            torch.full((self._blocks(self.num_low_tokens),), extra)
             if band == Band.LOW
             else self.lengths(band) + extra
         )
-        text = _blocks(self.num_text_tokens)
+        text = self._blocks(self.num_text_tokens)
         return torch.cat([video, torch.full((text,), self.layout.num_tiles + text)])
+
+    def _blocks(self, tokens: int) -> int:
+        return -(-tokens // self.layout.block)
 
     def task_order(self, allocation: Sequence[int], longest: int | None = None) -> Tensor:
         """Work items, longest first so that the last to run are short: int64 (tasks, 4).
@@ -179,7 +183,7 @@ class AttentionPlan:
             else self._video_pairs(band) + n * extra
         )
         pairs += text * (n + text)
-        slots = int(self.key_blocks(band).sum()) * TILE_SLOTS**2
+        slots = int(self.key_blocks(band).sum()) * self.layout.block**2
         return Flops(4.0 * self.head_dim * pairs, 4 * self.head_dim * slots)
 
     def _video_pairs(self, band: Band) -> float:
@@ -218,7 +222,7 @@ class AttentionPlan:
         blocks = sum(
             int(self.key_blocks(band).sum()) for band in _checked(allocation, self.num_heads)
         )
-        return 2 * blocks * TILE_SLOTS * self.head_dim * element_size
+        return 2 * blocks * self.layout.block * self.head_dim * element_size
 
     def density(self, allocation: Sequence[int]) -> float:
         """Useful FLOPs over those of dense attention in every head."""
@@ -309,10 +313,6 @@ def plan_numbered(number: int) -> AttentionPlan:
             "with it"
         )
     return plan
-
-
-def _blocks(tokens: int) -> int:
-    return -(-tokens // TILE_SLOTS)
 
 
 def _checked(allocation: Sequence[int], num_heads: int) -> list[Band]:

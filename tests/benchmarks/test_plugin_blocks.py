@@ -22,7 +22,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
 from freqformer.grid import Grid
 from freqformer.integrations.diffusers.families import family_of
-from freqformer.integrations.diffusers.preset import mid_density
+from freqformer.training_free.preset import mid_density
 
 CPU = torch.device("cpu")
 

@@ -186,7 +186,7 @@ def test_a_machine_without_links_has_no_scale_out(tmp_path):
     ("arguments", "text"),
     [
         (["--preset", "papers"], "preset is 'papers'; the nearest is 'paper'"),
-        (["--model", "wan"], "the nearest is 'wan2.1-14b'"),
+        (["--model", "wan"], "the nearest is 'wan2.2-5b'"),
         (["--hardware", "h300"], "the nearest is 'h200'"),
         (["--hardware", "missing.json"], "missing.json can't be read"),
         (["--tokens", "-5"], "tokens is -5"),

@@ -19,6 +19,7 @@ from freqformer.simulate import scenario, simulate
 from freqformer.simulate.model.allocations import Routing, timesteps
 from freqformer.simulate.model.simulation import Level
 from freqformer.simulate.model.transformers import ModelShape
+from tools import foretell
 
 PAGE = (Path(__file__).parents[2] / "docs" / "diffusers.md").read_text(encoding="utf-8")
 SHIFTS = (3.0, 5.0, 8.0)
@@ -80,6 +81,10 @@ def test_its_table_is_a_gain_at_every_shift(name: str, monkeypatch: pytest.Monke
     quarter = RoutingTable(table.bands[[0, 0, 0, 9]], table.mid_tiles[:4], table.config)
     assert all(1.05 < gain(step, quarter, at_shift) < 1.55 for at_shift in levels)
     assert "from 1.1 to 1.5 times" in PAGE
+
+
+def test_what_is_foretold_is_the_simulators() -> None:
+    assert PAGE.split(foretell.BEGIN)[1].split(foretell.END)[0] == foretell.table()
 
 
 def test_the_shares_of_dense_steps_are_those_of_the_sampler() -> None:

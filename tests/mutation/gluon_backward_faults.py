@@ -24,7 +24,7 @@ _QUERY_GRADS = (
         "gradients of queries without biases",
         "bwd_dq",
         "logits = in_extra(logits, step, work, given, scale, blocks)",
-        "logits = logits * 1.0",
+        "logits = logits * scale",
         "branch, gradients",
     ),
     gluon_fault(

@@ -154,8 +154,8 @@ _SOFTMAX = (
     gluon_fault(
         "biases are scaled like products",
         "softmax",
-        "(bias * (1.0 / scale))",
-        "bias",
+        "gl.broadcast(bias[None, :], logits)",
+        "gl.broadcast((bias * scale)[None, :], logits)",
         "branch",
     ),
     gluon_fault(
@@ -190,7 +190,7 @@ _SOFTMAX = (
         "the first block's weights without its biases",
         "softmax",
         "logits = in_extra(logits, 0, work, given, scale, blocks)",
-        "logits = logits * 1.0",
+        "logits = logits * scale",
         "ragged",
     ),
 )

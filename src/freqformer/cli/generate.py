@@ -104,8 +104,8 @@ def generate(
     from freqformer.cli.devices import chosen_device, device_name
     from freqformer.generation.loading import load_pipeline
     from freqformer.generation.request import Request
-    from freqformer.integrations.diffusers.dials import checked_dials
     from freqformer.routing import RoutingTable
+    from freqformer.training_free.dials import checked_dials
 
     made = None if table is None else RoutingTable.load(table)
     checked_dials(made, density, (start_percent, end_percent), dense_blocks, min_tokens)

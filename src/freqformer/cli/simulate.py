@@ -67,8 +67,8 @@ def simulate(
             help="What the attention layers do: `default`, the library's own (a window and a "
             "gated LOW branch in every "
             "head, soft routing); `paper`, the source's method (a third of the heads in each band, "
-            "chosen by a router); "
-            "`dense`."
+            "chosen by a router); `dense`; `training-free`, what `freqformer generate` makes of a "
+            "trained dense model."
         ),
     ] = "default",
     setting: Annotated[
@@ -78,8 +78,8 @@ def simulate(
             help="NAME=VALUE, as often as needed, of what is not as in the preset: a field of "
             "FreqFormerConfig, or "
             "routing, split, schedule, table, head_dim, efficiency, learned_summaries, "
-            "low_branch. For instance "
-            "--set window=3,5,5 --set split=1,1,4.",
+            "low_branch; of training-free density, start_percent, end_percent, dense_blocks, "
+            "min_tokens. For instance --set window=3,5,5 --set split=1,1,4.",
         ),
     ] = None,
     json_path: Annotated[
@@ -108,6 +108,8 @@ def simulate(
       freqformer simulate --model hunyuanvideo --hardware h100 --tokens 65536,262144 \\
           --html report.html
       freqformer simulate --tokens 5s@720p,60s@720p/24 --set window=3,5,5 --json out.json
+      freqformer simulate --model wan2.2-a14b --tokens 5s,20s --preset training-free \\
+          --set density=0.2
     """
     outputs = _Outputs(json_path, csv_path, html_path, figures)
     from rich.console import Console

@@ -76,9 +76,10 @@ def test_rows_are_ordered_by_their_longest_list(text: int) -> None:
     plan = plan_of(text, mid_tiles=3, window=(1, 2, 2))
     tables = launch_tables(plan, CPU)
     assert selects_tiles(tables.plan)
-    texts, tiles = -(-text // 128), plan.layout.num_tiles
-    low = -(-plan.num_low_tokens // 128)
-    summaries = -(-plan.cells.num_cells // 128)
+    side = plan.layout.block
+    texts, tiles = -(-text // side), plan.layout.num_tiles
+    low = -(-plan.num_low_tokens // side)
+    summaries = -(-plan.cells.num_cells // side)
     assert tables.band_blocks.tolist() == [
         low + texts,
         3 + summaries + texts,

@@ -3,6 +3,7 @@ FLOP counter."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -80,10 +81,16 @@ def seen_tiles(plan: AttentionPlan, band: Band, query: int) -> list[int]:
     return [tile for tile, place in enumerate(places) if kept(place)]
 
 
+def side_of(plan):
+    """Slots of a block of queries or keys."""
+    return 64 if math.prod(plan.layout.tile) <= 64 else 128
+
+
 def brute_force(plan: AttentionPlan, allocation: list[int]) -> tuple[int, int, int]:
     """Useful pairs, executed blocks and blocks of keys read, counted query by query."""
     counts, text = plan.layout.counts.tolist(), plan.num_text_tokens
     video, cells = sum(counts), plan.cells.num_cells
+    side = side_of(plan)
     pairs = blocks = 0
     for band in map(Band, allocation):
         extras = [plan.num_low_tokens] if band == Band.LOW else []
@@ -91,17 +98,17 @@ def brute_force(plan: AttentionPlan, allocation: list[int]) -> tuple[int, int, i
             if band not in (other, Band.DENSE) and (other == Band.LOW or plan.learned_summaries):
                 extras.append(cells)
         extras.append(text)
-        extra_blocks = sum(-(-extra // 128) for extra in extras)
+        extra_blocks = sum(-(-extra // side) for extra in extras)
         if band == Band.LOW:
             pairs += plan.num_low_tokens * sum(extras)
-            blocks += -(-plan.num_low_tokens // 128) * extra_blocks
+            blocks += -(-plan.num_low_tokens // side) * extra_blocks
         else:
             for query, own in enumerate(counts):
                 tiles = seen_tiles(plan, band, query)
                 pairs += own * (sum(counts[tile] for tile in tiles) + sum(extras))
                 blocks += len(tiles) + extra_blocks
         pairs += text * (video + text)
-        blocks += -(-text // 128) * (len(counts) + -(-text // 128))
+        blocks += -(-text // side) * (len(counts) + -(-text // side))
     return pairs, blocks, blocks
 
 
@@ -115,8 +122,8 @@ def test_flops_and_bytes_equal_brute_force(start):
         pairs, executed, read = brute_force(plan, allocation)
         attention = counts.stages["attention"]
         assert attention.flops == 4 * HEAD_DIM * pairs, seed
-        assert attention.executed == 4 * HEAD_DIM * 128 * 128 * executed, seed
-        assert counts.kv_bytes == 2 * 2 * HEAD_DIM * 128 * read, seed
+        assert attention.executed == 4 * HEAD_DIM * side_of(plan) ** 2 * executed, seed
+        assert counts.kv_bytes == 2 * 2 * HEAD_DIM * side_of(plan) * read, seed
         assert sum(flops.useful for flops in counts.band_flops.values()) == attention.flops, seed
 
 

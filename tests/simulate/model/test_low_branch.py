@@ -86,10 +86,11 @@ def test_attention_is_own_bands_and_low_queries_once():
         others = sum(band != Band.LOW for band in allocation)
         pairs = others * low * seen
         assert found.attention.useful == without.attention.useful + 4 * HEAD_DIM * pairs
-        blocks = -(-low // 128) * sum(-(-size // 128) for size in plan.extra_segments(Band.LOW))
-        executed = 4 * HEAD_DIM * 128**2 * others * blocks
+        side = plan.layout.block
+        blocks = -(-low // side) * sum(-(-size // side) for size in plan.extra_segments(Band.LOW))
+        executed = 4 * HEAD_DIM * side**2 * others * blocks
         assert found.attention.executed == without.attention.executed + executed
-        assert found.kv_bytes == without.kv_bytes + others * 4 * HEAD_DIM * 128 * blocks
+        assert found.kv_bytes == without.kv_bytes + others * 4 * HEAD_DIM * side * blocks
         assert found.band_flops == without.band_flops
         queries = found.stages["attention"].write_bytes - without.stages["attention"].write_bytes
         assert queries == others * low * (2 * HEAD_DIM + 4)
@@ -102,7 +103,7 @@ def test_work_items_are_longest_first_with_low_ones_among_them():
         call = Call(plan, Counter(map(Band, allocation)), low_branch=True)
         items = work_items(call)
         assert items == sorted(items, reverse=True)
-        slots = sum(length * count for length, count in items) * 4 * HEAD_DIM * 128**2
+        slots = sum(length * count for length, count in items) * 4 * HEAD_DIM * plan.layout.block**2
         assert slots == layer_counts(plan, allocation, low_branch=True).attention.executed
 
 

@@ -58,7 +58,7 @@ def test_work_items_are_the_plans_tasks():
         )
         allocation = [0, 1, 2, 1]
         items = work_items(Call(plan, {Band.LOW: 1, Band.MID: 2, Band.HIGH: 1}))
-        blocks = -(-text // 128)
+        blocks = -(-text // plan.layout.block)
         longest = max(
             int(plan.key_blocks(Band(band))[: -blocks or None].max()) for band in set(allocation)
         )

@@ -153,7 +153,7 @@ def test_workspace_is_the_fused_paths():
 
 def test_sensitivity_changes_one_thing(result):
     variants = sensitivity(result.scenario)
-    assert {variant.knob for variant in variants} == set(KNOBS)
+    assert {variant.knob for variant in variants} == set(KNOBS) - {"density"}
     by_knob = {knob: [v.result.layer.seconds for v in variants if v.knob == knob] for knob in KNOBS}
     assert by_knob["mid_tiles"] == sorted(by_knob["mid_tiles"])
     assert by_knob["window"] == sorted(by_knob["window"])

@@ -10,7 +10,6 @@ from torch import nn
 from freqformer._renamed import renamed_arguments
 from freqformer._validate import check_choice
 from freqformer.config import Band
-from freqformer.integrations.diffusers.dials import Dials, checked_dials
 from freqformer.integrations.diffusers.families import family_of, is_pipeline, transformers_of
 from freqformer.integrations.diffusers.handle import FrequencyAttentionHandle
 from freqformer.integrations.diffusers.layer_bands import LayerBands, PresetBands, TableBands
@@ -19,6 +18,7 @@ from freqformer.integrations.diffusers.session import Replaced, Session, session
 from freqformer.integrations.diffusers.steps import REMEDY, SamplerSteps, check_scheduler
 from freqformer.ops.backends import IMPLS, ImplChoice
 from freqformer.routing import RoutingTable
+from freqformer.training_free.dials import Dials, checked_dials
 
 Layers = list[tuple[str, Any]]
 """The self-attention layers of a transformer by name, in order."""

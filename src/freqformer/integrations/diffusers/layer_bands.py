@@ -13,9 +13,9 @@ from torch import Tensor
 
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
-from freqformer.integrations.diffusers.preset import band_density, mid_density, preset_configs
 from freqformer.ops.parameters import KnownBands
 from freqformer.routing import timestep_bucket
+from freqformer.training_free.preset import band_density, mid_density, preset_configs
 
 
 class LayerBands(Protocol):

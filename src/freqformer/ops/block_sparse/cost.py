@@ -18,7 +18,6 @@ from freqformer.buffers import (
 )
 from freqformer.config import Band
 from freqformer.cost import STATISTIC_BYTES, Call, Cost
-from freqformer.grid import TILE_SLOTS
 from freqformer.ops.plan_tables import kept_by_plan
 from freqformer.plan import AttentionPlan, Flops
 
@@ -41,7 +40,7 @@ class QueryCounts:
 
     flops: Flops
     key_blocks: tuple[tuple[int, int], ...]
-    """(blocks of 128 keys that a query block reads, query blocks): distinct lengths."""
+    """(blocks of keys that a query block reads, query blocks): distinct lengths."""
     kv_slots: int
     """Slots of keys that all query blocks read together."""
 
@@ -58,12 +57,12 @@ def query_counts(plan: AttentionPlan, band: Band, text: bool = True) -> QueryCou
     lengths, useful = plan.key_blocks(band), plan.band_flops(band).useful
     num_text, video = plan.num_text_tokens, plan.layout.grid.num_tokens
     if not text:
-        lengths = lengths[: len(lengths) - -(-num_text // TILE_SLOTS)]
+        lengths = lengths[: len(lengths) - -(-num_text // plan.layout.block)]
         useful -= 4.0 * plan.head_dim * num_text * (video + num_text)
     distinct, times = lengths.unique(return_counts=True)
     blocks = tuple(zip(distinct.tolist(), times.tolist(), strict=True))
-    slots = TILE_SLOTS * int(lengths.sum())
-    executed = 4 * buffer_width(plan.head_dim) * TILE_SLOTS * slots
+    slots = plan.layout.block * int(lengths.sum())
+    executed = 4 * buffer_width(plan.head_dim) * plan.layout.block * slots
     return QueryCounts(Flops(useful, executed), blocks, slots)
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from freqformer.buffers import KeyLayout, key_layout
 from freqformer.config import Band
-from freqformer.grid import TILE_SLOTS
 from freqformer.ops.block_sparse.transposed import TransposedLists, transpose_lists
 from freqformer.ops.plan_tables import kept_by_plan, tile_order, upload
 from freqformer.plan import AttentionPlan
@@ -103,7 +102,8 @@ def launch_tables(plan: AttentionPlan, device: torch.device) -> LaunchTables:
     order = tile_order(plan, device)
     summarised = plan.cells.num_cells > 0
     # The text blocks at the end of key_blocks see everything, whatever the band.
-    blocks = [plan.key_blocks(band)[: -plan.num_text_tokens // TILE_SLOTS or None] for band in Band]
+    text_blocks = -(-plan.num_text_tokens // layout.block)
+    blocks = [plan.key_blocks(band)[: -text_blocks or None] for band in Band]
     return LaunchTables(
         plan=plan,
         keys=key_layout(plan),

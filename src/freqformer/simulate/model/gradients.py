@@ -63,11 +63,11 @@ def _attention_seconds(machine: Machine, call: Call) -> float:
     slots = round(machine.hardware.processors * achieved.attention_slots)
     width = buffer_width(call.plan.head_dim)
     rate = machine.attention_rate(width, achieved.attention_gradient_rate) / slots
-    product = 2 * TILE_SLOTS**2 * width / rate
+    product = 2 * call.plan.layout.block**2 * width / rate
+    start = achieved.attention_item_blocks * 2 * TILE_SLOTS**2 * width / rate
     items = work_items(call)
-    started = achieved.attention_item_blocks
     queries = makespan(
-        [((length + started) * QUERY_PRODUCTS * product, count) for length, count in items], slots
+        [((length * product + start) * QUERY_PRODUCTS, count) for length, count in items], slots
     )
     return queries + sum(length * count for length, count in items) * KEY_PRODUCTS * product / slots
 

@@ -10,6 +10,7 @@ from typing import Literal
 from freqformer.config import FreqFormerConfig
 from freqformer.simulate.model.allocations import Routing
 from freqformer.simulate.model.profiles import ProfileError
+from freqformer.training_free.dials import Dials, checked_dials
 
 Attention = Literal["frequency", "dense"]
 """Heads of bands, or exact attention in every head."""
@@ -23,6 +24,8 @@ class Preset:
     title: str
     """What it is, in a few words."""
     config: FreqFormerConfig
+    """Where dials say what is computed: of what is dense."""
+    dials: Dials | None = None
 
     @property
     def routing(self) -> Routing:
@@ -51,6 +54,12 @@ PRESETS = {
             FreqFormerConfig.paper(),
         ),
         Preset("dense", "dense attention in every head", FreqFormerConfig.dense()),
+        Preset(
+            "training-free",
+            "what `enable_frequency_attention` makes of a trained dense model without a table",
+            FreqFormerConfig.dense(),
+            checked_dials(),
+        ),
     )
 }
 """The presets by name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -75,8 +75,10 @@ def record(cls: type[T], values: dict[str, Any], where: str, **given: Any) -> T:
     Raises:
         ProfileError: for a missing or unknown field, naming it.
     """
-    names = {field.name for field in fields(cls)} - set(given)  # type: ignore[arg-type]
-    missing, unknown = sorted(names - set(values)), sorted(set(values) - names)
+    own = [field for field in fields(cls) if field.name not in given]  # type: ignore[arg-type]
+    names = {field.name for field in own}
+    needed = {field.name for field in own if field.default is MISSING}
+    missing, unknown = sorted(needed - set(values)), sorted(set(values) - names)
     if missing:
         raise ProfileError(
             f"profile {where} lacks the field {missing[0]!r}; its fields are "

@@ -187,11 +187,10 @@ class Machine:
         achieved, width = self.efficiency, buffer_width(call.plan.head_dim)
         slots = round(self.hardware.processors * achieved.attention_slots)
         rate = self.attention_rate(width, achieved.attention_rate) / slots
-        block = 4 * TILE_SLOTS**2 * width / rate
-        items = [
-            ((length + achieved.attention_item_blocks) * block, -(-count // parts))
-            for length, count in work_items(call)
-        ]
+        block = 4 * call.plan.layout.block**2 * width / rate
+        # What an item takes beside its blocks is latency, whatever their size.
+        start = achieved.attention_item_blocks * 4 * TILE_SLOTS**2 * width / rate
+        items = [(length * block + start, -(-count // parts)) for length, count in work_items(call)]
         refetched = sum(
             group.heads * self._refetched(call.plan, group, slots) for group in call.groups
         )
@@ -218,11 +217,11 @@ class Machine:
 
 
 def work_items(call: Call) -> list[tuple[int, int]]:
-    """Work items of the launch, longest first: (blocks of 128 keys, how many). Text queries' lists
+    """Work items of the launch, longest first: (blocks of keys, how many). Text queries' lists
     are split to the longest of the video's."""
     plan, items = call.plan, Counter[int]()
     text = (
-        plan.layout.num_tiles + -(-plan.num_text_tokens // TILE_SLOTS)
+        plan.layout.num_tiles + -(-plan.num_text_tokens // plan.layout.block)
         if plan.num_text_tokens
         else None
     )
@@ -255,4 +254,4 @@ def working_set(plan: AttentionPlan, band: Band, slots: int) -> float:
     else:
         middle = lists[(tiles - running) // 2 :][:running]
         seen = len(middle[middle >= 0].unique())
-    return seen * TILE_SLOTS + extra
+    return seen * plan.layout.block + extra

@@ -168,7 +168,7 @@ def _calls(result: Result) -> int:
 def _slowest(result: Result, groups: list[list[int]], split: int) -> tuple[float, float]:
     """Seconds of an attention layer on the busiest GPU, and its load over the mean."""
     machine, size = result.scenario.machine, result.scenario.machine.hardware.element_size
-    if result.scenario.runs_dense:
+    if result.runs_dense:
         loads = [len(group) for group in groups]
         busiest = max(loads)
         return result.dense_stage.seconds * busiest / len(result.allocation) / split, busiest * len(

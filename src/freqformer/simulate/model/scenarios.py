@@ -9,7 +9,7 @@ Without more it is of the library's default attention; `preset="paper"` names th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from freqformer._renamed import renamed_arguments, renamed_fields
@@ -23,6 +23,7 @@ from freqformer.simulate.model.presets import PRESETS, Attention, Preset, preset
 from freqformer.simulate.model.profiles import ProfileError, known_profiles
 from freqformer.simulate.model.roofline import Machine
 from freqformer.simulate.model.transformers import ModelShape, load_model
+from freqformer.training_free.dials import Dials
 
 
 @renamed_fields(low_beside="low_branch")
@@ -51,6 +52,9 @@ class Scenario:
     attention: Attention = "frequency"
     """As in `FreqAttention`. `dense` is exact attention, until `routing` has a table: its bands are
     then run as a dense layer runs them, with low summaries alone."""
+    dials: Dials | None = None
+    """Of `enable_frequency_attention`, which then say which steps and layers of a dense model are
+    banded, and how densely."""
     preset: str = "default"
     """The name of what it was made from; `changes` says what has been changed since."""
     requested: str = ""
@@ -63,6 +67,11 @@ class Scenario:
                 f"low_branch is false with routing {self.routing.kind!r}, which weighs each head's "
                 "band and LOW; leave it "
                 "out, or take routing=fixed"
+            )
+        if self.dials is not None and (self.attention != "dense" or self.routing.table is not None):
+            raise ProfileError(
+                "dials are given with bands of another kind; they are of dense models without a "
+                "table: leave them out, or take preset training-free"
             )
         if self.attention == "dense":
             given = (
@@ -95,7 +104,7 @@ class Scenario:
     @property
     def runs_dense(self) -> bool:
         """Whether every head runs exact attention, and nothing of the banded path runs."""
-        return self.attention == "dense" and self.routing.table is None
+        return self.attention == "dense" and self.routing.table is None and self.dials is None
 
     @property
     def has_low_branch(self) -> bool:
@@ -119,6 +128,9 @@ class Scenario:
         made = PRESETS[self.preset]
         own = [f.name for f in fields(FreqFormerConfig) if f.name not in LAYER_FIELDS]
         changed = [name for name in own if getattr(made.config, name) != getattr(self.config, name)]
+        if self.dials is not None and made.dials is not None:
+            before, now = asdict(made.dials), asdict(self.dials)
+            changed += [name for name in now if now[name] != before[name]]
         changed += [
             {"kind": "routing"}.get(part.name, part.name)
             for part in fields(Routing)
@@ -150,7 +162,8 @@ def scenario(
         hardware: a known machine's name, or the path of its JSON file.
         length: video tokens, taken to the nearest whole number of frames at the model's resolution;
             or a text, see `parse_length`.
-        preset: `default`, `paper` or `dense`: what the layers do where nothing else is said.
+        preset: `default`, `paper`, `dense` or `training-free`: what the layers do where nothing
+            else is said.
         config: bands, patterns and summaries; None for the preset's, or those of the routing's
             table.
         routing: who gives heads to bands; None for the preset's.
@@ -176,6 +189,8 @@ def scenario(
         routing=routing,
         fps=fps,
         attention=named.attention,
+        # A table says itself what is banded.
+        dials=None if routing.table is not None else named.dials,
         preset=named.name,
         requested=str(length),
     )

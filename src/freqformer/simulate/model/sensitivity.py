@@ -18,6 +18,7 @@ KNOBS: dict[str, tuple[Any, ...]] = {
     "window": ((1, 1, 1), (1, 3, 3), (3, 3, 3), (3, 5, 5), (5, 5, 5)),
     "split": ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1), (1, 1, 2), (2, 1, 1)),
     "head_dim": (64, 128),
+    "density": (0.1, 0.15, 0.2, 0.3, 0.5),
 }
 """Settings and their values; `split` is heads in LOW, MID and HIGH, in proportion."""
 
@@ -42,9 +43,9 @@ class Variant:
 def sensitivity(case: Scenario) -> list[Variant]:
     """Simulate a scenario with every value of every knob that acts on it.
 
-    Dense attention has no bands; a list length acts on MID heads and a window on HIGH heads, so
-    that those knobs are left out where no head is in the band; heads of another size are not those
-    that a table gives bands to.
+    Dense attention has no bands, and of a trained dense model the density alone acts; a list length
+    acts on MID heads and a window on HIGH heads, so that those knobs are left out where no head is
+    in the band; heads of another size are not those that a table gives bands to.
     """
     return list(_variants(case))
 
@@ -63,6 +64,8 @@ def _acts(case: Scenario, knob: str) -> bool:
     """Whether a knob changes anything."""
     if knob == "head_dim":
         return case.routing.table is None
+    if knob == "density" or case.dials is not None:
+        return knob == "density" and case.dials is not None
     if case.runs_dense:
         return False
     if knob == "split":
@@ -82,6 +85,8 @@ def _changed(case: Scenario, knob: str, value: Any) -> Scenario:
     """The scenario with one setting changed, in its table too where it has one."""
     if knob == "head_dim":
         return replace(case, model=case.model.with_head_dim(value))
+    if knob == "density" and case.dials is not None:
+        return replace(case, dials=replace(case.dials, density=value))
     table = case.routing.table
     if knob == "split":
         return replace(case, routing=replace(case.routing, split=value, table=None))

@@ -15,10 +15,13 @@ from freqformer.simulate.model.allocations import Kind, Routing
 from freqformer.simulate.model.presets import Preset, preset_named
 from freqformer.simulate.model.profiles import ProfileError
 from freqformer.simulate.model.scenarios import Scenario, scenario
+from freqformer.training_free.dials import Dials, checked_dials
 
 CONFIG_SETTINGS = tuple(
     sorted(field.name for field in fields(FreqFormerConfig) if field.name not in LAYER_FIELDS)
 )
+DIAL_SETTINGS = tuple(field.name for field in fields(Dials))
+"""Of preset training-free."""
 ROUTING_SETTINGS = ("routing", "split", "schedule", "table")
 OTHER_SETTINGS = (*ROUTING_SETTINGS, "head_dim", "efficiency", "learned_summaries", "low_branch")
 """Settings beside the configuration's fields."""
@@ -57,6 +60,7 @@ def scenarios(request: Request) -> list[Scenario]:
     """
     named, values = preset_named(request.preset), _values(request.settings)
     _check_dense(named, values)
+    dials = _dials(named, values)
     wanted = [part.strip() for part in request.lengths.split(",") if part.strip()]
     if not wanted:
         raise ProfileError(
@@ -79,6 +83,7 @@ def scenarios(request: Request) -> list[Scenario]:
                 head_dim=values.get("head_dim"),
                 efficiency=values.get("efficiency"),
             ),
+            dials=dials,
             **switches,
         )
         for length in wanted
@@ -87,7 +92,7 @@ def scenarios(request: Request) -> list[Scenario]:
 
 def _values(settings: Sequence[str]) -> dict[str, Any]:
     """Names and values of the settings; of a name given twice the last one."""
-    known, values = (*CONFIG_SETTINGS, *OTHER_SETTINGS), {}
+    known, values = (*CONFIG_SETTINGS, *OTHER_SETTINGS, *DIAL_SETTINGS), {}
     for item in settings:
         if len(item) > MOST_TYPED:
             raise ProfileError(
@@ -109,18 +114,36 @@ def _values(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def _check_dense(preset: Preset, values: dict[str, Any]) -> None:
-    """Raise ProfileError for settings that dense attention, which has no bands, would ignore."""
+    """Raise ProfileError for settings that a dense model, which has no bands, would ignore."""
     if preset.attention != "dense":
         return
     # A table brings bands to a dense model, and with them a meaning to the configuration.
     allowed = (*DENSE_SETTINGS, *(CONFIG_SETTINGS if "table" in values else ()))
-    ignored = [name for name in values if name not in allowed]
+    ignored = [name for name in values if name not in (*allowed, *DIAL_SETTINGS)]
     if ignored:
+        dials = () if preset.dials is None else DIAL_SETTINGS
+        why = "dense attention has no bands to act on" if not dials else "the density chooses bands"
         raise ProfileError(
-            f"{ignored[0]} is set, and dense attention has no bands to act on; "
-            f"{', '.join(allowed)} are "
-            "allowed with preset dense: leave it out, or take another preset"
+            f"{ignored[0]} is set, and {why}; {', '.join((*allowed, *dials))} are allowed with "
+            f"preset {preset.name}: leave it out, or take another preset"
         )
+
+
+def _dials(preset: Preset, values: dict[str, Any]) -> Dials | None:
+    """The dials of preset training-free with what was set; None for every other preset, and beside
+    a table, which says itself what is banded."""
+    given = {name: values[name] for name in DIAL_SETTINGS if name in values}
+    if given and (preset.dials is None or "table" in values):
+        wrong, held = next(iter(given)), "a table" if "table" in values else preset.name
+        raise ProfileError(
+            f"{wrong} is set with {held}; it is a dial of preset training-free without a table: "
+            "leave it out, or take that preset"
+        )
+    if preset.dials is None or "table" in values:
+        return None
+    percents = (given.get("start_percent"), given.get("end_percent", preset.dials.end_percent))
+    blocks = given.get("dense_blocks", preset.dials.dense_blocks)
+    return checked_dials(None, given.get("density"), percents, blocks, given.get("min_tokens"))
 
 
 def _routing(preset: Preset, values: dict[str, Any]) -> Routing:

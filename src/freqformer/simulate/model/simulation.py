@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from freqformer.config import FreqFormerConfig
+from freqformer.config import Band, FreqFormerConfig
 from freqformer.cost import Cost
 from freqformer.grid import Grid, tile_layout
 from freqformer.ops.cost import training_bytes
@@ -35,6 +35,7 @@ from freqformer.simulate.model.gradients import (
 from freqformer.simulate.model.profiles import ProfileError
 from freqformer.simulate.model.roofline import StageTime
 from freqformer.simulate.model.scenarios import Scenario
+from freqformer.simulate.model.training_free import training_free_schedule
 from freqformer.simulate.model.transformers import BlockGroup
 
 MOST_LISTED = 1 << 26
@@ -107,6 +108,13 @@ class Result:
         return self.counts.attention.useful / self.dense_counts.flops
 
     @property
+    def runs_dense(self) -> bool:
+        """Whether `layer` and `step` run the model's own attention, and nothing of the banded
+        path."""
+        dials = self.scenario.dials is not None and Band.DENSE in self.allocation
+        return self.scenario.runs_dense or dials
+
+    @property
     def fits_memory(self) -> bool:
         """Whether a denoising step needs no more than the machine's memory."""
         return self.step.peak_memory_bytes <= self.scenario.machine.hardware.memory_bytes
@@ -161,7 +169,7 @@ class _Simulation:
                 num_text_tokens=self.model.joint_text_tokens,
                 learned_summaries=self.case.pools_summaries,
             )
-            if self.case.runs_dense:
+            if self._is_models_own(heads):
                 counts, stage = self.dense
                 self._layers[route] = (plan, counts, {"attention": stage})
                 return self._layers[route]
@@ -176,6 +184,11 @@ class _Simulation:
             self._layers[route] = (plan, counts, self.machine.layer(counts))
         return self._layers[route]
 
+    def _is_models_own(self, heads: Heads) -> bool:
+        """Whether a layer runs the model's own attention, and nothing of the banded path."""
+        case = self.case
+        return case.runs_dense or (case.dials is not None and heads[Band.DENSE] > 0)
+
     def schedule(self) -> tuple[list[list[Route]], Route]:
         """Heads and config of every step and layer, and those that `layer` and `step` have: the
         initial split's, or a table's first layer at the middle step."""
@@ -183,6 +196,10 @@ class _Simulation:
         if case.runs_dense:
             route: Route = ((0, 0, 0, heads), case.config)
             return [[route] * self.model.num_layers] * self.model.steps, route
+        if case.dials is not None:
+            schedule = training_free_schedule(case, case.dials)
+            banded = (row for step in schedule for row in step if not row[0][Band.DENSE])
+            return schedule, next(banded, schedule[0][0])
         schedule = head_schedule(self.model, case.routing, case.config)
         if case.routing.table is not None:
             return schedule, schedule[len(schedule) // 2][0]
@@ -210,17 +227,20 @@ class _Simulation:
             stages=stages,
             dense_stage=dense_stage,
             layer=layer,
-            training=self._training(layer, plan, counts),
+            training=self._training(layer, plan, counts, first),
             step=self._step((first,) * self.model.num_layers),
             generation=_sum([(self._step(rows), count) for rows, count in steps.items()]),
             heads_by_step=[_mean_heads([heads for heads, _ in rows]) for rows in schedule],
         )
 
-    def _training(self, layer: Level, plan: AttentionPlan, counts: LayerCounts) -> Level:
+    def _training(
+        self, layer: Level, plan: AttentionPlan, counts: LayerCounts, route: Route
+    ) -> Level:
         """The layer and its backward; of dense attention the output and three gradients are held
         in addition to the inputs."""
         dense_time = dense_gradient_time(self.machine, self.dense[0], self.model.head_dim)
-        if self.case.runs_dense:
+        heads, _ = route
+        if self._is_models_own(heads):
             times, held = {"attention": dense_time}, self._tensors(4)
         else:
             times = gradient_times(self.machine, counts)
@@ -287,7 +307,7 @@ class _Simulation:
     def _rest_flops(self, group: BlockGroup) -> float:
         """FLOPs of the matrix products of `_rest`."""
         model, tokens = self.model, self.case.tokens
-        own, cross = _matrix_sizes(model.width, group)
+        own, cross = model.token_weights(group)
         joint = model.text_tokens if group.text.startswith("joint") else 0
         attended = 4.0 * tokens * model.text_tokens * model.width if cross else 0.0
         return _linear_flops(own, cross, tokens, joint, model.text_tokens) + attended
@@ -296,17 +316,17 @@ class _Simulation:
         """What a block does beside self-attention: projections, feed-forward, cross-attention,
         norms and residuals."""
         model, machine, size = self.model, self.machine, self.element_size
-        tokens, width = self.case.tokens, model.width
-        own, cross = _matrix_sizes(width, group)
+        tokens, width = self.case.tokens, model.residual_width
+        own, cross = model.token_weights(group)
         joint = model.text_tokens if group.text.startswith("joint") else 0
         flops = _linear_flops(own, cross, tokens, joint, model.text_tokens)
         weights = model.block_weights(group) * size
         passed = (8 * width + 2 * group.ffn + (3 * width if cross else 0)) * (tokens + joint) * size
         times = {"linear": machine.linear(flops, weights + passed, 6 + 4 * bool(cross))}
         if cross:
-            pairs = 4.0 * tokens * model.text_tokens * width
+            pairs = 4.0 * tokens * model.text_tokens * model.width
             rate = machine.attention_rate(model.head_dim, machine.efficiency.dense_rate)
-            traffic = 2.0 * tokens * width * size
+            traffic = 2.0 * tokens * model.width * size
             seconds = machine.memory_time(traffic, machine.efficiency.elementwise_bandwidth)
             times["cross-attention"] = StageTime(
                 pairs / rate, seconds, machine.hardware.launch_s, traffic
@@ -337,12 +357,6 @@ def _check_lists(grid: Grid, config: FreqFormerConfig) -> None:
                 f"{entries:,} pairs; {MOST_LISTED:,} at most are allowed: take fewer tokens, "
                 f"larger tiles, or a smaller {setting}"
             )
-
-
-def _matrix_sizes(width: int, group: BlockGroup) -> tuple[int, int]:
-    """Weights that every token of a block meets, and those of cross-attention that video and text
-    tokens meet each."""
-    return 4 * width**2 + 2 * width * group.ffn, 2 * width**2 if group.text == "cross" else 0
 
 
 def _linear_flops(own: int, cross: int, tokens: int, joint: int, text: int) -> float:

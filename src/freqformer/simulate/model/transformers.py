@@ -63,8 +63,9 @@ class ModelShape:
     """Weights of the transformer; 0 counts those of its blocks' matrices."""
     patch: tuple[int, int, int]
     """Latent frames, rows and columns of a token."""
-    vae: tuple[int, int, int]
-    """Video frames, rows and columns of a latent; the first frame is a latent of its own."""
+    vae: tuple[float, int, int]
+    """Video frames, rows and columns of a latent; the first frame is a latent of its own. A VAE
+    that codes chunks may have a fraction of frames, on average."""
     fps: float
     resolutions: dict[str, tuple[int, int]]
     """Name to (rows, columns) of pixels."""
@@ -76,6 +77,8 @@ class ModelShape:
     shift: float
     """Timestep shift: sigma = shift s / (1 + (shift - 1) s)."""
     sources: dict[str, str]
+    channels: int | None = None
+    """Of the residual stream, where they aren't heads times head_dim."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))
@@ -83,12 +86,16 @@ class ModelShape:
             value = getattr(self, name)
             if not isinstance(value, tuple | list) or len(value) != 3:
                 raise ProfileError(
-                    f"{name} is {shown(value)}; three whole numbers (time, height, width) are "
-                    "allowed"
+                    f"{name} is {shown(value)}; three numbers (time, height, width) are allowed"
                 )
-            for side in value:
+            time, *sides = value
+            check = check_number if name == "vae" else check_whole
+            check(f"{name} in time", time, 1, 1024)
+            for side in sides:
                 check_whole(name, side, 1, 1024)
             object.__setattr__(self, name, tuple(value))
+        if self.channels is not None:
+            check_whole("channels", self.channels, 1, 1 << 20)
         object.__setattr__(self, "resolutions", _checked_resolutions(self.resolutions))
         check_whole("heads", self.heads, 1, MOST_HEADS)
         check_whole("head_dim", self.head_dim, 1, 4096)
@@ -104,8 +111,13 @@ class ModelShape:
 
     @property
     def width(self) -> int:
-        """Channels of a token: heads times head_dim."""
+        """Channels of a token's queries, keys or values: heads times head_dim."""
         return self.heads * self.head_dim
+
+    @property
+    def residual_width(self) -> int:
+        """Channels of a token between layers."""
+        return self.width if self.channels is None else self.channels
 
     @property
     def num_layers(self) -> int:
@@ -129,8 +141,16 @@ class ModelShape:
     def block_weights(self, group: BlockGroup) -> int:
         """Matrix weights of one block: four projections, the feed-forward network, and those that
         text adds."""
-        own = 4 * self.width**2 + 2 * self.width * group.ffn
-        return own + {"cross": 4 * self.width**2, "joint-separate": own}.get(group.text, 0)
+        own, shared = self.token_weights(group)
+        # Text has keys and values of its own in cross-attention.
+        return own + {"cross": 2 * shared, "joint-separate": own}.get(group.text, 0)
+
+    def token_weights(self, group: BlockGroup) -> tuple[int, int]:
+        """Matrix weights of one block that every token meets, and those of cross-attention that
+        video tokens and text tokens meet each."""
+        projection = self.residual_width * self.width
+        own = 4 * projection + 2 * self.residual_width * group.ffn
+        return own, 2 * projection if group.text == "cross" else 0
 
     def size(self, resolution: str) -> tuple[int, int]:
         """Pixels (rows, columns) of a named resolution.

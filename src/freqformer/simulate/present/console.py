@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
     from freqformer.simulate.model.fit import Fit
 
-SHOWN_SETTINGS = ("split", "routing", "schedule", "learned summaries", "low branch", "attention")
+SHOWN_SETTINGS = (
+    *("split", "routing", "schedule", "learned summaries", "low branch", "attention"),
+    *("density", "banded steps", "dense blocks", "min tokens"),
+)
 """What the table's head says of the settings; the report and the JSON have all of them."""
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-from freqformer.config import LAYER_FIELDS, Band
+from freqformer.config import LAYER_FIELDS, Band, FreqFormerConfig
 from freqformer.simulate.model.allocations import count_heads
 from freqformer.simulate.model.presets import PRESETS
 from freqformer.simulate.model.scenarios import Scenario
 from freqformer.simulate.model.simulation import Result
 from freqformer.simulate.present.units import duration
+from freqformer.training_free.dials import Dials
 
 ROUTERS = {
     "soft": (
@@ -48,6 +50,8 @@ def settings(case: Scenario) -> dict[str, str]:
     preset = f"{case.preset} ({PRESETS[case.preset].title}){changes}"
     if case.runs_dense:
         return {"preset": preset, "attention": "dense in every head"}
+    if case.dials is not None:
+        return {"preset": preset} | _dials(case.dials)
     return {
         "preset": preset,
         "split": _split(case),
@@ -55,31 +59,47 @@ def settings(case: Scenario) -> dict[str, str]:
         "schedule": _schedule(case),
         "learned summaries": _summaries(case),
         "low branch": "gated, added to every head's band" if case.has_low_branch else "none",
-    } | {name.replace("_", " "): _value(name, value) for name, value in plan_settings(case).items()}
+    } | {
+        name.replace("_", " "): _value(name, value)
+        for name, value in plan_settings(case.config).items()
+    }
 
 
-def plan_settings(case: Scenario) -> dict[str, Any]:
+def _dials(dials: Dials) -> dict[str, str]:
+    """The dials of a dense model, by name."""
+    first, last = dials.dense_blocks
+    return {
+        "density": f"{dials.density:g} of dense attention's FLOPs in banded steps",
+        "banded steps": f"{dials.start_percent:.0%} to {dials.end_percent:.0%} of the sampler's",
+        "dense blocks": f"{first} first, {last} last",
+        "min tokens": f"{dials.min_tokens:,}; below it everything is dense",
+    }
+
+
+def plan_settings(config: FreqFormerConfig) -> dict[str, Any]:
     """Fields of the configuration that plans depend on; `Scenario` says the others by itself."""
-    values = case.config.to_dict()
+    values = config.to_dict()
     return {name: value for name, value in values.items() if name not in LAYER_FIELDS}
 
 
 def settings_record(case: Scenario) -> dict[str, Any]:
     """The settings beside the configuration as JSON-able values."""
     table = case.routing.table
+    no_bands = case.attention == "dense" and table is None
     return {
         "preset": case.preset,
         "changed_from_preset": case.changes,
         "attention": case.attention,
         "routing": {
             "kind": case.routing.kind,
-            "split": None if case.runs_dense else list(_initial(case)[: Band.DENSE]),
+            "split": None if no_bands else list(_initial(case)[: Band.DENSE]),
             "schedule": case.routing.schedule if table is None else "table",
             "table_shape": None if table is None else list(table.shape),
             "router_reads": case.router,
         },
         "learned_summaries": case.pools_summaries,
         "low_branch": case.has_low_branch,
+        "dials": None if case.dials is None else asdict(case.dials),
     }
 
 

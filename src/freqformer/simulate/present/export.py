@@ -74,7 +74,7 @@ def scenario_record(result: Result) -> dict[str, Any]:
         "tile": list(result.plan.layout.tile),
         "padding": result.plan.layout.padding,
         "seconds_of_video": case.seconds_of_video,
-        "config": plan_settings(case),
+        "config": plan_settings(result.plan.config),
         **settings_record(case),
         "heads": dict(zip(("low", "mid", "high", "dense"), _heads(result.allocation), strict=True)),
         "density": result.density,

@@ -152,9 +152,10 @@ def _add_keys(dq, queries, step, used, work, given, rings, scale, blocks, EXTRA:
     logits = warpgroup_mma_wait(1, deps=(logits,))
     if EXTRA:
         logits = in_extra(logits, step, work, given, scale, blocks)
+        weights = gl.exp2(logits - queries.lse[:, None])
     else:
         logits = in_tile(logits, step, work, given, blocks)
-    weights = gl.exp2(logits * scale - queries.lse[:, None])
+        weights = gl.exp2(logits * scale - queries.lse[:, None])
     of_weights = warpgroup_mma_wait(0, deps=(of_weights,))
     ds = weights * (of_weights - queries.delta[:, None])
     # A product's result is laid out over threads as a left factor in 16 bits is: nothing moves.

@@ -85,7 +85,10 @@ def in_tile(logits, step, work, given, blocks):
 
 @gluon.jit
 def in_extra(logits, step, work, given, scale, blocks):
-    """Logits, before `scale`, of other keys: with their biases, -inf in columns that hold none.
+    """Scaled logits of other keys: with their biases, -inf in columns that hold none.
+
+    A logit is rounded once, with its bias, and the largest is subtracted exactly: its weight is 1.
+    Of low tokens with outlier channels every weight is 0 or 1, and gradients cancel to 0.
 
     step: among those of such keys.
     """
@@ -103,8 +106,12 @@ def in_extra(logits, step, work, given, scale, blocks):
         step < ends.first,
         step >= ends.high,
     )
-    # Biases are in base 2 and logits not scaled yet: one multiply-add then scales both.
-    return logits + (bias * (1.0 / scale))[None, :]
+    # As `scaled` of the Triton kernels, which round the logits of these keys in the backward.
+    return gl.fma(
+        logits,
+        gl.full_like(logits, scale),
+        gl.broadcast(bias[None, :], logits)[0],
+    )
 
 
 @gluon.jit
@@ -115,12 +122,15 @@ def first_step(
     of_acc: gl.constexpr = products_layout(blocks.HEAD_DIM)
     if not EXTRAS:
         logits = in_tile(logits, 0, work, given, blocks)
-    elif work.seen.exact.length > 0:
-        logits = in_tile(logits, 0, work, given, blocks)
+        m_i = gl.maximum(gl.max(logits, 1) * scale, LOWEST)
+        weights = gl.exp2(logits * scale - m_i[:, None])
     else:
-        logits = in_extra(logits, 0, work, given, scale, blocks)
-    m_i = gl.maximum(gl.max(logits, 1) * scale, LOWEST)
-    weights = gl.exp2(logits * scale - m_i[:, None])
+        if work.seen.exact.length > 0:
+            logits = in_tile(logits, 0, work, given, blocks) * scale
+        else:
+            logits = in_extra(logits, 0, work, given, scale, blocks)
+        m_i = gl.maximum(gl.max(logits, 1), LOWEST)
+        weights = gl.exp2(logits - m_i[:, None])
     return State(
         acc=gl.zeros([blocks.BLOCK_Q // CONSUMERS, blocks.HEAD_DIM], gl.float32, layout=of_acc),
         p=gl.convert_layout(weights.to(narrow), gl.DotOperandLayout(0, of_acc, 2)),
@@ -160,10 +170,12 @@ def softmax_step(
     if EXTRA:
         extra = step - work.seen.exact.length
         logits = in_extra(logits, extra, work, given, scale, blocks)
+        m_i = gl.maximum(state.m_i, gl.max(logits, 1))
+        weights = gl.exp2(logits - m_i[:, None])
     else:
         logits = in_tile(logits, step, work, given, blocks)
-    m_i = gl.maximum(state.m_i, gl.max(logits, 1) * scale)
-    weights = gl.exp2(logits * scale - m_i[:, None])
+        m_i = gl.maximum(state.m_i, gl.max(logits, 1) * scale)
+        weights = gl.exp2(logits * scale - m_i[:, None])
     alpha = gl.exp2(state.m_i - m_i)
     l_i = state.l_i * alpha + gl.sum(weights, 1)
     p = gl.convert_layout(weights.to(rings.query.blocks.dtype), of_weights)

@@ -71,7 +71,7 @@ def attend(
     outputs = empty_outputs(query, plan, backward)
     parts = text_parts(plan.layout.num_tiles) if num_text and not backward else 1
     text = empty_parts(query, plan, parts)
-    launch = _launch(query, slots, num_rows * key_rows)
+    launch = _launch(query, plan.layout.block, num_rows * key_rows)
     tasks = plan.layout.num_tiles * _cdiv(slots, launch.block_q)
     tasks += _cdiv(num_text, launch.block_q) * parts
     if rows.lows:
@@ -267,15 +267,15 @@ class _Launch:
         )
 
 
-def _launch(query: Tensor, slots: int, key_rows: int) -> _Launch:
-    """Block sizes and warps by dtype, head_dim and GPU."""
+def _launch(query: Tensor, block: int, key_rows: int) -> _Launch:
+    """Block sizes and warps by dtype, head_dim and GPU, for tiles of so many slots."""
     row = architecture(query.device)
     if key_rows >= 2**31:
         row = row.by_pointers()  # a descriptor counts rows in 32 bits
     step = row.steps(query.dtype, query.shape[2]).forward
     return _Launch(
         # Tiles that fill no more than 64 places leave the other queries of a larger block idle.
-        block_q=min(step.query, 64) if slots <= 64 else step.query,
+        block_q=min(step.query, block),
         block_k=step.key,
         warps=step.warps,
         stages=step.stages,

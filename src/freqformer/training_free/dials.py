@@ -33,11 +33,11 @@ class Dials:
 
 
 def checked_dials(
-    table: RoutingTable | None,
-    density: Any,
-    percents: tuple[Any, Any],
-    dense_blocks: Any,
-    min_tokens: Any,
+    table: RoutingTable | None = None,
+    density: Any = None,
+    percents: tuple[Any, Any] = (None, 1.0),
+    dense_blocks: Any = (0, 0),
+    min_tokens: Any = None,
 ) -> Dials:
     """The dials with their defaults, which a table sets to nothing: it has guards of its own.
 

@@ -1,0 +1,1 @@
+"""What a trained dense model gets without training: the dials, and the preset behind them."""
