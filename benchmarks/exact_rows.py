@@ -68,7 +68,11 @@ def _inputs(
     query = rms_norm(query, parameters.query_norm, parameters.norm_eps)
     key = rms_norm(key, parameters.key_norm, parameters.norm_eps)
     rows = torch.tensor([head], device=query.device)
-    wide = replace(parameters, rotary=tuple(table.double() for table in parameters.rotary or ()))
+    rotation = parameters.rotation
+    wide = parameters
+    if rotation is not None:
+        turned = replace(rotation, cos=rotation.cos.double(), sin=rotation.sin.double())
+        wide = replace(parameters, rotary=turned)
     return prepare(
         query, key, value, band=band, plan=plan, rows=rows, parameters=wide, token_order="raster"
     )

@@ -7,7 +7,8 @@ and with frequency attention by the plug-in.
 A block's time is half of what three blocks take longer than one in a call of the transformer, so
 that embeddings and the head don't count. Rows: `dense` is the untouched model; `own` the enabled
 one in a step that stays dense; `preset-D` the preset at density D; `tiles-128-D` the same pattern
-in tiles of up to 128 tokens; `thirds` a third of the heads LOW, MID and HIGH. Prints a table, and
+in tiles of up to 128 tokens; `thirds` a third of the heads LOW, MID and HIGH; `thirds-steps` the
+same with norms and rotary embeddings as steps of PyTorch before the operation. Prints a table, and
 writes plugin_blocks.json, or plugin_blocks_compiled.json.
 """
 
@@ -20,6 +21,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from diffusers.models.transformers.transformer_hunyuan_video15 import (
@@ -33,6 +35,9 @@ from freqformer.config import Band, FreqFormerConfig, even_allocation
 from freqformer.grid import Grid, choose_tile, tile_layout
 from freqformer.integrations.diffusers import enable_frequency_attention
 from freqformer.integrations.diffusers.families import family_of
+from freqformer.integrations.diffusers.processor import FrequencyProcessor, Share
+from freqformer.ops.parameters import AttentionParameters
+from freqformer.ops.query_key import prepared
 from freqformer.routing import RoutingTable
 from freqformer.training_free.preset import SUMMARIES, mid_density
 
@@ -155,7 +160,7 @@ def enabled(model: Any, row: str, grid: Grid, timestep: float = TIMESTEP) -> Ite
         manager = enable_frequency_attention(model, **dials)
     elif kind == "preset":
         manager = enable_frequency_attention(model, density=float(amount), **every)
-    elif row == "thirds":
+    elif row in ("thirds", "thirds-steps"):
         config = FreqFormerConfig(tile=choose_tile(grid), summary_tokens=SUMMARIES)
         table = table_of(model, config, even_allocation(heads))
         manager = enable_frequency_attention(model, table)
@@ -163,14 +168,35 @@ def enabled(model: Any, row: str, grid: Grid, timestep: float = TIMESTEP) -> Ite
         config = wide_config(grid, float(amount))
         table = table_of(model, config, [Band.MID.value] * heads)
         manager = enable_frequency_attention(model, table)
-    with manager:
+    with manager, stepwise() if row == "thirds-steps" else nullcontext():
+        yield
+
+
+@contextmanager
+def stepwise() -> Iterator[None]:
+    """Norms and rotary embeddings as steps before the operation, while it is on."""
+    own = FrequencyProcessor.attend
+
+    def attend(
+        self: FrequencyProcessor,
+        share: Share,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        parameters: AttentionParameters,
+        **named: Any,
+    ) -> torch.Tensor:
+        query, key = prepared(query, key, parameters, share.video.grid.num_tokens)
+        return own(self, share, query, key, value, AttentionParameters(), **named)
+
+    with mock.patch.object(FrequencyProcessor, "attend", attend):
         yield
 
 
 def rows() -> list[str]:
     """Names of all rows."""
     amounts = [f"{kind}-{density:g}" for kind in ("preset", "tiles-128") for density in DENSITIES]
-    return ["dense", "own", "thirds", *amounts]
+    return ["dense", "own", "thirds", "thirds-steps", *amounts]
 
 
 def measure(case: Case, device: torch.device, *, compiled: bool) -> dict[str, dict[str, float]]:

@@ -1,55 +1,59 @@
-"""A trained dense model with banded attention and no training, beside single patterns at the same
-attention FLOPs.
+"""A trained dense model with banded attention and no training: the plug-in's preset, tables that
+were calibrated, and published patterns at the same attention FLOPs.
 
     PYTHONPATH=src:. python -m benchmarks.training_free --model FOLDER [--train-steps 2000]
-    [--output FOLDER]
+    [--max-seconds 280] [--output FOLDER]
 
 FOLDER holds a saved pipeline with dense attention; where there is none, the dense model of the
-quality study is trained there first. It is calibrated on clips as in training. Then each method's
-velocities are compared with dense attention's by noise level, on clips of textures that training
-never showed, and its generated videos with dense attention's at the same seeds. All methods run
-through routing tables. Prints a table, and writes training_free.json and the calibration into
-training_free_table/; `python -m benchmarks.training_free_report` puts both on the page.
+quality study is trained there first. Generated videos are compared with dense attention's at the
+same seeds, at several densities of the banded steps, once with all steps banded and once with the
+first fifth dense. Rows are kept in FOLDER/rows.json as they come: with --max-seconds a call stops
+between two of them, and the same call goes on. The last one writes training_free_density.json,
+which `python -m benchmarks.training_free_report` puts on the page.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import product
-from math import log
 from pathlib import Path
 from typing import Any
 
 import torch
 from benchmarks.quality.data import Draw, draw_scenes
-from benchmarks.quality.study import Run, Trainer
-from benchmarks.quality.variants import STUDY, VARIANTS, Size
+from benchmarks.quality.runs import Run
+from benchmarks.quality.sizes import STUDY, Size
+from benchmarks.quality.trainer import Trainer
+from benchmarks.training_free_methods import (
+    Method,
+    Threshold,
+    by_table,
+    guarded,
+    preset_table,
+    single_patterns,
+    tile_means,
+)
 from torch import Tensor
 
 from benchmarks import record
-from freqformer.calibration import Calibration, Candidates, Choice, calibrate
-from freqformer.calibration.report import write_table
-from freqformer.config import Band, FreqFormerConfig
+from freqformer.calibration import CalibrationSettings, PipelineChoice, calibrate_pipeline
+from freqformer.calibration.measure import Attended, LayerWatch
 from freqformer.generation.likeness import psnr, ssim
-from freqformer.grid import Grid, tile_layout
 from freqformer.models.pipeline import FreqFormerPipeline
-from freqformer.plan import build_plan
-from freqformer.routing import RoutingTable
 from freqformer.training.seeding import derive_seed
 
-BUDGETS = (0.10, 0.05)
-"""Attention FLOPs relative to dense: 90% and 95% less."""
-SLACK = 0.1
-"""How far a pattern may be from the budget, relatively, for its shape to decide."""
-CUBES = FreqFormerConfig(tile=(4, 4, 4), compression=16, mid_tiles=16, summary_tokens=256)
-"""What the calibrated tables and most patterns share."""
-PLAIN = replace(CUBES, summary_tokens=0)
-NUM_BUCKETS = 10
+DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)
+"""Attention FLOPs of a banded step relative to dense."""
+STARTS = (0.0, 0.2)
+"""Shares of the steps, from the first, that stay dense."""
+NAME = "training_free_density"
 CHUNK_STEPS = 32
 """Training steps whose clips are drawn at once."""
+CALIBRATION_SEED = 1000
+"""Of the first video of a calibration: none that is compared."""
 
 
 @dataclass(frozen=True)
@@ -57,29 +61,14 @@ class Amount:
     """How much is run."""
 
     size: Size = STUDY
-    calibration_clips: int = 16
-    clips: int = 8
-    """Held-out clips whose velocities are compared, and videos that are generated."""
+    calibration_videos: int = 4
+    calibration_steps: int = 10
+    videos: int = 8
+    """That are compared."""
     steps: int = 30
     """Of the sampler."""
     train_steps: int = 2000
-    mid_tiles: tuple[int, ...] = (4, 8, 16, 32, 64)
-    windows: tuple[tuple[int, int, int], ...] = (
-        (1, 3, 3),
-        (2, 3, 3),
-        (3, 3, 3),
-        (4, 3, 3),
-        (4, 5, 5),
-    )
-
-
-@dataclass(frozen=True)
-class Method:
-    """A table, its attention FLOPs relative to dense, and what it is."""
-
-    table: RoutingTable
-    density: float
-    about: str
+    densities: tuple[float, ...] = DENSITIES
 
 
 def train(folder: Path, amount: Amount, device: torch.device) -> None:
@@ -89,7 +78,7 @@ def train(folder: Path, amount: Amount, device: torch.device) -> None:
     )
 
     size, began = amount.size, time.perf_counter()
-    trainer = Trainer(Run("dense", VARIANTS["dense"], 0, amount.train_steps, size), device)
+    trainer = Trainer(Run("dense", 0, amount.train_steps, size), device)
     step: Callable[[], None] = trainer.captured() if device.type == "cuda" else trainer.advance
     for first in range(0, amount.train_steps, CHUNK_STEPS):
         clips = _clips(CHUNK_STEPS * size.batch, first, amount, device)
@@ -119,151 +108,31 @@ def _clips(
     return draw_scenes(count, seed, device, held_out=held_out, frames=frames, side=side).video
 
 
-def single_patterns(budget: float, grid: Grid, shape: tuple[int, int, int]) -> dict[str, Method]:
-    """Every head alike, by one pattern at about this share of dense attention's FLOPs.
-
-    Args:
-        budget: share of dense.
-        grid: of the tokens.
-        shape: layers, heads and head_dim.
-    """
-    tiles = tile_layout(grid, CUBES.tile).tiles
-    wide = replace(PLAIN, tile=tile_layout(grid).tile)
-    windows = list(product(*(range(1, extent + 1) for extent in tiles)))
-    counts = range(1, tile_layout(grid, CUBES.tile).num_tiles + 1)
-    kinds: dict[str, tuple[str, Band, list[FreqFormerConfig]]] = {
-        "window": ("window", Band.HIGH, [replace(PLAIN, window=window) for window in windows]),
-        "window_summaries": (
-            "window and low summaries",
-            Band.HIGH,
-            [replace(CUBES, window=window) for window in windows],
-        ),
-        "radial": (
-            "radial",
-            Band.MID,
-            [replace(PLAIN, mid_pattern="radial", radial_radius=r) for r in range(max(tiles))],
-        ),
-        "topk": (
-            f"top-k tiles {wide.tile} by tile means",
-            Band.MID,
-            [replace(wide, mid_tiles=count) for count in counts],
-        ),
-        "vsa_selection": (
-            f"top-k cubes {PLAIN.tile} by tile means, as Video Sparse Attention selects",
-            Band.MID,
-            [replace(PLAIN, mid_tiles=count) for count in counts],
-        ),
-        "topk_summaries": (
-            f"top-k cubes {CUBES.tile} and low summaries",
-            Band.MID,
-            [replace(CUBES, mid_tiles=count) for count in counts],
-        ),
-    }
-    layers, heads, head_dim = shape
-    methods = {}
-    for name, (about, band, configs) in kinds.items():
-
-        def density(config: FreqFormerConfig, band: Band = band) -> float:
-            return build_plan(grid, config, num_heads=heads, head_dim=head_dim).density(
-                [band.value] * heads
-            )
-
-        best = nearest(configs, density, budget)
-        bands = torch.full((1, layers, heads), band.value)
-        pinned = replace(best, tile=tile_layout(grid, best.tile).tile)
-        table = RoutingTable(bands, torch.full_like(bands, best.mid_tiles or 0), pinned)
-        settings = {"window": best.window, "radial": best.radial_radius}.get(
-            name.partition("_")[0], best.mid_tiles
-        )
-        methods[name] = Method(table, density(best), f"{about}: {settings}")
-    return methods
-
-
-def nearest(
-    configs: list[FreqFormerConfig], density: Callable[[FreqFormerConfig], float], budget: float
-) -> FreqFormerConfig:
-    """The config whose density is nearest to the budget; of several within SLACK of it the window
-    nearest a cube."""
-
-    def rank(config: FreqFormerConfig) -> tuple[float, float, float]:
-        off = abs(log(density(config) / budget))
-        uneven = max(config.window) / min(config.window)
-        return (off, 0.0, 0.0) if off > log(1 + SLACK) else (log(1 + SLACK), uneven, off)
-
-    return min(configs, key=rank)
-
-
-def methods_for(
-    budget: float, calibration: Calibration, shape: tuple[int, int, int]
-) -> dict[str, Method]:
-    """The calibrated tables and the single patterns of a budget."""
-    tolerance = calibration.tolerance_for(budget)
-    chosen: dict[str, tuple[Choice, str]] = {
-        "calibrated": (calibration.choose_within(budget), "least squared error within the budget"),
-        "tolerance": (calibration.choose(tolerance), f"cheapest within tolerance {tolerance:.4f}"),
-    }
-    calibrated = {
-        name: Method(choice.table, choice.cost, about) for name, (choice, about) in chosen.items()
-    }
-    return calibrated | single_patterns(budget, calibration.grid, shape)
-
-
 class Comparison:
-    """Dense attention's velocities and videos, to compare a method's with."""
+    """Dense attention's videos, to compare a method's with."""
 
     def __init__(self, pipeline: FreqFormerPipeline, amount: Amount) -> None:
-        self.pipeline, self.amount = pipeline, amount
-        model = pipeline.transformer
-        clips = _clips(amount.clips, 0, amount, model.device, held_out=True)  # type: ignore[arg-type]
-        self.clips = clips
-        self.noise = Draw(derive_seed("training-free comparison"), clips.device).normal(
-            *clips.shape
-        )
-        self.levels = [(bucket + 0.5) / NUM_BUCKETS for bucket in range(NUM_BUCKETS)]
-        model.set_routing_table(None)
-        self.velocities, self.videos = self._velocities(), self._videos()
+        self.pipeline = pipeline
+        self.amount = amount
+        self.videos = self._videos()
 
     def of(self, method: Method) -> dict[str, Any]:
-        """Relative L2 error of the velocity by noise level; PSNR and SSIM of the videos, mean and
-        each."""
-        model = self.pipeline.transformer
-        model.set_routing_table(method.table)
-        errors = [
-            float((found - dense).norm() / dense.norm())
-            for found, dense in zip(self._velocities(), self.velocities, strict=True)
-        ]
-        videos = self._videos()
-        model.set_routing_table(None)
-        decibels, similarity = psnr(videos, self.videos), ssim(videos, self.videos)
+        """PSNR and SSIM of the videos, mean and each."""
+        with method.on(self.pipeline.transformer):
+            videos = self._videos()
+        decibels = psnr(videos, self.videos)
         return {
             "about": method.about,
             "density": method.density,
-            "heads": method.table.shares,
-            "velocity_error": dict(zip(map(str, self.levels), errors, strict=True)),
-            "mean_velocity_error": sum(errors) / len(errors),
+            "heads": None if method.table is None else method.table.shares,
             "psnr": float(decibels.mean()),
-            "ssim": float(similarity.mean()),
+            "ssim": float(ssim(videos, self.videos).mean()),
             "psnr_by_video": decibels.tolist(),
         }
 
-    @torch.no_grad()
-    def _velocities(self) -> list[Tensor]:
-        model, batch = self.pipeline.transformer, self.amount.size.batch
-        velocities = []
-        for level in self.levels:
-            noisy = ((1 - level) * self.clips + level * self.noise).to(model.dtype)
-            parts = [
-                model(
-                    part, torch.full((len(part),), 1000 * level, device=part.device)
-                ).sample.float()
-                for part in noisy.split(batch)
-            ]
-            velocities.append(torch.cat(parts))
-        return velocities
-
     def _videos(self) -> Tensor:
-        """Videos of seeds 0, 1, ..., (clips, F, C, H, W) in [0, 1]."""
-        generators = [torch.Generator().manual_seed(seed) for seed in range(self.amount.clips)]
+        """Videos of seeds 0, 1, ..., (videos, F, C, H, W) in [0, 1]."""
+        generators = [torch.Generator().manual_seed(seed) for seed in range(self.amount.videos)]
         options = {
             "num_inference_steps": self.amount.steps,
             "batch_size": len(generators),
@@ -274,73 +143,142 @@ class Comparison:
         ).frames.float()  # type: ignore[arg-type]
 
 
+class Methods:
+    """Every method at a density and a start; what they need is measured once.
+
+    Args:
+        pipeline: dense.
+        amount: how much is measured.
+        folder: of the calibrations' states.
+    """
+
+    def __init__(self, pipeline: FreqFormerPipeline, amount: Amount, folder: Path) -> None:
+        self.pipeline = pipeline
+        self.amount = amount
+        self.folder = folder
+        model = pipeline.transformer
+        layer = model.attentions[0]
+        self.grid = amount.size.grid
+        self.shape = (len(model.attentions), layer.num_heads, layer.head_dim)
+        self._calibrations: dict[float, PipelineChoice] = {}
+        self._means: dict[float, list[tuple[Tensor, Tensor]]] = {}
+
+    def of(self, density: float, start: float) -> dict[str, Callable[[], Method]]:
+        """By name; each is made when it is called."""
+        patterns = single_patterns(density, self.grid, self.shape)
+
+        def pattern(name: str) -> Method:
+            found = patterns[name]
+            assert found.table is not None
+            return by_table(guarded(found.table, start), found.density, found.about)
+
+        return {
+            "preset": lambda: self._preset(density, start),
+            "calibrated": lambda: self._calibrated(density, start),
+            **{name: lambda name=name: pattern(name) for name in patterns},
+            "threshold": lambda: self._threshold(density, start),
+        }
+
+    def _preset(self, density: float, start: float) -> Method:
+        table, delivered = preset_table(density, self.grid, self.shape)
+        return by_table(guarded(table, start), delivered, "the plug-in without a table")
+
+    def _calibrated(self, density: float, start: float) -> Method:
+        if start not in self._calibrations:
+            amount = self.amount
+            frames, height, width = amount.size.video
+            self._calibrations[start] = calibrate_pipeline(
+                self.pipeline,
+                [{}] * amount.calibration_videos,
+                density=density,
+                call={"num_frames": frames, "height": height, "width": width},
+                settings=CalibrationSettings(
+                    steps=amount.calibration_steps, start_percent=start, seed=CALIBRATION_SEED
+                ),
+                state=self.folder / f"calibration-{start}",
+                progress=False,
+            )
+        choice = self._calibrations[start].calibration.choose(density)
+        (table,) = choice.tables.values()
+        return by_table(table, choice.density, "calibrate_pipeline")
+
+    def _threshold(self, density: float, start: float) -> Method:
+        if start not in self._means:
+            self._means[start] = self._measured_means(start)
+        method = Threshold(self._means[start], self.grid, density, start)
+        about = f"tiles up to a summed weight of {method.threshold:.4f}, and means of the others"
+        return Method(method.on, method.density, about)
+
+    def _measured_means(self, start: float) -> list[tuple[Tensor, Tensor]]:
+        """Tile means of every layer in the banded steps of one dense video."""
+        model = self.pipeline.transformer
+        means: list[tuple[Tensor, Tensor]] = []
+
+        def keep(attended: Attended) -> None:
+            if start <= 0 or float(attended.timestep.max()) < 1 - start:
+                means.append(tile_means(attended))
+
+        hooks = [hook for layer in model.attentions for hook in LayerWatch(layer, keep).hooks()]
+        generator = torch.Generator().manual_seed(CALIBRATION_SEED)
+        self.pipeline(
+            *self.amount.size.video,
+            generator=generator,
+            num_inference_steps=self.amount.calibration_steps,
+            output_type="latent",
+        )
+        for hook in hooks:
+            hook.remove()
+        return means
+
+
 def run(
-    folder: Path, amount: Amount, device: torch.device, dtype: torch.dtype
-) -> tuple[dict[str, Any], Calibration]:
-    """Everything, as JSON-able values, and what was measured."""
+    folder: Path, amount: Amount, device: torch.device, dtype: torch.dtype, until: float
+) -> dict[str, Any] | None:
+    """Everything, as JSON-able values; None where time ended before the last row.
+
+    Args:
+        folder: of the dense pipeline, rows and states.
+        amount: how much is run.
+        device, dtype: of the model.
+        until: on the clock of `time.perf_counter`; no row begins later.
+    """
     if not (folder / "model_index.json").is_file():
         train(folder, amount, device)
     pipeline = FreqFormerPipeline.from_pretrained(folder).to(device, dtype)
     pipeline.set_progress_bar_config(disable=True)
-    model = pipeline.transformer
-    layer, layers = model.attentions[0], len(model.attentions)
-    shape = (layers, layer.num_heads, layer.head_dim)
-    began = time.perf_counter()
-    batch = amount.size.batch
-    batches = [
-        _clips(batch, -1 - index, amount, device)
-        for index in range(amount.calibration_clips // batch)
-    ]
-    candidates = Candidates(CUBES, amount.mid_tiles, amount.windows)
-    _, calibration = calibrate(
-        model, batches, 1.0, candidates=candidates, num_buckets=NUM_BUCKETS, progress=False
-    )
-    seconds = time.perf_counter() - began
-    print(f"calibrated {layers} layers of {layer.num_heads} heads in {seconds:.0f} s", flush=True)
-    comparison = Comparison(pipeline, amount)
-    dense = torch.full((1, layers, layer.num_heads), Band.DENSE.value)
-    table = RoutingTable(dense, dense * 0, calibration.candidates.config)
-    floor = Method(table, 1.0, "DENSE in every head: rounding alone")
-    results: dict[str, Any] = {"dense_table": comparison.of(floor), "budgets": {}}
-    for budget in BUDGETS:
-        methods = methods_for(budget, calibration, shape)
-        results["budgets"][str(budget)] = {
-            name: comparison.of(method) for name, method in methods.items()
-        }
-        report(budget, results)
-    results |= {
-        "model": {
-            "layers": layers,
-            "heads": layer.num_heads,
-            "head_dim": layer.head_dim,
-            "dtype": str(dtype),
-        },
-        "tokens": calibration.grid.num_tokens,
+    methods = Methods(pipeline, amount, folder)
+    kept = folder / "rows.json"
+    rows: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.is_file() else {}
+    comparison = None
+    for start in STARTS:
+        for density in amount.densities:
+            own = rows.setdefault(f"{start}/{density}", {})
+            for name, make in methods.of(density, start).items():
+                if name in own:
+                    continue
+                if time.perf_counter() > until:
+                    return None
+                comparison = comparison or Comparison(pipeline, amount)
+                own[name] = comparison.of(make())
+                kept.write_text(json.dumps(rows))
+                print(
+                    f"{start:4} {density:5} {name:18}{own[name]['density']:9.4f}"
+                    f"{own[name]['psnr']:9.2f}{own[name]['ssim']:8.4f}  {own[name]['about']}",
+                    flush=True,
+                )
+    layers, heads, head_dim = methods.shape
+    return {
+        "model": {"layers": layers, "heads": heads, "head_dim": head_dim, "dtype": str(dtype)},
+        "tokens": methods.grid.num_tokens,
         "train_steps": amount.train_steps,
         "sampler_steps": amount.steps,
-        "videos": amount.clips,
-        "calibration": {
-            "seconds": seconds,
-            "clips": batch * len(batches),
+        "videos": amount.videos,
+        "calibration": {"videos": amount.calibration_videos, "steps": amount.calibration_steps},
+        "rows": {
+            str(start): {str(density): rows[f"{start}/{density}"] for density in amount.densities}
+            for start in STARTS
         },
     }
-    return results, calibration
-
-
-def report(budget: float, results: dict[str, Any]) -> None:
-    rows = {"dense_table": results["dense_table"], **results["budgets"][str(budget)]}
-    print(f"\n{budget:.0%} of dense attention's FLOPs")
-    print(
-        f"{'':18}{'density':>9}{'velocity error':>16}{'PSNR dB':>9}{'SSIM':>8}  heads "
-        "low/mid/high/dense"
-    )
-    for name, row in rows.items():
-        heads = "/".join(f"{100 * share:.0f}" for share in row["heads"].values())
-        print(
-            f"{name:18}{row['density']:9.4f}{row['mean_velocity_error']:16.4f}{row['psnr']:9.2f}{row['ssim']:8.4f}"
-            f"  {heads}  {row['about']}",
-            flush=True,
-        )
 
 
 def main() -> None:
@@ -351,17 +289,19 @@ def main() -> None:
         "--model", type=Path, required=True, help="a saved dense pipeline, or where to train one"
     )
     parser.add_argument("--train-steps", type=int, default=Amount.train_steps)
+    parser.add_argument("--max-seconds", type=float, default=float("inf"))
     parser.add_argument("--output", type=Path, default=record.RESULTS)
     parser.add_argument("--commit", help="of this checkout, where git isn't there to ask")
     given = parser.parse_args()
+    until = time.perf_counter() + given.max_seconds
     if not torch.cuda.is_available():
         raise SystemExit("this takes a GPU: at the study's size a CPU would need days")
     amount = replace(Amount(), train_steps=given.train_steps)
-    results, calibration = run(given.model, amount, torch.device("cuda"), torch.bfloat16)
-    write_table(
-        calibration, calibration.tolerance_for(BUDGETS[0]), given.output / "training_free_table"
-    )
-    print(record.save("training_free", results, given.output, given.commit))
+    results = run(given.model, amount, torch.device("cuda"), torch.bfloat16, until)
+    if results is None:
+        print(f"stopped after {given.max_seconds:g} s; the same call goes on")
+        return
+    print(record.save(NAME, results, given.output, given.commit))
 
 
 if __name__ == "__main__":

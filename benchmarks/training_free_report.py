@@ -19,13 +19,19 @@ PAGE = Path(__file__).parents[1] / "docs" / "calibration.md"
 BEGIN, END = "<!-- results: generated -->", "<!-- results: end -->"
 NOTHING = "No results yet."
 CALIBRATED = ("calibrated", "tolerance")
+DENSITIES = "training_free_density"
+"""Results by density, which take the place of those by budget."""
 Results = dict[str, Any]
 
 
 def read_results(folder: Path = record.RESULTS) -> Results | None:
-    """The committed results; None where there are none."""
-    path = folder / "training_free.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """The committed results, those by density before those of earlier versions by budget; None
+    where there are none."""
+    for name in (DENSITIES, "training_free"):
+        path = folder / f"{name}.json"
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+    return None
 
 
 def rebuilt(page: str, results: Results | None) -> str:
@@ -45,6 +51,8 @@ def rebuilt(page: str, results: Results | None) -> str:
 
 def results_text(results: Results) -> str:
     """Everything that the page says of the results."""
+    if "rows" in results:
+        return density_text(results)
     model, machine, measured = results["model"], results["machine"], results["calibration"]
     parts = [
         f"{model['layers']} layers of {model['heads']} heads of {model['head_dim']}, "
@@ -64,6 +72,40 @@ def results_text(results: Results) -> str:
     names += (("allocation", "Bands by layer, head and noise level"), ("cost", "Cost by tolerance"))
     parts += [f"![{title}](figures/calibration-{name}.png)" for name, title in names]
     return "\n\n".join(parts)
+
+
+def density_text(results: Results) -> str:
+    """The same of results by density: PSNR of every method in a table for each start."""
+    model, machine, measured = results["model"], results["machine"], results["calibration"]
+    parts = [
+        f"{model['layers']} layers of {model['heads']} heads of {model['head_dim']}, "
+        f"{results['tokens']:,} tokens, trained for {results['train_steps']:,} steps, "
+        f"{model['dtype'].removeprefix('torch.')}. Calibrated on {measured['videos']} videos of "
+        f"{measured['steps']} steps. {results['videos']} videos of {results['sampler_steps']} "
+        f"steps are compared: PSNR in dB against dense attention's. {machine['gpu']}, torch "
+        f"{machine['torch']}, Triton {machine['triton']}, commit {machine['commit'][:10]}."
+    ]
+    for start, by_density in results["rows"].items():
+        guard = "all steps banded" if float(start) == 0 else "the first fifth of the steps dense"
+        parts.append(f"**{guard[0].upper()}{guard[1:]}**, by density of the banded steps")
+        densities = list(by_density)
+        titles = " | ".join(f"{100 * float(density):.0f}%" for density in densities)
+        lines = [f"| method | {titles} |", "|---" * (len(densities) + 1) + "|"]
+        for name in by_density[densities[0]]:
+            cells = [by_density[density][name] for density in densities]
+            shown = " | ".join(
+                _decibels(cell, float(density))
+                for density, cell in zip(densities, cells, strict=True)
+            )
+            lines.append(f"| `{name}` | {shown} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _decibels(row: dict[str, Any], density: float) -> str:
+    """PSNR, and the density where it is more than a tenth off."""
+    off = abs(row["density"] / density - 1) > 0.1
+    return f"{row['psnr']:.2f}" + (f" (at {100 * row['density']:.1f}%)" if off else "")
 
 
 def _table(rows: dict[str, Any]) -> str:
@@ -140,7 +182,7 @@ def draw_figures(results: Results, calibration: Calibration, folder: Path) -> No
 def main() -> None:
     results = read_results()
     PAGE.write_text(rebuilt(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
-    if results is not None:
+    if results is not None and "rows" not in results:
         draw_figures(
             results,
             read_calibration(record.RESULTS / "training_free_table"),

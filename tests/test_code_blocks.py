@@ -4,7 +4,8 @@ A comment above a block says what is smaller in its test, `<!-- tested with: `ma
 `max_steps=1` -->`, or why it can't run on a CPU, `<!-- not run: it takes an hour of a GPU -->`.
 Python blocks stand for themselves: nothing is handed from one to the next but files. Of shell
 blocks every line is a command in a folder with the files that readers are told of: videos/,
-holiday.mp4, runs/dense, a dense model, wan/, a pipeline of diffusers, and cached/ made by it.
+holiday.mp4, prompts.txt, runs/dense, a dense model, wan/, a pipeline of diffusers, and cached/ made
+by it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_RUN = {
     "docs/index.md": 1,
     "docs/calibration.md": 1,
-    "docs/distributed.md": 7,
+    "docs/distributed.md": 8,
     "docs/quality.md": 1,
     "docs/training.md": 1,
 }
@@ -109,6 +110,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "videos" / "one.txt").write_text("a red ball flies left", encoding="utf-8")
     cached = {"vae": str(folder / "wan"), "text_encoder": str(folder / "wan")}
     make_cache(cache_config(folder, output=str(folder / "cached"), **cached))
+    (folder / "prompts.txt").write_text("a lighthouse in the storm\n", encoding="utf-8")
     (folder / "tiny.json").write_text(json.dumps(TINY), encoding="utf-8")
     dense = json.loads(json.dumps(TINY))
     dense["model"]["frequency"]["preset"] = "dense"
@@ -148,7 +150,7 @@ def test_block(block: Block, reader: Path) -> None:
         namespace: dict[str, Any] = {}
         exec(compile(block.tested, f"{block.page}:{block.line}", "exec"), namespace)
         if "enable_frequency_attention" in block.text:
-            assert 0 < namespace["attention"].density < 0.7
+            assert 0 < namespace["attention"].density < 0.8
     else:
         assert block.language == "", (
             f"{block.page}:{block.line} is in {block.language}, which no test runs"

@@ -63,11 +63,11 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
     },
     "lines of a function": {
         "src/freqformer/cli/cache.py:cache": Exceeds(90, COMMAND),
-        "src/freqformer/cli/calibrate.py:calibrate": Exceeds(68, COMMAND),
-        "src/freqformer/cli/generate.py:generate": Exceeds(106, COMMAND),
+        "src/freqformer/cli/calibrate.py:calibrate": Exceeds(124, COMMAND),
+        "src/freqformer/cli/generate.py:generate": Exceeds(116, COMMAND),
         "src/freqformer/cli/sample.py:sample": Exceeds(101, COMMAND),
         "src/freqformer/cli/simulate.py:simulate": Exceeds(62, COMMAND),
-        "src/freqformer/cli/train.py:train": Exceeds(106, COMMAND),
+        "src/freqformer/cli/train.py:train": Exceeds(125, COMMAND),
         "src/freqformer/ops/fused_operation.py:_attention_backward": Exceeds(63, ORDER),
         "src/freqformer/ops/checks.py:check_tensors": Exceeds(62, "one check after another"),
         "tests/cli/test_fit_hardware.py:test_it_reads_the_backward_benchmark": Exceeds(
@@ -86,11 +86,11 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
             9, "the options of `freqformer calibrate`, for use from Python"
         ),
         "src/freqformer/cli/cache.py:cache": Exceeds(16, COMMAND),
-        "src/freqformer/cli/calibrate.py:calibrate": Exceeds(10, COMMAND),
-        "src/freqformer/cli/generate.py:generate": Exceeds(21, COMMAND),
+        "src/freqformer/cli/calibrate.py:calibrate": Exceeds(21, COMMAND),
+        "src/freqformer/cli/generate.py:generate": Exceeds(22, COMMAND),
         "src/freqformer/cli/sample.py:sample": Exceeds(15, COMMAND),
         "src/freqformer/cli/simulate.py:simulate": Exceeds(9, COMMAND),
-        "src/freqformer/cli/train.py:train": Exceeds(11, COMMAND),
+        "src/freqformer/cli/train.py:train": Exceeds(13, COMMAND),
         "src/freqformer/integrations/diffusers/enable.py:enable_frequency_attention": Exceeds(
             9, "the dials that people know from other models, each by its own word"
         ),

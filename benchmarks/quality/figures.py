@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quality.chart import draw_chart, every_setting
 from benchmarks.quality.report import Result, best_fixed, drawn, mean, overall
 from benchmarks.quality.study import CURVE_STEPS
 from benchmarks.quality.validation import NOISE_LEVELS
@@ -26,6 +27,8 @@ def draw_figures(results: list[Result], folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     drawings: dict[str, Any] = {"noise": _noise, "flops": _flops, "time": _time}
+    every = every_setting(results)
+    drawings["chart"] = lambda pyplot, _: draw_chart(pyplot, every)
     if any("allocation" in result for seeds in groups.values() for result in seeds.values()):
         drawings["allocation"] = _allocation
     if any("gates" in result for seeds in groups.values() for result in seeds.values()):

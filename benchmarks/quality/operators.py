@@ -11,8 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from freqformer.attention import FreqAttention, LayerCall, Projected
+from freqformer.attention.inputs import QK
 from freqformer.config import FreqFormerConfig, Routing
-from freqformer.routing import Decision, RouterInputs, RoutingNetwork, branch_weights
+from freqformer.routing import (
+    Decision,
+    RouterInputs,
+    RoutingNetwork,
+    SoftRouter,
+    branch_weights,
+)
+from freqformer.routing.statistics import NUM_STATISTICS
 
 NOISE_WEIGHT = 2.0
 """How much the low summaries' offset rises from the middle of the noise levels to the end, at
@@ -31,6 +39,9 @@ class Mixing:
     network's, which is the library's soft routing."""
     statistics: bool = True
     """Whether that network is given the layer's statistics, beside the timestep and the head."""
+    log_snr: bool = False
+    """Whether that network is given the logarithm of the signal-to-noise ratio in place of the
+    layer's statistics."""
     weighed: bool = False
     """Whether a routing network adds to the offsets of the low, mid and high summaries."""
 
@@ -38,6 +49,11 @@ class Mixing:
         if self.low_branch and self.gates == "none":
             raise ValueError(
                 "low_branch is True and gates 'none'; a LOW branch is added by a gate: choose which"
+            )
+        if self.log_snr and self.gates != "both":
+            raise ValueError(
+                f"log_snr is True and gates {self.gates!r}; it is a clock of the network that adds "
+                "to the token's gates: take 'both'"
             )
         if self.soft and not self.low_branch:
             raise ValueError(
@@ -69,6 +85,37 @@ class SummaryRouter(RoutingNetwork):
             given.allocation.expand(len(offsets), -1),
             summary_offsets=offsets + functional.pad(lean[:, None, None], (0, 2)),
         )
+
+
+class LogSnrRouter(SoftRouter):
+    """Soft routing whose network sees the noise level's logarithm in place of statistics.
+
+    Args:
+        num_heads: heads of the layer.
+        bands: the own band of every head.
+    """
+
+    def __init__(self, num_heads: int, bands: Sequence[int]) -> None:
+        super().__init__(num_heads)
+        self.bands = tuple(bands)
+
+    def decide(self, given: RouterInputs) -> Decision:
+        """See `freqformer.routing.Router`."""
+        clock = log_snr_steps(given.timestep)[:, None].expand(-1, self.num_heads, -1)
+        logits = self(clock, given.timestep)
+        bands = given.allocation.expand(len(logits), -1)
+        return Decision(bands, branch_weights(logits, self.bands), logits, present=given.present)
+
+
+def log_snr_steps(timestep: Tensor) -> Tensor:
+    """Soft steps over the logarithm of the signal-to-noise ratio, 2 log((1 - t) / t).
+
+    Eight with middles from -7 to 7: (B,) in [0, 1] ->
+    float32 (B, 8), from -4 to 4, as large as the statistics that they replace.
+    """
+    snr = 2 * torch.special.logit(1 - timestep.float(), eps=1e-4)
+    middles = torch.linspace(-7, 7, NUM_STATISTICS, device=timestep.device)
+    return 4 * ((snr[:, None] - middles) / 2).tanh()
 
 
 class MixedAttention(FreqAttention):
@@ -113,6 +160,8 @@ class MixedAttention(FreqAttention):
             self.gates = None
         if mixing.weighed:
             self.router = SummaryRouter(self.num_heads)
+        if mixing.log_snr:
+            self.router = LogSnrRouter(self.num_heads, self.bands)
         self.held_logits: Tensor | None = None
         """(H, 3) in place of what soft routing makes, for tables; None for the network's own."""
 
@@ -121,13 +170,13 @@ class MixedAttention(FreqAttention):
         2, H)."""
         return branch_weights(logits, self.bands)
 
-    def decide(self, projected: Projected, call: LayerCall) -> Decision:
+    def decide(self, queries: QK, call: LayerCall) -> Decision:
         """As `FreqAttention`, unless logits are held."""
+        decision = super().decide(queries, call)
         if self.held_logits is None:
-            return super().decide(projected, call)
+            return decision
         logits = self.held_logits.expand(len(call.timestep), -1, -1)
-        bands = self.allocation.expand(len(logits), -1)
-        return Decision(bands, self.gates_of(logits), logits)
+        return replace(decision, branch_weights=self.gates_of(logits), logits=logits)
 
     def attend(self, projected: Projected, decision: Decision, call: LayerCall) -> Tensor:
         """As `FreqAttention`; where there is no LOW branch, gates multiply the own one."""

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.variants import STUDY, VARIANTS, density
+from benchmarks.quality.costs import density
+from benchmarks.quality.names import current_name
+from benchmarks.quality.runs import OPTIMIZER
+from benchmarks.quality.sizes import STUDY
+from benchmarks.quality.variants import VARIANTS
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "quality"
@@ -20,27 +24,22 @@ Result = dict[str, Any]
 
 
 def read_results(folder: Path = RESULTS) -> list[Result]:
-    """Every result in a folder."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    """Every result in a folder, with today's names of variants."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return [result | {"variant": current_name(result["variant"])} for result in found]
 
 
-def write_report(folder: Path = RESULTS, page: Path = PAGE) -> Path:
-    """Rebuild the generated blocks of the page, and the figures beside it."""
-    from benchmarks.quality.figures import draw_figures
-
-    results = read_results(folder)
-    page.write_text(rebuilt(page.read_text(), results))
-    draw_figures(results, page.parent / FIGURES)
-    return page
-
-
-def rebuilt(page: str, results: list[Result]) -> str:
+def rebuilt(page: str, blocks: dict[str, str]) -> str:
     """The page with the text between its marks made anew.
+
+    Args:
+        page: with `<!-- NAME: generated -->` and `<!-- NAME: end -->` for every block.
+        blocks: the text of each.
 
     Raises:
         ValueError: for a page without a mark.
     """
-    for name, text in (("variants", variants_table()), ("results", results_text(results))):
+    for name, text in blocks.items():
         begin, end = f"<!-- {name}: generated -->", f"<!-- {name}: end -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         if len(pattern.findall(page)) != 1:
@@ -84,13 +83,20 @@ def tokens_of(result: Result) -> int:
     return result.get("tokens", STUDY.grid.num_tokens)
 
 
+def is_usual(result: Result) -> bool:
+    """Whether its model and learning rate are the study's; the first results don't say."""
+    usual_rate = result.get("learning_rate", OPTIMIZER.peak_rate) == OPTIMIZER.peak_rate
+    return usual_rate and not result.get("size", "").endswith("wide")
+
+
 def by_variant(
     results: list[Result], steps: int, tokens: int = STUDY.grid.num_tokens
 ) -> dict[str, dict[int, Result]]:
-    """Results of so many steps and tokens by variant, in the order of their mean loss, and seed."""
+    """Results of so many steps and tokens by variant, in the order of their mean loss, and seed:
+    those of the usual size and learning rate."""
     groups: dict[str, dict[int, Result]] = {}
     for result in results:
-        if result["steps"] == steps and tokens_of(result) == tokens:
+        if result["steps"] == steps and tokens_of(result) == tokens and is_usual(result):
             groups.setdefault(result["variant"], {})[result["seed"]] = result
     return dict(
         sorted(
@@ -155,6 +161,8 @@ def variants_table() -> str:
             f"{density(variant):.3f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Predicted before they ran:", ""]
+    lines += [f"- `{name}`: {one.expected}" for name, one in VARIANTS.items() if one.expected]
     return "\n".join(lines)
 
 
@@ -163,7 +171,7 @@ def results_text(results: list[Result]) -> str:
     if not results:
         return NOTHING
     parts = []
-    settings = {(tokens_of(result), -result["steps"]) for result in results}
+    settings = {(tokens_of(one), -one["steps"]) for one in results if is_usual(one)}
     for tokens, steps in sorted(settings):
         groups = by_variant(results, -steps, tokens)
         parts += [
@@ -189,8 +197,24 @@ def results_text(results: list[Result]) -> str:
             f"![{caption}]({FIGURES}/quality-{name}.png)" for name, caption in captions.items()
         )
     )
+    parts.append(_others_table([result for result in results if not is_usual(result)]))
     parts.append("\n".join(["Machines:", *_machines(results)]))
     return "\n\n".join(part for part in parts if part)
+
+
+def _others_table(results: list[Result]) -> str:
+    """Other learning rates and wider models; empty where none ran."""
+    if not results:
+        return ""
+    lines = ["| variant | size | learning rate | steps | seeds | loss |", "|" + 6 * "---|"]
+    groups: dict[tuple[Any, ...], list[Result]] = {}
+    for one in sorted(results, key=lambda one: (one["size"], one["steps"], one["variant"])):
+        key = (f"`{one['variant']}`", one["size"], one["learning_rate"], f"{one['steps']:,}")
+        groups.setdefault(key, []).append(one)
+    for key, runs in groups.items():
+        loss = mean([overall(run["losses"]) for run in runs]).text(4)
+        lines.append(f"| {' | '.join(map(str, key))} | {len(runs)} | {loss} |")
+    return "\n".join(["### Other learning rates and sizes", "", *lines])
 
 
 def _losses_table(groups: dict[str, dict[int, Result]]) -> str:
@@ -205,7 +229,7 @@ def _losses_table(groups: dict[str, dict[int, Result]]) -> str:
     ]
     head += ["FLOPs, of dense", "parameters", "step, ms", "memory, GiB"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    ways = [_way(run) for seeds in groups.values() for run in seeds.values()]
+    ways = [way_of(run) for seeds in groups.values() for run in seeds.values()]
     usual = max(sorted(set(ways)), key=ways.count)
     for name, seeds in groups.items():
         runs = list(seeds.values())
@@ -234,7 +258,7 @@ def _losses_table(groups: dict[str, dict[int, Result]]) -> str:
     return "\n".join(lines) + told
 
 
-def _way(run: Result) -> str:
+def way_of(run: Result) -> str:
     """The card, and whether blocks were compiled."""
     card = re.search(r"[A-Z]+\d+", run["machine"]["gpu"])
     return (card[0] if card else run["machine"]["gpu"]) + (
@@ -245,9 +269,9 @@ def _way(run: Result) -> str:
 def _step(runs: list[Result], usual: str) -> str:
     """Milliseconds of a step, the least of its runs done the usual way, else of others, which are
     named."""
-    alike = [run for run in runs if _way(run) == usual]
+    alike = [run for run in runs if way_of(run) == usual]
     least = min(alike or runs, key=lambda run: run["step_ms"])
-    return f"{least['step_ms']:.1f}" + ("" if alike else f" ({_way(least)})")
+    return f"{least['step_ms']:.1f}" + ("" if alike else f" ({way_of(least)})")
 
 
 def _routers_table(groups: dict[str, dict[int, Result]]) -> str:

@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 from benchmarks.quality import data
+from benchmarks.quality.building import table_of
+from benchmarks.quality.costs import allocation_density
 from benchmarks.quality.operators import MixedAttention
-from benchmarks.quality.variants import Size, Variant, allocation_density
+from benchmarks.quality.sizes import Size
+from benchmarks.quality.variants import Variant
 from torch import Tensor
 
 from freqformer.config import Band
@@ -47,6 +50,15 @@ def validate(
     if variant.learned or seen.soft:
         result |= _of_networks(seen, variant, size, levels, passes)
     return result
+
+
+@torch.no_grad()
+def losses_on(
+    model: FreqFormerTransformer3DModel, clips: Tensor, noise: Tensor, batch: int
+) -> dict[str, float]:
+    """The mean loss by noise level on clips and noise (B, 3, F, S, S)."""
+    seen = _Seen(model, clips, noise, batch)
+    return _by_level([seen.at(torch.full((len(clips),), level)) for level in NOISE_LEVELS])
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +151,8 @@ def _of_networks(
     timesteps = sample_timesteps(len(seen.clips), 1.0, derive_generator("validation timesteps"))
     usual = seen.at(timesteps)
     result: dict[str, Any] = {"tables": {}}
-    frozen: dict[str, RoutingTable | None] = {"by_level": None, "averaged": None}
+    own = table_of(variant, size)
+    frozen: dict[str, RoutingTable | None] = {"by_level": own, "averaged": own}
     if variant.learned:
         assert usual.logits is not None
         result["density"] = allocation_density(usual.allocation, variant, size)
@@ -160,7 +173,7 @@ def _of_networks(
             result["tables"][name]["density"] = allocation_density(
                 seen.at(timesteps).allocation, variant, size
             )
-    seen.model.set_routing_table(None)
+    seen.model.set_routing_table(own)
     for layer in seen.soft:
         layer.held_logits = None
     return result

@@ -9,53 +9,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
-from benchmarks.quality.operators import MixedAttention, Mixing
-from torch import Tensor, nn
+from benchmarks.quality.linear import Linear
+from benchmarks.quality.names import OLD_NAMES
+from benchmarks.quality.operators import Mixing
+from benchmarks.quality.sizes import Size
 
 from freqformer.config import Band, FreqFormerConfig
-from freqformer.grid import Extents, Grid
-from freqformer.models.transformer import FreqFormerTransformer3DModel
-from freqformer.plan import build_plan
-from freqformer.routing import Prior, RoutingTable
-from freqformer.training.seeding import derive_seed
+from freqformer.routing import Prior
 
 TARGET_DENSITY = 36 / 256
 """Attention FLOPs of every variant relative to dense attention: 36 of 256 tiles."""
 TOLERANCE = 0.1
 """How far a variant may be from the target, relatively."""
 Split = tuple[int, int, int]
-"""LOW, MID and HIGH heads of a layer."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """A model and its clips."""
-
-    video: Extents = (16, 64, 64)
-    """Frames, rows and columns in pixels."""
-    patch: Extents = (1, 2, 2)
-    layers: int = 6
-    heads: int = 6
-    head_dim: int = 64
-    batch: int = 4
-    """Clips of a step."""
-    validation_clips: int = 24
-    """A multiple of the batch."""
-
-    @property
-    def grid(self) -> Grid:
-        """Tokens of a clip."""
-        frames, height, width = (
-            side // patch for side, patch in zip(self.video, self.patch, strict=True)
-        )
-        return Grid(frames, height, width)
-
-
-STUDY = Size()
-SIZES = {"16k": STUDY, "64k": Size(video=(64, 64, 64), batch=2, validation_clips=12)}
-"""By tokens of a clip. The longer one has four times the frames: what covers all times at 16K is 6%
-of them here."""
+"""LOW, MID and HIGH heads of six."""
 CUBES = FreqFormerConfig(
     tile=(4, 4, 4), compression=64, window=(4, 3, 3), mid_tiles=55, summary_tokens=256
 )
@@ -76,6 +43,8 @@ class Variant:
     """Whether every head sees every token, in place of all else."""
     mixing: Mixing | None = None
     """What heads do beside their own band."""
+    linear: Linear | None = None
+    """What linear attention sees beside a head's own band; None where there is none."""
     learned: bool = False
     """Whether a router chooses bands."""
     prior: Prior = "noise_level"
@@ -84,6 +53,10 @@ class Variant:
     """Offset of the low summaries at first. At 0 and with scores near 0 they take the weight of all
     that they stand for: beside a window of 27 of 256 tiles 89%. Lower, heads begin with what they
     see exactly."""
+    cheaper: bool = False
+    """Whether it is meant to take fewer FLOPs than the others."""
+    expected: str = ""
+    """What was predicted of it before it ran; empty where nothing was."""
 
     @property
     def fixed(self) -> bool:
@@ -99,54 +72,54 @@ BESIDE = Mixing(low_branch=True, gates="token")
 VARIANTS: dict[str, Variant] = {
     "dense": Variant("every head sees every token; more FLOPs, for reference", dense=True),
     "window": Variant("every head a window", PLAIN, (HIGH,)),
-    "window_summaries": Variant(
+    "window_and_summaries": Variant(
         "every head a smaller window and summaries", replace(CUBES, window=(3, 3, 3)), (HIGH,)
     ),
-    "window_quiet": Variant(
+    "window_and_quiet_summaries": Variant(
         "every head a smaller window and summaries that start nearly unseen",
         replace(CUBES, window=(3, 3, 3)),
         (HIGH,),
         low_offset=-4.0,
     ),
-    "topk_summaries": Variant(
+    "best_tiles_and_summaries": Variant(
         "every head its best tiles and summaries", replace(CUBES, mid_tiles=28), (MID,)
     ),
-    "vsa": Variant(
+    "video_sparse_attention": Variant(
         "like VSA: gated sum of attention between tile means and to the best tiles",
         replace(PLAIN, mid_tiles=36, compression=128, low_output="inverse_dct"),
         (MID,),
         mixing=BESIDE,
     ),
-    "gated_window": Variant(
+    "window_with_summaries_and_low": Variant(
         "every head a gated sum of LOW and of a window with summaries",
         replace(CUBES, window=(3, 3, 3)),
         (HIGH,),
         mixing=BESIDE,
     ),
-    "gated_plain": Variant(
+    "window_and_low": Variant(
         "every head a gated sum of LOW and of a window without summaries",
         PLAIN,
         (HIGH,),
         mixing=BESIDE,
     ),
-    "window_gate": Variant(
+    "window_times_gate": Variant(
         "every head a window whose output is gated", PLAIN, (HIGH,), mixing=Mixing(gates="token")
     ),
-    "window_weighed": Variant(
+    "window_and_weighed_summaries": Variant(
         "every head a window and few summaries, which a router weighs by noise level",
         replace(CUBES, summary_tokens=32),
         (HIGH,),
         mixing=Mixing(weighed=True),
         low_offset=-2.0,
     ),
-    "window_weighed_gate": Variant(
-        "as window_weighed, output gated",
+    "weighed_summaries_times_gate": Variant(
+        "as window_and_weighed_summaries, output gated",
         replace(CUBES, summary_tokens=32),
         (HIGH,),
         mixing=Mixing(gates="token", weighed=True),
         low_offset=-2.0,
     ),
-    "window_few": Variant(
+    "window_and_few_summaries": Variant(
         "every head a window and few summaries that start nearly unseen",
         replace(CUBES, summary_tokens=32),
         (HIGH,),
@@ -158,206 +131,153 @@ VARIANTS: dict[str, Variant] = {
     "axial": Variant(
         "axial pattern", replace(PLAIN, mid_pattern="axial", window=(4, 5, 7)), (MID,)
     ),
-    "freq_full": Variant("FreqFormer 2/2/2, full features"),
-    "freq_values": Variant(
+    "thirds": Variant("FreqFormer 2/2/2, full features"),
+    "thirds_high_pass_values": Variant(
         "FreqFormer 2/2/2, values without the low band",
         replace(CUBES, band_features="high_pass_values"),
     ),
-    "freq_gains": Variant(
+    "thirds_band_gains": Variant(
         "FreqFormer 2/2/2, learned gains", replace(CUBES, band_features="band_gains")
     ),
-    "freq_strict": Variant(
+    "thirds_own_band": Variant(
         "FreqFormer 2/2/2, only the own band", replace(CUBES, band_features="own_band")
     ),
-    "freq_105_quiet": Variant(
+    "one_low_and_five_windows": Variant(
         "FreqFormer 1/0/5, low summaries start nearly unseen", CUBES, ((1, 0, 5),), low_offset=-4.0
     ),
-    "prior": Variant(
+    "thirds_moved_by_prior": Variant(
         "2/2/2 moved by the paper's prior alone, as before any training",
         splits=((0, 2, 4), *[(2, 2, 2)] * 4, (4, 2, 0)),
     ),
-    "schedule": Variant(
+    "thirds_by_schedule": Variant(
         "1/1/4 at low noise, 2/2/2, 4/1/1 at high noise",
         replace(CUBES, mid_tiles=69),
         ((1, 1, 4), (2, 2, 2), (4, 1, 1)),
     ),
-    "router": Variant("learned router that starts from 2/2/2", learned=True),
-    "router_114_quiet": Variant(
+    "paper": Variant(
+        "FreqFormerConfig.paper(): a router that chooses bands and starts from 2/2/2", learned=True
+    ),
+    "hard_routing_from_1_1_4": Variant(
         "learned router that starts from 1/1/4, low summaries start nearly unseen",
         replace(CUBES, mid_tiles=31),
         ((1, 1, 4),),
         learned=True,
         low_offset=-4.0,
     ),
-    "router_window": Variant(
+    "hard_routing_from_window": Variant(
         "learned router that starts from the window",
         replace(PLAIN, mid_tiles=36),
         (HIGH,),
         learned=True,
     ),
-    "beside_routed": Variant(
-        "as gated_plain, gates by a routing network",
+    "soft_routing_alone": Variant(
+        "as window_and_low, gates by a routing network alone",
         PLAIN,
         (HIGH,),
         mixing=replace(BESIDE, gates="routed"),
     ),
-    "beside_both": Variant(
-        "as gated_plain, gates by the token and by a routing network: soft routing, the default",
+    "soft_routing": Variant(
+        "as window_and_low, gates by the token and by a routing network: the default",
         PLAIN,
         (HIGH,),
         mixing=replace(BESIDE, gates="both"),
     ),
-    "beside_timed": Variant(
-        "as beside_both, the routing network sees no statistics: routing by the timestep alone",
+    "timestep_routing": Variant(
+        "as soft_routing, the routing network sees the timestep alone",
         PLAIN,
         (HIGH,),
         mixing=replace(BESIDE, gates="both", statistics=False),
     ),
-    "gated_fine": Variant(
-        "as gated_plain, 16 tokens a low token",
+    "window_and_fine_low": Variant(
+        "as window_and_low, 16 tokens a low token",
         replace(PLAIN, compression=32),
         (HIGH,),
         mixing=BESIDE,
     ),
-    "router_beside": Variant(
-        "as gated_plain, own bands by a router that starts from the window",
+    "hard_routing_and_low": Variant(
+        "as window_and_low, own bands by a router that starts from the window",
         replace(PLAIN, mid_tiles=36),
         (HIGH,),
         mixing=BESIDE,
         learned=True,
     ),
-    "gated_mixed": Variant(
+    "mixed_windows_and_low": Variant(
         "every head a gated sum of LOW and of its own band: five smaller windows, one that reaches "
         "far",
         replace(PLAIN, mid_tiles=80, window=(3, 3, 3)),
         ((0, 1, 5),),
         mixing=BESIDE,
     ),
-    "router_mixed": Variant(
-        "as gated_mixed, own bands by a router: far at high noise, near at low noise",
+    "hard_routing_of_mixed_windows": Variant(
+        "as mixed_windows_and_low, own bands by a router: far at high noise, near at low noise",
         replace(PLAIN, mid_tiles=80, window=(3, 3, 3)),
         ((0, 1, 5),),
         mixing=BESIDE,
         learned=True,
     ),
+    "paper_band_gains": Variant(
+        "as paper, with learned gains of the bands and low summaries that start nearly unseen",
+        replace(CUBES, band_features="band_gains"),
+        learned=True,
+        low_offset=-4.0,
+    ),
+    "window_and_linear": Variant(
+        "every head a gated sum of a window and of linear attention over the whole video",
+        PLAIN,
+        (HIGH,),
+        linear="all",
+    ),
+    "best_tiles_and_linear": Variant(
+        "every head its best tiles, and linear attention to the other tiles behind a projection",
+        replace(PLAIN, mid_tiles=33),
+        (MID,),
+        linear="others",
+    ),
+    "soft_routing_by_log_snr": Variant(
+        "as timestep_routing, with the logarithm of the signal-to-noise ratio as a second clock",
+        PLAIN,
+        (HIGH,),
+        mixing=replace(BESIDE, gates="both", log_snr=True),
+        expected="the loss of soft_routing within 0.0003, since statistics act as a clock",
+    ),
+    "soft_routing_band_gains": Variant(
+        "as soft_routing, with learned gains of the bands of queries, keys and values",
+        replace(PLAIN, band_features="band_gains"),
+        (HIGH,),
+        mixing=replace(BESIDE, gates="both"),
+        expected="0.0005 less loss than soft_routing: gains took 2% off the loss of thirds",
+    ),
+    "soft_routing_few_tiles_in_noise": Variant(
+        "as soft_routing, at most 12 tiles where the timestep is above two thirds",
+        replace(PLAIN, mid_pattern="radial", radial_radius=1),
+        (HIGH, HIGH, MID),
+        mixing=replace(BESIDE, gates="both"),
+        cheaper=True,
+        expected="the loss of soft_routing within 0.0003 at a sixth fewer FLOPs: LOW leads there",
+    ),
 }
 
 
 def chosen(name: str) -> Variant:
-    """The variant of that name; ValueError for another."""
-    if name not in VARIANTS:
+    """The variant of that name, or of one that results had before; ValueError for another."""
+    known = OLD_NAMES.get(name, name) if name not in VARIANTS else name
+    if known not in VARIANTS:
         raise ValueError(f"variant is {name!r}; choose among {', '.join(VARIANTS)}")
-    return VARIANTS[name]
+    return VARIANTS[known]
 
 
-def bands(split: Split) -> list[int]:
-    """The band of every head, LOW first."""
-    return [band.value for band, heads in zip(Band, split, strict=False) for _ in range(heads)]
+def bands(split: Split, heads: int = 6) -> list[int]:
+    """The band of every head, LOW first.
+
+    Args:
+        split: heads of six in each band.
+        heads: of the layer, a multiple of 6.
+    """
+    pairs = zip(Band, split, strict=False)
+    return [band.value for band, share in pairs for _ in range(share * heads // 6)]
 
 
-def head_costs(variant: Variant, size: Size = STUDY) -> tuple[float, float, float, float]:
-    """Useful attention FLOPs of one head and clip as LOW, MID, HIGH and DENSE, by the plan."""
-    plan = build_plan(
-        size.grid,
-        variant.config,
-        num_heads=size.heads,
-        head_dim=size.head_dim,
-        learned_summaries=True,
-    )
-    low, mid, high, dense = plan.band_costs()
-    beside = low if variant.mixing is not None and variant.mixing.low_branch else 0.0
-    return (low, beside + mid, beside + high, dense)
-
-
-def density(variant: Variant, size: Size = STUDY) -> float:
-    """Attention FLOPs relative to dense, expected over the timesteps of training; of a router,
-    where it starts."""
-    if variant.dense:
-        return 1.0
-    costs = head_costs(variant, size)
-    means = [
-        sum(heads * cost for heads, cost in zip(split, costs, strict=False))
-        for split in variant.splits
-    ]
-    chances = bucket_chances(len(variant.splits))
-    return sum(chance * mean for chance, mean in zip(chances, means, strict=True)) / (
-        size.heads * costs[Band.DENSE]
-    )
-
-
-def bucket_chances(buckets: int) -> list[float]:
-    """How often training's timesteps, whose logit is standard normal, fall in each of equal parts
-    of [0, 1]."""
-    ends = torch.special.ndtr(
-        torch.special.logit(torch.linspace(0, 1, buckets + 1, dtype=torch.float64))
-    )
-    return ends.diff().tolist()
-
-
-def build(variant: Variant, size: Size, seed: int) -> FreqFormerTransformer3DModel:
-    """The model of a variant; what variants have in common starts alike at equal seeds."""
-    torch.manual_seed(derive_seed(seed, "weights"))
-    # Their bands are what variants don't have in common.
-    common = _model(VARIANTS["dense"], size).state_dict()
-    common = {name: x for name, x in common.items() if not name.endswith("allocation")}
-    torch.manual_seed(derive_seed(seed, "own weights"))
-    model = _model(variant, size)
-    if variant.mixing is not None:
-        for block in model.transformer_blocks:
-            width, split = size.heads * size.head_dim, bands(variant.splits[0])
-            block.attn1 = MixedAttention(
-                width, variant.config, split, variant.mixing, routed=variant.learned
-            )
-    for layer in model.attentions:
-        if getattr(layer, "summary_offsets", None) is not None:
-            layer.summary_offsets.data[:, 0] = variant.low_offset  # type: ignore[index]
-    unknown = model.load_state_dict(common, strict=False).unexpected_keys
-    assert not unknown
-    if len(variant.splits) > 1:
-        model.set_routing_table(_table(variant, size))
-    return model
-
-
-def _model(variant: Variant, size: Size) -> FreqFormerTransformer3DModel:
-    return FreqFormerTransformer3DModel(
-        patch_size=size.patch,
-        num_layers=size.layers,
-        num_attention_heads=size.heads,
-        attention_head_dim=size.head_dim,
-        frequency=_record(variant),
-        absolute_positions=True,
-    )
-
-
-def _record(variant: Variant) -> FreqFormerConfig:
-    """What the layers of a variant do, but for what a head does beside its own band."""
-    if variant.dense:
-        dense = {"allocation": "dense", "routing": "fixed", "low_branch": False}
-        return replace(variant.config, **dense)  # type: ignore[arg-type]
-    return replace(
-        variant.config,
-        allocation=tuple(bands(variant.splits[0])),
-        routing="hard" if variant.learned else "fixed",
-        low_branch=False,
-        prior=variant.prior if variant.learned else "none",
-    )
-
-
-def _table(variant: Variant, size: Size) -> RoutingTable:
-    split = torch.tensor([bands(split) for split in variant.splits])
-    table = split[:, None].expand(-1, size.layers, -1).contiguous()
-    return RoutingTable(
-        table, torch.full_like(table, variant.config.mid_tiles or 0), variant.config
-    )
-
-
-def used_parameters(model: nn.Module) -> int:
-    """Parameters that have a say in the loss: those whose last gradient is not zero throughout."""
-    given = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    return sum(parameter.numel() for parameter in given if bool(parameter.grad.any()))  # type: ignore[union-attr]
-
-
-def allocation_density(allocation: Tensor, variant: Variant, size: Size) -> float:
-    """Attention FLOPs of observed bands, int (..., heads), relative to dense."""
-    costs = torch.tensor(head_costs(variant, size), dtype=torch.float64)
-    return float(costs[allocation.cpu()].mean() / costs[Band.DENSE])
+def config_at(variant: Variant, size: Size) -> FreqFormerConfig:
+    """The variant's record with the tiles of a size; the same low tokens of every tile."""
+    side = size.tile_side
+    return replace(variant.config, tile=(side, side, side))

@@ -19,6 +19,7 @@ EXTRAS = {
     },
     "simulate": {"matplotlib", "plotly"},
     "text": {"accelerate", "diffusers", "ftfy", "huggingface_hub", "sentencepiece", "transformers"},
+    "lora": {"accelerate", "diffusers", "huggingface_hub", "peft"},
     "cli": {"rich", "typer"},
 }
 """The packages that each extra of pyproject.toml brings, by the names that are imported."""

@@ -75,6 +75,9 @@ class Call:
     low_branch: bool = False
     """Whether every head adds a gated LOW branch to its own band. A LOW head's own band is that
     branch, and is computed once."""
+    norm_across_heads: bool = False
+    """Whether the norm of queries and keys is over all heads' channels, which takes launches of its
+    own."""
 
     def count(self, *bands: Band) -> int:
         """Heads in these bands; without any, all."""

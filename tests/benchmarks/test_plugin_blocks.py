@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from diffusers.models.transformers.transformer_minimax_h3 import MiniMaxH3Transf
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
 from freqformer.grid import Grid
+from freqformer.integrations.diffusers import processor
 from freqformer.integrations.diffusers.families import family_of
 from freqformer.training_free.preset import mid_density
 
@@ -76,9 +78,36 @@ def test_rows_change_what_they_say(case: Case, tried: list[str]) -> None:
             outputs[row] = model(**inputs, return_dict=False)[0]
     dense = outputs.pop("dense")
     assert torch.equal(outputs.pop("own"), dense)
+    if "thirds-steps" in outputs:
+        # The same by another way.
+        torch.testing.assert_close(outputs.pop("thirds-steps"), outputs["thirds"])
     differences = {row: float((out - dense).norm() / dense.norm()) for row, out in outputs.items()}
     assert min(differences.values()) > 1e-6
     assert len(set(differences.values())) == len(differences)
+
+
+def test_steps_before_the_operation_leave_it_nothing_to_do() -> None:
+    torch.manual_seed(0)
+    model = CASE.make(1).eval()
+    told = []
+    attend = processor.attend_shared
+
+    def spy(*given: Any, parameters: Any, **named: Any) -> Any:
+        told.append(parameters)
+        return attend(*given, parameters=parameters, **named)
+
+    for row in ("thirds", "thirds-steps"):
+        with (
+            mock.patch.object(processor, "attend_shared", spy),
+            enabled(model, row, CASE.grid),
+            torch.no_grad(),
+        ):
+            model(**CASE.inputs(CASE.grid))
+    inside, before = told
+    assert inside.query_norm is not None
+    assert inside.rotary is not None
+    assert before.query_norm is None
+    assert before.rotary is None
 
 
 def test_the_wide_tiles_have_the_density() -> None:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.quality import study
-from benchmarks.quality.study import Run, Trainer
-from benchmarks.quality.variants import VARIANTS, Size
+from benchmarks.quality import trainer as quality_trainer
+from benchmarks.quality.runs import Run
+from benchmarks.quality.sizes import Size
+from benchmarks.quality.trainer import Trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -55,20 +56,36 @@ def watched(monkeypatch: pytest.MonkeyPatch, name: str) -> Watch:
     monkeypatch.setattr(torch, "autocast", lambda *given, **named: contextlib.nullcontext())
     # The fused optimizer is torch's own and made to be captured; it knows no meta tensors.
     monkeypatch.setattr(
-        study, "_adamw", lambda model, rate: torch.optim.SGD(model.parameters(), lr=0.0)
+        quality_trainer, "_adamw", lambda model, rate: torch.optim.SGD(model.parameters(), lr=0.0)
     )
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self: None)
-    trainer = Trainer(
-        Run(name, VARIANTS[name], 0, 3, Size(batch=2, layers=1)), torch.device("meta")
-    )
+    trainer = Trainer(Run(name, 0, 3, Size(batch=2, layers=1)), torch.device("meta"))
     trainer.advance()
     with Watch() as watch:
         trainer.advance()
     return watch
 
 
-CAPTURED = ("dense", "window", "vsa", "window_weighed_gate", "beside_routed")
-ROUTED = ("freq_full", "freq_strict", "schedule", "router", "router_beside")
+CAPTURED = (
+    "dense",
+    "window",
+    "video_sparse_attention",
+    "weighed_summaries_times_gate",
+    "soft_routing_alone",
+    "window_and_linear",
+    "best_tiles_and_linear",
+    "soft_routing_by_log_snr",
+    "soft_routing_band_gains",
+    "soft_routing_few_tiles_in_noise",
+)
+ROUTED = (
+    "thirds",
+    "thirds_own_band",
+    "thirds_by_schedule",
+    "paper",
+    "paper_band_gains",
+    "hard_routing_and_low",
+)
 
 
 @pytest.mark.parametrize("name", CAPTURED + ROUTED)

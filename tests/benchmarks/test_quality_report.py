@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,7 @@ from benchmarks.quality.report import (
     by_variant,
     mean,
     paired,
-    rebuilt,
     results_text,
-    write_report,
 )
 
 LEVELS = ("0.1", "0.3", "0.5", "0.7", "0.9")
@@ -42,7 +39,7 @@ def made(variant: str, seed: int, loss: float, steps: int = 700) -> dict[str, An
         "training_curve": [1.0, 0.8, 0.6],
         "machine": {"gpu": "a GPU", "torch": "2.11", "triton": "3.6", "commit": "0123456789abcdef"},
     }
-    if variant == "router":
+    if variant == "paper":
         # Two layers of three heads; the first moves from HIGH to LOW at the highest noise.
         still = [[[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 0]]] * 2
         moved = [[[1.0, 0, 0, 0], [0, 1.0, 0, 0], [1.0, 0, 0, 0]], still[1]]
@@ -54,7 +51,7 @@ def made(variant: str, seed: int, loss: float, steps: int = 700) -> dict[str, An
             }
             for name, extra in (("by_level", 0.001), ("averaged", 0.02))
         }
-    if variant == "beside_both":
+    if variant == "soft_routing":
         # Two layers of two heads: LOW gains weight with noise, the own branch keeps its.
         result["gates"] = [
             [[[0.5, 0.5], [place - 0.5, place + 0.5]]] * 2 for place in range(len(LEVELS))
@@ -68,21 +65,13 @@ def results() -> list[dict[str, Any]]:
     losses = {
         "dense": (0.1, 0.1),
         "window": (0.34, 0.36),
-        "freq_full": (0.33, 0.34),
-        "router": (0.31, 0.33),
+        "thirds": (0.33, 0.34),
+        "paper": (0.31, 0.33),
     }
     found = [
         made(name, seed, loss) for name, pair in losses.items() for seed, loss in enumerate(pair)
     ]
-    return [*found, made("vsa", 0, 0.2), made("window", 0, 0.30, steps=2800)]
-
-
-def test_the_page_holds_what_the_committed_results_give() -> None:
-    page = report.PAGE.read_text()
-    assert page == rebuilt(page, report.read_results())
-    for line in page.splitlines():
-        if line.startswith("!["):
-            assert (report.PAGE.parent / line.split("(")[-1].rstrip(")")).is_file()
+    return [*found, made("video_sparse_attention", 0, 0.2), made("window", 0, 0.30, steps=2800)]
 
 
 def test_no_results_give_no_table() -> None:
@@ -94,46 +83,65 @@ def test_what_is_written_by_hand_of_700_steps_is_what_the_results_give() -> None
     text = " ".join(report.PAGE.read_text().split())
     groups = by_variant(report.read_results(), 700)
     first = {name: report.overall(runs[0]["losses"]) for name, runs in groups.items() if 0 in runs}
-    gate, beside = (first["window"] - first[name] for name in ("window_gate", "gated_plain"))
+    gate, beside = (
+        first["window"] - first[name] for name in ("window_times_gate", "window_and_low")
+    )
     assert f"explains {gate:.4f} of {beside:.4f} (seed 0)" in text
-    weighed = paired(groups["window_weighed"], groups["window_few"])
+    weighed = paired(groups["window_and_weighed_summaries"], groups["window_and_few_summaries"])
     assert weighed is not None
-    assert f"less that of `window_few` is {weighed.text(4, sign=True)} over both" in text
+    assert (
+        f"less that of `window_and_few_summaries` is {weighed.text(4, sign=True)} over both" in text
+    )
     fewer = [
-        1 - groups[name][0]["density"] / groups["gated_plain"][0]["density"]
-        for name in ("router_beside", "router_mixed")
+        1 - groups[name][0]["density"] / groups["window_and_low"][0]["density"]
+        for name in ("hard_routing_and_low", "hard_routing_of_mixed_windows")
     ]
     assert f"as good with {fewer[0]:.0%} and {fewer[1]:.0%} fewer FLOPs" in text
-    fewer = 1 - groups["router_window"][0]["density"] / groups["window"][0]["density"]
+    fewer = 1 - groups["hard_routing_from_window"][0]["density"] / groups["window"][0]["density"]
     assert f"for {fewer:.0%} fewer FLOPs" in text
     dense, window = (groups[name][0]["losses"] for name in ("dense", "window"))
     assert all(dense[level] > window[level] for level in LEVELS[:-1])
     assert sorted(first, key=lambda name: groups[name][0]["losses"]["0.9"])[:2] == [
-        "beside_routed",
+        "soft_routing_alone",
         "dense",
     ]
-    for name in ("router_beside", "router_mixed", "gated_fine"):
-        assert abs(first[name] - first["gated_plain"]) < 0.0005
-    assert abs(first["beside_routed"] - first["beside_both"]) < 0.0005
+    for name in (
+        "hard_routing_and_low",
+        "hard_routing_of_mixed_windows",
+        "window_and_fine_low",
+    ):
+        assert abs(first[name] - first["window_and_low"]) < 0.0005
+    assert abs(first["soft_routing_alone"] - first["soft_routing"]) < 0.0005
     assert (
         first["radial"]
         < first["window"]
-        < min(first[name] for name in ("topk_summaries", "vsa", "axial"))
+        < min(
+            first[name] for name in ("best_tiles_and_summaries", "video_sparse_attention", "axial")
+        )
     )
-    quiet, loud = (first[name] - first["window"] for name in ("window_quiet", "window_summaries"))
-    assert f"`window_quiet` is {-quiet:.4f} better than `window`" in text
+    quiet, loud = (
+        first[name] - first["window"]
+        for name in ("window_and_quiet_summaries", "window_and_summaries")
+    )
+    assert f"`window_and_quiet_summaries` is {-quiet:.4f} better than `window`" in text
     assert f"the same but for that start, is {loud - quiet:.4f} worse than it" in text
     assert all(
         groups[name][0]["losses"]["0.9"] < window["0.9"]
-        for name in ("window_quiet", "window_summaries")
+        for name in ("window_and_quiet_summaries", "window_and_summaries")
     )
+
+
+def test_what_is_written_by_hand_of_features_and_routers_is_what_the_results_give() -> None:
+    text = " ".join(report.PAGE.read_text().split())
+    groups = by_variant(report.read_results(), 700)
+    first = {name: report.overall(runs[0]["losses"]) for name, runs in groups.items() if 0 in runs}
     for name, written in (
-        ("freq_full", "beside 2/2/2 heads with full features ({})"),
-        ("freq_gains", "learned gains are better ({})"),
-        ("freq_values", "values without the low band worse ({})"),
-        ("freq_strict", "lose by far ({})"),
-        ("prior", "changes nothing ({})"),
-        ("schedule", "a schedule that moves more heads is worse ({})"),
+        ("thirds", "beside 2/2/2 heads with full features ({})"),
+        ("thirds_band_gains", "learned gains are better ({})"),
+        ("thirds_high_pass_values", "values without the low band worse ({})"),
+        ("thirds_own_band", "lose by far ({})"),
+        ("thirds_moved_by_prior", "changes nothing ({})"),
+        ("thirds_by_schedule", "a schedule that moves more heads is worse ({})"),
     ):
         assert written.format(f"{first[name]:.4f}") in text, name
     routers = [runs[0]["allocation"] for runs in groups.values() if "allocation" in runs[0]]
@@ -146,16 +154,16 @@ def test_what_is_written_by_hand_of_700_steps_is_what_the_results_give() -> None
 def test_what_is_written_by_hand_of_2800_steps_is_what_the_results_give() -> None:
     text = " ".join(report.PAGE.read_text().split())
     groups = by_variant(report.read_results(), 2800)
-    best, soft = groups["gated_plain"], groups["beside_both"]
-    assert best_fixed(groups) == "gated_plain"
+    best, soft = groups["window_and_low"], groups["soft_routing"]
+    assert best_fixed(groups) == "window_and_low"
     gain = paired(soft, best)
     assert gain is not None
     losses = {
         name: mean([report.overall(run["losses"]) for run in groups[name].values()])
         for name in groups
     }
-    ratio = losses["beside_both"].value / losses["gated_plain"].value
-    assert f"`gated_plain`, is {gain.text(4, sign=True)}, {ratio:.3f} times its loss" in text
+    ratio = losses["soft_routing"].value / losses["window_and_low"].value
+    assert f"`window_and_low`, is {gain.text(4, sign=True)}, {ratio:.3f} times its loss" in text
     pairs = sorted(soft.keys() & best.keys())
     assert (
         f"That is {-gain.value / gain.error:.1f} standard errors of "
@@ -172,20 +180,26 @@ def test_what_is_written_by_hand_of_2800_steps_is_what_the_results_give() -> Non
             ).value
             < 0
         )
-    timed, beyond = (paired(groups["beside_timed"], other) for other in (best, soft))
+    timed, beyond = (paired(groups["timestep_routing"], other) for other in (best, soft))
     assert timed is not None
     assert beyond is not None
     assert (
-        f"{timed.text(4, sign=True)}, and less that of `beside_both` {beyond.text(4, sign=True)}"
+        f"{timed.text(4, sign=True)}, and less that of `soft_routing` {beyond.text(4, sign=True)}"
         in text
     )
-    routed = paired(groups["beside_routed"], best)
+    routed = paired(groups["soft_routing_alone"], best)
     assert routed is not None
-    assert f"than gates by token alone: {routed.text(4, sign=True)} from `gated_plain`" in text
+    assert f"than gates by token alone: {routed.text(4, sign=True)} from `window_and_low`" in text
     assert (
         "trained for 2,800 steps with three to "
         f"{('four', 'five')[max(map(len, groups.values())) - 4]} seeds" in text
     )
+
+
+def test_what_is_written_by_hand_of_the_network_is_what_the_results_give() -> None:
+    text = " ".join(report.PAGE.read_text().split())
+    groups = by_variant(report.read_results(), 2800)
+    best, soft = groups["window_and_low"], groups["soft_routing"]
     weights = [report.mean_weights(run) for run in soft.values()]
     low = [mean([levels[level][1] for levels in weights]).value for level in (0, -1)]
     assert (
@@ -200,8 +214,11 @@ def test_what_is_written_by_hand_of_2800_steps_is_what_the_results_give() -> Non
     ]
     assert max(map(abs, held[0])) < 0.00005
     assert f"is worse by {mean(held[1]).text(4)}" in text
-    behind = [paired(groups[name], best) for name in ("router_beside", "router_mixed")]
-    assert f"behind `gated_plain` by {behind[0].text(4)} and {behind[1].text(4)}" in text  # type: ignore[union-attr]
+    behind = [
+        paired(groups[name], best)
+        for name in ("hard_routing_and_low", "hard_routing_of_mixed_windows")
+    ]
+    assert f"behind `window_and_low` by {behind[0].text(4)} and {behind[1].text(4)}" in text  # type: ignore[union-attr]
 
 
 def test_what_is_written_by_hand_of_longer_clips_and_of_cost_is_what_the_results_give() -> None:
@@ -213,14 +230,16 @@ def test_what_is_written_by_hand_of_longer_clips_and_of_cost_is_what_the_results
         f"{losses['window', 0]}" in text
     )
     plain, timed, other = (
-        losses[key] for key in (("gated_plain", 0), ("beside_timed", 0), ("beside_timed", 1))
+        losses[key]
+        for key in (("window_and_low", 0), ("timestep_routing", 0), ("timestep_routing", 1))
     )
     assert (
-        f"at {plain} (`gated_plain`) and {timed} (`beside_timed`) with the same seed; {other} with "
-        "another" in text
+        f"at {plain} (`window_and_low`) and {timed} (`timestep_routing`) with the same seed; "
+        f"{other} with another" in text
     )
     dense, one = (
-        next(run for run in runs if run["variant"] == name) for name in ("dense", "beside_timed")
+        next(run for run in runs if run["variant"] == name)
+        for name in ("dense", "timestep_routing")
     )
     fast, slow = one["step_ms"], dense["step_ms"]
     times = f"{fast:.0f} ms where dense takes {slow:.0f}, {slow / fast:.1f} times less"
@@ -254,31 +273,31 @@ def test_the_best_fixed_variant_has_equal_flops_all_seeds_and_no_router(
     results: list[dict[str, Any]],
 ) -> None:
     groups = by_variant(results, 700)
-    assert list(groups) == ["dense", "vsa", "router", "freq_full", "window"]
+    assert list(groups) == ["dense", "video_sparse_attention", "paper", "thirds", "window"]
     # vsa is lower, but has one seed; dense takes more FLOPs; the router is no fixed variant.
-    assert best_fixed(groups) == "freq_full"
-    assert best_fixed({"router": groups["router"]}) is None
+    assert best_fixed(groups) == "thirds"
+    assert best_fixed({"paper": groups["paper"]}) is None
 
 
 def test_differences_are_paired_by_seed(results: list[dict[str, Any]]) -> None:
     groups = by_variant(results, 700)
-    difference = paired(groups["router"], groups["freq_full"])
+    difference = paired(groups["paper"], groups["thirds"])
     assert difference is not None
     assert (difference.value, difference.error) == (pytest.approx(-0.015), pytest.approx(0.005))
-    assert paired(groups["router"], {7: made("window", 7, 0.3)}) is None
+    assert paired(groups["paper"], {7: made("window", 7, 0.3)}) is None
 
 
 def test_tables_say_what_the_results_hold(results: list[dict[str, Any]]) -> None:
     text = results_text(results)
     assert text.index("### 16,384 tokens, 2,800 steps") < text.index("### 16,384 tokens, 700 steps")
-    (router,) = [line for line in text.splitlines() if line.startswith("| `router` | 2 ")]
+    (router,) = [line for line in text.splitlines() if line.startswith("| `paper` | 2 ")]
     assert "| 0.3200 ± 0.0100 | -0.0150 ± 0.0050 | 0.4200 ± 0.0100 |" in router
     assert router.endswith("| 0.140 | 10,000,000 | 40.0 | – |")
-    (tables,) = [line for line in text.splitlines() if line.startswith("| `router` | 0.3200")]
+    (tables,) = [line for line in text.splitlines() if line.startswith("| `paper` | 0.3200")]
     assert tables.endswith(
         "| +0.0010 ± 0.0000 | +0.0200 ± 0.0000 | 2.0/2.0/2.0 | 3.0/2.0/1.0 | 17% |"
     )
-    assert "best fixed variant is `freq_full`" in text
+    assert "best fixed variant is `thirds`" in text
     assert "- a GPU, torch 2.11, Triton 3.6, commit 012345678" in text
 
 
@@ -286,9 +305,9 @@ def test_soft_routing_has_a_table_and_a_figure(
     results: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     assert "| soft routing |" not in results_text(results)
-    soft = [*results, made("beside_both", 0, 0.3)]
+    soft = [*results, made("soft_routing", 0, 0.3)]
     assert (
-        "| `beside_both` | 0.3000 | +0.0000 | +0.0000 | +0.00 | +4.00 | +0.50 | +0.50 |"
+        "| `soft_routing` | 0.3000 | +0.0000 | +0.0000 | +0.00 | +4.00 | +0.50 | +0.50 |"
         in results_text(soft).splitlines()
     )
     seven = [result for result in soft if result["steps"] == 700]
@@ -297,7 +316,7 @@ def test_soft_routing_has_a_table_and_a_figure(
 
 
 def test_a_step_of_another_card_says_so(results: list[dict[str, Any]]) -> None:
-    other = made("vsa", 1, 0.2) | {"variant": "radial", "compiled": True}
+    other = made("video_sparse_attention", 1, 0.2) | {"variant": "radial", "compiled": True}
     text = results_text(
         [*results, other | {"machine": {**other["machine"], "gpu": "NVIDIA H100 80GB HBM3"}}]
     )
@@ -314,39 +333,23 @@ def test_longer_clips_have_tables_of_their_own(results: list[dict[str, Any]]) ->
     assert list(report.drawn(results + longer)) == ["window"]
 
 
-def test_rebuilding_keeps_what_is_written_by_hand(results: list[dict[str, Any]]) -> None:
-    page = "# Title\n<!-- variants: generated -->\nold\n<!-- variants: end -->\nby hand\n"
-    page += "<!-- results: generated -->\n<!-- results: end -->\nmore\n"
-    new = rebuilt(page, results)
-    assert new.startswith("# Title\n<!-- variants: generated -->\n\n| variant |")
-    assert "\nold\n" not in new
-    assert "<!-- variants: end -->\nby hand\n<!-- results: generated -->" in new
-    assert new.endswith("<!-- results: end -->\nmore\n")
-    assert rebuilt(new, results) == new
-    with pytest.raises(ValueError, match="no single block <!-- results: generated -->"):
-        rebuilt(page.replace("<!-- results: end -->", ""), results)
-
-
-def test_the_report_writes_page_and_figures(tmp_path: Path, results: list[dict[str, Any]]) -> None:
-    folder = tmp_path / "results"
-    folder.mkdir()
-    for place, result in enumerate(results):
-        (folder / f"{place}.json").write_text(json.dumps(result))
-    page = tmp_path / "quality.md"
-    shutil.copy(report.PAGE, page)
-    write_report(folder, page)
-    assert "| `router` | 2 |" in page.read_text()
-    figures = {path.name for path in (tmp_path / "figures").iterdir()}
-    # The most steps have no router, so no allocation is drawn.
-    assert figures == {"quality-noise.png", "quality-flops.png", "quality-time.png"}
-    seven = [result for result in results if result["steps"] == 700]
-    paths = draw_figures(seven, tmp_path / "figures")
-    assert [path.name for path in paths] == [
-        f"quality-{n}.png" for n in ("noise", "flops", "time", "allocation")
-    ]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
-
-
 def test_shares_are_read_by_layer_and_head() -> None:
     layers = torch.tensor([[[0.5, 0.25, 0.25, 0], [1, 0, 0, 0]]]).tolist()
     assert report._heads(layers) == [1.5, 0.25, 0.25]
+
+
+def test_other_rates_and_wider_models_have_a_table_of_their_own(
+    results: list[dict[str, Any]],
+) -> None:
+    usual = {"size": "16k", "learning_rate": 0.001}
+    other = [
+        made("window", seed, 0.2 + 0.1 * seed) | usual | {"learning_rate": 0.002}
+        for seed in range(2)
+    ]
+    wide = made("dense", 0, 0.15) | usual | {"size": "16k-wide"}
+    text = results_text([*results, *other, wide])
+    assert "### Other learning rates and sizes" in text
+    assert "| `window` | 16k | 0.002 | 700 | 2 | 0.2500 ± 0.0500 |" in text.splitlines()
+    assert "| `dense` | 16k-wide | 0.001 | 700 | 1 | 0.1500 |" in text.splitlines()
+    assert text.split("### Other")[0] in results_text(results)
+    assert "### Other" not in results_text(results)

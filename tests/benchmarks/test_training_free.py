@@ -8,81 +8,112 @@ from dataclasses import replace
 
 import pytest
 import torch
-from benchmarks.quality.variants import Size
+from benchmarks.quality.sizes import Size
 from benchmarks.record import RESULTS
-from benchmarks.training_free import BUDGETS, CUBES, Amount, single_patterns
+from benchmarks.training_free import STARTS, Amount
+from benchmarks.training_free_methods import (
+    CUBES,
+    NUM_BUCKETS,
+    chosen,
+    guarded,
+    preset_table,
+    single_patterns,
+)
 from benchmarks.training_free_report import (
     CALIBRATED,
     NOTHING,
     PAGE,
-    draw_figures,
+    density_text,
     read_results,
     rebuilt,
-    results_text,
 )
 
 from benchmarks import training_free
-from freqformer.calibration.report import read_calibration, write_table
+from freqformer.calibration.report import read_calibration
 from freqformer.config import Band
 from freqformer.generation.likeness import psnr, ssim
 from freqformer.grid import Grid
 
+DENSITY = 0.1
 TINY = Amount(
     size=Size(video=(4, 32, 32), layers=1, heads=2, head_dim=12, batch=1),
-    calibration_clips=1,
-    clips=1,
-    steps=2,
+    calibration_videos=1,
+    calibration_steps=3,
+    videos=1,
+    steps=5,
     train_steps=3,
-    mid_tiles=(1, 4),
-    windows=((1, 1, 1), (1, 3, 3)),
+    densities=(0.6, 0.4),
 )
+SHAPE = (6, 6, 64)
 
 
-def test_the_whole_comparison_runs(tmp_path, capsys):
-    results, calibration = training_free.run(
-        tmp_path / "dense", TINY, torch.device("cpu"), torch.float32
-    )
-    assert results["dense_table"]["mean_velocity_error"] < 1e-4
-    assert results["dense_table"]["psnr"] > 60
-    assert list(results["budgets"]) == [str(budget) for budget in BUDGETS]
-    for budget, rows in zip(BUDGETS, results["budgets"].values(), strict=True):
-        assert {"calibrated", "tolerance", "window", "radial", "topk", "vsa_selection"} <= set(rows)
-        for name in ("calibrated", "tolerance"):
-            assert 0 < rows[name]["density"] <= budget
-            assert sum(rows[name]["heads"].values()) == pytest.approx(1)
-        assert all(
-            len(row["velocity_error"]) == 10 and row["mean_velocity_error"] > 0
-            for row in rows.values()
-        )
+def test_the_comparison_stops_and_goes_on(tmp_path, capsys):
+    places = (tmp_path / "dense", TINY, torch.device("cpu"), torch.float32)
+    assert training_free.run(*places, 0.0) is None
+    assert "trained for 3 steps" in capsys.readouterr().out
+    results = training_free.run(*places, float("inf"))
+    assert results is not None
+    again = training_free.run(*places, 0.0)
+    assert again == results
+    assert list(results["rows"]) == [str(start) for start in STARTS]
+    for by_density in results["rows"].values():
+        for density, rows in by_density.items():
+            assert {"preset", "calibrated", "radial", "vsa_selection", "threshold"} <= set(rows)
+            assert rows["calibrated"]["density"] <= float(density)
+            for name in ("preset", "threshold"):
+                assert rows[name]["density"] == pytest.approx(float(density), rel=0.3)
+            assert all(row["psnr"] > 0 for row in rows.values())
     # What the page is made of can be written and read.
     read = json.loads(json.dumps(results))
-    write_table(calibration, calibration.tolerance_for(0.1), tmp_path / "table")
-    text = results_text(
-        read | {"machine": {"gpu": "a GPU", "torch": "2", "triton": "3", "commit": "0123456789"}}
-    )
-    for name, row in read["budgets"]["0.1"].items():
-        assert f"| `{name}` | {100 * row['density']:.1f}%" in text
-    draw_figures(read, read_calibration(tmp_path / "table"), tmp_path / "figures")
-    names = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert names == {
-        f"calibration-{name}.png" for name in ("velocity", "errors", "allocation", "cost")
-    }
-    assert "10% of dense attention's FLOPs" in capsys.readouterr().out
+    machine = {"gpu": "a GPU", "torch": "2", "triton": "3", "commit": "0123456789"}
+    text = density_text(read | {"machine": machine})
+    row = read["rows"]["0.2"]["0.4"]["calibrated"]
+    assert f"{row['psnr']:.2f}" in text
+    assert "first fifth" in text
 
 
-def test_patterns_are_at_the_budget():
-    budget = BUDGETS[0]
-    methods = single_patterns(budget, Grid(16, 32, 32), (6, 6, 64))
+def test_patterns_are_at_the_density():
+    methods = single_patterns(DENSITY, Grid(16, 32, 32), SHAPE)
     for name, method in methods.items():
         # The radius of the radial pattern is a whole number of tiles, so its FLOPs come in large
         # steps.
-        assert method.density == pytest.approx(budget, rel=0.5 if name == "radial" else 0.11)
+        assert method.density == pytest.approx(DENSITY, rel=0.5 if name == "radial" else 0.11)
+        assert method.table is not None
         assert (method.table.config.summary_tokens > 0) == name.endswith("summaries")
         band = Band.HIGH if name.startswith("window") else Band.MID
         assert (method.table.bands == band).all()
-    assert methods["vsa_selection"].table.config == replace(
-        CUBES, summary_tokens=0, mid_tiles=methods["vsa_selection"].table.config.mid_tiles
-    )
+    vsa = methods["vsa_selection"].table
+    assert vsa is not None
+    assert vsa.config == replace(CUBES, summary_tokens=0, mid_tiles=vsa.config.mid_tiles)
+
+
+def test_the_first_steps_can_be_dense():
+    table, delivered = preset_table(DENSITY, Grid(16, 32, 32), SHAPE)
+    assert delivered == pytest.approx(DENSITY, rel=0.02)
+    found = guarded(table, 0.2)
+    assert found.shape == (NUM_BUCKETS, 6, 6)
+    assert (found.bands[:8] == Band.MID).all()
+    assert (found.bands[8:] == Band.DENSE).all()
+    assert torch.equal(guarded(table, 0.0).bands[9], table.bands[0])
+
+
+def test_a_threshold_keeps_the_least_tiles_that_reach_it():
+    torch.manual_seed(0)
+    query, key = (3 * torch.randn(1, 2, 6, 4) for _ in range(2))
+    weights = (query @ key.transpose(-1, -2) / 2).softmax(-1)
+    tiles, count = chosen(query, key, 0.7)
+    for head in range(2):
+        for own in range(6):
+            kept = [tile for tile in tiles[0, head, own].tolist() if tile >= 0]
+            assert own in kept
+            assert len(kept) == count[0, head, own]
+            row = weights[0, head, own]
+            others = sorted((float(row[tile]) for tile in kept if tile != own), reverse=True)
+            left = [float(row[tile]) for tile in range(6) if tile not in kept]
+            assert max(left, default=0.0) <= min(others, default=1.0)
+            total = float(row[own]) + sum(others)
+            assert total >= 0.7
+            assert not others or total - others[-1] < 0.7
 
 
 def test_psnr():

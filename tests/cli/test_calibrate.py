@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.command_line import refused, run
+from tests.support.tiny_pipelines import tiny_wan_pipeline
 
 import freqformer
 from freqformer.calibration.report import RECORD_NAME
@@ -101,3 +102,31 @@ def test_errors_are_one_line(trained: Path, tmp_path: Path) -> None:
 def test_help_has_examples() -> None:
     output = run("calibrate", "--help")
     assert "freqformer calibrate runs/dense" in output.partition("Examples:")[2]
+
+
+def test_a_pipeline_of_diffusers(tmp_path: Path) -> None:
+    tiny_wan_pipeline().save_pretrained(tmp_path / "wan")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\n\nthe storm\n")
+    size = ("--frames", 17, "--size", 128, 160, "--dtype", "float32", "--device", "cpu")
+    asked = ("--pipeline", tmp_path / "wan", "--prompts", prompts, "-o", tmp_path / "table")
+    told = run("calibrate", *asked, "--density", 0.5, "--steps", 2, *size)
+    assert "of dense attention's FLOPs; expected error" in told
+    assert f"--table {tmp_path / 'table'}" in told
+    record = json.loads((tmp_path / "table" / "pipeline_calibration.json").read_text())
+    assert record["density"] <= 0.5
+    video = ("--prompt", "a cat", "-o", tmp_path / "cat.mp4", "--table", tmp_path / "table")
+    made = run("generate", "--pipeline", tmp_path / "wan", *video, "--steps", 2, *size)
+    assert "of dense attention's FLOPs in 3 of 3 layers" in made
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    cases: list[tuple[tuple[object, ...], str]] = [
+        ((*asked, "--flops", 0.1), "--flops is 0.1, and means nothing with --pipeline"),
+        (("--pipeline", tmp_path, "-o", tmp_path / "out"), "--pipeline is given without --prompts"),
+        (("-o", tmp_path / "out"), "MODEL is missing"),
+        ((tmp_path, "-o", tmp_path / "out", "--steps", 4), "--steps is 4, and means nothing"),
+        ((*asked[:2], "--prompts", empty, "-o", tmp_path / "out"), "which is empty"),
+        ((*asked[:2], "--prompts", tmp_path, "-o", tmp_path / "out"), "which can't be read"),
+    ]
+    for arguments, message in cases:
+        refused("calibrate", *arguments, message=message)

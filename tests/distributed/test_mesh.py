@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from torch import distributed as dist
 from torch import nn
 
 from freqformer.attention import FreqAttention
@@ -41,3 +43,14 @@ def test_a_copy_of_a_layer_shares_with_the_same_ranks() -> None:
         pickle.dumps(layer)
     layer.set_context(None)
     assert pickle.loads(pickle.dumps(layer)).context is None
+
+
+def test_one_rank_shares_with_none(tmp_path: Path) -> None:
+    meeting = f"file://{tmp_path / 'meeting'}"
+    dist.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
+    try:
+        mesh = make_mesh(cp=1, device_type="cpu")
+        assert parallelize(FreqAttention(24, 3), mesh).context is None
+        assert ContextParallel.of(mesh).size == 1
+    finally:
+        dist.destroy_process_group()

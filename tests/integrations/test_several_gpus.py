@@ -37,6 +37,13 @@ def test_two_ranks_give_what_one_gives(errors: list[dict[str, Any]], family: str
         assert not {name: x for name, x in found[family].items() if not x <= TOLERANCE}
 
 
+@pytest.mark.parametrize("family", ["Wan", "LTX", "MiniMax-H3"])
+def test_all_three_travel_at_once(errors: list[dict[str, Any]], family: str) -> None:
+    for found in errors:
+        expected = "to_q to_k to_v start start start wait wait wait start wait"
+        assert expected in found["calls"][family]
+
+
 def test_a_ring_is_refused_with_the_reason(errors: list[dict[str, Any]]) -> None:
     for found in errors:
         assert "ring_degree is 2" in found["ring"]

@@ -21,6 +21,14 @@ pytest.importorskip("triton")
 from freqformer.ops.architectures import ROWS
 
 ATTENTION = ("attention_kernel", "query_grads_kernel", "video_grads_kernel", "extra_grads_kernel")
+PROLOGUE = (
+    "token_scales",
+    "prepare_tiles",
+    "finish_rows",
+    "tile_grads",
+    "text_grads",
+    "finish_norm_grads",
+)
 HEAD_DIMS = (64, 128)
 NAMES = tuple(ROWS)
 SPILLED: dict[tuple[str, int], dict[str, dict[str, int]]] = {
@@ -111,6 +119,8 @@ SPILLED: dict[tuple[str, int], dict[str, dict[str, int]]] = {
         "video_grads_kernel": {"sm_90": 24},
         "extra_grads_kernel": {"sm_90": 56},
     },
+    ("across heads", 128): {"prepare_tiles": {"sm_80": 8}},
+    ("halved", 128): {"tile_grads": {"sm_80": 72, "sm_120": 16}},
     ("features", 128): {
         "attention_kernel": {"sm_90": 152},
         "video_grads_kernel": {"sm_90": 16},
@@ -211,6 +221,23 @@ def test_nothing_is_compiled_anew_for_another_size() -> None:
     assert [kernel["name"] for kernel in kernels] == 3 * list(ATTENTION)
     for name in ATTENTION:
         assert len({kernel["hash"] for kernel in kernels if kernel["name"] == name}) == 1, name
+
+
+@pytest.mark.parametrize("name", ["sm_90", "gfx942"])
+def test_the_prologue_of_other_models_compiles(name: str) -> None:
+    """A norm across heads and its own two launches; the marker `slow` has the rest."""
+    kernels = compiled("across heads", 128, PROLOGUE, ("sm_90", "gfx942"))[name]
+    assert {kernel["name"] for kernel in kernels} == set(PROLOGUE)
+    check("across heads", 128, name, kernels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("case", ["across heads", "halved"])
+def test_the_prologue_of_other_models_compiles_everywhere(case: str, head_dim: int) -> None:
+    for name, kernels in compiled(case, head_dim, PROLOGUE, NAMES).items():
+        assert {"prepare_tiles", "tile_grads"} <= {kernel["name"] for kernel in kernels}
+        check(case, head_dim, name, kernels)
 
 
 def test_a_head_dim_that_is_padded() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from freqformer import FreqFormerConfig, Grid, build_plan
 from freqformer.buffers import key_layout, power_of_two
+from freqformer.config import Band
 from freqformer.cost import Call, Cost
 from freqformer.ops.block_sparse import cost as attention
 from freqformer.ops.cost import backward_costs, forward_costs, training_bytes, workspace_bytes
@@ -138,3 +140,21 @@ def test_padding_costs_work_and_bytes_and_no_useful_flops():
     held, wider = (prologue.workspace_bytes(call.plan, 4, 2) for call in (padded, full))
     assert held == wider
     assert training_bytes(padded.plan, 2) < training_bytes(full.plan, 2)
+
+
+def test_a_norm_across_heads_reads_queries_and_keys_once_more():
+    config = FreqFormerConfig(mid_tiles=2)
+    plan = build_plan(Grid(4, 16, 16), config, num_heads=HEADS, head_dim=WIDTH, num_text_tokens=10)
+    own = Call(plan, {Band.MID: HEADS})
+    across = replace(own, norm_across_heads=True)
+    rows = 2 * HEADS * (1024 + 10)
+    scales = 2 * (1024 + 10) * 4
+    added = forward_costs(across).pop("norm")
+    assert (added.read_bytes, added.write_bytes, added.launches) == (rows * WIDTH * 2, scales, 1)
+    assert added.flops == 2 * rows * WIDTH
+    back = backward_costs(across)
+    assert back["norm again"] == added.again
+    assert back["norm"].write_bytes == rows * WIDTH * 2
+    assert back["norm"].read_bytes == 2 * rows * WIDTH * 2 + rows * 4 + scales
+    assert {name: x for name, x in back.items() if "norm" not in name} == backward_costs(own)
+    assert "norm" not in forward_costs(own)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from dataclasses import replace
 
+import pytest
 import torch
 
 from freqformer.config import FreqFormerConfig
@@ -59,6 +61,22 @@ def test_two_functions_keep_apart_what_they_make_of_the_same_arguments() -> None
     plan = own_plan()
     names = [kept_by_plan(lambda plan, name=name: name)(plan) for name in ("one", "two")]
     assert names == ["one", "two"]
+
+
+def test_tables_of_a_gpu_are_made_where_no_graph_warms_up() -> None:
+    """In another thread, whose memory isn't of a CUDA graph's pool; errors come through."""
+
+    @kept_by_plan
+    def thread(plan: AttentionPlan, device: torch.device) -> int:
+        if plan.num_heads != 2:
+            raise ValueError("heads")
+        return threading.get_ident()
+
+    plan = own_plan()
+    assert thread(plan, CPU) == threading.get_ident()
+    assert thread(plan, torch.device("cuda", 0)) != threading.get_ident()
+    with pytest.raises(ValueError, match="heads"):
+        thread(replace(plan, num_heads=1), torch.device("cuda", 0))
 
 
 def test_launches_share_the_tile_order() -> None:

@@ -16,9 +16,10 @@ from torch import Tensor
 from freqformer.attention import frequency_attention
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
-from freqformer.ops.parameters import AttentionParameters, BranchGates
+from freqformer.ops.parameters import AttentionParameters, BranchGates, Pairs, RotaryEmbedding
 from freqformer.ops.prologue import prepare
-from freqformer.ops.tokens import TokenOrder, rms_norm
+from freqformer.ops.query_key import normalised
+from freqformer.ops.tokens import TokenOrder
 from freqformer.patterns import topk_tiles
 from freqformer.plan import AttentionPlan, Selection, build_plan
 
@@ -44,7 +45,8 @@ class Case:
     mask: Literal["none", "random", "all"] = "none"
     """No text mask; a random one; or one that hides all text of the first sample."""
     learned: tuple[str, ...] = ()
-    """Which parameters are given, of LEARNED; gains come with `band_features="band_gains"`."""
+    """Which parameters are given, of LEARNED or what `_parameters` names in addition; gains come
+    with `band_features="band_gains"`."""
     gates: tuple[str, ...] = ()
     """Which gates of a LOW branch are given, of GATES."""
     outliers: bool = False
@@ -94,6 +96,8 @@ class Inputs:
             x = getattr(self.parameters, entry.name)
             if isinstance(x, tuple):
                 learned[entry.name] = tuple(change(table) for table in x)
+            elif isinstance(x, RotaryEmbedding):
+                learned[entry.name] = replace(x, cos=change(x.cos), sin=change(x.sin))
             elif isinstance(x, Tensor):
                 learned[entry.name] = change(x)
         parameters = replace(self.parameters, **learned)
@@ -203,6 +207,7 @@ def make_inputs(case: Case, device: str = "cpu") -> Inputs:
 def _parameters(case: Case, normal: Any) -> AttentionParameters | None:
     heads, width, features = case.num_heads, case.head_dim, case.config.band_features
     batch = len(case.allocation)
+    tokens = case.grid.num_tokens + case.num_text_tokens
     if not case.learned and features not in ("band_gains", "own_band"):
         return None
     given = {
@@ -215,6 +220,20 @@ def _parameters(case: Case, normal: Any) -> AttentionParameters | None:
             "query_norm": 1 + 0.3 * normal(width),
             "key_norm": 1 + 0.3 * normal(width),
         },
+        "halved": lambda: {
+            "rotary": _embedding(normal(case.grid.num_tokens, width // 2), "halved")
+        },
+        # Of every sample, head and text token, and of some channels alone; every angle twice.
+        "packed": lambda: {"rotary": _repeated(normal(batch, tokens, heads, 3 * width // 8))},
+        "halved, packed": lambda: {
+            "rotary": _embedding(normal(1, tokens, 1, 3 * width // 8), "halved")
+        },
+        "norm across heads": lambda: {
+            "query_norm": 1 + 0.3 * normal(heads, width),
+            "key_norm": 1 + 0.3 * normal(heads, width),
+            "norm_across_heads": True,
+        },
+        "normalised text": lambda: {"norm_text": False},
     }
     values = {name: x for part in case.learned for name, x in given[part]().items()}
     if features == "band_gains":
@@ -239,6 +258,17 @@ def _rotary(angle: Tensor) -> tuple[Tensor, Tensor]:
     return angle.cos(), angle.sin()
 
 
+def _embedding(angle: Tensor, pairs: Pairs) -> RotaryEmbedding:
+    return RotaryEmbedding((3 * angle).cos(), (3 * angle).sin(), pairs)
+
+
+def _repeated(angle: Tensor) -> RotaryEmbedding:
+    """A view of tables that hold every angle twice, as models of neighbouring channels have
+    them."""
+    whole = _embedding(angle.repeat_interleave(2, -1), "interleaved")
+    return replace(whole, cos=whole.cos[..., ::2], sin=whole.sin[..., ::2])
+
+
 def select(case: Case, inputs: Inputs) -> Selection | None:
     """The float64 choice of tiles for every head, for all that are compared to share; None unless
     top-k."""
@@ -247,8 +277,9 @@ def select(case: Case, inputs: Inputs) -> Selection | None:
     exact, plan = inputs.double(), case.plan
     query, key, learned = exact.query, exact.key, exact.parameters
     if learned is not None:
-        query = rms_norm(query, learned.query_norm, learned.norm_eps)
-        key = rms_norm(key, learned.key_norm, learned.norm_eps)
+        video = case.grid.num_tokens
+        query = normalised(query, learned.query_norm, learned, video)
+        key = normalised(key, learned.key_norm, learned, video)
     rows = [
         x.transpose(1, 2).flatten(0, 1)[:, : case.grid.num_tokens]
         for x in (query, key, exact.value)
@@ -284,12 +315,11 @@ def run(
         return x.detach().clone().requires_grad_(gradients)
 
     inputs = inputs.map(leaf)
-    if inputs.parameters is not None and inputs.parameters.rotary is not None:
+    if inputs.parameters is not None and inputs.parameters.rotation is not None:
         # Rotary tables aren't learned, and the fused pipeline gives them no gradient.
-        cos, sin = inputs.parameters.rotary
-        inputs = replace(
-            inputs, parameters=replace(inputs.parameters, rotary=(cos.detach(), sin.detach()))
-        )
+        turn = inputs.parameters.rotation
+        turn = replace(turn, cos=turn.cos.detach(), sin=turn.sin.detach())
+        inputs = replace(inputs, parameters=replace(inputs.parameters, rotary=turn))
     leaves.update(query=inputs.query, key=inputs.key, value=inputs.value)
     for name in ("summary_queries", "summary_offsets", "gains", "query_norm", "key_norm"):
         x = getattr(inputs.parameters, name, None)

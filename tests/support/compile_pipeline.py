@@ -66,12 +66,21 @@ def _features(head_dim: int) -> None:
     run(case, make_inputs(case), "triton")
 
 
+def _other_models(head_dim: int, *learned: str) -> None:
+    """Norms and rotary embeddings that diffusers' models have, with text and a mask."""
+    config = FreqFormerConfig(window=WINDOW, mid_tiles=2, summary_tokens=3)
+    case = Case(RAGGED, config, EVERY_BAND, head_dim, torch.bfloat16, 5, "random", learned)
+    run(case, make_inputs(case), "triton")
+
+
 CASES: dict[str, Callable[[int], None]] = {
     "layer": _layer,
     "gradients": _gradients,
     "sizes": _sizes,
     "everything": _everything,
     "features": _features,
+    "across heads": lambda head_dim: _other_models(head_dim, "norm across heads", "packed"),
+    "halved": lambda head_dim: _other_models(head_dim, "norm", "halved, packed"),
 }
 
 

@@ -21,6 +21,8 @@ import torch
 from accelerate import cpu_offload
 from torch.utils.checkpoint import checkpoint
 
+from freqformer.calibration import CalibrationSettings
+from freqformer.calibration.pipelines.plugged import PluggedSubject
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.integrations.diffusers import (
@@ -358,6 +360,22 @@ def what_does_not_fit_is_refused(model: Any, call: Call) -> None:
     assert not model._forward_pre_hooks
 
 
+def calibration_measures_every_head_and_changes_nothing(model: Any, call: Call) -> None:
+    """Also where the output projection is the block's."""
+    subject = PluggedSubject(model)
+    energies = subject.energies(CalibrationSettings(densities=(0.5,)).candidates)
+    with torch.no_grad():
+        before = call(model, (900.0, 100.0))
+        with subject.measuring(energies):
+            after = call(model, (900.0, 100.0))
+    assert torch.equal(after, before)
+    assert sorted(energies.by_level) == pytest.approx([0.1, 0.9])
+    assert energies.grid == Grid(*SIZE)
+    for measured in energies.by_level.values():
+        assert measured.shape[:2] == (len(layers_of(model)), HEADS)
+        assert bool((measured > 0).all())
+
+
 CHECKS = (
     dense_layers_keep_their_processor_to_the_last_bit,
     dense_calls_run_the_models_own_attention,
@@ -377,5 +395,6 @@ CHECKS = (
     short_videos_run_the_models_own_attention,
     gradients_come_through,
     what_does_not_fit_is_refused,
+    calibration_measures_every_head_and_changes_nothing,
 )
 every_check = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

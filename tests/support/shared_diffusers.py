@@ -19,6 +19,7 @@ from diffusers import (
 )
 from tests.support.enabled_models import CONFIG, DENSE, HIGH, LOW, MID, layers_of, make_table
 from tests.support.ranks import join
+from tests.support.recorded_calls import RecordedCalls
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
@@ -260,6 +261,17 @@ def preset_error() -> float:
     return found
 
 
+def calls_of(name: str) -> str:
+    """What the first layer projects, and all exchange, in order."""
+    make, call = FAMILIES[name]
+    model = make().eval()
+    share(model)
+    enable(model)
+    with torch.no_grad(), RecordedCalls(layers_of(model)[0]) as recorded:
+        call(model)
+    return " ".join(recorded.calls)
+
+
 def refusal() -> str:
     model = wan().eval()
     model.enable_parallelism(config=ContextParallelConfig(ring_degree=2))
@@ -283,4 +295,5 @@ if __name__ == "__main__":
     errors["Wan"] |= {"gradients": gradient_error(), "sharded weights": sharded_error()}
     errors["Wan"] |= {"uneven": uneven_error(), "preset": preset_error()}
     errors["ring"] = refusal()
+    errors["calls"] = {name: calls_of(name) for name in FAMILIES}
     (folder / f"errors-{rank}.json").write_text(json.dumps(errors), encoding="utf-8")

@@ -78,10 +78,10 @@ def test_a_checkpoint_of_an_older_version_goes_on(tmp_path):
     with pytest.warns(FutureWarning, match="'learned' is 'hard'"):
         config = TrainConfig.from_dict(old)
     assert config.model["num_attention_heads"] == 2
-    check_resumable(tmp_path, state | {"step": 1}, config, 4)
+    check_resumable(tmp_path, state | {"step": 1}, config, {"clips_per_step": 4})
     other = replace(config, model={**config.model, "num_attention_heads": 3})
     with pytest.raises(CheckpointError, match=r"model\.num_attention_heads was 2 and is 3"):
-        check_resumable(tmp_path, state | {"step": 1}, other, 4)
+        check_resumable(tmp_path, state | {"step": 1}, other, {"clips_per_step": 4})
 
 
 def test_an_accepted_learning_rate_is_the_one_that_trains(begun):

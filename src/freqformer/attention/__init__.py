@@ -5,6 +5,7 @@ from freqformer.attention.dense import DenseAttention
 from freqformer.attention.function import frequency_attention
 from freqformer.attention.inputs import NORM_EPS, QKV, LayerCall, Projected
 from freqformer.attention.layer import FreqAttention, make_attention
+from freqformer.ops.parameters import RotaryEmbedding
 
 __all__ = [
     "NORM_EPS",
@@ -14,6 +15,7 @@ __all__ = [
     "FreqAttention",
     "LayerCall",
     "Projected",
+    "RotaryEmbedding",
     "frequency_attention",
     "make_attention",
 ]

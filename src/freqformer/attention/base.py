@@ -16,23 +16,26 @@ from freqformer.attention.function import frequency_attention
 from freqformer.attention.head_bands import HeadBands
 from freqformer.attention.inputs import (
     NORM_EPS,
+    QK,
     QKV,
     LayerCall,
     Projected,
     check_inputs,
     check_size,
     dense_attention,
+    own_precision,
 )
 from freqformer.attention.parallel import (
-    attend_across,
     check_tile_order,
+    forward_across,
     num_own_tokens,
     shared_logits,
 )
 from freqformer.attention.projections import project_all
 from freqformer.config import Band, FreqFormerConfig
+from freqformer.distributed.collective import GRAPHS_HOLD_EXCHANGES
 from freqformer.distributed.context import ContextParallel
-from freqformer.distributed.heads import check_degree
+from freqformer.distributed.heads import check_degree, plan_costs
 from freqformer.distributed.sample import gather_sample
 from freqformer.grid import Grid
 from freqformer.ops.backends import IMPLS, ImplChoice, uses_triton
@@ -40,7 +43,6 @@ from freqformer.ops.parameters import AttentionParameters, BranchGates, KnownBan
 from freqformer.ops.routing.api import OwnBands, look_up, score, weigh
 from freqformer.ops.routing.reference import Inputs
 from freqformer.ops.tokens import TokenOrder
-from freqformer.plan import build_plan
 from freqformer.routing import (
     Decision,
     Router,
@@ -78,13 +80,14 @@ class AttentionLayer(HeadBands):
         self.head_dim = dim // num_heads
         self.config = config
         self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(dim, dim) for _ in range(4))
+        self.gates: nn.Linear | None = None
         self.query_norm, self.key_norm = (nn.Parameter(torch.ones(self.head_dim)) for _ in range(2))
         self._set_bands(config.bands(num_heads), fixed=config.routing != "hard")
         self.configs = [config]
         self.impl: ImplChoice = "auto"
         self.forced_dense = False
         self.context: ContextParallel | None = None
-        self._attend_across = attend_across
+        self._forward_across = forward_across
         self.router_logits: Tensor | None = None
         self.allocation_used: Tensor | None = None
 
@@ -147,8 +150,10 @@ class AttentionLayer(HeadBands):
         if context is not None:
             self.check_context(context)
         self.context = context
-        # A graph can't hold a group of ranks.
-        self._attend_across = attend_across if context is None else untraced(attend_across)
+        if context is not None and not GRAPHS_HOLD_EXCHANGES:
+            self._forward_across = untraced(forward_across)
+        else:
+            self._forward_across = forward_across
 
     def set_routing_table(self, table: RoutingTable | None, layer: int = 0) -> None:
         """Take bands, tile and list lengths from one layer of a table in place of a router that
@@ -183,14 +188,13 @@ class AttentionLayer(HeadBands):
 
     def plan_costs(self, grid: Grid, *, learned_summaries: bool) -> Costs:
         """As `AttentionPlan.band_costs`, of this layer on a grid."""
-        plan = build_plan(
+        return plan_costs(
             grid,
             self.config,
             num_heads=self.num_heads,
             head_dim=self.head_dim,
             learned_summaries=learned_summaries,
         )
-        return plan.band_costs()
 
     def forward(
         self,
@@ -225,34 +229,57 @@ class AttentionLayer(HeadBands):
         own_tokens = None
         if self.context is not None:
             check_tile_order(token_order)
-            size, rank = self.context.size, self.context.rank
-            own_tokens = partial(num_own_tokens, grid, self.configs[0].tile, size, rank)
+            own_tokens = partial(num_own_tokens, grid, self.configs[0].tile, self.context)
         check_inputs(hidden_states, grid, timestep, self.dim, token_order, own_tokens)
         call = LayerCall(hidden_states, grid, timestep, rotary, token_order, impl)
-        projected = self.project(hidden_states)
-        # Bands and their statistics are taken in float32; autocast would take them in half
-        # precision.
-        with torch.autocast(hidden_states.device.type, enabled=False):
-            if self.context is None:
-                decision = self.decide(projected, call)
+        if self.context is None:
+            projected = self.project(hidden_states)
+            with own_precision(hidden_states):
+                query, key, _ = projected.qkv
+                decision = self.decide(QK(query, key), call)
                 out = self.attend(projected, decision, call)
-            else:
-                decision, out = self._attend_across(self, projected, call, self.context)
-            self.router_logits = shared_logits(decision, self.context)
-            self.allocation_used = decision.bands
-        return self.to_out(out.flatten(2))
+            out = self.to_out(out.flatten(2))
+        else:
+            decision, out = self._forward_across(self, call, self.context)
+        self.router_logits = shared_logits(decision, self.context)
+        self.allocation_used = decision.bands
+        return out
 
     def project(self, hidden_states: Tensor) -> Projected:
-        """Queries, keys and values (B, N, H, D) of tokens (B, N, C), and gates of the branches."""
-        query, key, value, *others = project_all(hidden_states, self.projections())
-        qkv = QKV(*(x.unflatten(2, (self.num_heads, -1)) for x in (query, key, value)))
-        return Projected(qkv, *(x.unflatten(2, (-1, self.num_heads)) for x in others))
+        """Queries, keys and values (B, N, H, D) of tokens (B, N, C), and gates of the branches.
+
+        Where ranks share a video they are made one after the other instead, by the methods below,
+        so that some travel meanwhile.
+        """
+        query, key, value, *gates = project_all(hidden_states, self.projections())
+        qkv = QKV(self._by_head(query), self._by_head(key), self._by_head(value))
+        return Projected(qkv, *(self._by_branch(x) for x in gates))
 
     def projections(self) -> list[nn.Linear]:
         """What makes queries, keys and values of tokens, and gates where there are any."""
-        return [self.to_q, self.to_k, self.to_v]
+        layers = [self.to_q, self.to_k, self.to_v]
+        return layers if self.gates is None else [*layers, self.gates]
 
-    def decide(self, projected: Projected, call: LayerCall) -> Decision:
+    def project_queries(self, hidden_states: Tensor) -> QK:
+        """Queries and keys (B, N, H, D) of tokens (B, N, C)."""
+        query, key = project_all(hidden_states, [self.to_q, self.to_k])
+        return QK(self._by_head(query), self._by_head(key))
+
+    def project_values(self, hidden_states: Tensor) -> Tensor:
+        """Values (B, N, H, D) of tokens (B, N, C)."""
+        return self._by_head(self.to_v(hidden_states))
+
+    def project_gates(self, hidden_states: Tensor) -> Tensor | None:
+        """Gates of the branches (B, N, 2, H) of tokens (B, N, C); None where there are none."""
+        return None if self.gates is None else self._by_branch(self.gates(hidden_states))
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.num_heads, -1))
+
+    def _by_branch(self, gates: Tensor) -> Tensor:
+        return gates.unflatten(2, (-1, self.num_heads))
+
+    def decide(self, queries: QK, call: LayerCall) -> Decision:
         """What the heads do: what a table says, or else the router."""
         if self.exact:
             shape = (len(call.timestep), self.num_heads)
@@ -262,10 +289,10 @@ class AttentionLayer(HeadBands):
                 timestep=call.timestep,
                 allocation=self.allocation,
                 present=self.present,
-                score=partial(self._score, projected.qkv, call),
-                weigh=partial(self._weigh, projected.qkv, call),
+                score=partial(self._score, queries, call),
+                weigh=partial(self._weigh, queries, call),
                 costs=partial(self.band_costs, call.grid),
-                look_up=partial(look_up, fused=uses_triton(projected.qkv, call.impl)),
+                look_up=partial(look_up, fused=_fused(queries, call)),
             )
         )
 
@@ -300,24 +327,22 @@ class AttentionLayer(HeadBands):
         alike = len(set(self._table_rows)) == 1
         return TableRouter(table[:1] if alike else table, weigher, present)
 
-    def _score(self, qkv: QKV, call: LayerCall, network: Any) -> tuple[Tensor, Tensor]:
-        inputs = self._seen(qkv, call)
-        return score(network, call.timestep, inputs, fused=uses_triton(qkv, call.impl))
+    def _score(self, queries: QK, call: LayerCall, network: Any) -> tuple[Tensor, Tensor]:
+        inputs = self._seen(queries, call)
+        return score(network, call.timestep, inputs, fused=_fused(queries, call))
 
-    def _weigh(self, qkv: QKV, call: LayerCall, network: Any) -> tuple[Tensor, Tensor]:
+    def _weigh(self, queries: QK, call: LayerCall, network: Any) -> tuple[Tensor, Tensor]:
         own = OwnBands(self.bands, self.allocation)
-        inputs, fused = self._seen(qkv, call), uses_triton(qkv, call.impl)
+        inputs, fused = self._seen(queries, call), _fused(queries, call)
         return weigh(network, call.timestep, inputs, own, fused=fused)
 
-    def _seen(self, qkv: QKV, call: LayerCall) -> Inputs:
+    def _seen(self, queries: QK, call: LayerCall) -> Inputs:
         """What a router's statistics are taken of; the sample alone where ranks share a video."""
-        features = (qkv.query, qkv.key, call.hidden_states)
+        features = (queries.query, queries.key, call.hidden_states)
         norms = (self.query_norm, self.key_norm)
         if self.context is None:
             return (features, norms, NORM_EPS, call.grid, self.config, call.token_order)
-        query, key, hidden = (
-            gather_sample(x, call.grid, self.config, self.context) for x in features
-        )
+        query, key, hidden = gather_sample(features, call.grid, self.config, self.context)
         return ((query, key, hidden), norms, NORM_EPS, call.grid, self.config, "sample")
 
     def _by_bands(
@@ -366,3 +391,8 @@ class AttentionLayer(HeadBands):
     def __getstate__(self) -> dict[str, Any]:
         # A copy starts without the last call's tensors: they carry a graph, which can't be copied.
         return {**self.__dict__, "router_logits": None, "allocation_used": None}
+
+
+def _fused(queries: QK, call: LayerCall) -> bool:
+    """Whether Triton's kernels make the decision; values are like keys to them."""
+    return uses_triton((queries.query, queries.key, queries.key), call.impl)

@@ -6,9 +6,11 @@ Shape legend: B batch, N video tokens, C channels, H heads, D head_dim.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -28,6 +30,13 @@ class QKV(NamedTuple):
     query: Tensor
     key: Tensor
     value: Tensor
+
+
+class QK(NamedTuple):
+    """Query and key of a layer, each (B, N, H, D)."""
+
+    query: Tensor
+    key: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +62,12 @@ class LayerCall:
     impl: ImplChoice
     heads: Tensor | None = None
     """Which of the layer's heads attend here, int64 (heads,); None for all of them."""
+
+
+def own_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """Without autocast: bands and their statistics are taken in float32, and it would take them in
+    half precision."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def check_size(dim: Any, num_heads: Any, config: Any) -> None:

@@ -17,7 +17,7 @@ from freqformer._validate import check_choice, check_number
 from freqformer.attention.base import AttentionLayer
 from freqformer.attention.dense import DenseAttention
 from freqformer.attention.function import frequency_attention
-from freqformer.attention.inputs import LayerCall, Projected
+from freqformer.attention.inputs import QK, LayerCall, Projected
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.ops.merge import gated_sum
@@ -66,7 +66,6 @@ class FreqAttention(AttentionLayer):
                 "config.allocation is 'dense', which is a layer of its own; heads of bands are "
                 "allowed: take freqformer.attention.make_attention(dim, num_heads, config)"
             )
-        self.gates: nn.Linear | None = None
         self._make_learned()
         self.router = make_router(config, num_heads)
         if config.low_branch:
@@ -134,11 +133,6 @@ class FreqAttention(AttentionLayer):
         branch = low if self.config.low_branch else 0.0
         return (low + branch, mid + branch, high + branch, dense)
 
-    def projections(self) -> list[nn.Linear]:
-        """What makes queries, keys and values of tokens, and gates of the branches."""
-        gates = [] if self.gates is None else [self.gates]
-        return super().projections() + gates
-
     def attend(self, projected: Projected, decision: Decision, call: LayerCall) -> Tensor:
         """(B, N, H, D): every head's own band, and LOW in addition where there is a branch."""
         if self.exact:
@@ -165,9 +159,9 @@ class FreqAttention(AttentionLayer):
         )
         return gated_sum(out, low, *branch.both)
 
-    def decide(self, projected: Projected, call: LayerCall) -> Decision:
+    def decide(self, queries: QK, call: LayerCall) -> Decision:
         """What the heads do; with other bands too where a router that chooses gets a gradient."""
-        decision = super().decide(projected, call)
+        decision = super().decide(queries, call)
         chooses = isinstance(self.router, HardRouter) and decision.logits is not None
         if not chooses or not self.router.learns:
             return decision

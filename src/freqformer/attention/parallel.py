@@ -6,16 +6,21 @@ Shape legend: B batch, N tokens of the whole video, n of a rank, H heads, h of a
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from freqformer.attention.inputs import QKV, LayerCall, Projected
+from freqformer.attention.inputs import QKV, LayerCall, Projected, own_precision
 from freqformer.distributed.context import ContextParallel
-from freqformer.distributed.exchange import Route, to_heads, to_tokens
-from freqformer.distributed.heads import deal_heads
+from freqformer.distributed.exchange import (
+    Route,
+    at_heads,
+    at_tokens,
+    send_to_heads,
+    send_to_tokens,
+)
+from freqformer.distributed.heads import deal_heads, head_costs
 from freqformer.distributed.tokens import token_shares
 from freqformer.grid import Extents, Grid, tile_layout
 from freqformer.routing import Decision
@@ -24,11 +29,19 @@ from freqformer.tracing import constant_result
 if TYPE_CHECKING:
     from freqformer.attention.base import AttentionLayer
 
+SPLIT_TOKENS = 8192
+"""Tokens of a rank from which its output comes back in two messages; chosen, not measured."""
+
+
+def num_own_tokens(grid: Grid, tile: Extents | None, context: ContextParallel) -> int:
+    """Tokens of this rank."""
+    return _shares(grid, tile, context.size)[context.rank]
+
 
 @constant_result
-def num_own_tokens(grid: Grid, tile: Extents | None, ranks: int, rank: int) -> int:
-    """Tokens of one of the ranks."""
-    return token_shares(tile_layout(grid, tile), ranks)[rank]
+def _shares(grid: Grid, tile: Extents | None, ranks: int) -> tuple[int, ...]:
+    """Tokens of every rank."""
+    return token_shares(tile_layout(grid, tile), ranks)
 
 
 def check_tile_order(token_order: str) -> None:
@@ -47,33 +60,58 @@ def shared_logits(decision: Decision, context: ContextParallel | None) -> Tensor
     return logits if logits is None or context is None else context.shared(logits)
 
 
-def attend_across(
-    layer: AttentionLayer, projected: Projected, call: LayerCall, context: ContextParallel
+def forward_across(
+    layer: AttentionLayer, call: LayerCall, context: ContextParallel
 ) -> tuple[Decision, Tensor]:
-    """As the layer's `decide` and `attend`, over this rank's tokens of all heads: (B, n, H, D).
+    """As the layer's forward, over this rank's tokens: what was decided, and (B, n, C).
 
-    One all-to-all brings queries, keys, values and gates of some heads here, one takes the output
-    back. Which heads follows from what they cost, and what they learned goes with them.
+    Queries, keys and gates travel to the ranks that have their heads while values are projected.
+    The output comes back in two parts, and the first is projected while the second travels.
+    Backward it is the same the other way round. Which heads follows from what they cost, and what
+    they learned goes with them.
     """
-    decision = layer.decide(projected, call)
+    decision, route, projected = _meet(layer, call, context)
+    with own_precision(call.hidden_states):
+        out = layer.attend(
+            projected,
+            decision.of_heads(route.own_heads),
+            replace(call, heads=route.own_heads),
+        )
+    if not layer.exact:
+        out = _Touched.apply(out, *_of_heads(layer))
+    returning = send_to_tokens(out, route, _messages(route))
+    done = [layer.to_out(at_tokens(sent).flatten(2)) for sent in returning]
+    return decision, done[0] if len(done) == 1 else torch.cat(done, 1)
+
+
+def _meet(
+    layer: AttentionLayer, call: LayerCall, context: ContextParallel
+) -> tuple[Decision, Route, Projected]:
+    """What the layer makes of all tokens, for this rank's heads; of all heads this rank's share is
+    not held any longer than it travels."""
+    hidden_states = call.hidden_states
+    queries = layer.project_queries(hidden_states)
+    with own_precision(hidden_states):
+        decision = layer.decide(queries, call)
+    # A table's lists may differ in length by timestep, not in the tile.
     route = Route(
         context,
-        _shares(layer, call.grid, context),
-        deal_heads(_costs(layer, decision, call.grid), context.size),
+        _shares(call.grid, layer.configs[0].tile, context.size),
+        deal_heads(head_costs(layer.band_costs(call.grid), decision.bands), context.size),
     )
-    parts = list(projected.qkv)
-    if projected.gates is not None and not layer.exact:
-        parts.append(projected.gates.transpose(2, 3))
-    query, key, value, *rest = to_heads(parts, route)
-    gates = rest[0].transpose(2, 3).contiguous() if rest else None
-    out = layer.attend(
-        Projected(QKV(query, key, value), gates),
-        decision.of_heads(route.own_heads),
-        replace(call, heads=route.own_heads),
-    )
-    if not layer.exact:
-        out = _Touched.apply(out, *_of_heads(layer))  # type: ignore[assignment]
-    return decision, to_tokens(out, route)
+    gates = None if layer.exact else layer.project_gates(hidden_states)
+    first = [*queries] if gates is None else [*queries, gates.transpose(2, 3)]
+    sent = send_to_heads(first, route)
+    values = send_to_heads([layer.project_values(hidden_states)], route)
+    query, key, *rest = at_heads(sent)
+    (value,) = at_heads(values)
+    own_gates = rest[0].transpose(2, 3).contiguous() if rest else None
+    return decision, route, Projected(QKV(query, key, value), own_gates)
+
+
+def _messages(route: Route) -> int:
+    """All-to-alls that bring the output back, the same number on every rank."""
+    return 2 if sum(route.tokens) >= SPLIT_TOKENS * len(route.tokens) else 1
 
 
 class _Touched(torch.autograd.Function):
@@ -99,20 +137,3 @@ def _of_heads(layer: AttentionLayer) -> list[Tensor]:
         getattr(layer, name, None) for name in ("summary_queries", "summary_offsets", "gains")
     )
     return [weight for weight in learned if weight is not None]
-
-
-def _shares(layer: AttentionLayer, grid: Grid, context: ContextParallel) -> tuple[int, ...]:
-    config = layer.configs[0]  # a table's lists may differ in length by timestep, not in the tile
-    return token_shares(tile_layout(grid, config.tile), context.size)
-
-
-def _costs(layer: AttentionLayer, decision: Decision, grid: Grid) -> Tensor:
-    """What every head costs over all samples, float64 (H,), where its bands are."""
-    by_band = _on_device(tuple(layer.band_costs(grid)), decision.bands.device)
-    return by_band[decision.bands].sum(0)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what it caches must also serve training
-def _on_device(costs: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(costs, dtype=torch.float64, device=device)

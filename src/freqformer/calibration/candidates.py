@@ -98,10 +98,18 @@ class Candidates:
             self, config=replace(self.config, tile=tile_layout(grid, self.config.tile).tile)
         )
 
-    def costs(self, grid: Grid, *, num_heads: int, head_dim: int) -> list[float]:
+    def costs(
+        self, grid: Grid, *, num_heads: int, head_dim: int, num_text_tokens: int = 0
+    ) -> list[float]:
         """Useful attention FLOPs of one head as every candidate, and as DENSE at the end."""
         costs = []
         for band, config in (*self.operators, (Band.DENSE, self.config)):
-            plan = build_plan(grid, config, num_heads=num_heads, head_dim=head_dim)
+            plan = build_plan(
+                grid,
+                config,
+                num_heads=num_heads,
+                head_dim=head_dim,
+                num_text_tokens=num_text_tokens,
+            )
             costs.append(plan.band_flops(band).useful)
         return costs

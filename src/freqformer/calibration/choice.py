@@ -20,6 +20,8 @@ from freqformer.grid import Grid
 from freqformer.routing import RoutingTable
 from freqformer.routing.origin import Origin
 
+LOWEST_PRICE = 1e-20
+HIGHEST_PRICE = 1e12
 Price = Callable[[Tensor, Tensor], Tensor]
 """Errors (T, L, H, 4) and costs relative to dense (4,) of LOW, MID, HIGH and DENSE -> what each
 head minimises."""
@@ -84,23 +86,48 @@ class Calibration:
         """
         check_positive("budget", budget)
 
-        def weighed(price: float) -> Choice:
-            return self._assign(lambda errors, costs: errors.square() + price * costs)
-
-        low, high = 1e-12, 1e12
-        if weighed(high).cost > budget:
+        least = self._priced(HIGHEST_PRICE).cost
+        if least > budget:
             raise ValueError(
-                f"budget is {budget!r} of dense attention; from {weighed(high).cost:.6f} up is "
-                "feasible: raise it, or "
-                "measure cheaper candidates"
+                f"budget is {budget!r} of dense attention; from {least:.6f} up is feasible: raise "
+                "it, or measure cheaper candidates"
             )
-        if weighed(low).cost <= budget:
-            return weighed(low)
-        # The cost falls as the price rises, in steps; 80 halvings of its logarithm end on the step.
+        return self._turning_point(lambda choice: choice.cost <= budget)
+
+    def cheapest(self, tolerance: float) -> Choice:
+        """The least FLOPs for errors whose squares sum up to at most the square of `tolerance`.
+
+        As `choose_within` with the roles of errors and FLOPs exchanged: no choice that errs as
+        little as the one returned is cheaper; a part of the tolerance may be left.
+
+        Raises:
+            ValueError: for a tolerance that is not positive.
+        """
+        check_positive("tolerance", tolerance)
+
+        def errs_more(choice: Choice) -> bool:
+            return float(choice.errors.square().sum()) > tolerance**2
+
+        cheapest = self._priced(HIGHEST_PRICE)
+        if not errs_more(cheapest):
+            return cheapest
+        return self._turning_point(errs_more, above=False)
+
+    def _turning_point(self, met: Callable[[Choice], bool], *, above: bool = True) -> Choice:
+        """The choice beside the price from which on something holds: the first above it, or the
+        last below."""
+        low, high = LOWEST_PRICE, HIGHEST_PRICE
+        if met(self._priced(low)):
+            return self._priced(low)
+        # Costs fall as the price rises, in steps; 80 halvings of its logarithm end on the step.
         for _ in range(80):
             middle = math.sqrt(low * high)
-            low, high = (low, middle) if weighed(middle).cost <= budget else (middle, high)
-        return weighed(high)
+            low, high = (low, middle) if met(self._priced(middle)) else (middle, high)
+        return self._priced(high if above else low)
+
+    def _priced(self, price: float) -> Choice:
+        """Every head what has the least sum of its squared error and its FLOPs at this price."""
+        return self._assign(lambda errors, costs: errors.square() + price * costs)
 
     def tolerance_for(self, budget: float) -> float:
         """The smallest tolerance, among the measured errors, at which `choose` keeps to a share

@@ -44,6 +44,7 @@ def fit_hardware(
       cd benchmarks/results
       freqformer fit-hardware kernel.json layer.json backward.json \\
           --hold-out 75600,131072,1048576 --output h200.json
+      freqformer fit-hardware distributed/*.json --output several.json
       freqformer fit-hardware eager_cpu.json --hardware cpu --output cpu.json
       freqformer fit-hardware --measure-cpu cpu.json
     """
@@ -57,7 +58,7 @@ def fit_hardware(
     from freqformer.simulate.model.efficiency import load_efficiency
     from freqformer.simulate.model.fit import efficiency_text, fit_efficiency
     from freqformer.simulate.model.hardware import load_hardware
-    from freqformer.simulate.model.measurements import read_peaks, read_results
+    from freqformer.simulate.model.measurements import read_peaks, read_results, read_shares
     from freqformer.simulate.model.profiles import ProfileError
     from freqformer.simulate.model.roofline import Machine
     from freqformer.simulate.present.console import print_fit
@@ -70,7 +71,11 @@ def fit_hardware(
     machine = load_hardware(hardware)
     measurements = read_results(results, machine)
     fit = fit_efficiency(
-        measurements, Machine(machine, load_efficiency(machine)), held, read_peaks(results)
+        measurements,
+        Machine(machine, load_efficiency(machine)),
+        held,
+        read_peaks(results),
+        read_shares(results),
     )
     print_fit(fit, errors if is_stdout(output) else Console())
     if output is not None:

@@ -59,7 +59,14 @@ def generate(
     ] = None,
     table: Annotated[
         Path | None,
-        typer.Option(help="Folder of a routing table, in place of a density."),
+        typer.Option(help="Folder that calibrate wrote, in place of a density."),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="LoRA of diffusers, as `freqformer train --pipeline` writes it; may be repeated.",
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
@@ -89,6 +96,7 @@ def generate(
       freqformer generate --pipeline Wan-AI/Wan2.1-T2V-1.3B-Diffusers --prompt "a cat" -o cat.mp4
       freqformer generate --pipeline wan/ --prompt "a lighthouse in a storm" \\
           --frames 81 --size 480 832 --density 0.2 --output storm.mp4 --compare
+      freqformer generate --pipeline wan/ --lora runs/style/lora --prompt "a cat" -o cat.mp4
       freqformer generate --pipeline wan/ --prompt "a cat" -o cat.mp4 --offload model --steps 30
     """
     check_file(output)
@@ -103,14 +111,16 @@ def generate(
 
     from freqformer.cli.devices import chosen_device, device_name
     from freqformer.generation.loading import load_pipeline
+    from freqformer.generation.lora import load_loras
     from freqformer.generation.request import Request
-    from freqformer.routing import RoutingTable
+    from freqformer.integrations.diffusers.tables import load_tables
     from freqformer.training_free.dials import checked_dials
 
-    made = None if table is None else RoutingTable.load(table)
+    made = None if table is None else load_tables(table)
     checked_dials(made, density, (start_percent, end_percent), dense_blocks, min_tokens)
     where = chosen_device(device)
     pipe = load_pipeline(pipeline, dtype=getattr(torch, dtype), device=where, offload=offload)
+    load_loras(pipe, lora or [])
     errors.print(f"generating on {device_name(where)}", highlight=False)
     request = Request(prompt, frames, height, width, seed, steps, guidance, negative_prompt, image)
     dials = {

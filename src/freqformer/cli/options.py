@@ -53,6 +53,21 @@ def duration(option: str, text: str) -> float:
     return float(found["number"]) * _UNITS[found["unit"]]
 
 
+def step_range(option: str, text: str) -> list[int]:
+    """The first and last step of a range like 10-12, or of one step.
+
+    Raises:
+        ValueError: for other text, naming the option.
+    """
+    found = re.fullmatch(r"(\d{1,12})(?:-(\d{1,12}))?", text.strip())
+    if found is None:
+        raise ValueError(
+            f"{option} is {text[:80]!r}; a first and a last step, counted from 1, is allowed, like"
+            " 10-12"
+        )
+    return [int(found[1]), int(found[2] or found[1])]
+
+
 def renamed_option(old: str, value: Value, new: str, given: Value | None) -> Value:
     """The value of an option by its old name, with a warning that names the new one.
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from freqformer.cli.console import errors
-from freqformer.cli.options import duration, renamed_option
+from freqformer.cli.options import duration, renamed_option, step_range
 from freqformer.cli.outputs import check_folder
 from freqformer.cli.run_folder import SHIPPED, clip_fields, model_folder, run_config
 
 if TYPE_CHECKING:
+    from freqformer.training.config import TrainConfig
     from freqformer.training.report import StepReport
 
 
@@ -67,6 +68,21 @@ def train(
             help="Model whose weights the run begins with: a run, a saved pipeline, or 'shipped'."
         ),
     ] = None,
+    pipeline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Pipeline of diffusers whose transformer is trained on a cache: LoRA, unless "
+            "--set pipeline.weights=full.",
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIRST-LAST",
+            help="Steps, like 10-12, of which OUTPUT/profile gets a trace for ui.perfetto.dev.",
+        ),
+    ] = None,
     accept_changes: Annotated[
         bool,
         typer.Option(
@@ -87,9 +103,10 @@ def train(
     keeps it.
 
     Every field of a run is set by --config or --set: model (num_layers, num_attention_heads,
-    attention_head_dim, patch_size, frequency, ...), data (num_frames, height, width, fps, ...),
-    optimizer, objective, routing, run (batch_size, precision, seed, ...) and checkpoint. The whole
-    of them is written to OUTPUT/train.json. TensorBoard shows OUTPUT/logs.
+    attention_head_dim, patch_size, frequency, ...), pipeline (rank, alpha, density, ...), data
+    (num_frames, height, width, fps, ...), optimizer, objective, routing, run (batch_size,
+    precision, seed, ...) and checkpoint. The whole of them is written to OUTPUT/train.json.
+    TensorBoard shows OUTPUT/logs.
 
     \b
     Examples:
@@ -102,6 +119,8 @@ def train(
       freqformer train holiday.mp4 -o runs/own --init-from shipped --set data.height=64 \\
           --set data.width=96
       freqformer train videos/ -o runs/first --set optimizer.learning_rate=3e-4 --accept-changes
+      freqformer train cache/ -o runs/style --pipeline wan/ --steps 2000 \\
+          --set run.precision=bf16 --set run.gradient_checkpointing=true
       torchrun --nproc-per-node 4 -m freqformer train videos/ -o runs/long \\
           --set run.parallel.cp=2 --set run.parallel.dp_shard=2
     """
@@ -128,9 +147,11 @@ def train(
         "max_seconds": max_seconds,
         "stop_after_seconds": None if stop_after is None else duration("--stop-after", stop_after),
         "init_from": None if init_from is None else str(model_folder(init_from)),
+        "profile": None if profile is None else step_range("--profile", profile),
     }
     _update(values, "data", {} if data is None else clip_fields(data))
     _update(values, "run", {name: value for name, value in shortcuts.items() if value is not None})
+    _update(values, "pipeline", {} if pipeline is None else {"folder": pipeline})
     _update(values, "checkpoint", {"accept_changes": True} if accept_changes else {})
     with errors.status("starting"):
         from freqformer.cli.ranks import is_main_rank
@@ -140,15 +161,25 @@ def train(
     made = TrainConfig.from_dict(values)
     check_folder(Path(made.output))
     last: deque[StepReport] = deque(maxlen=1)
-    pipeline = run_training(made, on_step=last.append)
+    trained = run_training(made, on_step=last.append)
     if not is_main_rank():
         return
     if last and last[-1].progress < 1:
         typer.echo(f"{100 * last[-1].progress:.0f}% of the run is done: the same command goes on")
-    folder = made.output
-    typer.echo(
-        f"trained model: {pipeline}\nnext: freqformer sample {folder} --output {folder}/sample.mp4"
-    )
+    typer.echo(f"trained model: {trained}\n{_next(made, trained)}")
+
+
+def _next(config: TrainConfig, trained: Path) -> str:
+    """What to do with what was trained."""
+    folder, tuned = config.output, config.pipeline
+    if tuned.folder is None:
+        return f"next: freqformer sample {folder} --output {folder}/sample.mp4"
+    if tuned.weights == "lora":
+        return (
+            f"next: freqformer generate --pipeline {tuned.folder} --lora {trained} --prompt ..."
+            f" --output {folder}/sample.mp4"
+        )
+    return f"next: copy {tuned.folder}, with {trained} in place of its {tuned.part}"
 
 
 def _update(values: dict[str, Any], section: str, fields: dict[str, Any]) -> None:

@@ -1,5 +1,9 @@
 """Ulysses: from a share of the tokens of all heads to all tokens of a share of the heads, and back.
 
+What is sent travels until it is asked to arrive, and its gradient as well: the backward of `arrive`
+starts the way back, and what was packed waits for it. Whatever lies between the two, forward and
+backward, is computed meanwhile.
+
 Shape legend: B batch, N tokens of the whole video, n of a rank, H heads, h of a rank, W values of a
 token and head.
 """
@@ -8,14 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 
+from freqformer.distributed.collective import start_all_to_all, wait
 from freqformer.distributed.context import ContextParallel
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,83 +42,233 @@ class Route:
         return self.heads[self.context.rank]
 
 
-def to_heads(parts: Sequence[Tensor], route: Route) -> tuple[Tensor, ...]:
-    """(B, n, H, W) each -> (B, N, h, W) each, in one all-to-all; one dtype, any widths.
+class Way(NamedTuple):
+    """The numbers of one all-to-all: the same in a graph of all layers."""
+
+    group: ProcessGroup
+    rank: int
+    batch: int
+    widths: tuple[int, ...]
+    """W of every part."""
+    tokens: tuple[int, ...]
+    """Tokens of every rank that travel."""
+    heads: tuple[int, ...]
+    """Numbers of heads of every rank."""
+
+    @property
+    def row(self) -> int:
+        """Values of a token and head."""
+        return self.batch * sum(self.widths)
+
+    @property
+    def of_tokens(self) -> list[int]:
+        """Of this rank's tokens, the values of every rank's heads."""
+        return [self.tokens[self.rank] * heads * self.row for heads in self.heads]
+
+    @property
+    def of_heads(self) -> list[int]:
+        """Of this rank's heads, the values of every rank's tokens."""
+        return [tokens * self.heads[self.rank] * self.row for tokens in self.tokens]
+
+
+class Sent(NamedTuple):
+    """What is on its way."""
+
+    way: Way
+    order: Tensor
+    """All heads in the order of ranks, int64 (H,)."""
+    packed: Tensor
+    """What was sent, that a gradient comes back to."""
+    received: Tensor
+    """Not to be read yet."""
+
+
+def send_to_heads(parts: Sequence[Tensor], route: Route) -> Sent:
+    """Send (B, n, H, W) each to the ranks that have the heads, in one all-to-all; one dtype, any
+    widths.
 
     It needs no divisible numbers: ranks may have other numbers of tokens, none included, and heads.
     """
-    return _Exchange.apply(route, True, *parts)  # type: ignore[return-value]
+    way = _way(parts, route, route.tokens)
+    order = torch.cat(route.heads)
+    packed: Any = _LeaveTokens.apply(way, order, *parts)
+    received = start_all_to_all(packed, way.of_heads, way.of_tokens, way.group)
+    return Sent(way, order, packed, received)
+
+
+def at_heads(sent: Sent) -> tuple[Tensor, ...]:
+    """What `send_to_heads` sent: (B, N, h, W) each."""
+    return _ArriveAtHeads.apply(sent.way, sent.order, sent.packed, sent.received)  # type: ignore[return-value]
+
+
+def send_to_tokens(x: Tensor, route: Route, messages: int = 1) -> list[Sent]:
+    """Send (B, N, h, W) to the ranks that have the tokens.
+
+    Args:
+        messages: all-to-alls; each carries one part of every rank's tokens, in their order, so that
+            the first can be worked on while the others travel.
+    """
+    shares = [_parts_of(tokens, messages) for tokens in route.tokens]
+    ways = tuple(_way([x], route, tokens) for tokens in zip(*shares, strict=True))
+    order = torch.cat(route.heads)
+    leaving: Any = _LeaveHeads.apply(ways, order, x)
+    return [
+        Sent(way, order, packed, start_all_to_all(packed, way.of_tokens, way.of_heads, way.group))
+        for way, packed in zip(ways, leaving, strict=True)
+    ]
+
+
+def at_tokens(sent: Sent) -> Tensor:
+    """What one message of `send_to_tokens` carries: (B, its tokens of this rank, H, W)."""
+    return _ArriveAtTokens.apply(sent.way, sent.order, sent.packed, sent.received)  # type: ignore[return-value]
+
+
+def to_heads(parts: Sequence[Tensor], route: Route) -> tuple[Tensor, ...]:
+    """(B, n, H, W) each -> (B, N, h, W) each, with nothing meanwhile."""
+    return at_heads(send_to_heads(parts, route))
 
 
 def to_tokens(x: Tensor, route: Route) -> Tensor:
     """The inverse of `to_heads`: (B, N, h, W) -> (B, n, H, W)."""
-    (out,) = _Exchange.apply(route, False, x)  # type: ignore[misc]
-    return out
+    (sent,) = send_to_tokens(x, route)
+    return at_tokens(sent)
 
 
-class _Exchange(torch.autograd.Function):
-    """It moves values and changes none, so that its gradient is its inverse."""
+# An exchange moves values and changes none, so that its gradient is its inverse.
 
+
+class _LeaveTokens(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, route: Route, heads_wanted: bool, *parts: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        ctx.route, ctx.heads_wanted = route, heads_wanted
-        return _to_heads(parts, route) if heads_wanted else _to_tokens(parts, route)
+    def forward(ctx: Any, way: Way, order: Tensor, *parts: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.way = way
+        ctx.save_for_backward(order)
+        return _pack_tokens(parts, order, way)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        moved = _to_tokens if ctx.heads_wanted else _to_heads
-        return None, None, *moved(grads, ctx.route)
+        (order,) = ctx.saved_tensors
+        return None, None, *_unpack_tokens(wait(grads[0]), order, ctx.way)
 
 
-def _to_heads(parts: Sequence[Tensor], route: Route) -> tuple[Tensor, ...]:
-    batch, own_tokens = parts[0].shape[:2]
-    widths = [part.shape[3] for part in parts]
-    row = batch * sum(widths)  # values of a token and head
-    counts = [len(heads) for heads in route.heads]
-    own_heads = counts[route.context.rank]
-    sent = parts[0].new_empty(own_tokens * sum(counts) * row)
-    # A block for each rank, tokens before samples: blocks of all ranks then lie one after another
-    # in the order of tokens.
-    blocks = sent.split([own_tokens * count * row for count in counts])
-    for block, heads in zip(blocks, route.heads, strict=True):
-        shaped = block.view(own_tokens, batch, len(heads), sum(widths)).split(widths, -1)
-        for place, part in zip(shaped, parts, strict=True):
+class _ArriveAtHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, way: Way, order: Tensor, packed: Tensor, received: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.way = way
+        return _unpack_heads((wait(received),), (way,))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        way = ctx.way
+        (packed,) = _pack_heads(grads, (way,))
+        return None, None, start_all_to_all(packed, way.of_tokens, way.of_heads, way.group), None
+
+
+class _LeaveHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ways: tuple[Way, ...], order: Tensor, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        ctx.ways = ways
+        return _pack_heads((x,), ways)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        (grad,) = _unpack_heads([wait(grad) for grad in grads], ctx.ways)
+        return None, None, grad
+
+
+class _ArriveAtTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, way: Way, order: Tensor, packed: Tensor, received: Tensor
+    ) -> Tensor:
+        ctx.way = way
+        ctx.save_for_backward(order)
+        (out,) = _unpack_tokens(wait(received), order, way)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        way = ctx.way
+        (order,) = ctx.saved_tensors
+        packed = _pack_tokens(grads, order, way)
+        return None, None, start_all_to_all(packed, way.of_heads, way.of_tokens, way.group), None
+
+
+def _way(parts: Sequence[Tensor], route: Route, tokens: tuple[int, ...]) -> Way:
+    return Way(
+        group=route.context.group,
+        rank=route.context.rank,
+        batch=parts[0].shape[0],
+        widths=tuple(part.shape[3] for part in parts),
+        tokens=tokens,
+        heads=tuple(len(heads) for heads in route.heads),
+    )
+
+
+def _parts_of(tokens: int, messages: int) -> list[int]:
+    """Tokens of one rank in each message, as even as can be."""
+    ends = [tokens * message // messages for message in range(messages + 1)]
+    return [end - start for start, end in pairwise(ends)]
+
+
+def _pack_tokens(parts: Sequence[Tensor], order: Tensor, way: Way) -> Tensor:
+    """(B, n, H, W) each -> a block for every rank, tokens before samples: blocks of all ranks then
+    lie one after another in the order of tokens."""
+    packed = parts[0].new_empty(sum(way.of_tokens))
+    blocks = packed.split(way.of_tokens)
+    for block, heads in zip(blocks, order.split(way.heads), strict=True):
+        for place, part in zip(_shaped(block, len(heads), way), parts, strict=True):
             place.copy_(part.index_select(2, heads).transpose(0, 1))
-    received = sent.new_empty(sum(route.tokens) * own_heads * row)
-    dist.all_to_all_single(
-        received,
-        sent,
-        [tokens * own_heads * row for tokens in route.tokens],
-        [len(block) for block in blocks],
-        group=route.context.group,
-    )
-    whole = received.view(sum(route.tokens), batch, own_heads, sum(widths)).transpose(0, 1)
-    return tuple(part.contiguous() for part in whole.split(widths, -1))
+    return packed
 
 
-def _to_tokens(parts: Sequence[Tensor], route: Route) -> tuple[Tensor, ...]:
-    batch = parts[0].shape[0]
-    widths = [part.shape[3] for part in parts]
-    row = batch * sum(widths)
-    counts = [len(heads) for heads in route.heads]
-    rank = route.context.rank
-    own_tokens = route.tokens[rank]
-    sent = torch.cat([part.transpose(0, 1) for part in parts], -1).flatten()
-    received = sent.new_empty(own_tokens * sum(counts) * row)
-    sizes = [own_tokens * count * row for count in counts]
-    dist.all_to_all_single(
-        received,
-        sent,
-        sizes,
-        [tokens * counts[rank] * row for tokens in route.tokens],
-        group=route.context.group,
-    )
-    # In the order of ranks, so that one permutation sorts the heads.
-    order = torch.cat(route.heads)
-    out = [received.new_empty(batch, own_tokens, sum(counts), width) for width in widths]
-    for block, heads in zip(received.split(sizes), order.split(counts), strict=True):
-        shaped = block.view(own_tokens, batch, len(heads), sum(widths)).split(widths, -1)
-        for whole, part in zip(out, shaped, strict=True):
+def _unpack_tokens(received: Tensor, order: Tensor, way: Way) -> tuple[Tensor, ...]:
+    """The inverse of `_pack_tokens`."""
+    shape = (way.batch, way.tokens[way.rank], sum(way.heads))
+    out = [received.new_empty(*shape, width) for width in way.widths]
+    blocks = received.split(way.of_tokens)
+    for block, heads in zip(blocks, order.split(way.heads), strict=True):
+        for whole, part in zip(out, _shaped(block, len(heads), way), strict=True):
             whole.index_copy_(2, heads, part.transpose(0, 1))
     return tuple(out)
+
+
+def _shaped(block: Tensor, heads: int, way: Way) -> Sequence[Tensor]:
+    """One rank's block as (n, B, its heads, W) each."""
+    shape = (way.tokens[way.rank], way.batch, heads, sum(way.widths))
+    return block.view(shape).split(way.widths, -1)
+
+
+def _pack_heads(parts: Sequence[Tensor], ways: tuple[Way, ...]) -> tuple[Tensor, ...]:
+    """(B, N, h, W) each -> for every message a block for every rank, tokens before samples."""
+    moved = [part.transpose(0, 1) for part in parts]
+    if len(ways) == 1:
+        return (torch.cat(moved, -1).flatten(),)
+    (whole,) = moved  # several messages carry one part
+    pieces = whole.split(_pieces(ways))
+    return tuple(torch.cat(pieces[message :: len(ways)]).flatten() for message in range(len(ways)))
+
+
+def _unpack_heads(received: Sequence[Tensor], ways: tuple[Way, ...]) -> tuple[Tensor, ...]:
+    """The inverse of `_pack_heads`."""
+    widths = ways[0].widths
+    shaped = [
+        flat.view(sum(way.tokens), way.batch, way.heads[way.rank], sum(way.widths))
+        for flat, way in zip(received, ways, strict=True)
+    ]
+    whole = shaped[0]
+    if len(ways) > 1:
+        split = [part.split(way.tokens) for part, way in zip(shaped, ways, strict=True)]
+        whole = torch.cat([piece for rank in zip(*split, strict=True) for piece in rank])
+    return tuple(part.contiguous() for part in whole.transpose(0, 1).split(widths, -1))
+
+
+def _pieces(ways: tuple[Way, ...]) -> list[int]:
+    """Tokens in the order of the video: the first rank's in every message, the second's, ..."""
+    by_rank = zip(*(way.tokens for way in ways), strict=True)
+    return [tokens for messages in by_rank for tokens in messages]

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from freqformer._validate import check_whole
+from freqformer.config import FreqFormerConfig
+from freqformer.grid import Grid
+from freqformer.plan import build_plan
+from freqformer.tracing import constant_result
 
 
 def deal_heads(costs: Tensor, ranks: int) -> tuple[Tensor, ...]:
@@ -40,11 +45,43 @@ def check_degree(num_heads: int, ranks: int) -> None:
         )
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what it caches must also serve training
+@constant_result
 def _places(heads: int, ranks: int, device: torch.device) -> tuple[Tensor, ...]:
     """Of every rank, which of the heads in order of cost it gets."""
+    return _cached_places(heads, ranks, device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what it caches must also serve training
+def _cached_places(heads: int, ranks: int, device: torch.device) -> tuple[Tensor, ...]:
     place = torch.arange(heads)
     column = place % ranks
     rank = torch.where(place // ranks % 2 == 0, column, ranks - 1 - column)
     return tuple((rank == one).nonzero().squeeze(1).to(device) for one in range(ranks))
+
+
+@constant_result
+def plan_costs(
+    grid: Grid, config: FreqFormerConfig, **named: Any
+) -> tuple[float, float, float, float]:
+    """`AttentionPlan.band_costs` of the plan that `build_plan` makes of the same arguments, which a
+    compiled graph takes as a constant."""
+    return build_plan(grid, config, **named).band_costs()
+
+
+def head_costs(by_band: tuple[float, ...], bands: Tensor) -> Tensor:
+    """What every head costs over all samples, float64 (H,), from the costs of a head in each band
+    and bands (B, H), where these are."""
+    (costs,) = _on_device(by_band, bands.device)
+    return costs[bands.long()].sum(0)
+
+
+@constant_result
+def _on_device(costs: tuple[float, ...], device: torch.device) -> tuple[Tensor]:
+    return (_cached_on_device(costs, device),)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what it caches must also serve training
+def _cached_on_device(costs: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(costs, dtype=torch.float64, device=device)

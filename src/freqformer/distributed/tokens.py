@@ -12,12 +12,12 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
+from freqformer.distributed.collective import start_all_to_all, wait
 from freqformer.distributed.context import ContextParallel
 from freqformer.grid import TileLayout
 
@@ -84,25 +84,34 @@ class _Gather(torch.autograd.Function):
     ) -> Tensor:
         ctx.start = sum(shares[: context.rank])
         ctx.count = shares[context.rank]
-        return gathered(tokens, shares, context)
+        return start_gather(tokens, shares, context).arrive()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         return grads[0][:, ctx.start : ctx.start + ctx.count], None, None
 
 
-def gathered(x: Tensor, shares: tuple[int, ...], context: ContextParallel) -> Tensor:
-    """As `gather_tokens`, for any shares along axis 1 and without a gradient."""
+class Gathering(NamedTuple):
+    """Shares of all ranks on their way."""
+
+    received: Tensor
+    """Not to be read yet."""
+    shape: tuple[int, ...]
+    """(N, B, ...)."""
+
+    def arrive(self) -> Tensor:
+        """(B, N, ...)."""
+        return wait(self.received).view(self.shape).transpose(0, 1)
+
+
+def start_gather(x: Tensor, shares: tuple[int, ...], context: ContextParallel) -> Gathering:
+    """As `gather_tokens`, for any shares along axis 1 and without a gradient; it travels until it
+    is asked to arrive."""
     own = x.transpose(0, 1).contiguous()
     row = math.prod(own.shape[1:])
-    whole = x.new_empty(sum(shares), *own.shape[1:])
     # Every rank sends all of its tokens to each other one: uneven shares need no padding so.
     sent = own.flatten().repeat(context.size)
-    dist.all_to_all_single(
-        whole.view(-1),
-        sent,
-        [share * row for share in shares],
-        [own.numel()] * context.size,
-        group=context.group,
+    received = start_all_to_all(
+        sent, [share * row for share in shares], [own.numel()] * context.size, context.group
     )
-    return whole.transpose(0, 1)
+    return Gathering(received, (sum(shares), *own.shape[1:]))

@@ -95,8 +95,8 @@ def _triton_reason(tensors: Tensors, parameters: AttentionParameters | None) -> 
             f"head_dim is {query.shape[-1]}, and 1 to {MOST_HEAD_DIM} are allowed: make the heads "
             "narrower and more, or choose impl='eager'"
         )
-    rotary = None if parameters is None else parameters.rotary
-    asked = rotary is not None and any(table.requires_grad for table in rotary)
+    rotation = None if parameters is None else parameters.rotation
+    asked = rotation is not None and (rotation.cos.requires_grad or rotation.sin.requires_grad)
     if asked and torch.is_grad_enabled():
         return (
             "it gives the rotary tables no gradient, and one is asked for: detach them, or "

@@ -14,7 +14,8 @@ from freqformer.ops.block_sparse import TileLists, block_sparse_attention, dense
 from freqformer.ops.merge import expand_low, gated_sum
 from freqformer.ops.parameters import AttentionParameters, BranchGates
 from freqformer.ops.prologue import BandInputs, prepare
-from freqformer.ops.tokens import TokenOrder, reorder, rms_norm, rotate
+from freqformer.ops.query_key import normalised, rotated
+from freqformer.ops.tokens import TokenOrder, reorder, rotate
 from freqformer.patterns import topk_tiles
 from freqformer.plan import AttentionPlan, Selection
 
@@ -33,16 +34,20 @@ class Branches:
     ) -> None:
         self.batch, _, self.heads, _ = tensors[0].shape
         query, key, value = tensors if text_mask is None else _without_masked(tensors, text_mask)
+        video = plan.layout.grid.num_tokens
         if parameters is not None:
-            query = rms_norm(query, parameters.query_norm, parameters.norm_eps)
-            key = rms_norm(key, parameters.key_norm, parameters.norm_eps)
+            # Text has no bands: it is turned at once, where tables reach so far.
+            query, key = (
+                rotated(normalised(x, weight, parameters, video), parameters, first=video)
+                for x, weight in ((query, parameters.query_norm), (key, parameters.key_norm))
+            )
         self.query, self.key, self.value = (
             x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)
         )
         self.plan, self.parameters = plan, parameters
         self.token_order: TokenOrder = token_order
         self.impl: PlainImpl = impl
-        self.video = plan.layout.grid.num_tokens
+        self.video = video
         self.text_mask = None if text_mask is None else text_mask.repeat_interleave(self.heads, 0)
 
     def output(
@@ -137,24 +142,30 @@ class Branches:
         )
 
     def _dense(self, rows: Tensor) -> Tensor:
-        return self._exact(self._rotated(self.query.index_select(0, rows)[:, : self.video]), rows)
+        video = self.query.index_select(0, rows)[:, : self.video]
+        return self._exact(self._rotated(video, rows), rows)
 
     def _exact(self, query: Tensor, rows: Tensor) -> Tensor:
         """Dense attention of the rows' queries over every exact video token and all text."""
         key, value = self.key.index_select(0, rows), self.value.index_select(0, rows)
         if self.plan.num_text_tokens:
-            key = torch.cat([self._rotated(key[:, : self.video]), key[:, self.video :]], 1)
+            video = self._rotated(key[:, : self.video], rows)
+            key = torch.cat([video, key[:, self.video :]], 1)
         else:
-            key = self._rotated(key)
+            key = self._rotated(key, rows)
         mask = None
         if self.text_mask is not None:
             mask = self.text_mask.index_select(0, rows)
             mask = torch.cat([mask.new_ones(len(rows), self.video), mask], 1)
         return dense_attention(query, key, value, mask, impl=self.impl)
 
-    def _rotated(self, x: Tensor) -> Tensor:
-        rotary = self.parameters.rotary if self.parameters is not None else None
-        return x if rotary is None else rotate(x, rotary)
+    def _rotated(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Video tokens (R, N, D) of some rows, turned."""
+        rotation = self.parameters.rotation if self.parameters is not None else None
+        if rotation is None:
+            return x
+        cos, sin = rotation.of_rows(rows, self.heads)
+        return rotate(x, (cos[:, : self.video], sin[:, : self.video]), rotation.pairs)
 
 
 def _without_masked(

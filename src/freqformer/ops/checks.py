@@ -12,7 +12,12 @@ from freqformer._validate import check_choice, check_kind, check_whole, mapped
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid, TokenOrder, check_grid
 from freqformer.ops.backends import IMPLS
-from freqformer.ops.parameters import AttentionParameters, BranchGates
+from freqformer.ops.parameters import (
+    AttentionParameters,
+    BranchGates,
+    Pairs,
+    RotaryEmbedding,
+)
 from freqformer.plan import Selection
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -108,12 +113,13 @@ def check_parameters(
             "parameters.gains is None and band_features is 'band_gains'; pass a tensor "
             f"({heads}, 3)"
         )
+    norm = (heads, head_dim) if parameters.norm_across_heads else (head_dim,)
     shapes: dict[str, tuple[int, ...]] = {
         "summary_queries": (heads, 2, head_dim),
         "summary_offsets": (heads, 3),
         "gains": (heads, 3),
-        "query_norm": (head_dim,),
-        "key_norm": (head_dim,),
+        "query_norm": norm,
+        "key_norm": norm,
     }
     for name, shape in shapes.items():
         x = getattr(parameters, name)
@@ -123,8 +129,11 @@ def check_parameters(
     check_rotary(parameters.rotary, query, grid)
 
 
-def check_rotary(rotary: tuple[Tensor, Tensor] | None, query: Tensor, grid: Grid) -> None:
-    """Raise ValueError unless rotary is None or cos and sin, each (video tokens, head_dim / 2)."""
+def check_rotary(
+    rotary: RotaryEmbedding | tuple[Tensor, Tensor] | None, query: Tensor, grid: Grid
+) -> None:
+    """Raise ValueError unless rotary is None, cos and sin, each (video tokens, head_dim / 2), or a
+    record that fits these queries."""
     if rotary is None:
         return
     head_dim = query.shape[3]
@@ -133,13 +142,44 @@ def check_rotary(rotary: tuple[Tensor, Tensor] | None, query: Tensor, grid: Grid
             f"parameters.rotary is given and head_dim is {head_dim}; it rotates pairs: make "
             "head_dim even"
         )
+    if isinstance(rotary, RotaryEmbedding):
+        check_choice("parameters.rotary.pairs", rotary.pairs, get_args(Pairs))
+        for name in ("cos", "sin"):
+            _check_table(f"parameters.rotary.{name}", getattr(rotary, name), query, grid)
+        if rotary.cos.shape != rotary.sin.shape:
+            raise ValueError(
+                f"parameters.rotary.sin is {tuple(rotary.sin.shape)}; the shape of cos, "
+                f"{tuple(rotary.cos.shape)}, is allowed: take both of the same angles"
+            )
+        return
     if not isinstance(rotary, tuple | list) or len(rotary) != 2:
         raise ValueError(
-            f"rotary is a {type(rotary).__name__}; a pair (cos, sin) of tensors is allowed: pass "
-            "both"
+            f"rotary is a {type(rotary).__name__}; a RotaryEmbedding, or a pair (cos, sin) of "
+            "tensors is allowed: pass both tables"
         )
     for table in rotary:
         _check_learned("rotary", table, (grid.num_tokens, head_dim // 2), query)
+
+
+def _check_table(name: str, table: Tensor, query: Tensor, grid: Grid) -> None:
+    """Raise ValueError unless a table of a `RotaryEmbedding` fits the queries."""
+    check_kind(name, table, Tensor, "pass a tensor")
+    batch, tokens, heads, head_dim = query.shape
+    shape = (1, *table.shape[:1], 1, *table.shape[1:]) if table.ndim == 2 else tuple(table.shape)
+    fits = (
+        len(shape) == 4
+        and shape[0] in (1, batch)
+        and shape[1] in (grid.num_tokens, tokens)
+        and shape[2] in (1, heads)
+        and 1 <= shape[3] <= head_dim // 2
+    )
+    if not fits or not table.is_floating_point() or table.device != query.device:
+        raise ValueError(
+            f"{name} is {table.dtype} {tuple(table.shape)} on {table.device}; floats (tokens, P), "
+            f"or (1 or {batch}, tokens, 1 or {heads}, P), on {query.device} are allowed, with "
+            f"{grid.num_tokens} tokens of the video or all {tokens}, and P up to "
+            f"{head_dim // 2} pairs: take the tables of these tokens"
+        )
 
 
 def check_low_branch(low_branch: BranchGates | None, query: Tensor, grid: Grid) -> None:

@@ -13,7 +13,8 @@ from freqformer.plan import AttentionPlan
 
 def forward_costs(call: Call) -> dict[str, Cost]:
     """The forward by stage, in the order of its launches."""
-    return {
+    scales = {"norm": prologue.scales_cost(call)} if call.norm_across_heads else {}
+    return scales | {
         "prologue": prologue.tiles_cost(call),
         "summaries": prologue.summaries_cost(call),
         "selection": selection.selection_cost(call),
@@ -25,7 +26,12 @@ def forward_costs(call: Call) -> dict[str, Cost]:
 def backward_costs(call: Call) -> dict[str, Cost]:
     """The backward by stage: queries, keys and values in tile order are not kept, so that the
     prologue runs again."""
-    return {
+    again: dict[str, Cost] = {}
+    last: dict[str, Cost] = {}
+    if call.norm_across_heads:
+        again = {"norm again": prologue.scales_cost(call).again}
+        last = {"norm": prologue.scales_backward_cost(call)}
+    stages = {
         "prologue again": prologue.tiles_cost(call).again,
         "summaries again": prologue.summaries_cost(call).again,
         "merge": merge.merge_backward_cost(call),
@@ -34,6 +40,7 @@ def backward_costs(call: Call) -> dict[str, Cost]:
         "prologue": prologue.tiles_backward_cost(call),
         "summaries": prologue.summaries_backward_cost(call),
     }
+    return again | stages | last
 
 
 def workspace_bytes(plan: AttentionPlan, rows: int, element_size: int) -> int:

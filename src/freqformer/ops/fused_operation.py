@@ -27,7 +27,13 @@ from freqformer.ops.fused import EVERY_BAND, FusedCall, contiguous, run
 from freqformer.ops.merge.backward_tables import collapse_tables
 from freqformer.ops.merge.tables import merge_tables
 from freqformer.ops.merge.triton.launch import low_gate_grads, merge_low_backward
-from freqformer.ops.parameters import LEARNED, AttentionParameters, BranchGates
+from freqformer.ops.parameters import (
+    LEARNED,
+    AttentionParameters,
+    BranchGates,
+    Pairs,
+    RotaryEmbedding,
+)
 from freqformer.ops.prologue.tables import prologue_tables
 from freqformer.ops.prologue.triton.launch import prepare_rows
 from freqformer.ops.prologue.triton.launch_backward import prepare_rows_backward
@@ -65,6 +71,10 @@ class Inputs(NamedTuple):
     chooses: bool
     """Whether MID lists are a choice, as top-k is."""
     eps: float
+    pairs: Pairs
+    across_heads: bool
+    norm_text: bool
+    """As `RotaryEmbedding` and `AttentionParameters` have these three."""
     present: int
     """Which bands there may be, an index into `BAND_SETS`."""
     raster: bool
@@ -77,9 +87,16 @@ class Inputs(NamedTuple):
 
     @property
     def parameters(self) -> AttentionParameters:
-        rotary = None if self.cos is None or self.sin is None else (self.cos, self.sin)
-        learned = {name: getattr(self, name) for name in LEARNED}
-        return AttentionParameters(**learned, rotary=rotary, norm_eps=self.eps)
+        rotary = None
+        if self.cos is not None and self.sin is not None:
+            rotary = RotaryEmbedding(self.cos, self.sin, self.pairs)
+        return AttentionParameters(
+            **{name: getattr(self, name) for name in LEARNED},
+            rotary=rotary,
+            norm_eps=self.eps,
+            norm_across_heads=self.across_heads,
+            norm_text=self.norm_text,
+        )
 
     @property
     def low_branch(self) -> BranchGates | None:
@@ -113,8 +130,9 @@ INPUT_SCHEMA = (
     "Tensor query, Tensor key, Tensor value, Tensor bands, Tensor? summary_queries, "
     "Tensor? summary_offsets, Tensor? gains, Tensor? query_norm, Tensor? key_norm, "
     "Tensor? by_token, Tensor? by_sample, Tensor? cos, Tensor? sin, Tensor? text_mask, "
-    "Tensor? selection, SymInt plan, SymInt[] sizes, bool chooses, float eps, int present, "
-    "bool raster, bool backward, bool deterministic, str backend"
+    "Tensor? selection, SymInt plan, SymInt[] sizes, bool chooses, float eps, str pairs, "
+    "bool across_heads, bool norm_text, int present, bool raster, bool backward, "
+    "bool deterministic, str backend"
 )
 EIGHT = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 TEN = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
@@ -128,7 +146,7 @@ def attention(
     plan = call.plan
     if not torch.compiler.is_compiling():
         check_known(plan)
-    cos, sin = (None, None) if parameters.rotary is None else parameters.rotary
+    rotation = parameters.rotation
     gates = call.low_branch or BranchGates()
     inputs = Inputs(
         *tensors,
@@ -140,14 +158,17 @@ def attention(
         key_norm=parameters.key_norm,
         by_token=gates.by_token,
         by_sample=gates.by_sample,
-        cos=cos,
-        sin=sin,
+        cos=None if rotation is None else rotation.cos,
+        sin=None if rotation is None else rotation.sin,
         text_mask=call.text_mask,
         selection=None if call.selection is None else call.selection.tiles,
         plan=plan.key[0],
         sizes=plan.key[1:],
         chooses=plan.mid_lists is None,
         eps=parameters.norm_eps,
+        pairs="interleaved" if rotation is None else rotation.pairs,
+        across_heads=parameters.norm_across_heads,
+        norm_text=parameters.norm_text,
         present=15 if call.present is EVERY_BAND else sum(1 << band for band in call.present),
         raster=call.token_order == "raster",
         backward=False,

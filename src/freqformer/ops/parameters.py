@@ -3,10 +3,53 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
 from freqformer._validate import on_host
+
+Pairs = Literal["interleaved", "halved"]
+"""Which channels a rotary embedding turns together: 2i and 2i + 1, or i and i + P of P pairs."""
+
+
+@dataclass(frozen=True, eq=False)
+class RotaryEmbedding:
+    """Angles by which queries and keys are turned, one for every token and pair of channels.
+
+    P pairs are the first 2 P channels of a head, P at most head_dim / 2; later channels stay.
+    """
+
+    cos: Tensor
+    """(tokens, P), or (batch or 1, tokens, heads or 1, P) where samples or heads differ; floats of
+    any strides. The tokens are the video's in the order of the call, or all tokens, where text is
+    turned too."""
+    sin: Tensor
+    """As cos."""
+    pairs: Pairs = "interleaved"
+    """`interleaved`: channels 2i and 2i + 1 are pair i, as in Wan; `halved`: channels i and i + P,
+    as in Llama."""
+
+    @property
+    def by_token(self) -> RotaryEmbedding:
+        """The same with tables (batch or 1, tokens, heads or 1, P)."""
+        if self.cos.ndim == 4:
+            return self
+        return RotaryEmbedding(self.cos[None, :, None], self.sin[None, :, None], self.pairs)
+
+    def of_rows(self, rows: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of rows (sample * heads + head), int64 (R,): each (R or 1, tokens, P)."""
+        whole = self.by_token
+        return _of_rows(whole.cos, rows, heads), _of_rows(whole.sin, rows, heads)
+
+
+def _of_rows(table: Tensor, rows: Tensor, heads: int) -> Tensor:
+    samples, _, own_heads, _ = table.shape
+    if samples == 1 and own_heads == 1:
+        return table[:, :, 0]
+    sample = rows // heads if samples > 1 else rows * 0
+    head = rows % heads if own_heads > 1 else rows * 0
+    return table[sample, :, head]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,15 +73,31 @@ class AttentionParameters:
     """
     gains: Tensor | None = None
     """Gain per head and band for `band_features="band_gains"`, (heads, 3)."""
-    rotary: tuple[Tensor, Tensor] | None = None
-    """cos and sin of the rotary embedding, each (video tokens, head_dim / 2) in the order of the
-    call's tokens."""
+    rotary: RotaryEmbedding | tuple[Tensor, Tensor] | None = None
+    """The rotary embedding of queries and keys; a pair (cos, sin) is one of neighbouring channels,
+    each (video tokens, head_dim / 2) in the order of the call's tokens."""
     query_norm: Tensor | None = None
-    """Weight of the RMS norm over head_dim of every query, text included, (head_dim,)."""
+    """Weight of the RMS norm over head_dim of every query, (head_dim,); of the one over all heads'
+    channels, (heads, head_dim)."""
     key_norm: Tensor | None = None
     """The same for keys."""
     norm_eps: float = 1e-6
     """Added to the mean square in both norms."""
+    norm_across_heads: bool = False
+    """Whether both norms take the mean square of all heads' channels of a token together, as Wan's
+    do."""
+    norm_text: bool = True
+    """Whether both norms are of text tokens too; False takes these normalised, for models whose
+    text has weights of its own."""
+
+    @property
+    def rotation(self) -> RotaryEmbedding | None:
+        """`rotary` with tables (batch or 1, tokens, heads or 1, P)."""
+        if self.rotary is None:
+            return None
+        if isinstance(self.rotary, RotaryEmbedding):
+            return self.rotary.by_token
+        return RotaryEmbedding(*self.rotary).by_token
 
 
 @dataclass(frozen=True, eq=False)

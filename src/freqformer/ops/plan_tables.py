@@ -6,6 +6,7 @@ Each operation makes its own in `ops/NAME/tables.py`; here is what they share.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
@@ -30,13 +31,27 @@ def kept_by_plan(
 
     @wraps(make)
     def kept(plan: AttentionPlan, *others: Others.args, **named: Others.kwargs) -> Table:
+        def made() -> Table:
+            with torch.inference_mode(False):  # what is kept must also serve training
+                return make(plan, *others, **named)
+
         key = (make, others, *named.items())
         if key not in plan.kept:
-            with torch.inference_mode(False):  # what is kept must also serve training
-                plan.kept.setdefault(key, make(plan, *others, **named))
+            cuda = any(isinstance(x, torch.device) and x.type == "cuda" for x in others)
+            plan.kept.setdefault(key, _outside_of_graphs(made) if cuda else made())
         return plan.kept[key]
 
     return kept
+
+
+def _outside_of_graphs(make: Callable[[], Table]) -> Table:
+    """What it makes, in memory that belongs to no CUDA graph.
+
+    While torch.compile warms a graph up, what its thread and stream allocate lies in the graph's
+    pool, and later recordings write there. Another thread has neither.
+    """
+    with ThreadPoolExecutor(max_workers=1) as other:
+        return other.submit(make).result()
 
 
 def upload(x: Tensor, device: torch.device, dtype: torch.dtype = torch.int32) -> Tensor:

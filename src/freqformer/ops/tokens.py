@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from freqformer.grid import TileLayout, TokenOrder
+from freqformer.ops.parameters import Pairs
 
 
 class _Permute(torch.autograd.Function):
@@ -56,13 +57,21 @@ def _indices(layout: TileLayout, device: torch.device) -> tuple[Tensor, Tensor]:
     return layout.raster_to_tile.to(device), layout.tile_to_raster.to(device)
 
 
-def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary embedding of x (..., N, D): neighbouring channels are pairs; cos and sin are (N, D /
-    2)."""
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor], pairs: Pairs = "interleaved") -> Tensor:
+    """Rotary embedding of x (..., N, D) by cos and sin, which broadcast with (..., N, P): of its
+    first 2 P channels neighbours are pairs, or channels P apart (`halved`); the others stay."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     cos, sin = (table.to(device=x.device, dtype=wide) for table in rotary)
-    even, odd = x.to(wide).unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
+    count = 2 * cos.shape[-1]
+    turned = x[..., :count].to(wide)
+    if pairs == "interleaved":
+        first, second = turned.unflatten(-1, (-1, 2)).unbind(-1)
+    else:
+        first, second = turned.chunk(2, -1)
+    both = (first * cos - second * sin, first * sin + second * cos)
+    turned = torch.stack(both, -1).flatten(-2) if pairs == "interleaved" else torch.cat(both, -1)
+    turned = turned.to(x.dtype)
+    return turned if count == x.shape[-1] else torch.cat([turned, x[..., count:]], -1)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

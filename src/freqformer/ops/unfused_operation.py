@@ -8,6 +8,7 @@ forward pass once more.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,13 @@ from torch import Tensor
 from freqformer.ops.backends import PlainImpl
 from freqformer.ops.branches import Branches
 from freqformer.ops.checks import row_numbers
-from freqformer.ops.parameters import LEARNED, AttentionParameters, BranchGates
+from freqformer.ops.parameters import (
+    LEARNED,
+    AttentionParameters,
+    BranchGates,
+    Pairs,
+    RotaryEmbedding,
+)
 from freqformer.ops.tokens import TokenOrder
 from freqformer.plan import AttentionPlan, Selection, plan_numbered
 
@@ -26,10 +33,8 @@ INPUTS = (
     "Tensor? gains, Tensor? query_norm, Tensor? key_norm, Tensor? cos, Tensor? sin, Tensor? "
     "text_mask, "
     "Tensor? selection, Tensor? by_token, Tensor? by_sample, SymInt plan, float eps, "
-    "bool given, str order, str impl"
+    "bool given, str pairs, bool across_heads, bool norm_text, str order, str impl"
 )
-LEARNED_AT = slice(4, 11)
-"""Where what is learned, and the rotary tables, stand among the inputs."""
 TENSORS = 15
 """Inputs that are tensors; the rest are numbers and words."""
 
@@ -54,7 +59,8 @@ def attention(
 ) -> Tensor:
     """See `unfused.unfused_attention`; bands (batch, heads) are checked when a graph runs."""
     given = parameters or AttentionParameters()
-    rotary = (None, None) if given.rotary is None else given.rotary
+    rotation = given.rotation
+    rotary = (None, None) if rotation is None else (rotation.cos, rotation.sin)
     learned = [getattr(given, name) for name in LEARNED]
     return torch.ops.freqformer.unfused_attention(
         *tensors,
@@ -67,16 +73,26 @@ def attention(
         plan.key[0],
         given.norm_eps,
         parameters is not None,
+        "interleaved" if rotation is None else rotation.pairs,
+        given.norm_across_heads,
+        given.norm_text,
         token_order,
         impl,
     )
 
 
 def _attend(*inputs: Any) -> Tensor:
-    query, key, value, bands = inputs[:4]
-    *_, text_mask, selection, by_token, by_sample, number, eps, given, order, impl = inputs
+    query, key, value, bands, *learned, text_mask, selection, by_token, by_sample = inputs[:TENSORS]
+    number, eps, given, pairs, across_heads, norm_text, order, impl = inputs[TENSORS:]
     plan = plan_numbered(number)
-    parameters = _parameters(inputs[LEARNED_AT], eps) if given else None
+    parameters = None
+    if given:
+        parameters = replace(
+            _parameters(learned, pairs),
+            norm_eps=eps,
+            norm_across_heads=across_heads,
+            norm_text=norm_text,
+        )
     choice = None if selection is None else Selection(selection)
     gates = None
     if by_token is not None or by_sample is not None:
@@ -86,12 +102,10 @@ def _attend(*inputs: Any) -> Tensor:
     return branches.output(row_numbers(bands, query), choice, gates).contiguous()
 
 
-def _parameters(learned: Sequence[Tensor | None], eps: float) -> AttentionParameters:
+def _parameters(learned: Sequence[Tensor | None], pairs: Pairs) -> AttentionParameters:
     *named, cos, sin = learned
-    rotary = None if cos is None or sin is None else (cos, sin)
-    return AttentionParameters(
-        **dict(zip(LEARNED, named, strict=True)), rotary=rotary, norm_eps=eps
-    )
+    rotary = None if cos is None or sin is None else RotaryEmbedding(cos, sin, pairs)
+    return AttentionParameters(**dict(zip(LEARNED, named, strict=True)), rotary=rotary)
 
 
 def _attend_backward(grad_out: Tensor, *given: Any) -> list[Tensor]:

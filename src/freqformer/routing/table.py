@@ -26,6 +26,7 @@ from freqformer._files import (
     write_bytes,
     write_json,
 )
+from freqformer._validate import check_whole
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.routing.allocation import allocate
 from freqformer.routing.network import NUM_BANDS
@@ -35,7 +36,7 @@ FORMAT = "freqformer-routing-table-1"
 TENSORS_NAME, RECORD_NAME = "routing_table.safetensors", "routing_table.json"
 TENSORS_BYTES = 1 << 30
 """Largest file of tensors that is read."""
-NEEDED, OPTIONAL = {"format", "sha256", "config"}, {"origin", "seal"}
+NEEDED, OPTIONAL = {"format", "sha256", "config"}, {"origin", "seal", "tiles"}
 """Fields of the record; tables of earlier versions lack the optional ones."""
 
 
@@ -71,6 +72,9 @@ class RoutingTable:
     size. What no plan depends on is left out of it, see `FreqFormerConfig.for_plan`."""
     origin: Origin | None = None
     """What marks the model that it was made from; None fits any model of its shape."""
+    tiles: int | None = None
+    """Of how many tiles of a video `mid_tiles` were chosen: where a video of another size has more
+    or fewer, the plug-in keeps the share. None keeps the numbers, as this library's models do."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "config", self.config.for_plan())
@@ -96,6 +100,8 @@ class RoutingTable:
                     "same shape for bands and mid_tiles is allowed: make tables with "
                     "RoutingTable.freeze"
                 )
+        if self.tiles is not None:
+            check_whole("tiles", self.tiles, 1)
         if bool((self.mid_tiles != self.mid_tiles[..., :1]).any()):
             raise ValueError(
                 "mid_tiles differs between heads of one layer and bucket; one value for all of "
@@ -232,6 +238,7 @@ class RoutingTable:
             "sha256": hashlib.sha256(tensors).hexdigest(),
             "config": self.config.to_dict(),
             "origin": self.origin,
+            "tiles": self.tiles,
         }
         write_bytes(folder / TENSORS_NAME, tensors)
         write_json(folder / RECORD_NAME, sealed(record))
@@ -259,7 +266,7 @@ class RoutingTable:
                 FreqFormerConfig.from_dict(record["config"]),
                 parse_origin(record.get("origin")),
             )
-            return cls(values["bands"], values["mid_tiles"], config, origin)
+            return cls(values["bands"], values["mid_tiles"], config, origin, record.get("tiles"))
         except Exception as error:  # what safetensors and torch raise for damage is of many types
             raise FileError(
                 f"{folder} holds no valid routing table ({error}): save the table again"

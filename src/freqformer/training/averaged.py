@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,10 +24,14 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def averaged_weights(model: FreqFormerTransformer3DModel, ema: EMAModel) -> Iterator[None]:
+def averaged_weights(model: Any, ema: EMAModel) -> Iterator[None]:
     """The model with its averaged weights; its own come back at the end.
 
     One by one, which weights shared among ranks allow too.
+
+    Args:
+        model: in training, or its `TrainedWeights`.
+        ema: the average of its weights.
     """
     parameters = list(model.parameters())
     own = [parameter.detach().clone().cpu() for parameter in parameters]

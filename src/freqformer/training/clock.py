@@ -11,6 +11,7 @@ from freqformer._optional import needs
 from freqformer.training.config import RunConfig
 
 with needs("train"):
+    from accelerate import PartialState
     from accelerate.utils import broadcast
 
 
@@ -40,7 +41,8 @@ class RunClock:
         """Look at the time, with so many steps done."""
         run, now = self._run, time.perf_counter()
         seconds, session = now - self._began, now - self._session_began
-        if run.max_seconds is not None or run.stop_after_seconds is not None:
+        by_clock = run.max_seconds is not None or run.stop_after_seconds is not None
+        if by_clock and PartialState().num_processes > 1:
             # One clock for all processes, else some would stop a step before others.
             shared = broadcast(torch.tensor([seconds, session], device=self._device))
             assert isinstance(shared, Tensor)

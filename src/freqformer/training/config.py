@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from freqformer._older import current_settings
@@ -20,11 +20,16 @@ from freqformer.training.config_dict import build, check_json, sections
 from freqformer.training.data_config import DataConfig
 from freqformer.training.model_settings import refuse_text
 from freqformer.training.parallel_config import ParallelConfig
+from freqformer.training.pipeline_config import LEARNING_RATES, PipelineConfig
 from freqformer.training.validation.settings import ValidationConfig
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu"]
+Tracker = Literal["wandb", "trackio"]
+OptimizerKind = Literal["adamw", "adamw8bit"]
 
+LEARNING_RATE = 1e-3
+"""Of this library's own model, where a run names none."""
 _LARGE = 1e9
 # Bounds far above any use, so that what is absurd is refused here and not by memory or by C's
 # integers.
@@ -39,7 +44,9 @@ class OptimizerConfig:
     """AdamW, its learning rate over the run, and the average of the weights.
 
     Args:
-        learning_rate: reached after the warm-up, then lowered to 0 along half a cosine.
+        kind: `adamw`, or `adamw8bit`, which keeps moments in 8 bits.
+        learning_rate: reached after the warm-up, then lowered to 0 along half a cosine. None is
+            1e-3; of a pipeline, 1e-4 for LoRA and 1e-5 for all weights.
         warmup_steps: steps over which the learning rate grows linearly.
         weight_decay: of weight matrices; vectors (norms, biases) have none.
         betas: decay of the first and second moment.
@@ -48,15 +55,23 @@ class OptimizerConfig:
             as (1 + n) / (10 + n).
     """
 
-    learning_rate: float = 1e-3
+    kind: OptimizerKind = "adamw"
+    learning_rate: float | None = None
     warmup_steps: int = 50
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999
 
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate after the warm-up."""
+        return LEARNING_RATE if self.learning_rate is None else self.learning_rate
+
     def __post_init__(self) -> None:
-        check_number("learning_rate", self.learning_rate, 0, 10)
+        check_choice("kind", self.kind, get_args(OptimizerKind))
+        if self.learning_rate is not None:
+            check_number("learning_rate", self.learning_rate, 0, 10)
         check_whole("warmup_steps", self.warmup_steps, 0, most=_MOST_STEPS)
         check_number("weight_decay", self.weight_decay, 0, 10)
         # JSON gives lists; records compare by value.
@@ -127,7 +142,7 @@ class RoutingConfig:
 
 
 RUN_RENAMED = {"part_seconds": "stop_after_seconds"}
-OF_A_SESSION = ("stop_after_seconds",)
+OF_A_SESSION = ("stop_after_seconds", "profile")
 """Fields of `RunConfig` that belong to one call, and not to the run."""
 
 
@@ -156,6 +171,8 @@ class RunConfig:
         device: `auto` takes a GPU where there is one.
         progress: whether to draw a progress bar.
         parallel: see its class.
+        tracker: `wandb` or `trackio` logs there too, where it is installed.
+        profile: first and last step, counted from 1, of which this session writes a profile.
         init_from: folder of a pipeline, or of a run, whose weights the run begins with; `model` may
             then be left out, and what it names must be as in that folder.
     """
@@ -172,6 +189,8 @@ class RunConfig:
     device: Device = "auto"
     progress: bool = True
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    tracker: Tracker | None = None
+    profile: tuple[int, int] | None = None
     init_from: str | None = None
 
     def __post_init__(self) -> None:
@@ -187,12 +206,30 @@ class RunConfig:
         check_whole("seed", self.seed, 0, most=_MOST_SEED)
         check_choice("device", self.device, get_args(Device))
         check_flag("progress", self.progress)
+        if self.tracker is not None:
+            check_choice("tracker", self.tracker, get_args(Tracker))
+        self._check_profile()
         check_kind("parallel", self.parallel, ParallelConfig, "give its fields, like cp")
         if self.init_from is not None and not (isinstance(self.init_from, str) and self.init_from):
             raise ValueError(
                 f"init_from is {shown(self.init_from)}; the path of a folder, as text, or None is "
                 "allowed"
             )
+
+    def _check_profile(self) -> None:
+        if isinstance(self.profile, list):
+            # JSON gives lists; records compare by value.
+            object.__setattr__(self, "profile", tuple(self.profile))
+        if self.profile is None:
+            return
+        if not isinstance(self.profile, tuple) or len(self.profile) != 2:
+            raise ValueError(
+                f"profile is {shown(self.profile)}; a first and a last step is allowed, like"
+                " [10, 12]"
+            )
+        first, last = self.profile
+        check_whole("profile", first, 1, most=_MOST_STEPS)
+        check_whole("profile", last, first, most=_MOST_STEPS)
 
 
 @dataclass(frozen=True)
@@ -227,6 +264,7 @@ class TrainConfig:
     Args:
         output: folder for checkpoints, logs and the trained pipeline.
         model: constructor arguments of `FreqFormerTransformer3DModel`.
+        pipeline: a trained model of diffusers to train on, in place of `model`.
         data, optimizer, objective, routing, run, checkpoint, validation: see their classes.
 
     Raises:
@@ -235,6 +273,7 @@ class TrainConfig:
 
     output: str
     model: dict[str, Any] = field(default_factory=dict)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -262,11 +301,59 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} is {shown(getattr(self, name))}; a {kind.__name__} is allowed"
                 )
+        self._check_pipeline()
+        if self.optimizer.kind != "adamw" and self.run.parallel != ParallelConfig():
+            raise ValueError(
+                f"optimizer.kind is {self.optimizer.kind!r} and run.parallel"
+                f" {self.run.parallel}; 'adamw' is allowed, whose moments are shared among ranks as"
+                " the weights are: leave kind out"
+            )
+        if self.optimizer.learning_rate is None:
+            tuned = self.pipeline.folder is not None
+            rate = LEARNING_RATES[self.pipeline.weights] if tuned else self.optimizer.peak_rate
+            object.__setattr__(self, "optimizer", replace(self.optimizer, learning_rate=rate))
         if self.validation.asks and self.data.cache is None:
             raise ValueError(
                 f"validation has held_out={self.validation.held_out} and"
                 f" {len(self.validation.prompts)} prompts, and data.cache is None; both are for"
                 " runs on a cache: leave them out"
+            )
+
+    def _check_pipeline(self) -> None:
+        if self.pipeline.folder is None:
+            return
+        given = {
+            "model": self.model,
+            "run.init_from": self.run.init_from,
+            "run.parallel": None if self.run.parallel == ParallelConfig() else self.run.parallel,
+        }
+        for name, value in given.items():
+            if value:
+                raise ValueError(
+                    f"{name} is {shown(value)}, and pipeline.folder {self.pipeline.folder!r}; one"
+                    " of the two is allowed: the pipeline says the model, and every process holds"
+                    " all of it"
+                )
+        if self.validation.prompts:
+            raise ValueError(
+                f"validation.prompts has {len(self.validation.prompts)} prompts, and"
+                f" pipeline.folder is {self.pipeline.folder!r}; none are allowed, since diffusers"
+                " makes its videos: leave them out, and call freqformer generate --lora"
+            )
+        if self.pipeline.offload_blocks and (
+            self.run.compile or not self.run.gradient_checkpointing
+        ):
+            raise ValueError(
+                f"pipeline.offload_blocks is {self.pipeline.offload_blocks} with"
+                f" run.gradient_checkpointing={self.run.gradient_checkpointing} and"
+                f" run.compile={self.run.compile}; true and false are allowed, since weights that"
+                " are kept for the backward, or compiled in, save no memory"
+            )
+        if self.data.cache is None:
+            raise ValueError(
+                f"pipeline.folder is {self.pipeline.folder!r} and data.cache None; a pipeline is"
+                " trained on a cache: make one with freqformer cache, by the pipeline's own --vae"
+                " and --text-encoder"
             )
 
     def to_dict(self) -> dict[str, Any]:

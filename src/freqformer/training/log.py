@@ -1,4 +1,4 @@
-"""TensorBoard's log of a run."""
+"""The log of a run: TensorBoard's, and that of another tracker where it is asked for."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from freqformer.training.report import StepReport, TrainingError
+from freqformer.training.tracking import Tracker
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from freqformer.training.config import TrainConfig
 
 LOGGED = ("loss", "routing_loss", "gradient_norm", "learning_rate", "seconds")
 """What of a step's report is logged."""
@@ -23,11 +26,13 @@ class RunLog:
 
     Args:
         accelerator: of the run; its trackers write.
-        folder: of the run.
+        config: of the run.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path) -> None:
-        self._accelerator, self._folder = accelerator, folder
+    def __init__(self, accelerator: Accelerator, config: TrainConfig) -> None:
+        self._accelerator, self._config = accelerator, config
+        self._folder = Path(config.output)
+        self._other: Tracker | None = None
 
     def begin(self, step: int) -> None:
         """Open the log to go on from a step; those after it will be logged again.
@@ -40,6 +45,8 @@ class RunLog:
             self._accelerator.init_trackers(
                 "logs", init_kwargs={"tensorboard": {"purge_step": step + 1}}
             )
+        if self._config.run.tracker is not None and self._accelerator.is_main_process:
+            self._other = Tracker(self._config)
 
     def add(self, report: StepReport) -> None:
         """Log one step; as `begin`."""
@@ -49,12 +56,22 @@ class RunLog:
         """Log values of a step; as `begin`."""
         with self._writing():
             self._accelerator.log(dict(values), step=step)
+        if self._other is not None:
+            self._other.log(values, step)
 
     def add_picture(self, name: str, picture: Tensor, step: int) -> None:
         """Log a picture, uint8 (H, W, 3); as `begin`."""
         with self._writing():
             for tracker in self._accelerator.trackers:
                 tracker.tracker.add_image(name, picture, step, dataformats="HWC")
+        if self._other is not None:
+            self._other.picture(name, picture, step)
+
+    def close(self) -> None:
+        """End the other tracker's log; accelerate ends TensorBoard's."""
+        if self._other is not None:
+            self._other.finish()
+            self._other = None
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

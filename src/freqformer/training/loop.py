@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,11 @@ from freqformer.training.cache.defaults import with_cache
 from freqformer.training.config import TrainConfig
 from freqformer.training.loader import ClipSource
 from freqformer.training.processes import check_launch, only_run
+from freqformer.training.profiling import StepProfiler
 from freqformer.training.progress import ShownProgress, progress_shown
 from freqformer.training.report import StepReport
 from freqformer.training.starting import with_initial_model
+from freqformer.training.tracking import check_tracker
 from freqformer.training.trainer import Trainer
 from freqformer.training.validation.validator import Validator
 
@@ -65,25 +67,34 @@ def train(
         KeyboardInterrupt: (`Interrupted`) after a signal, once all is kept.
     """
     config = with_cache(with_initial_model(config))
+    check_tracker(config.run.tracker)
     with (
         _accelerator(config) as accelerator,
         only_run(Path(config.output), accelerator),
         _progress(config, accelerator) as progress,
     ):
         trainer = Trainer(config, accelerator, model, clips)
-        trainer.resume()
-        with between_steps("finishing the step") as stop:
-            validator = Validator(trainer)
-            _steps(trainer, validator, stop, progress, on_step)
-            stopped = trainer.any_process(stop.asked)
-            trainer.save()
-            validator.after_step(last=trainer.clock.progress >= 1)
-            # What was stopped before its first step has nothing to show.
-            pipeline = trainer.save_pipeline() if trainer.step or not stopped else None
-        if stop.asked:
-            raise stop.interrupted(_what_is_kept(trainer, pipeline))
-        assert pipeline is not None
-        return pipeline
+        with closing(trainer.log):
+            trainer.resume()
+            return _trained(trainer, progress, on_step)
+
+
+def _trained(
+    trainer: Trainer, progress: ShownProgress, on_step: Callable[[StepReport], None] | None
+) -> Path:
+    """Train from where the run is, and save it; raises as `train`."""
+    with between_steps("finishing the step") as stop:
+        validator = Validator(trainer)
+        _steps(trainer, validator, stop, progress, on_step)
+        stopped = trainer.any_process(stop.asked)
+        trainer.save()
+        validator.after_step(last=trainer.clock.progress >= 1)
+        # What was stopped before its first step has nothing to show.
+        pipeline = trainer.save_pipeline() if trainer.step or not stopped else None
+    if stop.asked:
+        raise stop.interrupted(_what_is_kept(trainer, pipeline))
+    assert pipeline is not None
+    return pipeline
 
 
 def _steps(
@@ -95,10 +106,12 @@ def _steps(
 ) -> None:
     """Train until the run or its session is over, or a signal came."""
     main = trainer.accelerator.is_main_process
+    profiler = StepProfiler(trainer.config.run.profile, trainer.folder, main=main)
     with trainer.loader() as loader:
         progress.begin(trainer.clock.seconds)
         while trainer.clock.progress < 1 and not trainer.any_process(stop.asked):
-            report = trainer.advance(loader)
+            with profiler.around(trainer.step + 1):
+                report = trainer.advance(loader)
             progress.show(report)
             if on_step is not None and main:
                 on_step(report)
@@ -107,6 +120,7 @@ def _steps(
             validator.after_step()
             if trainer.clock.session_is_over:
                 break
+    profiler.finish()
 
 
 def _what_is_kept(trainer: Trainer, pipeline: Path | None) -> str:

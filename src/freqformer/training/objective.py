@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 BASE_TOKENS = 3024
 """Tokens up to which timesteps are not shifted. The square-root law through it gives 75,600 tokens
 (720p, 5 s) the shift of 5 that published video models use there."""
+ALL_LEVELS = (0.0, 1.0)
 TIMESTEP_SCALE = 1000
 """Models take timesteps as diffusers' schedulers give them, from 0 to 1000."""
 
@@ -81,6 +82,12 @@ def sample_timesteps(
     logit = mean + std * torch.special.ndtri(place.clamp(1e-9, 1 - 1e-9))
     timestep = shift_timestep(logit.sigmoid(), shift).float()
     return timestep.clamp(torch.finfo(torch.float32).tiny, 1 - torch.finfo(torch.float32).eps / 2)
+
+
+def within(timestep: Tensor, levels: tuple[float, float]) -> Tensor:
+    """Timesteps in [0, 1] brought into a part of it, evenly; the same tensor for all of it."""
+    low, high = levels
+    return timestep if levels == ALL_LEVELS else low + (high - low) * timestep
 
 
 def batch_loss(model: nn.Module, batch: TrainingBatch, timestep: Tensor) -> Tensor:
@@ -147,6 +154,8 @@ def flow_matching_loss(
     known = None if keeps_first is None else _first_frames(clip, keeps_first)
     if known is not None:
         noisy = torch.where(known, clip, noisy)
+    if keeps_first is not None and tells_first_frames(model):
+        given["keeps_first"] = keeps_first
     velocity = model(noisy, timestep * TIMESTEP_SCALE, return_dict=False, **given)[0]
     target = noise - clip
     if velocity.shape != target.shape:
@@ -158,6 +167,12 @@ def flow_matching_loss(
     if known is None:
         return functional.mse_loss(velocity, target)
     return (velocity - target)[~known].square().mean()
+
+
+def tells_first_frames(model: nn.Module) -> bool:
+    """Whether a model is told which first frames are without noise: those of diffusers are, while
+    this library's own see it."""
+    return bool(getattr(getattr(model, "module", model), "takes_keeps_first", False))
 
 
 def _first_frames(clip: Tensor, chosen: Tensor) -> Tensor:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from freqformer.training.checkpoint import CheckpointError
 from freqformer.training.config import TrainConfig
 from freqformer.training.model_settings import whole_settings
+from freqformer.training.pipeline_config import PipelineConfig
 
 logger = logging.getLogger(__name__)
 
@@ -19,16 +22,31 @@ MAY_CHANGE = {
     "checkpoint": ALL,
     "validation": ALL,
     "data": ("path", "photographs", "cache", "workers"),
+    "pipeline": ("folder", "offload_blocks"),
     "run": (
         *("max_steps", "max_seconds", "part_seconds", "batch_size", "accumulation", "device"),
         # `part_seconds` is of versions that kept there what belongs to one call alone.
-        *("progress", "gradient_checkpointing", "compile", "parallel"),
+        *("progress", "gradient_checkpointing", "compile", "parallel", "tracker"),
     ),
 }
 """Fields that change nothing but how long, where and with what memory a run goes on; batches only
 while a step has as many clips."""
-ON_PURPOSE = {"optimizer": ALL, "objective": ALL, "routing": ALL, "run": ("precision",)}
+ON_PURPOSE = {
+    "optimizer": ALL,
+    "objective": ALL,
+    "routing": ALL,
+    "run": ("precision",),
+    "pipeline": ("density", "dense_blocks", "min_tokens", "alpha"),
+}
 """Fields that change what is computed from here on, for `checkpoint.accept_changes`."""
+_BEFORE = {
+    "optimizer.kind": "adamw",
+    **{
+        f"pipeline.{name}": value
+        for name, value in json.loads(json.dumps(asdict(PipelineConfig()))).items()
+    },
+}
+"""What holds of runs of versions that had no such fields."""
 STATE = {
     "config": dict,
     "clips_per_step": int,
@@ -41,7 +59,7 @@ STATE = {
 
 
 def check_resumable(
-    path: Path, state: dict[str, Any], config: TrainConfig, clips_per_step: int
+    path: Path, state: dict[str, Any], config: TrainConfig, fixed: Mapping[str, Any]
 ) -> None:
     """Refuse a checkpoint of another run.
 
@@ -50,7 +68,7 @@ def check_resumable(
         state: of the checkpoint.
         config: of the run that goes on; its `checkpoint.accept_changes` takes other fields of
             `ON_PURPOSE`, and logs each.
-        clips_per_step: of the run that goes on.
+        fixed: values of the state that must be those of the run that goes on.
 
     Raises:
         CheckpointError: for a state that training did not write, and for fields that differ, with
@@ -58,20 +76,21 @@ def check_resumable(
     """
     _check_sound(path, state)
     now = _by_dotted_name(_comparable(config.to_record()))
-    then = _by_dotted_name(_comparable(state["config"]))
-    now["clips_per_step"] = clips_per_step
-    then["clips_per_step"] = state["clips_per_step"]
+    then = _BEFORE | _by_dotted_name(_comparable(state["config"]))
+    for name, value in fixed.items():
+        now[name] = value
+        then[name] = state.get(name)
     changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
     told = {
         name: f"{name} was {then.get(name)!r} and is {now.get(name)!r}"
         for name in changed
         if not _listed(name, MAY_CHANGE)
     }
-    fixed = [text for name, text in told.items() if not _listed(name, ON_PURPOSE)]
-    if fixed:
+    refused = [text for name, text in told.items() if not _listed(name, ON_PURPOSE)]
+    if refused:
         raise CheckpointError(
-            f"{path} was made by another run: {', '.join(fixed)}; resume with the same, or choose "
-            "an empty output folder"
+            f"{path} was made by another run: {', '.join(refused)}; resume with the same, or choose"
+            " an empty output folder"
         )
     if told and not config.checkpoint.accept_changes:
         raise CheckpointError(

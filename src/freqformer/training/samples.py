@@ -5,8 +5,8 @@ Shape legend: B samples, C channels, F frames, H rows, W columns, L text tokens,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -82,16 +82,23 @@ class TrainingBatch:
             kept if bool(kept.any()) else None,
         )
 
-    def to(self, device: torch.device) -> TrainingBatch:
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> TrainingBatch:
         """The batch with its tensors on a device."""
-        embeds, mask, kept = self.prompt_embeds, self.prompt_attention_mask, self.keeps_first
-        return TrainingBatch(
-            self.clip.to(device),
-            self.noise.to(device),
-            None if embeds is None else embeds.to(device),
-            None if mask is None else mask.to(device),
-            None if kept is None else kept.to(device),
-        )
+        return self._each(lambda x: x.to(device, non_blocking=non_blocking))
+
+    def pinned(self) -> TrainingBatch:
+        """The batch with tensors of the CPU in pinned memory, from which a GPU copies by itself."""
+        return self._each(lambda x: x if x.device.type != "cpu" else x.pin_memory())
+
+    def tensors(self) -> list[Tensor]:
+        """Those that it has."""
+        every = (getattr(self, field.name) for field in fields(self))
+        return [tensor for tensor in every if tensor is not None]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> TrainingBatch:
+        every = ((field.name, getattr(self, field.name)) for field in fields(self))
+        held = {name: change(tensor) for name, tensor in every if tensor is not None}
+        return replace(self, **held)
 
 
 def _stacked(name: str, given: Sequence[Tensor | None]) -> Tensor | None:

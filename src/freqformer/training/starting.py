@@ -6,7 +6,7 @@ import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from freqformer.training.config import TrainConfig
 from freqformer.training.model_settings import refuse_text, whole_settings
@@ -48,10 +48,11 @@ def starting_model(
     return FreqFormerTransformer3DModel(**config.model)
 
 
-def prepared_model(
-    config: TrainConfig, given: FreqFormerTransformer3DModel | None
-) -> FreqFormerTransformer3DModel:
-    """The starting model as the run trains it; raises as `starting_model`."""
+def prepared_model(config: TrainConfig, given: FreqFormerTransformer3DModel | None) -> Any:
+    """The starting model, or that of the pipeline, as the run trains it; raises as `starting_model`
+    and `finetuned_model`."""
+    if config.pipeline.folder is not None:
+        return _prepared_transformer(config, given)
     model = starting_model(config, given)
     model.train()
     if any(layer.chooses for layer in model.attentions):
@@ -61,6 +62,24 @@ def prepared_model(
     if config.run.compile:
         # Block by block: one compilation serves all layers; each size of clips has its own.
         model.compile_repeated_blocks(dynamic=False)
+    return model
+
+
+def _prepared_transformer(config: TrainConfig, given: Any) -> Any:
+    from freqformer.training.finetuning.model import finetuned_model
+
+    if given is not None:
+        raise ValueError(
+            f"model is given and pipeline.folder is {config.pipeline.folder!r}; one of them is"
+            " allowed"
+        )
+    model = finetuned_model(config)
+    model.train()
+    transformer: Any = model.transformer
+    if config.run.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    if config.run.compile:
+        transformer.compile_repeated_blocks(dynamic=False)
     return model
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from freqformer.attention.head_bands import without_unused
+from freqformer.training.adamw8bit import BLOCK, SCALE
 from freqformer.training.report import CheckpointError, TensorGroups
 from freqformer.training.shard_files import described_shards, read_shards
 
@@ -119,6 +120,11 @@ def _check_fits(model: nn.Module, average: Mapping[str, Tensor], groups: TensorG
     kinds: dict[str, set[str]] = {}
     for path, tensor in groups.get("optimizer", {}).items():
         name, _, key = path.rpartition("/")
+        if name in shapes and key.endswith(SCALE):
+            # Of a moment in 8 bits, which parameters of few values have not.
+            if tensor.shape == (-(-shapes[name].numel() // BLOCK),):
+                continue
+            name = ""
         if name not in shapes or tensor.shape not in (shapes[name], torch.Size()):
             raise CheckpointError(
                 f"optimizer holds {path} {tuple(tensor.shape)}, which this model lacks; {_REMEDY}"

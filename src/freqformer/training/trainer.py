@@ -29,13 +29,16 @@ from freqformer.training.loader import (
 )
 from freqformer.training.log import RunLog
 from freqformer.training.objective import (
+    ALL_LEVELS,
     batch_loss,
     learning_rate_factor,
     resolution_shift,
     router_terms,
     sample_timesteps,
+    within,
 )
 from freqformer.training.placement import placement_for
+from freqformer.training.prefetch import GpuBatches
 from freqformer.training.provenance import (
     LOSS_STEPS,
     TRAIN_FILE,
@@ -55,6 +58,7 @@ from freqformer.training.sharding import StepShards
 from freqformer.training.sources import IterableClips, run_source
 from freqformer.training.starting import prepared_model
 from freqformer.training.state import capture_run
+from freqformer.training.weights import weights_of
 
 with needs("train"):
     from diffusers.training_utils import EMAModel
@@ -80,13 +84,15 @@ class Trainer:
     ) -> None:
         self.config, self.accelerator, self.folder = config, accelerator, Path(config.output)
         self.clock = RunClock(config.run, accelerator.device)
-        self.log = RunLog(accelerator, self.folder)
+        self.log = RunLog(accelerator, config)
         seed_everything(config.run.seed, "model")
         self.placement = placement_for(config.run.parallel, accelerator)
         self.model: Any = prepared_model(config, model)
         self.placed = self.placement.place(self.model, config.optimizer)
+        self.weights = weights_of(self.model)
         # Made after the model is placed, which moves the weights to their device.
-        self.ema = EMAModel(self.model.parameters(), decay=config.optimizer.ema_decay, foreach=True)
+        decay = config.optimizer.ema_decay
+        self.ema = EMAModel(self.weights.parameters(), decay=decay, foreach=True)
         self.source = run_source(config, clips, self.model.config)
         data, run = config.data, config.run
         sizes = self.source.sizes or [(data.num_frames, data.height, data.width)]
@@ -123,7 +129,8 @@ class Trainer:
                     "empty output folder"
                 )
             state = read_state(newest)
-            check_resumable(newest, state, self.config, self.shards.clips_per_step)
+            fixed = {"clips_per_step": self.shards.clips_per_step, "base": self._base}
+            check_resumable(newest, state, self.config, fixed)
             if state["data"] != self.source.fingerprint():
                 logger.warning(
                     "the clips are not those that %s was trained on; they differ from here on",
@@ -138,9 +145,12 @@ class Trainer:
         self.clock.start(*self.begun)
         self.log.begin(self.step)
 
-    def loader(self) -> ClipLoader | OnDeviceLoader:
+    def loader(self) -> GpuBatches:
         """The clips from this step on. A GPU draws what can be drawn there; the rest is loaded by
-        threads."""
+        threads, and copied to it one batch ahead."""
+        return GpuBatches(self._own_loader(), self.accelerator.device)
+
+    def _own_loader(self) -> ClipLoader | OnDeviceLoader:
         batch, device = self.config.run.batch_size, self.accelerator.device
         if isinstance(self.source, ProceduralClips) and device.type != "cpu":
             return OnDeviceLoader(
@@ -159,32 +169,35 @@ class Trainer:
             ahead=max(2 * batch, workers),
         )
 
-    def advance(self, loader: ClipLoader | OnDeviceLoader) -> StepReport:
+    def advance(self, loader: GpuBatches) -> StepReport:
         """Do one optimizer step. Raises TrainingError, with the weights as they were, where it is
         not finite."""
         run = self.config.run
         # All random numbers of a step follow from its number: a resumed run need not know the
         # earlier ones.
         seed_everything(run.seed, "step", self.step, self.placement.data_rank)
-        rate = self.config.optimizer.learning_rate * learning_rate_factor(
+        rate = self.config.optimizer.peak_rate * learning_rate_factor(
             self.step, self.clock.progress, self.config.optimizer.warmup_steps
         )
         for group in self.placed.optimizer.param_groups:
             group["lr"] = rate
-        losses, norm = [], 0.0
+        losses: list[Tensor] = []
+        numbers: tuple[float, float, float] | None = None
         for place in range(run.accumulation):
             batch = self._take(loader)
             grid = self.model.grid_for(batch.clip.shape)
             with self.accelerator.accumulate(self.placed.wrapped):
                 losses.append(self._backward(batch, self._timesteps(grid)[place], grid))
+                loader.look_ahead(run.batch_size)
                 if self.accelerator.sync_gradients:
-                    norm = self._clip_gradients(losses)
+                    numbers = self._clip_gradients(losses)
                 self.placed.stepper.step()
                 self.placed.stepper.zero_grad()
-        self.ema.step(self.model.parameters())
+        assert numbers is not None
+        loss, routing, norm = numbers
+        self.ema.step(self.weights.parameters())
         self.step += 1
         self.clock.advance(self.step)
-        loss, routing = self._mean(losses)
         report = StepReport(
             step=self.step,
             loss=loss,
@@ -223,6 +236,7 @@ class Trainer:
             state = {
                 "config": self.config.to_record(),
                 "clips_per_step": self.shards.clips_per_step,
+                "base": self._base,
                 "data": self.source.fingerprint(),
                 "ema_steps": self.ema.optimization_step,
                 "sessions": [asdict(one) for one in sessions],
@@ -238,14 +252,25 @@ class Trainer:
         self.saved_step = self.step
 
     def save_pipeline(self) -> Path:
-        """Write the pipeline with the averaged weights; returns its folder."""
+        """Write the pipeline with the averaged weights, or what was trained of another; returns the
+        folder."""
+        if self.config.pipeline.folder is not None:
+            return self._save_finetuned()
         target = self.folder / "pipeline"
         cache = self.source.cache if isinstance(self.source, CachedClips) else None
         self.placement.save_pipeline(target, self.placed, self.ema, self.shift, cache)
         self.accelerator.wait_for_everyone()
         return target
 
-    def _take(self, loader: ClipLoader | OnDeviceLoader) -> TrainingBatch:
+    def _save_finetuned(self) -> Path:
+        from freqformer.training.finetuning.saving import finetuned_folder, save_finetuned
+
+        if self.accelerator.is_main_process:
+            save_finetuned(self.config, self.model, self.ema)
+        self.accelerator.wait_for_everyone()
+        return finetuned_folder(self.config)
+
+    def _take(self, loader: GpuBatches) -> TrainingBatch:
         """The next clips and their noise. Where there are none, what is learned is kept first."""
         try:
             return loader.take(self.config.run.batch_size)
@@ -260,8 +285,14 @@ class Trainer:
 
     @property
     def _run(self) -> tuple[Any, EMAModel, Any]:
-        """What a checkpoint holds: model, average and optimizer."""
-        return self.model, self.ema, self.placed.optimizer
+        """What a checkpoint holds: weights, their average and the optimizer."""
+        return self.weights, self.ema, self.placed.optimizer
+
+    @property
+    def _base(self) -> str | None:
+        """What tells the weights from which a pipeline's transformer is trained on; None where
+        a checkpoint holds all weights."""
+        return getattr(self.model, "base", None)
 
     @property
     def _checkpoints(self) -> Path:
@@ -284,28 +315,33 @@ class Trainer:
             std=settings.logit_std,
             stratified=settings.stratified,
         )
-        return self.shards.slices(drawn)
+        return self.shards.slices(within(drawn, getattr(self.model, "levels", ALL_LEVELS)))
 
     def _backward(self, batch: TrainingBatch, timestep: Tensor, grid: Grid) -> Tensor:
         """Add one forward pass's gradient; returns its (flow-matching loss, routing loss), (2,)
         float32."""
         device = self.accelerator.device
         with self.placement.computing():
-            loss = batch_loss(self.placed.wrapped, batch.to(device), timestep.to(device))
+            loss = batch_loss(self.placed.wrapped, batch, _at(timestep, device))
         routing = router_terms(self.model, grid, self.config.routing, self.clock.progress)
         routing = torch.zeros_like(loss) if routing is None else routing
         self.accelerator.backward(loss + routing)
         return torch.stack([loss.detach(), routing.detach()]).float()
 
-    def _clip_gradients(self, losses: list[Tensor]) -> float:
-        """Clip by norm; returns the norm before. Raises TrainingError where it or a loss is not
-        finite."""
-        norm = self.accelerator.clip_grad_norm_(
-            self.model.parameters(), self.config.optimizer.max_grad_norm
+    def _clip_gradients(self, losses: list[Tensor]) -> tuple[float, float, float]:
+        """Clip by norm; returns flow-matching loss, routing loss and the norm before. Raises
+        TrainingError where one is not finite.
+
+        The only place in a step where the host waits for the device, and once.
+        """
+        norm: Any = self.accelerator.clip_grad_norm_(
+            self.weights.parameters(), self.config.optimizer.max_grad_norm
         )
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
-        loss, norm = self._mean(losses)[0], float(norm if norm is not None else 0)
+        mean = self._mean(losses)
+        norm = torch.as_tensor(0.0 if norm is None else norm).to(mean)
+        loss, routing, norm = torch.cat([mean, norm.view(1)]).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             kept = (
                 f"{self._checkpoints} keeps step {self.saved_step}"
@@ -317,7 +353,7 @@ class Trainer:
                 f"{self._clips_of_step()}; finite numbers are allowed: lower "
                 f'the learning rate, lengthen the warm-up, or train with precision="fp32"; {kept}'
             )
-        return norm
+        return loss, routing, norm
 
     def _clips_of_step(self) -> str:
         """The names of this process's clips of a step, for an error; empty where they have none."""
@@ -326,11 +362,11 @@ class Trainer:
         names = [name for index in indices if (name := self.source.describe(index)) is not None]
         return f", of the clips {', '.join(names[:NAMED])}" if names else ""
 
-    def _mean(self, losses: list[Tensor]) -> tuple[float, float]:
-        """(flow-matching loss, routing loss) over forward passes and processes."""
+    def _mean(self, losses: list[Tensor]) -> Tensor:
+        """(flow-matching loss, routing loss) over forward passes and processes, (2,)."""
         mean = self.accelerator.reduce(torch.stack(losses).mean(0), "mean")
         assert isinstance(mean, Tensor)
-        return float(mean[0]), float(mean[1])
+        return mean
 
     def _session(self) -> Session:
         """What this call of `train` did so far."""
@@ -352,3 +388,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             write_sessions(self.folder, sessions)
         return sessions
+
+
+def _at(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on the device; a GPU copies it by itself."""
+    return x.to(device) if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ class Dials:
 
 
 def checked_dials(
-    table: RoutingTable | None = None,
+    table: RoutingTable | Mapping[str, RoutingTable] | None = None,
     density: Any = None,
     percents: tuple[Any, Any] = (None, 1.0),
     dense_blocks: Any = (0, 0),
@@ -48,11 +49,12 @@ def checked_dials(
     Raises:
         ValueError: for values out of range, or a density beside a table.
     """
-    if table is not None and not isinstance(table, RoutingTable):
-        raise ValueError(
-            f"table is a {type(table).__name__}; a RoutingTable is allowed: make one, read it with "
-            "RoutingTable.load(folder), or leave it out and give a density"
-        )
+    for one in table.values() if isinstance(table, Mapping) else (table,):
+        if one is not None and not isinstance(one, RoutingTable):
+            raise ValueError(
+                f"table is a {type(one).__name__}; a RoutingTable is allowed: make one, read it "
+                "with RoutingTable.load(folder), or leave it out and give a density"
+            )
     if table is not None and density is not None:
         raise ValueError(
             f"density is {density!r} beside a table, which says itself what every head does; one "
@@ -76,6 +78,31 @@ def checked_dials(
         min_tokens = MIN_TOKENS if preset else 0
     check_whole("min_tokens", min_tokens, 0, "video tokens below which nothing changes")
     return Dials(density, start, end, _pair(dense_blocks), min_tokens)
+
+
+def tables_by_part(
+    table: RoutingTable | Mapping[str, RoutingTable] | None, parts: tuple[str, ...]
+) -> dict[str, RoutingTable | None]:
+    """The table of every transformer: the same for all, or each its own.
+
+    Args:
+        table: as in `enable_frequency_attention`.
+        parts: names of the transformers in their pipeline; "" is one that was passed itself.
+
+    Raises:
+        ValueError: for tables of other transformers.
+    """
+    if not isinstance(table, Mapping):
+        return dict.fromkeys(parts, table)
+    if parts == ("",) and len(table) == 1:
+        return {"": next(iter(table.values()))}
+    if set(table) != set(parts):
+        raise ValueError(
+            f"table is for {', '.join(table) or 'nothing'}, and {', '.join(parts)} are to be "
+            "enabled; one table for each of them is allowed: calibrate this pipeline, or pass the "
+            "table of the transformer"
+        )
+    return {part: table[part] for part in parts}
 
 
 def _pair(blocks: Any) -> tuple[int, int]:

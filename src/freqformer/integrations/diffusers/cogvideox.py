@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from freqformer.grid import Grid
-from freqformer.integrations.diffusers.joint import JointProcessor, project
+from freqformer.integrations.diffusers.joint import JointProcessor
 from freqformer.integrations.diffusers.processor import Family, Share, VideoTokens, layers_in
+from freqformer.integrations.diffusers.query_key import neighbours
 
 
 class CogVideoXProcessor(JointProcessor):
@@ -26,10 +27,10 @@ class CogVideoXProcessor(JointProcessor):
         """Video and text, each (B, N, C) -> the same, video tokens in raster order."""
         assert encoder_hidden_states is not None  # the model's own blocks pass text
         self.refuse(attention_mask)
-        layers = ((attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k), attn.heads)
+        turn = neighbours(rotary, hidden_states)
         # The model puts text first, frequency attention last: attention itself knows no order.
-        video, text = self.attend_jointly(
-            share, project(hidden_states, *layers, rotary), project(encoder_hidden_states, *layers)
+        video, text = self.attend_in_one_stream(
+            share, attn, hidden_states, encoder_hidden_states, turn
         )
         return attn.to_out[1](attn.to_out[0](video)), attn.to_out[1](attn.to_out[0](text))
 

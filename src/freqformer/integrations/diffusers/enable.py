@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -18,7 +19,7 @@ from freqformer.integrations.diffusers.session import Replaced, Session, session
 from freqformer.integrations.diffusers.steps import REMEDY, SamplerSteps, check_scheduler
 from freqformer.ops.backends import IMPLS, ImplChoice
 from freqformer.routing import RoutingTable
-from freqformer.training_free.dials import Dials, checked_dials
+from freqformer.training_free.dials import Dials, checked_dials, tables_by_part
 
 Layers = list[tuple[str, Any]]
 """The self-attention layers of a transformer by name, in order."""
@@ -27,7 +28,7 @@ Layers = list[tuple[str, Any]]
 @renamed_arguments(transformer="pipe_or_transformer")
 def enable_frequency_attention(
     pipe_or_transformer: Any,
-    table: RoutingTable | None = None,
+    table: RoutingTable | Mapping[str, RoutingTable] | None = None,
     *,
     density: float | None = None,
     start_percent: float | None = None,
@@ -50,7 +51,8 @@ def enable_frequency_attention(
     Args:
         pipe_or_transformer: a pipeline of diffusers, all of whose video transformers are enabled,
             or one transformer.
-        table: the band of every head by timestep bucket and layer; None takes the preset.
+        table: the band of every head by timestep bucket and layer; of a pipeline with several
+            transformers one for each, by their names in it. None takes the preset.
         density: of the preset, attention FLOPs of a banded step over those of dense attention, from
             0.001 to 1; None takes 0.2. What is delivered is in the handle.
         start_percent: share of the sampler's steps, from the first, that stay dense; None takes
@@ -77,8 +79,9 @@ def enable_frequency_attention(
     dials = checked_dials(table, density, percents, dense_blocks, min_tokens)
     check_choice("impl", impl, IMPLS)
     steps = _steps(pipe_or_transformer, scheduler, dials)
+    tables = tables_by_part(table, tuple(transformers))
     sessions = {
-        part: _session(transformer, table, dials, steps, impl)
+        part: _session(transformer, tables[part], dials, steps, impl)
         for part, transformer in transformers.items()
     }
     for part, session in sessions.items():
@@ -184,7 +187,7 @@ def _table_bands(layers: Layers, inner: Layers, table: RoutingTable) -> dict[str
     for place, (name, layer) in enumerate(layers):
         bands, configs = table.for_layer(place, layer.heads, table.config)
         if name not in guarded and not bool((bands == Band.DENSE).all()):
-            found[name] = TableBands(bands, configs)
+            found[name] = TableBands(bands, configs, table.tiles)
     return found
 
 

@@ -39,14 +39,20 @@ class FrequencyAttentionHandle:
     @property
     def density(self) -> float | None:
         """Attention FLOPs of the banded layers in a banded step over those of dense attention, by
-        the plans of the last grid that was banded; None before the first such step."""
-        densities = [
-            entry.banded.bands.density(*session.current.banded)
-            for session in self._sessions.values()
-            if session.current.banded is not None
-            for entry in session.replaced.values()
-        ]
-        return sum(densities) / len(densities) if densities else None
+        the plans of the last grid that was banded, the mean over the noise levels so far; None
+        before the first such step."""
+        total = 0.0
+        counted = 0
+        for session in self._sessions.values():
+            if session.current.banded is None:
+                continue
+            # A transformer counts by its steps: two experts share those of a run unevenly.
+            levels = sorted(session.current.levels)
+            for entry in session.replaced.values():
+                bands = entry.banded.bands
+                total += len(levels) * bands.density(*session.current.banded, levels)
+                counted += len(levels)
+        return total / counted if counted else None
 
     @property
     def total_density(self) -> float | None:

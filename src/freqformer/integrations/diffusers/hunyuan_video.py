@@ -8,13 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from freqformer.grid import Grid
-from freqformer.integrations.diffusers.joint import JointProcessor, project
+from freqformer.integrations.diffusers.joint import JointProcessor, project_text
 from freqformer.integrations.diffusers.processor import (
     Family,
     Share,
     VideoTokens,
     block_layers,
 )
+from freqformer.integrations.diffusers.query_key import neighbours, project
 
 
 class HunyuanVideoProcessor(JointProcessor):
@@ -33,26 +34,27 @@ class HunyuanVideoProcessor(JointProcessor):
         mask hides text alone."""
         assert encoder_hidden_states is not None  # the model's own blocks pass text
         self.refuse()
-        two_streams = attn.add_q_proj is not None
-        own = ((attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k))
-        added = (
-            (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj),
-            (attn.norm_added_q, attn.norm_added_k),
-        )
-        video, text = self.attend_jointly(
+        turn = neighbours(rotary, hidden_states)
+        mask = None
+        if attention_mask is not None:
+            mask = attention_mask[:, 0, 0, share.video.grid.num_tokens :]
+        if attn.add_q_proj is None:
+            # The block itself projects what comes out.
+            return self.attend_in_one_stream(
+                share, attn, hidden_states, encoder_hidden_states, turn, mask
+            )
+        video, text = self.attend_in_two_streams(
             share,
-            project(hidden_states, *own, attn.heads, rotary),
-            project(encoder_hidden_states, *(added if two_streams else own), attn.heads),
-            None
-            if attention_mask is None
-            else attention_mask[:, 0, 0, share.video.grid.num_tokens :],
+            project(attn, hidden_states, turn, norm_text=False),
+            project_text(
+                encoder_hidden_states,
+                (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj),
+                (attn.norm_added_q, attn.norm_added_k),
+                attn.heads,
+            ),
+            mask,
         )
-        # With one stream the block itself projects what comes out.
-        return (
-            (attn.to_out[1](attn.to_out[0](video)), attn.to_add_out(text))
-            if two_streams
-            else (video, text)
-        )
+        return attn.to_out[1](attn.to_out[0](video)), attn.to_add_out(text)
 
 
 def _layers(transformer: Any) -> list[tuple[str, Any]]:

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from freqformer.integrations.diffusers.hunyuan_video import latent_grid
-from freqformer.integrations.diffusers.joint import JointProcessor, project
+from freqformer.integrations.diffusers.joint import JointProcessor, project_text
 from freqformer.integrations.diffusers.processor import Family, Share, VideoTokens, layers_in
+from freqformer.integrations.diffusers.query_key import neighbours, project
 
 
 class HunyuanVideo15Processor(JointProcessor):
@@ -31,16 +32,10 @@ class HunyuanVideo15Processor(JointProcessor):
         """
         assert encoder_hidden_states is not None  # the model's own blocks pass text
         self.refuse()
-        video, text = self.attend_jointly(
+        video, text = self.attend_in_two_streams(
             share,
-            project(
-                hidden_states,
-                (attn.to_q, attn.to_k, attn.to_v),
-                (attn.norm_q, attn.norm_k),
-                attn.heads,
-                rotary,
-            ),
-            project(
+            project(attn, hidden_states, neighbours(rotary, hidden_states), norm_text=False),
+            project_text(
                 encoder_hidden_states,
                 (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj),
                 (attn.norm_added_q, attn.norm_added_k),

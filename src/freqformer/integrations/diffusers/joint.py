@@ -3,50 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
 from freqformer.integrations.diffusers.processor import Share, UsualProcessor
+from freqformer.integrations.diffusers.query_key import Projected, project
 from freqformer.integrations.diffusers.ulysses import ulysses_of
+from freqformer.ops.parameters import RotaryEmbedding
 
 Tensors = tuple[Tensor, Tensor, Tensor]
 """Query, key and value."""
-rotate: Callable[..., Tensor] = apply_rotary_emb  # type: ignore[assignment]  # its annotation names a pair, its code returns one
 
 
 class JointProcessor(UsualProcessor):
     """The processor of one layer over video and text."""
 
-    def attend_jointly(
-        self, share: Share, video: Tensors, text: Tensors, text_mask: Tensor | None = None
+    def attend_in_two_streams(
+        self, share: Share, video: Projected, text: Tensors, text_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(B, N, H, D) of the video, in raster order, and of the text -> (B, N, C) of each."""
+        """The video, in raster order, and text, normalised, (B, N, H, D) -> (B, N, C) of each."""
+        self._refuse_ranks()
+        query, key, value, parameters = video
+        text_query, text_key, text_value = text
+        num_text_tokens = text_query.shape[1]
+        out = self.attend(
+            share,
+            torch.cat([query, text_query], 1),
+            torch.cat([key, text_key], 1),
+            torch.cat([value, text_value], 1),
+            parameters,
+            text_mask=text_mask,
+        )
+        return out[:, :-num_text_tokens], out[:, -num_text_tokens:]
+
+    def attend_in_one_stream(
+        self,
+        share: Share,
+        attn: Any,
+        video: Tensor,
+        text: Tensor,
+        rotary: RotaryEmbedding | None,
+        text_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Video, in raster order, and text, (B, N, C) each, which share projections and norms."""
+        self._refuse_ranks()
+        projected = project(attn, torch.cat([video, text], 1), rotary)
+        out = self.attend(share, *projected, text_mask=text_mask)
+        num_text_tokens = text.shape[1]
+        return out[:, :-num_text_tokens], out[:, -num_text_tokens:]
+
+    def _refuse_ranks(self) -> None:
         if ulysses_of(getattr(self, "_parallel_config", None)) is not None:
             raise ValueError(
                 "the transformer has a parallel configuration and attends to video and text "
                 "together; None is allowed: run it on one GPU"
             )
-        tensors = (torch.cat(pair, 1) for pair in zip(video, text, strict=True))
-        num_text_tokens = text[0].shape[1]
-        out = self.attend(share, *tensors, text_mask=text_mask)
-        return out[:, :-num_text_tokens], out[:, -num_text_tokens:]
 
 
-def project(
+def project_text(
     tokens: Tensor,
     projections: Sequence[Callable[[Tensor], Tensor]],
     norms: Sequence[Callable[[Tensor], Tensor] | None],
     heads: int,
-    rotary: tuple[Tensor, Tensor] | None = None,
 ) -> Tensors:
-    """Query, key and value (B, N, H, D) of tokens (B, N, C); queries and keys are normalised by
-    head, then rotated."""
+    """Query, key and value (B, N, H, D) of text (B, N, C) that has weights of its own; queries and
+    keys are normalised by head."""
     query, key, value = (projection(tokens).unflatten(2, (heads, -1)) for projection in projections)
     query, key = (
         x if norm is None else norm(x) for x, norm in zip((query, key), norms, strict=True)
     )
-    if rotary is not None:
-        query, key = (rotate(x, rotary, sequence_dim=1) for x in (query, key))
     return query, key, value

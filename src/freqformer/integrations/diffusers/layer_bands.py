@@ -6,13 +6,15 @@ Shape legend: T timestep buckets, H heads, B samples.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from freqformer.config import Band, FreqFormerConfig
-from freqformer.grid import Grid
+from freqformer.grid import Grid, tile_layout
 from freqformer.ops.parameters import KnownBands
 from freqformer.routing import timestep_bucket
 from freqformer.training_free.preset import band_density, mid_density, preset_configs
@@ -38,8 +40,11 @@ class LayerBands(Protocol):
         """The bands of these samples' heads, which share a config, on the device."""
         ...
 
-    def density(self, grid: Grid, num_text_tokens: int) -> float:
-        """The layer's share of dense attention's FLOPs, every timestep bucket weighing the same."""
+    def density(
+        self, grid: Grid, num_text_tokens: int, noise_levels: Sequence[float] = ()
+    ) -> float:
+        """The layer's share of dense attention's FLOPs, the mean over noise levels; without any,
+        over all timestep buckets."""
         ...
 
 
@@ -49,10 +54,14 @@ class TableBands:
     Args:
         bands: of every head by timestep bucket, int64 (T, H).
         configs: of every bucket.
+        tiles: as `RoutingTable.tiles`.
     """
 
-    def __init__(self, bands: Tensor, configs: Sequence[FreqFormerConfig]) -> None:
+    def __init__(
+        self, bands: Tensor, configs: Sequence[FreqFormerConfig], tiles: int | None = None
+    ) -> None:
         self._bands = bands
+        self._tiles = tiles
         self._rows: list[list[int]] = bands.tolist()
         self._configs = [
             None if all(band == Band.DENSE for band in row) else config
@@ -63,7 +72,13 @@ class TableBands:
         self, grid: Grid, noise_level: Tensor, num_text_tokens: int
     ) -> list[FreqFormerConfig | None]:
         """As `LayerBands.configs`."""
-        return [self._configs[bucket] for bucket in self._buckets(noise_level)]
+        return [self._config(grid, bucket) for bucket in self._buckets(noise_level)]
+
+    def _config(self, grid: Grid, bucket: int) -> FreqFormerConfig | None:
+        config = self._configs[bucket]
+        if config is None or self._tiles is None or config.mid_tiles is None:
+            return config
+        return kept_share(config, grid, self._tiles)
 
     def bands(self, noise_level: Tensor, device: torch.device) -> KnownBands:
         """As `LayerBands.bands`."""
@@ -75,16 +90,37 @@ class TableBands:
         present = {band for bucket in buckets for band in self._rows[bucket]}
         return KnownBands(rows, tuple(sorted(present)))
 
-    def density(self, grid: Grid, num_text_tokens: int) -> float:
+    def density(
+        self, grid: Grid, num_text_tokens: int, noise_levels: Sequence[float] = ()
+    ) -> float:
         """As `LayerBands.density`."""
-        shares = [
-            1.0 if config is None else band_density(grid, config, num_text_tokens, tuple(row))
-            for row, config in zip(self._rows, self._configs, strict=True)
-        ]
+        every = range(len(self._rows))
+        buckets = self._buckets(torch.tensor(noise_levels)) if noise_levels else every
+        shares = []
+        for bucket in buckets:
+            config = self._config(grid, bucket)
+            row = tuple(self._rows[bucket])
+            shares.append(
+                1.0 if config is None else band_density(grid, config, num_text_tokens, row)
+            )
         return sum(shares) / len(shares)
 
     def _buckets(self, noise_level: Tensor) -> list[int]:
         return timestep_bucket(noise_level, len(self._configs)).tolist()
+
+
+@lru_cache(maxsize=1024)
+def kept_share(config: FreqFormerConfig, grid: Grid, tiles: int) -> FreqFormerConfig:
+    """The config with its number of MID tiles for another grid, at the same share of all tiles.
+
+    Args:
+        config: whose number is one of `tiles`.
+        grid: of the call.
+        tiles: of the video that it was chosen for.
+    """
+    assert config.mid_tiles is not None
+    own = tile_layout(grid, config.tile).num_tiles
+    return replace(config, mid_tiles=max(1, round(config.mid_tiles * own / tiles)))
 
 
 class PresetBands:
@@ -124,7 +160,9 @@ class PresetBands:
         self._bands = self._bands.to(device)
         return KnownBands(self._bands.expand(len(noise_level), -1), (Band.MID.value,))
 
-    def density(self, grid: Grid, num_text_tokens: int) -> float:
-        """As `LayerBands.density`."""
+    def density(
+        self, grid: Grid, num_text_tokens: int, noise_levels: Sequence[float] = ()
+    ) -> float:
+        """As `LayerBands.density`, the same at all noise levels."""
         config = self.config(grid, num_text_tokens)
         return 1.0 if config is None else mid_density(grid, config, num_text_tokens)

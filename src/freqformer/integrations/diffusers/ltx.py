@@ -1,11 +1,10 @@
-"""LTX-Video: video tokens alone; queries and keys are normalised and rotated before the heads are
-split."""
+"""LTX-Video: video tokens alone; queries and keys are normalised over all heads' channels, and
+every head has angles of its own."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from diffusers.models.transformers.transformer_ltx import apply_rotary_emb
 from torch import Tensor
 
 from freqformer.grid import Grid
@@ -17,6 +16,7 @@ from freqformer.integrations.diffusers.processor import (
     VideoTokens,
     layers_in,
 )
+from freqformer.integrations.diffusers.query_key import of_heads, project
 
 
 class LTXProcessor(UsualProcessor):
@@ -33,11 +33,9 @@ class LTXProcessor(UsualProcessor):
     ) -> Tensor:
         """(B, N, C) -> (B, N, C), tokens in raster order."""
         self.refuse(attention_mask, fused=attn.fused_projections)
-        query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
-        if rotary is not None:
-            query, key = apply_rotary_emb(query, rotary), apply_rotary_emb(key, rotary)
-        tensors = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, attn.to_v(hidden_states)))
-        return attn.to_out[1](attn.to_out[0](self.attend(share, *tensors)))
+        turn = of_heads(rotary, hidden_states, attn.heads)
+        projected = project(attn, hidden_states, turn, across_heads=True)
+        return attn.to_out[1](attn.to_out[0](self.attend(share, *projected)))
 
 
 def _video(_transformer: Any, given: dict[str, Any]) -> VideoTokens:

@@ -6,10 +6,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_ltx2 import (
-    apply_interleaved_rotary_emb,
-    apply_split_rotary_emb,
-)
 from torch import Tensor
 
 from freqformer.grid import Grid
@@ -21,8 +17,8 @@ from freqformer.integrations.diffusers.processor import (
     VideoTokens,
     layers_in,
 )
-
-ROTATE = {"interleaved": apply_interleaved_rotary_emb, "split": apply_split_rotary_emb}
+from freqformer.integrations.diffusers.query_key import of_heads, project
+from freqformer.ops.parameters import RotaryEmbedding
 
 
 class LTX2Processor(FrequencyProcessor):
@@ -64,16 +60,16 @@ class LTX2Processor(FrequencyProcessor):
     ) -> Tensor:
         """(B, N, C) -> (B, N, C), tokens in raster order."""
         self.refuse(attention_mask)
-        query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
-        value = attn.to_v(hidden_states)
-        if rotary is not None:
-            rotate = ROTATE[attn.rope_type]
-            query = rotate(query, rotary)
-            key = rotate(key, rotary if key_rotary is None else key_rotary)
-        tensors = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
-        out = self.attend(share, *tensors)
+        if key_rotary is not None:
+            raise ValueError(
+                "frequency attention was given key_rotary_emb, which only attention across has; "
+                "None is allowed"
+            )
+        turn = _turn(rotary, hidden_states, attn)
+        projected = project(attn, hidden_states, turn, across_heads=True)
+        out = self.attend(share, *projected)
         if perturbation_mask is not None:
-            out = torch.lerp(value, out, perturbation_mask.to(out))
+            out = torch.lerp(projected.value.flatten(2), out, perturbation_mask.to(out))
         if attn.to_gate_logits is not None:
             gates = 2 * torch.sigmoid(attn.to_gate_logits(hidden_states))
             out = (out.unflatten(2, (attn.heads, -1)) * gates[..., None]).flatten(2)
@@ -81,6 +77,17 @@ class LTX2Processor(FrequencyProcessor):
 
 
 PERTURBED = "LTX2PerturbedAttnProcessor"
+
+
+def _turn(
+    rotary: tuple[Tensor, Tensor] | None, tokens: Tensor, attn: Any
+) -> RotaryEmbedding | None:
+    """Every head's own angles, of neighbouring channels or, in 2.3, of the two halves of a head:
+    then tables are (B, H, N, P)."""
+    if rotary is None or attn.rope_type == "interleaved":
+        return of_heads(rotary, tokens, attn.heads)
+    cos, sin = (table.transpose(1, 2) for table in rotary)
+    return RotaryEmbedding(cos, sin, "halved")
 
 
 def _video(_transformer: Any, given: dict[str, Any]) -> VideoTokens:

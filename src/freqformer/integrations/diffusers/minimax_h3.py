@@ -16,6 +16,8 @@ from freqformer.integrations.diffusers.processor import (
     VideoTokens,
     layers_in,
 )
+from freqformer.integrations.diffusers.query_key import project
+from freqformer.ops.parameters import RotaryEmbedding
 
 
 class MiniMaxH3Processor(FrequencyProcessor):
@@ -41,24 +43,13 @@ class MiniMaxH3Processor(FrequencyProcessor):
     ) -> Tensor:
         """(B, N, C) -> (B, N, C), the packed sequence."""
         self.refuse(attention_mask, fused=attn.fused_projections)
-        query, key, value = (
-            projection(hidden_states).unflatten(2, (attn.heads, -1))
-            for projection in (attn.to_q, attn.to_k, attn.to_v)
-        )
-        query, key = attn.norm_q(query), attn.norm_k(key)
+        turn = None
         if rotary is not None:
-            query, key = _rotated(query, *rotary), _rotated(key, *rotary)
-        return attn.to_out[1](attn.to_out[0](self.attend(share, query, key, value)))
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (B, N, H, D) with its first R channels rotated, each of their first half with that of the
-    second; cos and sin (N, R) hold each angle twice."""
-    cos, sin = (table.to(x.dtype)[:, None] for table in (cos, sin))
-    turned, kept = x.split([cos.shape[-1], x.shape[-1] - cos.shape[-1]], -1)
-    first, second = turned.chunk(2, -1)
-    turned = turned * cos + torch.cat([-second, first], -1) * sin
-    return torch.cat([turned, kept], -1)
+            # Of the first channels of a head, each angle is there twice: for both halves of them.
+            cos, sin = (table.chunk(2, -1)[0] for table in rotary)
+            turn = RotaryEmbedding(cos, sin, "halved")
+        projected = project(attn, hidden_states, turn)
+        return attn.to_out[1](attn.to_out[0](self.attend(share, *projected)))
 
 
 def _video(_transformer: Any, given: dict[str, Any]) -> VideoTokens:
@@ -67,8 +58,10 @@ def _video(_transformer: Any, given: dict[str, Any]) -> VideoTokens:
 
 def _timesteps(given: dict[str, Any]) -> Tensor:
     """That of the video, which every sample shares; keyframes and audio have others."""
-    last = given["timestep_indices"][-1]
-    return torch.as_tensor(given["timestep"])[last].detach().double().cpu().reshape(1)
+    timesteps = torch.as_tensor(given["timestep"])
+    # By a tensor of indices: one number as an index would be read on the host by itself.
+    last = given["timestep_indices"][-1:].to(timesteps.device)
+    return timesteps.detach().index_select(0, last).double().cpu()
 
 
 def _noise_level(timestep: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from freqformer.grid import Grid
 from freqformer.integrations.diffusers.layer_bands import LayerBands
 from freqformer.integrations.diffusers.ulysses import attend_shared, ulysses_of
 from freqformer.ops.backends import ImplChoice
-from freqformer.ops.parameters import KnownBands
+from freqformer.ops.parameters import AttentionParameters, KnownBands
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class CurrentCall:
         """Of the call's tensors."""
         self.banded: tuple[Grid, int] | None = None
         """Grid and exact tokens beside it of the last banded call."""
+        self.levels: set[float] = set()
+        """Noise levels that were not left dense by steps or length."""
 
 
 @dataclass(frozen=True)
@@ -181,13 +183,23 @@ class FrequencyProcessor:
         query: Tensor,
         key: Tensor,
         value: Tensor,
+        parameters: AttentionParameters,
         *,
         text_mask: Tensor | None = None,
     ) -> Tensor:
         """(B, N, H, D) -> (B, N, C): video tokens in raster order with the exact tokens of
-        `share.video` around them, or this rank's share of all of them."""
+        `share.video` around them, or this rank's share of all of them.
+
+        `parameters` say how queries and keys are normalised and turned. Tables of a rotary
+        embedding are of all tokens in this order, or of the video's where these come first.
+        """
         assert share.config is not None
         assert share.bands is not None
+        if share.config.band_features == "own_band":
+            raise ValueError(
+                "the table's config.band_features is 'own_band', which only a trained layer knows; "
+                "'full' and 'high_pass_values' are allowed: calibrate with one of these"
+            )
         bands = share.bands
         if bands.bands.device != query.device:
             bands = KnownBands(bands.bands.to(query.device), bands.present)
@@ -200,6 +212,7 @@ class FrequencyProcessor:
             config=share.config,
             num_text_tokens=share.video.before + share.video.behind,
             text_mask=text_mask,
+            parameters=parameters,
             impl=self.impl,
         )
         return out.flatten(2)

@@ -138,6 +138,9 @@ class Session:
         ]
         if call is not None and any(banded):
             self.current.banded = (call.video.grid, call.video.before + call.video.behind)
+        if call is not None:
+            levels = zip(call.noise_level.tolist(), call.dense, strict=True)
+            self.current.levels |= {round(level, 6) for level, dense in levels if not dense}
 
     def after(self, transformer: Any, _args: Any, _output: Any) -> None:
         """After the transformer ran, well or not."""

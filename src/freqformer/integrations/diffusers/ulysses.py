@@ -6,6 +6,8 @@ gets its own. Shape legend: B batch, n tokens of a rank, H heads, D head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,10 +17,13 @@ from torch import Tensor
 from freqformer.attention import frequency_attention
 from freqformer.config import FreqFormerConfig
 from freqformer.distributed import ContextParallel, deal_heads
-from freqformer.distributed.exchange import Route, to_heads, to_tokens
+from freqformer.distributed.collective import GRAPHS_HOLD_EXCHANGES
+from freqformer.distributed.exchange import Route, at_heads, send_to_heads, to_tokens
+from freqformer.distributed.heads import head_costs, plan_costs
 from freqformer.grid import Grid
-from freqformer.ops.parameters import KnownBands
-from freqformer.plan import build_plan
+from freqformer.ops.parameters import AttentionParameters, KnownBands, RotaryEmbedding
+from freqformer.ops.query_key import prepared
+from freqformer.tracing import untraced
 
 
 def class_name(transformer: Any) -> str:
@@ -60,6 +65,7 @@ def attend_shared(
     grid: Grid,
     allocation: KnownBands,
     config: FreqFormerConfig,
+    parameters: AttentionParameters | None = None,
     before: int = 0,
     **named: Any,
 ) -> Tensor:
@@ -70,6 +76,8 @@ def attend_shared(
         context: of `ulysses_of`.
         grid, allocation, config, named: as there; `num_text_tokens` counts those before the video
             too.
+        parameters: norms and rotary embedding of the queries and keys, with tables of this rank's
+            tokens; None for neither.
         before: exact tokens before the video.
 
     Raises:
@@ -77,31 +85,73 @@ def attend_shared(
     """
     attend = partial(_attend_around, before=before, grid=grid, config=config, **named)
     if context is None:
-        return attend(qkv, allocation)
+        return attend(qkv, allocation, parameters)
     exact = named.get("num_text_tokens", 0)
-    shares = _shares(grid.num_tokens + exact, context.size)
-    heads = qkv[0].shape[2]
-    _check(qkv[0], shares, context)
-    plan = build_plan(
-        grid, config, num_heads=heads, head_dim=qkv[0].shape[3], num_text_tokens=exact
-    )
-    by_band = torch.tensor(plan.band_costs(), dtype=torch.float64)
-    costs = by_band.to(allocation.bands.device)[allocation.bands.long()].sum(0)
-    route = Route(context, shares, deal_heads(costs, context.size))
+    find_route = partial(_route, context, grid, allocation, config, exact)
+    return _attend_across(qkv, parameters or AttentionParameters(), find_route, attend, allocation)
+
+
+def _attend_across(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    parameters: AttentionParameters,
+    find_route: Callable[[Tensor], Route],
+    attend: Callable[..., Tensor],
+    allocation: KnownBands,
+) -> Tensor:
+    query, key, value = qkv
+    route = find_route(query)
+    _, tokens, _, _ = query.shape
+    # Here, where a rank has all heads of its tokens: afterwards it has some heads of all tokens.
+    query, key = prepared(query, key, parameters, tokens)
+    sent = [send_to_heads([x], route) for x in (query, key, value)]
     own = KnownBands(allocation.bands.index_select(1, route.own_heads), allocation.present)
-    return to_tokens(attend(to_heads(qkv, route), own), route)
+    return to_tokens(attend(tuple(at_heads(one)[0] for one in sent), own, None), route)
+
+
+if not GRAPHS_HOLD_EXCHANGES:
+    _attend_across = untraced(_attend_across)
+
+
+def _route(
+    context: ContextParallel,
+    grid: Grid,
+    allocation: KnownBands,
+    config: FreqFormerConfig,
+    exact: int,
+    query: Tensor,
+) -> Route:
+    """Heads by what they cost, of shares as diffusers cuts them; `exact` tokens are no video's."""
+    shares = _shares(grid.num_tokens + exact, context.size)
+    _check(query, shares, context)
+    _, _, heads, head_dim = query.shape
+    by_band = plan_costs(grid, config, num_heads=heads, head_dim=head_dim, num_text_tokens=exact)
+    return Route(context, shares, deal_heads(head_costs(by_band, allocation.bands), context.size))
 
 
 def _attend_around(
-    qkv: tuple[Tensor, ...], allocation: KnownBands, *, before: int, **named: Any
+    qkv: tuple[Tensor, ...],
+    allocation: KnownBands,
+    parameters: AttentionParameters | None,
+    *,
+    before: int,
+    **named: Any,
 ) -> Tensor:
     """Attention over the whole sequence, whose first tokens are exact: the operation itself knows
     exact tokens behind the video alone."""
     if not before:
-        return frequency_attention(*qkv, allocation=allocation, **named)
-    moved = (torch.cat([x[:, before:], x[:, :before]], 1) for x in qkv)
-    out = frequency_attention(*moved, allocation=allocation, **named)
-    return torch.cat([out[:, -before:], out[:, :-before]], 1)
+        return frequency_attention(*qkv, allocation=allocation, parameters=parameters, **named)
+    moved = (_moved(x, before) for x in qkv)
+    if parameters is not None and parameters.rotation is not None:
+        turn = parameters.rotation
+        turn = RotaryEmbedding(_moved(turn.cos, before), _moved(turn.sin, before), turn.pairs)
+        parameters = replace(parameters, rotary=turn)
+    out = frequency_attention(*moved, allocation=allocation, parameters=parameters, **named)
+    return _moved(out, -before)
+
+
+def _moved(x: Tensor, before: int) -> Tensor:
+    """The first tokens (axis 1) of x behind all others; the last before them where negative."""
+    return torch.cat([x[:, before:], x[:, :before]], 1)
 
 
 def _shares(num_tokens: int, ranks: int) -> tuple[int, ...]:

@@ -1,10 +1,9 @@
-"""Wan: video tokens alone; queries and keys are normalised before the heads are split."""
+"""Wan: video tokens alone; queries and keys are normalised over all heads' channels."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from freqformer.grid import Grid
@@ -15,6 +14,7 @@ from freqformer.integrations.diffusers.processor import (
     VideoTokens,
     layers_in,
 )
+from freqformer.integrations.diffusers.query_key import neighbours, project
 
 
 class WanProcessor(UsualProcessor):
@@ -31,27 +31,10 @@ class WanProcessor(UsualProcessor):
     ) -> Tensor:
         """(B, N, C) -> (B, N, C), tokens in raster order."""
         self.refuse(attention_mask, fused=attn.fused_projections)
-        projected = (
-            attn.norm_q(attn.to_q(hidden_states)),
-            attn.norm_k(attn.to_k(hidden_states)),
-            attn.to_v(hidden_states),
+        projected = project(
+            attn, hidden_states, neighbours(rotary, hidden_states), across_heads=True
         )
-        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in projected)
-        if rotary is not None:
-            query, key = _rotated(query, *rotary), _rotated(key, *rotary)
-        return attn.to_out[1](attn.to_out[0](self.attend(share, query, key, value)))
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (B, N, H, D) with neighbouring channels rotated, as Wan does; cos and sin (1, N, 1, D) hold
-    each angle twice."""
-    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos[..., 0::2], sin[..., 1::2]
-    return (
-        torch.stack([first * cos - second * sin, first * sin + second * cos], -1)
-        .flatten(-2)
-        .type_as(x)
-    )
+        return attn.to_out[1](attn.to_out[0](self.attend(share, *projected)))
 
 
 def video_tokens(transformer: Any, given: dict[str, Any]) -> VideoTokens:

@@ -15,7 +15,7 @@ from freqformer.buffers import (
     selects_tiles,
 )
 from freqformer.config import Band
-from freqformer.cost import STATISTIC_BYTES, Call, Cost, compress_flops, dct_flops
+from freqformer.cost import NOTHING, STATISTIC_BYTES, Call, Cost, compress_flops, dct_flops
 from freqformer.grid import TILE_SLOTS
 from freqformer.plan import AttentionPlan
 
@@ -59,6 +59,33 @@ def tiles_backward_cost(call: Call) -> Cost:
         3.0 * tokens,
         2 if call.plan.num_text_tokens else 1,
     )
+
+
+def scales_cost(call: Call) -> Cost:
+    """The root mean square of every query and key over all heads' channels; nothing where the norm
+    is of each head's own."""
+    if not call.norm_across_heads:
+        return NOTHING
+    rows = 2 * call.count() * call.tokens
+    flops = 2.0 * rows * call.plan.head_dim
+    return Cost(flops, flops, float(rows * call.row_bytes), _scale_bytes(call), 1)
+
+
+def scales_backward_cost(call: Call) -> Cost:
+    """What the length of all heads' channels takes off the gradients of queries and keys, which are
+    read and written once more."""
+    if not call.norm_across_heads:
+        return NOTHING
+    rows = 2 * call.count() * call.tokens
+    flops = 3.0 * rows * call.plan.head_dim
+    along = float(rows * STATISTIC_BYTES)
+    read = 2.0 * rows * call.row_bytes + along + _scale_bytes(call)
+    return Cost(flops, flops, read, float(rows * call.row_bytes), 1)
+
+
+def _scale_bytes(call: Call) -> float:
+    """Bytes of one number for every query and key."""
+    return 2.0 * call.tokens * STATISTIC_BYTES
 
 
 def summaries_cost(call: Call) -> Cost:

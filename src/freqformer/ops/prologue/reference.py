@@ -66,8 +66,13 @@ class _Rows:
         return reorder(x, self.plan.layout, self.order, "tile")
 
     def rotated(self, x: Tensor) -> Tensor:
-        rotary = self.parameters.rotary if self.parameters is not None else None
-        return x if rotary is None else rotate(x, rotary)
+        rotation = self.parameters.rotation if self.parameters is not None else None
+        if rotation is None:
+            return x
+        # Tables may go on with text, which has no bands.
+        cos, sin = rotation.of_rows(self.rows, self.plan.num_heads)
+        video = x.shape[1]
+        return rotate(x, (cos[:, :video], sin[:, :video]), rotation.pairs)
 
     def passed(self, x: Tensor, gains: Tensor) -> Tensor:
         """x with its bands weighted by gains (3,) or (R, 3)."""

@@ -45,10 +45,22 @@ class Measurement:
     """Fields of `Efficiency` that it can tell about."""
     source: str
     """File, commit and GPU that it comes from."""
+    set_aside: bool = False
+    """Held out whatever its number of tokens."""
 
     def __post_init__(self) -> None:
         check_whole(f"tokens of {self.name!r}", self.tokens, 1, MAX_TOKENS)
         check_number(f"seconds of {self.name!r}", self.seconds, *SECONDS_RANGE)
+
+
+@dataclass(frozen=True)
+class MeasuredShare:
+    """A value of an efficiency that was measured itself, and is no time."""
+
+    name: str
+    """Field of `Efficiency`."""
+    value: float
+    source: str
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,7 @@ def fit_efficiency(
     machine: Machine,
     hold_out: Collection[int],
     peaks: Sequence[tuple[str, float, float]] = (),
+    shares: Sequence[MeasuredShare] = (),
 ) -> Fit:
     """Fit the efficiency of a machine.
 
@@ -92,6 +105,7 @@ def fit_efficiency(
         hold_out: token counts that the fit does not see.
         peaks: name, measured and counted peak bytes; memory has nothing to fit, and its errors are
             reported alone.
+        shares: values to take as they were measured, the median of those of one field.
 
     Raises:
         ProfileError: where nothing is left to fit, or a held-out count was not measured.
@@ -102,7 +116,12 @@ def fit_efficiency(
         raise ProfileError(
             f"hold-out has {unknown}; measured token counts are {counts}: choose some of them"
         )
-    used = [measurement for measurement in measurements if measurement.tokens not in hold_out]
+    machine = replace(machine, efficiency=_with_shares(machine.efficiency, shares))
+
+    def held(measurement: Measurement) -> bool:
+        return measurement.set_aside or measurement.tokens in hold_out
+
+    used = [measurement for measurement in measurements if not held(measurement)]
     names = [
         field.name
         for field in fields(Efficiency)
@@ -117,13 +136,23 @@ def fit_efficiency(
     sources = {name: _source(name, used) for name in names}
     machine = replace(machine, efficiency=replace(fitted, sources=fitted.sources | sources))
     rows = [
-        Comparison(measurement, measurement.predict(machine), measurement.tokens in hold_out)
+        Comparison(measurement, measurement.predict(machine), held(measurement))
         for measurement in measurements
     ]
     fit = Fit(machine.efficiency, rows)
     return replace(
         fit, efficiency=replace(machine.efficiency, fit=_summary(fit) | _memory_summary(peaks))
     )
+
+
+def _with_shares(efficiency: Efficiency, shares: Sequence[MeasuredShare]) -> Efficiency:
+    for name in sorted({share.name for share in shares}):
+        own = [share for share in shares if share.name == name]
+        value = _rounded(median(share.value for share in own))
+        source = f"measured in {'; '.join(sorted({share.source for share in own}))}"
+        sources = efficiency.sources | {name: source}
+        efficiency = replace(efficiency, **{name: value}, sources=sources)
+    return efficiency
 
 
 def _least_squares(
@@ -178,7 +207,11 @@ def _summary(fit: Fit) -> dict[str, Any]:
     """What the efficiency file keeps of the errors."""
     return {
         "hold_out_tokens": sorted(
-            {row.measurement.tokens for row in fit.comparisons if row.held_out}
+            {
+                row.measurement.tokens
+                for row in fit.comparisons
+                if row.held_out and not row.measurement.set_aside
+            }
         ),
         **{
             key: {

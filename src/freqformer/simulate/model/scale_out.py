@@ -29,6 +29,10 @@ differ by one at most."""
 DEFAULT_GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
+LAYER_MESSAGES = 4
+"""All-to-alls of a layer: queries, keys and gates; values; and the output in two."""
+
+
 @dataclass(frozen=True)
 class ScaleOut:
     """One denoising step on `gpus` GPUs."""
@@ -45,7 +49,7 @@ class ScaleOut:
     dense_seconds: float
     """Dense attention on the same GPUs, at its own best division."""
     communication_seconds: float
-    """All-to-alls and gathered keys, not overlapped; and of FSDP what computation does not hide."""
+    """Gathered keys, and of all-to-alls and FSDP what computation does not hide."""
     all_to_all_bytes: float
     """Sent per GPU in one layer: q, k, v and the output, and gates of a LOW branch beside the own
     bands."""
@@ -100,6 +104,20 @@ def scale_out(result: Result, gpus: Sequence[int] = DEFAULT_GPUS) -> list[ScaleO
         ProfileError: for a machine whose profile has no interconnect, or a number out of range.
     """
     return [_best(result, count) for count in gpus]
+
+
+def all_to_all_seconds(machine: Machine, sent: float, gpus: int, *, messages: int) -> float:
+    """Seconds of all-to-alls in which each of `gpus` GPUs sends `sent` bytes to the others.
+
+    Raises:
+        ProfileError: for a machine without an interconnect.
+    """
+    return _Links(machine, gpus).whole_all_to_all(sent, gpus, messages=messages)
+
+
+def exposed_seconds(machine: Machine, sent: float, gpus: int, *, messages: int) -> float:
+    """As `all_to_all_seconds`, without what computation hides."""
+    return _Links(machine, gpus).all_to_all(sent, gpus, messages=messages)
 
 
 def _best(result: Result, gpus: int) -> ScaleOut:
@@ -209,11 +227,8 @@ def _communication(
         branched = sum(band != Band.LOW for band in result.allocation)
         banded += branched * _foreign_keys(result.plan, Band.LOW, tokens, split)
     gathered = [rows * pair for rows in (banded, model.heads * tokens * (split - 1) / split)]
-    # q, k, v and the output are four messages, gates one; keys and values two.
-    turns = [
-        links.all_to_all(moved, ulysses, messages=count)
-        for moved, count in ((sent, 4 + bool(gates)), (plain, 4))
-    ]
+    turns = [links.all_to_all(moved, ulysses, messages=LAYER_MESSAGES) for moved in (sent, plain)]
+    # Keys and values are two messages.
     talk, dense = (
         turn + links.seconds(received, split, ulysses, messages=2)
         for turn, received in zip(turns, gathered, strict=True)
@@ -269,9 +284,13 @@ class _Links:
 
     def all_to_all(self, sent: float, group: int, *, messages: int) -> float:
         """Seconds of a layer's all-to-alls that nothing hides; arguments as `seconds`."""
-        efficiency = self.machine.efficiency
-        taken = self._seconds(sent, group, 1, messages, efficiency.all_to_all_bandwidth)
-        return taken * (1 - efficiency.all_to_all_overlap)
+        taken = self.whole_all_to_all(sent, group, messages=messages)
+        return taken * (1 - self.machine.efficiency.all_to_all_overlap)
+
+    def whole_all_to_all(self, sent: float, group: int, *, messages: int) -> float:
+        """As `all_to_all`, with what computation hides."""
+        share = self.machine.efficiency.all_to_all_bandwidth
+        return self._seconds(sent, group, 1, messages, share)
 
     def seconds(self, sent: float, group: int, stride: int, *, messages: int) -> float:
         """Seconds of a collective in which every GPU exchanges `sent` bytes evenly with its group.

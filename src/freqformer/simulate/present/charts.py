@@ -342,8 +342,8 @@ def scale_chart(rows: Sequence[ScaleOut]) -> Chart:
         key="scale-out",
         title="One denoising step on many GPUs, on paper",
         note=(
-            "Ulysses over heads, queries split beyond it, weights sharded within a node; "
-            "all-to-alls are not overlapped."
+            "Ulysses over heads, queries split beyond it, weights sharded within a node. "
+            "Every time of more than one GPU is foretold."
         ),
         x_label="GPUs",
         y_label="seconds",

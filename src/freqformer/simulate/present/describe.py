@@ -7,6 +7,7 @@ from typing import Any
 
 from freqformer.config import LAYER_FIELDS, Band, FreqFormerConfig
 from freqformer.simulate.model.allocations import count_heads
+from freqformer.simulate.model.efficiency import Efficiency
 from freqformer.simulate.model.presets import PRESETS
 from freqformer.simulate.model.scenarios import Scenario
 from freqformer.simulate.model.simulation import Result
@@ -151,6 +152,10 @@ def _value(name: str, value: object) -> str:
     return " × ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
+MEASURED = ("fitted on", "measured in")
+"""How the source of a value begins that rests on measurements."""
+
+
 def dense_rate_note(result: Result) -> str:
     """The dense generation's time and the rate that this means, to hold against a stopwatch."""
     whole = result.generation
@@ -182,6 +187,28 @@ def efficiency_notes(result: Result) -> list[str]:
         if names:
             notes.append(f"These values {text}: {', '.join(names)}.")
     return notes
+
+
+def scale_note(efficiency: Efficiency) -> str:
+    """Which of the figures of many GPUs rest on measurements of several, and which are foretold."""
+    parts = []
+    for name, text in (
+        ("all_to_all_bandwidth", "the all-to-alls' share of the link's bandwidth, {:.0%}"),
+        ("all_to_all_overlap", "the share of their time that computation hides, {:.0%}"),
+    ):
+        source = efficiency.sources.get(name, "")
+        if source.startswith(MEASURED) and not efficiency.transferred:
+            parts.append(f"{text.format(getattr(efficiency, name))} ({source})")
+    if not parts:
+        return (
+            "Foretold: every figure of more than one GPU. No all-to-all was measured on this "
+            "machine: their rate and what computation hides of them are assumptions."
+        )
+    return (
+        f"Measured: {'; '.join(parts)}. Foretold from them, and from what one GPU takes: every "
+        "time of more than one GPU. Assumed: latencies, links between nodes, and gathered weights "
+        "and keys."
+    )
 
 
 def fit_note(fit: dict[str, Any]) -> str:

@@ -16,7 +16,13 @@ from typing import Any
 from freqformer.simulate.model.scale_out import ScaleOut
 from freqformer.simulate.model.sensitivity import Variant
 from freqformer.simulate.model.simulation import Level, Result
-from freqformer.simulate.present.describe import LEFT_OUT, plan_settings, settings, settings_record
+from freqformer.simulate.present.describe import (
+    LEFT_OUT,
+    plan_settings,
+    scale_note,
+    settings,
+    settings_record,
+)
 
 SCHEMA = "freqformer-simulation-2"
 
@@ -153,6 +159,7 @@ def document(
             for variant in variants
         ],
         "scale_out": [asdict(row) for row in rows],
+        "scale_out_rests_on": scale_note(machine.efficiency),
     }
 
 

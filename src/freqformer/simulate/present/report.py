@@ -18,6 +18,7 @@ from freqformer.simulate.present.describe import (
     efficiency_notes,
     fit_note,
     preset_title,
+    scale_note,
     settings,
 )
 from freqformer.simulate.present.units import duration, memory
@@ -100,7 +101,7 @@ def report_page(
             _trust(results[0]),
             _settings(results[0]),
             _figures(charts),
-            _scale_table(rows),
+            _scale_table(rows, scale_note(results[0].scenario.machine.efficiency)),
             _sources(results[0]),
         ]
     )
@@ -230,7 +231,7 @@ def _results_table(results: Sequence[Result]) -> str:
     return f"<h2>Results</h2>\n<p>{note}</p>\n" + _columns_table(RESULT_COLUMNS, results)
 
 
-def _scale_table(rows: Sequence[ScaleOut]) -> str:
+def _scale_table(rows: Sequence[ScaleOut], note: str) -> str:
     if not rows:
         return ""
     first = rows[0]
@@ -249,11 +250,11 @@ def _scale_table(rows: Sequence[ScaleOut]) -> str:
         _Column("step, heads\nin order", lambda row: duration(row.naive_seconds)),
         _Column("imbalance,\nin order", lambda row: f"{row.naive_imbalance:.2f}"),
     )
-    note = (
+    what = (
         "One denoising step. Heads are divided over GPUs, and beyond them the queries of the "
-        "same heads."
+        f"same heads. {html.escape(note)}"
     )
-    return f"<h2>Scale-out, on paper</h2>\n<p>{note}</p>\n" + _columns_table(columns, rows)
+    return f"<h2>Scale-out, on paper</h2>\n<p>{what}</p>\n" + _columns_table(columns, rows)
 
 
 def _figures(charts: Sequence[Chart]) -> str:

@@ -49,6 +49,8 @@ def with_cache(config: TrainConfig) -> TrainConfig:
                 f"data.{name} is {given!r}, and the sizes of clips are those of {config.data.cache}"
                 f" ({value!r} in most): leave it out"
             )
+    if config.pipeline.folder is not None:
+        return replace(config, data=replace(config.data, **size))
     patch = {} if config.run.init_from is not None else {"patch_size": list(PATCH_SIZE)}
     return replace(
         config,

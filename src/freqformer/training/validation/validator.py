@@ -58,7 +58,7 @@ class Validator:
         training = trainer.model.training
         trainer.model.eval()
         try:
-            with averaged_weights(trainer.model, trainer.ema), trainer.accelerator.autocast():
+            with averaged_weights(trainer.weights, trainer.ema), trainer.accelerator.autocast():
                 if source.held_out:
                     losses = held_out_losses(
                         trainer.model,

@@ -150,8 +150,10 @@ class Row:
         return {name: x for name, x in given.items() if name not in ("key", "value")}
 
     def exact(self, case: Case) -> list[Tensor]:
-        rotary = self.parameters.rotary
-        turned = [x if rotary is None else rotate(x, rotary) for x in self.video[:2]]
+        turned = self.video[:2]
+        if self.parameters.rotation is not None:
+            tables = self.parameters.rotation.of_rows(torch.tensor([self.head]), case.num_heads)
+            turned = [rotate(x, tables) for x in turned]
         return [
             reorder(x, case.plan.layout, case.token_order, "tile")[0]
             for x in (*turned, self.video[2])

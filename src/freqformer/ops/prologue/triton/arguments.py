@@ -24,7 +24,12 @@ class Tokens(NamedTuple):
     token: int
     head: int
     norm: Tensor | None
-    """Weight of their RMS norm, (D,); None for no norm."""
+    """Weight of their RMS norm, (D,), or (H, D) across heads; None for no norm."""
+    norm_head: int
+    """Numbers from one head's weight to the next: 0 where heads share one."""
+    scales: Tensor | None
+    """float32 (B, N + X), one over the root mean square of all heads' channels; None where the norm
+    is of each head's own."""
     FEATURES: tl.constexpr
     """How MID and HIGH rows weigh their bands: `FreqFormerConfig.band_features`, and "full" for
     queries and keys where only values are filtered."""
@@ -32,6 +37,12 @@ class Tokens(NamedTuple):
     """Whether text queries see every exact one, whatever the row's band."""
     ROTATED: tl.constexpr
     """Whether a rotary embedding would turn them: queries and keys."""
+    HALF: tl.constexpr
+    """Channels i and i + HALF are turned together. Then tokens are loaded so that these two are
+    neighbours, in queries and keys alike, whose products don't ask for the order of channels. 0
+    where neighbours are turned."""
+    NORMS_TEXT: tl.constexpr
+    """Whether the norm is of text too."""
 
 
 class Qkv(NamedTuple):
@@ -72,6 +83,9 @@ class PreparedRows(NamedTuple):
     """Log-sum-exp of the pooling scores of every cell in the mid and high band, float32 (R, C, 2),
     which the backward reads; C is 0 without learned summaries, and rows hold anything for their own
     band."""
+    scales: Tensor | None
+    """float32 (2, B, N + X), one over the root mean square of all heads' channels of every query
+    and key; None where no norm is across heads."""
 
 
 class Tiles(NamedTuple):
@@ -100,18 +114,38 @@ class Tiles(NamedTuple):
     """int32 (C,), tokens of every cell."""
 
 
-class Rotary(NamedTuple):
-    """cos and sin of the rotary embedding, of video tokens in the order of the call (N, D / 2), or
-    of the tokens that a program has loaded."""
+class RotaryTables(NamedTuple):
+    """cos and sin of the rotary embedding in the order of the call, (B or 1, N or N + X, H or 1,
+    P), P pairs of channels."""
 
     cos: Tensor
     sin: Tensor
+    sample: int
+    """Numbers from one sample to the next, 0 where they share tables; so by token, head and
+    pair."""
+    token: int
+    head: int
+    pair: int
+    PAIRS: tl.constexpr
+    """P; pairs after it stay as they are."""
+    PLAIN: tl.constexpr
+    """Whether all rows share tables that lie in one piece, of fewer numbers than an int32
+    counts."""
+    TURNS_TEXT: tl.constexpr
+    """Whether text is turned too."""
+
+
+class Rotary(NamedTuple):
+    """cos and sin of the tokens that a program has loaded, float32 (places, W / 2)."""
+
+    cos: tl.tensor
+    sin: tl.tensor
 
 
 class Learned(NamedTuple):
     """What is learned in addition to norms, and what goes with it."""
 
-    rotary: Rotary | None
+    rotary: RotaryTables | None
     gains: Tensor | None
     """float32 (H, 3)."""
     pooling: Tensor | None

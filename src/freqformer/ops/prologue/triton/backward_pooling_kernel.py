@@ -13,16 +13,13 @@ import triton
 import triton.language as tl
 
 from freqformer.ops.jit import load_vector
-from freqformer.ops.prologue.triton.backward_tokens import (
-    add_wide_product,
-    turned_back,
-)
+from freqformer.ops.prologue.triton.backward_tokens import add_wide_product, turned_back
 from freqformer.ops.prologue.triton.tokens import (
     add_product,
     load_chunk,
+    load_normed,
     load_tile,
     load_tokens,
-    normed,
     sees_summaries,
     summaries_of,
     this_program,
@@ -78,7 +75,7 @@ def pooled_key_grads(g, pooling, chunk, x, tiles, learned, blocks, dtype: tl.con
         near = load_chunk(chunk.tile, ahead, tiles, blocks)
         # A pooled key is a sum of rotated keys: its gradient turns back with each one's angle.
         back = tl.zeros((blocks.CHUNK, W), tl.float32) + pooling.grad[None, :]
-        back = turned_back(back, x, near, learned, blocks.D)
+        back = turned_back(back, x, near, learned)
         weight = tl.load(pooling.weights + near.tile_order, mask=near.live, other=0.0)
         ds = tl.load(pooling.ds + near.tile_order, mask=near.live, other=0.0)
         back = back * weight[:, None] + ds[:, None] * pooling.query[None, :]
@@ -158,10 +155,7 @@ def pool_slopes(qkv, rows, row_grads, tiles, learned, outputs, sizes, blocks):
                 for ahead in range(0, SLOTS, CHUNK):
                     projector = projectors + other * SLOTS * SLOTS + skip * SLOTS + ahead
                     near = load_chunk(tile, ahead, tiles, blocks)
-                    key = load_tokens(
-                        qkv.key, tile.sample, tile.head, near.call_order, near.live, D, W
-                    )
-                    key = normed(key, qkv.key, learned.eps, D)
+                    key = load_normed(qkv.key, near, learned, sizes, blocks)
                     passed = add_product(passed, projector, step, key, SLOTS, blocks.PARTS)
                     value = load_tokens(
                         qkv.value, tile.sample, tile.head, near.call_order, near.live, D, W
@@ -177,7 +171,7 @@ def pool_slopes(qkv, rows, row_grads, tiles, learned, outputs, sizes, blocks):
                 weight = tl.where(chunk.live, tl.exp(score - lse), 0.0)
                 back = tl.zeros((CHUNK, W), tl.float32) + key_grad[None, :]
                 # (R k) . g = k . (R^T g): the gradient is turned back, and no key forward.
-                back = turned_back(back, qkv.key, chunk, learned, D)
+                back = turned_back(back, qkv.key, chunk, learned)
                 ds = weight * (tl.sum(passed * back, 1) + agree - delta) * (D**-0.5)
                 share += tl.sum(passed * ds[:, None], 0)
                 tl.store(weights + chunk.tile_order, weight, mask=chunk.live)

@@ -8,7 +8,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from freqformer.ops.prologue.triton.backward_tokens import load_grads, norm_grads, write_grads
+from freqformer.ops.prologue.triton.backward_tokens import (
+    load_grads,
+    norm_grads,
+    rotated_back,
+    write_grads,
+)
 from freqformer.ops.prologue.triton.tokens import (
     finite_where_masked,
     load_tokens,
@@ -29,8 +34,8 @@ def text_grads(
     D: tl.constexpr,
     W: tl.constexpr,
 ):
-    """Gradients of TEXT_SLOTS text tokens of one row: text has no bands, so that only a norm lies
-    between the call's tokens and the buffers.
+    """Gradients of TEXT_SLOTS text tokens of one row: text has no bands, so that only a norm and a
+    rotation lie between the call's tokens and the buffers.
 
     Args:
         qkv, learned, sizes: see `arguments.py`.
@@ -55,27 +60,50 @@ def text_grads(
     share_at += tl.arange(0, W)
     text_at = (program.wide_row * sizes.key_rows + sizes.segments.text) * W
 
+    query_along = None
+    key_along = None
+    if outputs.along is not None:
+        # Keys follow the queries of all rows.
+        query_along = outputs.along + program.wide_row * sizes.tokens
+        key_along = query_along + tl.cast(sizes.rows, tl.int64) * sizes.tokens
+
     query_row = row_grads.query + program.wide_row * sizes.query_rows * W
     g = load_grads(query_row, place, live, W).to(tl.float32)
-    if qkv.query.norm is not None:
+    if learned.rotary is not None:
+        if learned.rotary.TURNS_TEXT:
+            g = rotated_back(g, learned.rotary, sample, head, place, live)
+    if qkv.query.NORMS_TEXT:
         raw = load_tokens(qkv.query, sample, head, place, live, D, W)
         if text_mask is not None:
             # A masked query has a gradient of its own, and as the forward took it.
             raw = finite_where_masked(raw, seen)
-        found = norm_grads(g, raw, qkv.query, learned.eps, D)
+        found = norm_grads(
+            g, raw, qkv.query, sample, head, place, live, sizes.tokens, learned.eps, D
+        )
         g = found.tokens
         tl.store(outputs.query_norm + share_at, found.weight)
-    write_grads(outputs.query + own, target, live, g, D)
+        if qkv.query.scales is not None:
+            tl.store(query_along + place, found.along, mask=live)
+    elif qkv.query.norm is not None:
+        tl.store(outputs.query_norm + share_at, tl.zeros((W,), tl.float32))
+    write_grads(outputs.query + own, qkv.query, target, live, g, D)
 
     g = load_grads(row_grads.key + text_at, slot, live, W).to(tl.float32)
-    if qkv.key.norm is not None:
+    if learned.rotary is not None:
+        if learned.rotary.TURNS_TEXT:
+            g = rotated_back(g, learned.rotary, sample, head, place, live)
+    if qkv.key.NORMS_TEXT:
         # Masked keys count as zeros, as in the forward: 0 times NaN would be NaN.
         raw = load_tokens(qkv.key, sample, head, place, seen, D, W)
-        found = norm_grads(g, raw, qkv.key, learned.eps, D)
+        found = norm_grads(g, raw, qkv.key, sample, head, place, live, sizes.tokens, learned.eps, D)
         g = found.tokens
         tl.store(outputs.key_norm + share_at, found.weight)
-    write_grads(outputs.key + own, target, live, g, D)
+        if qkv.key.scales is not None:
+            tl.store(key_along + place, found.along, mask=live)
+    elif qkv.key.norm is not None:
+        tl.store(outputs.key_norm + share_at, tl.zeros((W,), tl.float32))
+    write_grads(outputs.key + own, qkv.key, target, live, g, D)
 
     # Values went through unchanged, and so do their gradients.
     g = load_grads(row_grads.value + text_at, slot, live, W).to(tl.float32)
-    write_grads(outputs.value + own, target, live, g, D)
+    write_grads(outputs.value + own, qkv.value, target, live, g, D)

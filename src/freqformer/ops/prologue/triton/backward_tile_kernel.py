@@ -124,7 +124,7 @@ def _feature_grads(x, tokens, given, chunk, tiles, learned, blocks):
         near = load_chunk(tile, ahead, tiles, blocks)
         g = load_grads(given.base, near.tile_order, near.live, W).to(tl.float32)
         # Bands are taken before the rotation, so that gradients turn back before the projectors.
-        g = turned_back(g, x, near, learned, blocks.D)
+        g = turned_back(g, x, near, learned)
         if x.FEATURES == "own_band":
             block = matrix + tile.band * SIZE + ahead
             own = add_wide_product(own, block, step, g, dtype, SLOTS, PARTS)
@@ -164,7 +164,7 @@ def _token_grads(x, tokens, given, mean, chunk, tiles, learned, blocks):
     """
     band = chunk.tile.band
     g = _exact_grads(x, given, mean, chunk, tiles, blocks)
-    g = turned_back(g, x, chunk, learned, blocks.D)
+    g = turned_back(g, x, chunk, learned)
     low = 0.0
     mid = 0.0
     high = 0.0
@@ -224,6 +224,12 @@ def tile_grads(qkv, rows, row_grads, tiles, learned, outputs, sizes, blocks):
         # Loaded once: it is the same for all tokens of the tile.
         key_mean = _mean_grad(key_row, tile, tiles, sizes, W)
         value_mean = _mean_grad(value_row, tile, tiles, sizes, W)
+    query_along = None
+    key_along = None
+    if outputs.along is not None:
+        # Keys follow the queries of all rows.
+        query_along = outputs.along + wide_row * sizes.tokens
+        key_along = query_along + tl.cast(sizes.rows, tl.int64) * sizes.tokens
     query_share = tl.zeros((W,), tl.float32)
     key_share = tl.zeros((W,), tl.float32)
     low_gain = 0.0
@@ -240,20 +246,26 @@ def tile_grads(qkv, rows, row_grads, tiles, learned, outputs, sizes, blocks):
         # The norm is taken again: its gradient needs the raw tokens, and these are fewer bytes
         # than both.
         raw = load_tokens(qkv.query, tile.sample, tile.head, place, live, D, W)
-        x = normed(raw, qkv.query, learned.eps, D)
+        x = normed(
+            raw, qkv.query, tile.sample, tile.head, place, live, sizes.tokens, learned.eps, D
+        )
         found = _token_grads(qkv.query, x, query_given, None, chunk, tiles, learned, blocks)
         g = found.tokens
         if qkv.query.norm is not None:
-            before = norm_grads(g, raw, qkv.query, learned.eps, D)
+            before = norm_grads(
+                g, raw, qkv.query, tile.sample, tile.head, place, live, sizes.tokens, learned.eps, D
+            )
             g = before.tokens
             query_share += before.weight
-        write_grads(outputs.query + own, target, live, g, D)
+            if qkv.query.scales is not None:
+                tl.store(query_along + place, before.along, mask=live)
+        write_grads(outputs.query + own, qkv.query, target, live, g, D)
         low_gain += found.low
         mid_gain += found.mid
         high_gain += found.high
 
         raw = load_tokens(qkv.key, tile.sample, tile.head, place, live, D, W)
-        x = normed(raw, qkv.key, learned.eps, D)
+        x = normed(raw, qkv.key, tile.sample, tile.head, place, live, sizes.tokens, learned.eps, D)
         found = _token_grads(qkv.key, x, key_given, key_mean, chunk, tiles, learned, blocks)
         g = found.tokens
         low_gain += found.low
@@ -271,10 +283,14 @@ def tile_grads(qkv, rows, row_grads, tiles, learned, outputs, sizes, blocks):
                         g, pooling, chunk, qkv.key, tiles, learned, blocks, x.dtype
                     )
         if qkv.key.norm is not None:
-            before = norm_grads(g, raw, qkv.key, learned.eps, D)
+            before = norm_grads(
+                g, raw, qkv.key, tile.sample, tile.head, place, live, sizes.tokens, learned.eps, D
+            )
             g = before.tokens
             key_share += before.weight
-        write_grads(outputs.key + own, target, live, g, D)
+            if qkv.key.scales is not None:
+                tl.store(key_along + place, before.along, mask=live)
+        write_grads(outputs.key + own, qkv.key, target, live, g, D)
 
         # Values have neither norm nor rotation.
         x = load_tokens(qkv.value, tile.sample, tile.head, place, live, D, W)
@@ -290,7 +306,7 @@ def tile_grads(qkv, rows, row_grads, tiles, learned, outputs, sizes, blocks):
                         value_row, outputs, learned, tile, tiles, sizes, blocks, other
                     )
                     g = pooled_value_grads(g, pooling, chunk, tiles, blocks)
-        write_grads(outputs.value + own, target, live, g, D)
+        write_grads(outputs.value + own, qkv.value, target, live, g, D)
     # Shares, not atomic sums: their order would change from run to run.
     share_at = (wide_row * outputs.shares + tile.number) * W + channel
     if qkv.query.norm is not None:

@@ -12,9 +12,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from freqformer.ops.jit import cast, load_vector, real_channels
+from freqformer.ops.jit import cast, real_channels
 from freqformer.ops.prologue.triton.arguments import Rotary
-from freqformer.ops.prologue.triton.tokens import add_product, rotary_tables, rotate_tokens
+from freqformer.ops.prologue.triton.tokens import (
+    add_product,
+    norm_scale,
+    norm_weight,
+    paired_channels,
+    rotary_tables,
+    rotate_tokens,
+)
 
 
 class RowGrads(NamedTuple):
@@ -48,13 +55,18 @@ class Outputs(NamedTuple):
     their scores; between two launches only."""
     shares: int
     """T and the blocks of text."""
+    along: Tensor | None
+    """float32 (2, R, N + X), products of every query's and key's unit vector with its gradient, of
+    one head; None where no norm is across heads."""
 
 
 class NormGrads(NamedTuple):
-    """Gradients of tokens (CHUNK, W) before their norm, and what they give to its weight (W,)."""
+    """Gradients of tokens (CHUNK, W) before their norm, what they give to its weight (W,), and how
+    far they lie along the tokens (CHUNK,)."""
 
     tokens: tl.tensor
     weight: tl.tensor
+    along: tl.tensor
 
 
 @triton.jit
@@ -66,22 +78,39 @@ def load_grads(grad, place, live, W: tl.constexpr):
 
 
 @triton.jit
-def write_grads(target, place, live, g, D: tl.constexpr):
-    """Gradients g (places, W) of tokens of D channels to the rows `place` of a tensor (rows, D)."""
+def write_grads(target, x, place, live, g, D: tl.constexpr):
+    """Gradients g (places, W) of `Tokens` x, channels as `load_tokens` has them, to the rows
+    `place` of a tensor (rows, D)."""
     W: tl.constexpr = g.shape[1]
-    entry = target + place.to(tl.int64)[:, None] * D + tl.arange(0, W)[None, :]
+    row = target + place.to(tl.int64)[:, None] * D
     # Rounded by `cast`: left to the store, the interpreter would cut bfloat16 off.
-    tl.store(entry, cast(g, target.dtype.element_ty), mask=real_channels(live, D, W))
+    rounded = cast(g, target.dtype.element_ty)
+    if x.HALF > 0:
+        pairs = paired_channels(x, D, W)
+        real = real_channels(live, D // 2, W // 2)
+        even, odd = tl.split(tl.reshape(rounded, (g.shape[0], W // 2, 2)))
+        tl.store(row + pairs.first[None, :], even, mask=real)
+        tl.store(row + pairs.second[None, :], odd, mask=real)
+    else:
+        tl.store(row + tl.arange(0, W)[None, :], rounded, mask=real_channels(live, D, W))
 
 
 @triton.jit
-def turned_back(g, x, chunk, learned, D: tl.constexpr):
+def turned_back(g, x, chunk, learned):
     """Gradients of a chunk of `Tokens` x before the rotary embedding, from those after it."""
     if x.ROTATED and learned.rotary is not None:
-        turn = rotary_tables(learned.rotary, chunk.call_order, chunk.live, D, g.shape[1])
-        # The transpose of a rotation is its inverse: the same angle with the other sign.
-        g = rotate_tokens(g, Rotary(cos=turn.cos, sin=-turn.sin))
+        g = rotated_back(
+            g, learned.rotary, chunk.tile.sample, chunk.tile.head, chunk.call_order, chunk.live
+        )
     return g
+
+
+@triton.jit
+def rotated_back(g, rotary, sample, head, place, live):
+    """Gradients g (places, W) of tokens `place` before their rotation, from those after it."""
+    turn = rotary_tables(rotary, sample, head, place, live, g.shape[1])
+    # The transpose of a rotation is its inverse: the same angle with the other sign.
+    return rotate_tokens(g, Rotary(cos=turn.cos, sin=-turn.sin))
 
 
 @triton.jit
@@ -101,14 +130,22 @@ def add_wide_product(
 
 
 @triton.jit
-def norm_grads(g, raw, x, eps, D: tl.constexpr):
-    """Gradients of raw tokens (CHUNK, W) of `Tokens` x, from those of the normalised ones."""
+def norm_grads(g, raw, x, sample, head, place, live, num_tokens, eps, D: tl.constexpr):
+    """Gradients of raw tokens (CHUNK, W) of `Tokens` x, from those of the normalised ones.
+
+    Of a norm across heads `tokens` lacks what the length of all heads' channels takes off, which
+    `norm_kernels.py` does from the `along` of all heads.
+    """
     # Squares of float16 would overflow. The root is computed again: it is cheaper than reading it.
     wide = raw.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(wide * wide, 1) / D + eps)
+    scale = norm_scale(wide, x, sample, place, live, num_tokens, eps, D)
     unit = wide * scale[:, None]
     share = tl.sum(g * unit, 0)
-    g *= load_vector(x.norm, D, g.shape[1])[None, :]
-    # What lies along the token changes its length alone, and the norm takes that out.
-    tokens = scale[:, None] * (g - unit * (tl.sum(g * unit, 1) / D)[:, None])
-    return NormGrads(tokens=tokens, weight=share)
+    g *= norm_weight(x, head, D, g.shape[1])[None, :]
+    along = tl.sum(g * unit, 1)
+    if x.scales is not None:
+        tokens = scale[:, None] * g
+    else:
+        # What lies along the token changes its length alone, and the norm takes that out.
+        tokens = scale[:, None] * (g - unit * (along / D)[:, None])
+    return NormGrads(tokens=tokens, weight=share, along=along)

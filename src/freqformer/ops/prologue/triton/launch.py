@@ -16,7 +16,7 @@ from torch import Tensor
 
 from freqformer.buffers import PAD, buffer_width, power_of_two
 from freqformer.ops.architectures import architecture
-from freqformer.ops.parameters import AttentionParameters
+from freqformer.ops.parameters import AttentionParameters, RotaryEmbedding
 from freqformer.ops.prologue.tables import PrologueTables
 from freqformer.ops.prologue.triton.arguments import (
     Allocation,
@@ -24,12 +24,14 @@ from freqformer.ops.prologue.triton.arguments import (
     Learned,
     PreparedRows,
     Qkv,
-    Rotary,
+    RotaryTables,
     Segments,
     Sizes,
     Tiles,
     Tokens,
 )
+from freqformer.ops.prologue.triton.channels import half_of, paired
+from freqformer.ops.prologue.triton.norm_kernels import token_scales
 from freqformer.ops.prologue.triton.pooling_kernel import Pools, pool_tiles
 from freqformer.ops.prologue.triton.summary_kernel import Jobs, RowBlocks, finish_rows
 from freqformer.ops.prologue.triton.tile_kernel import prepare_tiles
@@ -44,6 +46,8 @@ POOL_CHUNK = 32
 """The same where learned summaries are pooled."""
 TEXT_SLOTS = 32
 """Text tokens of one program."""
+SCALED_TOKENS = 16
+"""Tokens of one program of a norm across heads."""
 CELL_STEP = 8
 """Tiles of a cell that are added at once."""
 
@@ -89,15 +93,21 @@ def prepare_rows(
     """
     query, _, _ = qkv
     _, _, _, head_dim = query.shape
-    common = common_arguments(qkv, parameters or AttentionParameters(), tables, token_order)
+    given = parameters or AttentionParameters()
+    text_mask = _contiguous(text_mask)
+    common = common_arguments(qkv, given, tables, token_order)
+    scales = None
+    if _normed_across(given):
+        scales = _token_scales(common, query, text_mask)
+        common = with_scales(common, scales)
     sample_stride, head_stride = allocation.stride()
     bands = Allocation(bands=allocation, sample=sample_stride, head=head_stride)
-    rows = _empty_rows(query, common, tables)
+    rows = _empty_rows(query, common, tables)._replace(scales=scales)
     jobs = Jobs(
         cell_tiles=tables.cell_tiles,
         cell_counts=tables.cell_counts,
         longest=tables.cell_tiles.shape[1],
-        text_mask=None if text_mask is None else text_mask.contiguous(),
+        text_mask=text_mask,
         text=-(-common.num_text // TEXT_SLOTS),
         zero_rows=tables.zeros,
         zeros=tables.zeros.shape[0],
@@ -108,10 +118,50 @@ def prepare_rows(
     pools = None
     if common.learned.pooling is not None and common.sizes.cells:
         pools = _pool_tiles(common, bands, tile_blocks(tables, head_dim, POOL_CHUNK, low_branch))
-    _finish_rows(
-        common, bands, rows, pools, jobs, _row_blocks(common, tables, head_dim, low_branch)
-    )
+    row_blocks = _row_blocks(common, tables, head_dim, low_branch)
+    _finish_rows(common, bands, rows, pools, jobs, row_blocks)
     return rows
+
+
+def _normed_across(given: AttentionParameters) -> bool:
+    normed = given.query_norm is not None or given.key_norm is not None
+    return given.norm_across_heads and normed
+
+
+def _token_scales(common: Common, query: Tensor, text_mask: Tensor | None) -> Tensor:
+    """One over the root mean square of all heads' channels of every query and key, float32 (2, B, N
+    + X)."""
+    batch, tokens, _, head_dim = query.shape
+    scales = query.new_empty(2, batch, tokens, dtype=torch.float32)
+    token_scales[scaled_programs(batch, tokens)](
+        common.qkv,
+        scales,
+        text_mask,
+        common.learned.eps,
+        common.sizes,
+        BLOCK=tl.constexpr(SCALED_TOKENS),
+        D=tl.constexpr(head_dim),
+        W=tl.constexpr(buffer_width(head_dim)),
+    )
+    return scales
+
+
+def scaled_programs(batch: int, tokens: int) -> tuple[int, int]:
+    """Programs of the launches of a norm across heads."""
+    return batch * -(-tokens // SCALED_TOKENS), 2
+
+
+def with_scales(common: Common, scales: Tensor | None) -> Common:
+    """With what `_token_scales` found, for the norms that there are."""
+    if scales is None:
+        return common
+    query_scales, key_scales = scales.unbind(0)
+    query, key, value = common.qkv
+    if query.norm is not None:
+        query = query._replace(scales=query_scales)
+    if key.norm is not None:
+        key = key._replace(scales=key_scales)
+    return common._replace(qkv=Qkv(query, key, value))
 
 
 def _prepare_tiles(
@@ -192,6 +242,7 @@ def _empty_rows(query: Tensor, common: Common, tables: PrologueTables) -> Prepar
         bands=query.new_empty(sizes.rows, dtype=torch.int32),
         order=query.new_empty(sizes.rows, dtype=torch.int32),
         pool_lse=query.new_empty(sizes.rows, pooled, 2, dtype=torch.float32),
+        scales=None,
     )
 
 
@@ -206,24 +257,26 @@ def common_arguments(
     batch, tokens, heads, _ = query.shape
     plan = tables.plan
     low, low_summaries, mid_summaries, high_summaries, text, exact = tables.keys.offsets
-    rotary = None
-    if given.rotary is not None:
-        cos, sin = given.rotary
-        rotary = Rotary(cos=cos.contiguous(), sin=sin.contiguous())
+    pooling = given.summary_queries
+    if pooling is not None:
+        # Pooling queries meet keys, whose channels kernels may hold in another order.
+        pooling = paired(pooling, half_of(given)).contiguous()
+    video = tokens - plan.num_text_tokens
+    rotation = given.rotation
     return Common(
         qkv=_qkv(qkv, given, plan),
         tiles=_tiles(tables, token_order),
         learned=Learned(
-            rotary=rotary,
+            rotary=None if rotation is None else _rotary(rotation, video),
             gains=_contiguous(given.gains),
-            pooling=_contiguous(given.summary_queries),
+            pooling=pooling,
             eps=given.norm_eps,
         ),
         sizes=Sizes(
             heads=heads,
             rows=batch * heads,
             tokens=tokens,
-            video=tokens - plan.num_text_tokens,
+            video=video,
             low=plan.num_low_tokens,
             query_rows=tokens + plan.num_low_tokens,
             key_rows=tables.keys.rows,
@@ -238,6 +291,28 @@ def common_arguments(
                 exact=exact,
             ),
         ),
+    )
+
+
+def _rotary(rotation: RotaryEmbedding, num_video_tokens: int) -> RotaryTables:
+    cos, sin = rotation.cos, rotation.sin
+    if cos.stride() != sin.stride():
+        cos = cos.contiguous()
+        sin = sin.contiguous()
+    samples, tokens, heads, pairs = cos.shape
+    sample, token, head, pair = cos.stride()
+    return RotaryTables(
+        cos=cos,
+        sin=sin,
+        sample=sample if samples > 1 else 0,
+        token=token,
+        head=head if heads > 1 else 0,
+        pair=pair,
+        PAIRS=tl.constexpr(pairs),
+        PLAIN=tl.constexpr(
+            samples == heads == 1 and (token, pair) == (pairs, 1) and cos.numel() < 2**31
+        ),
+        TURNS_TEXT=tl.constexpr(tokens > num_video_tokens),
     )
 
 
@@ -258,9 +333,13 @@ def _qkv(
             token=token,
             head=head,
             norm=_contiguous(norm),
+            norm_head=x.shape[-1] if given.norm_across_heads else 0,
+            scales=None,
             FEATURES=tl.constexpr(features),
             KEEPS_EXACT=tl.constexpr(keeps),
             ROTATED=tl.constexpr(rotated),
+            HALF=tl.constexpr(half_of(given) if rotated else 0),
+            NORMS_TEXT=tl.constexpr(norm is not None and given.norm_text),
         )
 
     query, key, value = qkv

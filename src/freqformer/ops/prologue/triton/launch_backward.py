@@ -22,12 +22,17 @@ from freqformer.ops.prologue.triton.backward_pooling_kernel import pool_slopes
 from freqformer.ops.prologue.triton.backward_text_kernel import text_grads
 from freqformer.ops.prologue.triton.backward_tile_kernel import tile_grads
 from freqformer.ops.prologue.triton.backward_tokens import Outputs, RowGrads
+from freqformer.ops.prologue.triton.channels import half_of, unpaired
 from freqformer.ops.prologue.triton.launch import (
+    SCALED_TOKENS,
     TEXT_SLOTS,
     Common,
     common_arguments,
+    scaled_programs,
     tile_blocks,
+    with_scales,
 )
+from freqformer.ops.prologue.triton.norm_kernels import finish_norm_grads
 from freqformer.ops.tokens import TokenOrder
 
 Tensors = tuple[Tensor, Tensor, Tensor]
@@ -70,22 +75,27 @@ def prepare_rows_backward(
     """
     given = parameters or AttentionParameters()
     common = _with_cells(common_arguments(qkv, given, tables, token_order), tables)
+    common = with_scales(common, rows.scales)
     query_grads, key_grads, value_grads = row_grads
     grads = RowGrads(query=query_grads, key=key_grads, value=value_grads)
     outputs = _empty_outputs(qkv, common)
     query, _, _ = qkv
     _, _, _, head_dim = query.shape
     _tile_grads(common, rows, grads, outputs, tile_blocks(tables, head_dim, CHUNK, low_branch))
+    mask = None if text_mask is None else text_mask.contiguous()
     if common.num_text:
-        mask = None if text_mask is None else text_mask.contiguous()
         _text_grads(common, grads, mask, outputs, head_dim)
+    if rows.scales is not None:
+        _finish_norm_grads(common, outputs, mask, given.norm_text)
     heads = common.sizes.heads
+    normed = heads if given.norm_across_heads else 0
+    half = half_of(given)
     return PrologueGrads(
         qkv=(outputs.query, outputs.key, outputs.value),
-        query_norm=_summed(outputs.query_norm, given.query_norm),
-        key_norm=_summed(outputs.key_norm, given.key_norm),
+        query_norm=_summed(outputs.query_norm, given.query_norm, normed, half),
+        key_norm=_summed(outputs.key_norm, given.key_norm, normed, half),
         gains=_summed(outputs.gains, given.gains, heads),
-        summary_queries=_summed(outputs.pooling, given.summary_queries, heads),
+        summary_queries=_summed(outputs.pooling, given.summary_queries, heads, half),
     )
 
 
@@ -126,6 +136,9 @@ def _empty_outputs(qkv: Tensors, common: Common) -> Outputs:
         pooling=pooling,
         pools=pools,
         shares=shares,
+        along=None
+        if common.qkv.query.scales is None and common.qkv.key.scales is None
+        else query.new_empty(2, sizes.rows, sizes.tokens, dtype=torch.float32),
     )
 
 
@@ -183,13 +196,34 @@ def _text_grads(
     )
 
 
-def _summed(shares: Tensor | None, given: Tensor | None, heads: int = 0) -> Tensor | None:
+def _finish_norm_grads(
+    common: Common, outputs: Outputs, text_mask: Tensor | None, norms_text: bool
+) -> None:
+    batch, tokens, _, head_dim = outputs.query.shape
+    finish_norm_grads[scaled_programs(batch, tokens)](
+        common.qkv,
+        outputs,
+        text_mask,
+        common.sizes,
+        NORMS_TEXT=tl.constexpr(norms_text),
+        BLOCK=tl.constexpr(SCALED_TOKENS),
+        D=tl.constexpr(head_dim),
+        W=tl.constexpr(buffer_width(head_dim)),
+    )
+
+
+def _summed(
+    shares: Tensor | None, given: Tensor | None, heads: int = 0, half: int = 0
+) -> Tensor | None:
     """The gradient of what is learned from its shares, (R, shares, ...), which are as wide or have
-    zeros after its channels; of `heads` where each has its own. None for what isn't given."""
+    zeros after its channels; of `heads` where each has its own. None for what isn't given.
+
+    half: see `channels.half_of`; shares have their channels as kernels do.
+    """
     if given is None:
         return None
     if shares is None:
         return torch.zeros_like(given)
     shares = shares[..., : given.shape[-1]]
     total = shares.unflatten(0, (-1, heads)).sum((0, 2)) if heads else shares.sum((0, 1))
-    return total.to(given.dtype)
+    return unpaired(total, half).to(given.dtype)

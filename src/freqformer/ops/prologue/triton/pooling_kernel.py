@@ -20,10 +20,10 @@ from freqformer.ops.prologue.triton.tokens import (
     MID,
     add_product,
     load_chunk,
+    load_normed,
     load_some,
     load_tile,
     load_tokens,
-    normed,
     rotary_tables,
     row_band,
     sees_summaries,
@@ -158,8 +158,7 @@ def pool_tiles(qkv, allocation, pools, tiles, learned, sizes, blocks):
         high_key = tl.zeros((blocks.CHUNK, W), tl.float32)
         for ahead in range(0, SLOTS, blocks.CHUNK):
             near = load_chunk(tile, ahead, tiles, blocks)
-            key = load_tokens(qkv.key, tile.sample, tile.head, near.call_order, near.live, D, W)
-            key = normed(key, qkv.key, learned.eps, D)
+            key = load_normed(qkv.key, near, learned, sizes, blocks)
             block = skip * SLOTS + ahead
             if sees_mid:
                 low_key = add_product(
@@ -168,11 +167,12 @@ def pool_tiles(qkv, allocation, pools, tiles, learned, sizes, blocks):
             high_key = add_product(high_key, high_projector + block, step, key, SLOTS, blocks.PARTS)
         turn = None
         if learned.rotary is not None:
-            turn = rotary_tables(learned.rotary, chunk.call_order, chunk.live, D, W)
+            turn = rotary_tables(
+                learned.rotary, tile.sample, tile.head, chunk.call_order, chunk.live, W
+            )
         if sees_mid:
             # The bands of a token sum up to it.
-            key = load_tokens(qkv.key, tile.sample, tile.head, chunk.call_order, chunk.live, D, W)
-            key = normed(key, qkv.key, learned.eps, D)
+            key = load_normed(qkv.key, chunk, learned, sizes, blocks)
             mid_key = key.to(tl.float32) - low_key - high_key
             mid = _add_tokens(mid, mid_key, mid_query, chunk, turn, mid_projector, step, blocks)
         if sees_high:

@@ -20,6 +20,8 @@ from freqformer.ops.prologue.triton.tokens import (
     finite_where_masked,
     load_tokens,
     normed,
+    rotary_tables,
+    rotate_tokens,
     row_band,
     seen_text,
     sees_summaries,
@@ -163,7 +165,8 @@ def _join(pools, target, program, sizes, jobs, blocks, OTHER: tl.constexpr):
 
 @triton.jit
 def _write_text(qkv, row, program, learned, sizes, jobs, blocks):
-    """Text tokens to a `Row`, normalised; text has no bands and is not rotated."""
+    """Text tokens to a `Row`, normalised and turned where the call asks for it; text has no
+    bands."""
     D: tl.constexpr = blocks.D
     W: tl.constexpr = blocks.W
     sample = program.sample
@@ -182,8 +185,15 @@ def _write_text(qkv, row, program, learned, sizes, jobs, blocks):
     # Masked keys and values weigh nothing, but 0 times NaN is NaN.
     key = load_tokens(qkv.key, sample, head, place, seen, D, W)
     value = load_tokens(qkv.value, sample, head, place, seen, D, W)
-    query = normed(query, qkv.query, learned.eps, D)
-    key = normed(key, qkv.key, learned.eps, D)
+    if qkv.query.NORMS_TEXT:
+        query = normed(query, qkv.query, sample, head, place, live, sizes.tokens, learned.eps, D)
+    if qkv.key.NORMS_TEXT:
+        key = normed(key, qkv.key, sample, head, place, live, sizes.tokens, learned.eps, D)
+    if learned.rotary is not None:
+        if learned.rotary.TURNS_TEXT:
+            turn = rotary_tables(learned.rotary, sample, head, place, live, W)
+            query = cast(rotate_tokens(query, turn), query.dtype)
+            key = cast(rotate_tokens(key, turn), key.dtype)
     target = sizes.segments.text + slot
     write_tokens(row.query, place, live, query)
     write_tokens(row.key, target, live, key)

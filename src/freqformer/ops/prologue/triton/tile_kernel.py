@@ -19,9 +19,8 @@ from freqformer.ops.prologue.triton.tokens import (
     MID,
     add_product,
     load_chunk,
+    load_normed,
     load_tile,
-    load_tokens,
-    normed,
     rotary_tables,
     rotate_tokens,
     row_band,
@@ -40,7 +39,7 @@ class Target(NamedTuple):
 
 
 @triton.jit
-def _band_features(tokens, x, chunk, tiles, learned, blocks):
+def _band_features(tokens, x, chunk, tiles, learned, sizes, blocks):
     """Some tokens of a MID or HIGH row's tile with their bands weighted: float32 (CHUNK, W).
 
     Args:
@@ -61,10 +60,7 @@ def _band_features(tokens, x, chunk, tiles, learned, blocks):
     # and its projector are more than registers hold, and the cache has both.
     for ahead in range(0, SLOTS, blocks.CHUNK):
         near = load_chunk(tile, ahead, tiles, blocks)
-        others = load_tokens(
-            x, tile.sample, tile.head, near.call_order, near.live, blocks.D, blocks.W
-        )
-        others = normed(others, x, learned.eps, blocks.D)
+        others = load_normed(x, near, learned, sizes, blocks)
         own = add_product(own, matrix + ahead, step, others, SLOTS, blocks.PARTS)
         if x.FEATURES == "band_gains":
             mid = add_product(mid, matrix + SIZE + ahead, step, others, SLOTS, blocks.PARTS)
@@ -87,7 +83,7 @@ def _band_features(tokens, x, chunk, tiles, learned, blocks):
 
 
 @triton.jit
-def _move(x, target, chunk, turn, tiles, learned, blocks):
+def _move(x, target, chunk, turn, tiles, learned, sizes, blocks):
     """Bring some tokens of a tile to where a row of its band reads them.
 
     Args:
@@ -97,10 +93,7 @@ def _move(x, target, chunk, turn, tiles, learned, blocks):
     Returns: the tokens normalised and rotated, (CHUNK, W), in their dtype.
     """
     tile = chunk.tile
-    tokens = load_tokens(
-        x, tile.sample, tile.head, chunk.call_order, chunk.live, blocks.D, blocks.W
-    )
-    tokens = normed(tokens, x, learned.eps, blocks.D)
+    tokens = load_normed(x, chunk, learned, sizes, blocks)
     turned = tokens
     if turn is not None:
         # Rounded here and not only when stored: the reference rounds between its steps too, and
@@ -118,7 +111,7 @@ def _move(x, target, chunk, turn, tiles, learned, blocks):
         if banded:
             # Bands are taken of tokens before they are rotated: a rotation that changes from token
             # to token would move them to other frequencies.
-            weighted = _band_features(tokens, x, chunk, tiles, learned, blocks)
+            weighted = _band_features(tokens, x, chunk, tiles, learned, sizes, blocks)
             weighted = cast(weighted, tokens.dtype)
             if turn is not None:
                 weighted = cast(rotate_tokens(weighted, turn), tokens.dtype)
@@ -190,12 +183,14 @@ def prepare_tiles(qkv, allocation, rows, tiles, learned, sizes, blocks):
         # Queries and keys share the rotary tables, whose bytes are as many as theirs.
         turn = None
         if learned.rotary is not None:
-            turn = rotary_tables(learned.rotary, chunk.call_order, chunk.live, blocks.D, W)
-        query = _move(qkv.query, query_target, chunk, turn, tiles, learned, blocks)
+            turn = rotary_tables(
+                learned.rotary, tile.sample, tile.head, chunk.call_order, chunk.live, W
+            )
+        query = _move(qkv.query, query_target, chunk, turn, tiles, learned, sizes, blocks)
         low_query = _reduce(low_query, query, chunk, tiles, blocks)
-        key = _move(qkv.key, key_target, chunk, turn, tiles, learned, blocks)
+        key = _move(qkv.key, key_target, chunk, turn, tiles, learned, sizes, blocks)
         low_key = _reduce(low_key, key, chunk, tiles, blocks)
-        value = _move(qkv.value, value_target, chunk, None, tiles, learned, blocks)
+        value = _move(qkv.value, value_target, chunk, None, tiles, learned, sizes, blocks)
         low_value = _reduce(low_value, value, chunk, tiles, blocks)
     # Sums of queries, keys and values lie one after the other, (3, R, T, W).
     query_sums = rows.sums + (tile.wide_row * sizes.tiles + tile.number) * W

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from freqformer.ops.jit import cast, dot, norm_tokens, real_channels
+from freqformer.ops.jit import cast, dot, load_vector, real_channels
 from freqformer.ops.prologue.triton.arguments import Rotary
 
 LOW = tl.constexpr(0)
@@ -63,6 +63,13 @@ class Chunk(NamedTuple):
     """Their places in the order of the call."""
     live: tl.tensor
     """Whether there is such a token."""
+
+
+class ChannelPairs(NamedTuple):
+    """The first and the second channel of every pair, (W / 2,) each."""
+
+    first: tl.tensor
+    second: tl.tensor
 
 
 @triton.jit
@@ -152,25 +159,104 @@ def summaries_of(segments, OTHER: tl.constexpr):
 
 
 @triton.jit
+def paired_channels(x, D: tl.constexpr, W: tl.constexpr):
+    """The `ChannelPairs` of `Tokens` x whose HALF isn't 0; channels that stay make pairs too."""
+    pair = tl.arange(0, W // 2)
+    first = pair
+    second = pair + D // 2
+    if 2 * x.HALF < D:
+        # The turned channels come first, [HALF | HALF], and behind them those that stay, halved
+        # alike.
+        turned = pair < x.HALF
+        first = tl.where(turned, pair, pair + x.HALF)
+        second = tl.where(turned, pair + x.HALF, pair + D // 2)
+    return ChannelPairs(first=first, second=second)
+
+
+@triton.jit
 def load_tokens(x, sample, head, place, live, D: tl.constexpr, W: tl.constexpr):
     """Tokens `place` of one row of `Tokens` x, zero where not live: (places, W)."""
     # A video's tokens hold more numbers than an int32 counts: offsets are int64 before they grow.
     base = x.base + sample.to(tl.int64) * x.sample + head.to(tl.int64) * x.head
-    channel = tl.arange(0, W)
+    row = base + place.to(tl.int64)[:, None] * x.token
     # Zeros where there is no token: products with them add nothing, and NaN can't come in.
-    return tl.load(
-        base + place.to(tl.int64)[:, None] * x.token + channel[None, :],
-        mask=real_channels(live, D, W),
-        other=0.0,
-    )
+    if x.HALF > 0:
+        pairs = paired_channels(x, D, W)
+        real = real_channels(live, D // 2, W // 2)
+        tokens = tl.join(
+            tl.load(row + pairs.first[None, :], mask=real, other=0.0),
+            tl.load(row + pairs.second[None, :], mask=real, other=0.0),
+        )
+        tokens = tl.reshape(tokens, (place.shape[0], W))
+    else:
+        channel = tl.arange(0, W)
+        tokens = tl.load(row + channel[None, :], mask=real_channels(live, D, W), other=0.0)
+    return tokens
 
 
 @triton.jit
-def normed(tokens, x, eps, D: tl.constexpr):
-    """Loaded tokens of `Tokens` x after their norm."""
+def norm_weight(x, head, D: tl.constexpr, W: tl.constexpr):
+    """A head's weight of the norm of `Tokens` x, float32 (W,), channels as `load_tokens` has
+    them."""
+    weight = x.norm + head * x.norm_head
+    if x.HALF > 0:
+        pairs = paired_channels(x, D, W)
+        real = tl.arange(0, W // 2) < D // 2
+        gain = tl.join(
+            tl.load(weight + pairs.first, mask=real, other=0.0),
+            tl.load(weight + pairs.second, mask=real, other=0.0),
+        )
+        gain = tl.reshape(gain, (W,)).to(tl.float32)
+    else:
+        gain = load_vector(weight, D, W)
+    return gain
+
+
+@triton.jit
+def norm_scale(wide, x, sample, place, live, num_tokens, eps, D: tl.constexpr):
+    """One over the root mean square of float32 tokens (places, W) of `Tokens` x: (places,)."""
+    if x.scales is not None:
+        # Other heads' channels count too, and a program of one head doesn't see them.
+        at = sample.to(tl.int64) * num_tokens + place
+        scale = tl.load(x.scales + at, mask=live, other=0.0)
+    else:
+        scale = tl.rsqrt(tl.sum(wide * wide, 1) / D + eps)
+    return scale
+
+
+@triton.jit
+def normed(tokens, x, sample, head, place, live, num_tokens, eps, D: tl.constexpr):
+    """Loaded tokens `place` of one row of `Tokens` x after their norm, rounded to their dtype.
+
+    Args:
+        num_tokens: N + X.
+    """
     if x.norm is not None:
-        tokens = norm_tokens(tokens, x.norm, eps, D)
+        # Squares of float16 would overflow, and bfloat16 sums lose what is small.
+        wide = tokens.to(tl.float32)
+        scale = norm_scale(wide, x, sample, place, live, num_tokens, eps, D)
+        gain = norm_weight(x, head, D, tokens.shape[1])
+        tokens = cast(wide * scale[:, None] * gain[None, :], tokens.dtype)
     return tokens
+
+
+@triton.jit
+def load_normed(x, chunk, learned, sizes, blocks):
+    """Tokens of a `Chunk` of `Tokens` x after their norm, (CHUNK, W)."""
+    tile = chunk.tile
+    place = chunk.call_order
+    tokens = load_tokens(x, tile.sample, tile.head, place, chunk.live, blocks.D, blocks.W)
+    return normed(
+        tokens,
+        x,
+        tile.sample,
+        tile.head,
+        place,
+        chunk.live,
+        sizes.tokens,
+        learned.eps,
+        blocks.D,
+    )
 
 
 @triton.jit
@@ -198,12 +284,20 @@ def finite_where_masked(x, seen):
 
 
 @triton.jit
-def rotary_tables(rotary, place, live, D: tl.constexpr, W: tl.constexpr):
-    """cos and sin of the tokens `place`, float32 (places, W / 2) each."""
+def rotary_tables(rotary, sample, head, place, live, W: tl.constexpr):
+    """cos and sin of the tokens `place` of one row, float32 (places, W / 2) each."""
     # One angle for two neighbouring channels.
-    entry = place[:, None] * (D // 2) + tl.arange(0, W // 2)[None, :]
-    real = real_channels(live, D // 2, W // 2)
-    cos = tl.load(rotary.cos + entry, mask=real, other=0.0).to(tl.float32)
+    pair = tl.arange(0, W // 2)
+    real = real_channels(live, rotary.PAIRS, W // 2)
+    if rotary.PLAIN:
+        # Narrow offsets: the pooling of summaries has no registers to spare.
+        entry = place[:, None] * rotary.PAIRS + pair[None, :]
+    else:
+        row = sample.to(tl.int64) * rotary.sample + head.to(tl.int64) * rotary.head
+        token = row + place.to(tl.int64)[:, None] * rotary.token
+        entry = token + (pair * rotary.pair)[None, :]
+    # By an angle of zero, pairs without one stay.
+    cos = tl.load(rotary.cos + entry, mask=real, other=1.0).to(tl.float32)
     sin = tl.load(rotary.sin + entry, mask=real, other=0.0).to(tl.float32)
     return Rotary(cos=cos, sin=sin)
 

@@ -1,5 +1,5 @@
 """Committed benchmark results, as measurements that an efficiency can be fitted to."""
 
-from freqformer.simulate.model.measurements.files import read_peaks, read_results
+from freqformer.simulate.model.measurements.files import read_peaks, read_results, read_shares
 
-__all__ = ["read_peaks", "read_results"]
+__all__ = ["read_peaks", "read_results", "read_shares"]

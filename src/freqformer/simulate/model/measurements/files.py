@@ -7,10 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from freqformer._files import read_json
-from freqformer.simulate.model.fit import Measurement
+from freqformer.simulate.model.fit import MeasuredShare, Measurement
 from freqformer.simulate.model.hardware import Hardware
 from freqformer.simulate.model.measurements.common import (
     machine_name,
+)
+from freqformer.simulate.model.measurements.distributed import (
+    distributed_results,
+    measured_shares,
 )
 from freqformer.simulate.model.measurements.gradients import (
     backward_results,
@@ -32,8 +36,8 @@ _REMEDY = "give a JSON file that a benchmark wrote"
 
 
 def read_results(paths: Sequence[Path], hardware: Hardware) -> list[Measurement]:
-    """Measurements of benchmark result files, `layer.json`, `kernel.json`, `backward.json` and
-    `eager_cpu.json`.
+    """Measurements of benchmark result files, `layer.json`, `kernel.json`, `backward.json`,
+    `eager_cpu.json` and those of the folder `distributed`.
 
     Raises:
         ProfileError: for a file that can't be read, that holds none of them, or that another
@@ -57,12 +61,13 @@ def _read(path: Path, hardware: Hardware) -> list[Measurement]:
             return list(kernel_results(path.name, values))
         if "layers" in values and "launches" in values:
             return list(backward_results(path.name, values))
+        if "distributed" in values:
+            return list(distributed_results(path.name, values))
         if "speed" in values:
             return list(eager_results(path.name, values))
     raise ProfileError(
-        f"{path} holds no known benchmark; give layer.json, kernel.json, backward.json or "
-        "eager_cpu.json of "
-        "benchmarks/results"
+        f"{path} holds no known benchmark; give layer.json, kernel.json, backward.json, "
+        "eager_cpu.json or files of the folder distributed of benchmarks/results"
     )
 
 
@@ -83,6 +88,21 @@ def _checked(path: Path) -> Iterator[None]:
             f"{path} holds what benchmarks/{path.name} does not write ({str(error)[:MOST_SHOWN]}): "
             "run the benchmark again"
         ) from error
+
+
+def read_shares(paths: Sequence[Path]) -> list[MeasuredShare]:
+    """Values that files of the folder `distributed` hold themselves; other files have none.
+
+    Raises:
+        ProfileError: for a file that can't be read or holds what no benchmark writes, naming it.
+    """
+    shares = []
+    for path in paths:
+        values = read_json(path, remedy=_REMEDY, error=ProfileError)
+        with _checked(path):
+            if "distributed" in values:
+                shares += measured_shares(path.name, values)
+    return shares
 
 
 def read_peaks(paths: Sequence[Path]) -> list[tuple[str, float, float]]:

@@ -1,0 +1,103 @@
+"""What a calibration of a pipeline has measured so far, and the folder that keeps it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from freqformer.calibration.pipelines.energies import Energies
+from freqformer.calibration.pipelines.steps import Step
+from freqformer.grid import Grid
+from freqformer.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+
+
+class State:
+    """Energies by part, final latents by prompt, and errors of the final latents by step.
+
+    Args:
+        energies: by part, empty; they grow.
+        made_with: what all of it depends on, JSON-able.
+        folder: that keeps it after every run of the pipeline; None for none.
+
+    Raises:
+        ValueError: for a folder with a state that was made with something else.
+    """
+
+    def __init__(
+        self, energies: dict[str, Energies], made_with: dict[str, Any], folder: Path | None
+    ) -> None:
+        self.energies = energies
+        self.folder = folder
+        self.latents: list[Tensor] = []
+        """Of the dense model, by prompt."""
+        self.final: dict[tuple[Step, int], float] = {}
+        """Squared error of the final latents when a step was banded, by prompt."""
+        self._made_with = json.loads(json.dumps(made_with))
+        if folder is not None:
+            self._resume(folder)
+
+    def keep(self) -> None:
+        """Write what is done, whole or not at all."""
+        if self.folder is None:
+            return
+        groups = {"latents": {str(place): one for place, one in enumerate(self.latents)}}
+        sizes = {}
+        for part, sums in self.energies.items():
+            groups[f"energies-{part or 'model'}"] = {
+                repr(level): energy for level, energy in sums.by_level.items()
+            }
+            if sums.grid is not None:
+                sizes[part] = [*sums.grid.shape, sums.exact]
+        state = {
+            "made_with": self._made_with,
+            "sizes": sizes,
+            "final": [
+                [step.part, step.level, step.length, prompt, error]
+                for (step, prompt), error in self.final.items()
+            ],
+        }
+        done = len(self.latents) + len(self.final)
+        save_checkpoint(self.folder, done, groups, state)
+
+    def _resume(self, folder: Path) -> None:
+        newest = newest_checkpoint(folder)
+        if newest is None:
+            return
+        groups, state = load_checkpoint(newest)
+        if not {"made_with", "sizes", "final"} <= state.keys() or "latents" not in groups:
+            raise ValueError(
+                f"{newest} holds no state of a pipeline's calibration; give another folder, or "
+                "remove it"
+            )
+        differs = [
+            name for name, value in self._made_with.items() if state["made_with"].get(name) != value
+        ]
+        if differs:
+            raise ValueError(
+                f"state in {folder} was made with another {' and '.join(differs)}; call with what "
+                "it began with, or give another folder"
+            )
+        self.latents = [groups["latents"][str(place)] for place in range(len(groups["latents"]))]
+        for part, sums in self.energies.items():
+            if part not in state["sizes"]:
+                continue
+            *sides, exact = state["sizes"][part]
+            sums.of(Grid(*sides), exact)
+            kept = groups[f"energies-{part or 'model'}"]
+            sums.by_level = {float(level): energy for level, energy in kept.items()}
+        for part, level, length, prompt, error in state["final"]:
+            self.final[Step(part, level, length), prompt] = error
+
+
+def squared_error(found: Tensor, reference: Tensor) -> float:
+    """Sum of squared differences of two tensors."""
+    return float((found.double() - reference.double()).square().sum())
+
+
+def copied(sums: Energies) -> dict[float, Tensor]:
+    """The sums as they are now, to go back to where a run fails."""
+    return {level: torch.clone(energy) for level, energy in sums.by_level.items()}

@@ -1,0 +1,126 @@
+"""What a transformer is asked for its velocity with, and what a family makes of it.
+
+Shape legend: B batch, C channels, F frames, H height, W width of latents, L text tokens, E their
+channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from freqformer._validate import check_number, check_whole
+
+
+@dataclass(frozen=True)
+class VelocitySettings:
+    """What the arguments of a transformer depend on besides the call's tensors.
+
+    Args:
+        fps: frames per second of the videos.
+        compression: frames, and pixels of a side, that a latent stands for.
+        text_length: tokens that texts are padded to, for families that read padding; None takes as
+            many as the family's pipeline does.
+        expand_timesteps: of the pipeline's config: whether every token has a timestep of its own,
+            so that a first frame can be given without noise (Wan 2.2 TI2V).
+
+    Raises:
+        ValueError: for a value out of range, naming it.
+    """
+
+    fps: float = 16.0
+    compression: tuple[int, int] = (4, 8)
+    text_length: int | None = None
+    expand_timesteps: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("fps", self.fps, 1e-3, 1e3)
+        for factor in self.compression:
+            check_whole("compression", factor, 1)
+        if self.text_length is not None:
+            check_whole("text_length", self.text_length, 1)
+
+
+@dataclass(frozen=True)
+class VelocityCall:
+    """The tensors of one call, on one device."""
+
+    latents: Tensor
+    """(B, C, F, H, W) at a noise level t: (1 - t) clip + t noise."""
+    timestep: Tensor
+    """(B,) float32, 1000 t."""
+    prompt_embeds: Tensor
+    """(B, L, E)."""
+    prompt_attention_mask: Tensor | None = None
+    """(B, L) bool, true where a text token may be seen; None shows all."""
+    keeps_first: Tensor | None = None
+    """(B,) bool, true where the first frame of the latents is without noise."""
+    condition: Tensor | None = None
+    """(B, C', F, H, W), the channels that an image-to-video pipeline puts behind the latents."""
+    image_embeds: Tensor | None = None
+    """(B, L', E'), of the first frame by an image encoder."""
+
+    def to(self, dtype: torch.dtype) -> VelocityCall:
+        """With what the transformer takes in its own dtype in this one; timesteps stay."""
+        condition, image = self.condition, self.image_embeds
+        return VelocityCall(
+            self.latents.to(dtype),
+            self.timestep,
+            self.prompt_embeds.to(dtype),
+            self.prompt_attention_mask,
+            self.keeps_first,
+            None if condition is None else condition.to(dtype),
+            None if image is None else image.to(dtype),
+        )
+
+    def embeds_padded_to(self, length: int) -> Tensor:
+        """The text (B, length, E), zero behind its tokens.
+
+        Raises:
+            ValueError: for a longer text.
+        """
+        embeds = self.prompt_embeds
+        missing = length - embeds.shape[1]
+        if missing < 0:
+            raise ValueError(
+                f"prompt_embeds has {embeds.shape[1]} tokens, and this transformer's pipeline gives"
+                f" it {length}; at most so many are allowed: make the cache with --text-tokens"
+                f" {length}, or set text_length"
+            )
+        if self.prompt_attention_mask is not None:
+            embeds = embeds * self.prompt_attention_mask[..., None].to(embeds)
+        return torch.nn.functional.pad(embeds, (0, 0, 0, missing))
+
+    def refuse_images(self, name: str) -> None:
+        """Raise ValueError where the call has an image that this transformer can't take."""
+        given = {"condition": self.condition, "image_embeds": self.image_embeds}
+        if found := [what for what, tensor in given.items() if tensor is not None]:
+            raise ValueError(
+                f"{' and '.join(found)} is given, which a {name} doesn't take; None is allowed:"
+                " leave it out, or train an image-to-video model"
+            )
+
+
+@dataclass(frozen=True)
+class VelocityFamily:
+    """How one kind of transformer is asked."""
+
+    velocity: Callable[[Any, VelocityCall, VelocitySettings], Tensor]
+    """(transformer, call, settings) -> (B, C, F, H, W): noise - clip, in its own dtype."""
+    unsupported: Callable[[Any, VelocitySettings], str | None] = lambda _model, _settings: None
+    """Why a transformer of this kind can't be trained from latents and one text, with the remedy;
+    None where it can."""
+    latent_channels: Callable[[Any], int] = lambda transformer: transformer.config.in_channels
+    """C."""
+    text_channels: Callable[[Any], int] = lambda transformer: transformer.config.text_dim
+    """E."""
+    patch_size: Callable[[Any], tuple[int, int, int]] = lambda transformer: tuple(
+        transformer.config.patch_size
+    )
+    """Frames, rows and columns of latents that a token stands for."""
+    takes_first_frame: Callable[[VelocitySettings], bool] = lambda _settings: False
+    """Whether a first frame may be without noise."""
