@@ -262,8 +262,7 @@ class AttentionLayer(HeadBands):
 
     def project_queries(self, hidden_states: Tensor) -> QK:
         """Queries and keys (B, N, H, D) of tokens (B, N, C)."""
-        query, key = project_all(hidden_states, [self.to_q, self.to_k])
-        return QK(self._by_head(query), self._by_head(key))
+        return QK(self._by_head(self.to_q(hidden_states)), self._by_head(self.to_k(hidden_states)))
 
     def project_values(self, hidden_states: Tensor) -> Tensor:
         """Values (B, N, H, D) of tokens (B, N, C)."""
