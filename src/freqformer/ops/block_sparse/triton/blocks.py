@@ -127,7 +127,7 @@ class Biases(NamedTuple):
     low: Tensor
     """log(tokens that a low token stands for), float32 (M,)."""
     num_low: Any
-    """M; Triton's kernels take it as a parameter and put it in, see `sized`."""
+    """M; None in Triton's kernels, which take it as a parameter."""
     high: Tensor | None
     """log(tokens of a cell that the query tile doesn't see exactly), float32 (T, C), for HIGH rows;
     None without cells."""
@@ -151,6 +151,7 @@ class Sizes(NamedTuple):
     video: Any
     text: Any
     low: Any
+    cells: Any
 
 
 class Segments(NamedTuple):
@@ -204,21 +205,6 @@ class Summaries(NamedTuple):
     """Pointer to one more bias for each of the low ones, to base e."""
     mid: Segment
     high: Segment
-
-
-@triton.jit
-def sized(biases, num_low, cells):
-    """`Biases` with numbers that are parameters of the kernel."""
-    return Biases(
-        low=biases.low,
-        num_low=num_low,
-        high=biases.high,
-        mid=biases.mid,
-        mid_step=biases.mid_step,
-        cells=cells,
-        summary_offsets=biases.summary_offsets,
-        text_mask=biases.text_mask,
-    )
 
 
 @triton.jit
@@ -312,9 +298,9 @@ def tile_skip(step, PER_TILE: tl.constexpr, SIDE: tl.constexpr):
 
 
 @triton.jit
-def seen_summaries(band, row, tile, num_tiles, segments, biases):
+def seen_summaries(band, row, tile, sizes, segments, biases):
     """The summaries that the queries of a tile see in a row of `band`: `Summaries`."""
-    cells = biases.cells
+    cells = sizes.cells
     # A segment of 0 keys takes no step of the loop over extras, so that nothing else needs to know
     # what a band doesn't see.
     low_count = 0
@@ -337,7 +323,7 @@ def seen_summaries(band, row, tile, num_tiles, segments, biases):
                 low_count = cells
                 # With a step of 0 all rows read the same static lists, with 1 each reads its own
                 # choice.
-                entry = row.to(tl.int64) * biases.mid_step * num_tiles + tile
+                entry = row.to(tl.int64) * biases.mid_step * sizes.tiles + tile
                 low_bias = biases.mid + entry * cells
         # Learned summaries tell a row of the other bands: it sees its own band in exact tokens.
         if (segments.mid_summaries >= 0) & (band <= HIGH):

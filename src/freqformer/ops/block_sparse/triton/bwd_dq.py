@@ -27,7 +27,6 @@ from freqformer.ops.block_sparse.triton.blocks import (
     Sizes,
     load_block,
     row_of,
-    sized,
     store_rows,
     tile_extent,
     tile_skip,
@@ -187,8 +186,9 @@ def query_grads_kernel(
         grad_query: (R, N + X + M, W), written.
         rows, tiles, lists, biases, scale, blocks, low_at, ...: as in `attention_kernel`.
     """
-    biases = sized(biases, num_low, cells)
-    sizes = Sizes(rows=num_rows, tiles=num_tiles, video=num_tokens, text=num_text, low=num_low)
+    sizes = Sizes(
+        rows=num_rows, tiles=num_tiles, video=num_tokens, text=num_text, low=num_low, cells=cells
+    )
     segments = Segments(
         low=low_at,
         low_summaries=low_sums_at,

@@ -20,7 +20,6 @@ from freqformer.ops.block_sparse.triton.blocks import (
     Sizes,
     load_block,
     row_of,
-    sized,
     store_rows,
     tile_extent,
     tile_skip,
@@ -207,8 +206,9 @@ def attention_kernel(
         text_parts: that the list of a text query is split into.
         blocks: `Blocks`.
     """
-    biases = sized(biases, num_low, cells)
-    sizes = Sizes(rows=num_rows, tiles=num_tiles, video=num_tokens, text=num_text, low=num_low)
+    sizes = Sizes(
+        rows=num_rows, tiles=num_tiles, video=num_tokens, text=num_text, low=num_low, cells=cells
+    )
     segments = Segments(
         low=low_at,
         low_summaries=low_sums_at,
