@@ -114,13 +114,15 @@ SPILLED: dict[tuple[str, int], dict[str, dict[str, int]]] = {
         "attention_kernel": {"sm_90": 168},
     },
     ("everything", 128): {
-        "tile_grads": {"sm_80": 8, "sm_100": 48, "sm_120": 48},
+        "prepare_tiles": {"sm_86": 8, "sm_89": 8},
+        "tile_grads": {"sm_80": 8, "sm_100": 56, "sm_120": 48},
         "attention_kernel": {"sm_90": 256},
         "video_grads_kernel": {"sm_90": 24},
         "extra_grads_kernel": {"sm_90": 56},
     },
-    ("across heads", 128): {"prepare_tiles": {"sm_80": 8}},
-    ("halved", 128): {"tile_grads": {"sm_80": 72, "sm_120": 16}},
+    ("halved", 128): {
+        "tile_grads": {"sm_80": 48, "sm_86": 8, "sm_89": 8, "sm_100": 8, "sm_120": 32}
+    },
     ("features", 128): {
         "attention_kernel": {"sm_90": 152},
         "video_grads_kernel": {"sm_90": 16},
