@@ -193,7 +193,7 @@ def test_a_band_out_of_range_on_the_device_gives_nan_in_its_head_alone() -> None
     assert torch.equal(wrong[:, :, [0, 1, 3]], right[:, :, [0, 1, 3]])
 
 
-def test_at_most_six_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_most_seven_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffers, "TEXT_PART_TILES", 1)
     names: list[str] = []
     launch = interpreter.GridExecutor.__call__
@@ -206,6 +206,7 @@ def test_at_most_six_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     attend(small_case(learned=LEARNED, num_text_tokens=3), "triton")
     assert names == [
         "prepare_tiles",
+        "pool_tiles",
         "finish_rows",
         "select_tiles",
         "attention_kernel",

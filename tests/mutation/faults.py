@@ -207,7 +207,7 @@ FAULTS = (
     Fault(
         "the norm's gradient without its second term",
         TOKEN_GRADS,
-        "(g - unit * (tl.sum(g * unit, 1) / D)[:, None])",
+        "(g - unit * (along / D)[:, None])",
         "g",
         FUSED_BACKWARD,
     ),

@@ -33,7 +33,7 @@ HEAD_DIMS = (64, 128)
 NAMES = tuple(ROWS)
 SPILLED: dict[tuple[str, int], dict[str, dict[str, int]]] = {
     ("gradients", 128): {
-        "attention_kernel": {"sm_80": 16, "sm_86": 16, "sm_89": 16, "sm_90": 184},
+        "attention_kernel": {"sm_90": 184},
         "extra_grads_kernel": {"sm_90": 48},
     },
     ("gradients", 96): {
@@ -49,15 +49,6 @@ SPILLED: dict[tuple[str, int], dict[str, dict[str, int]]] = {
             "sm_90": 16,
             "sm_100": 48,
             "sm_120": 32,
-        },
-        "finish_rows": {
-            "sm_80": 1296,
-            "sm_86": 1096,
-            "sm_89": 1096,
-            "sm_90": 1272,
-            "sm_100": 1184,
-            "sm_120": 1128,
-            "gfx942": 464,
         },
         "join_extra_grads_kernel": {
             "sm_80": 24,
@@ -90,15 +81,7 @@ SPILLED: dict[tuple[str, int], dict[str, dict[str, int]]] = {
         "merge_kernel": {"sm_100": 184},
     },
     ("features", 256): {
-        "prepare_tiles": {
-            "sm_80": 23248,
-            "sm_86": 20432,
-            "sm_89": 20432,
-            "sm_90": 1800,
-            "sm_100": 536,
-            "sm_120": 19824,
-            "gfx942": 1216,
-        },
+        "prepare_tiles": {"sm_80": 32, "sm_86": 24, "sm_89": 24},
         "tile_grads": {
             "sm_80": 464,
             "sm_86": 264,
@@ -128,54 +111,22 @@ SPILLED: dict[tuple[str, int], dict[str, dict[str, int]]] = {
             "sm_100": 32,
             "sm_120": 32,
         },
-        "attention_kernel": {"sm_80": 16, "sm_86": 16, "sm_89": 16, "sm_90": 168},
-    },
-    ("everything", 64): {
-        "finish_rows": {"sm_80": 480, "sm_86": 288, "sm_89": 288, "sm_120": 384, "sm_100": 2224},
-        "tile_grads": {"sm_80": 152, "sm_86": 40, "sm_89": 40},
-        "pool_slopes": {"sm_90": 8, "sm_120": 48},
+        "attention_kernel": {"sm_90": 168},
     },
     ("everything", 128): {
-        "finish_rows": {
-            "sm_80": 1536,
-            "sm_86": 1272,
-            "sm_89": 1272,
-            "sm_90": 128,
-            "sm_120": 1192,
-            "gfx942": 24,
-            "sm_100": 4760,
-        },
-        "tile_grads": {
-            "sm_80": 264,
-            "sm_86": 144,
-            "sm_89": 144,
-            "sm_90": 192,
-            "sm_100": 128,
-            "sm_120": 96,
-        },
-        "attention_kernel": {"sm_86": 40, "sm_89": 40, "sm_90": 256},
+        "prepare_tiles": {"sm_86": 8, "sm_89": 8},
+        "tile_grads": {"sm_80": 8, "sm_100": 56, "sm_120": 48},
+        "attention_kernel": {"sm_90": 256},
         "video_grads_kernel": {"sm_90": 24},
         "extra_grads_kernel": {"sm_90": 56},
     },
-    ("across heads", 128): {"prepare_tiles": {"sm_80": 8}},
-    ("halved", 128): {"tile_grads": {"sm_80": 72, "sm_120": 16}},
-    ("features", 64): {
-        "prepare_tiles": {"sm_80": 208, "sm_86": 128, "sm_89": 128, "sm_120": 144},
-        "tile_grads": {"gfx942": 24},
+    ("halved", 128): {
+        "tile_grads": {"sm_80": 48, "sm_86": 8, "sm_89": 8, "sm_100": 8, "sm_120": 32}
     },
     ("features", 128): {
-        "prepare_tiles": {
-            "sm_80": 4960,
-            "sm_86": 4784,
-            "sm_89": 4784,
-            "sm_90": 56,
-            "sm_120": 4688,
-            "gfx942": 48,
-        },
         "attention_kernel": {"sm_90": 152},
         "video_grads_kernel": {"sm_90": 16},
         "extra_grads_kernel": {"sm_90": 48},
-        "tile_grads": {"sm_90": 16, "sm_100": 24, "sm_120": 16, "gfx942": 952},
     },
 }
 """Most bytes of a thread's registers in memory, by case, head_dim, kernel and architecture; 0 where
@@ -248,7 +199,7 @@ def test_every_architecture_has_its_matrix_units(name: str, product: str, copy: 
 
 @pytest.mark.parametrize(
     ("name", "kernels"),
-    [("gfx942", ("gather_grads_kernel", "select_tiles")), ("sm_100", ("finish_rows",))],
+    [("gfx942", ("gather_grads_kernel", "select_tiles")), ("sm_100", ("pool_tiles",))],
 )
 def test_what_a_compiler_once_refused(name: str, kernels: tuple[str, ...]) -> None:
     check("everything", 128, name, compiled("everything", 128, kernels, (name,))[name])
@@ -264,6 +215,14 @@ def test_every_launch_compiles_everywhere(name: str, case: str, head_dim: int) -
         kernel["name"] for kernel in kernels
     }
     check(case, head_dim, name, kernels)
+
+
+def test_nothing_is_compiled_anew_for_another_size() -> None:
+    """Of the attention's kernels, which take integers one by one for it."""
+    kernels = compiled("sizes", 64, ATTENTION, ("sm_80",))["sm_80"]
+    assert [kernel["name"] for kernel in kernels] == 3 * list(ATTENTION)
+    for name in ATTENTION:
+        assert len({kernel["hash"] for kernel in kernels if kernel["name"] == name}) == 1, name
 
 
 @pytest.mark.parametrize("name", ["sm_90", "gfx942"])

@@ -74,8 +74,8 @@ def compile_launches(
         only: names of the kernels to compile; all where empty.
 
     Returns: for every launch its kernel's `name`, and `error`, or `registers` of a thread, its
-        `spilled` bytes, `shared` bytes and how often each of its `instructions` stands in the
-        machine code.
+        `spilled` bytes, `shared` bytes, how often each of its `instructions` stands in the
+        machine code, and a `hash` that is another for what is compiled anew.
     """
     driver.set_active(Driver(name))
     found: list[dict[str, Any]] = []
@@ -87,6 +87,7 @@ def compile_launches(
         try:
             kernel = run(self, *given, grid=grid, warmup=True, **named)
             known = amd_facts(kernel) if "amdgcn" in kernel.asm else facts(kernel)
+            known["hash"] = kernel.hash
         except (RuntimeError, CompilationError, subprocess.CalledProcessError) as error:
             known = {"error": f"{type(error).__name__}: {str(error)[-300:]}"}
         found.append({"name": self.__name__, **known})

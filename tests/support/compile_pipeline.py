@@ -44,6 +44,14 @@ def _gradients(head_dim: int) -> None:
     run(case, make_inputs(case), "triton")
 
 
+def _sizes(head_dim: int) -> None:
+    """Videos of three sizes with the same tile, in numbers that 16 and 2 divide or don't."""
+    config = FreqFormerConfig(tile=(4, 4, 8), window=WINDOW, mid_tiles=2, summary_tokens=3)
+    for grid, text in ((Grid(5, 9, 13), 5), (Grid(6, 16, 20), 16), (Grid(9, 10, 28), 8)):
+        case = Case(grid, config, EVERY_BAND, head_dim, torch.bfloat16, text, gates=GATES)
+        run(case, make_inputs(case), "triton")
+
+
 def _everything(head_dim: int) -> None:
     """Every band, ragged tiles, text with a mask, and all that is learned."""
     config = FreqFormerConfig(window=WINDOW, mid_tiles=2, summary_tokens=3)
@@ -68,6 +76,7 @@ def _other_models(head_dim: int, *learned: str) -> None:
 CASES: dict[str, Callable[[int], None]] = {
     "layer": _layer,
     "gradients": _gradients,
+    "sizes": _sizes,
     "everything": _everything,
     "features": _features,
     "across heads": lambda head_dim: _other_models(head_dim, "norm across heads", "packed"),

@@ -31,6 +31,7 @@ from freqformer.attention.parallel import (
     num_own_tokens,
     shared_logits,
 )
+from freqformer.attention.projections import project_all
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.distributed.collective import GRAPHS_HOLD_EXCHANGES
 from freqformer.distributed.context import ContextParallel
@@ -79,6 +80,7 @@ class AttentionLayer(HeadBands):
         self.head_dim = dim // num_heads
         self.config = config
         self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(dim, dim) for _ in range(4))
+        self.gates: nn.Linear | None = None
         self.query_norm, self.key_norm = (nn.Parameter(torch.ones(self.head_dim)) for _ in range(2))
         self._set_bands(config.bands(num_heads), fixed=config.routing != "hard")
         self.configs = [config]
@@ -244,25 +246,37 @@ class AttentionLayer(HeadBands):
         return out
 
     def project(self, hidden_states: Tensor) -> Projected:
-        """Queries, keys and values (B, N, H, D) of tokens (B, N, C), and gates of the branches."""
-        query, key = self.project_queries(hidden_states)
-        value = self.project_values(hidden_states)
-        return Projected(QKV(query, key, value), self.project_gates(hidden_states))
+        """Queries, keys and values (B, N, H, D) of tokens (B, N, C), and gates of the branches.
+
+        Where ranks share a video they are made one after the other instead, by the methods below,
+        so that some travel meanwhile.
+        """
+        query, key, value, *gates = project_all(hidden_states, self.projections())
+        qkv = QKV(self._by_head(query), self._by_head(key), self._by_head(value))
+        return Projected(qkv, *(self._by_branch(x) for x in gates))
+
+    def projections(self) -> list[nn.Linear]:
+        """What makes queries, keys and values of tokens, and gates where there are any."""
+        layers = [self.to_q, self.to_k, self.to_v]
+        return layers if self.gates is None else [*layers, self.gates]
 
     def project_queries(self, hidden_states: Tensor) -> QK:
         """Queries and keys (B, N, H, D) of tokens (B, N, C)."""
-        query, key = (
-            to(hidden_states).unflatten(2, (self.num_heads, -1)) for to in (self.to_q, self.to_k)
-        )
-        return QK(query, key)
+        return QK(self._by_head(self.to_q(hidden_states)), self._by_head(self.to_k(hidden_states)))
 
     def project_values(self, hidden_states: Tensor) -> Tensor:
         """Values (B, N, H, D) of tokens (B, N, C)."""
-        return self.to_v(hidden_states).unflatten(2, (self.num_heads, -1))
+        return self._by_head(self.to_v(hidden_states))
 
     def project_gates(self, hidden_states: Tensor) -> Tensor | None:
         """Gates of the branches (B, N, 2, H) of tokens (B, N, C); None where there are none."""
-        return None
+        return None if self.gates is None else self._by_branch(self.gates(hidden_states))
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.num_heads, -1))
+
+    def _by_branch(self, gates: Tensor) -> Tensor:
+        return gates.unflatten(2, (-1, self.num_heads))
 
     def decide(self, queries: QK, call: LayerCall) -> Decision:
         """What the heads do: what a table says, or else the router."""

@@ -66,7 +66,6 @@ class FreqAttention(AttentionLayer):
                 "config.allocation is 'dense', which is a layer of its own; heads of bands are "
                 "allowed: take freqformer.attention.make_attention(dim, num_heads, config)"
             )
-        self.gates: nn.Linear | None = None
         self._make_learned()
         self.router = make_router(config, num_heads)
         if config.low_branch:
@@ -148,12 +147,6 @@ class FreqAttention(AttentionLayer):
         low, mid, high, dense = self.plan_costs(grid, learned_summaries=learned)
         branch = low if self.config.low_branch else 0.0
         return (low + branch, mid + branch, high + branch, dense)
-
-    def project_gates(self, hidden_states: Tensor) -> Tensor | None:
-        """Gates of the branches (B, N, 2, H) of tokens (B, N, C); None where there are none."""
-        if self.gates is None:
-            return None
-        return self.gates(hidden_states).unflatten(2, (-1, self.num_heads))
 
     def attend(self, projected: Projected, decision: Decision, call: LayerCall) -> Tensor:
         """(B, N, H, D): every head's own band, and LOW in addition where there is a branch."""

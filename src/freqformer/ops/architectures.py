@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -61,8 +61,6 @@ class Architecture:
     """In 16 bits, by the largest head_dim that they serve, ascending."""
     without_descriptors: str | None = None
     """The row of buffers that no descriptor counts, where there are descriptors."""
-    pooling: Mapping[str, int] = field(default_factory=lambda: {"num_warps": 8})
-    """How the prologue's kernel that pools learned summaries is compiled."""
 
     @property
     def is_amd(self) -> bool:
@@ -71,6 +69,10 @@ class Architecture:
     @property
     def is_hopper(self) -> bool:
         return self.name == "sm_90"
+
+    def warps(self, threads: int) -> int:
+        """Warps that have so many threads together."""
+        return threads // (64 if self.is_amd else 32)
 
     def steps(self, dtype: torch.dtype, head_dim: int) -> Steps:
         """The steps of a call.
@@ -100,13 +102,11 @@ _AMPERE = Architecture(
     "sm_80",
     shared_memory=163 * KIB,
     descriptors=False,
-    # Without a limit ptxas 12.8 takes 32 registers of 255, and 8 KB of memory instead.
-    pooling={"num_warps": 8, "maxnreg": 255},
     half={
         64: Steps(Step(128, 64, 4, 3), Step(64, 64, 4, 2), Step(64, 64, 4, 2)),
-        # Two programs a multiprocessor. Pointers of a block live in registers too, beside the sums
-        # of key gradients: half the queries a step.
-        128: Steps(Step(128, 64, 8, 2), Step(64, 64, 4, 2), Step(32, 64, 4, 2)),
+        # Two programs a multiprocessor. Pointers of a block live in registers too, beside sums: a
+        # step takes half the keys forward, and half the queries beside sums of key gradients.
+        128: Steps(Step(128, 32, 8, 3), Step(64, 64, 4, 2), Step(32, 64, 4, 2)),
         256: Steps(Step(64, 32, 8, 2), Step(32, 32, 8, 2), Step(32, 32, 8, 2)),
     },
 )
@@ -117,7 +117,7 @@ _SMALL_AMPERE = Architecture(
     half={
         64: Steps(Step(128, 64, 4, 2), Step(64, 64, 4, 2), Step(64, 64, 4, 2)),
         # One program a multiprocessor has shared memory, with gradients: it has eight warps.
-        128: Steps(Step(128, 64, 8, 2), Step(64, 64, 8, 2), Step(64, 64, 8, 2)),
+        128: Steps(Step(128, 32, 8, 3), Step(64, 64, 8, 2), Step(64, 64, 8, 2)),
         256: Steps(Step(64, 32, 8, 2), Step(32, 32, 8, 2), Step(32, 32, 8, 2)),
     },
 )
@@ -140,8 +140,6 @@ _BLACKWELL = Architecture(
     shared_memory=227 * KIB,
     descriptors=True,
     without_descriptors="sm_80",
-    # With fewer warps sums lie in tensor memory, from which Triton 3.7 can't split channels.
-    pooling={"num_warps": 16},
     half={
         64: Steps(Step(128, 64, 4, 2), Step(64, 64, 4, 2), Step(64, 64, 4, 2)),
         # Sums lie in tensor memory, and are read into registers to be scaled: eight warps.

@@ -69,17 +69,16 @@ def training_bytes(plan: AttentionPlan, element_size: int, low_branch: bool = Fa
     """
     video, tiles = plan.layout.grid.num_tokens, plan.layout.num_tiles
     tokens, queries = video + plan.num_text_tokens, query_rows(plan)
-    # The output, and gradients of query, key and value; what rounding took, and zeros for the
-    # gradient of that; buffers and their gradients; outputs of low tokens and their gradient.
+    # The output, and gradients of query, key and value; what rounding took; buffers and their
+    # gradients; outputs of low tokens and their gradient.
     buffers = queries + 2 * key_layout(plan).rows
-    wide = 4 * tokens + 2 * queries + 2 * plan.num_low_tokens
+    wide = 4 * tokens + queries + 2 * plan.num_low_tokens
     # A log-sum-exp and two sums for each query; the gradient of every tile's sums.
     narrow = 3 * queries + 3 * tiles * buffer_width(plan.head_dim)
     gates = 0
     if low_branch:
-        # The own bands' output is kept, and zeros made for its gradient; gates, their gradients and
-        # those before they are rounded.
-        wide += 2 * tokens
+        # The own bands' output is kept; gates, their gradients and those before they are rounded.
+        wide += tokens
         gates = merge.BRANCHES * video * (2 * element_size + STATISTIC_BYTES)
     if plan.learned_summaries and plan.cells.num_cells:
         narrow += 4 * tokens

@@ -1,9 +1,9 @@
 """The fused pipeline: prologue, selection, one attention launch over every head of every band, and
 merge.
 
-Five launches in all (one more joins long lists of text queries), and nothing waits for the device
-in between. Shape legend: B batch, H heads, R = B * H rows, N video tokens, X text tokens, D
-head_dim.
+Five launches in all (one more pools learned summaries, and one joins long lists of text queries),
+and nothing waits for the device in between. Shape legend: B batch, H heads, R = B * H rows, N video
+tokens, X text tokens, D head_dim.
 """
 
 from __future__ import annotations

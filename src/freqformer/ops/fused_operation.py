@@ -357,6 +357,8 @@ def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     ctx.tensors = [name for name, x in named.items() if isinstance(x, Tensor)]
     ctx.others = {name: x for name, x in named.items() if not isinstance(x, Tensor)}
     out, *kept = output
+    # Of what is kept nothing has a gradient, and torch would make zeros as large as it.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*(named[name] for name in ctx.tensors), out, *kept)
     ctx.mark_non_differentiable(*kept)
 

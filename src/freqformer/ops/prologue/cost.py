@@ -94,26 +94,32 @@ def summaries_cost(call: Call) -> Cost:
     if plan.cells.num_cells == 0:
         return Cost(0.0, 0.0, 0.0, 0.0, 1)  # the launch still clears the buffers' padding
     summed = call.count(Band.MID, Band.HIGH)
+    learned = 0
     channels = plan.head_dim * call.video
     pair = 2 * call.row_bytes
-    written = 2 * buffer_row_bytes(plan, call.element_size)
     read = 2.0 * summed * sum_bytes(plan)
     flops = 2.0 * channels * summed
-    poolings = 0
-    write = sum(call.count(band) * call.summary_keys(band) for band in Band) * written
+    products = 0
+    write = summary_bytes(call)
     for band in Band:
         _, _, mid, high, _ = call.segments(band)
         pooled = bool(mid) + bool(high)
         if not pooled:
             continue
         # Of keys and values one transform, and one inverse for each band that is pooled.
-        products = 2 * (1 + pooled) * dct_flops(plan) + pooled * POOLING_FLOPS * channels
-        flops += call.count(band) * products
-        read += call.count(band) * call.video * pair
-        poolings += call.count(band) * pooled
-    # Kernels multiply each tile's keys by the band's projector instead of transforming them.
-    executed = 2.0 * poolings * plan.layout.num_tiles * TILE_SLOTS**2 * buffer_width(plan.head_dim)
-    return Cost(flops, executed, read, float(write), 1)
+        transforms = 2 * (1 + pooled) * dct_flops(plan) + pooled * POOLING_FLOPS * channels
+        flops += call.count(band) * transforms
+        # Keys and values are read once for both bands. What each tile gives is summed up by the
+        # second launch.
+        partial = pooled * pool_bytes(plan)
+        read += call.count(band) * (call.video * pair + partial)
+        write += call.count(band) * partial
+        products += call.count(band) * (2 if mid else 1)
+        learned = 1
+    # Kernels multiply each tile's keys by projectors instead of transforming them: to the high
+    # band, and where the mid one is pooled to the low band, which with the high one leaves the mid.
+    executed = 2.0 * products * plan.layout.num_tiles * TILE_SLOTS**2 * buffer_width(plan.head_dim)
+    return Cost(flops, executed, read, float(write), 1 + learned)
 
 
 def summaries_backward_cost(call: Call) -> Cost:
@@ -125,8 +131,8 @@ def summaries_backward_cost(call: Call) -> Cost:
 
 
 def workspace_bytes(plan: AttentionPlan, rows: int, element_size: int) -> int:
-    """Bytes of the buffers that the prologue leaves: query, key and value in tile order with low
-    tokens, and sums over tiles.
+    """Bytes of the buffers that the prologue makes: query, key and value in tile order with low
+    tokens, sums over tiles, and poolings of tiles.
 
     Args:
         plan: of the call.
@@ -137,6 +143,8 @@ def workspace_bytes(plan: AttentionPlan, rows: int, element_size: int) -> int:
     held *= buffer_row_bytes(plan, element_size)
     if selects_tiles(plan) or plan.cells.num_cells:
         held += 3 * rows * sum_bytes(plan)
+    if plan.learned_summaries and plan.cells.num_cells:
+        held += 2 * rows * pool_bytes(plan)
     return held
 
 
@@ -145,6 +153,18 @@ def sums_bytes(call: Call) -> int:
     and low summaries."""
     needed = selects_tiles(call.plan) or call.plan.cells.num_cells
     return 3 * call.count(Band.MID, Band.HIGH) * sum_bytes(call.plan) if needed else 0
+
+
+def summary_bytes(call: Call) -> int:
+    """Bytes of the keys and values of summary tokens of all heads."""
+    tokens = sum(call.count(band) * call.summary_keys(band) for band in Band)
+    return 2 * tokens * buffer_row_bytes(call.plan, call.element_size)
+
+
+def pool_bytes(plan: AttentionPlan) -> int:
+    """Bytes of one head's poolings of single tiles in one band: of keys, of values, and two
+    statistics."""
+    return plan.layout.num_tiles * 2 * (buffer_width(plan.head_dim) + 1) * STATISTIC_BYTES
 
 
 def sum_bytes(plan: AttentionPlan) -> int:

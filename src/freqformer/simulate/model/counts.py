@@ -16,6 +16,7 @@ from freqformer.grid import TILE_SLOTS
 from freqformer.ops.block_sparse.cost import BACKWARD_FACTOR, kv_bytes, query_counts
 from freqformer.ops.cost import backward_costs, forward_costs, workspace_bytes
 from freqformer.ops.merge.cost import gate_bytes
+from freqformer.ops.prologue.cost import summary_bytes
 from freqformer.ops.routing.cost import statistics_cost, timestep_cost
 from freqformer.plan import AttentionPlan, Flops
 from freqformer.simulate.model.allocations import RouterInputs
@@ -34,7 +35,7 @@ class LayerCounts:
     """Attention FLOPs of the heads in each band, by the band's name; without a LOW branch's."""
     kv_bytes: int
     """Keys and values that blocks of queries read, without reuse between them."""
-    summary_bytes: float
+    summary_bytes: int
     """Keys and values of summary tokens: what bands tell one another."""
     workspace_bytes: int
     """Buffers in addition to q, k, v and out; gates among them."""
@@ -93,7 +94,7 @@ def layer_counts(
             band.name.lower(): _band_flops(call, band) for band in Band if call.count(band)
         },
         kv_bytes=kv_bytes(call),
-        summary_bytes=stages["summaries"].write_bytes,
+        summary_bytes=summary_bytes(call),
         workspace_bytes=workspace_bytes(plan, call.count(), element_size)
         + (gate_bytes(call) if low_branch else 0),
         backward_flops=sum(stage.flops for stage in layer_gradients(call).values()),

@@ -43,7 +43,6 @@ def gradient_times(machine: Machine, counts: LayerCounts) -> dict[str, StageTime
             ("prologue", vector, achieved.prologue_gradient_bandwidth),
             ("summaries", matrix * achieved.pooling_gradient_rate, achieved.elementwise_bandwidth),
             ("gates", matrix * achieved.linear_rate, achieved.elementwise_bandwidth),
-            ("added gradient", vector, achieved.elementwise_bandwidth),
         )
         if name in gradients
     }

@@ -41,15 +41,12 @@ def gates_cost(call: Call) -> Cost:
 
 
 def gate_gradients(call: Call) -> dict[str, Cost]:
-    """The backward of the gates' linear layer, and adding up the gradient of the layer's input,
-    which projections and gates have a part in."""
+    """The backward of the gates' linear layer; its product of the input's gradient adds to that of
+    the projections, which so is read."""
     products, tensor = 2 * _products(call), _tensor_bytes(call)
-    learned, channels = _weights(call) * call.element_size, tensor / call.element_size
-    read, write = tensor + gate_bytes(call) + learned, tensor + learned
-    return {
-        "gates": Cost(products, products, float(read), float(write), GRADIENT_LAUNCHES),
-        "added gradient": Cost(channels, channels, 2.0 * tensor, float(tensor), 1),
-    }
+    learned = _weights(call) * call.element_size
+    read, write = 2 * tensor + gate_bytes(call) + learned, tensor + learned
+    return {"gates": Cost(products, products, float(read), float(write), GRADIENT_LAUNCHES)}
 
 
 def _less(cost: Cost, other: Cost) -> Cost:

@@ -254,7 +254,12 @@ def query_grads_kernel(
         lists=lists,
         biases=biases,
         sizes=Sizes(
-            rows=num_rows, tiles=num_tiles, video=num_tokens, text=num_text, low=biases.num_low
+            rows=num_rows,
+            tiles=num_tiles,
+            video=num_tokens,
+            text=num_text,
+            low=biases.num_low,
+            cells=biases.cells,
         ),
         segments=Segments(
             low=low_at,

@@ -214,7 +214,12 @@ def attention_kernel(
         lists=lists,
         biases=biases,
         sizes=Sizes(
-            rows=num_rows, tiles=num_tiles, video=num_tokens, text=num_text, low=biases.num_low
+            rows=num_rows,
+            tiles=num_tiles,
+            video=num_tokens,
+            text=num_text,
+            low=biases.num_low,
+            cells=biases.cells,
         ),
         segments=Segments(
             low=low_at,

@@ -43,11 +43,13 @@ from freqformer.ops.block_sparse.triton.grad_blocks import GradBlocks
 from freqformer.ops.block_sparse.triton.launch import (
     _cdiv,
     compiled_for,
+    counts,
     listed,
     query_sizes,
     safe_columns,
     scale_of,
     tiles_of,
+    unsized,
 )
 
 GATHER_ROWS = 32
@@ -129,7 +131,7 @@ class BackwardLaunches:
             Rows(order=self.rows.order, allocation=self.rows.allocation),
             tiles_of(self.tables),
             listed(self.tables, self.mid),
-            self.biases,
+            unsized(self.biases),
             self.scale,
             self.compiled_for(
                 blocks,
@@ -142,6 +144,7 @@ class BackwardLaunches:
             num_rows=self.num_rows,
             key_rows=self.key_rows,
             **query_sizes(self.tables, self.mid),
+            **counts(self.tables),
             num_warps=blocks.warps,
         )
 
@@ -200,7 +203,7 @@ class BackwardLaunches:
             partial,
             Rows(order=self.rows.order, allocation=self.rows.allocation),
             tiles_of(self.tables),
-            self.biases,
+            unsized(self.biases),
             self.scale,
             self.compiled_for(blocks, BRANCH=self.rows.low_branch),
             num_rows=self.num_rows,
@@ -209,6 +212,7 @@ class BackwardLaunches:
             region_rows=self.region.rows,
             num_parts=parts,
             **self.tables.sizes,
+            **counts(self.tables),
             num_warps=blocks.warps,
         )
         if self.region.rows:

@@ -34,6 +34,8 @@ UNSPECIALIZED = [
     "num_tiles",
     "num_tokens",
     "num_text",
+    "num_low",
+    "cells",
     "high_length",
     "mid_length",
     "low_at",
@@ -124,8 +126,8 @@ class Biases(NamedTuple):
 
     low: Tensor
     """log(tokens that a low token stands for), float32 (M,)."""
-    num_low: int
-    """M."""
+    num_low: Any
+    """M; None in Triton's kernels, which take it as a parameter."""
     high: Tensor | None
     """log(tokens of a cell that the query tile doesn't see exactly), float32 (T, C), for HIGH rows;
     None without cells."""
@@ -133,8 +135,8 @@ class Biases(NamedTuple):
     """The same for MID rows, (R or 1, T, C); None where they see every tile."""
     mid_step: int
     """As in `Lists`."""
-    cells: int
-    """C."""
+    cells: Any
+    """C, likewise."""
     summary_offsets: Tensor | None
     """Learned, of the low, mid and high summaries, float (R, 3)."""
     text_mask: Tensor | None
@@ -149,6 +151,7 @@ class Sizes(NamedTuple):
     video: Any
     text: Any
     low: Any
+    cells: Any
 
 
 class Segments(NamedTuple):
@@ -295,9 +298,9 @@ def tile_skip(step, PER_TILE: tl.constexpr, SIDE: tl.constexpr):
 
 
 @triton.jit
-def seen_summaries(band, row, tile, num_tiles, segments, biases):
+def seen_summaries(band, row, tile, sizes, segments, biases):
     """The summaries that the queries of a tile see in a row of `band`: `Summaries`."""
-    cells = biases.cells
+    cells = sizes.cells
     # A segment of 0 keys takes no step of the loop over extras, so that nothing else needs to know
     # what a band doesn't see.
     low_count = 0
@@ -320,7 +323,7 @@ def seen_summaries(band, row, tile, num_tiles, segments, biases):
                 low_count = cells
                 # With a step of 0 all rows read the same static lists, with 1 each reads its own
                 # choice.
-                entry = row.to(tl.int64) * biases.mid_step * num_tiles + tile
+                entry = row.to(tl.int64) * biases.mid_step * sizes.tiles + tile
                 low_bias = biases.mid + entry * cells
         # Learned summaries tell a row of the other bands: it sees its own band in exact tokens.
         if (segments.mid_summaries >= 0) & (band <= HIGH):

@@ -193,7 +193,7 @@ def key_task_of(program, rows, tiles, lists, num_rows, num_tiles, num_text, exac
     )
 
 
-@triton.jit(do_not_specialize=[*UNSPECIALIZED, "num_low"])
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def video_grads_kernel(
     query,
     key,

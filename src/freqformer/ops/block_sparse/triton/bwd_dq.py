@@ -165,6 +165,8 @@ def query_grads_kernel(
     num_tiles,
     num_tokens,
     num_text,
+    num_low,
+    cells,
     high_length,
     mid_length,
     low_at,
@@ -185,7 +187,7 @@ def query_grads_kernel(
         rows, tiles, lists, biases, scale, blocks, low_at, ...: as in `attention_kernel`.
     """
     sizes = Sizes(
-        rows=num_rows, tiles=num_tiles, video=num_tokens, text=num_text, low=biases.num_low
+        rows=num_rows, tiles=num_tiles, video=num_tokens, text=num_text, low=num_low, cells=cells
     )
     segments = Segments(
         low=low_at,

@@ -92,7 +92,7 @@ def _key_task(
     row by row; then blocks of low tokens."""
     # C cells are a few blocks of keys, and N queries see each: a program for each block would be
     # few programs and long ones. So queries are cut into parts as well.
-    cells = biases.cells
+    cells = sizes.cells
     cell_blocks = tl.cdiv(cells, blocks.BLOCK_K)
     # A segment that doesn't exist starts at -1, and takes no programs.
     learned_blocks = tl.where(segments.mid_summaries >= 0, cell_blocks, 0)
@@ -237,6 +237,8 @@ def extra_grads_kernel(
     num_tiles,
     num_tokens,
     num_text,
+    num_low,
+    cells,
     low_at,
     low_sums_at,
     mid_sums_at,
@@ -257,11 +259,10 @@ def extra_grads_kernel(
         partial: `KeyParts`, written for the others.
         rows, tiles, biases, scale, blocks, low_at, ..., key_rows: as in `attention_kernel`.
         region_at, region_rows: the first row of summaries and text in the key buffer, and E.
-        num_parts: of the queries of a row: every query sees these keys, and few programs would take
-            long.
+        num_parts: of the queries of a row, which all see these keys: few programs would take long.
     """
     sizes = Sizes(
-        rows=num_rows, tiles=num_tiles, video=num_tokens, text=num_text, low=biases.num_low
+        rows=num_rows, tiles=num_tiles, video=num_tokens, text=num_text, low=num_low, cells=cells
     )
     segments = Segments(
         low=low_at,
@@ -279,8 +280,7 @@ def extra_grads_kernel(
     shift = 0.0
     if biases.summary_offsets is not None:
         if task.kind < OTHERS:
-            offset = biases.summary_offsets + row * 3 + task.kind
-            shift = tl.load(offset).to(tl.float32) * LOG2_E
+            shift = tl.load(biases.summary_offsets + row * 3 + task.kind).to(tl.float32) * LOG2_E
 
     first_low = num_tokens + num_text
     query_rows = first_low + sizes.low
@@ -377,6 +377,6 @@ def extra_grads_kernel(
         if partial.ds is not None:
             if task.kind < OTHERS:
                 # An offset is one number for all keys of its kind: the host adds the blocks up.
-                cell_blocks = tl.cdiv(biases.cells, blocks.BLOCK_K)
+                cell_blocks = tl.cdiv(sizes.cells, blocks.BLOCK_K)
                 number = ((row * 3 + task.kind) * cell_blocks + task.block) * num_parts + task.part
                 tl.store(partial.ds + number, tl.sum(tl.where(held, ds, 0.0), 0))

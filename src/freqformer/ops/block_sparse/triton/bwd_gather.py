@@ -105,7 +105,7 @@ def _diagonal(square, ROWS: tl.constexpr):
     return tl.sum(tl.where(own[:, None] == own[None, :], square, 0.0), 1)
 
 
-@triton.jit(do_not_specialize=[*UNSPECIALIZED, "num_low"])
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def gather_grads_kernel(
     given,
     grads,

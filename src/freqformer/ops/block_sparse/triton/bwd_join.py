@@ -32,7 +32,7 @@ def _within(place, start, length):
     return (start >= 0) & (place >= start) & (place < start + length)
 
 
-@triton.jit(do_not_specialize=[*UNSPECIALIZED, "cells"])
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def join_extra_grads_kernel(
     partial,
     grads,

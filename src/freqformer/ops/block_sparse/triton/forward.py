@@ -181,6 +181,8 @@ def attention_kernel(
     num_tiles,
     num_tokens,
     num_text,
+    num_low,
+    cells,
     high_length,
     mid_length,
     low_at,
@@ -205,7 +207,7 @@ def attention_kernel(
         blocks: `Blocks`.
     """
     sizes = Sizes(
-        rows=num_rows, tiles=num_tiles, video=num_tokens, text=num_text, low=biases.num_low
+        rows=num_rows, tiles=num_tiles, video=num_tokens, text=num_text, low=num_low, cells=cells
     )
     segments = Segments(
         low=low_at,

@@ -92,12 +92,13 @@ def attend(
             Rows(order=rows.order, allocation=rows.allocation),
             tiles_of(tables),
             listed(tables, lists),
-            biases(tables, lists, summary_offsets, text_mask),
+            unsized(biases(tables, lists, summary_offsets, text_mask)),
             scale_of(plan.head_dim),
             launch.compiled_for(tables, rows),
             num_rows=num_rows,
             key_rows=key_rows,
             text_parts=parts,
+            **counts(tables),
             **query_sizes(tables, lists),
             num_warps=launch.warps,  # pyright: ignore[reportCallIssue]
         )
@@ -199,6 +200,16 @@ def biases(
         summary_offsets=summary_offsets,
         text_mask=text_mask,
     )
+
+
+def unsized(biases: Biases) -> Biases:
+    """Biases without numbers that Triton would compile anew for: kernels take those as `counts`."""
+    return biases._replace(num_low=None, cells=None)
+
+
+def counts(tables: LaunchTables) -> dict[str, int]:
+    """Low tokens and cells, by the names of kernels' parameters."""
+    return {"num_low": tables.plan.num_low_tokens, "cells": tables.plan.cells.num_cells}
 
 
 def query_sizes(tables: LaunchTables, mid: MidLists) -> dict[str, int]:

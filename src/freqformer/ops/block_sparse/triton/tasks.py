@@ -205,7 +205,7 @@ def keys_seen(
     elif task.is_low:
         # In every row low queries see what those of a LOW row do: no band's list, and no low
         # summaries in addition to all low tokens.
-        summaries = seen_summaries(LOW, task.row, task.tile, sizes.tiles, segments, biases)
+        summaries = seen_summaries(LOW, task.row, task.tile, sizes, segments, biases)
         mid = summaries.mid
         high = summaries.high
         passed = 0
@@ -226,7 +226,7 @@ def keys_seen(
         )
         listed = exact.tiles
         length = exact.length
-        summaries = seen_summaries(task.band, task.row, task.tile, sizes.tiles, segments, biases)
+        summaries = seen_summaries(task.band, task.row, task.tile, sizes, segments, biases)
         first = summaries.low
         first_bias = summaries.low_bias
         mid = summaries.mid

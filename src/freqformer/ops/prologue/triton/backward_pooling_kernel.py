@@ -13,20 +13,17 @@ import triton
 import triton.language as tl
 
 from freqformer.ops.jit import load_vector
-from freqformer.ops.prologue.triton.backward_tokens import (
-    add_block_product,
-    add_wide_product,
-    turned_back,
-    whole_block,
-)
+from freqformer.ops.prologue.triton.backward_tokens import add_wide_product, turned_back
 from freqformer.ops.prologue.triton.tokens import (
+    add_product,
     load_chunk,
+    load_normed,
     load_tile,
     load_tokens,
-    normed,
     sees_summaries,
     summaries_of,
     this_program,
+    whole_block,
 )
 
 
@@ -103,6 +100,7 @@ def pooled_value_grads(g, pooling, chunk, tiles, blocks):
             pooling.projector + chunk.skip * blocks.SLOTS + ahead,
             tiles.projector_step,
             CHUNK,
+            CHUNK,
             blocks.SLOTS,
             blocks.PARTS,
         )
@@ -157,27 +155,14 @@ def pool_slopes(qkv, rows, row_grads, tiles, learned, outputs, sizes, blocks):
                 for ahead in range(0, SLOTS, CHUNK):
                     projector = projectors + other * SLOTS * SLOTS + skip * SLOTS + ahead
                     near = load_chunk(tile, ahead, tiles, blocks)
-                    key = load_tokens(
-                        qkv.key, tile.sample, tile.head, near.call_order, near.live, D, W
-                    )
-                    key = normed(
-                        key,
-                        qkv.key,
-                        tile.sample,
-                        tile.head,
-                        near.call_order,
-                        near.live,
-                        sizes.tokens,
-                        learned.eps,
-                        D,
-                    )
-                    passed = add_block_product(passed, projector, step, key, SLOTS, blocks.PARTS)
+                    key = load_normed(qkv.key, near, learned, sizes, blocks)
+                    passed = add_product(passed, projector, step, key, SLOTS, blocks.PARTS)
                     value = load_tokens(
                         qkv.value, tile.sample, tile.head, near.call_order, near.live, D, W
                     ).to(tl.float32)
                     # (P v) . g = P (v . g): a vector goes through the projector, not W of them.
                     agreed = tl.sum(value * value_grad[None, :], 1)
-                    matrix = whole_block(projector, step, CHUNK, SLOTS, blocks.PARTS)
+                    matrix = whole_block(projector, step, CHUNK, CHUNK, SLOTS, blocks.PARTS)
                     agree += tl.sum(matrix * agreed[None, :], 1)
                 chunk = load_chunk(tile, skip, tiles, blocks)
                 # The forward left the log-sum-exp, so that a weight needs no other token's score.

@@ -12,9 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from freqformer.ops.jit import cast, dot, real_channels
+from freqformer.ops.jit import cast, real_channels
 from freqformer.ops.prologue.triton.arguments import Rotary
 from freqformer.ops.prologue.triton.tokens import (
+    add_product,
     norm_scale,
     norm_weight,
     paired_channels,
@@ -113,44 +114,18 @@ def rotated_back(g, rotary, sample, head, place, live):
 
 
 @triton.jit
-def add_block_product(total, matrix, step, x, WIDTH: tl.constexpr, PARTS: tl.constexpr):
-    """total + a block of the sum of PARTS matrices, `step` elements apart and WIDTH wide, times x;
-    float32."""
-    # A whole tile of gradients and its matrix are more than registers and shared memory hold: the
-    # backward goes through the matrix block by block.
-    entry = (
-        matrix + tl.arange(0, total.shape[0])[:, None] * WIDTH + tl.arange(0, x.shape[0])[None, :]
-    )
-    for part in tl.static_range(PARTS):  # pyright: ignore[reportGeneralTypeIssues]
-        total = dot(tl.load(entry + part * step), x, total)
-    return total
-
-
-@triton.jit
 def add_wide_product(
     total, matrix, step, x, dtype: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr
 ):
-    """`add_block_product` of float32 tokens: in two summands of `dtype` where products take no
+    """`add_product` of float32 tokens: in two summands of `dtype` where products take no
     float32."""
     high = cast(x, dtype)
-    total = add_block_product(total, matrix, step, high, WIDTH, PARTS)
+    total = add_product(total, matrix, step, high, WIDTH, PARTS)
     if PARTS > 1:
         # What rounding took, times the first summand of the matrix: the second would add less than
         # the rounding of the result.
         rounding_residual = cast(x - high.to(tl.float32), dtype)
-        total = add_block_product(total, matrix, step, rounding_residual, WIDTH, 1)
-    return total
-
-
-@triton.jit
-def whole_block(matrix, step, SIDE: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr):
-    """A square block of the sum of PARTS matrices, `step` elements apart and WIDTH wide,
-    float32."""
-    entry = matrix + tl.arange(0, SIDE)[:, None] * WIDTH + tl.arange(0, SIDE)[None, :]
-    total = tl.load(entry).to(tl.float32)
-    # Added in float32, the summands are the weight again.
-    for part in tl.static_range(1, PARTS):  # pyright: ignore[reportGeneralTypeIssues]
-        total += tl.load(entry + part * step).to(tl.float32)
+        total = add_product(total, matrix, step, rounding_residual, WIDTH, 1)
     return total
 
 

@@ -1,4 +1,5 @@
-"""The prologue in two Triton launches, for rows of every band at once: the host side.
+"""The prologue in two Triton launches, for rows of every band at once, and one more where summaries
+are learned: the host side.
 
 Shape legend: B batch, H heads, R = B * H rows (row = sample * H + head), N video tokens, X text
 tokens, M low tokens, T tiles, C cells, D head_dim, W channels of a row of the buffers
@@ -31,6 +32,7 @@ from freqformer.ops.prologue.triton.arguments import (
 )
 from freqformer.ops.prologue.triton.channels import half_of, paired
 from freqformer.ops.prologue.triton.norm_kernels import token_scales
+from freqformer.ops.prologue.triton.pooling_kernel import Pools, pool_tiles
 from freqformer.ops.prologue.triton.summary_kernel import Jobs, RowBlocks, finish_rows
 from freqformer.ops.prologue.triton.tile_kernel import prepare_tiles
 from freqformer.ops.tokens import TokenOrder
@@ -38,6 +40,10 @@ from freqformer.plan import AttentionPlan
 
 CHUNK = 16
 """Tokens that one program holds at once: few, so that many programs have loads in flight."""
+BAND_CHUNK = 32
+"""The same with band features: every chunk reads its tile once more."""
+POOL_CHUNK = 32
+"""The same where learned summaries are pooled."""
 TEXT_SLOTS = 32
 """Text tokens of one program."""
 SCALED_TOKENS = 16
@@ -107,8 +113,13 @@ def prepare_rows(
         zeros=tables.zeros.shape[0],
         band_blocks=band_blocks,
     )
-    _prepare_tiles(common, bands, rows, tile_blocks(tables, head_dim, CHUNK, low_branch))
-    _finish_rows(common, bands, rows, jobs, _row_blocks(common, tables, head_dim, low_branch))
+    chunk = CHUNK if common.qkv.value.FEATURES.value == "full" else BAND_CHUNK
+    _prepare_tiles(common, bands, rows, tile_blocks(tables, head_dim, chunk, low_branch))
+    pools = None
+    if common.learned.pooling is not None and common.sizes.cells:
+        pools = _pool_tiles(common, bands, tile_blocks(tables, head_dim, POOL_CHUNK, low_branch))
+    row_blocks = _row_blocks(common, tables, head_dim, low_branch)
+    _finish_rows(common, bands, rows, pools, jobs, row_blocks)
     return rows
 
 
@@ -157,6 +168,7 @@ def _prepare_tiles(
     common: Common, allocation: Allocation, rows: PreparedRows, blocks: Blocks
 ) -> None:
     full = common.qkv.value.FEATURES.value == "full"
+    wide = architecture(rows.query.device).warps(256)
     prepare_tiles[(common.sizes.rows * common.sizes.tiles,)](
         common.qkv,
         allocation,
@@ -164,31 +176,55 @@ def _prepare_tiles(
         common.tiles,
         common.learned,
         common.sizes,
-        # Band features need the whole tile.
-        blocks if full else blocks._replace(CHUNK=blocks.SLOTS),
-        num_warps=4 if full else 8,  # pyright: ignore[reportCallIssue]
+        blocks,
+        num_warps=4 if full else wide,  # pyright: ignore[reportCallIssue]
         num_stages=3 if full else 1,  # pyright: ignore[reportCallIssue]
     )
 
 
+def _pool_tiles(common: Common, allocation: Allocation, blocks: Blocks) -> Pools:
+    query = common.qkv.query.base
+    sizes = common.sizes
+    width = blocks.W.value
+    pools = Pools(
+        sums=query.new_empty(sizes.rows, sizes.tiles, 2, 2, width, dtype=torch.float32),
+        softmax=query.new_empty(sizes.rows, sizes.tiles, 2, 2, dtype=torch.float32),
+    )
+    pool_tiles[(sizes.rows * sizes.tiles,)](
+        common.qkv,
+        allocation,
+        pools,
+        common.tiles,
+        common.learned,
+        sizes,
+        blocks,
+        num_warps=4 if width <= 128 else 8,  # pyright: ignore[reportCallIssue]
+        num_stages=1,  # pyright: ignore[reportCallIssue]
+    )
+    return pools
+
+
 def _finish_rows(
-    common: Common, allocation: Allocation, rows: PreparedRows, jobs: Jobs, blocks: RowBlocks
+    common: Common,
+    allocation: Allocation,
+    rows: PreparedRows,
+    pools: Pools | None,
+    jobs: Jobs,
+    blocks: RowBlocks,
 ) -> None:
     # One more program of a row finds its place in the order.
     programs = common.sizes.cells + jobs.text + jobs.zeros + 1
-    pools = common.learned.pooling is not None
-    options = architecture(rows.query.device).pooling if pools else {"num_warps": 4}
     finish_rows[(common.sizes.rows * programs,)](
         common.qkv,
         allocation,
         rows,
-        common.tiles,
+        pools,
         common.learned,
         common.sizes,
         jobs,
         blocks,
+        num_warps=4,  # pyright: ignore[reportCallIssue]
         num_stages=1,  # pyright: ignore[reportCallIssue]
-        **options,
     )
 
 
@@ -347,18 +383,16 @@ def tile_blocks(tables: PrologueTables, head_dim: int, chunk: int, low_branch: b
 def _row_blocks(
     common: Common, tables: PrologueTables, head_dim: int, low_branch: bool
 ) -> RowBlocks:
-    parts, _, _, slots = tables.reduction.shape
     return RowBlocks(
-        SLOTS=tl.constexpr(slots),
         D=tl.constexpr(head_dim),
         W=tl.constexpr(buffer_width(head_dim)),
-        PARTS=tl.constexpr(parts),
         STEP=tl.constexpr(CELL_STEP),
         TEXT_SLOTS=tl.constexpr(TEXT_SLOTS),
         PAD=tl.constexpr(PAD),
         ROWS=tl.constexpr(power_of_two(common.sizes.rows)),
         BRANCH=tl.constexpr(low_branch),
         SUMS=tl.constexpr(tables.sums),
+        POOLS=tl.constexpr(common.learned.pooling is not None),
     )
 
 

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from freqformer.buffers import buffer_width
+from freqformer.ops.architectures import architecture
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.prologue.tables import PrologueTables
 from freqformer.ops.prologue.triton.arguments import Blocks, PreparedRows
@@ -159,8 +160,12 @@ def _tile_grads(
             outputs,
             common.sizes,
             blocks,
+            num_stages=1,  # pyright: ignore[reportCallIssue]
         )
-    full = common.qkv.value.FEATURES.value == "full"
+    # Products with a band's projector read blocks out of order. Loads under way ahead of them would
+    # take the registers that they sum up in.
+    wide = common.learned.pooling is not None or common.qkv.value.FEATURES.value != "full"
+    warps = architecture(rows.key.device).warps(256) if wide else 4
     tile_grads[(programs,)](
         common.qkv,
         rows,
@@ -170,7 +175,8 @@ def _tile_grads(
         outputs,
         common.sizes,
         blocks,
-        num_warps=4 if full else 8,  # pyright: ignore[reportCallIssue]
+        num_warps=warps,  # pyright: ignore[reportCallIssue]
+        num_stages=1 if wide else 3,  # pyright: ignore[reportCallIssue]
     )
 
 

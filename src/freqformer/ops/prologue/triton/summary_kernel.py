@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from freqformer.ops.jit import cast, load_vector
+from freqformer.ops.jit import cast
 from freqformer.ops.prologue.triton.tokens import (
     HIGH,
     LOW,
@@ -20,7 +20,6 @@ from freqformer.ops.prologue.triton.tokens import (
     finite_where_masked,
     load_tokens,
     normed,
-    project,
     rotary_tables,
     rotate_tokens,
     row_band,
@@ -56,11 +55,9 @@ class Jobs(NamedTuple):
 class RowBlocks(NamedTuple):
     """What the kernel over rows knows at compile time, each a `tl.constexpr`."""
 
-    SLOTS: tl.constexpr
     D: tl.constexpr
     W: tl.constexpr
     """D, rounded up: channels of a row of the buffers."""
-    PARTS: tl.constexpr
     STEP: tl.constexpr
     """Tiles of a cell that are added at once."""
     TEXT_SLOTS: tl.constexpr
@@ -72,6 +69,8 @@ class RowBlocks(NamedTuple):
     """Whether every row has low tokens, for the LOW branch of its head."""
     SUMS: tl.constexpr
     """Whether tiles have sums."""
+    POOLS: tl.constexpr
+    """Whether summaries are learned."""
 
 
 class Row(NamedTuple):
@@ -119,83 +118,47 @@ def _average(rows, row, program, sizes, jobs, blocks):
 
 
 @triton.jit
-def _project_vector(matrix, step, x, PARTS: tl.constexpr):
-    """A square matrix, in PARTS summands `step` apart, times a float32 vector; sums of float32
-    products."""
-    # Not as a product of matrices with a few columns: Triton 3.6 reads shared memory out of range
-    # for one with 8 warps.
-    SLOTS: tl.constexpr = x.shape[0]
-    entry = matrix + tl.arange(0, SLOTS)[:, None] * SLOTS + tl.arange(0, SLOTS)[None, :]
-    total = tl.zeros((SLOTS,), tl.float32)
-    for part in tl.static_range(PARTS):  # pyright: ignore[reportGeneralTypeIssues]
-        total += tl.sum(tl.load(entry + part * step).to(tl.float32) * x[None, :], 1)
-    return total
-
-
-@triton.jit
-def _pool(qkv, target, program, tiles, learned, sizes, jobs, blocks, OTHER: tl.constexpr):
-    """The softmax pooling of the mid or high band of a cell's keys and values, tile by tile.
+def _join(pools, target, program, sizes, jobs, blocks, OTHER: tl.constexpr):
+    """The softmax pooling of the mid or high band of a cell, from those of its tiles.
 
     Args:
+        pools: `Pools`.
         target: `Pooled`.
         OTHER: the band.
     """
-    SLOTS: tl.constexpr = blocks.SLOTS
-    D: tl.constexpr = blocks.D
     W: tl.constexpr = blocks.W
-    sample = program.sample
-    head = program.head
     channel = tl.arange(0, W)
-    # The head has two pooling queries, of the mid and of the high band.
-    query = load_vector(learned.pooling + (head * 2 + OTHER - 1) * D, D, W)
-    band = tiles.projectors + OTHER * SLOTS * SLOTS
-    # A running softmax: the largest score so far, and sums of weights relative to it.
+    first_tile = program.wide_row * sizes.tiles
+    # A running softmax over tiles: the largest score so far, and sums relative to it.
     m_i = float("-inf")
     l_i = 0.0
-    # Even and odd channels apart: so they are rotated, and a rotated tile needn't be put together.
-    even = tl.zeros((W // 2,), tl.float32)
-    odd = tl.zeros((W // 2,), tl.float32)
-    pooled_value = tl.zeros((W,), tl.float32)
-    for member in range(jobs.longest):
-        tile = tl.load(jobs.cell_tiles + program.part * jobs.longest + member)
-        # A cell of fewer tiles reads its missing ones as the first tile, and uses no token of it.
-        known = tile >= 0
-        tile = tl.maximum(tile, 0)
-        place = tl.load(tiles.offsets + tile) + tl.arange(0, SLOTS)
-        live = known & (place < tl.load(tiles.offsets + tile + 1))
-        if tiles.raster is not None:
-            place = tl.load(tiles.raster + place, mask=live, other=0)
-        projector = band + tl.load(tiles.kind + tile) * 3 * SLOTS * SLOTS
-        key = load_tokens(qkv.key, sample, head, place, live, D, W)
-        key = normed(key, qkv.key, sample, head, place, live, sizes.tokens, learned.eps, D)
-        passed = project(projector, tiles.projector_step, key, blocks.PARTS)
-        # Scores are those of keys before they are rotated: what a summary is made of doesn't depend
-        # on where its cell lies.
-        scores = tl.where(live, tl.sum(passed * query[None, :], 1) * (D**-0.5), float("-inf"))
+    key = tl.zeros((W,), tl.float32)
+    value = tl.zeros((W,), tl.float32)
+    for first in range(0, jobs.longest, blocks.STEP):
+        step = first + tl.arange(0, blocks.STEP)
+        tile = tl.load(
+            jobs.cell_tiles + program.part * jobs.longest + step,
+            mask=step < jobs.longest,
+            other=-1,
+        )
+        # Cells at the grid's border have fewer tiles, and -1 stands for those that they lack.
+        real = tile >= 0
+        entry = (first_tile + tile.to(tl.int64)) * 2 + OTHER - 1
+        top = tl.load(pools.softmax + entry * 2, mask=real, other=float("-inf"))
         # The first tile of a cell exists, so m_i is finite from the first step on.
-        new_m_i = tl.maximum(m_i, tl.max(scores, 0))
+        new_m_i = tl.maximum(m_i, tl.max(top, 0))
         decay = tl.exp(m_i - new_m_i)
-        weight = tl.exp(scores - new_m_i)
-        passed_even, passed_odd = tl.split(tl.reshape(passed * weight[:, None], (SLOTS, W // 2, 2)))
-        even = even * decay
-        odd = odd * decay
-        if learned.rotary is not None:
-            turn = rotary_tables(learned.rotary, sample, head, place, live, W)
-            even += tl.sum(passed_even * turn.cos - passed_odd * turn.sin, 0)
-            odd += tl.sum(passed_even * turn.sin + passed_odd * turn.cos, 0)
-        else:
-            even += tl.sum(passed_even, 0)
-            odd += tl.sum(passed_odd, 0)
-        # The projector P is symmetric: the pooled value w^T (P v) is (P w)^T v, and P w takes far
-        # fewer products than P v.
-        spread = _project_vector(projector, tiles.projector_step, weight, blocks.PARTS)
-        value = load_tokens(qkv.value, sample, head, place, live, D, W)
-        pooled_value = pooled_value * decay + tl.sum(value.to(tl.float32) * spread[:, None], 0)
-        l_i = l_i * decay + tl.sum(weight, 0)
+        weight = tl.exp(top - new_m_i)
+        weights = tl.load(pools.softmax + entry * 2 + 1, mask=real, other=0.0)
+        sums = pools.sums + entry[:, None] * 2 * W + channel[None, :]
+        keys = tl.load(sums, mask=real[:, None], other=0.0)
+        values = tl.load(sums + W, mask=real[:, None], other=0.0)
+        key = key * decay + tl.sum(keys * weight[:, None], 0)
+        value = value * decay + tl.sum(values * weight[:, None], 0)
+        l_i = l_i * decay + tl.sum(weights * weight, 0)
         m_i = new_m_i
-    pooled_key = tl.reshape(tl.join(even, odd), (W,))
-    tl.store(target.key + channel, cast(pooled_key / l_i, target.key.dtype.element_ty))
-    tl.store(target.value + channel, cast(pooled_value / l_i, target.value.dtype.element_ty))
+    tl.store(target.key + channel, cast(key / l_i, target.key.dtype.element_ty))
+    tl.store(target.value + channel, cast(value / l_i, target.value.dtype.element_ty))
     # From this the backward has every weight again without a pass over the cell.
     tl.store(target.lse, m_i + tl.log(l_i))
 
@@ -285,7 +248,7 @@ def _rank(allocation, rows, program, sizes, jobs, blocks):
 
 
 @triton.jit
-def finish_rows(qkv, allocation, rows, tiles, learned, sizes, jobs, blocks):
+def finish_rows(qkv, allocation, rows, pools, learned, sizes, jobs, blocks):
     """One job of one row: a cell's summaries, some text tokens, a run of zero rows, or the row's
     place in the order.
 
@@ -293,8 +256,9 @@ def finish_rows(qkv, allocation, rows, tiles, learned, sizes, jobs, blocks):
     own: what a launch costs would be most of their time.
 
     Args:
-        qkv, allocation, tiles, learned, sizes: see `arguments.py`.
+        qkv, allocation, learned, sizes: see `arguments.py`.
         rows: `PreparedRows`; tile sums are read, all but those and video tokens are written.
+        pools: `Pools`, None without learned summaries.
         jobs, blocks: `Jobs`, `RowBlocks`.
     """
     W: tl.constexpr = blocks.W
@@ -311,21 +275,18 @@ def finish_rows(qkv, allocation, rows, tiles, learned, sizes, jobs, blocks):
             # LOW rows have every low token instead of low summaries, and DENSE rows see all.
             if (band == MID) | (band == HIGH):
                 _average(rows, row, program, sizes, jobs, blocks)
-        if learned.pooling is not None:
+        if blocks.POOLS:
             # Unrolled over MID and HIGH, since each has a segment of its own.
             for other in tl.static_range(1, 3):  # pyright: ignore[reportGeneralTypeIssues]
                 if sees_summaries(band, other, blocks.BRANCH):
                     place = summaries_of(sizes.segments, other) + job
-                    # From the buffers, and not from `row`: its pointers would stay in registers
-                    # through all of the pooling, which has none to spare.
-                    at = (program.wide_row * sizes.key_rows + place) * W
                     cell = program.wide_row * sizes.cells + job
                     target = Pooled(
-                        key=rows.key + at,
-                        value=rows.value + at,
+                        key=row.key + place * W,
+                        value=row.value + place * W,
                         lse=rows.pool_lse + cell * 2 + other - 1,
                     )
-                    _pool(qkv, target, program, tiles, learned, sizes, jobs, blocks, other)
+                    _join(pools, target, program, sizes, jobs, blocks, other)
     elif job < sizes.cells + jobs.text:
         _write_text(qkv, row, program, learned, sizes, jobs, blocks)
     elif job < sizes.cells + jobs.text + jobs.zeros:

@@ -19,10 +19,8 @@ from freqformer.ops.prologue.triton.tokens import (
     MID,
     add_product,
     load_chunk,
+    load_normed,
     load_tile,
-    load_tokens,
-    normed,
-    project,
     rotary_tables,
     rotate_tokens,
     row_band,
@@ -41,31 +39,46 @@ class Target(NamedTuple):
 
 
 @triton.jit
-def _band_features(x, FEATURES: tl.constexpr, tile, tiles, learned, blocks):
-    """A MID or HIGH row's tokens of one tile with their bands weighted: float32 (SLOTS, W)."""
-    size: tl.constexpr = blocks.SLOTS * blocks.SLOTS
-    projectors = tiles.projectors + tile.kind * 3 * size
+def _band_features(tokens, x, chunk, tiles, learned, sizes, blocks):
+    """Some tokens of a MID or HIGH row's tile with their bands weighted: float32 (CHUNK, W).
+
+    Args:
+        tokens: the normalised tokens of the chunk.
+        x, chunk: `Tokens`, `Chunk`.
+    """
+    SLOTS: tl.constexpr = blocks.SLOTS
+    SIZE: tl.constexpr = SLOTS * SLOTS
+    tile = chunk.tile
     step = tiles.projector_step
-    if FEATURES == "own_band":
-        # `Band` counts as the projectors do: low, mid, high.
-        weighted = project(projectors + tile.band * size, step, x, blocks.PARTS)
-    else:
-        low = project(projectors, step, x, blocks.PARTS)
-        if FEATURES == "high_pass_values":
-            # The bands of a token sum up to it: what is above the low band takes one product.
-            weighted = x.to(tl.float32) - low
-        else:
-            mid = project(projectors + size, step, x, blocks.PARTS)
-            gains = learned.gains + tile.head * 3
-            low_gain = tl.load(gains)
-            mid_gain = tl.load(gains + 1)
-            high_gain = tl.load(gains + 2)
-            # high = x - low - mid, put in: two products do for three bands.
-            weighted = (
-                x.to(tl.float32) * high_gain
-                + low * (low_gain - high_gain)
-                + mid * (mid_gain - high_gain)
-            )
+    own = tl.zeros((blocks.CHUNK, blocks.W), tl.float32)
+    mid = tl.zeros((blocks.CHUNK, blocks.W), tl.float32)
+    # `Band` counts as the projectors do: low, mid, high.
+    matrix = tiles.projectors + tile.kind * 3 * SIZE + chunk.skip * SLOTS
+    if x.FEATURES == "own_band":
+        matrix += tile.band * SIZE
+    # A band mixes all tokens of the tile. They are loaded once more, a few at a time: a whole tile
+    # and its projector are more than registers hold, and the cache has both.
+    for ahead in range(0, SLOTS, blocks.CHUNK):
+        near = load_chunk(tile, ahead, tiles, blocks)
+        others = load_normed(x, near, learned, sizes, blocks)
+        own = add_product(own, matrix + ahead, step, others, SLOTS, blocks.PARTS)
+        if x.FEATURES == "band_gains":
+            mid = add_product(mid, matrix + SIZE + ahead, step, others, SLOTS, blocks.PARTS)
+    weighted = own
+    if x.FEATURES == "high_pass_values":
+        # The bands of a token sum up to it: what is above the low band takes one product.
+        weighted = tokens.to(tl.float32) - own
+    elif x.FEATURES == "band_gains":
+        gains = learned.gains + tile.head * 3
+        low_gain = tl.load(gains)
+        mid_gain = tl.load(gains + 1)
+        high_gain = tl.load(gains + 2)
+        # high = x - low - mid, put in: two products do for three bands.
+        weighted = (
+            tokens.to(tl.float32) * high_gain
+            + own * (low_gain - high_gain)
+            + mid * (mid_gain - high_gain)
+        )
     return weighted
 
 
@@ -80,20 +93,7 @@ def _move(x, target, chunk, turn, tiles, learned, sizes, blocks):
     Returns: the tokens normalised and rotated, (CHUNK, W), in their dtype.
     """
     tile = chunk.tile
-    tokens = load_tokens(
-        x, tile.sample, tile.head, chunk.call_order, chunk.live, blocks.D, blocks.W
-    )
-    tokens = normed(
-        tokens,
-        x,
-        tile.sample,
-        tile.head,
-        chunk.call_order,
-        chunk.live,
-        sizes.tokens,
-        learned.eps,
-        blocks.D,
-    )
+    tokens = load_normed(x, chunk, learned, sizes, blocks)
     turned = tokens
     if turn is not None:
         # Rounded here and not only when stored: the reference rounds between its steps too, and
@@ -111,7 +111,7 @@ def _move(x, target, chunk, turn, tiles, learned, sizes, blocks):
         if banded:
             # Bands are taken of tokens before they are rotated: a rotation that changes from token
             # to token would move them to other frequencies.
-            weighted = _band_features(tokens, x.FEATURES, tile, tiles, learned, blocks)
+            weighted = _band_features(tokens, x, chunk, tiles, learned, sizes, blocks)
             weighted = cast(weighted, tokens.dtype)
             if turn is not None:
                 weighted = cast(rotate_tokens(weighted, turn), tokens.dtype)
@@ -131,9 +131,7 @@ def _reduce(reduced, turned, chunk, tiles, blocks):
     # The matrix's columns for these tokens. Its last row is ones, so that the sum comes out of the
     # same product.
     matrix = tiles.reduction + chunk.tile.kind * blocks.LOW_SLOTS * blocks.SLOTS + chunk.skip
-    return add_product(
-        reduced, matrix, tiles.reduction_step, turned, blocks.SLOTS, blocks.PARTS, True
-    )
+    return add_product(reduced, matrix, tiles.reduction_step, turned, blocks.SLOTS, blocks.PARTS)
 
 
 @triton.jit
@@ -179,8 +177,7 @@ def prepare_tiles(qkv, allocation, rows, tiles, learned, sizes, blocks):
     low_query = tl.zeros((LOW_SLOTS, W), tl.float32)
     low_key = tl.zeros((LOW_SLOTS, W), tl.float32)
     low_value = tl.zeros((LOW_SLOTS, W), tl.float32)
-    # A few tokens at once take few registers, so that many programs have loads in flight. Band
-    # features need the whole tile, and then the loop has one step.
+    # A few tokens at once take few registers, so that many programs have loads in flight.
     for skip in range(0, blocks.SLOTS, blocks.CHUNK):
         chunk = load_chunk(tile, skip, tiles, blocks)
         # Queries and keys share the rotary tables, whose bytes are as many as theirs.

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from freqformer.ops.jit import INTERPRETED, cast, dot, load_vector, real_channels
+from freqformer.ops.jit import cast, dot, load_vector, real_channels
 from freqformer.ops.prologue.triton.arguments import Rotary
 
 LOW = tl.constexpr(0)
@@ -113,15 +113,21 @@ def load_tile(program, band, tiles, blocks):
 
 
 @triton.jit
-def load_chunk(tile, skip, tiles, blocks):
-    """Where the tokens of a tile from its slot `skip` on are."""
-    tile_order = tile.first + skip + tl.arange(0, blocks.CHUNK)
+def load_some(tile, skip, tiles, COUNT: tl.constexpr):
+    """Where the COUNT tokens of a tile from its slot `skip` on are: `Chunk`."""
+    tile_order = tile.first + skip + tl.arange(0, COUNT)
     # Tiles at the grid's border are shorter than their block.
     live = tile_order < tile.last
     call_order = tile_order
     if tiles.raster is not None:
         call_order = tl.load(tiles.raster + tile_order, mask=live, other=0)
     return Chunk(tile=tile, skip=skip, tile_order=tile_order, call_order=call_order, live=live)
+
+
+@triton.jit
+def load_chunk(tile, skip, tiles, blocks):
+    """Where the tokens of a tile that a program holds at once are, from its slot `skip` on."""
+    return load_some(tile, skip, tiles, blocks.CHUNK)
 
 
 @triton.jit
@@ -235,6 +241,25 @@ def normed(tokens, x, sample, head, place, live, num_tokens, eps, D: tl.constexp
 
 
 @triton.jit
+def load_normed(x, chunk, learned, sizes, blocks):
+    """Tokens of a `Chunk` of `Tokens` x after their norm, (CHUNK, W)."""
+    tile = chunk.tile
+    place = chunk.call_order
+    tokens = load_tokens(x, tile.sample, tile.head, place, chunk.live, blocks.D, blocks.W)
+    return normed(
+        tokens,
+        x,
+        tile.sample,
+        tile.head,
+        place,
+        chunk.live,
+        sizes.tokens,
+        learned.eps,
+        blocks.D,
+    )
+
+
+@triton.jit
 def seen_text(text_mask, sample, num_text, place, live):
     """Which text tokens `place` of a sample may be seen: all that are live where there is no mask
     (B, X)."""
@@ -290,33 +315,34 @@ def rotate_tokens(x, turn):
 
 
 @triton.jit
-def add_product(
-    total, matrix, step, x, WIDTH: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr
-):
-    """total + the sum of PARTS matrices, `step` elements apart and WIDTH wide, times x; float32.
-
-    EXACT takes float32 products of float32 numbers; otherwise each number is a sum of three
-    bfloat16 ones, and their six largest products are good to 2^-22. Products of 16-bit numbers are
-    exact either way.
-    """
+def add_product(total, matrix, step, x, WIDTH: tl.constexpr, PARTS: tl.constexpr):
+    """total + a block of the sum of PARTS matrices, `step` elements apart and WIDTH wide, times x;
+    float32."""
     ROWS: tl.constexpr = total.shape[0]
     COLUMNS: tl.constexpr = x.shape[0]
     entry = matrix + tl.arange(0, ROWS)[:, None] * WIDTH + tl.arange(0, COLUMNS)[None, :]
     # No mask: tables are as large as blocks, and zero where a tile has no token.
     for part in tl.static_range(PARTS):  # pyright: ignore[reportGeneralTypeIssues]
-        table = tl.load(entry + part * step)
-        if EXACT or INTERPRETED:
-            total = dot(table, x, total)
-        else:
-            total = tl.dot(table, x, total, input_precision="bf16x6")
+        total = dot(tl.load(entry + part * step), x, total)
     return total
 
 
 @triton.jit
-def project(matrix, step, x, PARTS: tl.constexpr):
-    """A square matrix, in PARTS summands, times the tokens x of one tile (SLOTS, W): float32."""
-    # In float32 a product this large is too much code without tensor cores.
-    return add_product(tl.zeros(x.shape, tl.float32), matrix, step, x, x.shape[0], PARTS, False)
+def whole_block(
+    matrix,
+    step,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """A block of the sum of PARTS matrices, `step` elements apart and WIDTH wide, float32."""
+    entry = matrix + tl.arange(0, ROWS)[:, None] * WIDTH + tl.arange(0, COLUMNS)[None, :]
+    total = tl.load(entry).to(tl.float32)
+    # Added in float32, the summands are the weight again.
+    for part in tl.static_range(1, PARTS):  # pyright: ignore[reportGeneralTypeIssues]
+        total += tl.load(entry + part * step).to(tl.float32)
+    return total
 
 
 @triton.jit

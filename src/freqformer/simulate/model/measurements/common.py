@@ -19,6 +19,7 @@ from freqformer.simulate.model.transformers import MOST_HEADS
 
 LAUNCHES = {
     "prepare_tiles": "prologue",
+    "pool_tiles": "prologue",
     "finish_rows": "prologue",
     "select_tiles": "selection",
     "attention_kernel": "attention",
