@@ -114,7 +114,7 @@ CALLS: dict[str, tuple[Any, str]] = {
     ),
     "one rotary table": (
         lambda: make_layer(allocation="dense")(HIDDEN, GRID, TIMESTEP, make_rotary()[0]),
-        "rotary is a Tensor; a pair",
+        "rotary is a Tensor; a RotaryEmbedding, or a pair",
     ),  # type: ignore[arg-type]
     "a config for a table": (
         lambda: make_layer().set_routing_table(CONFIG),

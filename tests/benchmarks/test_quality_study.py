@@ -132,8 +132,8 @@ def test_training_lowers_the_loss_and_the_schedule_ends_at_zero(
     for _ in range(steps):
         trainer.advance()
     assert float(trainer.losses[-6:].mean()) < 0.95 * float(trainer.losses[:6].mean())
-    assert float(trainer.rates.max()) <= OPTIMIZER.learning_rate
-    assert float(trainer.rates[-1]) < 0.01 * OPTIMIZER.learning_rate
+    assert float(trainer.rates.max()) <= OPTIMIZER.peak_rate
+    assert float(trainer.rates[-1]) < 0.01 * OPTIMIZER.peak_rate
     assert int(trainer.done) == steps
 
 

@@ -120,11 +120,12 @@ def test_the_adapter_gives_the_same_video_in_a_fresh_process(folder: Path, tmp_p
     with enable_frequency_attention(pipe, adapter=adapter):
         here = video()
     assert torch.equal(video(), dense)
-    assert not torch.equal(here, dense)
+    assert float((here - dense).abs().max()) > 1e-4
     there = tmp_path / "there.tensor"
     command = [sys.executable, "-c", GENERATE, str(folder / "wan"), str(adapter), str(there)]
     subprocess.run(command, check=True, capture_output=True)
-    assert torch.equal(torch.load(there, weights_only=True), here)
+    # To rounding: two processes may have other numbers of threads.
+    torch.testing.assert_close(torch.load(there, weights_only=True), here, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("change", ["lora", "full"])
