@@ -22,7 +22,7 @@ def project_all(hidden_states: Tensor, layers: Sequence[nn.Linear]) -> tuple[Ten
         return tuple(layer(hidden_states) for layer in layers)
     tensors = [hidden_states, *(x for layer in layers for x in (layer.weight, layer.bias))]
     device = hidden_states.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         # What autocast would do in each layer.
         dtype = torch.get_autocast_dtype(device)
         tensors = [None if x is None else x.to(dtype) for x in tensors]
