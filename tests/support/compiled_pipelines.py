@@ -72,15 +72,7 @@ def hunyuan_video15() -> None:
 def ltx() -> None:
     """Video behind keyframes, whose grid is found by coordinates."""
     torch.manual_seed(0)
-    model = LTXVideoTransformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=24,
-        cross_attention_dim=48,
-        num_layers=4,
-        caption_channels=16,
-    ).eval()
+    model = LTXVideoTransformer3DModel(**tiny_transformers.LTX | {"num_layers": 4}).eval()
     _, height, width = SIZE
     places = torch.cartesian_prod(*(torch.arange(side) for side in SIZE)).float()
     coordinates = torch.cat([places[2 * height * width : 3 * height * width], places]).T[None]

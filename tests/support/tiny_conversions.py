@@ -16,6 +16,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from tests.support.tiny_cache import cache_config, make_videos
 from tests.support.tiny_encoders import tiny_vae
 from tests.support.tiny_pipelines import tiny_text_encoder, tiny_tokenizer, tiny_wan_transformer
+from tests.support.tiny_transformers import LTX
 
 from freqformer.config import FreqFormerConfig
 from freqformer.conversion.config import (
@@ -51,15 +52,7 @@ def wan() -> Any:
 def ltx() -> Any:
     """As `wan`."""
     torch.manual_seed(0)
-    model = LTXVideoTransformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=24,
-        cross_attention_dim=48,
-        num_layers=2,
-        caption_channels=16,
-    ).eval()
+    model = LTXVideoTransformer3DModel(**LTX).eval()
     frames, height, width = SIZE
     given = {
         "hidden_states": torch.randn(1, frames * height * width, 4),

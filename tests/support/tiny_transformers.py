@@ -23,6 +23,16 @@ WAN: dict[str, Any] = {
     "rope_max_seq_len": 32,
 }
 """Of Wan and of models made from it."""
+LTX: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 24,
+    "cross_attention_dim": 48,
+    "num_layers": 2,
+    "caption_channels": 16,
+}
+"""Of LTX-Video."""
 
 
 def wan_inputs(timestep: Sequence[float] | Tensor, size: tuple[int, int, int]) -> dict[str, Any]:
