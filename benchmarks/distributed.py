@@ -36,7 +36,7 @@ import torch
 from torch import distributed as dist
 
 import record
-from distributed_calls import Call, Ranks, first_start, measured_rows
+from distributed_calls import Call, Ranks, measured_rows, num_starts
 from distributed_measure import DEVICE, Host, LostRank
 from distributed_rows import TINY, Row, Sizes, all_rows
 from freqformer.distributed import make_mesh
@@ -130,7 +130,7 @@ def main() -> None:
     if dist.get_world_size() == 1:
         names = [name for name in names if name.endswith("-one")]
     folder = options.output / FOLDER
-    call = Call.begun(folder, [record.RESULTS / FOLDER], options.commit, not first_start())
+    call = Call.begun(folder, [record.RESULTS / FOLDER], options.commit, num_starts() > 0)
     others = [] if options.again else [record.RESULTS / FOLDER, folder]
     # Decided by one rank: the others may look when its file is there.
     told = host.ranks.of_first({"names": missing(names, call, others), "path": str(call.path)})
@@ -150,6 +150,8 @@ def _start() -> Any:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     store, rank, ranks = next(dist.rendezvous("env://", timeout=NCCL_WAIT))
+    # torchrun keeps the store, and addresses in it, of processes that ended.
+    store = dist.PrefixStore(f"start-{num_starts()}", store)
     dist.init_process_group(
         "nccl" if DEVICE == "cuda" else "gloo",
         store=store,

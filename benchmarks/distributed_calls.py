@@ -97,9 +97,9 @@ class Call:
             self.note(name, row)
 
 
-def first_start() -> bool:
-    """Whether torchrun started this process for the first time in its call."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0
+def num_starts() -> int:
+    """How often torchrun has started this process before in its call."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def _rows_of(path: Path) -> Rows:

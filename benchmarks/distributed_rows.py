@@ -99,9 +99,7 @@ def _layer_rows(
     key = f"{name}-{grid.num_tokens}-{'backward' if backward else 'forward'}"
     make = partial(layer, sizes, name, grid, backward)
     given: dict[str, Row] = {"one": partial(make, "one"), "all": partial(make, "all")}
-    return {
-        f"{key}-{one}": given.get(one) or partial(make, "all", without=one) for one in how
-    }
+    return {f"{key}-{one}": given.get(one) or partial(make, "all", without=one) for one in how}
 
 
 # The rows
