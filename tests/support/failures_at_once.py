@@ -1,6 +1,6 @@
 """A plugin of pytest that writes every result as soon as it is there, failures whole: what a run
-that its time ends has found is not lost. `pytest -p tests.support.failures_at_once`, with the file's
-name in FAILURES_AT_ONCE. Of several processes the first one writes, which hears of all results.
+that its time ends has found is not lost. `pytest -p tests.support.failures_at_once`, with the
+file's name in FAILURES_AT_ONCE. Of several processes the first one writes, which hears of all.
 """
 
 from __future__ import annotations
