@@ -92,7 +92,7 @@ def attend(
             Rows(order=rows.order, allocation=rows.allocation),
             tiles_of(tables),
             listed(tables, lists),
-            unsized(biases(tables, lists, summary_offsets, text_mask)),
+            biases(tables, lists, summary_offsets, text_mask),
             scale_of(plan.head_dim),
             launch.compiled_for(tables, rows),
             num_rows=num_rows,
@@ -192,19 +192,12 @@ def biases(
     """The biases of a call as kernels take them."""
     return Biases(
         low=tables.low_bias,
-        num_low=tables.plan.num_low_tokens,
         high=tables.high_bias,
         mid=mid.bias,
         mid_step=per_row(mid.bias),
-        cells=tables.plan.cells.num_cells,
         summary_offsets=summary_offsets,
         text_mask=text_mask,
     )
-
-
-def unsized(biases: Biases) -> Biases:
-    """Biases without numbers that Triton would compile anew for: kernels take those as `counts`."""
-    return biases._replace(num_low=None, cells=None)
 
 
 def counts(tables: LaunchTables) -> dict[str, int]:
