@@ -99,7 +99,6 @@ def attend(
             text_parts=parts,
             blocks=_blocks(tables, rows, width),
             EXTRAS=has_extras(rows, tables),
-            **triton_launch.counts(tables),
             **triton_launch.query_sizes(tables, lists),
             num_warps=4,
         )

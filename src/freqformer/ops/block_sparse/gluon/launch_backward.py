@@ -107,7 +107,6 @@ class HopperLaunches(BackwardLaunches):
                 LOWS=self.rows.lows,
                 BRANCH=self.rows.low_branch,
             ),
-            **triton_launch.counts(self.tables),
             **triton_launch.query_sizes(self.tables, self.mid),
             num_warps=4,
         )

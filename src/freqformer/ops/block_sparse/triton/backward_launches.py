@@ -143,7 +143,6 @@ class BackwardLaunches:
             num_rows=self.num_rows,
             key_rows=self.key_rows,
             **query_sizes(self.tables, self.mid),
-            **counts(self.tables),
             num_warps=blocks.warps,
         )
 

@@ -98,7 +98,6 @@ def attend(
             num_rows=num_rows,
             key_rows=key_rows,
             text_parts=parts,
-            **counts(tables),
             **query_sizes(tables, lists),
             num_warps=launch.warps,  # pyright: ignore[reportCallIssue]
         )
@@ -206,10 +205,15 @@ def counts(tables: LaunchTables) -> dict[str, int]:
 
 
 def query_sizes(tables: LaunchTables, mid: MidLists) -> dict[str, int]:
-    """`LaunchTables.sizes`, and the lengths of lists."""
+    """`LaunchTables.sizes`, `counts` and the lengths of lists."""
     _, high_length = tables.high_lists.shape
     mid_length = 0 if mid.lists is None else mid.lists.shape[2]
-    return {**tables.sizes, "high_length": high_length, "mid_length": mid_length}
+    return {
+        **tables.sizes,
+        **counts(tables),
+        "high_length": high_length,
+        "mid_length": mid_length,
+    }
 
 
 def per_row(x: Tensor | None) -> int:
