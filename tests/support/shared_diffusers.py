@@ -23,13 +23,15 @@ from tests.support.recorded_calls import RecordedCalls
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
+from freqformer.distributed import exchange
 from freqformer.grid import Grid
 from freqformer.integrations.diffusers import (
     disable_frequency_attention,
     enable_frequency_attention,
 )
-from freqformer.integrations.diffusers.ulysses import attend_shared, ulysses_of
-from freqformer.ops.parameters import KnownBands
+from freqformer.integrations.diffusers.query_key import Queries
+from freqformer.integrations.diffusers.ulysses import attend_across, attend_around, ulysses_of
+from freqformer.ops.parameters import AttentionParameters, KnownBands
 
 LAYERS, HEADS = 3, 4
 SIZE = (5, 6, 9)
@@ -215,8 +217,9 @@ def uneven_error() -> float:
     known = KnownBands(bands, (LOW, MID, HIGH, DENSE))
     named: Any = {"grid": Grid(5, 3, 9), "allocation": known, "config": CONFIG}
     query, key, value = (x.tensor_split(2, 1)[context.rank] for x in qkv)
-    own = attend_shared((query, key, value), context, **named)
-    whole = attend_shared((qkv[0], qkv[1], qkv[2]), None, **named)
+    queries = Queries(query, key, AttentionParameters())
+    own = attend_across(queries, lambda: value, context, lambda out, _: out, **named)
+    whole = attend_around(tuple(qkv), **named).flatten(2)
     return error(own, whole.tensor_split(2, 1)[context.rank])
 
 
@@ -291,6 +294,7 @@ if __name__ == "__main__":
     folder, rank, _ = join()
     # diffusers divides by the number of GPUs, of which there are none.
     torch.accelerator.device_count = lambda: 1
+    exchange.SPLIT_TOKENS = 100  # outputs come back in two messages, but those of 68 tokens in one
     errors: dict[str, Any] = {name: errors_of(name) for name in FAMILIES}
     errors["Wan"] |= {"gradients": gradient_error(), "sharded weights": sharded_error()}
     errors["Wan"] |= {"uneven": uneven_error(), "preset": preset_error()}

@@ -17,6 +17,7 @@ from freqformer.distributed.exchange import (
     Route,
     at_heads,
     at_tokens,
+    num_messages,
     send_to_heads,
     send_to_tokens,
 )
@@ -28,9 +29,6 @@ from freqformer.tracing import constant_result
 
 if TYPE_CHECKING:
     from freqformer.attention.base import AttentionLayer
-
-SPLIT_TOKENS = 8192
-"""Tokens of a rank from which its output comes back in two messages; chosen, not measured."""
 
 
 def num_own_tokens(grid: Grid, tile: Extents | None, context: ContextParallel) -> int:
@@ -79,7 +77,7 @@ def forward_across(
         )
     if not layer.exact:
         out = _Touched.apply(out, *_of_heads(layer))
-    returning = send_to_tokens(out, route, _messages(route))
+    returning = send_to_tokens(out, route, num_messages(route))
     done = [layer.to_out(at_tokens(sent).flatten(2)) for sent in returning]
     return decision, done[0] if len(done) == 1 else torch.cat(done, 1)
 
@@ -107,11 +105,6 @@ def _meet(
     (value,) = at_heads(values)
     own_gates = rest[0].transpose(2, 3).contiguous() if rest else None
     return decision, route, Projected(QKV(query, key, value), own_gates)
-
-
-def _messages(route: Route) -> int:
-    """All-to-alls that bring the output back, the same number on every rank."""
-    return 2 if sum(route.tokens) >= SPLIT_TOKENS * len(route.tokens) else 1
 
 
 class _Touched(torch.autograd.Function):

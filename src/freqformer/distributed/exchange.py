@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+SPLIT_TOKENS = 8192
+"""Tokens of a rank from which an output comes back in two messages; chosen, not measured."""
+
+
 @dataclass(frozen=True, eq=False)
 class Route:
     """Who has what before and after an exchange."""
@@ -101,6 +105,11 @@ def at_heads(sent: Sent) -> tuple[Tensor, ...]:
     return _ArriveAtHeads.apply(sent.way, sent.order, sent.packed, sent.received)  # type: ignore[return-value]
 
 
+def num_messages(route: Route) -> int:
+    """All-to-alls that bring a layer's output back, the same number on every rank."""
+    return 2 if sum(route.tokens) >= SPLIT_TOKENS * len(route.tokens) else 1
+
+
 def send_to_tokens(x: Tensor, route: Route, messages: int = 1) -> list[Sent]:
     """Send (B, N, h, W) to the ranks that have the tokens.
 
@@ -121,17 +130,6 @@ def send_to_tokens(x: Tensor, route: Route, messages: int = 1) -> list[Sent]:
 def at_tokens(sent: Sent) -> Tensor:
     """What one message of `send_to_tokens` carries: (B, its tokens of this rank, H, W)."""
     return _ArriveAtTokens.apply(sent.way, sent.order, sent.packed, sent.received)  # type: ignore[return-value]
-
-
-def to_heads(parts: Sequence[Tensor], route: Route) -> tuple[Tensor, ...]:
-    """(B, n, H, W) each -> (B, N, h, W) each, with nothing meanwhile."""
-    return at_heads(send_to_heads(parts, route))
-
-
-def to_tokens(x: Tensor, route: Route) -> Tensor:
-    """The inverse of `to_heads`: (B, N, h, W) -> (B, n, H, W)."""
-    (sent,) = send_to_tokens(x, route)
-    return at_tokens(sent)
 
 
 # An exchange moves values and changes none, so that its gradient is its inverse.
