@@ -31,15 +31,15 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
-@pytest.mark.parametrize("family", ["Wan", "LTX", "LTX-2", "MiniMax-H3"])
+@pytest.mark.parametrize("family", ["Wan", "LTX", "LTX-2", "LTX-2.3", "MiniMax-H3"])
 def test_two_ranks_give_what_one_gives(errors: list[dict[str, Any]], family: str) -> None:
     """In either order of the two calls; for Wan gradients too, and weights sharded by FSDP2."""
     for found in errors:
-        assert len(found[family]) >= 7
+        assert len(found[family]) >= (5 if "LTX-2" in family else 7)
         assert not {name: x for name, x in found[family].items() if not x <= TOLERANCE}
 
 
-@pytest.mark.parametrize("family", ["Wan", "LTX", "LTX-2", "MiniMax-H3"])
+@pytest.mark.parametrize("family", ["Wan", "LTX", "LTX-2", "LTX-2.3", "MiniMax-H3"])
 def test_projections_lie_between_start_and_wait(errors: list[dict[str, Any]], family: str) -> None:
     """Values are projected while queries and keys travel, and the first half of the output while
     the second does."""
@@ -54,6 +54,14 @@ def test_a_ring_is_refused_with_the_reason(errors: list[dict[str, Any]]) -> None
     for found in errors:
         assert "ring_degree is 2" in found["ring"]
         assert "take ulysses_degree" in found["ring"]
+
+
+@pytest.mark.parametrize("case", ["LTX-2", "LTX-2.3", "LTX-2, masked"])
+def test_what_diffusers_cannot_do_by_itself(errors: list[dict[str, Any]], case: str) -> None:
+    """When one of these passes, diffusers mended its plan, or its masks of heads: then what the
+    plug-in does about it can go."""
+    for found in errors:
+        assert "must match the size of tensor" in found["alone"][case]
 
 
 def attend(x: Tensor, context: ContextParallel, bands: KnownBands, **named: Any) -> Tensor:

@@ -97,14 +97,14 @@ def _meet(
         _shares(call.grid, layer.configs[0].tile, context.size),
         deal_heads(head_costs(layer.band_costs(call.grid), decision.bands), context.size),
     )
+    sent = [send_to_heads(x, route) for x in queries]
     gates = None if layer.exact else layer.project_gates(hidden_states)
-    first = [*queries] if gates is None else [*queries, gates.transpose(2, 3)]
-    sent = send_to_heads(first, route)
-    values = send_to_heads([layer.project_values(hidden_states)], route)
-    query, key, *rest = at_heads(sent)
-    (value,) = at_heads(values)
-    own_gates = rest[0].transpose(2, 3).contiguous() if rest else None
-    return decision, route, Projected(QKV(query, key, value), own_gates)
+    if gates is not None:
+        sent.append(send_to_heads(gates.transpose(2, 3), route))
+    sent.append(send_to_heads(layer.project_values(hidden_states), route))
+    query, key, *own_gates, value = map(at_heads, sent)
+    for_branches = own_gates[0].transpose(2, 3).contiguous() if own_gates else None
+    return decision, route, Projected(QKV(query, key, value), for_branches)
 
 
 class _Touched(torch.autograd.Function):

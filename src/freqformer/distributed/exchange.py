@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from freqformer.distributed.collective import start_all_to_all, wait
 from freqformer.distributed.context import ContextParallel
+from freqformer.ops.head_blocks.api import from_blocks, to_blocks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -52,8 +53,8 @@ class Way(NamedTuple):
     group: ProcessGroup
     rank: int
     batch: int
-    widths: tuple[int, ...]
-    """W of every part."""
+    width: int
+    """W."""
     tokens: tuple[int, ...]
     """Tokens of every rank that travel."""
     heads: tuple[int, ...]
@@ -62,7 +63,12 @@ class Way(NamedTuple):
     @property
     def row(self) -> int:
         """Values of a token and head."""
-        return self.batch * sum(self.widths)
+        return self.batch * self.width
+
+    @property
+    def whole(self) -> tuple[int, int, int, int]:
+        """Shape of this rank's tokens with all heads."""
+        return self.batch, self.tokens[self.rank], sum(self.heads), self.width
 
     @property
     def of_tokens(self) -> list[int]:
@@ -87,21 +93,20 @@ class Sent(NamedTuple):
     """Not to be read yet."""
 
 
-def send_to_heads(parts: Sequence[Tensor], route: Route) -> Sent:
-    """Send (B, n, H, W) each to the ranks that have the heads, in one all-to-all; one dtype, any
-    widths.
+def send_to_heads(x: Tensor, route: Route) -> Sent:
+    """Send (B, n, H, W) to the ranks that have the heads.
 
     It needs no divisible numbers: ranks may have other numbers of tokens, none included, and heads.
     """
-    way = _way(parts, route, route.tokens)
+    way = _way(x, route, route.tokens)
     order = torch.cat(route.heads)
-    packed: Any = _LeaveTokens.apply(way, order, *parts)
+    packed: Any = _LeaveTokens.apply(way, order, x)
     received = start_all_to_all(packed, way.of_heads, way.of_tokens, way.group)
     return Sent(way, order, packed, received)
 
 
-def at_heads(sent: Sent) -> tuple[Tensor, ...]:
-    """What `send_to_heads` sent: (B, N, h, W) each."""
+def at_heads(sent: Sent) -> Tensor:
+    """What `send_to_heads` sent: (B, N, h, W)."""
     return _ArriveAtHeads.apply(sent.way, sent.order, sent.packed, sent.received)  # type: ignore[return-value]
 
 
@@ -118,7 +123,7 @@ def send_to_tokens(x: Tensor, route: Route, messages: int = 1) -> list[Sent]:
             the first can be worked on while the others travel.
     """
     shares = [_parts_of(tokens, messages) for tokens in route.tokens]
-    ways = tuple(_way([x], route, tokens) for tokens in zip(*shares, strict=True))
+    ways = tuple(_way(x, route, tokens) for tokens in zip(*shares, strict=True))
     order = torch.cat(route.heads)
     leaving: Any = _LeaveHeads.apply(ways, order, x)
     return [
@@ -137,31 +142,31 @@ def at_tokens(sent: Sent) -> Tensor:
 
 class _LeaveTokens(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, way: Way, order: Tensor, *parts: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, way: Way, order: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
         ctx.way = way
         ctx.save_for_backward(order)
-        return _pack_tokens(parts, order, way)
+        return to_blocks(x, order, way.heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         (order,) = ctx.saved_tensors
-        return None, None, *_unpack_tokens(wait(grads[0]), order, ctx.way)
+        return None, None, from_blocks(wait(grads[0]), order, ctx.way.heads, ctx.way.whole)
 
 
 class _ArriveAtHeads(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, way: Way, order: Tensor, packed: Tensor, received: Tensor
-    ) -> tuple[Tensor, ...]:
+    ) -> Tensor:
         ctx.way = way
-        return _unpack_heads((wait(received),), (way,))
+        return _join_tokens((wait(received),), (way,))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         way = ctx.way
-        (packed,) = _pack_heads(grads, (way,))
+        (packed,) = _split_tokens(grads[0], (way,))
         return None, None, start_all_to_all(packed, way.of_tokens, way.of_heads, way.group), None
 
 
@@ -169,13 +174,12 @@ class _LeaveHeads(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ways: tuple[Way, ...], order: Tensor, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         ctx.ways = ways
-        return _pack_heads((x,), ways)
+        return _split_tokens(x, ways)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        (grad,) = _unpack_heads([wait(grad) for grad in grads], ctx.ways)
-        return None, None, grad
+        return None, None, _join_tokens([wait(grad) for grad in grads], ctx.ways)
 
 
 class _ArriveAtTokens(torch.autograd.Function):
@@ -185,24 +189,23 @@ class _ArriveAtTokens(torch.autograd.Function):
     ) -> Tensor:
         ctx.way = way
         ctx.save_for_backward(order)
-        (out,) = _unpack_tokens(wait(received), order, way)
-        return out
+        return from_blocks(wait(received), order, way.heads, way.whole)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         way = ctx.way
         (order,) = ctx.saved_tensors
-        packed = _pack_tokens(grads, order, way)
+        packed = to_blocks(grads[0], order, way.heads)
         return None, None, start_all_to_all(packed, way.of_heads, way.of_tokens, way.group), None
 
 
-def _way(parts: Sequence[Tensor], route: Route, tokens: tuple[int, ...]) -> Way:
+def _way(x: Tensor, route: Route, tokens: tuple[int, ...]) -> Way:
     return Way(
         group=route.context.group,
         rank=route.context.rank,
-        batch=parts[0].shape[0],
-        widths=tuple(part.shape[3] for part in parts),
+        batch=x.shape[0],
+        width=x.shape[3],
         tokens=tokens,
         heads=tuple(len(heads) for heads in route.heads),
     )
@@ -214,56 +217,27 @@ def _parts_of(tokens: int, messages: int) -> list[int]:
     return [end - start for start, end in pairwise(ends)]
 
 
-def _pack_tokens(parts: Sequence[Tensor], order: Tensor, way: Way) -> Tensor:
-    """(B, n, H, W) each -> a block for every rank, tokens before samples: blocks of all ranks then
-    lie one after another in the order of tokens."""
-    packed = parts[0].new_empty(sum(way.of_tokens))
-    blocks = packed.split(way.of_tokens)
-    for block, heads in zip(blocks, order.split(way.heads), strict=True):
-        for place, part in zip(_shaped(block, len(heads), way), parts, strict=True):
-            place.copy_(part.index_select(2, heads).transpose(0, 1))
-    return packed
-
-
-def _unpack_tokens(received: Tensor, order: Tensor, way: Way) -> tuple[Tensor, ...]:
-    """The inverse of `_pack_tokens`."""
-    shape = (way.batch, way.tokens[way.rank], sum(way.heads))
-    out = [received.new_empty(*shape, width) for width in way.widths]
-    blocks = received.split(way.of_tokens)
-    for block, heads in zip(blocks, order.split(way.heads), strict=True):
-        for whole, part in zip(out, _shaped(block, len(heads), way), strict=True):
-            whole.index_copy_(2, heads, part.transpose(0, 1))
-    return tuple(out)
-
-
-def _shaped(block: Tensor, heads: int, way: Way) -> Sequence[Tensor]:
-    """One rank's block as (n, B, its heads, W) each."""
-    shape = (way.tokens[way.rank], way.batch, heads, sum(way.widths))
-    return block.view(shape).split(way.widths, -1)
-
-
-def _pack_heads(parts: Sequence[Tensor], ways: tuple[Way, ...]) -> tuple[Tensor, ...]:
-    """(B, N, h, W) each -> for every message a block for every rank, tokens before samples."""
-    moved = [part.transpose(0, 1) for part in parts]
+def _split_tokens(x: Tensor, ways: tuple[Way, ...]) -> tuple[Tensor, ...]:
+    """(B, N, h, W) -> for every message a block for every rank, tokens before samples. With one
+    sample and one message nothing is copied."""
+    moved = x.transpose(0, 1)
     if len(ways) == 1:
-        return (torch.cat(moved, -1).flatten(),)
-    (whole,) = moved  # several messages carry one part
-    pieces = whole.split(_pieces(ways))
+        return (moved.contiguous().view(-1),)
+    pieces = moved.split(_pieces(ways))
     return tuple(torch.cat(pieces[message :: len(ways)]).flatten() for message in range(len(ways)))
 
 
-def _unpack_heads(received: Sequence[Tensor], ways: tuple[Way, ...]) -> tuple[Tensor, ...]:
-    """The inverse of `_pack_heads`."""
-    widths = ways[0].widths
+def _join_tokens(received: Sequence[Tensor], ways: tuple[Way, ...]) -> Tensor:
+    """The inverse of `_split_tokens`."""
     shaped = [
-        flat.view(sum(way.tokens), way.batch, way.heads[way.rank], sum(way.widths))
+        flat.view(sum(way.tokens), way.batch, way.heads[way.rank], way.width)
         for flat, way in zip(received, ways, strict=True)
     ]
     whole = shaped[0]
     if len(ways) > 1:
         split = [part.split(way.tokens) for part, way in zip(shaped, ways, strict=True)]
         whole = torch.cat([piece for rank in zip(*split, strict=True) for piece in rank])
-    return tuple(part.contiguous() for part in whole.transpose(0, 1).split(widths, -1))
+    return whole.transpose(0, 1).contiguous()
 
 
 def _pieces(ways: tuple[Way, ...]) -> list[int]:

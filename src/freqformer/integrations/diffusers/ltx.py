@@ -8,12 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from freqformer.grid import Grid
+from freqformer.integrations.diffusers.calls import (
+    Share,
+    VideoTokens,
+)
 from freqformer.integrations.diffusers.packed import last_video
 from freqformer.integrations.diffusers.processor import (
     Family,
-    Share,
     UsualProcessor,
-    VideoTokens,
     layers_in,
 )
 from freqformer.integrations.diffusers.query_key import of_heads
@@ -66,4 +68,5 @@ FAMILY = Family(
     _video,
     LTXProcessor,
     ("LTXVideoAttnProcessor",),
+    text_masks=("encoder_attention_mask",),
 )

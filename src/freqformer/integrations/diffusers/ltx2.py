@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from freqformer.grid import Grid
+from freqformer.integrations.diffusers.calls import (
+    Share,
+    VideoTokens,
+)
 from freqformer.integrations.diffusers.ltx import call_sides
 from freqformer.integrations.diffusers.processor import (
     Family,
     FrequencyProcessor,
-    Share,
-    VideoTokens,
     layers_in,
 )
 from freqformer.integrations.diffusers.query_key import of_heads, project_values
@@ -106,4 +108,6 @@ FAMILY = Family(
     _video,
     LTX2Processor,
     ("LTX2AudioVideoAttnProcessor", PERTURBED),
+    video_tables=("rope", "cross_attn_rope"),
+    text_masks=("encoder_attention_mask", "audio_encoder_attention_mask"),
 )

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from freqformer.integrations.diffusers.calls import (
+    Share,
+    VideoTokens,
+)
 from freqformer.integrations.diffusers.packed import last_video
 from freqformer.integrations.diffusers.processor import (
     Family,
     FrequencyProcessor,
-    Share,
-    VideoTokens,
     layers_in,
 )
 from freqformer.ops.parameters import RotaryEmbedding

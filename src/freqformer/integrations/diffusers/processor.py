@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from freqformer.config import FreqFormerConfig
-from freqformer.grid import Grid
+from freqformer.integrations.diffusers.calls import OUTSIDE, Call, CurrentCall, Share, VideoTokens
 from freqformer.integrations.diffusers.converted.learned import LearnedLayer
 from freqformer.integrations.diffusers.layer_bands import LayerBands
 from freqformer.integrations.diffusers.query_key import project_queries, project_values
@@ -31,65 +31,6 @@ from freqformer.ops.parameters import (
 Finish = Callable[[Tensor, slice], Tensor]
 """What follows a layer's attention, from (B, m, C) of the layer's tokens at this place among them:
 all, or some where ranks share them."""
-
-
-@dataclass(frozen=True)
-class VideoTokens:
-    """Where the video's tokens lie among those that a layer attends to, in raster order of their
-    grid."""
-
-    grid: Grid
-    before: int = 0
-    """Exact tokens before the video, which see all and are seen by all: text, audio, keyframes."""
-    behind: int = 0
-    """Exact tokens behind it."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One forward pass of the transformer, as its layers need to know it."""
-
-    video: VideoTokens
-    noise_level: Tensor
-    """(B,) on the host, in [0, 1], 1 is the most noise."""
-    dense: tuple[bool, ...]
-    """Whether each sample runs the model's own attention in every layer: steps before
-    `start_percent` and after `end_percent`, and videos below `min_tokens`."""
-
-
-OUTSIDE = (
-    "a layer with frequency attention ran outside a forward pass of its transformer, where its "
-    "timestep and token grid are unknown; call the transformer, and recompute activations with "
-    "its enable_gradient_checkpointing() alone"
-)
-
-
-class CurrentCall:
-    """The forward pass in progress of a transformer."""
-
-    def __init__(self) -> None:
-        self.call: Call | None = None
-        self.device = torch.device("cpu")
-        """Of the call's tensors."""
-        self.banded: tuple[Grid, int] | None = None
-        """Grid and exact tokens beside it of the last banded call."""
-        self.levels: set[float] = set()
-        """Noise levels that were not left dense by steps or length."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """Samples of one call that run together, since their heads do the same."""
-
-    video: VideoTokens
-    rows: tuple[int, ...]
-    """Which samples; all of the call's where there is one share."""
-    config: FreqFormerConfig | None
-    """None is the model's own attention."""
-    bands: KnownBands | None
-    """Of every head and sample; None where there is no config."""
-    noise_level: Tensor | None = None
-    """(B,) float32 on the layer's device; None where the layer has learned nothing."""
 
 
 class FrequencyProcessor:
@@ -385,6 +326,12 @@ class Family:
     counts."""
     noise_level: Callable[[Tensor], Tensor] = thousandths
     """From these to noise levels, where 0 is clean and 1 noise."""
+    video_tables: tuple[str, ...] = ()
+    """Modules of the transformer that make rotary tables (..., N, D) from the video's coordinates
+    (B, sides, N, ...), and that diffusers' plan for several GPUs may leave whole."""
+    text_masks: tuple[str, ...] = ()
+    """Arguments (B, L) that say which text is seen, 1 or 0: diffusers' layers can't take them where
+    ranks share heads."""
 
 
 def layers_in(blocks: str, attention: str) -> Callable[[Any], list[tuple[str, Any]]]:

@@ -66,6 +66,25 @@ def ulysses_of(parallel: Any) -> ContextParallel | None:
     return ContextParallel(mesh.get_group(), mesh.size(), mesh.get_local_rank())
 
 
+def own_tables(
+    tables: tuple[Tensor, ...], num_tokens: int, context: ContextParallel
+) -> tuple[Tensor, ...]:
+    """This rank's tokens of rotary tables (..., N, D), as diffusers cuts them; the same where it
+    did.
+
+    Args:
+        tables: of all tokens, or of this rank's.
+        num_tokens: N.
+        context: of `ulysses_of`.
+    """
+    return tuple(
+        table.tensor_split(context.size, -2)[context.rank]
+        if table.shape[-2] == num_tokens
+        else table
+        for table in tables
+    )
+
+
 def attend_across(
     queries: Queries,
     project_values: Callable[[], Tensor],
@@ -115,12 +134,12 @@ def _attend_across(
     _, tokens, _, _ = queries.query.shape
     # Here, where a rank has all heads of its tokens: afterwards it has some heads of all tokens.
     query = rotated(normalised(queries.query, given.query_norm, given, tokens), given)
-    sent = [send_to_heads([query], route)]
+    sent = [send_to_heads(query, route)]
     key = rotated(normalised(queries.key, given.key_norm, given, tokens), given)
-    sent.append(send_to_heads([key], route))
-    sent.append(send_to_heads([project_values()], route))
+    sent.append(send_to_heads(key, route))
+    sent.append(send_to_heads(project_values(), route))
     own = KnownBands(allocation.bands.index_select(1, route.own_heads), allocation.present)
-    out = attend(tuple(at_heads(one)[0] for one in sent), allocation=own)
+    out = attend(tuple(at_heads(one) for one in sent), allocation=own)
     finished: list[Tensor] = []
     end = 0
     for returning in send_to_tokens(out, route, num_messages(route)):
