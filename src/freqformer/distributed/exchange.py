@@ -42,6 +42,16 @@ class Route:
     """Heads of every rank, as `deal_heads`."""
 
     @property
+    def order(self) -> Tensor:
+        """All heads, those of the first rank first, int64 (H,)."""
+        return torch.cat(self.heads)
+
+    @property
+    def num_heads(self) -> tuple[int, ...]:
+        """Heads of every rank."""
+        return tuple(len(heads) for heads in self.heads)
+
+    @property
     def own_heads(self) -> Tensor:
         """Heads of this rank, int64 (h,)."""
         return self.heads[self.context.rank]
@@ -93,14 +103,20 @@ class Sent(NamedTuple):
     """Not to be read yet."""
 
 
-def send_to_heads(x: Tensor, route: Route) -> Sent:
+def send_to_heads(x: Tensor, route: Route, blocks: Tensor | None = None) -> Sent:
     """Send (B, n, H, W) to the ranks that have the heads.
 
     It needs no divisible numbers: ranks may have other numbers of tokens, none included, and heads.
+
+    Args:
+        x: this rank's tokens.
+        route: who has what.
+        blocks: what is sent in place of x, which then only has its shape: as `to_blocks` of
+            `route.order`, without a gradient.
     """
     way = _way(x, route, route.tokens)
-    order = torch.cat(route.heads)
-    packed: Any = _LeaveTokens.apply(way, order, x)
+    order = route.order
+    packed: Any = _LeaveTokens.apply(way, order, x) if blocks is None else blocks
     received = start_all_to_all(packed, way.of_heads, way.of_tokens, way.group)
     return Sent(way, order, packed, received)
 
@@ -124,7 +140,7 @@ def send_to_tokens(x: Tensor, route: Route, messages: int = 1) -> list[Sent]:
     """
     shares = [_parts_of(tokens, messages) for tokens in route.tokens]
     ways = tuple(_way(x, route, tokens) for tokens in zip(*shares, strict=True))
-    order = torch.cat(route.heads)
+    order = route.order
     leaving: Any = _LeaveHeads.apply(ways, order, x)
     return [
         Sent(way, order, packed, start_all_to_all(packed, way.of_tokens, way.of_heads, way.group))
@@ -207,7 +223,7 @@ def _way(x: Tensor, route: Route, tokens: tuple[int, ...]) -> Way:
         batch=x.shape[0],
         width=x.shape[3],
         tokens=tokens,
-        heads=tuple(len(heads) for heads in route.heads),
+        heads=route.num_heads,
     )
 
 

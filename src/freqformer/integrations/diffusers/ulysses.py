@@ -20,6 +20,7 @@ from freqformer.distributed import ContextParallel, deal_heads
 from freqformer.distributed.collective import GRAPHS_HOLD_EXCHANGES
 from freqformer.distributed.exchange import (
     Route,
+    Sent,
     at_heads,
     at_tokens,
     num_messages,
@@ -29,6 +30,7 @@ from freqformer.distributed.exchange import (
 from freqformer.distributed.heads import head_costs, plan_costs
 from freqformer.grid import Grid
 from freqformer.integrations.diffusers.query_key import Queries
+from freqformer.ops.head_blocks.api import prepared_blocks
 from freqformer.ops.parameters import AttentionParameters, KnownBands, RotaryEmbedding
 from freqformer.ops.query_key import normalised, rotated
 from freqformer.tracing import untraced
@@ -131,12 +133,10 @@ def _attend_across(
 ) -> Tensor:
     route = find_route(queries.query)
     given = queries.parameters
-    _, tokens, _, _ = queries.query.shape
-    # Here, where a rank has all heads of its tokens: afterwards it has some heads of all tokens.
-    query = rotated(normalised(queries.query, given.query_norm, given, tokens), given)
-    sent = [send_to_heads(query, route)]
-    key = rotated(normalised(queries.key, given.key_norm, given, tokens), given)
-    sent.append(send_to_heads(key, route))
+    sent = [
+        _send(queries.query, given.query_norm, given, route),
+        _send(queries.key, given.key_norm, given, route),
+    ]
     sent.append(send_to_heads(project_values(), route))
     own = KnownBands(allocation.bands.index_select(1, route.own_heads), allocation.present)
     out = attend(tuple(at_heads(one) for one in sent), allocation=own)
@@ -148,6 +148,15 @@ def _attend_across(
         end += part.shape[1]
         finished.append(finish(part, slice(start, end)))
     return finished[0] if len(finished) == 1 else torch.cat(finished, 1)
+
+
+def _send(x: Tensor, weight: Tensor | None, given: AttentionParameters, route: Route) -> Sent:
+    """Send queries or keys, normalised and turned here, where a rank has all heads of its tokens:
+    afterwards it has some heads of all tokens."""
+    blocks = prepared_blocks(x, weight, given, route.order, route.num_heads)
+    if blocks is not None:
+        return send_to_heads(x, route, blocks)
+    return send_to_heads(rotated(normalised(x, weight, given, x.shape[1]), given), route)
 
 
 if not GRAPHS_HOLD_EXCHANGES:

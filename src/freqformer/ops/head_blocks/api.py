@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from freqformer.ops.head_blocks import reference
+from freqformer.ops.parameters import AttentionParameters
 
 
 def to_blocks(x: Tensor, order: Tensor, counts: tuple[int, ...]) -> Tensor:
@@ -46,6 +47,34 @@ def from_blocks(
 
         return launch_from_blocks(blocks, order, counts, shape)
     return reference.from_blocks(blocks, order, counts, shape)
+
+
+def prepared_blocks(
+    x: Tensor,
+    weight: Tensor | None,
+    given: AttentionParameters,
+    order: Tensor,
+    counts: tuple[int, ...],
+) -> Tensor | None:
+    """As `to_blocks` of queries or keys that are normalised and turned, in one launch.
+
+    Args:
+        x: (B, n, H, W), any strides.
+        weight: of their norm, as in `given`; None for no norm.
+        given: how they are normalised, and their rotary embedding.
+        order, counts: as in `to_blocks`.
+
+    Returns: the blocks; None where no launch is made, since one of these wants a gradient, or x is
+        not on a GPU.
+    """
+    wanted = torch.is_grad_enabled() and (
+        x.requires_grad or (weight is not None and weight.requires_grad)
+    )
+    if wanted or not _launches(x) or x.dtype == torch.float64:
+        return None
+    from freqformer.ops.head_blocks.triton.launch import launch_prepared
+
+    return launch_prepared(x, weight, given, order, counts)
 
 
 def _launches(x: Tensor) -> bool:
