@@ -130,6 +130,32 @@ def test_no_row_is_begun_without_time(
     assert set(calls.measured_rows([tmp_path])) == {"layer-1", "links"}
 
 
+class Ended(Exception):
+    """In place of the end of a process."""
+
+
+def test_a_row_that_raises_says_why_and_ends_its_process(
+    tmp_path: Path, benchmark_of: Any, calls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(code: int) -> None:
+        raise Ended
+
+    monkeypatch.setattr(benchmark_of.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(benchmark_of.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(benchmark_of.os, "_exit", end)
+    call = calls.Call(tmp_path / "1.json", "x", 0.0, {"b": {"row": "b", "ms": 1.0}})
+    given = {"a": lambda host: {}["key"]}
+    options = Namespace(seconds=1e12, row_seconds=100)
+    with pytest.raises(Ended):
+        benchmark_of.measure(["a"], given, Namespace(ranks=Alone()), call, options)
+    benchmark_of.faulthandler.cancel_dump_traceback_later()
+    found = calls.measured_rows([tmp_path])
+    assert found["a"]["failed"] == "KeyError('key')"
+    assert found["b"]["ms"] == 1.0
+    call.fail("a", {"failed": "what another rank says later"})
+    assert calls.measured_rows([tmp_path])["a"]["failed"] == "KeyError('key')"
+
+
 class Alone:
     """Ranks of which there is one."""
 
