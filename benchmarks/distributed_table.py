@@ -1,4 +1,4 @@
-"""The rows of benchmarks/distributed.py side by side, as a table and as JSON lines:
+"""The rows of benchmarks/distributed.py side by side: the page's table, a longer one, JSON lines:
 
     PYTHONPATH=src:. python benchmarks/distributed_table.py [FOLDER]
 
@@ -78,6 +78,39 @@ def _longest_of_one(rows: Rows, row: dict[str, Any]) -> dict[str, Any]:
     return max(fitting, key=lambda other: other["tokens"], default={})
 
 
+def page_table(rows: Rows) -> str:
+    """The table of docs/distributed.md; of a layer in order, how much longer it takes."""
+    lines = [
+        "| | one GPU, ms | all GPUs, ms | times as fast | NCCL, ms | of that hidden | peak, GiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    measured = [found for found in joined(rows) if "ms" in found]
+    for found in sorted(measured, key=_place):
+        alone, times = "no memory", ""
+        if "one_ms" in found:
+            alone = f"{found['one_ms']:,.1f}"
+            times = f"{found['times_one']:.2f}"
+        if found["one_ran_out"] and "one_of" in found:
+            alone = f"no memory; {alone} going by {found['one_of']:,} tokens"
+        lines.append(
+            f"| {_named(found)} | {alone} | {found['ms']:,.1f} | {times} | "
+            f"{found['nccl_ms']:.1f} | {found['hidden_ms']:.1f} | {found['peak_gib']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def _place(found: dict[str, Any]) -> tuple[str, int, bool]:
+    kind, _, rest = found["row"].partition("-")
+    return kind, found["tokens"], rest.endswith("backward")
+
+
+def _named(found: dict[str, Any]) -> str:
+    kind, _, rest = found["row"].partition("-")
+    passed = {"forward": ", forward", "backward": ", with backward"}.get(rest.split("-")[-1], "")
+    title = {"wan": "block of Wan-14B", "training": "training step"}.get(kind, f"layer `{kind}`")
+    return f"{title}, {found['tokens']:,} tokens{passed}"
+
+
 def table(rows: Rows) -> str:
     """The joined rows as a Markdown table, and the rates of the links."""
     columns = ("row", "ms", "one_ms", "times_one", "times_waited", "times_in-order", "nccl_ms")
@@ -102,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path, nargs="?", default=record.RESULTS / "distributed")
     rows = read(parser.parse_args().folder)
-    print(table(rows))
+    print(page_table(rows), table(rows), sep="\n\n")
     for found in joined(rows):
         print(json.dumps(found))
 

@@ -20,6 +20,9 @@ from freqformer.simulate.model.profiles import (
 REFERENCE = "h200"
 """The machine whose fractions stand in for one that was not measured."""
 
+UNMEASURED_START = 1e-6
+"""Seconds of an all-to-all beside its bytes where none was measured; a fit can't begin at none."""
+
 
 @dataclass(frozen=True)
 class Efficiency:
@@ -70,8 +73,12 @@ class Efficiency:
     """Of the interconnect's bandwidth, gathered weights, keys and values."""
     all_to_all_bandwidth: float
     """Of the interconnect's bandwidth, the all-to-alls between tokens and heads."""
+    all_to_all_s: float
+    """Seconds of an all-to-all beside its bytes and the link's latency."""
     all_to_all_overlap: float
     """Share of the all-to-alls' time in which a GPU computes."""
+    packing_bandwidth: float
+    """Of `memory_bandwidth`, sorting heads by rank before they travel, and joining what arrived."""
     sources: dict[str, str]
     """Where each value comes from."""
     fit: dict[str, Any]
@@ -140,6 +147,7 @@ def allowed_range(name: str) -> tuple[float, float]:
         "selection_item_tiles": (0, 1e5),
         "softmax_channels": (0, 1e4),
         "router_s": (0, 1),
+        "all_to_all_s": (0, 1),
         "all_to_all_overlap": (0, 1),
         "attention_slots": (1, 64),
     }
@@ -160,5 +168,9 @@ def load_efficiency(hardware: Hardware | str | Path) -> Efficiency:
         # Of a version that had one rate for all collectives and overlapped none.
         values.setdefault("all_to_all_bandwidth", values["link_bandwidth"])
         values.setdefault("all_to_all_overlap", 0.0)
+    if "elementwise_bandwidth" in values:
+        # Of a version that took exchanges for nothing but their bytes.
+        values.setdefault("all_to_all_s", UNMEASURED_START)
+        values.setdefault("packing_bandwidth", values["elementwise_bandwidth"])
     efficiency = record(Efficiency, values, f"efficiency/{short}", name=short, transferred=False)
     return efficiency if known else replace(efficiency, transferred=True)

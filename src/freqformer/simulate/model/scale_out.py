@@ -116,7 +116,7 @@ def all_to_all_seconds(machine: Machine, sent: float, gpus: int, *, messages: in
 
 
 def exposed_seconds(machine: Machine, sent: float, gpus: int, *, messages: int) -> float:
-    """As `all_to_all_seconds`, without what computation hides."""
+    """As `all_to_all_seconds`, without what computation hides, and with sorting and joining."""
     return _Links(machine, gpus).all_to_all(sent, gpus, messages=messages)
 
 
@@ -283,14 +283,25 @@ class _Links:
         self.share = machine.efficiency.link_bandwidth
 
     def all_to_all(self, sent: float, group: int, *, messages: int) -> float:
-        """Seconds of a layer's all-to-alls that nothing hides; arguments as `seconds`."""
+        """Seconds of a layer's all-to-alls that nothing hides, with sorting and joining what they
+        carry; arguments as `seconds`."""
         taken = self.whole_all_to_all(sent, group, messages=messages)
-        return taken * (1 - self.machine.efficiency.all_to_all_overlap)
+        exposed = taken * (1 - self.machine.efficiency.all_to_all_overlap)
+        return exposed + self._packing(sent, group)
+
+    def _packing(self, sent: float, group: int) -> float:
+        """Seconds to read and write everything twice, before it leaves and after it arrived; a
+        GPU's own share too, which `sent` is without."""
+        if group == 1:
+            return 0.0
+        traffic = 4 * sent * group / (group - 1)
+        return self.machine.memory_time(traffic, self.machine.efficiency.packing_bandwidth)
 
     def whole_all_to_all(self, sent: float, group: int, *, messages: int) -> float:
         """As `all_to_all`, with what computation hides."""
-        share = self.machine.efficiency.all_to_all_bandwidth
-        return self._seconds(sent, group, 1, messages, share)
+        achieved = self.machine.efficiency
+        started = messages * achieved.all_to_all_s if group > 1 else 0.0
+        return started + self._seconds(sent, group, 1, messages, achieved.all_to_all_bandwidth)
 
     def seconds(self, sent: float, group: int, stride: int, *, messages: int) -> float:
         """Seconds of a collective in which every GPU exchanges `sent` bytes evenly with its group.

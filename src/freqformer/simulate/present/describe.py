@@ -194,7 +194,9 @@ def scale_note(efficiency: Efficiency) -> str:
     parts = []
     for name, text in (
         ("all_to_all_bandwidth", "the all-to-alls' share of the link's bandwidth, {:.0%}"),
+        ("all_to_all_s", "what each takes beside its bytes, {:.1g} s"),
         ("all_to_all_overlap", "the share of their time that computation hides, {:.0%}"),
+        ("packing_bandwidth", "the share of memory bandwidth at which heads are sorted, {:.0%}"),
     ):
         source = efficiency.sources.get(name, "")
         if source.startswith(MEASURED) and not efficiency.transferred:

@@ -1,7 +1,8 @@
 """The rows of benchmarks/distributed.py: all-to-alls by size, and whole layers that GPUs share.
 
-Half of them are fitted: every other size of message, and what computation hides of the all-to-alls
-of forward passes. The rest, and the times of whole layers, only show how well they are foretold.
+Half of them are fitted: every other size of message, and of forward passes on several GPUs what
+computation hides of their all-to-alls and what sorting heads by rank takes. The rest, those with
+backward and those on one GPU, only show how well they are foretold.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from freqformer.simulate.model.profiles import check_number, check_whole
 from freqformer.simulate.model.roofline import Machine
 from freqformer.simulate.model.scale_out import (
     LAYER_MESSAGES,
+    Balance,
     all_to_all_seconds,
     assign_heads,
     exposed_seconds,
@@ -27,7 +29,9 @@ from freqformer.simulate.model.scale_out import (
 
 CONFIGS = {"default": FreqFormerConfig(), "paper": FreqFormerConfig.paper()}
 LEAST_BYTES = 16 << 20
-"""Of a message that tells of a rate: smaller ones take the latency, which is not fitted."""
+"""Of a message that tells of a rate: smaller ones take as long as the host does to start them."""
+BALANCE: dict[str | None, Balance] = {None: "balanced", "in-order": "naive"}
+"""How heads are dealt in rows that are foretold."""
 MOST_BYTES = 2**50
 MOST_RANKS = 1 << 16
 MOST_MS = 1e9
@@ -39,7 +43,7 @@ def distributed_results(file: str, values: dict[str, Any]) -> Iterator[Measureme
         source = _origin(file, values, row)
         if row["kind"] == "links":
             yield from _messages(row, source)
-        if row["kind"] == "layer" and row["without"] is None:
+        if row["kind"] == "layer" and row["without"] in BALANCE:
             yield _layer(row, source)
 
 
@@ -81,7 +85,7 @@ def _messages(row: dict[str, Any], source: str) -> Iterator[Measurement]:
             1,
             one["ms"] / 1e3,
             predict,
-            ("all_to_all_bandwidth",),
+            ("all_to_all_bandwidth", "all_to_all_s"),
             source,
             set_aside=count % 2 == 1,
         )
@@ -96,7 +100,7 @@ def _layer(row: dict[str, Any], source: str) -> Measurement:
         Grid(*row["grid"]), config, num_heads=heads, head_dim=head_dim, learned_summaries=learned
     )
     bands, costs = config.bands(heads), plan.band_costs()
-    groups = assign_heads([costs[band] for band in bands], gpus, "balanced")
+    groups = assign_heads([costs[band] for band in bands], gpus, BALANCE[row["without"]])
     counts = [
         layer_counts(plan, group, router="statistics", low_branch=config.low_branch)
         for group in {tuple(sorted(bands[head] for head in group)) for group in groups}
@@ -124,13 +128,19 @@ def _layer(row: dict[str, Any], source: str) -> Measurement:
             + turns * exposed_seconds(machine, sent, gpus, messages=LAYER_MESSAGES)
         )
 
-    passed = "forward and backward" if row["backward"] else "forward"
+    fitted = gpus > 1 and not row["backward"]
     return Measurement(
-        f"layer {row['config']}, {passed}, {gpus} GPU{'s' * (gpus > 1)}",
+        _title(row, gpus),
         row["tokens"],
         row["ms"] / 1e3,
         predict,
-        (),
+        ("packing_bandwidth",) if fitted else (),
         source,
-        set_aside=True,
+        set_aside=not fitted,
     )
+
+
+def _title(row: dict[str, Any], gpus: int) -> str:
+    passed = "forward and backward" if row["backward"] else "forward"
+    dealt = "" if row["without"] is None else f", heads {row['without']}"
+    return f"layer {row['config']}, {passed}, {gpus} GPU{'s' * (gpus > 1)}{dealt}"
