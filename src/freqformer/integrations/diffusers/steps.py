@@ -39,6 +39,11 @@ class SamplerSteps:
         return self.start <= 0 and self.end >= 1
 
     @property
+    def known(self) -> bool:
+        """Whether a scheduler says which steps there are."""
+        return self._scheduler is not None
+
+    @property
     def scheduler(self) -> Any:
         """The sampler's scheduler now.
 
@@ -79,6 +84,13 @@ class SamplerSteps:
         ahead = (timestep[:, None] - schedule) if rising else (schedule - timestep[:, None])
         done = (ahead > ROUNDING).double().mean(1)
         return (~self._inside(done)).tolist()
+
+    def banded_timesteps(self) -> Tensor:
+        """The timesteps of the banded steps in their order, float64 on the host, as the scheduler
+        counts."""
+        schedule = self._timesteps()
+        done = torch.arange(len(schedule)) / len(schedule)
+        return schedule[self._inside(done)].double()
 
     def _inside(self, done: Tensor) -> Tensor:
         """Whether steps with this share of them done before are banded."""
