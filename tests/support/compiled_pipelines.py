@@ -33,7 +33,12 @@ def wan() -> None:
     for schedule in DENSITY_SCHEDULES:
         torch.compiler.reset()
         pipe = tiny_wan_pipeline()
-        dials = {"density": DENSITY["wan"], "min_tokens": 1, "density_schedule": schedule}
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+        dials: dict[str, Any] = {
+            "density": DENSITY["wan"],
+            "min_tokens": 1,
+            "density_schedule": schedule,
+        }
         with enable_frequency_attention(pipe, **dials):
             counted(
                 f"wan {schedule}",

@@ -1,25 +1,31 @@
 """How the density is spread over a sampler's steps: alike, or more of it at more noise.
 
-What a step gets wrong in the noisiest steps grows into the whole video, and what it gets wrong in
-the last ones stays a detail. Shape legend: S banded steps, noisiest first.
+What the noisiest steps get wrong grows into the whole video, and what the last ones get wrong stays
+a detail; and a short step, such as the first ones of a sampler with a large shift, moves little.
+Shape legend: S banded steps, noisiest first.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from functools import lru_cache
 from itertools import pairwise
 from math import log
+from statistics import fmean
 from typing import Literal, get_args
 
 DensitySchedule = Literal["falling", "constant"]
 DENSITY_SCHEDULES = get_args(DensitySchedule)
-KNEE = 1.05
-"""A falling density is proportional to 1 / (KNEE - noise level)."""
+KNEE = 1.2
+"""A falling density is proportional to sqrt(length of the step) / (KNEE - noise level)."""
 LEVELS = 3
 """Densities that the steps of a run have at most: each is a number of tiles, and a graph under
 torch.compile."""
 HALVINGS = 60
+TINY = 1e-9
+NEAR = 1.15
+"""Groups whose densities differ by a smaller factor are one."""
 MOST_BORDERS = 64
 """Places, evenly spread over the steps, where another density may begin."""
 
@@ -39,30 +45,65 @@ def falling_densities(
     its steps would have one by one.
 
     Args:
-        noise_levels: of the banded steps, falling; 1 is noise.
+        noise_levels: of the banded steps, and of what comes after the last, falling (S + 1); 1 is
+            noise.
         density: share of dense attention's FLOPs, the mean over the steps.
         least: that a step can have; where `density` is less, all steps have `density`.
         most: that a banded step takes, when it sees every tile; where `density` is more, all steps
             have `density`.
-        knee: above 1; densities are proportional to 1 / (knee - noise level).
+        knee: above 1; densities are proportional to sqrt(length of the step) / (knee - noise
+            level), where that doesn't rise.
     """
+    steps = len(noise_levels) - 1
     most = min(most, 1.0)
-    if not noise_levels or density <= least or density >= most:
-        return (density,) * len(noise_levels)
-    shape = [1 / (knee - min(level, 1.0)) for level in noise_levels]
-    low, high = 0.0, most / min(shape)
+    if steps < 1 or density <= least or density >= most:
+        return (density,) * steps
+    shape = _without_rises(
+        [
+            max(length, TINY) ** 0.5 / (knee - min(level, 1.0))
+            for level, length in zip(noise_levels, _lengths(noise_levels), strict=False)
+        ]
+    )
+    low = 0.0
+    high = most / max(min(shape), TINY)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        if sum(_clipped(shape, middle, least, most)) < density * len(shape):
+        if sum(_clipped(shape, middle, least, most)) < density * steps:
             low = middle
         else:
             high = middle
     wanted = _clipped(shape, high, least, most)
-    densities = []
+    groups: list[list[float]] = []
     for first, end in pairwise(_borders(wanted)):
-        mean = sum(wanted[first:end]) / (end - first)
-        densities += [mean] * (end - first)
-    return tuple(densities)
+        group = wanted[first:end]
+        if groups and fmean(groups[-1]) < NEAR * fmean(group):
+            groups[-1] += group
+        else:
+            groups.append(group)
+    return tuple(fmean(group) for group in groups for _ in group)
+
+
+def _lengths(noise_levels: tuple[float, ...]) -> list[float]:
+    """Of every step; steps at the same level, as some samplers have them, share its length.
+
+    The last is as long as the one before at least: samplers stop just above 0, and a density for
+    that step alone isn't worth a graph.
+    """
+    following = dict(pairwise(sorted(set(noise_levels), reverse=True)))
+    shares = Counter(noise_levels[:-1])
+    lengths = [(level - following.get(level, level)) / shares[level] for level in noise_levels[:-1]]
+    return [*lengths[:-1], max(lengths[-2:])]
+
+
+def _without_rises(values: list[float]) -> list[float]:
+    """The falling values nearest to these: neighbours that rise all get their mean."""
+    groups: list[list[float]] = []
+    for value in values:
+        groups.append([value])
+        while len(groups) > 1 and fmean(groups[-2]) < fmean(groups[-1]):
+            last = groups.pop()
+            groups[-1] += last
+    return [fmean(group) for group in groups for _ in group]
 
 
 def step_of(noise_levels: tuple[float, ...], level: float) -> int:
@@ -70,10 +111,10 @@ def step_of(noise_levels: tuple[float, ...], level: float) -> int:
     the noisier.
 
     Args:
-        noise_levels: of the steps, falling.
+        noise_levels: as in `falling_densities`.
         level: of the call.
     """
-    middles = [(first + second) / 2 for first, second in pairwise(reversed(noise_levels))]
+    middles = [(first + second) / 2 for first, second in pairwise(noise_levels[-2::-1])]
     return len(middles) - bisect_right(middles, level)
 
 

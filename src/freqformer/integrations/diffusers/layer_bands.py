@@ -143,9 +143,13 @@ class StepLevels:
         self._noise_level = noise_level
 
     def __call__(self) -> tuple[float, ...]:
-        """Of every banded step, noisiest first."""
-        levels = self._noise_level(self._steps.banded_timesteps())
-        return tuple(sorted(levels.tolist(), reverse=True))
+        """Of every banded step, noisiest first, and of what comes after the last: of the next step,
+        or of a clean video."""
+        levels = self._noise_level(self._steps.timesteps().double())
+        banded = self._steps.banded()
+        found = sorted(levels[banded].tolist(), reverse=True)
+        after = levels[~banded & (levels < min(found, default=0.0))].tolist()
+        return (*found, max(after, default=0.0))
 
 
 class PresetBands:
@@ -207,7 +211,7 @@ class PresetBands:
     ) -> float:
         """As `LayerBands.density`; without noise levels over all banded steps."""
         if self._levels is not None and not noise_levels:
-            noise_levels = self._levels()
+            noise_levels = self._levels()[:-1]
         shares = []
         for level in noise_levels or (0.0,):
             config = self.config(grid, num_text_tokens, level)
