@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import ceil, inf
@@ -290,16 +291,30 @@ def run(
         if name in own:
             continue
         if time.perf_counter() > until:
-            return False
+            break
         comparison = comparison or Comparison(pipeline, amount)
-        own[name] = row = comparison.of(methods.of(density, start)[name]())
+        try:
+            own[name] = comparison.of(methods.of(density, start)[name]())
+        except (RuntimeError, ValueError):
+            # What fails costs its own row, and not those behind it.
+            print(f"{start:4} {density:5} {name:18} failed", flush=True)
+            traceback.print_exc()
+            continue
         keep(results)
-        print(
-            f"{start:4} {density:5} {name:18}{row['density']:9.4f}{row['psnr']:9.2f}"
-            f"{row['ssim']:8.4f}{row['seconds']:7.2f}  {row['about']}",
-            flush=True,
-        )
-    return True
+        _tell(start, density, name, own[name])
+    rows = results["rows"]
+    return all(
+        name in rows.get(str(start), {}).get(str(density), {})
+        for start, density, name in ordered(amount)
+    )
+
+
+def _tell(start: float, density: float, name: str, row: dict[str, Any]) -> None:
+    print(
+        f"{start:4} {density:5} {name:18}{row['density']:9.4f}{row['psnr']:9.2f}"
+        f"{row['ssim']:8.4f}{row['seconds']:7.2f}  {row['about']}",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -328,7 +343,7 @@ def main() -> None:
         seconds=(given.train_seconds, given.max_seconds),
     )
     if not complete:
-        print(f"stopped after {given.max_seconds:g} s; --resume goes on")
+        print("rows are missing, for want of time or since they failed; --resume goes on")
 
 
 if __name__ == "__main__":
