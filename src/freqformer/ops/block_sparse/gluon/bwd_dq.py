@@ -225,6 +225,8 @@ def query_grads_kernel(
     num_tiles,
     num_tokens,
     num_text,
+    num_low,
+    cells,
     high_length,
     mid_length,
     low_at,
@@ -248,6 +250,9 @@ def query_grads_kernel(
         num_rows to key_rows: see `UNSPECIALIZED`.
         blocks: `Blocks` of the Triton kernel.
     """
+    text = num_text
+    if not blocks.TEXT:
+        text = gl.to_tensor(0)  # as in `forward.py`
     given = Given(
         rows=rows,
         tiles=tiles,
@@ -257,9 +262,9 @@ def query_grads_kernel(
             rows=num_rows,
             tiles=num_tiles,
             video=num_tokens,
-            text=num_text,
-            low=biases.num_low,
-            cells=biases.cells,
+            text=text,
+            low=num_low,
+            cells=cells,
         ),
         segments=Segments(
             low=low_at,

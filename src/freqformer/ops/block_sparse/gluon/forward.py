@@ -183,6 +183,8 @@ def attention_kernel(
     num_tiles,
     num_tokens,
     num_text,
+    num_low,
+    cells,
     high_length,
     mid_length,
     low_at,
@@ -208,6 +210,10 @@ def attention_kernel(
         blocks: `Blocks` of the Triton kernel.
         EXTRAS: whether any task may see keys that are not tiles.
     """
+    text = num_text
+    if not blocks.TEXT:
+        # A constant costs no register, and a parameter of 0 does.
+        text = gl.to_tensor(0)
     given = Given(
         rows=rows,
         tiles=tiles,
@@ -217,9 +223,9 @@ def attention_kernel(
             rows=num_rows,
             tiles=num_tiles,
             video=num_tokens,
-            text=num_text,
-            low=biases.num_low,
-            cells=biases.cells,
+            text=text,
+            low=num_low,
+            cells=cells,
         ),
         segments=Segments(
             low=low_at,
