@@ -69,7 +69,8 @@ class Filler:
                 generator = derive_generator(
                     self.config.seed, "latents", clip.file, str(clip.start)
                 )
-                made = vae.code(to_unit(pixels), self.config.latents, generator)
+                # Bytes travel to the device, and are made numbers there.
+                made = vae.code(to_unit(pixels.to(vae.device)), self.config.latents, generator)
             except (VideoError, LatentsError) as error:
                 reason = str(error) if isinstance(error, VideoError) else f"{clip}: {error}"
                 logger.warning("skipped: %s", reason)

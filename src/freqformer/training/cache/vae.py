@@ -91,6 +91,11 @@ class VideoVae:
         return cls(vae.eval().requires_grad_(False))
 
     @property
+    def device(self) -> torch.device:
+        """That computes."""
+        return next(self.vae.parameters()).device
+
+    @property
     def compression(self) -> tuple[int, int]:
         """Frames and pixels of a side that become one latent; the first frame is coded alone."""
         return compression_ratios(self.vae)
@@ -112,8 +117,7 @@ class VideoVae:
         Raises:
             LatentsError: where latents are not finite.
         """
-        weight = next(self.vae.parameters())
-        posterior = encode(clip[None].to(weight.device), self.vae)
+        posterior = encode(clip[None].to(self.device), self.vae)
         mean = posterior.mean[0].cpu()
         logvar = posterior.logvar[0].cpu()
         if kept == "mean":
