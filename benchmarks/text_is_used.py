@@ -5,7 +5,7 @@ whole chain of cache, training and generation, with encoders and a model small e
 
 Four captions say a ball's colour and the way it flies; videos differ in nothing else but the ball's
 height. All captions are given the same noise, and what a generated video shows is the caption of
-the nearest known clip. Takes about ten minutes of two cores, and writes text_is_used.json.
+the nearest known clip. Takes some five minutes of a CPU, and writes text_is_used.json.
 """
 
 from __future__ import annotations

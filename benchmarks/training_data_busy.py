@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -98,7 +99,7 @@ def busy_row(work: Path, amount: BusyAmount, device: torch.device) -> dict[str, 
     spans = spans_of(path, ON_GPU if on_gpu else ON_CPU)
     began = min(span[0] for span in spans)
     ended = max(span[1] for span in spans)
-    before = [b - a for a, b in zip(seconds, seconds[1:], strict=False)]
+    before = [b - a for a, b in pairwise(seconds)]
     return {
         "clips": amount.clips,
         "shapes": [list(shape) for shape in amount.shapes],
@@ -174,7 +175,7 @@ def write_noise_cache(folder: Path, amount: BusyAmount, device: torch.device) ->
         amount: clips and their shapes.
         device: that draws.
     """
-    from diffusers import AutoencoderKLWan
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
     vae: Any = AutoencoderKLWan(**amount.vae)
     vae.save_pretrained(folder / "vae")
@@ -256,8 +257,6 @@ def _write_text_encoder(folder: Path, channels: int) -> None:
     """An encoder that nothing asks, for the pipeline that a run saves."""
     from transformers import T5Config, T5EncoderModel
 
-    config = T5Config(
-        vocab_size=16, d_model=channels, d_kv=8, d_ff=32, num_layers=1, num_heads=2
-    )
+    config = T5Config(vocab_size=16, d_model=channels, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     T5EncoderModel(config).save_pretrained(folder / "text_encoder")
     tiny_tokenizer().save_pretrained(folder / "tokenizer")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +77,14 @@ def cache_row(work: Path, amount: CacheAmount, device: torch.device) -> dict[str
         "steady_clips_per_s": 1 / steady,
         "vae_clips_per_s": 1 / alone,
         "steady_of_vae": alone / steady,
-        "seconds_between_clips": [b - a for a, b in zip(ends, ends[1:], strict=False)],
+        "seconds_between_clips": [b - a for a, b in pairwise(ends)],
     }
 
 
 def _write_videos(folder: Path, amount: CacheAmount) -> None:
     """Procedural clips as MP4 files."""
     folder.mkdir(parents=True, exist_ok=True)
-    clips = SyntheticClips(
-        0, num_frames=amount.frames, height=amount.height, width=amount.width
-    )
+    clips = SyntheticClips(0, num_frames=amount.frames, height=amount.height, width=amount.width)
     for number in range(amount.videos):
         path = folder / f"{number:03d}.mp4"
         if number < amount.drawn:
@@ -95,7 +94,7 @@ def _write_videos(folder: Path, amount: CacheAmount) -> None:
 
 
 def _write_vae(folder: Path, amount: CacheAmount) -> None:
-    from diffusers import AutoencoderKLWan
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
     torch.manual_seed(0)
     AutoencoderKLWan(**amount.vae).save_pretrained(folder)
@@ -104,9 +103,7 @@ def _write_vae(folder: Path, amount: CacheAmount) -> None:
 def _seconds_of_vae(folder: Path, amount: CacheAmount, device: torch.device) -> float:
     """Median time of one clip that is on the device already, as the command codes it."""
     vae = VideoVae.load(folder, DTYPES[PRECISION], tiling=False).vae.to(device)
-    clips = SyntheticClips(
-        1, num_frames=amount.frames, height=amount.height, width=amount.width
-    )
+    clips = SyntheticClips(1, num_frames=amount.frames, height=amount.height, width=amount.width)
     pixels = from_unit(clips.load(0).clip).to(device)
     took = []
     for _ in range(WARMUP + 5):
