@@ -135,6 +135,7 @@ class ClipFeed:
             "encoder_attention_mask": batch.prompt_attention_mask,
         }
         given = {name: value for name, value in text.items() if value is not None}
+        given |= batch.conditions
 
         def ask(model: Any) -> Tensor:
             return model(noisy, timestep * TIMESTEP_SCALE, return_dict=False, **given)[0]

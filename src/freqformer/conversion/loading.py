@@ -233,7 +233,10 @@ def velocity_settings(folder: Path, index: CacheIndex) -> VelocitySettings:
     """
     expands = bool(pipeline_index(folder).get("expand_timesteps", False))
     return VelocitySettings(
-        fps=float(index.recipe["fps"]), compression=index.compression, expand_timesteps=expands
+        fps=float(index.recipe["fps"]),
+        compression=index.compression,
+        expand_timesteps=expands,
+        conditions=index.conditions,
     )
 
 

@@ -36,7 +36,7 @@ ON_PURPOSE = {
     "objective": ALL,
     "routing": ALL,
     "run": ("precision",),
-    "pipeline": ("density", "dense_blocks", "min_tokens", "alpha"),
+    "pipeline": ("density", "dense_blocks", "min_tokens", "alpha", "guidance_scale"),
 }
 """Fields that change what is computed from here on, for `checkpoint.accept_changes`."""
 _BEFORE = {

@@ -126,14 +126,21 @@ class VideoVae:
             made = {SAMPLE: sampled(mean, logvar, generator)}
         else:
             made = {MEAN: mean, LOGVAR: logvar}
-        stored = {name: latents.to(STORED).contiguous() for name, latents in made.items()}
-        for name, latents in stored.items():
-            if not bool(latents.isfinite().all()):
-                raise LatentsError(
-                    f"its latents' {name} is not finite: compute in fp32 (--precision), or remove"
-                    " the file"
-                )
-        return stored
+        return {name: stored(name, latents) for name, latents in made.items()}
+
+
+def stored(name: str, latents: Tensor) -> Tensor:
+    """As a shard keeps latents: float16, on the CPU.
+
+    Raises:
+        LatentsError: where they are not finite.
+    """
+    made = latents.to("cpu", STORED).contiguous()
+    if not bool(made.isfinite().all()):
+        raise LatentsError(
+            f"its latents' {name} is not finite: compute in fp32 (--precision), or remove the file"
+        )
+    return made
 
 
 def sampled(mean: Tensor, logvar: Tensor, generator: torch.Generator) -> Tensor:

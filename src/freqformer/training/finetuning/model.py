@@ -103,6 +103,8 @@ def finetuned_model(config: TrainConfig) -> FineTuned:
             fps=float(cache.index.recipe["fps"]),
             compression=cache.index.compression,
             expand_timesteps=bool(folder.index.get("expand_timesteps")),
+            guidance_scale=settings.guidance_scale,
+            conditions=cache.index.conditions,
         ),
         folder.levels(settings.part),
         folder.weights_fingerprint(settings.part),

@@ -67,6 +67,7 @@ class VelocityModel(nn.Module):
         keeps_first: Tensor | None = None,
         condition: Tensor | None = None,
         image_embeds: Tensor | None = None,
+        pooled_embeds: Tensor | None = None,
         return_dict: bool = False,
     ) -> tuple[Tensor]:
         """The velocity (B, C, F, H, W) in the latents' dtype, as the only entry of a tuple.
@@ -80,6 +81,7 @@ class VelocityModel(nn.Module):
             keeps_first: (B,) bool, true where the first frame of the latents is without noise.
             condition: (B, C', F, H, W), what an image-to-video pipeline puts behind the latents.
             image_embeds: (B, L', E'), of the first frame by an image encoder.
+            pooled_embeds: (B, P), of the whole text by a second encoder.
             return_dict: False alone is allowed, which training asks for.
 
         Raises:
@@ -95,6 +97,7 @@ class VelocityModel(nn.Module):
             keeps_first,
             condition,
             image_embeds,
+            pooled_embeds,
         )
         if keeps_first is not None and not self.family.takes_first_frame(self.settings):
             raise ValueError(
