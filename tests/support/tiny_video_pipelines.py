@@ -105,7 +105,7 @@ def tiny_image_pipeline(
         vae=tiny_wan_vae(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
         transformer=tiny_wan_transformer(in_channels=channels, image_dim=image_dim),
-        image_encoder=None if image_dim is None else tiny_image_encoder(image_dim),
+        image_encoder=None if image_dim is None else tiny_image_encoder(image_dim),  # type: ignore[arg-type]
         image_processor=None if image_dim is None else tiny_image_processor(),  # type: ignore[arg-type]
         expand_timesteps=expand_timesteps,
     )
@@ -168,7 +168,7 @@ def tiny_hunyuan_pipeline(*, guidance_embeds: bool = True) -> HunyuanVideoPipeli
         ).eval(),
         vae=AutoencoderKLHunyuanVideo(
             latent_channels=4,
-            block_out_channels=(8, 8, 8, 8),
+            block_out_channels=(8, 8, 8, 8),  # type: ignore[arg-type]
             layers_per_block=1,
             norm_num_groups=4,
         ).eval(),

@@ -26,7 +26,7 @@ MAY_CHANGE = {
     "run": (
         *("max_steps", "max_seconds", "part_seconds", "batch_size", "accumulation", "device"),
         # `part_seconds` is of versions that kept there what belongs to one call alone.
-        *("progress", "gradient_checkpointing", "compile", "parallel", "tracker"),
+        *("progress", "gradient_checkpointing", "compile", "parallel", "tracker", "log_every"),
     ),
 }
 """Fields that change nothing but how long, where and with what memory a run goes on; batches only

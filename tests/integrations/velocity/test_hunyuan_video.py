@@ -42,6 +42,7 @@ def test_text_to_video(distilled: bool) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         before, after = one.sigmas
         torch.testing.assert_close(one.latents + (after - before) * found[:1], one.after)
+    one = first[-1]
     settings = VelocitySettings(guidance_scale=5.0)
     call = (one.latents, one.timestep[None], embeds[:1], mask[:1])
     (more,) = VelocityModel(pipe.transformer, settings)(*call, pooled_embeds=pooled[:1])

@@ -50,6 +50,10 @@ class VelocitySettings:
         check_number("guidance_scale", self.guidance_scale, 0, 1e3)
 
 
+CONDITIONS = ("condition", "image_embeds", "pooled_embeds")
+"""Names of what only some families are told."""
+
+
 @dataclass(frozen=True)
 class VelocityCall:
     """The tensors of one call, on one device."""
@@ -73,8 +77,7 @@ class VelocityCall:
 
     def to(self, dtype: torch.dtype) -> VelocityCall:
         """With what the transformer takes in its own dtype in this one; timesteps stay."""
-        names = ("latents", "prompt_embeds", "condition", "image_embeds", "pooled_embeds")
-        given = {name: getattr(self, name) for name in names}
+        given = {name: getattr(self, name) for name in ("latents", "prompt_embeds", *CONDITIONS)}
         return replace(self, **{name: x.to(dtype) for name, x in given.items() if x is not None})
 
     def embeds_padded_to(self, length: int) -> Tensor:
