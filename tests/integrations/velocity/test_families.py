@@ -35,7 +35,7 @@ def test_channels_of_another_model_are_refused() -> None:
     for latents, text in ((4, 16), (16, 8)):
         with pytest.raises(ValueError, match=f"latents have {latents} channels and text {text};"):
             model(torch.zeros(1, latents, 2, 4, 4), torch.ones(1), torch.zeros(1, 3, text))
-    with pytest.raises(ValueError, match="sound is given; condition, .* are allowed"):
+    with pytest.raises(ValueError, match=r"sound is given; condition, .* are allowed"):
         model(
             torch.zeros(1, 16, 2, 4, 4),
             torch.ones(1),
