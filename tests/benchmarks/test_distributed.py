@@ -208,6 +208,12 @@ def test_what_is_hidden_is_read_off_the_spans(measure: Any) -> None:
     assert found == {"nccl_ms": pytest.approx(0.2), "hidden_ms": pytest.approx(0.05)}
 
 
+def test_kernels_are_added_up_by_name(measure: Any) -> None:
+    spans = [("gemm", 0.0, 100.0), ("copy", 0.0, 250.0), ("gemm", 0.0, 200.0), ("sum", 0.0, 1.0)]
+    found = measure.longest(spans, most=2)
+    assert list(found.items()) == [("gemm", pytest.approx(0.3)), ("copy", pytest.approx(0.25))]
+
+
 def test_a_row_without_memory_says_so(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """On one GPU that is its result; of all, others may wait for this one."""
 
