@@ -14,10 +14,9 @@ import pytest
 from tests.support.ranks import run_ranks
 from tests.support.shared_overlap import CONFIGS, TIMEOUT_S
 
-STATISTICS = "start start start wait wait wait"
-"""A sample of queries, keys and the input, for routers that read them; all three travel at once."""
-BACK = "start start wait to_out wait to_out"
-BACKWARD = "to_out start to_out start wait wait"
+SAMPLE = "start wait to_q to_k "
+"""The input's sample travels, for routers that read it, and is projected on every rank."""
+BACK = "start to_out wait to_out"
 
 
 @pytest.fixture(scope="module")
@@ -30,26 +29,23 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "before", "gates"),
+    ("name", "sample", "gates"),
     [
-        ("default", f" {STATISTICS}", " gates"),
-        ("bf16", f" {STATISTICS}", " gates"),
-        ("paper", f" {STATISTICS}", ""),
-        ("fixed", "", " gates"),
+        ("default", SAMPLE, True),
+        ("bf16", SAMPLE, True),
+        ("paper", SAMPLE, False),
+        ("fixed", "", True),
     ],
 )
 def test_projections_lie_between_start_and_wait(
-    ranks: list[dict[str, Any]], name: str, before: str, gates: str
+    ranks: list[dict[str, Any]], name: str, sample: str, gates: bool
 ) -> None:
-    """Values are projected while queries, keys and gates travel, and the first part of the output
-    while the second does; backward the same the other way round."""
-    gate = gates and " start"
-    forward = (
-        f"to_q to_k{before} start start{gates}{gate} to_v start wait wait{gates and ' wait'} wait"
-    )
-    starts = f"start start start{gate}"
-    backward = f"{BACKWARD} {starts} wait to_v{gates and ' wait'}{gates} wait wait to_k to_q"
-    expected = f"{forward} {BACK} backward {backward}"
+    """Each is projected while those before it travel, and of the output the own heads' part while
+    the others' do; backward the same the other way round."""
+    sent = ["to_q", "to_k", "gates", "to_v"] if gates else ["to_q", "to_k", "to_v"]
+    forward = [f"{one} start" for one in sent] + ["wait"] * len(sent)
+    backward = ["start"] * len(sent) + [f"wait {one}" for one in reversed(sent)]
+    expected = f"{sample}{' '.join(forward)} {BACK} backward to_out start wait {' '.join(backward)}"
     for found in ranks:
         assert " ".join(found[name]["calls"]) == expected
 

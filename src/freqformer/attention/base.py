@@ -36,7 +36,6 @@ from freqformer.config import Band, FreqFormerConfig
 from freqformer.distributed.collective import GRAPHS_HOLD_EXCHANGES
 from freqformer.distributed.context import ContextParallel
 from freqformer.distributed.heads import check_degree, plan_costs
-from freqformer.distributed.sample import gather_sample
 from freqformer.grid import Grid
 from freqformer.ops.backends import IMPLS, ImplChoice, uses_triton
 from freqformer.ops.parameters import AttentionParameters, BranchGates, KnownBands
@@ -339,10 +338,8 @@ class AttentionLayer(HeadBands):
         """What a router's statistics are taken of; the sample alone where ranks share a video."""
         features = (queries.query, queries.key, call.hidden_states)
         norms = (self.query_norm, self.key_norm)
-        if self.context is None:
-            return (features, norms, NORM_EPS, call.grid, self.config, call.token_order)
-        query, key, hidden = gather_sample(features, call.grid, self.config, self.context)
-        return ((query, key, hidden), norms, NORM_EPS, call.grid, self.config, "sample")
+        order = call.token_order if self.context is None else "sample"
+        return (features, norms, NORM_EPS, call.grid, self.config, order)
 
     def _by_bands(
         self,

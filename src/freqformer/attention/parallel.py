@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from freqformer.attention.inputs import QKV, LayerCall, Projected, own_precision
+from freqformer.attention.exchanged import (
+    Projection,
+    project_returned,
+    send_projected,
+    writes_in_place,
+)
+from freqformer.attention.inputs import QK, QKV, LayerCall, Projected, own_precision
 from freqformer.distributed.context import ContextParallel
 from freqformer.distributed.exchange import (
     Route,
@@ -22,6 +28,7 @@ from freqformer.distributed.exchange import (
     send_to_tokens,
 )
 from freqformer.distributed.heads import deal_heads, head_costs
+from freqformer.distributed.sample import gather_sample
 from freqformer.distributed.tokens import token_shares
 from freqformer.grid import Extents, Grid, tile_layout
 from freqformer.routing import Decision
@@ -63,12 +70,18 @@ def forward_across(
 ) -> tuple[Decision, Tensor]:
     """As the layer's forward, over this rank's tokens: what was decided, and (B, n, C).
 
-    Queries, keys and gates travel to the ranks that have their heads while values are projected.
-    The output comes back in two parts, and the first is projected while the second travels.
-    Backward it is the same the other way round. Which heads follows from what they cost, and what
-    they learned goes with them.
+    Queries, keys and gates travel to the ranks that have their heads while others are projected,
+    and the output travels back while the own heads' is. Backward it is the same the other way
+    round. Which heads follows from what they cost, and what they learned goes with them.
     """
-    decision, route, projected = _meet(layer, call, context)
+    decision = _decide(layer, call, context)
+    # A table's lists may differ in length by timestep, not in the tile.
+    route = Route(
+        context,
+        _shares(call.grid, layer.configs[0].tile, context.size),
+        deal_heads(head_costs(layer.band_costs(call.grid), decision.bands), context.size),
+    )
+    projected = _meet(layer, call.hidden_states, route)
     with own_precision(call.hidden_states):
         out = layer.attend(
             projected,
@@ -77,34 +90,62 @@ def forward_across(
         )
     if not layer.exact:
         out = _Touched.apply(out, *_of_heads(layer))
-    returning = send_to_tokens(out, route, num_messages(route))
-    done = [layer.to_out(at_tokens(sent).flatten(2)) for sent in returning]
-    return decision, done[0] if len(done) == 1 else torch.cat(done, 1)
+    return decision, _return(layer, out, route)
 
 
-def _meet(
-    layer: AttentionLayer, call: LayerCall, context: ContextParallel
-) -> tuple[Decision, Route, Projected]:
+def _decide(layer: AttentionLayer, call: LayerCall, context: ContextParallel) -> Decision:
+    """The decision, by a sample of the whole video where it goes by tokens. Heads are dealt by it,
+    so that it comes first; of the sample queries and keys are made on every rank."""
+    hidden_states = call.hidden_states
+    queries = QK(*2 * [hidden_states.unflatten(2, (layer.num_heads, -1))])  # not read
+    if _reads_tokens(layer):
+        (hidden_states,) = gather_sample((hidden_states,), call.grid, layer.config, context)
+        with torch.no_grad():
+            queries = layer.project_queries(hidden_states)
+    with own_precision(hidden_states):
+        return layer.decide(queries, replace(call, hidden_states=hidden_states))
+
+
+def _reads_tokens(layer: AttentionLayer) -> bool:
+    """Whether a router takes statistics of queries, keys and the input."""
+    runs = layer.table_bands is None or layer.config.weighs
+    return not layer.exact and runs and getattr(layer.router, "num_statistics", 0) > 0
+
+
+def _meet(layer: AttentionLayer, hidden_states: Tensor, route: Route) -> Projected:
     """What the layer makes of all tokens, for this rank's heads; of all heads this rank's share is
     not held any longer than it travels."""
-    hidden_states = call.hidden_states
-    queries = layer.project_queries(hidden_states)
-    with own_precision(hidden_states):
-        decision = layer.decide(queries, call)
-    # A table's lists may differ in length by timestep, not in the tile.
-    route = Route(
-        context,
-        _shares(call.grid, layer.configs[0].tile, context.size),
-        deal_heads(head_costs(layer.band_costs(call.grid), decision.bands), context.size),
-    )
-    sent = [send_to_heads(x, route) for x in queries]
+    gates = None if layer.exact else layer.gates
+    layers = [layer.to_q, layer.to_k, layer.to_v] + ([] if gates is None else [gates])
+    if not writes_in_place(layers):
+        return _packed(layer, hidden_states, route)
+    parts = [Projection(layer.to_q), Projection(layer.to_k), Projection(layer.to_v)]
+    if gates is not None:
+        parts.insert(2, Projection(gates, branches=2))
+    query, key, *own, value = map(at_heads, send_projected(hidden_states, parts, route))
+    for_branches = own[0].flatten(2).unflatten(2, (2, -1)) if own else None
+    return Projected(QKV(query, key, value), for_branches)
+
+
+def _packed(layer: AttentionLayer, hidden_states: Tensor, route: Route) -> Projected:
+    """As `_meet`, of layers that are called as they are, with adapters or hooks, and in graphs."""
+    sent = [send_to_heads(x, route) for x in layer.project_queries(hidden_states)]
     gates = None if layer.exact else layer.project_gates(hidden_states)
     if gates is not None:
         sent.append(send_to_heads(gates.transpose(2, 3), route))
     sent.append(send_to_heads(layer.project_values(hidden_states), route))
     query, key, *own_gates, value = map(at_heads, sent)
     for_branches = own_gates[0].transpose(2, 3).contiguous() if own_gates else None
-    return decision, route, Projected(QKV(query, key, value), for_branches)
+    return Projected(QKV(query, key, value), for_branches)
+
+
+def _return(layer: AttentionLayer, out: Tensor, route: Route) -> Tensor:
+    """(B, N, h, D) of this rank's heads -> (B, n, C) of its tokens, projected."""
+    if writes_in_place([layer.to_out]):
+        return project_returned(out, layer.to_out, route)
+    returning = send_to_tokens(out, route, num_messages(route))
+    done = [layer.to_out(at_tokens(sent).flatten(2)) for sent in returning]
+    return done[0] if len(done) == 1 else torch.cat(done, 1)
 
 
 class _Touched(torch.autograd.Function):

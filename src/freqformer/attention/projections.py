@@ -18,18 +18,22 @@ def project_all(hidden_states: Tensor, layers: Sequence[nn.Linear]) -> tuple[Ten
     they are, and so are all where `torch.compile` traces, which joins sums and products itself.
     """
     summed = hidden_states.requires_grad and torch.is_grad_enabled()
-    if not summed or torch.compiler.is_compiling() or not all(map(_is_plain, layers)):
+    if not summed or torch.compiler.is_compiling() or not all(map(is_plain, layers)):
         return tuple(layer(hidden_states) for layer in layers)
-    tensors = [hidden_states, *(x for layer in layers for x in (layer.weight, layer.bias))]
-    device = hidden_states.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        # What autocast would do in each layer.
-        dtype = torch.get_autocast_dtype(device)
-        tensors = [None if x is None else x.to(dtype) for x in tensors]
-    return _Linears.apply(*tensors)
+    given = (x for layer in layers for x in (layer.weight, layer.bias))
+    return _Linears.apply(*as_autocast([hidden_states, *given]))
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def as_autocast(tensors: Sequence[Any]) -> list[Any]:
+    """These, None among them, as autocast would give them to a linear layer."""
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [None if x is None else x.to(dtype) for x in tensors]
+
+
+def is_plain(layer: nn.Module) -> bool:
     """Whether a layer's call is its product and nothing else."""
     hooks = (layer._forward_pre_hooks, layer._forward_hooks)
     backward_hooks = (layer._backward_pre_hooks, layer._backward_hooks)

@@ -114,10 +114,10 @@ def send_to_heads(x: Tensor, route: Route, blocks: Tensor | None = None) -> Sent
         blocks: what is sent in place of x, which then only has its shape: as `to_blocks` of
             `route.order`, without a gradient.
     """
-    way = _way(x, route, route.tokens)
+    way = way_of(x.shape, route, route.tokens)
     order = route.order
     packed: Any = _LeaveTokens.apply(way, order, x) if blocks is None else blocks
-    received = start_all_to_all(packed, way.of_heads, way.of_tokens, way.group)
+    received = start_to_heads(packed, way)
     return Sent(way, order, packed, received)
 
 
@@ -139,11 +139,11 @@ def send_to_tokens(x: Tensor, route: Route, messages: int = 1) -> list[Sent]:
             the first can be worked on while the others travel.
     """
     shares = [_parts_of(tokens, messages) for tokens in route.tokens]
-    ways = tuple(_way(x, route, tokens) for tokens in zip(*shares, strict=True))
+    ways = tuple(way_of(x.shape, route, tokens) for tokens in zip(*shares, strict=True))
     order = route.order
     leaving: Any = _LeaveHeads.apply(ways, order, x)
     return [
-        Sent(way, order, packed, start_all_to_all(packed, way.of_tokens, way.of_heads, way.group))
+        Sent(way, order, packed, start_to_tokens(packed, way))
         for way, packed in zip(ways, leaving, strict=True)
     ]
 
@@ -183,7 +183,7 @@ class _ArriveAtHeads(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         way = ctx.way
         (packed,) = _split_tokens(grads[0], (way,))
-        return None, None, start_all_to_all(packed, way.of_tokens, way.of_heads, way.group), None
+        return None, None, start_to_tokens(packed, way), None
 
 
 class _LeaveHeads(torch.autograd.Function):
@@ -213,15 +213,27 @@ class _ArriveAtTokens(torch.autograd.Function):
         way = ctx.way
         (order,) = ctx.saved_tensors
         packed = to_blocks(grads[0], order, way.heads)
-        return None, None, start_all_to_all(packed, way.of_heads, way.of_tokens, way.group), None
+        return None, None, start_to_heads(packed, way), None
 
 
-def _way(x: Tensor, route: Route, tokens: tuple[int, ...]) -> Way:
+def start_to_heads(packed: Tensor, way: Way) -> Tensor:
+    """Send of this rank's tokens a block to every rank: what will arrive, not to be read yet."""
+    return start_all_to_all(packed, way.of_heads, way.of_tokens, way.group)
+
+
+def start_to_tokens(packed: Tensor, way: Way) -> Tensor:
+    """As `start_to_heads`, of this rank's heads."""
+    return start_all_to_all(packed, way.of_tokens, way.of_heads, way.group)
+
+
+def way_of(shape: Sequence[int], route: Route, tokens: tuple[int, ...]) -> Way:
+    """The all-to-all of (B, n or N, H or h, W) by which so many tokens of every rank travel."""
+    batch, _, _, width = shape
     return Way(
         group=route.context.group,
         rank=route.context.rank,
-        batch=x.shape[0],
-        width=x.shape[3],
+        batch=batch,
+        width=width,
         tokens=tokens,
         heads=route.num_heads,
     )
