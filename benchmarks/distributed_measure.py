@@ -64,7 +64,8 @@ def measured(
     spans: bool = True,
 ) -> dict[str, Any]:
     """Milliseconds of the slowest rank and the largest peak; unless `spans` is False its longest
-    kernels, and of all ranks what NCCL takes and what of that is hidden; or that memory ran out.
+    kernels and the time in which any ran, and of all ranks what NCCL takes and what of that is
+    hidden; or that memory ran out.
 
     Raises:
         LostRank: where memory ran out on all GPUs.
@@ -95,7 +96,7 @@ def _measured_here(
         found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if spans:
             seen = device_spans(call)
-            found["kernels_ms"] = longest(seen)
+            found |= {"kernels": longest(seen), **occupied(seen)}
             if on == "all":
                 found |= communication(seen)
     return found
@@ -131,12 +132,26 @@ def device_spans(call: Callable[[], object]) -> list[Span]:
     ]
 
 
-def longest(spans: list[Span], most: int = 16) -> dict[str, float]:
-    """Milliseconds of the kernels that take longest, all calls of one together, by name."""
-    total: dict[str, float] = {}
+def longest(spans: list[Span], most: int = 24) -> list[dict[str, Any]]:
+    """The kernels that take longest: name, milliseconds of all their launches, and how many."""
+    total: dict[str, dict[str, Any]] = {}
     for name, begin, end in spans:
-        total[name[:NAME]] = total.get(name[:NAME], 0.0) + (end - begin) / 1e3
-    return dict(sorted(total.items(), key=lambda entry: -entry[1])[:most])
+        one = total.setdefault(name[:NAME], {"name": name[:NAME], "ms": 0.0, "launches": 0})
+        one["ms"] += (end - begin) / 1e3
+        one["launches"] += 1
+    return sorted(total.values(), key=lambda one: -one["ms"])[:most]
+
+
+def occupied(spans: list[Span]) -> dict[str, float]:
+    """Milliseconds from the first kernel to the end of the last, `spanned_ms`, and of those in
+    which any runs, `busy_ms`: the rest waits for the host or another rank."""
+    runs = _merged([(begin, end) for _, begin, end in spans])
+    if not runs:
+        return {"spanned_ms": 0.0, "busy_ms": 0.0}
+    return {
+        "spanned_ms": (runs[-1][1] - runs[0][0]) / 1e3,
+        "busy_ms": sum(end - begin for begin, end in runs) / 1e3,
+    }
 
 
 def communication(spans: list[Span]) -> dict[str, float]:

@@ -210,8 +210,17 @@ def test_what_is_hidden_is_read_off_the_spans(measure: Any) -> None:
 
 def test_kernels_are_added_up_by_name(measure: Any) -> None:
     spans = [("gemm", 0.0, 100.0), ("copy", 0.0, 250.0), ("gemm", 0.0, 200.0), ("sum", 0.0, 1.0)]
-    found = measure.longest(spans, most=2)
-    assert list(found.items()) == [("gemm", pytest.approx(0.3)), ("copy", pytest.approx(0.25))]
+    found = {one["name"]: one for one in measure.longest(spans, most=2)}
+    assert list(found) == ["gemm", "copy"]
+    assert found["gemm"]["ms"] == pytest.approx(0.3)
+    assert [one["launches"] for one in found.values()] == [2, 1]
+
+
+def test_what_runs_at_once_counts_once(measure: Any) -> None:
+    spans = [("gemm", 1000.0, 1100.0), ("nccl", 1050.0, 1200.0), ("copy", 1300.0, 1400.0)]
+    found = measure.occupied(spans)
+    assert found == {"spanned_ms": pytest.approx(0.4), "busy_ms": pytest.approx(0.3)}
+    assert measure.occupied([]) == {"spanned_ms": 0.0, "busy_ms": 0.0}
 
 
 def test_a_row_without_memory_says_so(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import run_fw_bw_and_get_code
 
 from freqformer import FreqFormerConfig
+from freqformer.attention import parallel
 from freqformer.distributed import exchange, make_mesh, parallelize
 from freqformer.models.transformer import FreqFormerTransformer3DModel
 from freqformer.routing import RoutingTable
@@ -101,7 +102,11 @@ def inductor_calls(model: Any) -> list[str]:
 
 
 def results_of(name: str, mesh: Any, backend: str) -> dict[str, Any]:
+    in_place = parallel.writes_in_place
+    # Graphs do the same in another order, and rounding is not what is compared here.
+    parallel.writes_in_place = lambda layers: False
     expected = run(make(name, mesh))
+    parallel.writes_in_place = in_place
     model = make(name, mesh)
     recorded: Any = Recorded() if backend == "aot" else CompileCounterWithBackend(backend)
     model.compile_repeated_blocks(backend=recorded, fullgraph=True, dynamic=False)

@@ -78,6 +78,17 @@ def use_table(layer: Any) -> None:
     layer.set_routing_table(RoutingTable(bands, kept.contiguous(), layer.config))
 
 
+def call_layers(layer: Any) -> None:
+    """Hooks, as adapters and offloads have: projections are called as they are."""
+    for part in (layer.to_k, layer.to_out):
+        part.register_forward_hook(lambda *_: None)
+
+
+def freeze(layer: Any) -> None:
+    for part in (layer.to_k, layer.to_out):
+        part.requires_grad_(False)
+
+
 LAYERS = {
     "default": Case(replace(SOFT, tile=None)),
     "soft, pinned tile": Case(SOFT),
@@ -102,6 +113,9 @@ LAYERS = {
     "one tile": Case(PAPER, grid=Grid(1, 2, 3)),
     "three tiles": Case(replace(SOFT, tile=(1, 2, 3)), grid=Grid(3, 2, 3)),
     "still picture": Case(replace(PAPER, tile=None), grid=Grid(1, 9, 13)),
+    "hooks": Case(SOFT, prepare=call_layers),
+    "paper, hooks": Case(PAPER, prepare=call_layers),
+    "frozen weights": Case(SOFT, prepare=freeze),
     "five heads": Case(replace(SOFT, allocation="thirds"), heads=5),
 }
 

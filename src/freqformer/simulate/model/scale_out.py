@@ -29,8 +29,8 @@ differ by one at most."""
 DEFAULT_GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-LAYER_MESSAGES = 4
-"""All-to-alls of a layer: queries, keys and gates; values; and the output in two."""
+LAYER_MESSAGES = 5
+"""All-to-alls of a layer: queries, keys, gates, values and the output."""
 
 
 @dataclass(frozen=True)
