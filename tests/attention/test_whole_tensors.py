@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from freqformer.attention import FreqAttention
 from freqformer.attention.projections import project_all
 from freqformer.config import FreqFormerConfig
+from freqformer.distributed import ContextParallel
 from freqformer.grid import Grid
 
 triton = pytest.importorskip("triton")
@@ -34,6 +37,10 @@ CHANNELS = HEADS * HEAD_DIM
 WHOLE = BATCH * GRID.num_tokens * CHANNELS
 ALLOWED = {"addmm", "mm", "addmm_", "sum", "detach", "_unsafe_view"}
 """Projections, their gradients, the bias's sum over tokens, and what passes over nothing."""
+ROTARY = (
+    torch.zeros(GRID.num_tokens, HEAD_DIM // 2),
+    torch.ones(GRID.num_tokens, HEAD_DIM // 2),
+)
 OPERATIONS = {
     "freqformer::attention": fused_operation._attention,
     "freqformer::attention_backward": fused_operation._attention_backward,
@@ -42,11 +49,15 @@ OPERATIONS = {
 
 
 class Passes(TorchDispatchMode):
-    """Notes PyTorch's operations over whole tensors, but for views, projections and empty ones."""
+    """Notes PyTorch's operations over whole tensors, but for views, projections and empty ones.
 
-    def __init__(self) -> None:
+    Whole are those of any multiple of `whole` numbers.
+    """
+
+    def __init__(self, whole: int) -> None:
         super().__init__()
         self.found: list[str] = []
+        self._whole = whole
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name
@@ -57,7 +68,7 @@ class Passes(TorchDispatchMode):
         name = name.removeprefix("aten::")
         sizes = [x.numel() for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
         # Weights of the router are as large, and no multiple of it.
-        whole = any(size > 0 and size % WHOLE == 0 for size in sizes)
+        whole = any(size > 0 and size % self._whole == 0 for size in sizes)
         if whole and not func.is_view and "::" not in name and "empty" not in name:
             self.found += [] if name in ALLOWED else [name]
         return out
@@ -66,6 +77,17 @@ class Passes(TorchDispatchMode):
 @pytest.fixture(autouse=True, scope="module")
 def _fast_interpreter() -> None:
     patch_language_once()
+
+
+def hide_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter computes with PyTorch's operations, which are none of the layer's."""
+    run = GridExecutor.__call__
+
+    def launched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _disable_current_modes():
+            return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(GridExecutor, "__call__", launched)
 
 
 @pytest.mark.parametrize("name", ["default", "paper", "learned summaries"])
@@ -77,23 +99,38 @@ def test_a_layer_passes_over_no_whole_tensor(name: str, monkeypatch: pytest.Monk
     }[name]
     config = replace(config, tile=(2, 2, 3), compression=8, mid_tiles=1, window=(1, 1, 1))
     layer = FreqAttention(CHANNELS, HEADS, config).to(torch.bfloat16)
-    run = GridExecutor.__call__
-
-    def launched(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with _disable_current_modes():  # the interpreter computes with PyTorch's operations
-            return run(self, *args, **kwargs)
-
-    monkeypatch.setattr(GridExecutor, "__call__", launched)
-    rotary = (
-        torch.zeros(GRID.num_tokens, HEAD_DIM // 2),
-        torch.ones(GRID.num_tokens, HEAD_DIM // 2),
-    )
+    hide_launches(monkeypatch)
     hidden = torch.randn(BATCH, GRID.num_tokens, CHANNELS, dtype=torch.bfloat16, requires_grad=True)
     grad = torch.randn(BATCH, GRID.num_tokens, CHANNELS, dtype=torch.bfloat16)
-    with Passes() as passes:
-        out = layer(hidden, GRID, torch.tensor([0.2, 0.9]), rotary, impl="triton")
+    with Passes(WHOLE) as passes:
+        out = layer(hidden, GRID, torch.tensor([0.2, 0.9]), ROTARY, impl="triton")
         out.backward(grad)
     assert passes.found == []
+
+
+def test_nor_does_a_rank_that_shares_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two, each with half of the tokens and heads; what would arrive is not looked at."""
+    channels = 4 * HEAD_DIM
+    config = FreqFormerConfig(tile=(2, 2, 3), compression=8, mid_tiles=1, window=(1, 1, 1))
+    layer = FreqAttention(channels, 4, config).to(torch.bfloat16)
+    layer.router.float()
+    hide_launches(monkeypatch)
+    tokens = GRID.num_tokens // 2
+    hidden = torch.randn(1, tokens, channels, dtype=torch.bfloat16, requires_grad=True)
+    grad = torch.randn(1, tokens, channels, dtype=torch.bfloat16)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        layer.set_context(ContextParallel(dist.group.WORLD, 2, 0))
+        with Passes(tokens * 2 * HEAD_DIM) as passes:
+            out = layer(
+                hidden, GRID, torch.tensor([0.2]), ROTARY, token_order="tile", impl="triton"
+            )
+            out.backward(grad)
+    finally:
+        dist.destroy_process_group()
+    # A sample is gathered, which of so small a video is all of it.
+    sampled = ["index_select", "clone", "repeat", "masked_fill"]
+    assert [name for name in passes.found if name not in sampled] == []
 
 
 def layers_and_tokens() -> tuple[list[nn.Linear], Tensor]:

@@ -68,7 +68,7 @@ def run(*arguments: str) -> str:
 
 
 def test_every_row_is_a_file(tmp_path: Path, table: Any) -> None:
-    said = run("--output", str(tmp_path), "--commit", "x", "--rows", *ROWS)
+    said = run("--output", str(tmp_path), "--commit", "x", "--again", "--rows", *ROWS)
     assert f"{len(ROWS)} rows measured, 0 failed, 0 left" in said
     found = table.read(tmp_path / "distributed")
     assert set(found) == set(ROWS)
