@@ -16,8 +16,7 @@ from freqformer.integrations.diffusers.processor import (
     VideoTokens,
     layers_in,
 )
-from freqformer.integrations.diffusers.query_key import project
-from freqformer.ops.parameters import RotaryEmbedding
+from freqformer.integrations.diffusers.query_key import halves, project
 
 
 class MiniMaxH3Processor(FrequencyProcessor):
@@ -43,12 +42,7 @@ class MiniMaxH3Processor(FrequencyProcessor):
     ) -> Tensor:
         """(B, N, C) -> (B, N, C), the packed sequence."""
         self.refuse(attention_mask, fused=attn.fused_projections)
-        turn = None
-        if rotary is not None:
-            # Of the first channels of a head, each angle is there twice: for both halves of them.
-            cos, sin = (table.chunk(2, -1)[0] for table in rotary)
-            turn = RotaryEmbedding(cos, sin, "halved")
-        projected = project(attn, hidden_states, turn)
+        projected = project(attn, hidden_states, halves(rotary))  # of a head's first channels
         out = self.attend(share, *projected, hidden_states=hidden_states)
         return attn.to_out[1](attn.to_out[0](out))
 

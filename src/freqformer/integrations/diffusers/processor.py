@@ -17,6 +17,7 @@ from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.integrations.diffusers.converted.learned import LearnedLayer
 from freqformer.integrations.diffusers.layer_bands import LayerBands
+from freqformer.integrations.diffusers.steps import Schedule, plain_schedule
 from freqformer.integrations.diffusers.ulysses import attend_shared, ulysses_of
 from freqformer.ops.backends import ImplChoice
 from freqformer.ops.parameters import AttentionParameters, BranchGates, KnownBands
@@ -339,6 +340,9 @@ class Family:
     counts."""
     noise_level: Callable[[Tensor], Tensor] = thousandths
     """From these to noise levels, where 0 is clean and 1 noise."""
+    schedule: Schedule = plain_schedule
+    """What calls are given at the steps of a scheduler, float64 on the host, as `timesteps` gives
+    it; rounded as the transformer's dtype of timesteps does."""
 
 
 def layers_in(blocks: str, attention: str) -> Callable[[Any], list[tuple[str, Any]]]:
