@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload
+from tests.support.tiny_transformers import processors_of
 from torch.utils.checkpoint import checkpoint
 
 from freqformer.calibration import CalibrationSettings
@@ -49,15 +50,6 @@ Call = Callable[..., torch.Tensor]
 
 def layers_of(model: Any) -> list[Any]:
     return [layer for _, layer in FAMILIES[type(model).__name__].layers(model)]
-
-
-def processors_of(model: Any) -> dict[str, Any]:
-    """Of all attention layers, self-attention and others, by name."""
-    return {
-        name: layer.processor
-        for name, layer in model.named_modules()
-        if hasattr(layer, "processor")
-    }
 
 
 def make_table(
@@ -241,8 +233,7 @@ def checkpointed_layers_are_computed_again_in_their_own_call(model: Any, call: C
 
 
 def layers_outside_a_call_are_refused(model: Any, call: Call) -> None:
-    """As where other tools than the model's own recompute activations: a wrong timestep would go
-    unseen."""
+    """As where other tools recompute activations: a wrong timestep would go unseen."""
     first = layers_of(model)[0]
     forward = first.forward
     first.forward = lambda *args, **kwargs: checkpoint(

@@ -65,14 +65,24 @@ class TinyPipeline:
     """Whether its videos have sound."""
 
     def video(self, pipe: Any) -> Tensor:
-        """Frames of the first prompt, as the pipeline gives tensors."""
+        """Frames, as the pipeline gives tensors."""
+        return self.run(pipe, "pt", "videos")
+
+    def latents(self, pipe: Any) -> Tensor:
+        """What is there before they are decoded."""
+        return self.run(pipe, "latent", "latents")
+
+    def run(self, pipe: Any, output_type: str, output: str) -> Tensor:
+        """A call of the pipeline: what it gives as `output_type`, or of a modular one `output`."""
         given = {
             "num_inference_steps": 3,
-            "output_type": "pt",
             "generator": torch.Generator().manual_seed(0),
             **self.options,
         }
-        return torch.as_tensor(pipe(prompt=PROMPT, **given).frames)
+        if hasattr(pipe, "blocks"):
+            return pipe(prompt=PROMPT, output=output, output_type="pt", **given)
+        made = pipe(prompt=PROMPT, output_type=output_type, **given).frames
+        return made if isinstance(made, Tensor) else made[0]
 
 
 def wan_parts() -> dict[str, Any]:
@@ -235,7 +245,13 @@ PIPELINES: dict[str, TinyPipeline] = {
         0.6,
     ),
     "hunyuan-video-1.5": TinyPipeline(
-        hunyuan_pipelines.hunyuan_video15, {"height": 32, "width": 40, "num_frames": 9}, 0.95
+        hunyuan_pipelines.hunyuan_video15, {"height": 32, "width": 40, "num_frames": 9}, 0.6
+    ),
+    "minimax-h3": TinyPipeline(
+        sound_pipelines.minimax_h3,
+        {"height": 128, "width": 160, "num_frames": 124, "num_inference_steps": 4},
+        0.8,
+        sound=True,
     ),
     "framepack": TinyPipeline(
         hunyuan_pipelines.framepack,

@@ -154,7 +154,7 @@ def hunyuan_video15() -> HunyuanVideo15Pipeline:
     )
     turns = {"rope_type": "default", "type": "default", "mrope_section": [1, 1, 2]}
     glyphs = T5Config(vocab_size=384, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
-    return quiet(
+    pipe = quiet(
         HunyuanVideo15Pipeline(
             text_encoder=Qwen2_5_VLTextModel(
                 Qwen2_5_VLTextConfig(**LANGUAGE, rope_scaling=turns)
@@ -168,3 +168,7 @@ def hunyuan_video15() -> HunyuanVideo15Pipeline:
             guider=ClassifierFreeGuidance(guidance_scale=1.0),
         )
     )
+    pipe.tokenizer_max_length = 16
+    pipe.tokenizer_2_max_length = 8
+    pipe.vision_num_semantic_tokens = 8
+    return pipe
