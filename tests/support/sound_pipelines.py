@@ -206,7 +206,7 @@ def minimax_h3() -> Any:
         decoder_kernel_sizes=(4, 4),
         resblock_kernel_sizes=(3,),
         resblock_dilation_sizes=((1,),),
-        sampling_rate=160,
+        sampling_rate=8000,
         latents_mean=[0.0] * 32,
         latents_std=[1.0] * 32,
     )
