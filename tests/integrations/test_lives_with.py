@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import (
     FirstBlockCacheConfig,
     MagCacheConfig,
@@ -132,15 +133,16 @@ def test_one_model_at_a_time_on_the_device(pipe: Any) -> None:
 def test_one_layer_at_a_time_on_the_device(pipe: Any, first: str) -> None:
     with enable_frequency_attention(pipe, **SMALL):
         here = generate(pipe)
-    # Two of its layers have one weight, which accelerate doesn't take.
-    pipe._exclude_from_cpu_offload = ["text_encoder"]
+    # What enable_sequential_cpu_offload does, which asks for the number of a GPU.
+    device = torch.device("cpu")
     if first == "offload":
-        pipe.enable_sequential_cpu_offload(device="cpu")
+        cpu_offload(pipe.transformer, execution_device=device)
     with enable_frequency_attention(pipe, **SMALL) as handle:
         if first == "bands":
-            pipe.enable_sequential_cpu_offload(device="cpu")
+            cpu_offload(pipe.transformer, execution_device=device)
         torch.testing.assert_close(generate(pipe), here)
         assert handle.density is not None
+    assert pipe.transformer.blocks[0].attn1.to_q.weight.device.type == "meta"
 
 
 def test_an_enabled_pipeline_is_saved_as_it_was(pipe: Any, tmp_path: Path) -> None:
@@ -164,8 +166,8 @@ def test_an_enabled_pipeline_is_saved_as_it_was(pipe: Any, tmp_path: Path) -> No
 
 def test_compiled_blocks_have_two_graphs() -> None:
     """Dense and banded, for all layers, steps, calls of guidance and prompts; with a calibrated
-    table dense and one for each number of tiles, where eager code takes bands as they come. In a process without run-time
-    type checks, which no trace can follow."""
+    table dense and one for each number of tiles, since eager code takes bands as they come. In a
+    process without run-time type checks, which no trace can follow."""
     program = [sys.executable, "-m", "tests.support.compiled_pipelines"]
     done = subprocess.run(program, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
