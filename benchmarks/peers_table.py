@@ -15,6 +15,10 @@ ANY_ORDER = " *"
 """Marks a backward that doesn't promise the same bits at every run."""
 
 
+LAYERS = """Queries of whole layers at 115,200 tokens × 24 heads, and uniform lists beside them:"""
+WINDOW = """NATTEN's window at 115,200 tokens × 24 heads:"""
+
+
 def tables(results: dict[str, Any]) -> str:
     """Useful TFLOP/s, forward / backward, by kernel and lists; shares of the rate on uniform lists
     for whole layers; milliseconds for NATTEN's window; – for what was not measured."""
@@ -23,9 +27,9 @@ def tables(results: dict[str, Any]) -> str:
     parts = [_rates(random)]
     for found in groups.values():
         if "layer" in _kinds(found):
-            parts.append(_layers(found))
+            parts += [LAYERS, _layers(found)]
         if "window" in _kinds(found):
-            parts.append(_windows(found, results["published"]))
+            parts += [WINDOW, _windows(found, results["published"])]
     return "\n\n".join(parts)
 
 

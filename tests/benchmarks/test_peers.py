@@ -226,7 +226,8 @@ def test_what_is_compiled_ahead() -> None:
 
 
 def test_the_tables() -> None:
-    tables = module("peers_table").tables
+    page = module("peers_table")
+    tables = page.tables
     values = {"ms": 2.0, "tflops_per_s": 400.4, "deterministic": True}
     lists = {"forward": {"a": values}, "backward": {"a": values | {"deterministic": False}}}
     layer = {"forward": {"default: a": values | {"share_of_uniform_rate": 0.95}}, "backward": {}}
@@ -241,6 +242,7 @@ def test_the_tables() -> None:
     lines = tables(results).splitlines()
     assert lines[0] == "| useful TFLOP/s, forward / backward | 8 × 8, 10% of blocks |"
     assert lines[2] == "| a | 400 / 400 * |"
+    assert lines.index(page.LAYERS) < lines.index(page.WINDOW)
     assert "| default: a | 2.00 / – | 400 / – | 0.950 / – |" in lines
     assert "| a | 2.0 / 2.0 * | 400 / 400 * |" in lines
     assert "| NATTEN, its kernel: published, H100, not measured here | 23.4 / – | – |" in lines

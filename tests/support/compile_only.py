@@ -2,8 +2,9 @@
 
     python -m tests.support.compile_only 90 NAME
 
-compiles the launches of one of `CASES` for a compute capability and prints facts about each kernel
-as JSON. TRITON_INTERPRET must not be set, so that tests run it as a process of its own.
+compiles the launches of one of `CASES`, or of `sizes`, for a compute capability and prints facts
+about each kernel as JSON. TRITON_INTERPRET must not be set, so that tests run it as a process of
+its own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -177,7 +179,19 @@ def _case(name: str) -> tuple[AttendCase, bool]:
         config = FreqFormerConfig(mid_tiles=2, summary_tokens=3, band_features="high_pass_values")
         extra = {"text": 5, "learned": True, "masked": True, "head_dim": 64}
         return make_case(RAGGED, config, bands=every, dtype=torch.float16, **extra), True
-    raise ValueError(f"name is {name!r}; see `CASES`")
+    raise ValueError(f"name is {name!r}; see `CASES`, or 'sizes'")
+
+
+def _sizes() -> list[AttendCase]:
+    """Videos of three sizes with the same tile, in numbers that 16 and 2 divide or don't."""
+    config = FreqFormerConfig(tile=(4, 4, 8), window=(1, 1, 1), mid_tiles=2, summary_tokens=3)
+    bands = torch.tensor([[int(band) for band in Band]])
+    given: dict[str, Any] = {"branch": True, "learned": True, "masked": True}
+    sizes = ((RAGGED, 5), (Grid(6, 16, 20), 16), (Grid(9, 10, 28), 8))
+    return [
+        make_case(grid, config, bands=bands, dtype=torch.bfloat16, text=text, **given)
+        for grid, text in sizes
+    ]
 
 
 CASES = (
@@ -197,9 +211,9 @@ def main(capability: str, name: str) -> None:
     """Print the facts about the kernels of Gluon."""
     from freqformer.ops.block_sparse.gluon import launch, launch_backward
 
-    case, backward = _case(name)
+    cases = [(case, True) for case in _sizes()] if name == "sizes" else [_case(name)]
 
-    def launches() -> None:
+    def launches(case: AttendCase, backward: bool) -> None:
         outputs = launch.attend(**case.arguments, backward=backward)
         if backward:
             arguments = case.arguments
@@ -215,7 +229,14 @@ def main(capability: str, name: str) -> None:
         mock.patch.object(launch, "multiprocessors", return_value=132),
         mock.patch.object(launch_backward, "multiprocessors", return_value=132),
     ):
-        print(json.dumps(compile_launches(f"sm_{capability}", launches, HOPPER_KERNELS)))
+        found = [
+            kernel
+            for case, backward in cases
+            for kernel in compile_launches(
+                f"sm_{capability}", partial(launches, case, backward), HOPPER_KERNELS
+            )
+        ]
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":

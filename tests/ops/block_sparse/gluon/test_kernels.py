@@ -44,8 +44,8 @@ PRODUCTS = {"attention_kernel": 64, "query_grads_kernel": 40, "video_grads_kerne
 
 
 @cache
-def compiled(name: str) -> dict[str, Any]:
-    """Facts about the kernels of a case, by their names."""
+def launched(name: str) -> list[dict[str, Any]]:
+    """Facts about the kernel of every launch of a case."""
     environment = {key: x for key, x in os.environ.items() if key != "TRITON_INTERPRET"}
     ran = subprocess.run(
         [sys.executable, "-m", "tests.support.compile_only", "90", name],
@@ -55,7 +55,12 @@ def compiled(name: str) -> dict[str, Any]:
         check=False,
     )
     assert ran.returncode == 0, ran.stderr[-4000:]
-    return {kernel["name"]: kernel for kernel in json.loads(ran.stdout.splitlines()[-1])}
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def compiled(name: str) -> dict[str, Any]:
+    """The same by the kernels' names."""
+    return {kernel["name"]: kernel for kernel in launched(name)}
 
 
 @pytest.mark.parametrize(("name", "kernel"), SPILLED)
@@ -77,3 +82,11 @@ def test_factors_of_every_step_are_kept(name: str) -> None:
     """NVIDIA's assembler of CUDA 12.8 once put ds where output gradients were: all gradients of
     queries were wrong from a task's second block of keys on."""
     assert compiled(name)["query_grads_kernel"]["overwritten"] == 0
+
+
+def test_nothing_is_compiled_anew_for_another_size() -> None:
+    """Three sizes, as `tests/ops/test_compiled_launches.py` has them of Triton's kernels."""
+    kernels = launched("sizes")
+    assert [kernel["name"] for kernel in kernels] == 3 * list(PRODUCTS)
+    for name in PRODUCTS:
+        assert len({kernel["hash"] for kernel in kernels if kernel["name"] == name}) == 1, name

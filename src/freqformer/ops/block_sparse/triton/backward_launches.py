@@ -49,7 +49,6 @@ from freqformer.ops.block_sparse.triton.launch import (
     safe_columns,
     scale_of,
     tiles_of,
-    unsized,
 )
 
 GATHER_ROWS = 32
@@ -131,7 +130,7 @@ class BackwardLaunches:
             Rows(order=self.rows.order, allocation=self.rows.allocation),
             tiles_of(self.tables),
             listed(self.tables, self.mid),
-            unsized(self.biases),
+            self.biases,
             self.scale,
             self.compiled_for(
                 blocks,
@@ -144,7 +143,6 @@ class BackwardLaunches:
             num_rows=self.num_rows,
             key_rows=self.key_rows,
             **query_sizes(self.tables, self.mid),
-            **counts(self.tables),
             num_warps=blocks.warps,
         )
 
@@ -203,7 +201,7 @@ class BackwardLaunches:
             partial,
             Rows(order=self.rows.order, allocation=self.rows.allocation),
             tiles_of(self.tables),
-            unsized(self.biases),
+            self.biases,
             self.scale,
             self.compiled_for(blocks, BRANCH=self.rows.low_branch),
             num_rows=self.num_rows,

@@ -126,8 +126,6 @@ class Biases(NamedTuple):
 
     low: Tensor
     """log(tokens that a low token stands for), float32 (M,)."""
-    num_low: Any
-    """M; None in Triton's kernels, which take it as a parameter."""
     high: Tensor | None
     """log(tokens of a cell that the query tile doesn't see exactly), float32 (T, C), for HIGH rows;
     None without cells."""
@@ -135,8 +133,6 @@ class Biases(NamedTuple):
     """The same for MID rows, (R or 1, T, C); None where they see every tile."""
     mid_step: int
     """As in `Lists`."""
-    cells: Any
-    """C, likewise."""
     summary_offsets: Tensor | None
     """Learned, of the low, mid and high summaries, float (R, 3)."""
     text_mask: Tensor | None

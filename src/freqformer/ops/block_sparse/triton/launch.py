@@ -92,13 +92,12 @@ def attend(
             Rows(order=rows.order, allocation=rows.allocation),
             tiles_of(tables),
             listed(tables, lists),
-            unsized(biases(tables, lists, summary_offsets, text_mask)),
+            biases(tables, lists, summary_offsets, text_mask),
             scale_of(plan.head_dim),
             launch.compiled_for(tables, rows),
             num_rows=num_rows,
             key_rows=key_rows,
             text_parts=parts,
-            **counts(tables),
             **query_sizes(tables, lists),
             num_warps=launch.warps,  # pyright: ignore[reportCallIssue]
         )
@@ -192,19 +191,12 @@ def biases(
     """The biases of a call as kernels take them."""
     return Biases(
         low=tables.low_bias,
-        num_low=tables.plan.num_low_tokens,
         high=tables.high_bias,
         mid=mid.bias,
         mid_step=per_row(mid.bias),
-        cells=tables.plan.cells.num_cells,
         summary_offsets=summary_offsets,
         text_mask=text_mask,
     )
-
-
-def unsized(biases: Biases) -> Biases:
-    """Biases without numbers that Triton would compile anew for: kernels take those as `counts`."""
-    return biases._replace(num_low=None, cells=None)
 
 
 def counts(tables: LaunchTables) -> dict[str, int]:
@@ -213,10 +205,15 @@ def counts(tables: LaunchTables) -> dict[str, int]:
 
 
 def query_sizes(tables: LaunchTables, mid: MidLists) -> dict[str, int]:
-    """`LaunchTables.sizes`, and the lengths of lists."""
+    """`LaunchTables.sizes`, `counts` and the lengths of lists."""
     _, high_length = tables.high_lists.shape
     mid_length = 0 if mid.lists is None else mid.lists.shape[2]
-    return {**tables.sizes, "high_length": high_length, "mid_length": mid_length}
+    return {
+        **tables.sizes,
+        **counts(tables),
+        "high_length": high_length,
+        "mid_length": mid_length,
+    }
 
 
 def per_row(x: Tensor | None) -> int:

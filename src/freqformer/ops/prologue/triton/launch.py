@@ -116,7 +116,7 @@ def prepare_rows(
     chunk = CHUNK if common.qkv.value.FEATURES.value == "full" else BAND_CHUNK
     _prepare_tiles(common, bands, rows, tile_blocks(tables, head_dim, chunk, low_branch))
     pools = None
-    if common.learned.pooling is not None and common.sizes.cells:
+    if _pools(common):
         pools = _pool_tiles(common, bands, tile_blocks(tables, head_dim, POOL_CHUNK, low_branch))
     row_blocks = _row_blocks(common, tables, head_dim, low_branch)
     _finish_rows(common, bands, rows, pools, jobs, row_blocks)
@@ -180,6 +180,11 @@ def _prepare_tiles(
         num_warps=4 if full else wide,  # pyright: ignore[reportCallIssue]
         num_stages=3 if full else 1,  # pyright: ignore[reportCallIssue]
     )
+
+
+def _pools(common: Common) -> bool:
+    """Whether there are learned summaries: a call may give their queries where a plan has none."""
+    return common.learned.pooling is not None and common.sizes.cells > 0
 
 
 def _pool_tiles(common: Common, allocation: Allocation, blocks: Blocks) -> Pools:
@@ -271,6 +276,7 @@ def common_arguments(
             gains=_contiguous(given.gains),
             pooling=pooling,
             eps=given.norm_eps,
+            TURNS=tl.constexpr(rotation is not None),
         ),
         sizes=Sizes(
             heads=heads,
@@ -392,7 +398,7 @@ def _row_blocks(
         ROWS=tl.constexpr(power_of_two(common.sizes.rows)),
         BRANCH=tl.constexpr(low_branch),
         SUMS=tl.constexpr(tables.sums),
-        POOLS=tl.constexpr(common.learned.pooling is not None),
+        POOLS=tl.constexpr(_pools(common)),
     )
 
 
