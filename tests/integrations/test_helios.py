@@ -4,6 +4,7 @@ scaled by."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,6 +77,18 @@ def test_the_past_is_exact(model: Any) -> None:
         call(model)
         current = model.blocks[0].attn1.processor.current
         assert current.banded == (Grid(*SIZE), 2 * height * width + mid + long)
+
+
+def test_several_gpus_are_refused(model: Any) -> None:
+    mesh = SimpleNamespace(get_group=lambda: None, size=lambda: 2, get_local_rank=lambda: 0)
+    shares = SimpleNamespace(ring_degree=1, _ulysses_mesh=mesh)
+    parallel = SimpleNamespace(context_parallel_config=shares, tensor_parallel_config=None)
+    with enable_frequency_attention(model, uniform(model, [LOW, HIGH])):
+        model.blocks[0].attn1.processor._parallel_config = parallel
+        with pytest.raises(ValueError, match=r"a share of the tokens .* run it on one GPU"):
+            call(model)
+        model.blocks[0].attn1.processor._parallel_config = None
+        call(model)
 
 
 def test_a_piece_without_a_past(model: Any) -> None:

@@ -17,6 +17,7 @@ from freqformer.integrations.diffusers.processor import (
     layers_in,
 )
 from freqformer.integrations.diffusers.query_key import neighbours, project
+from freqformer.integrations.diffusers.ulysses import ulysses_of
 from freqformer.integrations.diffusers.wan import video_tokens
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.query_key import prepared
@@ -57,6 +58,11 @@ class HeliosProcessor(FrequencyProcessor):
     ) -> Tensor:
         """(B, N, C) -> (B, N, C): the past, then the video in raster order."""
         self.refuse(attention_mask, fused=attn.fused_projections)
+        if ulysses_of(self._parallel_config) is not None:
+            raise ValueError(
+                "the transformer has a parallel configuration, and a share of the tokens does not "
+                "say where the past ends; None is allowed: run it on one GPU"
+            )
         tables = None
         if rotary is not None:
             # One table (B, N, 2 D) of cos and sin, for all heads.
