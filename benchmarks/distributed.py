@@ -34,6 +34,8 @@ from typing import Any
 
 import torch
 from torch import distributed as dist
+from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.rendezvous import rendezvous
 
 import record
 from distributed_calls import Call, Ranks, measured_rows, num_starts
@@ -45,7 +47,7 @@ FOLDER = "distributed"
 NCCL_WAIT = timedelta(seconds=300)
 """Of NCCL, which a row's own limit comes before."""
 UNKNOWN_SECONDS = 40.0
-"""What the first row of a kind is taken to last."""
+"""What the first row of a kind is taken to last, at most half of a call."""
 GRACE = 15.0
 """Seconds that a row may run over the call's."""
 
@@ -72,7 +74,7 @@ def measure(
             continue
         # The first rank decides for all.
         left = host.ranks.of_first(call.began + options.seconds - time.time())
-        if lasted.get(kind, min(UNKNOWN_SECONDS, options.seconds)) > left:
+        if lasted.get(kind, min(UNKNOWN_SECONDS, options.seconds / 2)) > left:
             undone[name] = "no time left"
             continue
         started = time.monotonic()
@@ -145,20 +147,17 @@ def main() -> None:
 def _start() -> Any:
     """Make the process group, and return torchrun's store, which it is made with."""
     torch.manual_seed(0)
-    device = None
     if DEVICE == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    store, rank, ranks = next(dist.rendezvous("env://", timeout=NCCL_WAIT))
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    store, rank, ranks = next(rendezvous("env://", timeout=NCCL_WAIT))
     # torchrun keeps the store, and addresses in it, of processes that ended.
-    store = dist.PrefixStore(f"start-{num_starts()}", store)
+    store = PrefixStore(f"start-{num_starts()}", store)
     dist.init_process_group(
         "nccl" if DEVICE == "cuda" else "gloo",
         store=store,
         rank=rank,
         world_size=ranks,
         timeout=NCCL_WAIT,
-        device_id=device,
     )
     return store
 

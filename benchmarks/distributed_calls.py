@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import distributed as dist
+from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
 
 import record
 
@@ -30,7 +31,7 @@ class Ranks:
     while another measures."""
 
     def __init__(self, store: Any) -> None:
-        self._store = dist.PrefixStore("benchmark", store)
+        self._store = PrefixStore("benchmark", store)
         self._store.set_timeout(LONGEST_WAIT)
         self._turn = 0
 

@@ -63,8 +63,8 @@ def measured(
     *,
     spans: bool = True,
 ) -> dict[str, Any]:
-    """Milliseconds of the slowest rank, what NCCL takes of them and what of that is hidden unless
-    `spans` is False, and the largest peak; or that memory ran out.
+    """Milliseconds of the slowest rank and the largest peak; unless `spans` is False its longest
+    kernels, and of all ranks what NCCL takes and what of that is hidden; or that memory ran out.
 
     Raises:
         LostRank: where memory ran out on all GPUs.
@@ -93,8 +93,11 @@ def _measured_here(
     found: dict[str, Any] = {"ms": median_ms(call, rounds)}
     if DEVICE == "cuda":
         found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        if on == "all" and spans:
-            found |= communication(device_spans(call))
+        if spans:
+            seen = device_spans(call)
+            found["kernels_ms"] = longest(seen)
+            if on == "all":
+                found |= communication(seen)
     return found
 
 
@@ -108,6 +111,8 @@ def _of_all(found: list[dict[str, Any]]) -> dict[str, Any]:
     return slowest | peaks
 
 
+NAME = 80
+"""Characters of a kernel's name that are kept."""
 Span = tuple[str, float, float]
 """Name, begin and end in microseconds of something that ran on the GPU."""
 
@@ -124,6 +129,14 @@ def device_spans(call: Callable[[], object]) -> list[Span]:
         for event in recorded.events() or ()
         if event.device_type.name == "CUDA"
     ]
+
+
+def longest(spans: list[Span], most: int = 16) -> dict[str, float]:
+    """Milliseconds of the kernels that take longest, all calls of one together, by name."""
+    total: dict[str, float] = {}
+    for name, begin, end in spans:
+        total[name[:NAME]] = total.get(name[:NAME], 0.0) + (end - begin) / 1e3
+    return dict(sorted(total.items(), key=lambda entry: -entry[1])[:most])
 
 
 def communication(spans: list[Span]) -> dict[str, float]:

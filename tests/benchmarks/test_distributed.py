@@ -130,6 +130,32 @@ def test_no_row_is_begun_without_time(
     assert set(calls.measured_rows([tmp_path])) == {"layer-1", "links"}
 
 
+class Ended(Exception):
+    """In place of the end of a process."""
+
+
+def test_a_row_that_raises_says_why_and_ends_its_process(
+    tmp_path: Path, benchmark_of: Any, calls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(code: int) -> None:
+        raise Ended
+
+    monkeypatch.setattr(benchmark_of.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(benchmark_of.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(benchmark_of.os, "_exit", end)
+    call = calls.Call(tmp_path / "1.json", "x", 0.0, {"b": {"row": "b", "ms": 1.0}})
+    given = {"a": lambda host: {}["key"]}
+    options = Namespace(seconds=1e12, row_seconds=100)
+    with pytest.raises(Ended):
+        benchmark_of.measure(["a"], given, Namespace(ranks=Alone()), call, options)
+    benchmark_of.faulthandler.cancel_dump_traceback_later()
+    found = calls.measured_rows([tmp_path])
+    assert found["a"]["failed"] == "KeyError('key')"
+    assert found["b"]["ms"] == 1.0
+    call.fail("a", {"failed": "what another rank says later"})
+    assert calls.measured_rows([tmp_path])["a"]["failed"] == "KeyError('key')"
+
+
 class Alone:
     """Ranks of which there is one."""
 
@@ -180,6 +206,12 @@ def test_what_is_hidden_is_read_off_the_spans(measure: Any) -> None:
     ]
     found = measure.communication(spans)
     assert found == {"nccl_ms": pytest.approx(0.2), "hidden_ms": pytest.approx(0.05)}
+
+
+def test_kernels_are_added_up_by_name(measure: Any) -> None:
+    spans = [("gemm", 0.0, 100.0), ("copy", 0.0, 250.0), ("gemm", 0.0, 200.0), ("sum", 0.0, 1.0)]
+    found = measure.longest(spans, most=2)
+    assert list(found.items()) == [("gemm", pytest.approx(0.3)), ("copy", pytest.approx(0.25))]
 
 
 def test_a_row_without_memory_says_so(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,6 @@ def rows(sizes):
             (lambda: full) if dist.get_rank() else (lambda: exchange), "all", 1, host
         ),
         "stuck-all": lambda host: measured(lambda: lambda: time.sleep(60), "all", 1, host),
-        "wrong-all": lambda host: {}["key"],
         "good-all": lambda host: measured(lambda: exchange, "all", 1, host),
     }
 
@@ -63,17 +62,11 @@ def rows_of(file: Path) -> dict[str, dict]:
 
 
 def test_what_fails_is_noted_and_the_rest_is_measured(tmp_path: Path) -> None:
-    """Memory that ran out on one GPU or on one of all, a row that hangs, and one that raises."""
+    """Memory that ran out on one GPU or on one of all, and a row that hangs."""
     said = call(tmp_path, "--row-seconds", "5")
     found = rows_of(tmp_path / "distributed" / "1.json")
-    assert "3 rows measured, 2 failed, 0 left" in said
+    assert "3 rows measured, 1 failed, 0 left" in said
     assert "9 GiB" in found["full-one"]["out_of_memory"]
     assert "9 GiB" in found["full-all"]["out_of_memory"]
     assert found["stuck-all"]["failed"] == "its process ended, or it took more than 5 s"
-    assert found["wrong-all"]["failed"] == "KeyError('key')"
     assert found["good-all"]["ms"] > 0
-
-    # The next call tries what failed once more, and nothing else.
-    said = call(tmp_path, "--rows", "full-all", "wrong-all", "good-all")
-    assert rows_of(tmp_path / "distributed" / "2.json").keys() == {"wrong-all"}
-    assert "0 rows measured, 1 failed, 0 left" in said

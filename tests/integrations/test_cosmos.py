@@ -105,6 +105,7 @@ def third_version() -> tuple[Any, list[dict[str, Any]]]:
 def test_percentages_are_of_its_schedule(model: Any, version: Any) -> None:
     scheduler, calls = version()
     dials: dict[str, Any] = {"density": 0.7, "min_tokens": 1, "scheduler": scheduler}
+    dials["density_schedule"] = "constant"
     seen = []
     levels = []
     with enable_frequency_attention(model, **dials, start_percent=0.3, end_percent=0.9):

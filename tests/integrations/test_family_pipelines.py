@@ -57,7 +57,8 @@ def test_the_preset_changes_it_and_is_taken_back_to_the_last_bit(
     """A third of the steps stays dense, counted by its own scheduler, whatever calls a step
     takes."""
     tiny, pipe, wanted = family
-    dials = {"density": tiny.density, "min_tokens": 1, "start_percent": 0.3}
+    dials: dict[str, Any] = {"density": tiny.density, "density_schedule": "constant"}
+    dials |= {"min_tokens": 1, "start_percent": 0.3}
     seen: list[bool] = []
     with enable_frequency_attention(pipe, **dials) as handle:
         for transformer in handle.transformers.values():

@@ -22,6 +22,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.integrations.diffusers import enable_frequency_attention
 from freqformer.routing import RoutingTable
+from freqformer.training_free.schedule import DENSITY_SCHEDULES
 
 LOW, MID, _, DENSE = map(int, Band)
 DENSITY = {"wan": 0.52, "hunyuan_video15": 0.55, "ltx": 0.667}
@@ -31,15 +32,24 @@ STEPS = 8
 
 
 def wan() -> None:
-    """A whole pipeline of 4 layers and 8 steps, with guidance in two calls."""
-    pipe = tiny_wan_pipeline()
-    pipe.transformer = tiny_wan_transformer(layers=4)
-
-    def run(seed: int) -> torch.Tensor:
-        return generate(pipe, seed=seed, num_inference_steps=STEPS, output_type="latent")
-
-    with enable_frequency_attention(pipe, density=DENSITY["wan"], min_tokens=1):
-        counted("wan", pipe.transformer, run)
+    """A whole pipeline, with guidance in two calls."""
+    for schedule in DENSITY_SCHEDULES:
+        torch.compiler.reset()
+        pipe = tiny_wan_pipeline()
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+        dials: dict[str, Any] = {
+            "density": DENSITY["wan"],
+            "min_tokens": 1,
+            "density_schedule": schedule,
+        }
+        with enable_frequency_attention(pipe, **dials):
+            counted(
+                f"wan {schedule}",
+                pipe.transformer,
+                lambda seed, pipe=pipe: generate(
+                    pipe, seed=seed, num_inference_steps=STEPS, guidance_scale=3.0
+                ),
+            )
 
 
 def calibrated() -> None:
@@ -68,7 +78,13 @@ def steps_of(
     """Calls at all of a sampler's timesteps."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(STEPS)
-    enable_frequency_attention(model, density=density, min_tokens=1, scheduler=scheduler)
+    enable_frequency_attention(
+        model,
+        density=density,
+        min_tokens=1,
+        scheduler=scheduler,
+        density_schedule="constant",
+    )
 
     def run(seed: int) -> torch.Tensor:
         inputs = given(seed)

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from freqformer.integrations.diffusers.calls import Share
 from freqformer.integrations.diffusers.processor import (
     Family,
-    Share,
     UsualProcessor,
     layers_in,
 )
-from freqformer.integrations.diffusers.query_key import halves, project
+from freqformer.integrations.diffusers.query_key import halves
 from freqformer.integrations.diffusers.steps import rounded
 from freqformer.integrations.diffusers.wan import video_tokens
 
@@ -32,9 +32,7 @@ class CosmosProcessor(UsualProcessor):
     ) -> Tensor:
         """(B, N, C) -> (B, N, C), tokens in raster order."""
         self.refuse(attention_mask)
-        projected = project(attn, hidden_states, halves(rotary))
-        out = self.attend(share, *projected, hidden_states=hidden_states)
-        return attn.to_out[1](attn.to_out[0](out))
+        return self.layer(attn, share, hidden_states, halves(rotary))
 
 
 def _timesteps(given: dict[str, Any]) -> Tensor:

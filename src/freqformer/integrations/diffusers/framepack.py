@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from freqformer.integrations.diffusers.calls import Share, VideoTokens
 from freqformer.integrations.diffusers.hunyuan_video import hunyuan_layers, latent_grid
 from freqformer.integrations.diffusers.joint import JointProcessor, project_text
 from freqformer.integrations.diffusers.packed import past_tokens
-from freqformer.integrations.diffusers.processor import Family, Share, VideoTokens
+from freqformer.integrations.diffusers.processor import Family
 from freqformer.integrations.diffusers.query_key import neighbours, project
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.query_key import prepared

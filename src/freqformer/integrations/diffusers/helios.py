@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from freqformer.integrations.diffusers.calls import Share, VideoTokens
 from freqformer.integrations.diffusers.packed import past_tokens
 from freqformer.integrations.diffusers.processor import (
     Family,
     FrequencyProcessor,
-    Share,
-    VideoTokens,
     layers_in,
 )
 from freqformer.integrations.diffusers.query_key import neighbours, project
@@ -69,15 +68,16 @@ class HeliosProcessor(FrequencyProcessor):
             cos, sin = rotary[:, :, None].chunk(2, -1)
             tables = (cos, sin)
         turn = neighbours(tables, hidden_states)
-        query, key, value, parameters = project(attn, hidden_states, turn, across_heads=True)
         past = share.video.before
-        if attn.is_amplify_history and past:
-            # The scale comes after norm and rotation, so that both are steps here.
-            query, key = prepared(query, key, parameters, key.shape[1])
-            scale = 1 + torch.sigmoid(attn.history_key_scale) * (attn.max_scale - 1)
-            key = torch.cat([key[:, :past] * scale.to(key)[:, None], key[:, past:]], 1)
-            parameters = AttentionParameters()
-        out = self.attend(share, query, key, value, parameters, hidden_states=hidden_states)
+        if not attn.is_amplify_history or not past:
+            return self.layer(attn, share, hidden_states, turn, across_heads=True)
+        query, key, value, parameters = project(attn, hidden_states, turn, across_heads=True)
+        # The scale comes after norm and rotation, so that both are steps here.
+        query, key = prepared(query, key, parameters, key.shape[1])
+        scale = 1 + torch.sigmoid(attn.history_key_scale) * (attn.max_scale - 1)
+        key = torch.cat([key[:, :past] * scale.to(key)[:, None], key[:, past:]], 1)
+        ready = (query, key, value, AttentionParameters())
+        out = self.attend(share, *ready, hidden_states=hidden_states)
         return attn.to_out[1](attn.to_out[0](out))
 
 

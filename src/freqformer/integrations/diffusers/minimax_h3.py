@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from freqformer.integrations.diffusers.calls import (
+    Share,
+    VideoTokens,
+)
 from freqformer.integrations.diffusers.packed import last_video
 from freqformer.integrations.diffusers.processor import (
     Family,
     FrequencyProcessor,
-    Share,
-    VideoTokens,
     layers_in,
 )
-from freqformer.integrations.diffusers.query_key import halves, project
+from freqformer.integrations.diffusers.query_key import halves
 
 
 class MiniMaxH3Processor(FrequencyProcessor):
@@ -42,9 +44,7 @@ class MiniMaxH3Processor(FrequencyProcessor):
     ) -> Tensor:
         """(B, N, C) -> (B, N, C), the packed sequence."""
         self.refuse(attention_mask, fused=attn.fused_projections)
-        projected = project(attn, hidden_states, halves(rotary))  # of a head's first channels
-        out = self.attend(share, *projected, hidden_states=hidden_states)
-        return attn.to_out[1](attn.to_out[0](out))
+        return self.layer(attn, share, hidden_states, halves(rotary))  # of its first channels
 
 
 def _video(_transformer: Any, given: dict[str, Any]) -> VideoTokens:

@@ -34,12 +34,12 @@ def rounded(timesteps: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Read:
-    """A schedule on the host."""
+    """Schedules on the host."""
 
     timesteps: Any
     """The scheduler's own, of one run."""
-    dtype: torch.dtype | None
-    schedule: Tensor
+    schedules: dict[tuple[torch.dtype | None, Schedule], Tensor]
+    """By the dtype that rounded them, and what made them."""
 
 
 class SamplerSteps:
@@ -64,6 +64,11 @@ class SamplerSteps:
         return self.start <= 0 and self.end >= 1
 
     @property
+    def known(self) -> bool:
+        """Whether a scheduler says which steps there are."""
+        return self._scheduler is not None
+
+    @property
     def scheduler(self) -> Any:
         """The sampler's scheduler now.
 
@@ -83,9 +88,8 @@ class SamplerSteps:
 
     def shares(self) -> tuple[int, int]:
         """How many steps of the scheduler's run are banded, and how many there are."""
-        steps = len(self.scheduler.timesteps)
-        done = torch.arange(steps) / steps
-        return int(self._inside(done).sum()), steps
+        banded = self.banded()
+        return int(banded.sum()), len(banded)
 
     def dense(
         self,
@@ -102,30 +106,39 @@ class SamplerSteps:
         """
         if self.all_steps:
             return [False] * len(timestep)
-        schedule = self._schedule(dtype, schedule_of)
+        schedule = self.timesteps(dtype, schedule_of)
         rising = bool(schedule[0] < schedule[-1])  # where 1 is clean, as MiniMax-H3 counts
         ahead = (timestep[:, None] - schedule) if rising else (schedule - timestep[:, None])
         done = (ahead > ROUNDING).double().mean(1)
         return (~self._inside(done)).tolist()
+
+    def banded(self) -> Tensor:
+        """Whether each step of `timesteps` is banded: bool (S,)."""
+        steps = len(self.timesteps())
+        return self._inside(torch.arange(steps) / steps)
 
     def _inside(self, done: Tensor) -> Tensor:
         """Whether steps with this share of them done before are banded."""
         inside = done >= self.start - ROUNDING
         return inside & (done < self.end - ROUNDING) if self.end < 1 else inside
 
-    def _schedule(self, dtype: torch.dtype | None, schedule_of: Schedule) -> Tensor:
-        """What calls are given at the scheduler's steps, read once for every run."""
+    def timesteps(
+        self, dtype: torch.dtype | None = None, schedule_of: Schedule = plain_schedule
+    ) -> Tensor:
+        """What calls are given at the scheduler's steps, float64 (S,) on the host, read once for
+        every run; with arguments as those of `dense`."""
         scheduler = self.scheduler
         if scheduler.timesteps is None:
             raise ValueError(
                 f"scheduler is a {type(scheduler).__name__} without timesteps, by which "
                 "steps are counted: call its set_timesteps before the transformer, as pipelines do"
             )
-        read = self._read
-        if read is None or read.timesteps is not scheduler.timesteps or read.dtype != dtype:
-            read = Read(scheduler.timesteps, dtype, schedule_of(scheduler, dtype))
-            self._read = read
-        return read.schedule
+        if self._read is None or self._read.timesteps is not scheduler.timesteps:
+            self._read = Read(scheduler.timesteps, {})
+        read = self._read.schedules
+        if (dtype, schedule_of) not in read:
+            read[dtype, schedule_of] = schedule_of(scheduler, dtype)
+        return read[dtype, schedule_of]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SamplerSteps:
         """Of a whole pipeline that is copied, its copy's scheduler; of a transformer alone the same
