@@ -128,7 +128,6 @@ def generate(
     made = None if table is None else load_tables(table)
     trained = None if adapter is None else Adapter.load(adapter)
     percents = (start_percent, end_percent)
-    has_adapter = trained is not None
     checked_dials(
         made,
         density,
@@ -136,7 +135,7 @@ def generate(
         dense_blocks,
         min_tokens,
         density_schedule=density_schedule,
-        adapter=has_adapter,
+        adapter=trained is not None,
     )
     where = chosen_device(device)
     pipe = load_pipeline(pipeline, dtype=getattr(torch, dtype), device=where, offload=offload)
