@@ -5,30 +5,23 @@ A row is measured `on` one GPU, by the first rank while the others wait, or on a
 
 from __future__ import annotations
 
-import gc
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch import distributed as dist
 
-import record
-from freqformer.attention import FreqAttention, parallel
+from distributed_measure import DEVICE, WITHOUT, Host, On, measured
+from freqformer.attention import FreqAttention
 from freqformer.config import FreqFormerConfig
-from freqformer.distributed import ContextParallel, exchange, parallelize, shard_tokens
-from freqformer.distributed.collective import start_all_to_all, wait
+from freqformer.distributed import ContextParallel, parallelize, shard_tokens
 from freqformer.distributed.weights import shard_weights
 from freqformer.grid import Grid, tile_layout
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-On = Literal["one", "all"]
-Row = Callable[[Any], dict[str, Any]]
-"""What a row measures on a mesh of all ranks."""
+Row = Callable[[Host], dict[str, Any]]
+"""What a row measures on a host's GPUs."""
 CONFIGS = {"default": FreqFormerConfig(), "paper": FreqFormerConfig.paper()}
 
 
@@ -75,180 +68,60 @@ TINY = Sizes(
 
 
 def all_rows(sizes: Sizes) -> dict[str, Row]:
-    """Every row by its name, in the order in which they are measured."""
+    """Every row by its name, in the order in which they are measured: what several GPUs are held to
+    at first, and one GPU before all, which then find its kernels compiled."""
+    shortest, *longer = sizes.grids
     rows: dict[str, Row] = {"links": partial(links, sizes)}
+    for backward in (False, True):
+        rows |= _layer_rows(sizes, "default", shortest, backward, ("one", "all"))
+    for backward in (False, True):
+        rows |= _layer_rows(sizes, "paper", shortest, backward, ("one", "all", "in-order"))
+    for on in ("one", "all"):
+        rows[f"wan-{on}"] = partial(wan, sizes, on)
+    # All first: there memory lasts, as it should.
+    for on in ("all", "one"):
+        rows[f"training-{on}"] = partial(training, sizes, on)
+    for backward in (False, True):
+        rows |= _layer_rows(sizes, "default", longer[-1], backward, ("one", "all"))
     for name in CONFIGS:
         # What the two methods are held to: no wait that nothing hides, and heads dealt by cost.
         without = "waited" if name == "default" else "in-order"
-        for grid in sizes.grids:
-            for backward in (False, True):
-                key = f"{name}-{grid.num_tokens}-{'backward' if backward else 'forward'}"
-                make = partial(layer, sizes, name, grid, backward)
-                rows[f"{key}-one"] = partial(make, "one")
-                rows[f"{key}-all"] = partial(make, "all")
-                rows[f"{key}-{without}"] = partial(make, "all", without=without)
-    for on in ("one", "all"):
-        rows[f"training-{on}"] = partial(training, sizes, on)
-        rows[f"wan-{on}"] = partial(wan, sizes, on)
+        for grid in (shortest, *longer[::-1]):
+            for backward in (True, False):
+                rows |= _layer_rows(sizes, name, grid, backward, ("one", "all", without))
     return rows
 
 
-# Measuring
-
-
-def median_ms(call: Callable[[], object], rounds: int) -> float:
-    """Median milliseconds of a call on this rank."""
-    if DEVICE == "cuda":
-        return record.median_ms(call, repeats=rounds, warmup=2)
-    call()
-    times = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        call()
-        times.append(1e3 * (time.perf_counter() - began))
-    return sorted(times)[len(times) // 2]
-
-
-def measured(make: Callable[[], Callable[[], object]], on: On, rounds: int) -> dict[str, Any]:
-    """Milliseconds of the slowest rank, what NCCL takes of them and what of that is hidden, and the
-    largest peak; or that memory ran out."""
-    found: dict[str, Any] = {}
-    if on == "all" or dist.get_rank() == 0:
-        try:
-            found = _measured_here(make(), on, rounds)
-        except torch.OutOfMemoryError as error:
-            found = {"out_of_memory": str(error).split(". GPU")[0]}
-    gc.collect()
-    if DEVICE == "cuda":
-        torch.cuda.empty_cache()
-    told: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(told, found)
-    return _of_all([one for one in told if one])
-
-
-def _measured_here(call: Callable[[], object], on: On, rounds: int) -> dict[str, Any]:
-    if DEVICE == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    if on == "all":
-        dist.barrier()
-    found: dict[str, Any] = {"ms": median_ms(call, rounds)}
-    if DEVICE == "cuda":
-        found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        if on == "all":
-            found |= communication(device_spans(call))
-    return found
-
-
-def _of_all(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """The slowest rank's milliseconds, and the largest peak."""
-    for one in found:
-        if "out_of_memory" in one:
-            return one
-    slowest = max(found, key=lambda one: one["ms"])
-    return slowest | {
-        name: max(one[name] for one in found) for name in ("peak_gib",) if name in slowest
-    }
-
-
-Span = tuple[str, float, float]
-"""Name, begin and end in microseconds of something that ran on the GPU."""
-
-
-def device_spans(call: Callable[[], object]) -> list[Span]:
-    """All that one call runs on this rank's GPU, by the profiler."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as recorded:
-        call()
-        torch.cuda.synchronize()
-    return [
-        (event.name, event.time_range.start, event.time_range.end)
-        for event in recorded.events() or ()
-        if event.device_type.name == "CUDA"
-    ]
-
-
-def communication(spans: list[Span]) -> dict[str, float]:
-    """Milliseconds of NCCL's kernels, `nccl_ms`, and how many of them something else runs in,
-    `hidden_ms`."""
-    nccl = [(begin, end) for name, begin, end in spans if "nccl" in name.lower()]
-    others = _merged([(begin, end) for name, begin, end in spans if "nccl" not in name.lower()])
-    hidden = sum(
-        max(0.0, min(end, other_end) - max(begin, other_begin))
-        for begin, end in nccl
-        for other_begin, other_end in others
-    )
-    return {
-        "nccl_ms": sum(end - begin for begin, end in nccl) / 1e3,
-        "hidden_ms": hidden / 1e3,
-    }
-
-
-def _merged(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The same time in spans that don't overlap, in order."""
-    merged: list[tuple[float, float]] = []
-    for begin, end in sorted(spans):
-        if merged and begin <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((begin, end))
-    return merged
-
-
-# What is compared with: no overlap, and heads in order
-
-
-@contextmanager
-def waited() -> Iterator[None]:
-    """All-to-alls are waited for where they start."""
-
-    def start(*given: Any) -> Tensor:
-        return wait(start_all_to_all(*given))
-
-    exchange.start_all_to_all = start
-    try:
-        yield
-    finally:
-        exchange.start_all_to_all = start_all_to_all
-
-
-@contextmanager
-def heads_in_order() -> Iterator[None]:
-    """Heads go to ranks as they are numbered, whatever they cost."""
-    dealt = parallel.deal_heads
-
-    def in_order(costs: Tensor, ranks: int) -> tuple[Tensor, ...]:
-        return torch.arange(len(costs), device=costs.device).tensor_split(ranks)
-
-    parallel.deal_heads = in_order
-    try:
-        yield
-    finally:
-        parallel.deal_heads = dealt
-
-
-WITHOUT: dict[str | None, Callable[[], AbstractContextManager[None]]] = {
-    None: nullcontext,
-    "waited": waited,
-    "in-order": heads_in_order,
-}
+def _layer_rows(
+    sizes: Sizes, name: str, grid: Grid, backward: bool, how: tuple[str, ...]
+) -> dict[str, Row]:
+    """Rows of one layer: on one GPU, on all, or on all without what is compared with."""
+    key = f"{name}-{grid.num_tokens}-{'backward' if backward else 'forward'}"
+    make = partial(layer, sizes, name, grid, backward)
+    given: dict[str, Row] = {"one": partial(make, "one"), "all": partial(make, "all")}
+    return {f"{key}-{one}": given.get(one) or partial(make, "all", without=one) for one in how}
 
 
 # The rows
 
 
-def links(sizes: Sizes, mesh: Any) -> dict[str, Any]:
+def links(sizes: Sizes, host: Host) -> dict[str, Any]:
     """Bytes a second that a rank sends to others in an all-to-all, by the size of the message."""
     messages, ranks = [], dist.get_world_size()
     for size in sizes.messages:
         sent = torch.zeros(size // 2, dtype=torch.bfloat16, device=DEVICE)
         received = torch.empty_like(sent)
         exchange_once = partial(dist.all_to_all_single, received, sent)
-        found = measured(lambda call=exchange_once: call, "all", 4 * sizes.rounds)
+        made = partial(_as_made, exchange_once)
+        found = measured(made, "all", 4 * sizes.rounds, host, spans=False)
         away = size * (ranks - 1) / ranks
         messages.append({"bytes": size, "away_bytes": away, "ms": found["ms"]})
         messages[-1]["gb_per_s"] = away / found["ms"] / 1e6
     return {"kind": "links", "messages": messages}
+
+
+def _as_made(call: Callable[[], object]) -> Callable[[], object]:
+    return call
 
 
 def layer(
@@ -257,15 +130,15 @@ def layer(
     grid: Grid,
     backward: bool,
     on: On,
-    mesh: Any,
+    host: Host,
     *,
     without: str | None = None,
 ) -> dict[str, Any]:
     """A whole layer, forward or with its backward."""
-    context = ContextParallel.of(mesh) if on == "all" else None
+    context = ContextParallel.of(host.mesh) if on == "all" else None
     with WITHOUT[without]():
         found = measured(
-            partial(_layer_call, sizes, name, grid, backward, context), on, sizes.rounds
+            partial(_layer_call, sizes, name, grid, backward, context), on, sizes.rounds, host
         )
     return {
         "kind": "layer",
@@ -307,9 +180,10 @@ def _layer_call(
     return call
 
 
-def training(sizes: Sizes, on: On, mesh: Any) -> dict[str, Any]:
+def training(sizes: Sizes, on: On, host: Host) -> dict[str, Any]:
     """An optimizer step with gradient checkpointing, for which one GPU has too little memory."""
-    found = measured(partial(_training_step, sizes, mesh if on == "all" else None), on, 2)
+    step = partial(_training_step, sizes, host.mesh if on == "all" else None)
+    found = measured(step, on, 2, host)
     return {"kind": "training", "tokens": sizes.clip.num_tokens, "on": on, **sizes.model, **found}
 
 
@@ -344,9 +218,9 @@ def _training_step(sizes: Sizes, mesh: Any) -> Callable[[], object]:
     return step
 
 
-def wan(sizes: Sizes, on: On, mesh: Any) -> dict[str, Any]:
+def wan(sizes: Sizes, on: On, host: Host) -> dict[str, Any]:
     """A block of Wan by the plug-in, with patches in and out."""
-    found = measured(partial(_wan_call, sizes, on == "all"), on, sizes.rounds)
+    found = measured(partial(_wan_call, sizes, on == "all"), on, sizes.rounds, host)
     return {"kind": "wan", "tokens": sizes.wan_grid.num_tokens, "on": on, **found}
 
 

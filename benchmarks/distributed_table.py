@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import record
-
-Rows = dict[str, dict[str, Any]]
+from distributed_calls import Rows, measured_rows
 
 
 def read(folder: Path) -> Rows:
@@ -25,18 +24,18 @@ def read(folder: Path) -> Rows:
     Raises:
         ValueError: where there are none, or they were measured on different GPUs or commits.
     """
-    files = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    files = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     if not files:
         raise ValueError(
             f"{folder} holds no rows; a folder that benchmarks/distributed.py wrote is allowed"
         )
-    made = {(file["machine"]["gpu"], file["machine"]["commit"]) for file in files.values()}
+    made = {(file["machine"]["gpu"], file["machine"]["commit"]) for file in files}
     if len(made) > 1:
         raise ValueError(
             f"{folder} holds rows of {sorted(map(str, made))}; those of one GPU and commit are "
             "allowed: measure the others --again"
         )
-    return {name: file["distributed"] for name, file in files.items()}
+    return measured_rows([folder])
 
 
 def joined(rows: Rows) -> Iterator[dict[str, Any]]:
@@ -45,7 +44,7 @@ def joined(rows: Rows) -> Iterator[dict[str, Any]]:
         if not name.endswith("-all"):
             continue
         stem = name.removesuffix("-all")
-        found = {"row": stem, "tokens": row["tokens"], **_figures(row)}
+        found = {"row": stem, **_figures(row)}
         one = rows.get(f"{stem}-one", {})
         found["one_ran_out"] = "out_of_memory" in one
         if "ms" not in one:
@@ -62,7 +61,7 @@ def joined(rows: Rows) -> Iterator[dict[str, Any]]:
 
 
 def _figures(row: dict[str, Any]) -> dict[str, Any]:
-    names = ("ms", "nccl_ms", "hidden_ms", "peak_gib", "out_of_memory")
+    names = ("tokens", "ms", "nccl_ms", "hidden_ms", "peak_gib", "out_of_memory", "failed")
     return {name: row[name] for name in names if name in row}
 
 

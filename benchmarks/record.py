@@ -122,8 +122,10 @@ def typed_arguments() -> list[str]:
 
 
 def save(name: str, results: dict[str, Any], folder: Path, commit: str | None) -> Path:
-    """Write the results and the machine as `folder/name.json`."""
+    """Write the results and the machine as `folder/name.json`, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    path.write_text(json.dumps({"machine": machine(commit), **results}, indent=1) + "\n")
+    unfinished = folder / f".{name}.{os.getpid()}"
+    unfinished.write_text(json.dumps({"machine": machine(commit), **results}, indent=1) + "\n")
+    unfinished.replace(path)
     return path

@@ -2,14 +2,14 @@
 were calibrated, and published patterns at the same attention FLOPs.
 
     PYTHONPATH=src:. python -m benchmarks.training_free --model FOLDER [--train-steps 2000]
-    [--max-seconds 280] [--output FOLDER]
+    [--train-seconds 230] [--max-seconds 280] [--resume FILE] [--output FOLDER]
 
 FOLDER holds a saved pipeline with dense attention; where there is none, the dense model of the
 quality study is trained there first. Generated videos are compared with dense attention's at the
 same seeds, at several densities of the banded steps, once with all steps banded and once with the
-first fifth dense. Rows are kept in FOLDER/rows.json as they come: with --max-seconds a call stops
-between two of them, and the same call goes on. The last one writes training_free_density.json,
-which `python -m benchmarks.training_free_report` puts on the page.
+first fifth dense. Every row is written to training_free_density.json as it comes, those that tell
+most first, and --resume goes on from that file. `python -m benchmarks.training_free_report` puts it
+on the page.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.quality.data import Draw, draw_scenes
-from benchmarks.quality.runs import Run
-from benchmarks.quality.sizes import STUDY, Size
-from benchmarks.quality.trainer import Trainer
 from benchmarks.training_free_methods import (
     Method,
     Threshold,
     by_table,
+    evened,
     guarded,
     preset_table,
     single_patterns,
     tile_means,
 )
+from benchmarks.training_free_model import TRAINED, Amount, train, weights_digest
 from torch import Tensor
 
 from benchmarks import record
@@ -43,69 +43,36 @@ from freqformer.calibration import CalibrationSettings, PipelineChoice, calibrat
 from freqformer.calibration.measure import Attended, LayerWatch
 from freqformer.generation.likeness import psnr, ssim
 from freqformer.models.pipeline import FreqFormerPipeline
-from freqformer.training.seeding import derive_seed
+from freqformer.training_free.schedule import KNEE
 
-DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)
-"""Attention FLOPs of a banded step relative to dense."""
 STARTS = (0.0, 0.2)
 """Shares of the steps, from the first, that stay dense."""
+TIERS = (
+    ("preset", "preset_constant", "calibrated"),
+    ("vsa_selection", "threshold", "topk_summaries", "wide_summaries"),
+    (
+        "calibrated_even",
+        "preset_steep",
+        "preset_gentle",
+        "radial",
+        "topk",
+        "window",
+        "window_summaries",
+    ),
+)
+"""Names of the methods; those of the first tier are measured at all densities first, and so on."""
+KNEES = {"preset": KNEE, "preset_steep": 1.05, "preset_gentle": 1.5, "preset_constant": None}
+"""How steeply the density falls, see `falling_densities`; None for the same in all steps."""
+EVEN = 0.5
+"""Power of the steps' weights in a calibration that believes less in them."""
+WARM_STEPS = 2
+"""Of the run before one that is timed."""
 NAME = "training_free_density"
-CHUNK_STEPS = 32
-"""Training steps whose clips are drawn at once."""
 CALIBRATION_SEED = 1000
 """Of the first video of a calibration: none that is compared."""
 
 
-@dataclass(frozen=True)
-class Amount:
-    """How much is run."""
-
-    size: Size = STUDY
-    calibration_videos: int = 4
-    calibration_steps: int = 10
-    videos: int = 8
-    """That are compared."""
-    steps: int = 30
-    """Of the sampler."""
-    train_steps: int = 2000
-    densities: tuple[float, ...] = DENSITIES
-
-
-def train(folder: Path, amount: Amount, device: torch.device) -> None:
-    """Train the dense model of the quality study and save it as a pipeline."""
-    from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
-        FlowMatchEulerDiscreteScheduler,
-    )
-
-    size, began = amount.size, time.perf_counter()
-    trainer = Trainer(Run("dense", 0, amount.train_steps, size), device)
-    step: Callable[[], None] = trainer.captured() if device.type == "cuda" else trainer.advance
-    for first in range(0, amount.train_steps, CHUNK_STEPS):
-        clips = _clips(CHUNK_STEPS * size.batch, first, amount, device)
-        noise = Draw(derive_seed("training-free noise", first), device).normal(*clips.shape)
-        batches = list(zip(clips.split(size.batch), noise.split(size.batch), strict=True))
-        for clip, drawn in batches[: amount.train_steps - first]:
-            trainer.clip.copy_(clip)
-            trainer.noise.copy_(drawn)
-            step()
-    loss = float(trainer.losses[-100:].mean())
-    print(
-        f"trained for {amount.train_steps} steps in {time.perf_counter() - began:.0f} s, loss "
-        f"{loss:.4f}",
-        flush=True,
-    )
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
-    FreqFormerPipeline(transformer=trainer.model.eval(), scheduler=scheduler).save_pretrained(
-        folder
-    )
-
-
-def _clips(
-    count: int, index: int, amount: Amount, device: torch.device, *, held_out: bool = False
-) -> Tensor:
-    frames, side, _ = amount.size.video
-    seed = derive_seed("training-free clips", held_out, index)
-    return draw_scenes(count, seed, device, held_out=held_out, frames=frames, side=side).video
+Results = dict[str, Any]
 
 
 class Comparison:
@@ -114,12 +81,18 @@ class Comparison:
     def __init__(self, pipeline: FreqFormerPipeline, amount: Amount) -> None:
         self.pipeline = pipeline
         self.amount = amount
-        self.videos = self._videos()
+        self._videos(WARM_STEPS)
+        began = time.perf_counter()
+        self.videos = self._videos(amount.steps)
+        self.seconds = time.perf_counter() - began
 
     def of(self, method: Method) -> dict[str, Any]:
-        """PSNR and SSIM of the videos, mean and each."""
+        """PSNR and SSIM of the videos, mean and each, and the seconds that they took."""
         with method.on(self.pipeline.transformer):
-            videos = self._videos()
+            self._videos(WARM_STEPS)
+            began = time.perf_counter()
+            videos = self._videos(self.amount.steps)
+            seconds = time.perf_counter() - began
         decibels = psnr(videos, self.videos)
         return {
             "about": method.about,
@@ -127,20 +100,24 @@ class Comparison:
             "heads": None if method.table is None else method.table.shares,
             "psnr": float(decibels.mean()),
             "ssim": float(ssim(videos, self.videos).mean()),
+            "seconds": seconds,
+            "dense_seconds": self.seconds,
             "psnr_by_video": decibels.tolist(),
         }
 
-    def _videos(self) -> Tensor:
-        """Videos of seeds 0, 1, ..., (videos, F, C, H, W) in [0, 1]."""
+    def _videos(self, steps: int) -> Tensor:
+        """Videos of seeds 0, 1, ..., (videos, F, C, H, W) in [0, 1], on the CPU."""
         generators = [torch.Generator().manual_seed(seed) for seed in range(self.amount.videos)]
         options = {
-            "num_inference_steps": self.amount.steps,
+            "num_inference_steps": steps,
             "batch_size": len(generators),
             "output_type": "pt",
         }
-        return self.pipeline(
-            *self.amount.size.video, generator=generators, **options
-        ).frames.float()  # type: ignore[arg-type]
+        return (
+            self.pipeline(*self.amount.size.video, generator=generators, **options)  # type: ignore[arg-type]
+            .frames.float()
+            .cpu()
+        )
 
 
 class Methods:
@@ -160,12 +137,15 @@ class Methods:
         layer = model.attentions[0]
         self.grid = amount.size.grid
         self.shape = (len(model.attentions), layer.num_heads, layer.head_dim)
+        self._patterns: dict[float, dict[str, Method]] = {}
         self._calibrations: dict[float, PipelineChoice] = {}
         self._means: dict[float, list[tuple[Tensor, Tensor]]] = {}
 
     def of(self, density: float, start: float) -> dict[str, Callable[[], Method]]:
         """By name; each is made when it is called."""
-        patterns = single_patterns(density, self.grid, self.shape)
+        if density not in self._patterns:
+            self._patterns[density] = single_patterns(density, self.grid, self.shape)
+        patterns = self._patterns[density]
 
         def pattern(name: str) -> Method:
             found = patterns[name]
@@ -173,17 +153,27 @@ class Methods:
             return by_table(guarded(found.table, start), found.density, found.about)
 
         return {
-            "preset": lambda: self._preset(density, start),
-            "calibrated": lambda: self._calibrated(density, start),
+            **{
+                name: lambda knee=knee: self._preset(density, start, knee)
+                for name, knee in KNEES.items()
+            },
+            "calibrated": lambda: self._calibrated(density, start, 1.0),
+            "calibrated_even": lambda: self._calibrated(density, start, EVEN),
             **{name: lambda name=name: pattern(name) for name in patterns},
             "threshold": lambda: self._threshold(density, start),
         }
 
-    def _preset(self, density: float, start: float) -> Method:
-        table, delivered = preset_table(density, self.grid, self.shape)
-        return by_table(guarded(table, start), delivered, "the plug-in without a table")
+    def _preset(self, density: float, start: float, knee: float | None) -> Method:
+        scheduler = self.pipeline.scheduler
+        scheduler.set_timesteps(self.amount.steps)
+        assert scheduler.timesteps is not None
+        levels = [float(timestep) / 1000 for timestep in scheduler.timesteps]
+        first = ceil(start * len(levels) - 1e-9)
+        table, delivered = preset_table(density, self.grid, self.shape, levels[first:], knee)
+        about = "the same in all steps" if knee is None else f"falling, knee at {knee}"
+        return by_table(table, delivered, f"the plug-in without a table, density {about}")
 
-    def _calibrated(self, density: float, start: float) -> Method:
+    def _calibrated(self, density: float, start: float, power: float) -> Method:
         if start not in self._calibrations:
             amount = self.amount
             frames, height, width = amount.size.video
@@ -198,9 +188,12 @@ class Methods:
                 state=self.folder / f"calibration-{start}",
                 progress=False,
             )
-        choice = self._calibrations[start].calibration.choose(density)
+        choice = evened(self._calibrations[start].calibration, power).choose(density)
         (table,) = choice.tables.values()
-        return by_table(table, choice.density, "calibrate_pipeline")
+        about = "calibrate_pipeline" + ("" if power == 1 else f", weights of steps to the {power}")
+        if power == 1:
+            about += f", expected error of the latents {choice.expected_error:.4f}"
+        return by_table(table, choice.density, about)
 
     def _threshold(self, density: float, start: float) -> Method:
         if start not in self._means:
@@ -231,54 +224,97 @@ class Methods:
         return means
 
 
+def ordered(amount: Amount) -> Iterator[tuple[float, float, str]]:
+    """Start, density and name of every row, in the order in which they are measured."""
+    for tier in TIERS:
+        for density in amount.densities:
+            for start in STARTS:
+                for name in tier:
+                    yield start, density, name
+
+
 def run(
-    folder: Path, amount: Amount, device: torch.device, dtype: torch.dtype, until: float
-) -> dict[str, Any] | None:
-    """Everything, as JSON-able values; None where time ended before the last row.
+    folder: Path,
+    amount: Amount,
+    device: torch.device,
+    dtype: torch.dtype,
+    keep: Callable[[Results], Any],
+    *,
+    earlier: Results | None = None,
+    seconds: tuple[float, float] = (inf, inf),
+) -> bool:
+    """Every row that is missing, until time ends.
 
     Args:
-        folder: of the dense pipeline, rows and states.
+        folder: of the dense pipeline and the calibrations' states.
         amount: how much is run.
         device, dtype: of the model.
-        until: on the clock of `time.perf_counter`; no row begins later.
+        keep: is given all results, JSON-able, after each row.
+        earlier: what it was given in an earlier call with this model.
+        seconds: that training may take, and after which no row begins.
+
+    Returns: whether all rows are there.
+
+    Raises:
+        ValueError: where the earlier results are of another model.
     """
+    for_training, for_all = seconds
+    until = time.perf_counter() + for_all
     if not (folder / "model_index.json").is_file():
-        train(folder, amount, device)
+        train(folder, amount, device, for_training)
+    trained = json.loads((folder / TRAINED).read_text())
     pipeline = FreqFormerPipeline.from_pretrained(folder).to(device, dtype)
     pipeline.set_progress_bar_config(disable=True)
     methods = Methods(pipeline, amount, folder)
-    kept = folder / "rows.json"
-    rows: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.is_file() else {}
-    comparison = None
-    for start in STARTS:
-        for density in amount.densities:
-            own = rows.setdefault(f"{start}/{density}", {})
-            for name, make in methods.of(density, start).items():
-                if name in own:
-                    continue
-                if time.perf_counter() > until:
-                    return None
-                comparison = comparison or Comparison(pipeline, amount)
-                own[name] = comparison.of(make())
-                kept.write_text(json.dumps(rows))
-                print(
-                    f"{start:4} {density:5} {name:18}{own[name]['density']:9.4f}"
-                    f"{own[name]['psnr']:9.2f}{own[name]['ssim']:8.4f}  {own[name]['about']}",
-                    flush=True,
-                )
     layers, heads, head_dim = methods.shape
-    return {
+    results: Results = {
         "model": {"layers": layers, "heads": heads, "head_dim": head_dim, "dtype": str(dtype)},
+        "weights": weights_digest(folder),
         "tokens": methods.grid.num_tokens,
-        "train_steps": amount.train_steps,
+        "train_steps": trained["steps"],
+        "loss": trained["loss"],
         "sampler_steps": amount.steps,
         "videos": amount.videos,
         "calibration": {"videos": amount.calibration_videos, "steps": amount.calibration_steps},
-        "rows": {
-            str(start): {str(density): rows[f"{start}/{density}"] for density in amount.densities}
-            for start in STARTS
-        },
+        "rows": {},
     }
+    if earlier is not None:
+        if earlier["weights"] != results["weights"]:
+            raise ValueError(
+                f"earlier results are of the weights {earlier['weights'][:12]}, and {folder} holds "
+                f"{results['weights'][:12]}; give that model, or leave --resume out"
+            )
+        results["rows"] = earlier["rows"]
+    comparison = None
+    for start, density, name in ordered(amount):
+        own = results["rows"].setdefault(str(start), {}).setdefault(str(density), {})
+        if name in own:
+            continue
+        if time.perf_counter() > until:
+            break
+        comparison = comparison or Comparison(pipeline, amount)
+        try:
+            own[name] = comparison.of(methods.of(density, start)[name]())
+        except (RuntimeError, ValueError):
+            # What fails costs its own row, and not those behind it.
+            print(f"{start:4} {density:5} {name:18} failed", flush=True)
+            traceback.print_exc()
+            continue
+        keep(results)
+        _tell(start, density, name, own[name])
+    rows = results["rows"]
+    return all(
+        name in rows.get(str(start), {}).get(str(density), {})
+        for start, density, name in ordered(amount)
+    )
+
+
+def _tell(start: float, density: float, name: str, row: dict[str, Any]) -> None:
+    print(
+        f"{start:4} {density:5} {name:18}{row['density']:9.4f}{row['psnr']:9.2f}"
+        f"{row['ssim']:8.4f}{row['seconds']:7.2f}  {row['about']}",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -289,19 +325,25 @@ def main() -> None:
         "--model", type=Path, required=True, help="a saved dense pipeline, or where to train one"
     )
     parser.add_argument("--train-steps", type=int, default=Amount.train_steps)
-    parser.add_argument("--max-seconds", type=float, default=float("inf"))
+    parser.add_argument("--train-seconds", type=float, default=inf)
+    parser.add_argument("--max-seconds", type=float, default=inf)
+    parser.add_argument("--resume", type=Path, help="results of an earlier call")
     parser.add_argument("--output", type=Path, default=record.RESULTS)
     parser.add_argument("--commit", help="of this checkout, where git isn't there to ask")
     given = parser.parse_args()
-    until = time.perf_counter() + given.max_seconds
     if not torch.cuda.is_available():
         raise SystemExit("this takes a GPU: at the study's size a CPU would need days")
-    amount = replace(Amount(), train_steps=given.train_steps)
-    results = run(given.model, amount, torch.device("cuda"), torch.bfloat16, until)
-    if results is None:
-        print(f"stopped after {given.max_seconds:g} s; the same call goes on")
-        return
-    print(record.save(NAME, results, given.output, given.commit))
+    complete = run(
+        given.model,
+        replace(Amount(), train_steps=given.train_steps),
+        torch.device("cuda"),
+        torch.bfloat16,
+        lambda results: record.save(NAME, results, given.output, given.commit),
+        earlier=None if given.resume is None else json.loads(given.resume.read_text()),
+        seconds=(given.train_seconds, given.max_seconds),
+    )
+    if not complete:
+        print("rows are missing, for want of time or since they failed; --resume goes on")
 
 
 if __name__ == "__main__":

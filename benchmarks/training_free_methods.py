@@ -19,13 +19,15 @@ from torch import Tensor
 
 from freqformer.attention import frequency_attention
 from freqformer.calibration.measure import Attended, LayerWatch
+from freqformer.calibration.pipelines.choice import BUCKETS, PipelineCalibration, bucket_rows
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid, tile_layout
 from freqformer.models.transformer import FreqFormerTransformer3DModel
 from freqformer.ops.tokens import reorder, rms_norm, rotate
 from freqformer.plan import Selection, build_plan
 from freqformer.routing import RoutingTable
-from freqformer.training_free.preset import preset_configs
+from freqformer.training_free.preset import preset_configs, preset_range
+from freqformer.training_free.schedule import falling_densities
 
 SLACK = 0.1
 """How far a pattern may be from the budget, relatively, for its shape to decide."""
@@ -76,27 +78,59 @@ def guarded(table: RoutingTable, start: float) -> RoutingTable:
 
 
 def preset_table(
-    density: float, grid: Grid, shape: tuple[int, int, int]
+    density: float,
+    grid: Grid,
+    shape: tuple[int, int, int],
+    levels: list[float],
+    knee: float | None,
 ) -> tuple[RoutingTable, float]:
     """What the plug-in's preset does at this density as a table, and the density that it delivers.
 
     Args:
-        density: share of dense.
+        density: share of dense, the mean over the banded steps.
         grid: of the tokens.
         shape: layers, heads and head_dim.
+        levels: noise levels of the banded steps, falling; what is noisier stays dense.
+        knee: of a falling density, see `falling_densities`; None for the same in all steps.
     """
     layers, heads, head_dim = shape
-    configs = [one for one in preset_configs(grid, 0, density, layers) if one is not None]
-    if len(configs) < layers:
+    densities = (density,) * len(levels)
+    if knee is not None:
+        least, most = preset_range(grid, 0)
+        densities = falling_densities((*levels, 0.0), density, least, most, knee=knee)
+    by_step = [preset_configs(grid, 0, one, layers) for one in densities]
+    kept = [config for configs in by_step for config in configs if config is not None]
+    if not kept:
         raise ValueError(f"density is {density}, at which the preset is dense; take a smaller one")
-    counts = torch.tensor([config.mid_tiles or 0 for config in configs])
-    mid_tiles = counts[None, :, None].expand(1, layers, heads).contiguous()
-    bands = torch.full_like(mid_tiles, Band.MID.value)
-    delivered = [
-        build_plan(grid, config, num_heads=1, head_dim=head_dim).density([Band.MID.value])
-        for config in configs
-    ]
-    return RoutingTable(bands, mid_tiles, configs[0]), sum(delivered) / layers
+    bands = torch.full((len(levels), layers, heads), Band.DENSE.value)
+    mid_tiles = torch.ones_like(bands)
+    shares = []
+    for step, configs in enumerate(by_step):
+        for layer, config in enumerate(configs):
+            if config is not None:
+                bands[step, layer] = Band.MID.value
+                mid_tiles[step, layer] = config.mid_tiles or 0
+            plan = build_plan(grid, config or kept[0], num_heads=1, head_dim=head_dim)
+            shares.append(1.0 if config is None else plan.density([Band.MID.value]))
+    rows = bucket_rows(levels)
+    by_bucket = bands[rows]
+    noisier = torch.arange(BUCKETS, dtype=torch.float64) / BUCKETS > levels[0]
+    by_bucket[noisier] = Band.DENSE.value
+    return RoutingTable(by_bucket, mid_tiles[rows], kept[0]), sum(shares) / len(shares)
+
+
+def evened(calibration: PipelineCalibration, power: float) -> PipelineCalibration:
+    """The calibration with its steps' errors nearer to one another.
+
+    Args:
+        calibration: of a pipeline.
+        power: to which what every step weighs is raised; 1 changes nothing.
+    """
+    errors = calibration.calibration.errors
+    steps = errors.square().mean((1, 2, 3)).sqrt()
+    factors = (steps / steps.max()).clamp_min(1e-12) ** (power - 1)
+    changed = replace(calibration.calibration, errors=errors * factors[:, None, None, None])
+    return replace(calibration, calibration=changed)
 
 
 def single_patterns(budget: float, grid: Grid, shape: tuple[int, int, int]) -> dict[str, Method]:
@@ -110,7 +144,8 @@ def single_patterns(budget: float, grid: Grid, shape: tuple[int, int, int]) -> d
     tiles = tile_layout(grid, CUBES.tile).tiles
     wide = replace(PLAIN, tile=tile_layout(grid).tile)
     windows = list(product(*(range(1, extent + 1) for extent in tiles)))
-    counts = range(1, tile_layout(grid, CUBES.tile).num_tiles + 1)
+    counts = _counts(budget, tile_layout(grid, CUBES.tile).num_tiles)
+    wide_counts = _counts(budget, tile_layout(grid).num_tiles)
     kinds: dict[str, tuple[str, Band, list[FreqFormerConfig]]] = {
         "window": ("window", Band.HIGH, [replace(PLAIN, window=window) for window in windows]),
         "window_summaries": (
@@ -126,12 +161,20 @@ def single_patterns(budget: float, grid: Grid, shape: tuple[int, int, int]) -> d
         "topk": (
             f"top-k tiles {wide.tile} by tile means",
             Band.MID,
-            [replace(wide, mid_tiles=count) for count in counts],
+            [replace(wide, mid_tiles=count) for count in wide_counts],
         ),
         "vsa_selection": (
             f"top-k cubes {PLAIN.tile} by tile means, as Video Sparse Attention selects",
             Band.MID,
             [replace(PLAIN, mid_tiles=count) for count in counts],
+        ),
+        "wide_summaries": (
+            f"top-k tiles {wide.tile} and low summaries",
+            Band.MID,
+            [
+                replace(wide, summary_tokens=CUBES.summary_tokens, mid_tiles=count)
+                for count in wide_counts
+            ],
         ),
         "topk_summaries": (
             f"top-k cubes {CUBES.tile} and low summaries",
@@ -157,6 +200,11 @@ def single_patterns(budget: float, grid: Grid, shape: tuple[int, int, int]) -> d
         )
         methods[name] = by_table(table, density(best), f"{about}: {settings}")
     return methods
+
+
+def _counts(budget: float, tiles: int) -> range:
+    """Numbers of tiles whose share of all may be about the budget."""
+    return range(max(1, int(budget * tiles / 2)), min(tiles, int(1.2 * budget * tiles) + 2) + 1)
 
 
 def nearest(

@@ -75,7 +75,8 @@ def results_text(results: Results) -> str:
 
 
 def density_text(results: Results) -> str:
-    """The same of results by density: PSNR of every method in a table for each start."""
+    """The same of results by density: PSNR of every method in a table for each start, as far as it
+    has been measured."""
     model, machine, measured = results["model"], results["machine"], results["calibration"]
     parts = [
         f"{model['layers']} layers of {model['heads']} heads of {model['head_dim']}, "
@@ -88,22 +89,22 @@ def density_text(results: Results) -> str:
     for start, by_density in results["rows"].items():
         guard = "all steps banded" if float(start) == 0 else "the first fifth of the steps dense"
         parts.append(f"**{guard[0].upper()}{guard[1:]}**, by density of the banded steps")
-        densities = list(by_density)
+        densities = sorted(by_density, key=float, reverse=True)
         titles = " | ".join(f"{100 * float(density):.0f}%" for density in densities)
         lines = [f"| method | {titles} |", "|---" * (len(densities) + 1) + "|"]
-        for name in by_density[densities[0]]:
-            cells = [by_density[density][name] for density in densities]
-            shown = " | ".join(
-                _decibels(cell, float(density))
-                for density, cell in zip(densities, cells, strict=True)
-            )
-            lines.append(f"| `{name}` | {shown} |")
+        for name in dict.fromkeys(name for rows in by_density.values() for name in rows):
+            cells = [
+                _decibels(by_density[density].get(name), float(density)) for density in densities
+            ]
+            lines.append(f"| `{name}` | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
-def _decibels(row: dict[str, Any], density: float) -> str:
-    """PSNR, and the density where it is more than a tenth off."""
+def _decibels(row: dict[str, Any] | None, density: float) -> str:
+    """PSNR, and the density where it is more than a tenth off; a dash where nothing is measured."""
+    if row is None:
+        return "–"
     off = abs(row["density"] / density - 1) > 0.1
     return f"{row['psnr']:.2f}" + (f" (at {100 * row['density']:.1f}%)" if off else "")
 

@@ -122,7 +122,8 @@ class Trainer:
         self.done.zero_()
         self.optimizer.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # On the same stream, on which nodes of the warm-ups' graphs expect their gradients.
+        with torch.cuda.graph(graph, stream=stream):
             self.advance()
         self._schedule()
         return graph.replay

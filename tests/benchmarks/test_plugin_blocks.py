@@ -90,7 +90,7 @@ def test_steps_before_the_operation_leave_it_nothing_to_do() -> None:
     torch.manual_seed(0)
     model = CASE.make(1).eval()
     told = []
-    attend = processor.attend_shared
+    attend = processor.attend_around
 
     def spy(*given: Any, parameters: Any, **named: Any) -> Any:
         told.append(parameters)
@@ -98,7 +98,7 @@ def test_steps_before_the_operation_leave_it_nothing_to_do() -> None:
 
     for row in ("thirds", "thirds-steps"):
         with (
-            mock.patch.object(processor, "attend_shared", spy),
+            mock.patch.object(processor, "attend_around", spy),
             enabled(model, row, CASE.grid),
             torch.no_grad(),
         ):

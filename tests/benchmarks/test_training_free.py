@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 
@@ -10,15 +11,17 @@ import pytest
 import torch
 from benchmarks.quality.sizes import Size
 from benchmarks.record import RESULTS
-from benchmarks.training_free import STARTS, Amount
+from benchmarks.training_free import STARTS, TIERS, ordered
 from benchmarks.training_free_methods import (
     CUBES,
     NUM_BUCKETS,
     chosen,
+    evened,
     guarded,
     preset_table,
     single_patterns,
 )
+from benchmarks.training_free_model import Amount
 from benchmarks.training_free_report import (
     CALIBRATED,
     NOTHING,
@@ -28,13 +31,18 @@ from benchmarks.training_free_report import (
     rebuilt,
 )
 
-from benchmarks import training_free
+from benchmarks import training_free, training_free_model
+from freqformer.calibration.candidates import Candidates
+from freqformer.calibration.choice import Calibration
+from freqformer.calibration.pipelines.choice import PipelineCalibration
 from freqformer.calibration.report import read_calibration
 from freqformer.config import Band
 from freqformer.generation.likeness import psnr, ssim
 from freqformer.grid import Grid
+from freqformer.routing.table import bands_at
 
 DENSITY = 0.1
+MACHINE = {"gpu": "a GPU", "torch": "2", "triton": "3", "commit": "0123456789"}
 TINY = Amount(
     size=Size(video=(4, 32, 32), layers=1, heads=2, head_dim=12, batch=1),
     calibration_videos=1,
@@ -42,34 +50,58 @@ TINY = Amount(
     videos=1,
     steps=5,
     train_steps=3,
-    densities=(0.6, 0.4),
+    densities=(0.4,),
 )
 SHAPE = (6, 6, 64)
 
 
 def test_the_comparison_stops_and_goes_on(tmp_path, capsys):
-    places = (tmp_path / "dense", TINY, torch.device("cpu"), torch.float32)
-    assert training_free.run(*places, 0.0) is None
+    folder, kept = tmp_path / "dense", []
+    places = (folder, TINY, torch.device("cpu"), torch.float32)
+
+    def keep(results):
+        kept.append(json.loads(json.dumps(results)))
+
+    assert not training_free.run(*places, keep, seconds=(math.inf, 0.0))
     assert "trained for 3 steps" in capsys.readouterr().out
-    results = training_free.run(*places, float("inf"))
-    assert results is not None
-    again = training_free.run(*places, 0.0)
-    assert again == results
+    assert kept == []
+    assert training_free.run(*places, keep)
+    results = kept[-1]
+    order = list(ordered(TINY))
+    assert len(kept) == len(order) == len(set(order))
+    assert [name for *_, name in order[:3]] == list(TIERS[0])
+    assert training_free.run(*places, keep, earlier=results, seconds=(math.inf, 0.0))
+    assert len(kept) == len(order)
+    # What an earlier call measured stays, and what is missing is measured again.
+    lost = json.loads(json.dumps(results))
+    del lost["rows"]["0.2"]["0.4"]["preset"]
+    lost["rows"]["0.2"]["0.6"] = {}
+    assert "| `radial` | – |" in density_text(lost | {"machine": MACHINE})
+    assert training_free.run(*places, keep, earlier=lost)
+    again = kept[-1]["rows"]["0.2"]["0.4"]["preset"]
+    row = results["rows"]["0.2"]["0.4"]["preset"]
+    assert again["psnr"] == row["psnr"]
+    with pytest.raises(ValueError, match="earlier results are of the weights 0000"):
+        training_free.run(*places, keep, earlier=results | {"weights": "0" * 64})
     assert list(results["rows"]) == [str(start) for start in STARTS]
     for by_density in results["rows"].values():
         for density, rows in by_density.items():
-            assert {"preset", "calibrated", "radial", "vsa_selection", "threshold"} <= set(rows)
             assert rows["calibrated"]["density"] <= float(density)
-            for name in ("preset", "threshold"):
+            for name in ("preset", "preset_constant", "threshold"):
                 assert rows[name]["density"] == pytest.approx(float(density), rel=0.3)
             assert all(row["psnr"] > 0 for row in rows.values())
-    # What the page is made of can be written and read.
-    read = json.loads(json.dumps(results))
-    machine = {"gpu": "a GPU", "torch": "2", "triton": "3", "commit": "0123456789"}
-    text = density_text(read | {"machine": machine})
-    row = read["rows"]["0.2"]["0.4"]["calibrated"]
-    assert f"{row['psnr']:.2f}" in text
+    text = density_text(results | {"machine": MACHINE})
+    assert "| method | 40% |" in text
+    assert f"| `preset` | {row['psnr']:.2f} |" in text
     assert "first fifth" in text
+    assert "–" not in text
+
+
+def test_training_stops_in_time(tmp_path, monkeypatch):
+    """By the time that its second chunk of steps takes."""
+    monkeypatch.setattr(training_free_model, "CHUNK_STEPS", 2)
+    amount = replace(TINY, train_steps=50)
+    assert training_free_model.train(tmp_path / "dense", amount, torch.device("cpu"), 0.0) == 4
 
 
 def test_patterns_are_at_the_density():
@@ -88,13 +120,42 @@ def test_patterns_are_at_the_density():
 
 
 def test_the_first_steps_can_be_dense():
-    table, delivered = preset_table(DENSITY, Grid(16, 32, 32), SHAPE)
-    assert delivered == pytest.approx(DENSITY, rel=0.02)
-    found = guarded(table, 0.2)
+    """The preset's table, by buckets, and a pattern's."""
+    levels = [1 - step / 30 for step in range(30)]
+    for knee in (None, 1.2):
+        table, delivered = preset_table(DENSITY, Grid(16, 32, 32), SHAPE, levels[6:], knee)
+        assert delivered == pytest.approx(DENSITY, rel=0.02)
+        dense = (table.bands == Band.DENSE).all((1, 2))
+        assert (
+            bands_at(dense[:, None], torch.tensor(levels))[:, 0].tolist()
+            == [True] * 6 + [False] * 24
+        )
+        kept = bands_at(table.mid_tiles[:, 0], torch.tensor(levels[6:]))[:, 0].tolist()
+        assert kept == sorted(kept, reverse=True)
+        assert len(set(kept)) == (1 if knee is None else 3)
+    pattern = single_patterns(DENSITY, Grid(16, 32, 32), SHAPE)["topk_summaries"].table
+    assert pattern is not None
+    found = guarded(pattern, 0.2)
     assert found.shape == (NUM_BUCKETS, 6, 6)
     assert (found.bands[:8] == Band.MID).all()
     assert (found.bands[8:] == Band.DENSE).all()
-    assert torch.equal(guarded(table, 0.0).bands[9], table.bands[0])
+    assert torch.equal(guarded(pattern, 0.0).bands[9], pattern.bands[0])
+
+
+def test_steps_of_a_calibration_come_nearer_to_one_another():
+    errors = torch.rand(3, 2, 2, 4, dtype=torch.float64) * torch.tensor([9.0, 3.0, 1.0]).view(
+        3, 1, 1, 1
+    )
+    calibration = PipelineCalibration(
+        Calibration(errors, torch.ones(5).double(), Candidates.usual(CUBES), Grid(4, 8, 8)), (), {}
+    )
+    assert torch.equal(evened(calibration, 1.0).calibration.errors, errors)
+    found = evened(calibration, 0.5).calibration.errors
+    by_step = errors.square().mean((1, 2, 3)).sqrt()
+    rooted = found.square().mean((1, 2, 3)).sqrt()
+    torch.testing.assert_close(rooted / rooted[0], (by_step / by_step[0]) ** 0.5)
+    # Within a step nothing changes.
+    torch.testing.assert_close(found[1] / found[1].sum(), errors[1] / errors[1].sum())
 
 
 def test_a_threshold_keeps_the_least_tiles_that_reach_it():

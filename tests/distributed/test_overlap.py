@@ -16,8 +16,8 @@ from tests.support.shared_overlap import CONFIGS, TIMEOUT_S
 
 STATISTICS = "start start start wait wait wait"
 """A sample of queries, keys and the input, for routers that read them; all three travel at once."""
-FORWARD = "start to_v start wait wait start start wait to_out wait to_out"
-BACKWARD = "to_out start to_out start wait wait start start wait to_v wait"
+BACK = "start start wait to_out wait to_out"
+BACKWARD = "to_out start to_out start wait wait"
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,13 @@ def test_projections_lie_between_start_and_wait(
 ) -> None:
     """Values are projected while queries, keys and gates travel, and the first part of the output
     while the second does; backward the same the other way round."""
-    forward = f"to_q to_k{before}{gates} {FORWARD}"
-    expected = f"{forward} backward {BACKWARD}{gates} to_k to_q"
+    gate = gates and " start"
+    forward = (
+        f"to_q to_k{before} start start{gates}{gate} to_v start wait wait{gates and ' wait'} wait"
+    )
+    starts = f"start start start{gate}"
+    backward = f"{BACKWARD} {starts} wait to_v{gates and ' wait'}{gates} wait wait to_k to_q"
+    expected = f"{forward} {BACK} backward {backward}"
     for found in ranks:
         assert " ".join(found[name]["calls"]) == expected
 

@@ -153,7 +153,8 @@ def test_a_cuda_graph_replays_the_call() -> None:
         assert captured[:, : case.grid.num_tokens].isnan().any() == (7 in allocation)
 
 
-def test_at_most_six_launches() -> None:
+def test_at_most_seven_launches() -> None:
+    """Of which learned summaries take one, MID heads that choose tiles one, long text one."""
     from torch.profiler import ProfilerActivity, profile
 
     case = make_case(grid=Grid(16, 32, 64), learned=LEARNED, num_text_tokens=33)
@@ -167,7 +168,7 @@ def test_at_most_six_launches() -> None:
         names = [
             event.name for event in recorded.events() or () if event.device_type.name == "CUDA"
         ]
-        assert 5 <= len(names) <= 6, names
+        assert 5 <= len(names) <= 7, names
 
 
 def test_memory_is_what_the_plan_says() -> None:

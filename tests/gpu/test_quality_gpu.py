@@ -56,7 +56,10 @@ def test_a_captured_run_in_parts_is_a_run_in_one(
     assert last["training_curve"] == whole["training_curve"]
     expected = weights(run, tmp_path / "whole")
     found = weights(run, tmp_path / "parts")
-    assert all(torch.equal(found[key], x) for key, x in expected.items())
+    # The backward of torch's attention adds in any order; all else gives the same bits.
+    limit = 1e-3 if name == "dense" else 0.0
+    for key, x in expected.items():
+        assert (found[key] - x).float().norm() <= limit * x.float().norm(), key
 
 
 def test_compiled_blocks_train_as_others_do(

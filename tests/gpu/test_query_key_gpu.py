@@ -96,6 +96,7 @@ def test_cuda_graphs_of_repeated_blocks() -> None:
         torch.testing.assert_close(x, y, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @torch.no_grad()
 def test_a_step_reads_the_device_once() -> None:
     """Warnings of torch's own count what waits for the GPU within a call."""

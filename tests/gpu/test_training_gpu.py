@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.importorskip("av")
 pytest.importorskip("diffusers")
 
 from freqformer.training.config import DataConfig, RunConfig, TrainConfig

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
 import torch
 
 from freqformer.attention import frequency_attention
 from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
-from freqformer.integrations.diffusers.layer_bands import PresetBands
+from freqformer.integrations.diffusers.layer_bands import PresetBands, StepLevels
+from freqformer.integrations.diffusers.steps import SamplerSteps
 from freqformer.training_free.preset import mid_density
 
 
@@ -29,6 +34,54 @@ def test_layers_compute_what_it_says() -> None:
     wanted = _by_hand(query[0], key[0], value[0], grid, config)
     torch.testing.assert_close(found[0], wanted)
     assert bands.density(grid, 0) == mid_density(grid, config, 0)
+
+
+LEVELS = tuple(1 - step / 20 for step in range(20))
+"""Of a run's steps."""
+
+
+def run_levels() -> tuple[float, ...]:
+    return (*LEVELS, 0.0)
+
+
+@pytest.mark.parametrize("density", [0.5, 0.2, 0.05])
+def test_a_falling_density_is_delivered_over_the_steps(density: float) -> None:
+    grid, layers = Grid(21, 30, 52), 30
+    bands = [PresetBands(density, place, layers, 2, run_levels) for place in range(layers)]
+    by_step = [sum(one.density(grid, 226, [level]) for one in bands) / layers for level in LEVELS]
+    assert sum(by_step) / len(by_step) == pytest.approx(density, rel=0.02)
+    assert by_step[0] > 1.5 * density
+    assert all(first >= second - 0.02 * density for first, second in pairwise(by_step))
+    # The steps of a run have three numbers of tiles, or six where layers differ by a tile.
+    mean = sum(one.density(grid, 226) for one in bands) / layers
+    assert mean == pytest.approx(sum(by_step) / len(by_step))
+    given = {
+        config.mid_tiles
+        for one in bands
+        for config in one.configs(grid, torch.tensor(LEVELS), 226)
+        if config is not None
+    }
+    assert len(given) <= 6
+
+
+def test_noise_decides_in_each_sample() -> None:
+    grid = Grid(21, 30, 52)
+    bands = PresetBands(0.2, 0, 30, 2, run_levels)
+    noisy, clean, again = bands.configs(grid, torch.tensor([0.99, 0.1, 0.101]), 0)
+    assert clean == again
+    assert clean is not None
+    assert noisy is not None
+    assert (noisy.mid_tiles or 0) > 2 * (clean.mid_tiles or 0)
+    assert PresetBands(1.0, 0, 30, 2, run_levels).config(grid, 0, 0.5) is None
+
+
+def test_levels_are_those_of_the_banded_steps() -> None:
+    scheduler = SimpleNamespace(timesteps=torch.tensor([1000.0, 800, 600, 400, 200]))
+    levels = StepLevels(SamplerSteps(0.2, 0.8, scheduler=scheduler), lambda t: t / 1000)
+    assert levels() == pytest.approx((0.8, 0.6, 0.4, 0.2))
+    scheduler.timesteps = torch.tensor([0.0, 0.5])
+    cleaner = StepLevels(SamplerSteps(0.0, 1.0, scheduler=scheduler), lambda t: 1 - t)
+    assert cleaner() == (1.0, 0.5, 0.0)
 
 
 def _by_hand(

@@ -17,8 +17,10 @@ from tests.support.enabled_models import EVERY, HIGH, LOW, MID, SIZE, Call, ever
 
 from freqformer.grid import Grid
 from freqformer.integrations.diffusers import enable_frequency_attention
+from freqformer.integrations.diffusers.calls import (
+    VideoTokens,
+)
 from freqformer.integrations.diffusers.packed import last_video
-from freqformer.integrations.diffusers.processor import VideoTokens
 
 TEXT, SOUND = 7, 5
 VIDEO_TAG, TEXT_TAG, AUDIO_TAG = 0, 1, 2

@@ -43,7 +43,7 @@ def told(model: Any, run: Run) -> tuple[AttentionParameters, Tensor, int]:
     """What the operation was told last, the output, and how often a norm's module was called."""
     seen: list[AttentionParameters] = []
     calls: list[object] = []
-    attend = processor.attend_shared
+    attend = processor.attend_around
 
     def spy(*given: Any, parameters: AttentionParameters, **named: Any) -> Tensor:
         seen.append(parameters)
@@ -61,7 +61,7 @@ def told(model: Any, run: Run) -> tuple[AttentionParameters, Tensor, int]:
 
     table = uniform(model, [MID, MID], EVERY)
     with (
-        mock.patch.object(processor, "attend_shared", spy),
+        mock.patch.object(processor, "attend_around", spy),
         mock.patch.object(kind, "forward", counted),
         enable_frequency_attention(model, table),
     ):

@@ -244,14 +244,14 @@ _TASKS = (
         "tasks",
         "per_row += gl.cdiv(sizes.low, blocks.BLOCK_Q)",
         "per_row += 0",
-        "branch",
+        "all rows",
     ),
     gluon_fault(
         "text queries have one part",
         "tasks",
         "gl.cdiv(sizes.text, blocks.BLOCK_Q) * given.text_parts",
         "gl.cdiv(sizes.text, blocks.BLOCK_Q)",
-        "ragged",
+        "all rows",
     ),
     gluon_fault(
         "the last task is the one before it",

@@ -66,6 +66,21 @@ def _features(head_dim: int) -> None:
     run(case, make_inputs(case), "triton")
 
 
+def _turned_features(head_dim: int) -> None:
+    """Band features with all that is learned, rotary embedding among it."""
+    config = FreqFormerConfig(window=WINDOW, mid_tiles=2, band_features="band_gains")
+    case = Case(RAGGED, config, EVERY_BAND, head_dim, torch.bfloat16, learned=LEARNED)
+    run(case, make_inputs(case), "triton")
+
+
+def _no_cell(head_dim: int) -> None:
+    """Queries of summaries for a plan that has none."""
+    config = FreqFormerConfig(window=WINDOW, mid_tiles=2, summary_tokens=0)
+    learned = ("summaries",)
+    case = Case(RAGGED, config, EVERY_BAND, head_dim, torch.bfloat16, learned=learned)
+    run(case, make_inputs(case), "triton")
+
+
 def _other_models(head_dim: int, *learned: str) -> None:
     """Norms and rotary embeddings that diffusers' models have, with text and a mask."""
     config = FreqFormerConfig(window=WINDOW, mid_tiles=2, summary_tokens=3)
@@ -79,7 +94,12 @@ CASES: dict[str, Callable[[int], None]] = {
     "sizes": _sizes,
     "everything": _everything,
     "features": _features,
+    "turned features": _turned_features,
+    "summaries for no cell": _no_cell,
     "across heads": lambda head_dim: _other_models(head_dim, "norm across heads", "packed"),
+    "summaries across heads": lambda head_dim: _other_models(
+        head_dim, "norm across heads", "halved", "summaries", "offsets"
+    ),
     "halved": lambda head_dim: _other_models(head_dim, "norm", "halved, packed"),
 }
 

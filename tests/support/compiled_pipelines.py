@@ -20,6 +20,7 @@ from tests.support.tiny_pipelines import generate, tiny_wan_pipeline
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from freqformer.integrations.diffusers import enable_frequency_attention
+from freqformer.training_free.schedule import DENSITY_SCHEDULES
 
 DENSITY = {"wan": 0.52, "hunyuan_video15": 0.55, "ltx": 0.667}
 """At which all layers keep two of the four tiles."""
@@ -29,9 +30,23 @@ STEPS = 8
 
 def wan() -> None:
     """A whole pipeline, with guidance in two calls."""
-    pipe = tiny_wan_pipeline()
-    with enable_frequency_attention(pipe, density=DENSITY["wan"], min_tokens=1):
-        counted("wan", pipe.transformer, lambda seed: generate(pipe, seed=seed, guidance_scale=3.0))
+    for schedule in DENSITY_SCHEDULES:
+        torch.compiler.reset()
+        pipe = tiny_wan_pipeline()
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+        dials: dict[str, Any] = {
+            "density": DENSITY["wan"],
+            "min_tokens": 1,
+            "density_schedule": schedule,
+        }
+        with enable_frequency_attention(pipe, **dials):
+            counted(
+                f"wan {schedule}",
+                pipe.transformer,
+                lambda seed, pipe=pipe: generate(
+                    pipe, seed=seed, num_inference_steps=STEPS, guidance_scale=3.0
+                ),
+            )
 
 
 def steps_of(
@@ -40,7 +55,13 @@ def steps_of(
     """Calls at all of a sampler's timesteps."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(STEPS)
-    enable_frequency_attention(model, density=density, min_tokens=1, scheduler=scheduler)
+    enable_frequency_attention(
+        model,
+        density=density,
+        min_tokens=1,
+        scheduler=scheduler,
+        density_schedule="constant",
+    )
 
     def run(seed: int) -> torch.Tensor:
         inputs = given(seed)

@@ -80,10 +80,19 @@ def _branch() -> AttendCase:
     return make_case(Grid(8, 16, 16), config, bands=bands, branch=True, **given)
 
 
+def _all_rows() -> AttendCase:
+    """A LOW branch and text in parts, and video queries in every row: the last tasks have some."""
+    config = FreqFormerConfig(mid_tiles=3, window=(1, 1, 2), summary_tokens=0, compression=32)
+    given = {"text": 70, "head_dim": 128, "dtype": torch.bfloat16}
+    bands = torch.tensor([[1, 2]])
+    return make_case(Grid(8, 16, 16), config, bands=bands, branch=True, **given)
+
+
 CHECKS = {
     "windows": Check(_windows),
     "ragged": Check(_ragged),
     "branch": Check(_branch, residual=True),
+    "all rows": Check(_all_rows),
     "windows, gradients": Check(_windows, backward=True),
     "ragged, gradients": Check(_ragged, backward=True),
     "branch, gradients": Check(_branch, backward=True),

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 EXCHANGES = {
@@ -23,10 +24,13 @@ class RecordedCalls(TorchDispatchMode):
     def __init__(self, layer: Any) -> None:
         super().__init__()
         self.calls: list[str] = []
+        parts = {name: getattr(layer, name, None) for name in PROJECTIONS}
+        if isinstance(parts["to_out"], nn.ModuleList):  # with dropout, in diffusers
+            parts["to_out"] = parts["to_out"][0]
         self._names = {
             part.weight.data_ptr(): name
-            for name in PROJECTIONS
-            if hasattr(part := getattr(layer, name, None), "weight")
+            for name, part in parts.items()
+            if isinstance(part, nn.Linear)
         }
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

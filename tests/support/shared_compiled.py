@@ -18,8 +18,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import run_fw_bw_and_get_code
 
 from freqformer import FreqFormerConfig
-from freqformer.attention import parallel
-from freqformer.distributed import make_mesh, parallelize
+from freqformer.distributed import exchange, make_mesh, parallelize
 from freqformer.models.transformer import FreqFormerTransformer3DModel
 from freqformer.routing import RoutingTable
 
@@ -116,7 +115,7 @@ def results_of(name: str, mesh: Any, backend: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     folder, rank, ranks = join()
-    parallel.SPLIT_TOKENS = 40  # the output comes back in two messages
+    exchange.SPLIT_TOKENS = 40  # the output comes back in two messages
     mesh = make_mesh(cp=ranks, device_type="cpu")
     found = {name: results_of(name, mesh, sys.argv[4]) for name in sys.argv[5:]}
     (folder / f"compiled-{rank}.json").write_text(json.dumps(found), encoding="utf-8")

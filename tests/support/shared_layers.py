@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from freqformer import FreqFormerConfig, Grid
-from freqformer.attention import make_attention, parallel
+from freqformer.attention import make_attention
 from freqformer.distributed import (
     ContextParallel,
+    exchange,
     gather_tokens,
     make_mesh,
     parallelize,
@@ -254,7 +255,7 @@ def model_errors(name: str, mesh: Any) -> dict[str, float]:
 if __name__ == "__main__":
     folder, rank, ranks = join()
     mesh = make_mesh(cp=ranks, device_type="cpu")
-    parallel.SPLIT_TOKENS = 4  # longer videos come back in two messages, shorter ones in one
+    exchange.SPLIT_TOKENS = 4  # longer videos come back in two messages, shorter ones in one
     errors = {f"layer: {name}": layer_errors(case, mesh) for name, case in LAYERS.items()}
     errors |= {f"sample: {name}": sample_errors(case, mesh) for name, case in LAYERS.items()}
     errors |= {f"model: {name}": model_errors(name, mesh) for name in MODELS}

@@ -20,7 +20,7 @@ from tests.support.shared_layers import HEAD_DIM, HEADS, PAPER, RAGGED, SOFT, TI
 from torch import Tensor
 from torch import distributed as dist
 
-from freqformer.attention import FreqAttention, parallel
+from freqformer.attention import FreqAttention
 from freqformer.distributed import ContextParallel, exchange, make_mesh, parallelize, shard_tokens
 from freqformer.distributed.collective import start_all_to_all, wait
 from freqformer.grid import tile_layout
@@ -109,7 +109,7 @@ def stop_answering(folder: Path, rank: int) -> dict[str, str]:
 
 if __name__ == "__main__":
     folder, rank, ranks = join()
-    parallel.SPLIT_TOKENS = 40  # the output comes back in two messages
+    exchange.SPLIT_TOKENS = 40  # the output comes back in two messages
     mesh = make_mesh(cp=ranks, device_type="cpu")
     found: dict[str, Any] = {name: compared(name, mesh, torch.float32) for name in CONFIGS}
     found["bf16"] = compared("default", mesh, torch.bfloat16)

@@ -17,6 +17,7 @@ from freqformer.distributed.exchange import (
     Route,
     at_heads,
     at_tokens,
+    num_messages,
     send_to_heads,
     send_to_tokens,
 )
@@ -28,9 +29,6 @@ from freqformer.tracing import constant_result
 
 if TYPE_CHECKING:
     from freqformer.attention.base import AttentionLayer
-
-SPLIT_TOKENS = 8192
-"""Tokens of a rank from which its output comes back in two messages; chosen, not measured."""
 
 
 def num_own_tokens(grid: Grid, tile: Extents | None, context: ContextParallel) -> int:
@@ -79,7 +77,7 @@ def forward_across(
         )
     if not layer.exact:
         out = _Touched.apply(out, *_of_heads(layer))
-    returning = send_to_tokens(out, route, _messages(route))
+    returning = send_to_tokens(out, route, num_messages(route))
     done = [layer.to_out(at_tokens(sent).flatten(2)) for sent in returning]
     return decision, done[0] if len(done) == 1 else torch.cat(done, 1)
 
@@ -99,19 +97,14 @@ def _meet(
         _shares(call.grid, layer.configs[0].tile, context.size),
         deal_heads(head_costs(layer.band_costs(call.grid), decision.bands), context.size),
     )
+    sent = [send_to_heads(x, route) for x in queries]
     gates = None if layer.exact else layer.project_gates(hidden_states)
-    first = [*queries] if gates is None else [*queries, gates.transpose(2, 3)]
-    sent = send_to_heads(first, route)
-    values = send_to_heads([layer.project_values(hidden_states)], route)
-    query, key, *rest = at_heads(sent)
-    (value,) = at_heads(values)
-    own_gates = rest[0].transpose(2, 3).contiguous() if rest else None
-    return decision, route, Projected(QKV(query, key, value), own_gates)
-
-
-def _messages(route: Route) -> int:
-    """All-to-alls that bring the output back, the same number on every rank."""
-    return 2 if sum(route.tokens) >= SPLIT_TOKENS * len(route.tokens) else 1
+    if gates is not None:
+        sent.append(send_to_heads(gates.transpose(2, 3), route))
+    sent.append(send_to_heads(layer.project_values(hidden_states), route))
+    query, key, *own_gates, value = map(at_heads, sent)
+    for_branches = own_gates[0].transpose(2, 3).contiguous() if own_gates else None
+    return decision, route, Projected(QKV(query, key, value), for_branches)
 
 
 class _Touched(torch.autograd.Function):

@@ -43,6 +43,10 @@ def generate(
         float | None,
         typer.Option(help="Share of dense attention's FLOPs in banded steps.  [default: 0.2]"),
     ] = None,
+    density_schedule: Annotated[
+        Literal["falling", "constant"] | None,
+        typer.Option(help="How it is spread over these steps. [default: falling]"),
+    ] = None,
     start_percent: Annotated[
         float | None, typer.Option(help="Share of the first steps that stay dense. [default: 0.2]")
     ] = None,
@@ -125,7 +129,15 @@ def generate(
     trained = None if adapter is None else Adapter.load(adapter)
     percents = (start_percent, end_percent)
     has_adapter = trained is not None
-    checked_dials(made, density, percents, dense_blocks, min_tokens, adapter=has_adapter)
+    checked_dials(
+        made,
+        density,
+        percents,
+        dense_blocks,
+        min_tokens,
+        density_schedule=density_schedule,
+        adapter=has_adapter,
+    )
     where = chosen_device(device)
     pipe = load_pipeline(pipeline, dtype=getattr(torch, dtype), device=where, offload=offload)
     load_loras(pipe, lora or [])
@@ -135,6 +147,7 @@ def generate(
         "table": made,
         "adapter": trained,
         "density": density,
+        "density_schedule": density_schedule,
         "start_percent": start_percent,
         "end_percent": end_percent,
         "dense_blocks": dense_blocks,

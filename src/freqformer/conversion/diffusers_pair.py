@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from freqformer.conversion.pairs import Ask, Learn
 from freqformer.grid import Grid
 from freqformer.integrations.diffusers.building import make_session
+from freqformer.integrations.diffusers.calls import (
+    Call,
+)
 from freqformer.integrations.diffusers.converted.adapter import KIND, Adapter, AdapterSettings
 from freqformer.integrations.diffusers.converted.learned import LearnedLayers
 from freqformer.integrations.diffusers.converted.windows import (
@@ -23,7 +26,6 @@ from freqformer.integrations.diffusers.converted.windows import (
     window_config,
 )
 from freqformer.integrations.diffusers.families import family_of
-from freqformer.integrations.diffusers.processor import Call
 from freqformer.integrations.diffusers.ulysses import class_name
 from freqformer.integrations.diffusers.velocity import VelocityModel
 

@@ -21,9 +21,14 @@ from torch.autograd.function import once_differentiable
 
 from freqformer.distributed.collective import start_all_to_all, wait
 from freqformer.distributed.context import ContextParallel
+from freqformer.ops.head_blocks.api import from_blocks, to_blocks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+SPLIT_TOKENS = 8192
+"""Tokens of a rank from which an output comes back in two messages; chosen, not measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +42,16 @@ class Route:
     """Heads of every rank, as `deal_heads`."""
 
     @property
+    def order(self) -> Tensor:
+        """All heads, those of the first rank first, int64 (H,)."""
+        return torch.cat(self.heads)
+
+    @property
+    def num_heads(self) -> tuple[int, ...]:
+        """Heads of every rank."""
+        return tuple(len(heads) for heads in self.heads)
+
+    @property
     def own_heads(self) -> Tensor:
         """Heads of this rank, int64 (h,)."""
         return self.heads[self.context.rank]
@@ -48,8 +63,8 @@ class Way(NamedTuple):
     group: ProcessGroup
     rank: int
     batch: int
-    widths: tuple[int, ...]
-    """W of every part."""
+    width: int
+    """W."""
     tokens: tuple[int, ...]
     """Tokens of every rank that travel."""
     heads: tuple[int, ...]
@@ -58,7 +73,12 @@ class Way(NamedTuple):
     @property
     def row(self) -> int:
         """Values of a token and head."""
-        return self.batch * sum(self.widths)
+        return self.batch * self.width
+
+    @property
+    def whole(self) -> tuple[int, int, int, int]:
+        """Shape of this rank's tokens with all heads."""
+        return self.batch, self.tokens[self.rank], sum(self.heads), self.width
 
     @property
     def of_tokens(self) -> list[int]:
@@ -83,22 +103,32 @@ class Sent(NamedTuple):
     """Not to be read yet."""
 
 
-def send_to_heads(parts: Sequence[Tensor], route: Route) -> Sent:
-    """Send (B, n, H, W) each to the ranks that have the heads, in one all-to-all; one dtype, any
-    widths.
+def send_to_heads(x: Tensor, route: Route, blocks: Tensor | None = None) -> Sent:
+    """Send (B, n, H, W) to the ranks that have the heads.
 
     It needs no divisible numbers: ranks may have other numbers of tokens, none included, and heads.
+
+    Args:
+        x: this rank's tokens.
+        route: who has what.
+        blocks: what is sent in place of x, which then only has its shape: as `to_blocks` of
+            `route.order`, without a gradient.
     """
-    way = _way(parts, route, route.tokens)
-    order = torch.cat(route.heads)
-    packed: Any = _LeaveTokens.apply(way, order, *parts)
+    way = _way(x, route, route.tokens)
+    order = route.order
+    packed: Any = _LeaveTokens.apply(way, order, x) if blocks is None else blocks
     received = start_all_to_all(packed, way.of_heads, way.of_tokens, way.group)
     return Sent(way, order, packed, received)
 
 
-def at_heads(sent: Sent) -> tuple[Tensor, ...]:
-    """What `send_to_heads` sent: (B, N, h, W) each."""
+def at_heads(sent: Sent) -> Tensor:
+    """What `send_to_heads` sent: (B, N, h, W)."""
     return _ArriveAtHeads.apply(sent.way, sent.order, sent.packed, sent.received)  # type: ignore[return-value]
+
+
+def num_messages(route: Route) -> int:
+    """All-to-alls that bring a layer's output back, the same number on every rank."""
+    return 2 if sum(route.tokens) >= SPLIT_TOKENS * len(route.tokens) else 1
 
 
 def send_to_tokens(x: Tensor, route: Route, messages: int = 1) -> list[Sent]:
@@ -109,8 +139,8 @@ def send_to_tokens(x: Tensor, route: Route, messages: int = 1) -> list[Sent]:
             the first can be worked on while the others travel.
     """
     shares = [_parts_of(tokens, messages) for tokens in route.tokens]
-    ways = tuple(_way([x], route, tokens) for tokens in zip(*shares, strict=True))
-    order = torch.cat(route.heads)
+    ways = tuple(_way(x, route, tokens) for tokens in zip(*shares, strict=True))
+    order = route.order
     leaving: Any = _LeaveHeads.apply(ways, order, x)
     return [
         Sent(way, order, packed, start_all_to_all(packed, way.of_tokens, way.of_heads, way.group))
@@ -123,47 +153,36 @@ def at_tokens(sent: Sent) -> Tensor:
     return _ArriveAtTokens.apply(sent.way, sent.order, sent.packed, sent.received)  # type: ignore[return-value]
 
 
-def to_heads(parts: Sequence[Tensor], route: Route) -> tuple[Tensor, ...]:
-    """(B, n, H, W) each -> (B, N, h, W) each, with nothing meanwhile."""
-    return at_heads(send_to_heads(parts, route))
-
-
-def to_tokens(x: Tensor, route: Route) -> Tensor:
-    """The inverse of `to_heads`: (B, N, h, W) -> (B, n, H, W)."""
-    (sent,) = send_to_tokens(x, route)
-    return at_tokens(sent)
-
-
 # An exchange moves values and changes none, so that its gradient is its inverse.
 
 
 class _LeaveTokens(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, way: Way, order: Tensor, *parts: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, way: Way, order: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
         ctx.way = way
         ctx.save_for_backward(order)
-        return _pack_tokens(parts, order, way)
+        return to_blocks(x, order, way.heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         (order,) = ctx.saved_tensors
-        return None, None, *_unpack_tokens(wait(grads[0]), order, ctx.way)
+        return None, None, from_blocks(wait(grads[0]), order, ctx.way.heads, ctx.way.whole)
 
 
 class _ArriveAtHeads(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, way: Way, order: Tensor, packed: Tensor, received: Tensor
-    ) -> tuple[Tensor, ...]:
+    ) -> Tensor:
         ctx.way = way
-        return _unpack_heads((wait(received),), (way,))
+        return _join_tokens((wait(received),), (way,))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         way = ctx.way
-        (packed,) = _pack_heads(grads, (way,))
+        (packed,) = _split_tokens(grads[0], (way,))
         return None, None, start_all_to_all(packed, way.of_tokens, way.of_heads, way.group), None
 
 
@@ -171,13 +190,12 @@ class _LeaveHeads(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ways: tuple[Way, ...], order: Tensor, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         ctx.ways = ways
-        return _pack_heads((x,), ways)
+        return _split_tokens(x, ways)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        (grad,) = _unpack_heads([wait(grad) for grad in grads], ctx.ways)
-        return None, None, grad
+        return None, None, _join_tokens([wait(grad) for grad in grads], ctx.ways)
 
 
 class _ArriveAtTokens(torch.autograd.Function):
@@ -187,26 +205,25 @@ class _ArriveAtTokens(torch.autograd.Function):
     ) -> Tensor:
         ctx.way = way
         ctx.save_for_backward(order)
-        (out,) = _unpack_tokens(wait(received), order, way)
-        return out
+        return from_blocks(wait(received), order, way.heads, way.whole)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         way = ctx.way
         (order,) = ctx.saved_tensors
-        packed = _pack_tokens(grads, order, way)
+        packed = to_blocks(grads[0], order, way.heads)
         return None, None, start_all_to_all(packed, way.of_heads, way.of_tokens, way.group), None
 
 
-def _way(parts: Sequence[Tensor], route: Route, tokens: tuple[int, ...]) -> Way:
+def _way(x: Tensor, route: Route, tokens: tuple[int, ...]) -> Way:
     return Way(
         group=route.context.group,
         rank=route.context.rank,
-        batch=parts[0].shape[0],
-        widths=tuple(part.shape[3] for part in parts),
+        batch=x.shape[0],
+        width=x.shape[3],
         tokens=tokens,
-        heads=tuple(len(heads) for heads in route.heads),
+        heads=route.num_heads,
     )
 
 
@@ -216,56 +233,27 @@ def _parts_of(tokens: int, messages: int) -> list[int]:
     return [end - start for start, end in pairwise(ends)]
 
 
-def _pack_tokens(parts: Sequence[Tensor], order: Tensor, way: Way) -> Tensor:
-    """(B, n, H, W) each -> a block for every rank, tokens before samples: blocks of all ranks then
-    lie one after another in the order of tokens."""
-    packed = parts[0].new_empty(sum(way.of_tokens))
-    blocks = packed.split(way.of_tokens)
-    for block, heads in zip(blocks, order.split(way.heads), strict=True):
-        for place, part in zip(_shaped(block, len(heads), way), parts, strict=True):
-            place.copy_(part.index_select(2, heads).transpose(0, 1))
-    return packed
-
-
-def _unpack_tokens(received: Tensor, order: Tensor, way: Way) -> tuple[Tensor, ...]:
-    """The inverse of `_pack_tokens`."""
-    shape = (way.batch, way.tokens[way.rank], sum(way.heads))
-    out = [received.new_empty(*shape, width) for width in way.widths]
-    blocks = received.split(way.of_tokens)
-    for block, heads in zip(blocks, order.split(way.heads), strict=True):
-        for whole, part in zip(out, _shaped(block, len(heads), way), strict=True):
-            whole.index_copy_(2, heads, part.transpose(0, 1))
-    return tuple(out)
-
-
-def _shaped(block: Tensor, heads: int, way: Way) -> Sequence[Tensor]:
-    """One rank's block as (n, B, its heads, W) each."""
-    shape = (way.tokens[way.rank], way.batch, heads, sum(way.widths))
-    return block.view(shape).split(way.widths, -1)
-
-
-def _pack_heads(parts: Sequence[Tensor], ways: tuple[Way, ...]) -> tuple[Tensor, ...]:
-    """(B, N, h, W) each -> for every message a block for every rank, tokens before samples."""
-    moved = [part.transpose(0, 1) for part in parts]
+def _split_tokens(x: Tensor, ways: tuple[Way, ...]) -> tuple[Tensor, ...]:
+    """(B, N, h, W) -> for every message a block for every rank, tokens before samples. With one
+    sample and one message nothing is copied."""
+    moved = x.transpose(0, 1)
     if len(ways) == 1:
-        return (torch.cat(moved, -1).flatten(),)
-    (whole,) = moved  # several messages carry one part
-    pieces = whole.split(_pieces(ways))
+        return (moved.contiguous().view(-1),)
+    pieces = moved.split(_pieces(ways))
     return tuple(torch.cat(pieces[message :: len(ways)]).flatten() for message in range(len(ways)))
 
 
-def _unpack_heads(received: Sequence[Tensor], ways: tuple[Way, ...]) -> tuple[Tensor, ...]:
-    """The inverse of `_pack_heads`."""
-    widths = ways[0].widths
+def _join_tokens(received: Sequence[Tensor], ways: tuple[Way, ...]) -> Tensor:
+    """The inverse of `_split_tokens`."""
     shaped = [
-        flat.view(sum(way.tokens), way.batch, way.heads[way.rank], sum(way.widths))
+        flat.view(sum(way.tokens), way.batch, way.heads[way.rank], way.width)
         for flat, way in zip(received, ways, strict=True)
     ]
     whole = shaped[0]
     if len(ways) > 1:
         split = [part.split(way.tokens) for part, way in zip(shaped, ways, strict=True)]
         whole = torch.cat([piece for rank in zip(*split, strict=True) for piece in rank])
-    return tuple(part.contiguous() for part in whole.transpose(0, 1).split(widths, -1))
+    return whole.transpose(0, 1).contiguous()
 
 
 def _pieces(ways: tuple[Way, ...]) -> list[int]:

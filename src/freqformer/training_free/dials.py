@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from freqformer._validate import check_number, check_whole
+from freqformer._validate import check_choice, check_number, check_whole
 from freqformer.routing import RoutingTable
+from freqformer.training_free.schedule import DENSITY_SCHEDULES, DensitySchedule
 
 DENSITY = 0.2
 START_PERCENT = 0.2
@@ -26,6 +27,8 @@ class Dials:
     end_percent: float
     dense_blocks: tuple[int, int]
     min_tokens: int
+    density_schedule: DensitySchedule | None = None
+    """Of the preset; None takes "falling" where the sampler's steps are known."""
 
     @property
     def by_step(self) -> bool:
@@ -40,18 +43,21 @@ def checked_dials(
     dense_blocks: Any = (0, 0),
     min_tokens: Any = None,
     *,
+    density_schedule: Any = None,
     adapter: bool = False,
 ) -> Dials:
     """The dials with their defaults, which a table sets to nothing: it has guards of its own. So
     does an adapter, which was trained at all noise levels.
 
     Args:
-        table, density, dense_blocks, min_tokens: as in `enable_frequency_attention`.
+        table, density, dense_blocks, min_tokens, density_schedule: as in
+            `enable_frequency_attention`.
         percents: start_percent and end_percent.
         adapter: whether an adapter says what heads do.
 
     Raises:
-        ValueError: for values out of range, or a density beside a table or an adapter.
+        ValueError: for values out of range, or a density or its schedule beside a table or an
+            adapter.
     """
     for one in table.values() if isinstance(table, Mapping) else (table,):
         if one is not None and not isinstance(one, RoutingTable):
@@ -60,12 +66,9 @@ def checked_dials(
                 "with RoutingTable.load(folder), or leave it out and give a density"
             )
     preset = table is None and not adapter
-    if not preset and density is not None:
-        what = "an adapter" if adapter else "a table"
-        raise ValueError(
-            f"density is {density!r} beside {what}, which says itself what every head does; one "
-            "of the two is allowed: leave one out"
-        )
+    _check_alone(preset, adapter, density=density, density_schedule=density_schedule)
+    if density_schedule is not None:
+        check_choice("density_schedule", density_schedule, DENSITY_SCHEDULES)
     if preset:
         density = DENSITY if density is None else density
         check_number("density", density, LEAST_DENSITY, 1, "0.2 computes a fifth of attention")
@@ -82,7 +85,7 @@ def checked_dials(
     if min_tokens is None:
         min_tokens = MIN_TOKENS if preset else 0
     check_whole("min_tokens", min_tokens, 0, "video tokens below which nothing changes")
-    return Dials(density, start, end, _pair(dense_blocks), min_tokens)
+    return Dials(density, start, end, _pair(dense_blocks), min_tokens, density_schedule)
 
 
 def tables_by_part(
@@ -108,6 +111,17 @@ def tables_by_part(
             "table of the transformer"
         )
     return {part: table[part] for part in parts}
+
+
+def _check_alone(preset: bool, adapter: bool, **given: Any) -> None:
+    """Raise ValueError for a dial of the preset beside what takes its place."""
+    for name, value in given.items():
+        if not preset and value is not None:
+            what = "an adapter" if adapter else "a table"
+            raise ValueError(
+                f"{name} is {value!r} beside {what}, which says itself what every head does; one "
+                "of the two is allowed: leave one out"
+            )
 
 
 def _pair(blocks: Any) -> tuple[int, int]:

@@ -52,7 +52,7 @@ def preset_tile(grid: Grid) -> Extents:
     return min(ranked)[2] if ranked else choose_tile(grid)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def preset_configs(
     grid: Grid, num_text_tokens: int, density: float, layers: int
 ) -> tuple[FreqFormerConfig | None, ...]:
@@ -70,10 +70,9 @@ def preset_configs(
     Raises:
         ValueError: where one tile and the summaries cost more than the density.
     """
-    base = FreqFormerConfig(tile=preset_tile(grid), mid_tiles=1, summary_tokens=SUMMARIES)
+    base = _base(grid)
     tiles = tile_layout(grid, base.tile).num_tiles
-    least = mid_density(grid, base, num_text_tokens)
-    most = mid_density(grid, replace(base, mid_tiles=tiles), num_text_tokens)
+    least, most = preset_range(grid, num_text_tokens)
     if density >= min(1.0, most):
         return (None,) * layers
     if least > density * (1 + TOLERANCE):
@@ -87,7 +86,7 @@ def preset_configs(
     nearest = max(1, round(wanted))
     off = abs(nearest - wanted) * (most - least) / (tiles - 1)
     if off <= TOLERANCE * density:
-        return (replace(base, mid_tiles=nearest),) * layers
+        return (_keeping(base, nearest, tiles),) * layers
     fewer, more = max(1, floor(wanted)), max(1, ceil(wanted))
     longer = round((wanted - floor(wanted)) * layers)
     chosen = [
@@ -103,7 +102,33 @@ def preset_configs(
             grid,
             tiles,
         )
-    return tuple(replace(base, mid_tiles=count) for count in chosen)
+    return tuple(_keeping(base, count, tiles) for count in chosen)
+
+
+def _keeping(base: FreqFormerConfig, count: int, tiles: int) -> FreqFormerConfig | None:
+    """The preset with so many of all tiles; with all of them dense attention, which needs no
+    summaries."""
+    return None if count >= tiles else replace(base, mid_tiles=count)
+
+
+def _base(grid: Grid) -> FreqFormerConfig:
+    """The preset with one tile."""
+    return FreqFormerConfig(tile=preset_tile(grid), mid_tiles=1, summary_tokens=SUMMARIES)
+
+
+@lru_cache(maxsize=64)
+def preset_range(grid: Grid, num_text_tokens: int) -> tuple[float, float]:
+    """The shares of dense attention's FLOPs that one tile of the preset takes, and all of them:
+    with their summaries the last is above 1 on some grids.
+
+    Args:
+        grid: of the video's tokens.
+        num_text_tokens: that every head sees beside them.
+    """
+    base = _base(grid)
+    tiles = tile_layout(grid, base.tile).num_tiles
+    every = replace(base, mid_tiles=tiles)
+    return mid_density(grid, base, num_text_tokens), mid_density(grid, every, num_text_tokens)
 
 
 def mid_density(grid: Grid, config: FreqFormerConfig, num_text_tokens: int) -> float:

@@ -37,7 +37,7 @@ def machine(**values: float) -> Machine:
 
 
 def write(folder: Path, name: str, **row: Any) -> Path:
-    record = {"machine": MACHINE, "distributed": {"row": name, "ranks": 2, **row}}
+    record = {"machine": MACHINE, "distributed": [{"row": name, "ranks": 2, **row}]}
     path = folder / f"{name}.json"
     path.write_text(json.dumps(record), encoding="utf-8")
     return path

@@ -13,7 +13,9 @@ with needs("model"):
         enable_frequency_attention,
     )
     from freqformer.integrations.diffusers.handle import FrequencyAttentionHandle
-    from freqformer.integrations.diffusers.processor import FrequencyProcessor
+    from freqformer.integrations.diffusers.processor import (
+        FrequencyProcessor,
+    )
 
 __all__ = [
     "FrequencyAttentionHandle",

@@ -16,13 +16,19 @@ from freqformer.integrations.diffusers.converted.adapter import Adapter
 from freqformer.integrations.diffusers.converted.windows import WindowBands
 from freqformer.integrations.diffusers.families import family_of, is_pipeline, transformers_of
 from freqformer.integrations.diffusers.handle import FrequencyAttentionHandle
-from freqformer.integrations.diffusers.layer_bands import LayerBands, PresetBands, TableBands
+from freqformer.integrations.diffusers.layer_bands import (
+    LayerBands,
+    PresetBands,
+    StepLevels,
+    TableBands,
+)
 from freqformer.integrations.diffusers.session import Session, session_of
 from freqformer.integrations.diffusers.steps import REMEDY, SamplerSteps, check_scheduler
 from freqformer.integrations.diffusers.ulysses import class_name
 from freqformer.ops.backends import IMPLS, ImplChoice
 from freqformer.routing import RoutingTable
 from freqformer.training_free.dials import Dials, checked_dials, tables_by_part
+from freqformer.training_free.schedule import DensitySchedule
 
 
 @renamed_arguments(transformer="pipe_or_transformer")
@@ -32,6 +38,7 @@ def enable_frequency_attention(
     *,
     adapter: str | os.PathLike[str] | Adapter | None = None,
     density: float | None = None,
+    density_schedule: DensitySchedule | None = None,
     start_percent: float | None = None,
     end_percent: float = 1.0,
     dense_blocks: tuple[int, int] = (0, 0),
@@ -58,8 +65,13 @@ def enable_frequency_attention(
             transformers one for each, by their names in it. None takes the preset.
         adapter: the folder that conversion wrote, or an `Adapter`; in place of a table. Of a
             pipeline with one video transformer.
-        density: of the preset, attention FLOPs of a banded step over those of dense attention, from
-            0.001 to 1; None takes 0.2. What is delivered is in the handle.
+        density: of the preset, attention FLOPs of banded steps over those of dense attention, from
+            0.001 to 1, the mean over these steps; None takes 0.2. What is delivered is in the
+            handle.
+        density_schedule: of the preset, how the density is spread over the banded steps: "falling"
+            gives the noisiest ones most of it, in three groups at most, and "constant" all of them
+            the same. None takes "falling" where the sampler's steps are known, and "constant" for a
+            bare transformer without a scheduler.
         start_percent: share of the sampler's steps, from the first, that stay dense; None takes
             0.2, and 0 with a table or an adapter.
         end_percent: share of the steps after which they are dense again.
@@ -84,7 +96,15 @@ def enable_frequency_attention(
     percents = (start_percent, end_percent)
     given = _given(table, adapter, transformers)
     has_adapter = adapter is not None
-    dials = checked_dials(table, density, percents, dense_blocks, min_tokens, adapter=has_adapter)
+    dials = checked_dials(
+        table,
+        density,
+        percents,
+        dense_blocks,
+        min_tokens,
+        density_schedule=density_schedule,
+        adapter=has_adapter,
+    )
     check_choice("impl", impl, IMPLS)
     steps = _steps(pipe_or_transformer, scheduler, dials)
     sessions = {
@@ -153,6 +173,11 @@ def _steps(model: Any, scheduler: Any, dials: Dials) -> SamplerSteps:
             f"{dials.end_percent}; percentages are of the sampler's steps, which its scheduler "
             f"places: {REMEDY}"
         )
+    elif dials.density_schedule == "falling":
+        raise ValueError(
+            "scheduler is None with density_schedule 'falling', which follows the sampler's steps: "
+            'pass the pipeline, or scheduler=pipe.scheduler, or density_schedule="constant"'
+        )
     held = pipeline if found is not None else None
     return SamplerSteps(dials.start_percent, dials.end_percent, held, found)
 
@@ -177,7 +202,9 @@ def _session(
         windows = given.settings.windows
         bands = {name: WindowBands(windows, layer.heads) for name, layer in inner}
     elif given is None:
-        bands = _preset_bands(inner, dials.density or 1.0)
+        falling = dials.density_schedule != "constant" and steps.known
+        levels = StepLevels(steps, family.noise_level) if falling else None
+        bands = _preset_bands(inner, dials.density or 1.0, levels)
     else:
         bands = _table_bands(layers, inner, given)
     return make_session(
@@ -190,10 +217,12 @@ def _session(
     )
 
 
-def _preset_bands(inner: Layers, density: float) -> dict[str, LayerBands]:
+def _preset_bands(
+    inner: Layers, density: float, levels: StepLevels | None
+) -> dict[str, LayerBands]:
     """The preset in every layer that isn't guarded, by name."""
     return {
-        name: PresetBands(density, place, len(inner), layer.heads)
+        name: PresetBands(density, place, len(inner), layer.heads, levels)
         for place, (name, layer) in enumerate(inner)
     }
 

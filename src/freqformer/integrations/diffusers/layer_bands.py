@@ -5,7 +5,7 @@ Shape legend: T timestep buckets, H heads, B samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol
@@ -15,9 +15,16 @@ from torch import Tensor
 
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid, tile_layout
+from freqformer.integrations.diffusers.steps import SamplerSteps
 from freqformer.ops.parameters import KnownBands
 from freqformer.routing import timestep_bucket
-from freqformer.training_free.preset import band_density, mid_density, preset_configs
+from freqformer.training_free.preset import (
+    band_density,
+    mid_density,
+    preset_configs,
+    preset_range,
+)
+from freqformer.training_free.schedule import falling_densities, step_of
 
 
 class LayerBands(Protocol):
@@ -123,37 +130,76 @@ def kept_share(config: FreqFormerConfig, grid: Grid, tiles: int) -> FreqFormerCo
     return replace(config, mid_tiles=max(1, round(config.mid_tiles * own / tiles)))
 
 
+class StepLevels:
+    """The noise levels of a sampler's banded steps, as its schedule is now.
+
+    Args:
+        steps: which of the sampler's steps are banded.
+        noise_level: from timesteps to noise levels, as the model's family says.
+    """
+
+    def __init__(self, steps: SamplerSteps, noise_level: Callable[[Tensor], Tensor]) -> None:
+        self._steps = steps
+        self._noise_level = noise_level
+
+    def __call__(self) -> tuple[float, ...]:
+        """Of every banded step, noisiest first, and of what comes after the last: of the next step,
+        or of a clean video."""
+        levels = self._noise_level(self._steps.timesteps().double())
+        banded = self._steps.banded()
+        found = sorted(levels[banded].tolist(), reverse=True)
+        after = levels[~banded & (levels < min(found, default=0.0))].tolist()
+        return (*found, max(after, default=0.0))
+
+
 class PresetBands:
     """The preset in one layer: all heads MID, their tiles as many as make the density.
 
     Args:
-        density: share of dense attention's FLOPs.
+        density: share of dense attention's FLOPs, the mean over the banded steps.
         place: of the layer among those that have the preset, from 0.
         layers: how many have it.
         heads: of the layer.
+        levels: noise levels of the banded steps, over which the density falls; None for the same
+            density in all of them.
     """
 
-    def __init__(self, density: float, place: int, layers: int, heads: int) -> None:
+    def __init__(
+        self,
+        density: float,
+        place: int,
+        layers: int,
+        heads: int,
+        levels: Callable[[], tuple[float, ...]] | None = None,
+    ) -> None:
         self._density = density
         self._place = place
         self._layers = layers
+        self._levels = levels
         self._bands = torch.full((heads,), Band.MID.value)
 
-    def config(self, grid: Grid, num_text_tokens: int) -> FreqFormerConfig | None:
+    def config(
+        self, grid: Grid, num_text_tokens: int, noise_level: float = 0.0
+    ) -> FreqFormerConfig | None:
         """What the heads do on a grid; None where that is dense attention.
 
         Args:
             grid: of the video's tokens.
             num_text_tokens: exact tokens beside them.
+            noise_level: in [0, 1]; read where the density falls.
         """
-        chosen = preset_configs(grid, num_text_tokens, self._density, self._layers)
-        return chosen[self._place]
+        density = self._density
+        if self._levels is not None:
+            levels = self._levels()
+            least, most = preset_range(grid, num_text_tokens)
+            density = falling_densities(levels, density, least, most)[step_of(levels, noise_level)]
+        return preset_configs(grid, num_text_tokens, density, self._layers)[self._place]
 
     def configs(
         self, grid: Grid, noise_level: Tensor, num_text_tokens: int
     ) -> list[FreqFormerConfig | None]:
         """As `LayerBands.configs`."""
-        return [self.config(grid, num_text_tokens)] * len(noise_level)
+        return [self.config(grid, num_text_tokens, level) for level in noise_level.tolist()]
 
     def bands(self, noise_level: Tensor, device: torch.device) -> KnownBands:
         """As `LayerBands.bands`."""
@@ -163,6 +209,11 @@ class PresetBands:
     def density(
         self, grid: Grid, num_text_tokens: int, noise_levels: Sequence[float] = ()
     ) -> float:
-        """As `LayerBands.density`, the same at all noise levels."""
-        config = self.config(grid, num_text_tokens)
-        return 1.0 if config is None else mid_density(grid, config, num_text_tokens)
+        """As `LayerBands.density`; without noise levels over all banded steps."""
+        if self._levels is not None and not noise_levels:
+            noise_levels = self._levels()[:-1]
+        shares = []
+        for level in noise_levels or (0.0,):
+            config = self.config(grid, num_text_tokens, level)
+            shares.append(1.0 if config is None else mid_density(grid, config, num_text_tokens))
+        return sum(shares) / len(shares)

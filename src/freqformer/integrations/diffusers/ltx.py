@@ -8,15 +8,17 @@ from typing import Any
 from torch import Tensor
 
 from freqformer.grid import Grid
+from freqformer.integrations.diffusers.calls import (
+    Share,
+    VideoTokens,
+)
 from freqformer.integrations.diffusers.packed import last_video
 from freqformer.integrations.diffusers.processor import (
     Family,
-    Share,
     UsualProcessor,
-    VideoTokens,
     layers_in,
 )
-from freqformer.integrations.diffusers.query_key import of_heads, project
+from freqformer.integrations.diffusers.query_key import of_heads
 
 
 class LTXProcessor(UsualProcessor):
@@ -34,9 +36,7 @@ class LTXProcessor(UsualProcessor):
         """(B, N, C) -> (B, N, C), tokens in raster order."""
         self.refuse(attention_mask, fused=attn.fused_projections)
         turn = of_heads(rotary, hidden_states, attn.heads)
-        projected = project(attn, hidden_states, turn, across_heads=True)
-        out = self.attend(share, *projected, hidden_states=hidden_states)
-        return attn.to_out[1](attn.to_out[0](out))
+        return self.layer(attn, share, hidden_states, turn, across_heads=True)
 
 
 def _video(_transformer: Any, given: dict[str, Any]) -> VideoTokens:
@@ -68,4 +68,5 @@ FAMILY = Family(
     _video,
     LTXProcessor,
     ("LTXVideoAttnProcessor",),
+    text_masks=("encoder_attention_mask",),
 )

@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 
 from freqformer.grid import Grid
+from freqformer.integrations.diffusers.calls import (
+    Share,
+    VideoTokens,
+)
 from freqformer.integrations.diffusers.ltx import call_sides
 from freqformer.integrations.diffusers.processor import (
     Family,
     FrequencyProcessor,
-    Share,
-    VideoTokens,
     layers_in,
 )
-from freqformer.integrations.diffusers.query_key import of_heads, project
+from freqformer.integrations.diffusers.query_key import of_heads, project_values
 from freqformer.ops.parameters import RotaryEmbedding
 
 
@@ -66,14 +68,19 @@ class LTX2Processor(FrequencyProcessor):
                 "None is allowed"
             )
         turn = _turn(rotary, hidden_states, attn)
-        projected = project(attn, hidden_states, turn, across_heads=True)
-        out = self.attend(share, *projected, hidden_states=hidden_states)
-        if perturbation_mask is not None:
-            out = torch.lerp(projected.value.flatten(2), out, perturbation_mask.to(out))
-        if attn.to_gate_logits is not None:
-            gates = 2 * torch.sigmoid(attn.to_gate_logits(hidden_states))
-            out = (out.unflatten(2, (attn.heads, -1)) * gates[..., None]).flatten(2)
-        return attn.to_out[1](attn.to_out[0](out))
+        value = None if perturbation_mask is None else project_values(attn, hidden_states)
+
+        def finish(out: Tensor, place: slice) -> Tensor:
+            if value is not None and perturbation_mask is not None:
+                out = torch.lerp(value[:, place].flatten(2), out, perturbation_mask.to(out))
+            if attn.to_gate_logits is not None:
+                gates = 2 * torch.sigmoid(attn.to_gate_logits(hidden_states[:, place]))
+                out = (out.unflatten(2, (attn.heads, -1)) * gates[..., None]).flatten(2)
+            return attn.to_out[1](attn.to_out[0](out))
+
+        return self.layer(
+            attn, share, hidden_states, turn, across_heads=True, value=value, finish=finish
+        )
 
 
 PERTURBED = "LTX2PerturbedAttnProcessor"
@@ -101,4 +108,6 @@ FAMILY = Family(
     _video,
     LTX2Processor,
     ("LTX2AudioVideoAttnProcessor", PERTURBED),
+    video_tables=("rope", "cross_attn_rope"),
+    text_masks=("encoder_attention_mask", "audio_encoder_attention_mask"),
 )

@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from freqformer.integrations.diffusers.calls import (
+    Share,
+    VideoTokens,
+)
 from freqformer.integrations.diffusers.packed import last_video
 from freqformer.integrations.diffusers.processor import (
     Family,
     FrequencyProcessor,
-    Share,
-    VideoTokens,
     layers_in,
 )
-from freqformer.integrations.diffusers.query_key import project
 from freqformer.ops.parameters import RotaryEmbedding
 
 
@@ -48,9 +49,7 @@ class MiniMaxH3Processor(FrequencyProcessor):
             # Of the first channels of a head, each angle is there twice: for both halves of them.
             cos, sin = (table.chunk(2, -1)[0] for table in rotary)
             turn = RotaryEmbedding(cos, sin, "halved")
-        projected = project(attn, hidden_states, turn)
-        out = self.attend(share, *projected, hidden_states=hidden_states)
-        return attn.to_out[1](attn.to_out[0](out))
+        return self.layer(attn, share, hidden_states, turn)
 
 
 def _video(_transformer: Any, given: dict[str, Any]) -> VideoTokens:

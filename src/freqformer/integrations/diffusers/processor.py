@@ -14,71 +14,23 @@ import torch
 from torch import Tensor
 
 from freqformer.config import FreqFormerConfig
-from freqformer.grid import Grid
+from freqformer.integrations.diffusers.calls import OUTSIDE, Call, CurrentCall, Share, VideoTokens
 from freqformer.integrations.diffusers.converted.learned import LearnedLayer
 from freqformer.integrations.diffusers.layer_bands import LayerBands
-from freqformer.integrations.diffusers.ulysses import attend_shared, ulysses_of
+from freqformer.integrations.diffusers.query_key import project_queries, project_values
+from freqformer.integrations.diffusers.samples import join_samples, take_samples
+from freqformer.integrations.diffusers.ulysses import attend_across, attend_around, ulysses_of
 from freqformer.ops.backends import ImplChoice
-from freqformer.ops.parameters import AttentionParameters, BranchGates, KnownBands
-
-
-@dataclass(frozen=True)
-class VideoTokens:
-    """Where the video's tokens lie among those that a layer attends to, in raster order of their
-    grid."""
-
-    grid: Grid
-    before: int = 0
-    """Exact tokens before the video, which see all and are seen by all: text, audio, keyframes."""
-    behind: int = 0
-    """Exact tokens behind it."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One forward pass of the transformer, as its layers need to know it."""
-
-    video: VideoTokens
-    noise_level: Tensor
-    """(B,) on the host, in [0, 1], 1 is the most noise."""
-    dense: tuple[bool, ...]
-    """Whether each sample runs the model's own attention in every layer: steps before
-    `start_percent` and after `end_percent`, and videos below `min_tokens`."""
-
-
-OUTSIDE = (
-    "a layer with frequency attention ran outside a forward pass of its transformer, where its "
-    "timestep and token grid are unknown; call the transformer, and recompute activations with "
-    "its enable_gradient_checkpointing() alone"
+from freqformer.ops.parameters import (
+    AttentionParameters,
+    BranchGates,
+    KnownBands,
+    RotaryEmbedding,
 )
 
-
-class CurrentCall:
-    """The forward pass in progress of a transformer."""
-
-    def __init__(self) -> None:
-        self.call: Call | None = None
-        self.device = torch.device("cpu")
-        """Of the call's tensors."""
-        self.banded: tuple[Grid, int] | None = None
-        """Grid and exact tokens beside it of the last banded call."""
-        self.levels: set[float] = set()
-        """Noise levels that were not left dense by steps or length."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """Samples of one call that run together, since their heads do the same."""
-
-    video: VideoTokens
-    rows: tuple[int, ...]
-    """Which samples; all of the call's where there is one share."""
-    config: FreqFormerConfig | None
-    """None is the model's own attention."""
-    bands: KnownBands | None
-    """Of every head and sample; None where there is no config."""
-    noise_level: Tensor | None = None
-    """(B,) float32 on the layer's device; None where the layer has learned nothing."""
+Finish = Callable[[Tensor, slice], Tensor]
+"""What follows a layer's attention, from (B, m, C) of the layer's tokens at this place among them:
+all, or some where ranks share them."""
 
 
 class FrequencyProcessor:
@@ -186,10 +138,11 @@ class FrequencyProcessor:
             return self._run(attn, self.shares[0], given)
         samples = sum(len(share.rows) for share in self.shares)
         outputs = [
-            self._run(attn, share, _take(given, list(share.rows), samples)) for share in self.shares
+            self._run(attn, share, take_samples(given, list(share.rows), samples))
+            for share in self.shares
         ]
         order = torch.tensor([row for share in self.shares for row in share.rows]).argsort()
-        return _joined(outputs, order.to(given[0].device))
+        return join_samples(outputs, order.to(given[0].device))
 
     def _run(self, attn: Any, share: Share, given: tuple[Any, ...]) -> Any:
         if share.config is None:
@@ -200,6 +153,54 @@ class FrequencyProcessor:
     def banded(self, attn: Any, share: Share, *given: Any, **named: Any) -> Any:
         """As the layer's own processor with these arguments, every head's attention by its band."""
         raise NotImplementedError
+
+    def layer(
+        self,
+        attn: Any,
+        share: Share,
+        hidden_states: Tensor,
+        rotary: RotaryEmbedding | None,
+        *,
+        across_heads: bool = False,
+        value: Tensor | None = None,
+        finish: Finish | None = None,
+    ) -> Tensor:
+        """A whole layer of video, and of exact tokens that share what it learned, (B, N, C) ->
+        (B, N, C); of this rank's tokens where ranks share them.
+
+        Args:
+            attn: the layer.
+            share: what its heads do.
+            hidden_states: as `attend`.
+            rotary: of the queries and keys.
+            across_heads: as in `project_queries`.
+            value: (B, N, H, D) where they were projected before.
+            finish: what follows attention; None is the layer's `to_out`.
+
+        Raises:
+            ValueError: where ranks share the tokens of a converted layer.
+        """
+        finish = partial(_to_out, attn) if finish is None else finish
+        context = ulysses_of(getattr(self, "_parallel_config", None))
+        if context is None:
+            query, key, parameters = project_queries(
+                attn, hidden_states, rotary, across_heads=across_heads
+            )
+            value = project_values(attn, hidden_states) if value is None else value
+            out = self.attend(share, query, key, value, parameters, hidden_states=hidden_states)
+            return finish(out, slice(None))
+        if self.learned is not None:
+            raise ValueError(
+                "the transformer has a parallel configuration, and an adapter's gates know whole "
+                "videos alone; None is allowed with an adapter: run it on one GPU"
+            )
+        return attend_across(
+            project_queries(attn, hidden_states, rotary, across_heads=across_heads),
+            partial(project_values, attn, hidden_states) if value is None else lambda: value,
+            context,
+            finish,
+            **self._operation(share, hidden_states.device),
+        )
 
     def attend(
         self,
@@ -213,12 +214,23 @@ class FrequencyProcessor:
         text_mask: Tensor | None = None,
     ) -> Tensor:
         """(B, N, H, D) -> (B, N, C): video tokens in raster order with the exact tokens of
-        `share.video` around them, or this rank's share of all of them.
+        `share.video` around them.
 
         `parameters` say how queries and keys are normalised and turned. Tables of a rotary
         embedding are of all tokens in this order, or of the video's where these come first.
         `hidden_states` (B, N, C) are what the layer was given: the video and what comes before it.
         """
+        out = attend_around(
+            (query, key, value),
+            parameters=parameters,
+            text_mask=text_mask,
+            low_branch=self._low_branch(share, hidden_states),
+            **self._operation(share, query.device),
+        )
+        return out.flatten(2)
+
+    def _operation(self, share: Share, device: torch.device) -> dict[str, Any]:
+        """What the operation is told of a call on a device, beside tensors of tokens."""
         assert share.config is not None
         assert share.bands is not None
         if share.config.band_features == "own_band":
@@ -227,28 +239,16 @@ class FrequencyProcessor:
                 "'full' and 'high_pass_values' are allowed: calibrate with one of these"
             )
         bands = share.bands
-        if bands.bands.device != query.device:
-            bands = KnownBands(bands.bands.to(query.device), bands.present)
-        context = ulysses_of(getattr(self, "_parallel_config", None))
-        if context is not None and self.learned is not None:
-            raise ValueError(
-                "the transformer has a parallel configuration, and an adapter's gates know whole "
-                "videos alone; None is allowed with an adapter: run it on one GPU"
-            )
-        out = attend_shared(
-            (query, key, value),
-            context,
-            before=share.video.before,
-            grid=share.video.grid,
-            allocation=bands,
-            config=share.config,
-            num_text_tokens=share.video.before + share.video.behind,
-            text_mask=text_mask,
-            parameters=parameters,
-            low_branch=self._low_branch(share, hidden_states),
-            impl=self.impl,
-        )
-        return out.flatten(2)
+        if bands.bands.device != device:
+            bands = KnownBands(bands.bands.to(device), bands.present)
+        return {
+            "before": share.video.before,
+            "grid": share.video.grid,
+            "allocation": bands,
+            "config": share.config,
+            "num_text_tokens": share.video.before + share.video.behind,
+            "impl": self.impl,
+        }
 
     def _low_branch(self, share: Share, hidden_states: Tensor) -> BranchGates | None:
         """The gates of a converted layer; None where nothing was learned."""
@@ -290,22 +290,9 @@ class UsualProcessor(FrequencyProcessor):
         return self.run(attn, given)
 
 
-def _take(given: Any, rows: list[int], samples: int) -> Any:
-    """These samples of what a processor is given; what all samples share stays whole."""
-    if isinstance(given, tuple):
-        return tuple(_take(part, rows, samples) for part in given)
-    # Rotary tables (N, D) have no batch, and those of one sample serve all; masks (B, N) have one.
-    by_sample = isinstance(given, Tensor) and given.ndim >= (2 if given.dtype == torch.bool else 3)
-    if not by_sample or len(given) != samples:
-        return given
-    return given[rows]
-
-
-def _joined(outputs: list[Any], order: Tensor) -> Any:
-    """Outputs of shares of a batch, tensors or tuples of them, with the samples in `order`."""
-    if isinstance(outputs[0], tuple):
-        return tuple(_joined(list(parts), order) for parts in zip(*outputs, strict=True))
-    return torch.cat(outputs)[order]
+def _to_out(attn: Any, out: Tensor, _: slice) -> Tensor:
+    """The layer's own projection (and dropout) behind attention."""
+    return attn.to_out[1](attn.to_out[0](out))
 
 
 def plain_timesteps(given: dict[str, Any]) -> Tensor:
@@ -339,6 +326,12 @@ class Family:
     counts."""
     noise_level: Callable[[Tensor], Tensor] = thousandths
     """From these to noise levels, where 0 is clean and 1 noise."""
+    video_tables: tuple[str, ...] = ()
+    """Modules of the transformer that make rotary tables (..., N, D) from the video's coordinates
+    (B, sides, N, ...), and that diffusers' plan for several GPUs may leave whole."""
+    text_masks: tuple[str, ...] = ()
+    """Arguments (B, L) that say which text is seen, 1 or 0: diffusers' layers can't take them where
+    ranks share heads."""
 
 
 def layers_in(blocks: str, attention: str) -> Callable[[Any], list[tuple[str, Any]]]:

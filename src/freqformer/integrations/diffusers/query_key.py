@@ -24,6 +24,14 @@ class Projected(NamedTuple):
     parameters: AttentionParameters
 
 
+class Queries(NamedTuple):
+    """Queries and keys (B, N, H, D), and what the operation does to them."""
+
+    query: Tensor
+    key: Tensor
+    parameters: AttentionParameters
+
+
 def project(
     attn: Any,
     tokens: Tensor,
@@ -32,7 +40,27 @@ def project(
     across_heads: bool = False,
     norm_text: bool = True,
 ) -> Projected:
-    """Project tokens (B, N, C); queries and keys come raw, for the operation to normalise and turn.
+    """Project tokens (B, N, C), with arguments as those of `project_queries`."""
+    query, key, parameters = project_queries(
+        attn, tokens, rotary, across_heads=across_heads, norm_text=norm_text
+    )
+    return Projected(query, key, project_values(attn, tokens), parameters)
+
+
+def project_values(attn: Any, tokens: Tensor) -> Tensor:
+    """Values (B, N, H, D) of tokens (B, N, C)."""
+    return attn.to_v(tokens).unflatten(2, (attn.heads, -1))
+
+
+def project_queries(
+    attn: Any,
+    tokens: Tensor,
+    rotary: RotaryEmbedding | None = None,
+    *,
+    across_heads: bool = False,
+    norm_text: bool = True,
+) -> Queries:
+    """Queries and keys of tokens (B, N, C), raw, for the operation to normalise and turn.
 
     A norm that isn't the plain RMS norm of its class, such as CogVideoX's or one that an offload
     wraps, is run here.
@@ -45,7 +73,6 @@ def project(
         norm_text: whether they are of text behind the video too.
     """
     projected = (attn.to_q(tokens), attn.to_k(tokens))
-    value = attn.to_v(tokens).unflatten(2, (attn.heads, -1))
     norms = (attn.norm_q, attn.norm_k)
     weights = _plain_weights(norms, tokens)
     if weights is None and across_heads:
@@ -54,7 +81,7 @@ def project(
     if weights is None and not across_heads:
         query, key = _normalised((query, key), norms)
     if weights is None:
-        return Projected(query, key, value, AttentionParameters(rotary=rotary))
+        return Queries(query, key, AttentionParameters(rotary=rotary))
     query_norm, key_norm = weights
     if across_heads:
         query_norm = query_norm.unflatten(0, (attn.heads, -1))
@@ -67,7 +94,7 @@ def project(
         norm_across_heads=across_heads,
         norm_text=norm_text,
     )
-    return Projected(query, key, value, parameters)
+    return Queries(query, key, parameters)
 
 
 def _normalised(tensors: tuple[Tensor, Tensor], norms: tuple[Any, Any]) -> tuple[Tensor, Tensor]:

@@ -16,14 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from freqformer.integrations.diffusers.processor import (
+from freqformer.integrations.diffusers.calls import (
     Call,
     CurrentCall,
+)
+from freqformer.integrations.diffusers.processor import (
     Family,
     FrequencyProcessor,
 )
 from freqformer.integrations.diffusers.steps import SamplerSteps
-from freqformer.integrations.diffusers.ulysses import ulysses_of
+from freqformer.integrations.diffusers.ulysses import own_tables, ulysses_of
 
 
 @dataclass
@@ -82,7 +84,11 @@ class Session:
             before = transformer.register_forward_pre_hook(self.before, with_kwargs=True)
             # Also where the forward pass fails, so that nothing is taken for a part of it later.
             after = transformer.register_forward_hook(self.after, always_call=True)
-            self.hooks = [before, after]
+            tables = [
+                transformer.get_submodule(name).register_forward_hook(self.split_tables)
+                for name in self.family.video_tables
+            ]
+            self.hooks = [before, after, *tables]
 
     def stop(self) -> None:
         """Give the layers their own processors back; once more does nothing."""
@@ -93,8 +99,11 @@ class Session:
                 entry.layer.set_processor(entry.own)
         self.hooks = []
 
-    def before(self, transformer: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Before the transformer runs: note the grid and the timesteps of this call."""
+    def before(
+        self, transformer: Any, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]] | None:
+        """Before the transformer runs: note the grid and the timesteps of this call. Where ranks
+        share it, masks that hide no text are left out."""
         for name, entry in self.replaced.items():
             found = entry.layer.processor
             if found is not entry.banded:
@@ -102,10 +111,11 @@ class Session:
                     f"{name} was given a {type(found).__name__} after frequency attention; none is "
                     "allowed: call remove() on its handle, change the model, and enable it again"
                 )
-        ulysses_of(getattr(transformer, "_parallel_config", None))  # refuses what bands can't do
+        # Refuses what bands can't do.
+        self.current.ranks = ulysses_of(getattr(transformer, "_parallel_config", None))
         call = self.call_of(transformer, args, kwargs)
         if call is None:
-            return
+            return None
         device = self._given(args, kwargs)["hidden_states"].device
         self._begin(call, device)
         if getattr(transformer, "gradient_checkpointing", False) and self._checkpointing is None:
@@ -114,6 +124,17 @@ class Session:
             transformer._gradient_checkpointing_func = partial(
                 self._checkpointed, own, call, device
             )
+        if self.current.ranks is None or not self.family.text_masks:
+            return None
+        given = self._given(args, kwargs)
+        return (), given | {name: _hiding(given.get(name)) for name in self.family.text_masks}
+
+    def split_tables(self, _: Any, args: tuple[Tensor, ...], tables: tuple[Tensor, ...]) -> Any:
+        """After rotary tables were made: this rank's tokens of them, where ranks share these."""
+        (coordinates, *_rest) = args
+        if self.current.ranks is None:
+            return tables
+        return own_tables(tables, coordinates.shape[2], self.current.ranks)
 
     def call_of(self, transformer: Any, args: tuple, kwargs: dict[str, Any]) -> Call | None:
         """What layers need to know of a call of the transformer.
@@ -227,6 +248,12 @@ class Session:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_checkpointing": None}
+
+
+def _hiding(mask: Tensor | None) -> Tensor | None:
+    """A mask of text (B, L) that hides some; None for others. Reads it on the host."""
+    hides_none = mask is not None and mask.ndim == 2 and bool((mask == 1).all())
+    return None if hides_none else mask
 
 
 def _device(layer: Any, otherwise: torch.device) -> torch.device:

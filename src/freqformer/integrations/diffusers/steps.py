@@ -39,6 +39,11 @@ class SamplerSteps:
         return self.start <= 0 and self.end >= 1
 
     @property
+    def known(self) -> bool:
+        """Whether a scheduler says which steps there are."""
+        return self._scheduler is not None
+
+    @property
     def scheduler(self) -> Any:
         """The sampler's scheduler now.
 
@@ -58,9 +63,8 @@ class SamplerSteps:
 
     def shares(self) -> tuple[int, int]:
         """How many steps of the scheduler's run are banded, and how many there are."""
-        steps = len(self.scheduler.timesteps)
-        done = torch.arange(steps) / steps
-        return int(self._inside(done).sum()), steps
+        banded = self.banded()
+        return int(banded.sum()), len(banded)
 
     def dense(self, timestep: Tensor, dtype: torch.dtype | None) -> list[bool]:
         """Whether each sample's step is left to the model's own attention.
@@ -71,7 +75,7 @@ class SamplerSteps:
         """
         if self.all_steps:
             return [False] * len(timestep)
-        schedule = self._timesteps()
+        schedule = self.timesteps()
         if dtype is not None:
             schedule = schedule.to(dtype)
         schedule = schedule.double()
@@ -80,13 +84,18 @@ class SamplerSteps:
         done = (ahead > ROUNDING).double().mean(1)
         return (~self._inside(done)).tolist()
 
+    def banded(self) -> Tensor:
+        """Whether each step of `timesteps` is banded: bool (S,)."""
+        steps = len(self.timesteps())
+        return self._inside(torch.arange(steps) / steps)
+
     def _inside(self, done: Tensor) -> Tensor:
         """Whether steps with this share of them done before are banded."""
         inside = done >= self.start - ROUNDING
         return inside & (done < self.end - ROUNDING) if self.end < 1 else inside
 
-    def _timesteps(self) -> Tensor:
-        """The scheduler's timesteps on the host, read once for every run."""
+    def timesteps(self) -> Tensor:
+        """The scheduler's timesteps on the host, (S,), read once for every run."""
         timesteps = self.scheduler.timesteps
         if timesteps is None:
             raise ValueError(

@@ -18,11 +18,21 @@ from freqformer.attention import frequency_attention
 from freqformer.config import FreqFormerConfig
 from freqformer.distributed import ContextParallel, deal_heads
 from freqformer.distributed.collective import GRAPHS_HOLD_EXCHANGES
-from freqformer.distributed.exchange import Route, at_heads, send_to_heads, to_tokens
+from freqformer.distributed.exchange import (
+    Route,
+    Sent,
+    at_heads,
+    at_tokens,
+    num_messages,
+    send_to_heads,
+    send_to_tokens,
+)
 from freqformer.distributed.heads import head_costs, plan_costs
 from freqformer.grid import Grid
+from freqformer.integrations.diffusers.query_key import Queries
+from freqformer.ops.head_blocks.api import prepared_blocks
 from freqformer.ops.parameters import AttentionParameters, KnownBands, RotaryEmbedding
-from freqformer.ops.query_key import prepared
+from freqformer.ops.query_key import normalised, rotated
 from freqformer.tracing import untraced
 
 
@@ -58,54 +68,95 @@ def ulysses_of(parallel: Any) -> ContextParallel | None:
     return ContextParallel(mesh.get_group(), mesh.size(), mesh.get_local_rank())
 
 
-def attend_shared(
-    qkv: tuple[Tensor, Tensor, Tensor],
-    context: ContextParallel | None,
+def own_tables(
+    tables: tuple[Tensor, ...], num_tokens: int, context: ContextParallel
+) -> tuple[Tensor, ...]:
+    """This rank's tokens of rotary tables (..., N, D), as diffusers cuts them; the same where it
+    did.
+
+    Args:
+        tables: of all tokens, or of this rank's.
+        num_tokens: N.
+        context: of `ulysses_of`.
+    """
+    return tuple(
+        table.tensor_split(context.size, -2)[context.rank]
+        if table.shape[-2] == num_tokens
+        else table
+        for table in tables
+    )
+
+
+def attend_across(
+    queries: Queries,
+    project_values: Callable[[], Tensor],
+    context: ContextParallel,
+    finish: Callable[[Tensor, slice], Tensor],
     *,
     grid: Grid,
     allocation: KnownBands,
     config: FreqFormerConfig,
-    parameters: AttentionParameters | None = None,
-    before: int = 0,
+    num_text_tokens: int = 0,
     **named: Any,
 ) -> Tensor:
-    """As `frequency_attention`, over this rank's tokens (B, n, H, D) where ranks share them.
+    """A layer over this rank's tokens (B, n, H, D), from projected queries and keys to what comes
+    after attention.
+
+    Queries travel while keys are normalised and turned, and both while values are projected. The
+    output of large shares comes back in two parts, and the first is finished while the second
+    travels.
 
     Args:
-        qkv: query, key and value.
+        queries: of this rank's tokens, with tables of these.
+        project_values: makes their values.
         context: of `ulysses_of`.
-        grid, allocation, config, named: as there; `num_text_tokens` counts those before the video
-            too.
-        parameters: norms and rotary embedding of the queries and keys, with tables of this rank's
-            tokens; None for neither.
-        before: exact tokens before the video.
+        finish: what follows, of (B, m, C) that lie at this place among the rank's tokens.
+        grid, allocation, config, num_text_tokens, named: as in `attend_around`.
 
     Raises:
         ValueError: for another share than diffusers cuts, and more ranks than heads.
     """
-    attend = partial(_attend_around, before=before, grid=grid, config=config, **named)
-    if context is None:
-        return attend(qkv, allocation, parameters)
-    exact = named.get("num_text_tokens", 0)
-    find_route = partial(_route, context, grid, allocation, config, exact)
-    return _attend_across(qkv, parameters or AttentionParameters(), find_route, attend, allocation)
+    find_route = partial(_route, context, grid, allocation, config, num_text_tokens)
+    attend = partial(
+        attend_around, grid=grid, config=config, num_text_tokens=num_text_tokens, **named
+    )
+    return _attend_across(queries, project_values, finish, find_route, attend, allocation)
 
 
 def _attend_across(
-    qkv: tuple[Tensor, Tensor, Tensor],
-    parameters: AttentionParameters,
+    queries: Queries,
+    project_values: Callable[[], Tensor],
+    finish: Callable[[Tensor, slice], Tensor],
     find_route: Callable[[Tensor], Route],
     attend: Callable[..., Tensor],
     allocation: KnownBands,
 ) -> Tensor:
-    query, key, value = qkv
-    route = find_route(query)
-    _, tokens, _, _ = query.shape
-    # Here, where a rank has all heads of its tokens: afterwards it has some heads of all tokens.
-    query, key = prepared(query, key, parameters, tokens)
-    sent = [send_to_heads([x], route) for x in (query, key, value)]
+    route = find_route(queries.query)
+    given = queries.parameters
+    sent = [
+        _send(queries.query, given.query_norm, given, route),
+        _send(queries.key, given.key_norm, given, route),
+    ]
+    sent.append(send_to_heads(project_values(), route))
     own = KnownBands(allocation.bands.index_select(1, route.own_heads), allocation.present)
-    return to_tokens(attend(tuple(at_heads(one)[0] for one in sent), own, None), route)
+    out = attend(tuple(at_heads(one) for one in sent), allocation=own)
+    finished: list[Tensor] = []
+    end = 0
+    for returning in send_to_tokens(out, route, num_messages(route)):
+        part = at_tokens(returning).flatten(2)
+        start = end
+        end += part.shape[1]
+        finished.append(finish(part, slice(start, end)))
+    return finished[0] if len(finished) == 1 else torch.cat(finished, 1)
+
+
+def _send(x: Tensor, weight: Tensor | None, given: AttentionParameters, route: Route) -> Sent:
+    """Send queries or keys, normalised and turned here, where a rank has all heads of its tokens:
+    afterwards it has some heads of all tokens."""
+    blocks = prepared_blocks(x, weight, given, route.order, route.num_heads)
+    if blocks is not None:
+        return send_to_heads(x, route, blocks)
+    return send_to_heads(rotated(normalised(x, weight, given, x.shape[1]), given), route)
 
 
 if not GRAPHS_HOLD_EXCHANGES:
@@ -128,16 +179,23 @@ def _route(
     return Route(context, shares, deal_heads(head_costs(by_band, allocation.bands), context.size))
 
 
-def _attend_around(
+def attend_around(
     qkv: tuple[Tensor, ...],
-    allocation: KnownBands,
-    parameters: AttentionParameters | None,
     *,
-    before: int,
+    allocation: KnownBands,
+    parameters: AttentionParameters | None = None,
+    before: int = 0,
     **named: Any,
 ) -> Tensor:
-    """Attention over the whole sequence, whose first tokens are exact: the operation itself knows
-    exact tokens behind the video alone."""
+    """As `frequency_attention`, whose exact tokens may come first: the operation itself knows them
+    behind the video alone.
+
+    Args:
+        qkv: query, key and value (B, N, H, D).
+        allocation, named: as there; `num_text_tokens` counts all exact tokens.
+        parameters: norms and rotary embedding of the queries and keys; None for neither.
+        before: exact tokens before the video.
+    """
     if not before:
         return frequency_attention(*qkv, allocation=allocation, parameters=parameters, **named)
     moved = (_moved(x, before) for x in qkv)

@@ -7,14 +7,16 @@ from typing import Any
 from torch import Tensor
 
 from freqformer.grid import Grid
+from freqformer.integrations.diffusers.calls import (
+    Share,
+    VideoTokens,
+)
 from freqformer.integrations.diffusers.processor import (
     Family,
-    Share,
     UsualProcessor,
-    VideoTokens,
     layers_in,
 )
-from freqformer.integrations.diffusers.query_key import neighbours, project
+from freqformer.integrations.diffusers.query_key import neighbours
 
 
 class WanProcessor(UsualProcessor):
@@ -31,11 +33,8 @@ class WanProcessor(UsualProcessor):
     ) -> Tensor:
         """(B, N, C) -> (B, N, C), tokens in raster order."""
         self.refuse(attention_mask, fused=attn.fused_projections)
-        projected = project(
-            attn, hidden_states, neighbours(rotary, hidden_states), across_heads=True
-        )
-        out = self.attend(share, *projected, hidden_states=hidden_states)
-        return attn.to_out[1](attn.to_out[0](out))
+        turn = neighbours(rotary, hidden_states)
+        return self.layer(attn, share, hidden_states, turn, across_heads=True)
 
 
 def video_tokens(transformer: Any, given: dict[str, Any]) -> VideoTokens:

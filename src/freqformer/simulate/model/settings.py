@@ -20,8 +20,9 @@ from freqformer.training_free.dials import Dials, checked_dials
 CONFIG_SETTINGS = tuple(
     sorted(field.name for field in fields(FreqFormerConfig) if field.name not in LAYER_FIELDS)
 )
-DIAL_SETTINGS = tuple(field.name for field in fields(Dials))
-"""Of preset training-free."""
+DIAL_SETTINGS = tuple(field.name for field in fields(Dials) if field.name != "density_schedule")
+"""Of preset training-free. Every banded step is simulated at the mean density, however it is spread
+over the steps: attention's time is a straight line in it."""
 ROUTING_SETTINGS = ("routing", "split", "schedule", "table")
 OTHER_SETTINGS = (*ROUTING_SETTINGS, "head_dim", "efficiency", "learned_summaries", "low_branch")
 """Settings beside the configuration's fields."""

@@ -250,9 +250,6 @@ def query_grads_kernel(
         num_rows to key_rows: see `UNSPECIALIZED`.
         blocks: `Blocks` of the Triton kernel.
     """
-    text = num_text
-    if not blocks.TEXT:
-        text = gl.to_tensor(0)  # as in `forward.py`
     given = Given(
         rows=rows,
         tiles=tiles,
@@ -262,7 +259,7 @@ def query_grads_kernel(
             rows=num_rows,
             tiles=num_tiles,
             video=num_tokens,
-            text=text,
+            text=num_text,
             low=num_low,
             cells=cells,
         ),

@@ -152,6 +152,9 @@ class Learned(NamedTuple):
     """(H, 2, D), pooling queries of the mid and high summaries."""
     eps: float
     """Added to the mean square of norms."""
+    TURNS: tl.constexpr
+    """Whether there is a rotary embedding. Triton 3.6 forgets the constants of a tuple in another
+    one that has tensors and no constant of its own."""
 
 
 class Segments(NamedTuple):

@@ -69,7 +69,7 @@ def text_grads(
 
     query_row = row_grads.query + program.wide_row * sizes.query_rows * W
     g = load_grads(query_row, place, live, W).to(tl.float32)
-    if learned.rotary is not None:
+    if learned.TURNS:
         if learned.rotary.TURNS_TEXT:
             g = rotated_back(g, learned.rotary, sample, head, place, live)
     if qkv.query.NORMS_TEXT:
@@ -89,7 +89,7 @@ def text_grads(
     write_grads(outputs.query + own, qkv.query, target, live, g, D)
 
     g = load_grads(row_grads.key + text_at, slot, live, W).to(tl.float32)
-    if learned.rotary is not None:
+    if learned.TURNS:
         if learned.rotary.TURNS_TEXT:
             g = rotated_back(g, learned.rotary, sample, head, place, live)
     if qkv.key.NORMS_TEXT:

@@ -98,7 +98,7 @@ def write_grads(target, x, place, live, g, D: tl.constexpr):
 @triton.jit
 def turned_back(g, x, chunk, learned):
     """Gradients of a chunk of `Tokens` x before the rotary embedding, from those after it."""
-    if x.ROTATED and learned.rotary is not None:
+    if x.ROTATED and learned.TURNS:
         g = rotated_back(
             g, learned.rotary, chunk.tile.sample, chunk.tile.head, chunk.call_order, chunk.live
         )

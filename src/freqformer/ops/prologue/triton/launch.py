@@ -1,5 +1,4 @@
-"""The prologue in two Triton launches, for rows of every band at once, and one more where summaries
-are learned: the host side.
+"""The prologue in two Triton launches, and a third where summaries are learned: the host side.
 
 Shape legend: B batch, H heads, R = B * H rows (row = sample * H + head), N video tokens, X text
 tokens, M low tokens, T tiles, C cells, D head_dim, W channels of a row of the buffers
@@ -118,7 +117,7 @@ def prepare_rows(
     pools = None
     if common.learned.pooling is not None and common.sizes.cells:
         pools = _pool_tiles(common, bands, tile_blocks(tables, head_dim, POOL_CHUNK, low_branch))
-    row_blocks = _row_blocks(common, tables, head_dim, low_branch)
+    row_blocks = _row_blocks(common, tables, head_dim, low_branch, pools)
     _finish_rows(common, bands, rows, pools, jobs, row_blocks)
     return rows
 
@@ -168,7 +167,7 @@ def _prepare_tiles(
     common: Common, allocation: Allocation, rows: PreparedRows, blocks: Blocks
 ) -> None:
     full = common.qkv.value.FEATURES.value == "full"
-    wide = architecture(rows.query.device).warps(256)
+    warps = 4 if full else architecture(rows.query.device).warps(256)
     prepare_tiles[(common.sizes.rows * common.sizes.tiles,)](
         common.qkv,
         allocation,
@@ -177,7 +176,7 @@ def _prepare_tiles(
         common.learned,
         common.sizes,
         blocks,
-        num_warps=4 if full else wide,  # pyright: ignore[reportCallIssue]
+        num_warps=warps,  # pyright: ignore[reportCallIssue]
         num_stages=3 if full else 1,  # pyright: ignore[reportCallIssue]
     )
 
@@ -271,6 +270,7 @@ def common_arguments(
             gains=_contiguous(given.gains),
             pooling=pooling,
             eps=given.norm_eps,
+            TURNS=tl.constexpr(rotation is not None),
         ),
         sizes=Sizes(
             heads=heads,
@@ -381,7 +381,7 @@ def tile_blocks(tables: PrologueTables, head_dim: int, chunk: int, low_branch: b
 
 
 def _row_blocks(
-    common: Common, tables: PrologueTables, head_dim: int, low_branch: bool
+    common: Common, tables: PrologueTables, head_dim: int, low_branch: bool, pools: Pools | None
 ) -> RowBlocks:
     return RowBlocks(
         D=tl.constexpr(head_dim),
@@ -392,7 +392,7 @@ def _row_blocks(
         ROWS=tl.constexpr(power_of_two(common.sizes.rows)),
         BRANCH=tl.constexpr(low_branch),
         SUMS=tl.constexpr(tables.sums),
-        POOLS=tl.constexpr(common.learned.pooling is not None),
+        POOLS=tl.constexpr(pools is not None),
     )
 
 

@@ -166,7 +166,7 @@ def pool_tiles(qkv, allocation, pools, tiles, learned, sizes, blocks):
                 )
             high_key = add_product(high_key, high_projector + block, step, key, SLOTS, blocks.PARTS)
         turn = None
-        if learned.rotary is not None:
+        if learned.TURNS:
             turn = rotary_tables(
                 learned.rotary, tile.sample, tile.head, chunk.call_order, chunk.live, W
             )

@@ -189,7 +189,7 @@ def _write_text(qkv, row, program, learned, sizes, jobs, blocks):
         query = normed(query, qkv.query, sample, head, place, live, sizes.tokens, learned.eps, D)
     if qkv.key.NORMS_TEXT:
         key = normed(key, qkv.key, sample, head, place, live, sizes.tokens, learned.eps, D)
-    if learned.rotary is not None:
+    if learned.TURNS:
         if learned.rotary.TURNS_TEXT:
             turn = rotary_tables(learned.rotary, sample, head, place, live, W)
             query = cast(rotate_tokens(query, turn), query.dtype)

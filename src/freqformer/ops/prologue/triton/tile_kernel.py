@@ -117,9 +117,10 @@ def _move(x, target, chunk, turn, tiles, learned, sizes, blocks):
                 weighted = cast(rotate_tokens(weighted, turn), tokens.dtype)
             written = weighted
     if x.KEEPS_EXACT:
-        if (target.exact > 0) & banded:
-            exact = target.base + target.exact * blocks.W
-            write_tokens(exact, chunk.tile_order, chunk.live, turned)
+        # Masked, not branched: Triton 3.6 fails to compile some of the branches.
+        copied = chunk.live & tl.broadcast_to((target.exact > 0) & banded, chunk.live.shape)
+        exact = target.base + target.exact * blocks.W
+        write_tokens(exact, chunk.tile_order, copied, turned)
     write_tokens(target.base, chunk.tile_order, kept, written)
     return turned
 
@@ -182,7 +183,7 @@ def prepare_tiles(qkv, allocation, rows, tiles, learned, sizes, blocks):
         chunk = load_chunk(tile, skip, tiles, blocks)
         # Queries and keys share the rotary tables, whose bytes are as many as theirs.
         turn = None
-        if learned.rotary is not None:
+        if learned.TURNS:
             turn = rotary_tables(
                 learned.rotary, tile.sample, tile.head, chunk.call_order, chunk.live, W
             )

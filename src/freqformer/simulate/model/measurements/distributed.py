@@ -34,30 +34,37 @@ MOST_MS = 1e9
 
 
 def distributed_results(file: str, values: dict[str, Any]) -> Iterator[Measurement]:
-    """Times of all-to-alls, or of a layer on one GPU or all."""
-    row, source = values["distributed"], _origin(file, values)
-    if row["kind"] == "links":
-        yield from _messages(row, source)
-    if row["kind"] == "layer" and row["without"] is None and "ms" in row:
-        yield _layer(row, source)
+    """Times of all-to-alls, and of layers on one GPU or all."""
+    for row in _measured(values):
+        source = _origin(file, values, row)
+        if row["kind"] == "links":
+            yield from _messages(row, source)
+        if row["kind"] == "layer" and row["without"] is None:
+            yield _layer(row, source)
 
 
 def measured_shares(file: str, values: dict[str, Any]) -> Iterator[MeasuredShare]:
     """What computation hides of a layer's all-to-alls, forward, of those that overlap."""
-    row = values["distributed"]
-    fitted = row["kind"] == "layer" and row["without"] is None and not row["backward"]
-    if not fitted or "hidden_ms" not in row:
-        return
-    check_number("nccl_ms", row["nccl_ms"], 1e-9, MOST_MS)
-    check_number("hidden_ms", row["hidden_ms"], 0, row["nccl_ms"])
-    share = row["hidden_ms"] / row["nccl_ms"]
-    yield MeasuredShare("all_to_all_overlap", share, _origin(file, values))
+    for row in _measured(values):
+        fitted = row["kind"] == "layer" and row["without"] is None and not row["backward"]
+        if not fitted or "hidden_ms" not in row:
+            continue
+        check_number("nccl_ms", row["nccl_ms"], 1e-9, MOST_MS)
+        check_number("hidden_ms", row["hidden_ms"], 0, row["nccl_ms"])
+        share = row["hidden_ms"] / row["nccl_ms"]
+        yield MeasuredShare("all_to_all_overlap", share, _origin(file, values, row))
 
 
-def _origin(file: str, values: dict[str, Any]) -> str:
-    ranks = values["distributed"]["ranks"]
-    check_whole("ranks", ranks, 1, MOST_RANKS)
-    return f"{origin(f'distributed/{file}', values)}, {ranks} GPUs"
+def _measured(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows with a time: of others memory ran out, or they failed."""
+    return [
+        row for row in values["distributed"] if "failed" not in row and "out_of_memory" not in row
+    ]
+
+
+def _origin(file: str, values: dict[str, Any], row: dict[str, Any]) -> str:
+    check_whole("ranks", row["ranks"], 1, MOST_RANKS)
+    return f"{origin(f'distributed/{file}', values)}, {row['ranks']} GPUs"
 
 
 def _messages(row: dict[str, Any], source: str) -> Iterator[Measurement]:

@@ -1,0 +1,1 @@
+"""Heads in blocks, one for every rank, as they travel between ranks."""
