@@ -1,4 +1,4 @@
-"""Batches are copied one ahead, an error waits for its batch, and a step waits for the GPU once."""
+"""Batches are copied one ahead, and an error waits for its batch."""
 
 from __future__ import annotations
 
