@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import HunyuanVideoPipeline
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from safetensors.torch import load_file
 from tests.support.tiny_conversions import (
@@ -18,10 +19,12 @@ from tests.support.tiny_conversions import (
     make_wan_folder,
     tiny_conversion,
 )
+from tests.support.tiny_finetuning import make_pipeline_and_cache
 
 from freqformer.conversion import ConvertConfig, convert
 from freqformer.conversion.config import StagesConfig, WeightsConfig
 from freqformer.integrations.diffusers import enable_frequency_attention
+from freqformer.integrations.diffusers.converted.windows import WindowSettings
 from freqformer.models.pipeline import FreqFormerPipeline
 from freqformer.training.checkpoint import CheckpointError
 from freqformer.training.config import CheckpointConfig
@@ -171,3 +174,18 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_clips_name(
     steps = StagesConfig(0, 50, falling=0.0)
     with pytest.raises(TrainingError, match=r"is inf|is nan"):
         convert(replace(wild, stages=steps, windows=replace(wild.windows, density=0.5)))
+
+
+def test_hunyuan_video_learns_from_a_cache(tmp_path: Path) -> None:
+    """Its text by two encoders is in the cache."""
+    make_pipeline_and_cache(tmp_path, "hunyuan", size=(128, 160))
+    config = replace(
+        tiny_conversion(tmp_path),
+        pipeline=str(tmp_path / "pipe"),
+        stages=StagesConfig(1, 1, 1),
+        windows=WindowSettings(0.9, (2, 4, 4), 64),
+    )
+    assert [step for step, _ in steps_of(config)] == [1, 2, 3]
+    pipe: Any = HunyuanVideoPipeline.from_pretrained(tmp_path / "pipe")
+    with enable_frequency_attention(pipe, adapter=str(tmp_path / "out" / "adapter")) as attention:
+        assert len(attention.layer_names) == 2

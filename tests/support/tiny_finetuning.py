@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tests.support.tiny_cache import cache_config, noise_video
 from tests.support.tiny_pipelines import tiny_wan_pipeline
-from tests.support.tiny_video_pipelines import tiny_ltx_pipeline
+from tests.support.tiny_video_pipelines import (
+    tiny_hunyuan_pipeline,
+    tiny_image_pipeline,
+    tiny_ltx_pipeline,
+)
 
 from freqformer.training.cache.making import make_cache
 from freqformer.training.cache.settings import CacheConfig
@@ -25,7 +30,14 @@ def make_pipeline_and_cache(
     folder: Path, kind: str = "wan", experts: int = 1, size: tuple[int, int] = SIZE
 ) -> Path:
     """A folder with `pipe`, `videos` and their `cache`."""
-    pipe: Any = tiny_ltx_pipeline() if kind == "ltx" else tiny_wan_pipeline(experts)
+    makers: dict[str, Callable[[], Any]] = {
+        "wan": lambda: tiny_wan_pipeline(experts),
+        "ltx": tiny_ltx_pipeline,
+        "hunyuan": tiny_hunyuan_pipeline,
+        "wan-2.1-i2v": lambda: tiny_image_pipeline(image_dim=12),
+        "wan-2.2-i2v": tiny_image_pipeline,
+    }
+    pipe = makers[kind]()
     pipe.save_pretrained(folder / "pipe")
     (folder / "videos").mkdir()
     for place, caption in enumerate(CAPTIONS):

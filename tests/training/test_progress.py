@@ -7,13 +7,13 @@ import torch
 
 from freqformer.training.config import RunConfig
 from freqformer.training.progress import foretold, progress_shown, spoken
-from freqformer.training.report import StepReport
+from freqformer.training.report import StepNumbers, StepReport
 
 CPU = torch.device("cpu")
 
 
 def report(step: int, seconds: float, steps: int = 1000, loss: float = 0.5) -> StepReport:
-    return StepReport(step, loss, 0.0, 1.0, 1e-3, seconds, step / steps)
+    return StepReport(step, StepNumbers.of(loss, 0.0, 1.0), 1e-3, seconds, step / steps)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ and of the step's number alone."""
 from __future__ import annotations
 
 import logging
-import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
@@ -32,6 +31,7 @@ from freqformer.training.clock import RunClock
 from freqformer.training.log import RunLog
 from freqformer.training.objective import learning_rate_factor
 from freqformer.training.optimizer import adamw
+from freqformer.training.pending import PendingReports
 from freqformer.training.provenance import (
     LOSS_STEPS,
     Session,
@@ -40,7 +40,7 @@ from freqformer.training.provenance import (
     with_session,
     write_sessions,
 )
-from freqformer.training.report import StepReport, TrainingError
+from freqformer.training.report import StepNumbers, StepReport, TrainingError
 from freqformer.training.seeding import seed_everything
 from freqformer.training.state import capture_run, restore_run
 
@@ -72,7 +72,8 @@ class Converter:
         self.config, self.pair, self.feed = config, pair, feed
         self.folder = Path(config.output)
         self.device = accelerator.device
-        self.clock = RunClock(config.run.whole(config.stages.total), accelerator.device)
+        run = config.run.whole(config.stages.total)
+        self.clock = RunClock(run, accelerator.device)
         logged: Any = config  # has what a log reads: output, run.tracker and its record
         self.log = RunLog(accelerator, logged)
         self.optimizer = adamw(pair.trained, config.optimizer)
@@ -86,6 +87,8 @@ class Converter:
         self.sessions: list[Session] = []
         self.reports: deque[StepReport] = deque(maxlen=LOSS_STEPS)
         self.begun = (0, 0.0)
+        self.pending = PendingReports(run.log_every)
+        """Of steps whose numbers are not read yet."""
 
     def resume(self) -> None:
         """Go to the newest checkpoint of the output folder, if there is one, and start the clock
@@ -129,7 +132,7 @@ class Converter:
             questions: of a step, as the feed gives them.
 
         Raises:
-            TrainingError: where the loss or its gradient is not finite; weights are as they were.
+            TrainingError: where the loss or gradient of one of the last steps is not finite.
         """
         # All random numbers of a step follow from its number: a resumed run need not know the
         # earlier ones.
@@ -147,30 +150,44 @@ class Converter:
         losses = [
             add_gradient(self.pair, question, place.stage, 1 / len(asked)) for question in asked
         ]
-        loss = float(torch.stack(losses).mean())
+        loss = torch.stack(losses).mean()
         norm = gradient_norm(self.pair.trained, settings.max_grad_norm)
-        self._check_finite(loss, norm)
         self.optimizer.step()
         self.ema.step(self.pair.trained.parameters())
         self.step += 1
         self.clock.advance(self.step)
         report = StepReport(
             step=self.step,
-            loss=loss,
-            routing_loss=0.0,
-            gradient_norm=norm,
+            numbers=StepNumbers(torch.stack([loss, torch.zeros_like(loss), norm.to(loss)])),
             learning_rate=rate,
             seconds=self.clock.seconds,
             progress=self.clock.progress,
         )
-        self.log.add(report)
-        self.log.add_values({f"loss_{place.stage}": loss, "density": density}, self.step)
+        self.pending.add(report)
         self.reports.append(report)
+        if self.pending.are_due:
+            self.settle()
         return report
+
+    def settle(self) -> None:
+        """Read what the steps so far computed, and log it.
+
+        Raises:
+            TrainingError: for the first step whose loss or gradient is not finite.
+        """
+        for report in self.pending.read():
+            self._check_finite(report)
+            self.log.add(report)
+            stages = self.config.stages
+            stage = place_of(stages, report.step - 1).stage
+            density = density_at(stages, self.config.windows.density, report.step - 1)
+            self.log.add_values({f"loss_{stage}": report.loss, "density": density}, report.step)
 
     def save(self) -> None:
         """Write a checkpoint, unless this step has one, with the run's config and the record of its
         sessions beside it."""
+        # No checkpoint of weights that a step has spoiled.
+        self.settle()
         if self.step == self.saved_step:
             return
         sessions = self._all_sessions()
@@ -211,8 +228,8 @@ class Converter:
     def _checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
-    def _check_finite(self, loss: float, norm: float) -> None:
-        if math.isfinite(loss) and math.isfinite(norm):
+    def _check_finite(self, report: StepReport) -> None:
+        if report.is_finite:
             return
         kept = (
             f"{self._checkpoints} keeps step {self.saved_step}"
@@ -220,7 +237,8 @@ class Converter:
             else "no checkpoint was written yet"
         )
         raise TrainingError(
-            f"loss is {loss} and its gradient's norm {norm} at step {self.step + 1}"
-            f"{self.feed.describe(self.step)}; finite numbers are allowed: lower the learning rate,"
-            f" lengthen the warm-up, or convert with run.precision=fp32; {kept}"
+            f"loss is {report.loss} and its gradient's norm {report.gradient_norm} at step"
+            f" {report.step}{self.feed.describe(report.step - 1)}; finite numbers are allowed:"
+            " lower the learning rate, lengthen the warm-up, or convert with run.precision=fp32;"
+            f" {kept}"
         )

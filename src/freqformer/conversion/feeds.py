@@ -21,7 +21,6 @@ from freqformer.training.loader import (
     ClipLoader,
     ClipSource,
     OnDeviceLoader,
-    ProceduralClips,
 )
 from freqformer.training.objective import (
     ALL_LEVELS,
@@ -33,7 +32,7 @@ from freqformer.training.objective import (
 from freqformer.training.samples import TrainingBatch
 from freqformer.training.seeding import derive_generator
 from freqformer.training.sharding import StepShards
-from freqformer.training.sources import IterableClips
+from freqformer.training.sources import loader_of
 
 
 @dataclass(frozen=True)
@@ -117,14 +116,15 @@ class ClipFeed:
             yield questions
 
     def _loader(self, step: int) -> ClipLoader | OnDeviceLoader:
-        indices, seed = self._shards.indices(step), self._config.run.seed
-        if isinstance(self._source, ProceduralClips) and self._device.type != "cpu":
-            return OnDeviceLoader(self._source, indices, seed=seed, device=self._device)
-        # An iterable gives its clips in order, so one thread asks for them.
-        alone = isinstance(self._source, IterableClips)
-        workers = 1 if alone else self._config.data.workers
-        ahead = max(2 * self._config.run.batch_size, workers)
-        return ClipLoader(self._source, indices, seed=seed, workers=workers, ahead=ahead)
+        run = self._config.run
+        return loader_of(
+            self._source,
+            self._shards.indices(step),
+            self._device,
+            seed=run.seed,
+            batch_size=run.batch_size,
+            workers=self._config.data.workers,
+        )
 
     def _question(self, batch: TrainingBatch, step: int, place: int) -> Question:
         timestep = self._timesteps(batch, step)[place].to(self._device)
@@ -135,6 +135,7 @@ class ClipFeed:
             "encoder_attention_mask": batch.prompt_attention_mask,
         }
         given = {name: value for name, value in text.items() if value is not None}
+        given |= batch.conditions
 
         def ask(model: Any) -> Tensor:
             return model(noisy, timestep * TIMESTEP_SCALE, return_dict=False, **given)[0]

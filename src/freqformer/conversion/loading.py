@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 INDEX_FILE = "model_index.json"
 OWN = "FreqFormerTransformer3DModel"
+GUIDANCE_SCALE = 6.0
+"""That a transformer which learned guidance by distillation is told: what `HunyuanVideoPipeline`
+tells it where nothing else is asked for."""
 REMEDY = "give a folder that save_pretrained wrote, with model_index.json and a transformer in it"
 
 
@@ -233,7 +236,11 @@ def velocity_settings(folder: Path, index: CacheIndex) -> VelocitySettings:
     """
     expands = bool(pipeline_index(folder).get("expand_timesteps", False))
     return VelocitySettings(
-        fps=float(index.recipe["fps"]), compression=index.compression, expand_timesteps=expands
+        fps=float(index.recipe["fps"]),
+        compression=index.compression,
+        expand_timesteps=expands,
+        guidance_scale=GUIDANCE_SCALE,
+        conditions=index.conditions,
     )
 
 

@@ -64,11 +64,11 @@ def _target(question: Question) -> Tensor:
     return question.target
 
 
-def gradient_norm(trained: nn.Module, most: float) -> float:
-    """The norm of all gradients; they are scaled down to `most` where it is larger.
+def gradient_norm(trained: nn.Module, most: float) -> Tensor:
+    """The norm, on the device, of all gradients; they are scaled down to `most` where it is larger.
 
     Args:
         trained: what learns.
         most: norm that they are clipped to.
     """
-    return float(nn.utils.clip_grad_norm_(trained.parameters(), most))
+    return nn.utils.clip_grad_norm_(trained.parameters(), most)

@@ -175,6 +175,9 @@ class RunConfig:
         profile: first and last step, counted from 1, of which this session writes a profile.
         init_from: folder of a pipeline, or of a run, whose weights the run begins with; `model` may
             then be left out, and what it names must be as in that folder.
+        log_every: steps whose losses are read from the device and logged together, so that it need
+            not wait for the host; a loss that is not finite is noticed then, and before every
+            checkpoint.
     """
 
     max_steps: int = 1000
@@ -192,9 +195,11 @@ class RunConfig:
     tracker: Tracker | None = None
     profile: tuple[int, int] | None = None
     init_from: str | None = None
+    log_every: int = 10
 
     def __post_init__(self) -> None:
         check_whole("max_steps", self.max_steps, 1, most=_MOST_STEPS)
+        check_whole("log_every", self.log_every, 1, most=_MOST_STEPS)
         for name in ("batch_size", "accumulation"):
             check_whole(name, getattr(self, name), 1, most=_MOST_BATCH)
         for name in ("max_seconds", "stop_after_seconds"):
@@ -334,12 +339,6 @@ class TrainConfig:
                     " of the two is allowed: the pipeline says the model, and every process holds"
                     " all of it"
                 )
-        if self.validation.prompts:
-            raise ValueError(
-                f"validation.prompts has {len(self.validation.prompts)} prompts, and"
-                f" pipeline.folder is {self.pipeline.folder!r}; none are allowed, since diffusers"
-                " makes its videos: leave them out, and call freqformer generate --lora"
-            )
         if self.pipeline.offload_blocks and (
             self.run.compile or not self.run.gradient_checkpointing
         ):

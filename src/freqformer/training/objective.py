@@ -9,6 +9,7 @@ tokens, E their channels. Timesteps are in
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -106,6 +107,7 @@ def batch_loss(model: nn.Module, batch: TrainingBatch, timestep: Tensor) -> Tens
         prompt_embeds=batch.prompt_embeds,
         prompt_attention_mask=batch.prompt_attention_mask,
         keeps_first=batch.keeps_first,
+        conditions=batch.conditions,
     )
 
 
@@ -118,6 +120,7 @@ def flow_matching_loss(
     prompt_embeds: Tensor | None = None,
     prompt_attention_mask: Tensor | None = None,
     keeps_first: Tensor | None = None,
+    conditions: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Mean squared error of the velocity at x_t = (1 - t) clip + t noise; the target is noise -
     clip.
@@ -132,6 +135,7 @@ def flow_matching_loss(
         prompt_attention_mask: (B, L) bool, passed on as `encoder_attention_mask`.
         keeps_first: (B,) bool, true where x_t holds the clip's own first frame, which then has no
             part in the loss.
+        conditions: more arguments of the model by name, each (B, ...).
 
     Returns: a scalar, float32 at least.
 
@@ -150,6 +154,7 @@ def flow_matching_loss(
         "encoder_attention_mask": prompt_attention_mask,
     }
     given = {name: value for name, value in text.items() if value is not None}
+    given |= conditions or {}
     noisy = (1 - t) * clip + t * noise
     known = None if keeps_first is None else _first_frames(clip, keeps_first)
     if known is not None:
@@ -166,7 +171,9 @@ def flow_matching_loss(
     velocity = velocity.to(target)
     if known is None:
         return functional.mse_loss(velocity, target)
-    return (velocity - target)[~known].square().mean()
+    # Sums, since to pick values by a mask the host would have to know how many there are.
+    squares = (velocity - target).square().masked_fill(known, 0)
+    return squares.sum() / (~known).sum()
 
 
 def tells_first_frames(model: nn.Module) -> bool:

@@ -14,6 +14,7 @@ _MOST_RANK = 65_536
 _MOST_BLOCKS = 100_000
 _MOST_TOKENS = 10**9
 _LEAST_DENSITY = 0.001
+_MOST_GUIDANCE = 1000
 LEARNING_RATES: dict[Weights, float] = {"lora": 1e-4, "full": 1e-5}
 """Where a run of a pipeline names none."""
 
@@ -37,6 +38,8 @@ class PipelineConfig:
         min_tokens: video tokens below which a clip's attention is dense; None takes 12,288.
         offload_blocks: the last so many blocks wait in the computer's memory, without their
             additions, and come to the GPU one by one.
+        guidance_scale: that a transformer which learned guidance by distillation is told
+            (HunyuanVideo).
     """
 
     folder: str | None = None
@@ -49,6 +52,7 @@ class PipelineConfig:
     dense_blocks: tuple[int, int] = (0, 0)
     min_tokens: int | None = None
     offload_blocks: int = 0
+    guidance_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.folder is not None and not (isinstance(self.folder, str) and self.folder):
@@ -80,6 +84,7 @@ class PipelineConfig:
         if self.min_tokens is not None:
             check_whole("min_tokens", self.min_tokens, 0, most=_MOST_TOKENS)
         check_whole("offload_blocks", self.offload_blocks, 0, most=_MOST_BLOCKS)
+        check_number("guidance_scale", self.guidance_scale, 0, _MOST_GUIDANCE)
         if self.offload_blocks and self.weights == "full":
             raise ValueError(
                 f"offload_blocks is {self.offload_blocks} and weights 'full'; 0 is allowed, since"

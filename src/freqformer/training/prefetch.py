@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from freqformer.training.loader import ClipLoader, OnDeviceLoader
 from freqformer.training.samples import TrainingBatch
@@ -21,6 +22,11 @@ class _Ahead:
     error: Exception | None = None
     done: Any = None
     """The event after which the batch is there."""
+
+
+def copied_to(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on the device; a GPU copies it by itself."""
+    return x.to(device) if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
 
 
 class GpuBatches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ class ShownProgress:
     def __init__(self, run: RunConfig, device: torch.device, bar: ProgressBar) -> None:
         self._run, self._device, self._bar = run, device, bar
         self._loss: float | None = None
+        self._unread: deque[StepReport] = deque()
         # A first step that compiles, or loads kernels, says nothing of the next.
         self._pace = _Pace(first_counts=device.type == "cpu" and not run.compile)
         self._told, self._line = False, -SECONDS_BETWEEN_LINES
@@ -51,11 +53,11 @@ class ShownProgress:
         """One more step is done."""
         if not self._bar.is_drawn:
             return
-        smooth = report.loss if self._loss is None else self._loss
-        self._loss = SMOOTHING * smooth + (1 - SMOOTHING) * report.loss
+        self._smooth(report)
         self._pace.add(report.seconds)
         pace = self._pace.seconds_per_step
-        text = f"step {report.step}  loss {self._loss:.4f}  {pace:.2g} s a step"
+        loss = "" if self._loss is None else f"  loss {self._loss:.4f}"
+        text = f"step {report.step}{loss}  {pace:.2g} s a step"
         self._bar.update(completed=report.progress, text=text)
         if not self._told and self._pace.is_measured:
             self._told = True
@@ -66,6 +68,14 @@ class ShownProgress:
         if not self._bar.on_terminal and now - self._line >= SECONDS_BETWEEN_LINES:
             self._line = now
             self._bar.print(f"training  {100 * report.progress:.0f}%  {text}")
+
+    def _smooth(self, report: StepReport) -> None:
+        """Take in the losses that the run has read; asking for others would wait for a GPU."""
+        self._unread.append(report)
+        while self._unread and self._unread[0].numbers.are_read:
+            loss = self._unread.popleft().loss
+            smooth = loss if self._loss is None else self._loss
+            self._loss = SMOOTHING * smooth + (1 - SMOOTHING) * loss
 
 
 class _Pace:

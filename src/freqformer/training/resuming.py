@@ -26,7 +26,7 @@ MAY_CHANGE = {
     "run": (
         *("max_steps", "max_seconds", "part_seconds", "batch_size", "accumulation", "device"),
         # `part_seconds` is of versions that kept there what belongs to one call alone.
-        *("progress", "gradient_checkpointing", "compile", "parallel", "tracker"),
+        *("progress", "gradient_checkpointing", "compile", "parallel", "tracker", "log_every"),
     ),
 }
 """Fields that change nothing but how long, where and with what memory a run goes on; batches only
@@ -36,7 +36,7 @@ ON_PURPOSE = {
     "objective": ALL,
     "routing": ALL,
     "run": ("precision",),
-    "pipeline": ("density", "dense_blocks", "min_tokens", "alpha"),
+    "pipeline": ("density", "dense_blocks", "min_tokens", "alpha", "guidance_scale"),
 }
 """Fields that change what is computed from here on, for `checkpoint.accept_changes`."""
 _BEFORE = {

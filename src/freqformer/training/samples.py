@@ -5,8 +5,8 @@ Shape legend: B samples, C channels, F frames, H rows, W columns, L text tokens,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -39,6 +39,9 @@ class TrainingSample:
     failures: tuple[BadFile, ...] = ()
     keeps_first: bool = False
     """Whether the model is given the first frame without noise, to go on from."""
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
+    """What a pipeline's transformer is told besides, by the names of `VelocityModel`'s
+    arguments."""
 
     @property
     def pixels(self) -> Tensor:
@@ -61,6 +64,8 @@ class TrainingBatch:
     """(B, L) bool."""
     keeps_first: Tensor | None = None
     """(B,) bool, true where the first frame is given without noise; None where none is."""
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of all samples, each (B, ...), floating point."""
 
     @classmethod
     def of(cls, samples: Sequence[TrainingSample], noise: Sequence[Tensor]) -> TrainingBatch:
@@ -71,7 +76,8 @@ class TrainingBatch:
             noise: of every sample, shaped like its clip.
 
         Raises:
-            ValueError: where some samples have text and others none, or texts of other lengths.
+            ValueError: where some samples have text or conditions and others none, or of other
+                shapes.
         """
         kept = torch.tensor([sample.keeps_first for sample in samples])
         return cls(
@@ -80,6 +86,7 @@ class TrainingBatch:
             _stacked("prompt_embeds", [sample.prompt_embeds for sample in samples]),
             _stacked("prompt_attention_mask", [sample.prompt_attention_mask for sample in samples]),
             kept if bool(kept.any()) else None,
+            _stacked_conditions([sample.conditions for sample in samples]),
         )
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> TrainingBatch:
@@ -92,13 +99,23 @@ class TrainingBatch:
 
     def tensors(self) -> list[Tensor]:
         """Those that it has."""
-        every = (getattr(self, field.name) for field in fields(self))
-        return [tensor for tensor in every if tensor is not None]
+        return [*self._own().values(), *self.conditions.values()]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> TrainingBatch:
-        every = ((field.name, getattr(self, field.name)) for field in fields(self))
-        held = {name: change(tensor) for name, tensor in every if tensor is not None}
-        return replace(self, **held)
+        held = {name: change(tensor) for name, tensor in self._own().items()}
+        told = {name: change(tensor) for name, tensor in self.conditions.items()}
+        return replace(self, conditions=told, **held)
+
+    def _own(self) -> dict[str, Tensor]:
+        """Its tensors by name, without the conditions."""
+        names = ("clip", "noise", "prompt_embeds", "prompt_attention_mask", "keeps_first")
+        return {name: x for name in names if (x := getattr(self, name)) is not None}
+
+
+def _stacked_conditions(given: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    names = sorted({name for one in given for name in one})
+    made = {name: _stacked(name, [one.get(name) for one in given]) for name in names}
+    return {name: tensor for name, tensor in made.items() if tensor is not None}
 
 
 def _stacked(name: str, given: Sequence[Tensor | None]) -> Tensor | None:

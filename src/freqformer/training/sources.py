@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 
 from freqformer.training.config import DataConfig, TrainConfig
-from freqformer.training.loader import ClipSource
+from freqformer.training.loader import (
+    ClipLoader,
+    ClipSource,
+    OnDeviceLoader,
+    ProceduralClips,
+)
 from freqformer.training.samples import TrainingSample
 from freqformer.training.seeding import derive_generator, derive_seed
 
@@ -240,3 +245,30 @@ def _checked(item: Any, number: int, shape: tuple[int, ...]) -> Tensor:
             f" scaled to about 1, are allowed, none beyond {LARGEST_VALUE:g}"
         )
     return clip.detach().float().cpu()
+
+
+def loader_of(
+    source: ClipSource,
+    indices: Iterator[int],
+    device: torch.device,
+    *,
+    seed: int,
+    batch_size: int,
+    workers: int,
+) -> ClipLoader | OnDeviceLoader:
+    """What loads clips. A GPU draws what can be drawn there; threads load the rest.
+
+    Args:
+        source: of the clips.
+        indices: which, in order, without end.
+        device: that trains.
+        seed: of the noise.
+        batch_size: clips that are taken at once.
+        workers: threads.
+    """
+    if isinstance(source, ProceduralClips) and device.type != "cpu":
+        return OnDeviceLoader(source, indices, seed=seed, device=device)
+    # An iterable gives its clips in order, so one thread asks for them.
+    threads = 1 if isinstance(source, IterableClips) else workers
+    ahead = max(2 * batch_size, threads)
+    return ClipLoader(source, indices, seed=seed, workers=threads, ahead=ahead)

@@ -4,8 +4,8 @@ the step's number alone."""
 from __future__ import annotations
 
 import logging
-import math
 from collections import deque
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -21,15 +21,11 @@ from freqformer.training.cache.clips import CachedClips
 from freqformer.training.checkpoint import CheckpointError, read_state
 from freqformer.training.clock import RunClock
 from freqformer.training.config import TrainConfig
-from freqformer.training.loader import (
-    NAMED,
-    ClipLoader,
-    OnDeviceLoader,
-    ProceduralClips,
-)
+from freqformer.training.loader import NAMED
 from freqformer.training.log import RunLog
 from freqformer.training.objective import (
     ALL_LEVELS,
+    TIMESTEP_SCALE,
     batch_loss,
     learning_rate_factor,
     resolution_shift,
@@ -37,8 +33,9 @@ from freqformer.training.objective import (
     sample_timesteps,
     within,
 )
+from freqformer.training.pending import PendingReports
 from freqformer.training.placement import placement_for
-from freqformer.training.prefetch import GpuBatches
+from freqformer.training.prefetch import GpuBatches, copied_to
 from freqformer.training.provenance import (
     LOSS_STEPS,
     TRAIN_FILE,
@@ -50,12 +47,12 @@ from freqformer.training.provenance import (
     with_session,
     write_sessions,
 )
-from freqformer.training.report import StepReport, TrainingError
+from freqformer.training.report import StepNumbers, StepReport, TrainingError
 from freqformer.training.resuming import check_resumable
 from freqformer.training.samples import TrainingBatch
 from freqformer.training.seeding import derive_generator, seed_everything
 from freqformer.training.sharding import StepShards
-from freqformer.training.sources import IterableClips, run_source
+from freqformer.training.sources import loader_of, run_source
 from freqformer.training.starting import prepared_model
 from freqformer.training.state import capture_run
 from freqformer.training.weights import weights_of
@@ -116,6 +113,8 @@ class Trainer:
         """Of the last steps of this call."""
         self.begun = (0, 0.0)
         """Steps and seconds of training that were done before this call."""
+        self.pending = PendingReports(run.log_every)
+        """Of steps whose numbers are not read yet."""
 
     def resume(self) -> None:
         """Go to the newest checkpoint of the output folder, if there is one, and start the clock
@@ -146,32 +145,18 @@ class Trainer:
         self.log.begin(self.step)
 
     def loader(self) -> GpuBatches:
-        """The clips from this step on. A GPU draws what can be drawn there; the rest is loaded by
-        threads, and copied to it one batch ahead."""
-        return GpuBatches(self._own_loader(), self.accelerator.device)
-
-    def _own_loader(self) -> ClipLoader | OnDeviceLoader:
-        batch, device = self.config.run.batch_size, self.accelerator.device
-        if isinstance(self.source, ProceduralClips) and device.type != "cpu":
-            return OnDeviceLoader(
-                self.source,
-                self.shards.indices(self.step),
-                seed=self.config.run.seed,
-                device=device,
-            )
-        # An iterable gives its clips in order, so one thread asks for them.
-        workers = 1 if isinstance(self.source, IterableClips) else self.config.data.workers
-        return ClipLoader(
-            self.source,
-            self.shards.indices(self.step),
-            seed=self.config.run.seed,
-            workers=workers,
-            ahead=max(2 * batch, workers),
+        """The clips from this step on, on a GPU copied one batch ahead."""
+        device, run = self.accelerator.device, self.config.run
+        indices = self.shards.indices(self.step)
+        workers = self.config.data.workers
+        loader = loader_of(
+            self.source, indices, device, seed=run.seed, batch_size=run.batch_size, workers=workers
         )
+        return GpuBatches(loader, device)
 
     def advance(self, loader: GpuBatches) -> StepReport:
-        """Do one optimizer step. Raises TrainingError, with the weights as they were, where it is
-        not finite."""
+        """Do one optimizer step. Raises TrainingError where one of the last `run.log_every` steps
+        was not finite."""
         run = self.config.run
         # All random numbers of a step follow from its number: a resumed run need not know the
         # earlier ones.
@@ -182,7 +167,7 @@ class Trainer:
         for group in self.placed.optimizer.param_groups:
             group["lr"] = rate
         losses: list[Tensor] = []
-        numbers: tuple[float, float, float] | None = None
+        norm: Any = None
         for place in range(run.accumulation):
             batch = self._take(loader)
             grid = self.model.grid_for(batch.clip.shape)
@@ -190,26 +175,37 @@ class Trainer:
                 losses.append(self._backward(batch, self._timesteps(grid)[place], grid))
                 loader.look_ahead(run.batch_size)
                 if self.accelerator.sync_gradients:
-                    numbers = self._clip_gradients(losses)
+                    norm = self._clip_gradients()
                 self.placed.stepper.step()
                 self.placed.stepper.zero_grad()
-        assert numbers is not None
-        loss, routing, norm = numbers
+        numbers = self._numbers(losses, norm)
         self.ema.step(self.weights.parameters())
         self.step += 1
         self.clock.advance(self.step)
         report = StepReport(
             step=self.step,
-            loss=loss,
-            routing_loss=routing,
-            gradient_norm=norm,
+            numbers=numbers,
             learning_rate=rate,
             seconds=self.clock.seconds,
             progress=self.clock.progress,
         )
-        self.log.add(report)
+        self.pending.add(report)
         self.reports.append(report)
+        if self.pending.are_due:
+            self.settle()
         return report
+
+    def settle(self) -> None:
+        """Read what the steps so far computed, and log it: the only wait of the host for the
+        device.
+
+        Raises:
+            TrainingError: for the first step whose loss or gradient is not finite.
+        """
+        for report in self.pending.read():
+            if not report.is_finite:
+                raise TrainingError(self._what_broke(report))
+            self.log.add(report)
 
     def any_process(self, asked: bool) -> bool:
         """Whether one of the processes says so: a signal may reach one of them a step early."""
@@ -228,6 +224,8 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:
+        # No checkpoint of weights that a step has spoiled.
+        self.settle()
         main = self.accelerator.is_main_process
         if self.step != self.saved_step and (main or not self.placement.saves_alone):
             sessions = (
@@ -321,44 +319,53 @@ class Trainer:
         """Add one forward pass's gradient; returns its (flow-matching loss, routing loss), (2,)
         float32."""
         device = self.accelerator.device
-        with self.placement.computing():
-            loss = batch_loss(self.placed.wrapped, batch, _at(timestep, device))
+        with self.placement.computing(), self._told(timestep):
+            loss = batch_loss(self.placed.wrapped, batch, copied_to(timestep, device))
         routing = router_terms(self.model, grid, self.config.routing, self.clock.progress)
         routing = torch.zeros_like(loss) if routing is None else routing
         self.accelerator.backward(loss + routing)
         return torch.stack([loss.detach(), routing.detach()]).float()
 
-    def _clip_gradients(self, losses: list[Tensor]) -> tuple[float, float, float]:
-        """Clip by norm; returns flow-matching loss, routing loss and the norm before. Raises
-        TrainingError where one is not finite.
+    def _told(self, timestep: Tensor) -> AbstractContextManager[Any]:
+        """Around a forward pass: a pipeline's transformer need not read its timesteps (batch,) back
+        from the device."""
+        tell = getattr(self.model, "knowing_timesteps", None)
+        return nullcontext() if tell is None else tell(timestep * TIMESTEP_SCALE)
 
-        The only place in a step where the host waits for the device, and once.
-        """
+    def _clip_gradients(self) -> Any:
+        """Clip by norm; returns the norm before, on the device."""
         norm: Any = self.accelerator.clip_grad_norm_(
             self.weights.parameters(), self.config.optimizer.max_grad_norm
         )
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
+        return norm
+
+    def _numbers(self, losses: list[Tensor], norm: Any) -> StepNumbers:
+        """What a step computed, on the device."""
         mean = self._mean(losses)
         norm = torch.as_tensor(0.0 if norm is None else norm).to(mean)
-        loss, routing, norm = torch.cat([mean, norm.view(1)]).tolist()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            kept = (
-                f"{self._checkpoints} keeps step {self.saved_step}"
-                if self.saved_step
-                else "no checkpoint was written yet"
-            )
-            raise TrainingError(
-                f"loss is {loss} and its gradient's norm {norm} at step {self.step + 1}"
-                f"{self._clips_of_step()}; finite numbers are allowed: lower "
-                f'the learning rate, lengthen the warm-up, or train with precision="fp32"; {kept}'
-            )
-        return loss, routing, norm
+        return StepNumbers(torch.cat([mean, norm.view(1)]))
 
-    def _clips_of_step(self) -> str:
-        """The names of this process's clips of a step, for an error; empty where they have none."""
+    def _what_broke(self, report: StepReport) -> str:
+        """What an error says of a step that is not finite."""
+        kept = (
+            f"{self._checkpoints} keeps step {self.saved_step}"
+            if self.saved_step
+            else "no checkpoint was written yet"
+        )
+        return (
+            f"loss is {report.loss} and its gradient's norm {report.gradient_norm} at step"
+            f" {report.step}{self._clips_of_step(report.step - 1)}; finite numbers are allowed:"
+            " lower the learning rate, lengthen the warm-up, or train with"
+            f' precision="fp32"; {kept}'
+        )
+
+    def _clips_of_step(self, step: int) -> str:
+        """The names of this process's clips of a step, counted from 0, for an error; empty where
+        they have none."""
         count = self.config.run.batch_size * self.config.run.accumulation
-        indices = islice(self.shards.indices(self.step), count)
+        indices = islice(self.shards.indices(step), count)
         names = [name for index in indices if (name := self.source.describe(index)) is not None]
         return f", of the clips {', '.join(names[:NAMED])}" if names else ""
 
@@ -388,8 +395,3 @@ class Trainer:
         if self.accelerator.is_main_process:
             write_sessions(self.folder, sessions)
         return sessions
-
-
-def _at(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on the device; a GPU copies it by itself."""
-    return x.to(device) if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
 
 from freqformer.integrations.diffusers.session import Session
 
@@ -82,6 +85,22 @@ class FrequencyAttentionHandle:
             f"{density:.1%} of dense attention's FLOPs in {banded} of {layers} layers and {share} "
             f"steps, {total:.1%} in all"
         )
+
+    @contextmanager
+    def knowing_timesteps(self, timesteps: Tensor) -> Iterator[None]:
+        """Around calls of the model whose timesteps the caller has on the host too, so that they
+        need not be read back from the device, for which the host would wait.
+
+        Args:
+            timesteps: of every sample, (B,) on the host, in the scheduler's unit.
+        """
+        for session in self._sessions.values():
+            session.known = timesteps.double()
+        try:
+            yield
+        finally:
+            for session in self._sessions.values():
+                session.known = None
 
     def remove(self) -> None:
         """Give every layer its own processor back; once more does nothing."""

@@ -84,16 +84,23 @@ class CachedClips(ClipSource):
         """Clip `index`. Raises CacheError, with the clip's name, where it can't be read."""
         number = self._number(index)
         clip = self.cache.index.clips[number]
-        latents = self.cache.latents(number, derive_generator(self._seed, "latents", index))
+        held = self.cache.clip(number, derive_generator(self._seed, "latents", index))
+        latents = held.latents
         place = torch.rand((), generator=derive_generator(self._seed, "first frame", index))
         keeps = bool(place < self._first_frame) and latents.shape[1] > 1
         if clip.text < 0:
-            return TrainingSample(latents, keeps_first=keeps)
+            return TrainingSample(latents, keeps_first=keeps, conditions=held.conditions)
         drawn = torch.rand((), generator=derive_generator(self._seed, "caption", index))
-        embeds = self.cache.text(0 if drawn < self._dropout else clip.text)
+        text = self.cache.caption(0 if drawn < self._dropout else clip.text)
         # One length for all, so that any clips make a batch.
-        together, mask = padded([embeds], self.cache.index.text_length)
-        return TrainingSample(latents, together[0], mask[0], keeps_first=keeps)
+        together, mask = padded([text.tokens], self.cache.index.text_length)
+        return TrainingSample(
+            latents,
+            together[0],
+            mask[0],
+            keeps_first=keeps,
+            conditions={**held.conditions, **text.others},
+        )
 
     def report(self, sample: TrainingSample) -> None:
         """What can't be read is an error, so there is nothing to report."""

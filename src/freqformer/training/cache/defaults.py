@@ -49,6 +49,13 @@ def with_cache(config: TrainConfig) -> TrainConfig:
                 f"data.{name} is {given!r}, and the sizes of clips are those of {config.data.cache}"
                 f" ({value!r} in most): leave it out"
             )
+    made_for = index.text_pipeline or index.image_pipeline
+    if config.pipeline.folder is None and made_for is not None:
+        raise ValueError(
+            f"data.cache is {config.data.cache}, made in the way of a {made_for}; such a pipeline"
+            " alone is allowed: train with --pipeline, or cache with the folders of its VAE and of"
+            " a text encoder"
+        )
     if config.pipeline.folder is not None:
         return replace(config, data=replace(config.data, **size))
     patch = {} if config.run.init_from is not None else {"patch_size": list(PATCH_SIZE)}

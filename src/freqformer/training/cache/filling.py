@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from freqformer.media import VideoError, VideoInfo, probe_video, read_clip, to_unit
-from freqformer.models.text import TextModel
 from freqformer.training.cache.errors import CacheError
+from freqformer.training.cache.first_frames.source import FirstFrames
 from freqformer.training.cache.pictures import read_picture
 from freqformer.training.cache.planning import PlannedClip
-from freqformer.training.cache.settings import CacheConfig
+from freqformer.training.cache.settings import CacheConfig, Latents
 from freqformer.training.cache.shards import LatentShard, TextShard, checksum, write_shard
-from freqformer.training.cache.vae import LatentsError, VideoVae
+from freqformer.training.cache.texts import CaptionEncoder
+from freqformer.training.cache.vae import LatentsError, VideoVae, stored
 from freqformer.training.seeding import derive_generator
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,22 @@ STORED_TEXT = torch.bfloat16
 """Of embeddings, whose largest values are beyond float16 in some encoders."""
 AHEAD = 2
 """Clips that are decoded while one is coded."""
+
+
+@dataclass(frozen=True)
+class ClipCoders:
+    """What codes clips: the VAE, and of image-to-video pipelines their first frames."""
+
+    vae: VideoVae
+    first_frames: FirstFrames | None = None
+
+    def code(self, clip: Tensor, kept: Latents, generator: torch.Generator) -> dict[str, Tensor]:
+        """As `VideoVae.code`, with what else a shard keeps of the clip."""
+        made = self.vae.code(clip, kept, generator)
+        if self.first_frames is None:
+            return made
+        told = self.first_frames.code(clip, self.vae.vae)
+        return made | {name: stored(name, one) for name, one in told.items()}
 
 
 @dataclass(frozen=True)
@@ -47,14 +64,14 @@ class Filler:
     recipe: str
 
     def fill_latents(
-        self, path: Path, shard: LatentShard, vae: VideoVae, on_clip: Callable[[], None]
+        self, path: Path, shard: LatentShard, coders: ClipCoders, on_clip: Callable[[], None]
     ) -> None:
         """Write a shard of latents. What can't be read is named in the log and in the shard.
 
         Args:
             path: of the shard.
             shard: what it holds.
-            vae: that codes.
+            coders: that code.
             on_clip: called after each.
 
         Raises:
@@ -69,7 +86,9 @@ class Filler:
                 generator = derive_generator(
                     self.config.seed, "latents", clip.file, str(clip.start)
                 )
-                made = vae.code(to_unit(pixels), self.config.latents, generator)
+                # Bytes travel to the device, and are made numbers there.
+                there = to_unit(pixels.to(coders.vae.device))
+                made = coders.code(there, self.config.latents, generator)
             except (VideoError, LatentsError) as error:
                 reason = str(error) if isinstance(error, VideoError) else f"{clip}: {error}"
                 logger.warning("skipped: %s", reason)
@@ -82,7 +101,7 @@ class Filler:
         write_shard(path, tensors, record)
 
     def fill_texts(
-        self, path: Path, shard: TextShard, model: TextModel, on_text: Callable[[], None]
+        self, path: Path, shard: TextShard, model: CaptionEncoder, on_text: Callable[[], None]
     ) -> None:
         """Write a shard of texts.
 
@@ -98,14 +117,13 @@ class Filler:
         tensors: dict[str, Tensor] = {}
         kept: list[dict[str, Any]] = []
         for place, text in enumerate(shard.texts):
-            embeds = model.encode(text, self.config.text_tokens).to(STORED_TEXT).contiguous()
-            if not bool(embeds.isfinite().all()):
-                raise CacheError(
-                    f"text_encoder gives embeddings that are not finite for {text[:100]!r}; compute"
-                    " in fp32 (--precision), or give another encoder"
-                )
+            made = model.embed(text, self.config.text_tokens)
+            others = {name: _stored_text(made.others[name], text) for name in sorted(made.others)}
+            embeds = _stored_text(made.tokens, text)
             tensors[f"{place:06d}"] = embeds
-            kept.append({"place": place, "tokens": len(embeds), "crc32": checksum([embeds])})
+            tensors |= {f"{place:06d}.{name}": one for name, one in others.items()}
+            crc = checksum([embeds, *others.values()])
+            kept.append({"place": place, "tokens": len(embeds), "crc32": crc})
             on_text()
         write_shard(path, tensors, {"key": shard.key(self.recipe), "texts": kept})
 
@@ -133,6 +151,17 @@ class Filler:
             height=bucket.height,
             width=bucket.width,
         )
+
+
+def _stored_text(embeds: Tensor, text: str) -> Tensor:
+    """As a shard keeps embeddings. Raises CacheError where they are not finite."""
+    stored = embeds.to("cpu", STORED_TEXT).contiguous()
+    if not bool(stored.isfinite().all()):
+        raise CacheError(
+            f"text_encoder gives embeddings that are not finite for {text[:100]!r}; compute"
+            " in fp32 (--precision), or give another encoder"
+        )
+    return stored
 
 
 @lru_cache(maxsize=64)

@@ -18,6 +18,14 @@ from freqformer.training.cache.planning import Skipped
 INDEX_FILE = "index.json"
 FORMAT = "freqformer-cache-1"
 MOST_BYTES = 1 << 30
+TEXT_PIPELINE = "text_pipeline"
+"""Of a recipe: the class of the pipeline in whose way captions were embedded; absent for those of
+an encoder."""
+IMAGE_PIPELINE = "image_pipeline"
+"""Of a recipe: the class of the pipeline in whose way clips' first frames were coded too; absent
+where they weren't."""
+CONDITIONS = "conditions"
+"""Of a recipe: the names of what that made of every clip."""
 _SHARD = re.compile(r"(latents|text)-\d{3,}-\d{5,}\.safetensors")
 _REMEDY = "run the command that made the cache again, or choose another folder"
 
@@ -69,6 +77,21 @@ class CacheIndex:
     clips: tuple[CachedClip, ...]
     texts: tuple[CachedText, ...]
     skipped: tuple[Skipped, ...]
+
+    @property
+    def text_pipeline(self) -> str | None:
+        """The class of the pipeline in whose way captions were embedded; None for an encoder's."""
+        return self.recipe.get(TEXT_PIPELINE)
+
+    @property
+    def image_pipeline(self) -> str | None:
+        """The class of the pipeline in whose way first frames were coded too; None where not."""
+        return self.recipe.get(IMAGE_PIPELINE)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of what every clip has beside its latents."""
+        return tuple(self.recipe.get(CONDITIONS, ()))
 
     @property
     def text_length(self) -> int:

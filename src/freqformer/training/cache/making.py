@@ -17,14 +17,26 @@ import torch
 from freqformer._files import output_folder, read_json, write_json
 from freqformer._interrupt import between_steps
 from freqformer._progress import ProgressBar, progress_bar
-from freqformer.models.text import ENCODER_FOLDER, TOKENIZER_FOLDER, TextFolders, TextModel
+from freqformer.models.text import ENCODER_FOLDER, TOKENIZER_FOLDER
 from freqformer.training.cache.buckets import Buckets
 from freqformer.training.cache.captions import Captions, read_captions
 from freqformer.training.cache.errors import CacheError
-from freqformer.training.cache.filling import Filler
+from freqformer.training.cache.filling import ClipCoders, Filler
 from freqformer.training.cache.fingerprints import copy_encoder, fingerprint
+from freqformer.training.cache.first_frames.source import (
+    FirstFrames,
+    FirstFrameSource,
+    find_first_frames,
+)
 from freqformer.training.cache.gathering import gather
-from freqformer.training.cache.index import INDEX_FILE, MOST_BYTES, CacheIndex
+from freqformer.training.cache.index import (
+    CONDITIONS,
+    IMAGE_PIPELINE,
+    INDEX_FILE,
+    MOST_BYTES,
+    TEXT_PIPELINE,
+    CacheIndex,
+)
 from freqformer.training.cache.planning import (
     Part,
     check_captions,
@@ -41,6 +53,7 @@ from freqformer.training.cache.shards import (
     read_record,
     text_shards,
 )
+from freqformer.training.cache.texts import CaptionEncoder, CaptionSource, find_captioning
 from freqformer.training.cache.vae import VAE_FOLDER, VideoVae, find_vae
 from freqformer.training.loader import listed
 
@@ -57,7 +70,8 @@ class _Encoders:
     """What a cache is made with, and where it is."""
 
     vae_folder: Path
-    text_folders: TextFolders | None
+    captioning: CaptionSource | None
+    first_frames: FirstFrameSource | None
     recipe: dict[str, Any]
 
     @property
@@ -89,10 +103,12 @@ def make_cache(config: CacheConfig) -> CacheIndex:
         vae = VideoVae.load(encoders.vae_folder, DTYPES[config.precision], tiling=config.tiling)
         folder, _ = find_files(Path(config.videos))
         parts = processes.from_first(lambda: _plan(config, encoders, vae))
-        tensors = 2 if config.latents == "distribution" else 1
+        channels = vae.channels * (2 if config.latents == "distribution" else 1)
+        if encoders.first_frames is not None:
+            channels += encoders.first_frames.channels(vae.channels)
         most_bytes = config.shard_mib * 2**20
-        latents = latent_shards(parts, vae.vae, vae.channels, tensors, most_bytes)
-        texts = [] if encoders.text_folders is None else text_shards(parts)
+        latents = latent_shards(parts, vae.vae, channels, most_bytes)
+        texts = [] if encoders.captioning is None else text_shards(parts)
         filler = Filler(config, folder, encoders.digest)
         missing = processes.from_first(
             lambda: [
@@ -133,7 +149,8 @@ class _Work:
     ) -> None:
         self._output, self._filler, self._encoders = output, filler, encoders
         self._vae, self._device = vae, device
-        self._text: TextModel | None = None
+        self._text: CaptionEncoder | None = None
+        self._first_frames: FirstFrames | None = None
         self._bar = ProgressBar(None)
 
     def shards(
@@ -154,14 +171,17 @@ class _Work:
         # Both at once may be more than the device holds.
         self._text = None
         self._vae.vae.to(self._device)
-        self._filler.fill_latents(path, shard, self._vae, self._bar.advance)
+        if self._first_frames is None and self._encoders.first_frames is not None:
+            dtype = DTYPES[self._filler.config.precision]
+            self._first_frames = self._encoders.first_frames.load(dtype, self._device)
+        coders = ClipCoders(self._vae, self._first_frames)
+        self._filler.fill_latents(path, shard, coders, self._bar.advance)
 
-    def _text_model(self) -> TextModel:
+    def _text_model(self) -> CaptionEncoder:
         if self._text is None:
-            folders = self._encoders.text_folders
-            assert folders is not None
-            self._text = TextModel.load(folders, DTYPES[self._filler.config.precision])
-            self._text.encoder.to(self._device)
+            source = self._encoders.captioning
+            assert source is not None
+            self._text = source.load(DTYPES[self._filler.config.precision], self._device)
         return self._text
 
 
@@ -181,12 +201,18 @@ def _alone(output: Path, processes: Team) -> Iterator[None]:
 def _find_encoders(config: CacheConfig) -> _Encoders:
     vae = find_vae(Path(config.vae))
     recipe = {**config.recipe(), "vae": fingerprint([vae]), "text_encoder": None}
+    first_frames = find_first_frames(Path(config.vae))
+    if first_frames is not None:
+        recipe[IMAGE_PIPELINE] = first_frames.pipeline
+        recipe[CONDITIONS] = list(first_frames.names)
+        recipe["image_encoder"] = first_frames.fingerprint()
     if config.text_encoder is None:
-        return _Encoders(vae, None, recipe)
-    folders = TextFolders.find(Path(config.text_encoder))
-    places = sorted({folders.encoder, folders.tokenizer})
-    recipe["text_encoder"] = fingerprint(places)
-    return _Encoders(vae, folders, recipe)
+        return _Encoders(vae, None, first_frames, recipe)
+    source = find_captioning(Path(config.text_encoder))
+    recipe["text_encoder"] = source.fingerprint()
+    if source.pipeline is not None:
+        recipe[TEXT_PIPELINE] = source.pipeline
+    return _Encoders(vae, source, first_frames, recipe)
 
 
 def _plan(config: CacheConfig, encoders: _Encoders, vae: VideoVae) -> list[Part]:
@@ -257,9 +283,9 @@ def _read_plan(path: Path, recipe: dict[str, Any]) -> list[Part]:
     then = record.get("recipe")
     if record.get("format") != PLAN_FORMAT or not isinstance(then, dict):
         raise CacheError(f"{path} is no plan of format {PLAN_FORMAT!r}; {_REMEDY}")
-    changed = [name for name in recipe if then.get(name) != recipe[name]]
+    changed = [name for name in recipe | then if then.get(name) != recipe.get(name)]
     if changed:
-        told = ", ".join(f"{n} was {then.get(n)!r} and is {recipe[n]!r}" for n in changed)
+        told = ", ".join(f"{n} was {then.get(n)!r} and is {recipe.get(n)!r}" for n in changed)
         raise CacheError(
             f"{path.parent} is a cache made otherwise: {told}; cache with the same, or {_REMEDY}"
         )
@@ -279,10 +305,8 @@ def _finish(
 ) -> CacheIndex:
     """Copy the encoders into the cache and write its index."""
     copy_encoder(encoders.vae_folder, output / VAE_FOLDER)
-    if encoders.text_folders is not None:
-        copy_encoder(encoders.text_folders.encoder, output / ENCODER_FOLDER)
-        tokenizer = encoders.text_folders.tokenizer
-        copy_encoder(tokenizer, output / TOKENIZER_FOLDER, weights=False)
+    if encoders.captioning is not None:
+        encoders.captioning.copy(output)
     index = gather(output, encoders.recipe, encoders.digest, vae, parts, (latents, texts))
     index.write(output)
     return index

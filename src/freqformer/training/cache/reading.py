@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,11 +11,24 @@ from torch import Tensor
 from freqformer.models.text import ENCODER_FOLDER, TOKENIZER_FOLDER, TextFolders
 from freqformer.training.cache.errors import CacheError
 from freqformer.training.cache.index import CacheIndex
+from freqformer.training.cache.prompts.families import PROMPTS
+from freqformer.training.cache.prompts.family import PromptEmbeds
 from freqformer.training.cache.shards import read_tensors
 from freqformer.training.cache.vae import LOGVAR, MEAN, SAMPLE, VAE_FOLDER, sampled
 
 NAMES = {"distribution": (MEAN, LOGVAR), "sample": (SAMPLE,), "mean": (MEAN,)}
 """The tensors of a clip, by `CacheConfig.latents`."""
+
+
+@dataclass(frozen=True)
+class ClipTensors:
+    """What a cache holds of one clip, float32 on the CPU."""
+
+    latents: Tensor
+    """(C, F, H, W)."""
+    conditions: dict[str, Tensor]
+    """What a pipeline's transformer is told besides, by the names of `VelocityModel`'s
+    arguments."""
 
 
 class LatentCache:
@@ -30,7 +44,8 @@ class LatentCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.index = CacheIndex.read(folder)
-        self._names = NAMES[self.index.recipe["latents"]]
+        self._names = (*NAMES[self.index.recipe["latents"]], *self.index.conditions)
+        self._others = self._names_of_others()
         if missing := sorted(name for name in self.index.shards if not (folder / name).is_file()):
             raise CacheError(
                 f"{folder} lacks {len(missing)} of its files, like {missing[:3]}; run the command"
@@ -38,7 +53,11 @@ class LatentCache:
             )
 
     def latents(self, number: int, generator: torch.Generator) -> Tensor:
-        """The latents of a clip, (C, F, H, W) float32, scaled as the model sees them.
+        """The latents of a clip, (C, F, H, W) float32; as `clip`."""
+        return self.clip(number, generator).latents
+
+    def clip(self, number: int, generator: torch.Generator) -> ClipTensors:
+        """What the cache holds of a clip, with latents scaled as the model sees them.
 
         Args:
             number: of the clip in the index.
@@ -60,11 +79,11 @@ class LatentCache:
                     f"{clip} has latents that are not finite in {self.folder / clip.shard}; remove"
                     " that file and run the command that made the cache again"
                 )
-        if self.index.recipe["latents"] == "distribution":
-            mean, logvar = tensors
-            return sampled(mean, logvar, generator)
-        (kept,) = tensors
-        return kept.float()
+        held = dict(zip(self._names, tensors, strict=True))
+        conditions = {name: held[name].float() for name in self.index.conditions}
+        if LOGVAR in held:
+            return ClipTensors(sampled(held[MEAN], held[LOGVAR], generator), conditions)
+        return ClipTensors(tensors[0].float(), conditions)
 
     def text(self, number: int) -> Tensor:
         """The embeddings of a caption, (L, E) float32; that of number 0 is empty.
@@ -72,9 +91,32 @@ class LatentCache:
         Raises:
             CacheError: as `latents`.
         """
+        return self.caption(number).tokens
+
+    def caption(self, number: int) -> PromptEmbeds:
+        """All that a caption is embedded as, float32; that of number 0 is empty.
+
+        Raises:
+            CacheError: as `latents`.
+        """
         text = self.index.texts[number]
-        (embeds,) = read_tensors(self.folder / text.shard, [f"{text.place:06d}"], text.crc32)
-        return embeds.float()
+        place = f"{text.place:06d}"
+        names = [place, *(f"{place}.{name}" for name in self._others)]
+        tokens, *others = read_tensors(self.folder / text.shard, names, text.crc32)
+        told = zip(self._others, others, strict=True)
+        return PromptEmbeds(tokens.float(), {name: x.float() for name, x in told})
+
+    def _names_of_others(self) -> tuple[str, ...]:
+        """Of what captions have beside their tokens' embeddings."""
+        name = self.index.text_pipeline
+        if name is None:
+            return ()
+        if name not in PROMPTS:
+            raise CacheError(
+                f"{self.folder} has captions in the way of a {name!r}; {', '.join(PROMPTS)} are"
+                " allowed: read it with the version that wrote it"
+            )
+        return PROMPTS[name].others
 
     @property
     def vae_folder(self) -> Path:
@@ -83,7 +125,8 @@ class LatentCache:
 
     @property
     def text_folders(self) -> TextFolders | None:
-        """The encoder that the embeddings are of; None in a cache without text."""
-        if self.index.text_channels is None:
+        """The encoder that the embeddings are of; None in a cache without text, or with a whole
+        pipeline's."""
+        if self.index.text_channels is None or self.index.text_pipeline is not None:
             return None
         return TextFolders(self.folder / ENCODER_FOLDER, self.folder / TOKENIZER_FOLDER)

@@ -56,15 +56,14 @@ class TextShard:
 
 
 def latent_shards(
-    parts: Sequence[Part], vae: Any, channels: int, tensors: int, most_bytes: float
+    parts: Sequence[Part], vae: Any, channels: int, most_bytes: float
 ) -> list[LatentShard]:
     """The shards of all clips, in order.
 
     Args:
         parts: of the plan.
         vae: whose latents they hold.
-        channels: of latents.
-        tensors: that are kept of a clip.
+        channels: of all that is kept of a clip, at the size of its latents.
         most_bytes: of a shard, unless one clip takes more.
     """
     shards = []
@@ -73,7 +72,7 @@ def latent_shards(
         clips = sorted(part.clips, key=lambda clip: clip.bucket.size)
         for bucket, group in groupby(clips, key=lambda clip: clip.bucket):
             frames, height, width = latent_size(bucket.size, vae)
-            one = tensors * channels * frames * height * width * 2
+            one = channels * frames * height * width * 2
             count = min(max(int(most_bytes // one), 1), MOST_CLIPS)
             for chunk in _chunks(list(group), count):
                 shards.append(LatentShard(f"latents-{number:03d}-{place:05d}.safetensors", chunk))

@@ -91,6 +91,11 @@ class VideoVae:
         return cls(vae.eval().requires_grad_(False))
 
     @property
+    def device(self) -> torch.device:
+        """That computes."""
+        return next(self.vae.parameters()).device
+
+    @property
     def compression(self) -> tuple[int, int]:
         """Frames and pixels of a side that become one latent; the first frame is coded alone."""
         return compression_ratios(self.vae)
@@ -112,8 +117,7 @@ class VideoVae:
         Raises:
             LatentsError: where latents are not finite.
         """
-        weight = next(self.vae.parameters())
-        posterior = encode(clip[None].to(weight.device), self.vae)
+        posterior = encode(clip[None].to(self.device), self.vae)
         mean = posterior.mean[0].cpu()
         logvar = posterior.logvar[0].cpu()
         if kept == "mean":
@@ -122,14 +126,21 @@ class VideoVae:
             made = {SAMPLE: sampled(mean, logvar, generator)}
         else:
             made = {MEAN: mean, LOGVAR: logvar}
-        stored = {name: latents.to(STORED).contiguous() for name, latents in made.items()}
-        for name, latents in stored.items():
-            if not bool(latents.isfinite().all()):
-                raise LatentsError(
-                    f"its latents' {name} is not finite: compute in fp32 (--precision), or remove"
-                    " the file"
-                )
-        return stored
+        return {name: stored(name, latents) for name, latents in made.items()}
+
+
+def stored(name: str, latents: Tensor) -> Tensor:
+    """As a shard keeps latents: float16, on the CPU.
+
+    Raises:
+        LatentsError: where they are not finite.
+    """
+    made = latents.to("cpu", STORED).contiguous()
+    if not bool(made.isfinite().all()):
+        raise LatentsError(
+            f"its latents' {name} is not finite: compute in fp32 (--precision), or remove the file"
+        )
+    return made
 
 
 def sampled(mean: Tensor, logvar: Tensor, generator: torch.Generator) -> Tensor:

@@ -14,9 +14,10 @@ from freqformer._files import read_json
 from freqformer._optional import needs
 from freqformer.integrations.diffusers.velocity.families import velocity_family_named
 from freqformer.models.loading import align_parameters
-from freqformer.models.text import TextFolders
 from freqformer.training.cache.fingerprints import CONFIG, fingerprint, own_files
+from freqformer.training.cache.first_frames.source import find_first_frames
 from freqformer.training.cache.reading import LatentCache
+from freqformer.training.cache.texts import find_captioning
 from freqformer.training.cache.vae import VAE_FOLDER, find_vae
 
 INDEX = "model_index.json"
@@ -121,7 +122,7 @@ class PipelineFolder:
             ValueError: naming which, with the remedy; and for a cache without text.
         """
         recipe = cache.index.recipe
-        if cache.text_folders is None:
+        if cache.index.text_channels is None:
             raise ValueError(
                 f"data.cache is {cache.folder}, which has no text, and {self.path} reads it; make"
                 f" the cache with --text-encoder {self.path}"
@@ -129,9 +130,16 @@ class PipelineFolder:
         vae = fingerprint([find_vae(self.path)]) if (self.path / VAE_FOLDER).is_dir() else None
         if vae != recipe["vae"]:
             self._refuse(cache, "VAE", "--vae")
+        first_frames = find_first_frames(self.path)
+        own = (None, None)
+        if first_frames is not None:
+            own = (first_frames.pipeline, first_frames.fingerprint())
+        if own != (cache.index.image_pipeline, recipe.get("image_encoder")):
+            self._refuse(cache, "way of coding first frames", "--vae")
         if (self.path / "text_encoder").is_dir():
-            folders = TextFolders.find(self.path)
-            if fingerprint(sorted({folders.encoder, folders.tokenizer})) != recipe["text_encoder"]:
+            source = find_captioning(self.path)
+            own = (source.pipeline, source.fingerprint())
+            if own != (cache.index.text_pipeline, recipe["text_encoder"]):
                 self._refuse(cache, "text encoder", "--text-encoder")
 
     def _refuse(self, cache: LatentCache, what: str, option: str) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from freqformer.grid import Grid
 from freqformer.integrations.diffusers import enable_frequency_attention
 from freqformer.integrations.diffusers.families import family_of
+from freqformer.integrations.diffusers.handle import FrequencyAttentionHandle
 from freqformer.integrations.diffusers.velocity import VelocityModel, VelocitySettings
 from freqformer.training.cache.reading import LatentCache
 from freqformer.training.config import TrainConfig
@@ -43,6 +45,7 @@ class FineTuned(VelocityModel):
         self.levels = levels
         self.base = base
         self.offloaded: OffloadedBlocks | None = None
+        self.attention: FrequencyAttentionHandle | None = None
 
     @property
     def weights(self) -> TrainedWeights:
@@ -56,6 +59,13 @@ class FineTuned(VelocityModel):
             "in_channels": self.family.latent_channels(self.transformer),
             "cross_attention_dim": self.family.text_channels(self.transformer),
         }
+
+    def knowing_timesteps(self, timesteps: Tensor) -> AbstractContextManager[None]:
+        """Around a forward pass whose timesteps (B,), from 0 to 1000, the host knows: frequency
+        attention need not wait for the device to tell them."""
+        if self.attention is None:
+            return nullcontext()
+        return self.attention.knowing_timesteps(timesteps)
 
     @property
     def attentions(self) -> tuple[Any, ...]:
@@ -103,6 +113,8 @@ def finetuned_model(config: TrainConfig) -> FineTuned:
             fps=float(cache.index.recipe["fps"]),
             compression=cache.index.compression,
             expand_timesteps=bool(folder.index.get("expand_timesteps")),
+            guidance_scale=settings.guidance_scale,
+            conditions=cache.index.conditions,
         ),
         folder.levels(settings.part),
         folder.weights_fingerprint(settings.part),
@@ -114,7 +126,7 @@ def finetuned_model(config: TrainConfig) -> FineTuned:
     if settings.offload_blocks:
         model.offloaded = OffloadedBlocks(_last_blocks(transformer, settings.offload_blocks))
     if settings.density < 1:
-        enable_frequency_attention(
+        model.attention = enable_frequency_attention(
             transformer,
             density=settings.density,
             start_percent=0,

@@ -57,10 +57,15 @@ def held_out_losses(
     """
     found: dict[float, list[float]] = {level: [] for level in levels}
     for number in numbers:
-        clip = cache.latents(number, derive_generator(seed, "held-out clip", number))
+        held = cache.clip(number, derive_generator(seed, "held-out clip", number))
+        clip = held.latents
         noise = torch.randn(clip.shape, generator=derive_generator(seed, "held-out noise", number))
         text = cache.index.clips[number].text
-        embeds = None if text < 0 else cache.text(text)[None].to(device)
+        told = None if text < 0 else cache.caption(text)
+        embeds = None if told is None else told.tokens[None].to(device)
+        others = {} if told is None else told.others
+        both = {**held.conditions, **others}
+        conditions = {name: x[None].to(device) for name, x in both.items()}
         for level in levels:
             loss = flow_matching_loss(
                 model,
@@ -68,6 +73,7 @@ def held_out_losses(
                 torch.tensor([level], device=device),
                 noise[None].to(device),
                 prompt_embeds=embeds,
+                conditions=conditions,
             )
             found[level].append(float(loss))
     return {level: fmean(losses) for level, losses in found.items()}

@@ -6,12 +6,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from freqformer.training.averaged import averaged_weights
 from freqformer.training.cache.clips import CachedClips
+from freqformer.training.cache.reading import LatentCache
+from freqformer.training.objective import ALL_LEVELS
 from freqformer.training.processes import VALIDATION_FOLDER
 from freqformer.training.validation.held_out import held_out_losses
+from freqformer.training.validation.pipeline_videos import PipelineVideos
 from freqformer.training.validation.videos import ValidationVideos, filmstrip, write_videos
 
 if TYPE_CHECKING:
@@ -32,9 +36,30 @@ class Validator:
         self._done = trainer.step
         """The last step that was measured."""
         self._source = trainer.source if isinstance(trainer.source, CachedClips) else None
-        self._videos = None
+        self._videos: ValidationVideos | PipelineVideos | None = None
         if self._source is not None and self._settings.prompts:
-            self._videos = ValidationVideos(self._settings, self._source.cache, trainer.shift)
+            self._videos = self._maker(self._source.cache)
+
+    def _maker(self, cache: LatentCache) -> ValidationVideos | PipelineVideos:
+        """What makes videos of this run's model.
+
+        Raises:
+            ValueError: for one of two transformers that make a video together.
+        """
+        config, settings = self._trainer.config, self._settings
+        if config.pipeline.folder is None:
+            return ValidationVideos(settings, cache, self._trainer.shift)
+        levels = self._trainer.model.levels
+        if levels != ALL_LEVELS:
+            raise ValueError(
+                f"validation.prompts has {len(settings.prompts)} prompts, and the pipeline calls"
+                f" its {config.pipeline.part} at noise levels from {levels[0]:g} to {levels[1]:g}"
+                " alone; none are allowed, since a video takes both transformers: leave them out,"
+                " and call freqformer generate --lora with those of both runs"
+            )
+        dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
+        folder = Path(config.pipeline.folder)
+        return PipelineVideos(settings, cache, self._trainer.shift, folder, dtype)
 
     def after_step(self, *, last: bool = False) -> None:
         """Measure and show the averaged weights, if it is time.
@@ -53,6 +78,7 @@ class Validator:
 
     def _measure(self, source: CachedClips, step: int) -> None:
         trainer = self._trainer
+        trainer.settle()
         losses: dict[float, float] = {}
         videos: list[Tensor] = []
         training = trainer.model.training

@@ -7,7 +7,7 @@ channels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ class VelocitySettings:
             many as the family's pipeline does.
         expand_timesteps: of the pipeline's config: whether every token has a timestep of its own,
             so that a first frame can be given without noise (Wan 2.2 TI2V).
+        guidance_scale: that a transformer which learned guidance by distillation is told.
+        conditions: names of what a cache has of every clip beside latents and text.
 
     Raises:
         ValueError: for a value out of range, naming it.
@@ -36,6 +38,8 @@ class VelocitySettings:
     compression: tuple[int, int] = (4, 8)
     text_length: int | None = None
     expand_timesteps: bool = False
+    guidance_scale: float = 1.0
+    conditions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_number("fps", self.fps, 1e-3, 1e3)
@@ -43,6 +47,11 @@ class VelocitySettings:
             check_whole("compression", factor, 1)
         if self.text_length is not None:
             check_whole("text_length", self.text_length, 1)
+        check_number("guidance_scale", self.guidance_scale, 0, 1e3)
+
+
+CONDITIONS = ("condition", "image_embeds", "pooled_embeds")
+"""Names of what only some families are told."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +72,13 @@ class VelocityCall:
     """(B, C', F, H, W), the channels that an image-to-video pipeline puts behind the latents."""
     image_embeds: Tensor | None = None
     """(B, L', E'), of the first frame by an image encoder."""
+    pooled_embeds: Tensor | None = None
+    """(B, P), of the whole text by a second encoder."""
 
     def to(self, dtype: torch.dtype) -> VelocityCall:
         """With what the transformer takes in its own dtype in this one; timesteps stay."""
-        condition, image = self.condition, self.image_embeds
-        return VelocityCall(
-            self.latents.to(dtype),
-            self.timestep,
-            self.prompt_embeds.to(dtype),
-            self.prompt_attention_mask,
-            self.keeps_first,
-            None if condition is None else condition.to(dtype),
-            None if image is None else image.to(dtype),
-        )
+        given = {name: getattr(self, name) for name in ("latents", "prompt_embeds", *CONDITIONS)}
+        return replace(self, **{name: x.to(dtype) for name, x in given.items() if x is not None})
 
     def embeds_padded_to(self, length: int) -> Tensor:
         """The text (B, length, E), zero behind its tokens.
@@ -97,11 +100,17 @@ class VelocityCall:
 
     def refuse_images(self, name: str) -> None:
         """Raise ValueError where the call has an image that this transformer can't take."""
-        given = {"condition": self.condition, "image_embeds": self.image_embeds}
-        if found := [what for what, tensor in given.items() if tensor is not None]:
+        self._refuse(name, ("condition", "image_embeds"), "train an image-to-video model")
+
+    def refuse_pooled(self, name: str) -> None:
+        """Raise ValueError where the call has pooled text, which this transformer can't take."""
+        self._refuse(name, ("pooled_embeds",), "make the cache by this pipeline's text encoder")
+
+    def _refuse(self, name: str, fields: tuple[str, ...], remedy: str) -> None:
+        if found := [what for what in fields if getattr(self, what) is not None]:
             raise ValueError(
                 f"{' and '.join(found)} is given, which a {name} doesn't take; None is allowed:"
-                " leave it out, or train an image-to-video model"
+                f" leave it out, or {remedy}"
             )
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from freqformer.integrations.diffusers.ulysses import class_name
-from freqformer.integrations.diffusers.velocity import ltx, wan
+from freqformer.integrations.diffusers.velocity import hunyuan_video, ltx, wan
 from freqformer.integrations.diffusers.velocity.call import VelocityFamily
 
 VELOCITIES = {
     "WanTransformer3DModel": wan.FAMILY,
     "LTXVideoTransformer3DModel": ltx.FAMILY,
+    "HunyuanVideoTransformer3DModel": hunyuan_video.FAMILY,
 }
 REFUSED = {
-    "HunyuanVideoTransformer3DModel": "it is told the text by two encoders, Llama and CLIP",
     "HunyuanVideo15Transformer3DModel": "it reads an inner layer of Qwen2.5-VL under a template",
     "MiniMaxH3Transformer3DModel": "it reads an inner layer of Qwen3-VL, and needs sound",
     "LTX2VideoTransformer3DModel": "it needs sound beside the video",

@@ -15,6 +15,7 @@ from freqformer.integrations.diffusers.velocity.call import (
 
 def _velocity(transformer: Any, call: VelocityCall, settings: VelocitySettings) -> Tensor:
     call.refuse_images("LTXVideoTransformer3DModel")
+    call.refuse_pooled("LTXVideoTransformer3DModel")
     frames, height, width = call.latents.shape[2:]
     time, space = settings.compression
     mask = call.prompt_attention_mask

@@ -12,7 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from freqformer.integrations.diffusers.ulysses import class_name
-from freqformer.integrations.diffusers.velocity.call import VelocityCall, VelocitySettings
+from freqformer.integrations.diffusers.velocity.call import (
+    CONDITIONS,
+    VelocityCall,
+    VelocitySettings,
+)
 from freqformer.integrations.diffusers.velocity.families import velocity_family_of
 
 
@@ -65,9 +69,8 @@ class VelocityModel(nn.Module):
         encoder_attention_mask: Tensor | None = None,
         *,
         keeps_first: Tensor | None = None,
-        condition: Tensor | None = None,
-        image_embeds: Tensor | None = None,
         return_dict: bool = False,
+        **conditions: Tensor,
     ) -> tuple[Tensor]:
         """The velocity (B, C, F, H, W) in the latents' dtype, as the only entry of a tuple.
 
@@ -78,23 +81,26 @@ class VelocityModel(nn.Module):
             encoder_attention_mask: (B, L) bool, true where a text token may be seen; None shows
                 all.
             keeps_first: (B,) bool, true where the first frame of the latents is without noise.
-            condition: (B, C', F, H, W), what an image-to-video pipeline puts behind the latents.
-            image_embeds: (B, L', E'), of the first frame by an image encoder.
             return_dict: False alone is allowed, which training asks for.
+            **conditions: what else the family is told, by the names of `VelocityCall`: `condition`,
+                `image_embeds`, `pooled_embeds`.
 
         Raises:
             ValueError: for tensors that the transformer doesn't take.
         """
         if return_dict:
             raise ValueError("return_dict is True; False is allowed: leave it out")
+        if unknown := sorted(set(conditions) - set(CONDITIONS)):
+            raise ValueError(
+                f"{', '.join(unknown)} is given; {', '.join(CONDITIONS)} are allowed: leave it out"
+            )
         call = VelocityCall(
             hidden_states,
             timestep.float(),
             encoder_hidden_states,
             encoder_attention_mask,
             keeps_first,
-            condition,
-            image_embeds,
+            **conditions,
         )
         if keeps_first is not None and not self.family.takes_first_frame(self.settings):
             raise ValueError(

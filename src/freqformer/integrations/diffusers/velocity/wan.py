@@ -20,6 +20,7 @@ TEXT_LENGTH = 512
 
 def _velocity(transformer: Any, call: VelocityCall, settings: VelocitySettings) -> Tensor:
     _check_image(transformer, call)
+    call.refuse_pooled("WanTransformer3DModel")
     condition = call.condition
     return transformer(
         hidden_states=call.latents
@@ -67,11 +68,15 @@ def _check_image(transformer: Any, call: VelocityCall) -> None:
 def _unsupported(transformer: Any, settings: VelocitySettings) -> str | None:
     """What of a call no cache holds."""
     config = transformer.config
-    if config.in_channels != config.out_channels or config.image_dim is not None:
+    needed = {
+        "condition": config.in_channels != config.out_channels,
+        "image_embeds": config.image_dim is not None,
+    }
+    missing = [name for name, is_needed in needed.items() if is_needed]
+    if missing := [name for name in missing if name not in settings.conditions]:
         return (
-            "it is an image-to-video model, whose first frame is encoded together with the gray"
-            " frames behind it, which no cache holds: take Wan's text-to-video models, or Wan 2.2"
-            " TI2V, whose first frame the cache has"
+            f"it is an image-to-video model, and the cache has no {' and '.join(missing)} of first"
+            " frames: make the cache with --vae and the folder of its whole pipeline"
         )
     return None
 

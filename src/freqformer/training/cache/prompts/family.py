@@ -1,0 +1,35 @@
+"""How a kind of pipeline embeds a prompt.
+
+Shape legend: L text tokens, E their channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PromptEmbeds:
+    """What a pipeline makes of one prompt, floating point, on any device."""
+
+    tokens: Tensor
+    """(L, E), without padding, L at least 1."""
+    others: dict[str, Tensor]
+    """What else its transformer is told, by the names of `VelocityModel`'s arguments; of one shape
+    for all prompts."""
+
+
+@dataclass(frozen=True)
+class PromptFamily:
+    """How one kind of pipeline embeds a prompt."""
+
+    components: tuple[str, ...]
+    """The parts of the pipeline that it is done by; an encoder in each folder, or a tokenizer."""
+    embed: Callable[[Any, str, int], PromptEmbeds]
+    """(pipeline with these parts alone, prompt, tokens at most)."""
+    others: tuple[str, ...] = ()
+    """Names of `PromptEmbeds.others`, sorted."""
