@@ -47,13 +47,6 @@ _DISTRIBUTED = (
         SHARED,
     ),
     PackageFault(
-        "results come back to heads in their order, not as they were dealt",
-        EXCHANGE,
-        "    order = torch.cat(route.heads)\n    leaving",
-        "    order = torch.cat(route.heads).sort().values\n    leaving",
-        SHARED,
-    ),
-    PackageFault(
         "heads are dealt forth and never back",
         "distributed/heads.py",
         "place // ranks % 2 == 0",
