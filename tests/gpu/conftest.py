@@ -1,5 +1,5 @@
-"""Processes of `pytest -m gpu -n COUNT` are dealt out to all GPUs, and give back memory that they no
-longer need, since several share one."""
+"""Processes of `pytest -m gpu -n COUNT` are dealt out to all GPUs, and give back memory that they
+no longer need, since several share one."""
 
 from __future__ import annotations
 
