@@ -44,8 +44,9 @@ pytestmark = [
     ),
 ]
 EVERY_BAND = ((Band.LOW, Band.MID, Band.HIGH, Band.DENSE),)
+# Two low tokens of 16: with all 16 the other bands would be empty.
 SMALL = FreqFormerConfig(
-    tile=(2, 2, 4), compression=8, mid_tiles=2, window=(1, 2, 2), summary_tokens=3
+    tile=(2, 2, 4), compression=64, mid_tiles=2, window=(1, 2, 2), summary_tokens=3
 )
 RAGGED = Grid(3, 3, 7)
 LEARNED = ("summaries", "offsets", "rotary", "norm")

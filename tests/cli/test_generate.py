@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 import torch
 from diffusers.modular_pipelines.minimax_h3.modular_blocks_minimax_h3 import (
@@ -13,6 +14,7 @@ from diffusers.modular_pipelines.minimax_h3.modular_blocks_minimax_h3 import (
 )
 from diffusers.schedulers.scheduling_minimax_h3 import MiniMaxH3Scheduler
 from tests.support.command_line import refused, run
+from tests.support.family_pipelines import PIPELINES
 from tests.support.tiny_pipelines import generate, tiny_wan_pipeline
 
 from freqformer import media
@@ -147,3 +149,20 @@ def test_folders_without_a_pipeline_are_refused(tmp_path: Path) -> None:
     refused(*given, tmp_path, message="a folder without model_index.json")
     (tmp_path / "model_index.json").write_text('{"_class_name": "FreqFormerPipeline"}')
     refused(*given, tmp_path, message="a model of this library, which has the attention already")
+
+
+def test_a_video_with_sound(tmp_path: Path) -> None:
+    """Of LTX-2, from a folder."""
+    PIPELINES["ltx-2"].make().save_pretrained(tmp_path / "ltx-2")
+    arguments = ("--frames", 5, "--size", 32, 32, "--steps", 2, "--dtype", "float32")
+    prompt = ("--prompt", "a lighthouse in the storm", "-o", tmp_path / "new.mp4")
+    folder = ("--pipeline", tmp_path / "ltx-2", "--device", "cpu")
+    output = run("generate", *folder, *prompt, *arguments, *BANDED, "--fps", 8)
+    found = re.search(r"wrote 5 frames of 32 x 32 and ([\d.]+) s of sound", output)
+    assert found is not None
+    with av.open(str(tmp_path / "new.mp4")) as container:
+        (heard,) = container.streams.audio
+        assert heard.rate == 16000
+        samples = sum(frame.samples for frame in container.decode(heard))
+        assert samples / heard.rate == pytest.approx(float(found[1]), abs=0.15)
+    assert probe_video(tmp_path / "new.mp4").num_frames == 5

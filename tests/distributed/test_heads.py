@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from freqformer.distributed import deal_heads
+from freqformer.distributed.heads import head_costs
 
 
 def load(costs: torch.Tensor, ranks: int) -> list[float]:
@@ -36,3 +37,8 @@ def test_ranks_with_one_head_less_get_the_dearest() -> None:
 def test_more_ranks_than_heads_are_refused() -> None:
     with pytest.raises(ValueError, match=r"cp is 4 and the layer has 3 heads.*lower cp"):
         deal_heads(torch.ones(3), 4)
+
+
+def test_a_head_costs_what_it_does_in_all_samples() -> None:
+    bands = torch.tensor([[0, 1, 3], [3, 1, 0]])
+    assert head_costs((1.0, 5.0, 7.0, 20.0), bands).tolist() == [21.0, 10.0, 21.0]

@@ -10,6 +10,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
+from tests.support.family_pipelines import PIPELINES
 
 from freqformer.generation.request import Request, frames_of, make
 
@@ -101,3 +102,43 @@ def test_broken_frames_are_refused() -> None:
         frames_of(broken)
     with pytest.raises(ValueError, match=r"gave \(2, 1, 4, 4\)"):
         frames_of(torch.zeros(1, 2, 1, 4, 4))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize("name", ["ltx-2", "minimax-h3"])
+def test_sound_comes_with_the_video(name: str) -> None:
+    """As the pipeline itself gives it."""
+    tiny = PIPELINES[name]
+    pipe = tiny.make()
+    sizes = [tiny.options[side] for side in ("num_frames", "height", "width")]
+    made = make(pipe, Request("a cat", *sizes, seed=3, num_inference_steps=3), {}, CPU)
+    call = {
+        **dict(zip(("num_frames", "height", "width"), sizes, strict=True)),
+        "prompt": "a cat",
+        "num_inference_steps": 3,
+        "generator": torch.Generator().manual_seed(3),
+        "output_type": "pt",
+    }
+    if name == "ltx-2":
+        rate = pipe.vocoder.config.output_sampling_rate
+        wanted = pipe(**call).audio
+    else:
+        rate = pipe.audio_vae.config.sampling_rate
+        wanted = pipe(**call, output="audio")
+    assert made.frames.shape == (*sizes, 3)
+    assert made.sound is not None
+    assert made.sound.rate == rate
+    assert torch.equal(made.sound.samples, wanted[0])
+    assert float(made.sound.samples.std()) > 0
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_sound_is_made_for_the_files_frames_a_second() -> None:
+    given = {"prompt": "a cat", "num_frames": 5, "height": 32, "width": 32, "seed": 0}
+    faster = Request(**given, fps=30.0)
+    assert faster.arguments(PIPELINES["ltx-2"].make())["frame_rate"] == 30.0
+    pipe = PIPELINES["minimax-h3"].make()
+    with pytest.raises(ValueError, match="makes its sound for 24 frames a second; that is allowed"):
+        faster.arguments(pipe)
+    assert "frame_rate" not in Request(**given, fps=24.0).arguments(pipe)
+    assert "frame_rate" not in faster.arguments(Pipeline())

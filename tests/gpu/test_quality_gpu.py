@@ -62,6 +62,7 @@ def test_a_captured_run_in_parts_is_a_run_in_one(
         assert (found[key] - x).float().norm() <= limit * x.float().norm(), key
 
 
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
 def test_compiled_blocks_train_as_others_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,8 +1,11 @@
 """docs/diffusers.md: its table of bands is a gain by our own simulator, and its shares are the
-sampler's."""
+sampler's. docs/families.md has a section for every family, with the simulator's rows and those that
+were measured; docs/troubleshooting.md speaks of messages that there are."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +16,9 @@ import diffusers
 import pytest
 import torch
 
+from benchmarks import plugin_blocks
 from freqformer.config import Band
+from freqformer.integrations.diffusers.families import FAMILIES
 from freqformer.routing import RoutingTable
 from freqformer.simulate import scenario, simulate
 from freqformer.simulate.model.allocations import Routing, timesteps
@@ -21,7 +26,10 @@ from freqformer.simulate.model.simulation import Level
 from freqformer.simulate.model.transformers import ModelShape
 from tools import foretell
 
-PAGE = (Path(__file__).parents[2] / "docs" / "diffusers.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "diffusers.md").read_text(encoding="utf-8")
+FAMILIES_PAGE = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+TROUBLE_PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 SHIFTS = (3.0, 5.0, 8.0)
 MODELS = ("wan2.1-1.3b", "wan2.1-14b")
 
@@ -85,6 +93,51 @@ def test_its_table_is_a_gain_at_every_shift(name: str, monkeypatch: pytest.Monke
 
 def test_what_is_foretold_is_the_simulators() -> None:
     assert PAGE.split(foretell.BEGIN)[1].split(foretell.END)[0] == foretell.table()
+
+
+def test_rows_of_families_are_the_simulators_and_the_benchmarks() -> None:
+    for family in foretell.FAMILIES:
+        shown = foretell.between(FAMILIES_PAGE, foretell.family_begin(family), foretell.FAMILY_END)
+        assert shown == foretell.lengths(family), "python -m tools.foretell makes them anew"
+
+
+def test_measured_blocks_stand_below_what_is_foretold(tmp_path: Path) -> None:
+    """Where the files are there."""
+    times = {"dense": 300.0, "preset-0.2": 150.0, "preset-0.1": 120.0}
+    case = {"grid": [21, 45, 80], "rows": {row: {"ms": ms} for row, ms in times.items()}}
+    result = {"machine": {"gpu": "NVIDIA H200"}, "cases": {"wan-14b-720p": case}}
+    assert foretell.lengths("wan", tmp_path) == foretell.table(foretell.FAMILIES["wan"].videos)
+    (tmp_path / "plugin_blocks_compiled.json").write_text(json.dumps(result), encoding="utf-8")
+    assert foretell.lengths("wan", tmp_path).endswith(
+        "| wan-14b-720p, compiled, NVIDIA H200 | 75,600 | 300.0 ms | 150.0 ms, 2.00 × | "
+        "120.0 ms, 2.50 × |\n"
+    )
+    assert "measured" not in foretell.lengths("cogvideox", tmp_path)
+    measured = {case for family in foretell.FAMILIES.values() for case in family.cases}
+    assert measured == set(plugin_blocks.CASES)
+
+
+def test_every_family_has_a_section_and_a_row() -> None:
+    """Each names a pipeline whose transformer is of the family, and when not to."""
+    sections = re.split("^## ", FAMILIES_PAGE, flags=re.MULTILINE)[1:-1]
+    assert all("**not for**" in section.lower() for section in sections)
+    assert all("enable_frequency_attention(pipe" in section for section in sections)
+    for name in FAMILIES:
+        assert f"| `{name}` |" in PAGE
+
+
+def test_messages_of_the_troubleshooting_page_are_the_codes() -> None:
+    """What stands in quotes is in the source, between its variable parts; what stands in braces
+    there is a part of its own."""
+    source = "".join(
+        re.sub(r'"\s*f?"', "", path.read_text(encoding="utf-8"))
+        for path in (ROOT / "src" / "freqformer").rglob("*.py")
+    )
+    quoted = re.findall(r'^\| "([^"]+)"', TROUBLE_PAGE, re.MULTILINE)
+    assert len(quoted) >= 12
+    for message in quoted:
+        for part in message.split("…"):
+            assert part.strip(" ;:,") in source, message
 
 
 def test_the_shares_of_dense_steps_are_those_of_the_sampler() -> None:

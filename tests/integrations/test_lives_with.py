@@ -6,10 +6,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import (
     FirstBlockCacheConfig,
     MagCacheConfig,
@@ -127,16 +129,53 @@ def test_one_model_at_a_time_on_the_device(pipe: Any) -> None:
         assert handle.density is not None
 
 
+@pytest.mark.parametrize("first", ["offload", "bands"])
+def test_one_layer_at_a_time_on_the_device(pipe: Any, first: str) -> None:
+    with enable_frequency_attention(pipe, **SMALL):
+        here = generate(pipe)
+    # What enable_sequential_cpu_offload does, which asks for the number of a GPU.
+    device = torch.device("cpu")
+    if first == "offload":
+        cpu_offload(pipe.transformer, execution_device=device)
+    with enable_frequency_attention(pipe, **SMALL) as handle:
+        if first == "bands":
+            cpu_offload(pipe.transformer, execution_device=device)
+        torch.testing.assert_close(generate(pipe), here)
+        assert handle.density is not None
+    assert pipe.transformer.blocks[0].attn1.to_q.weight.device.type == "meta"
+
+
+def test_an_enabled_pipeline_is_saved_as_it_was(pipe: Any, tmp_path: Path) -> None:
+    """Tables and bands are no part of it."""
+    plain = generate(pipe)
+    with enable_frequency_attention(pipe, **SMALL):
+        pipe.save_pretrained(tmp_path / "enabled")
+        banded = generate(pipe)
+    pipe.save_pretrained(tmp_path / "plain")
+    files = [path.relative_to(tmp_path / "plain") for path in (tmp_path / "plain").rglob("*.*")]
+    assert len(files) > 8
+    for name in files:
+        kept = (tmp_path / "enabled" / name).read_bytes()
+        assert kept == (tmp_path / "plain" / name).read_bytes(), name
+    loaded = type(pipe).from_pretrained(tmp_path / "enabled")
+    loaded.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(generate(loaded), plain)
+    with enable_frequency_attention(loaded, **SMALL):
+        torch.testing.assert_close(generate(loaded), banded)
+
+
 def test_compiled_blocks_have_two_graphs() -> None:
     """Dense and banded, for all layers, steps, calls of guidance and prompts, where the density is
-    the same in all steps; where it falls, one for each density more. In a process without run-time
-    type checks, which no trace can follow."""
+    the same in all steps; where it falls, one for each density more; with a calibrated table dense
+    and one for each number of tiles, since eager code takes bands as they come. In a process
+    without run-time type checks, which no trace can follow."""
     program = [sys.executable, "-m", "tests.support.compiled_pipelines"]
     done = subprocess.run(program, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.splitlines() if "graphs" in line] == [
         "wan falling 4 graphs same",
         "wan constant 2 graphs same",
+        "calibrated 3 graphs same",
         "hunyuan_video15 2 graphs same",
         "ltx 2 graphs same",
     ]
@@ -167,12 +206,48 @@ def test_adapters_before_and_after(model: Any, first: str) -> None:
     assert all(grad is not None and bool(grad.any()) for grad in lora)
 
 
-def test_weights_of_eight_bits(model: Any) -> None:
+def four_bits(model: Any) -> None:
+    """The blocks' linear layers by bitsandbytes, which diffusers itself loads on a GPU alone."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    for block in model.blocks:
+        for parent in list(block.modules()):
+            for name, layer in list(parent.named_children()):
+                if type(layer) is torch.nn.Linear:
+                    made = bitsandbytes.nn.Linear4bit(
+                        layer.in_features, layer.out_features, compute_dtype=torch.float32
+                    )
+                    made.load_state_dict(layer.state_dict())
+                    setattr(parent, name, made.to("cpu"))
+
+
+def eight_bits(model: Any) -> None:
+    """All linear layers by torchao, which asks for widths of whole 16s."""
     torchao = pytest.importorskip("torchao.quantization")
     torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
+
+
+def stored_as_float8(model: Any) -> None:
+    """By diffusers: weights are float8 until a layer is called."""
+    model.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+
+
+@pytest.mark.parametrize("first", ["weights", "bands"])
+@pytest.mark.parametrize("quantise", [four_bits, eight_bits, stored_as_float8])
+def test_quantised_weights(model: Any, quantise: Callable[[Any], None], first: str) -> None:
+    model.requires_grad_(False)
+    before = call(model, [500.0])
+    if first == "weights":
+        quantise(model)
+    handle = enable_frequency_attention(model, every_tile())
+    if first == "bands":
+        quantise(model)
+    made = call(model, [500.0])
+    handle.remove()
     wanted = call(model, [500.0])
-    with enable_frequency_attention(model, every_tile()):
-        torch.testing.assert_close(call(model, [500.0]), wanted, rtol=1e-3, atol=1e-3)
+    assert not torch.equal(wanted, before)
+    torch.testing.assert_close(made, wanted, rtol=1e-3, atol=1e-3)
+    with enable_frequency_attention(model, **BARE):
+        assert not torch.allclose(call(model, [500.0]), wanted, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -74,3 +74,15 @@ def test_density_is_of_the_noise_levels_that_were_met() -> None:
     assert layer.density(grid, 0, [0.9]) == 1
     assert layer.density(grid, 0, [0.1, 0.2, 0.3, 0.9]) == pytest.approx((3 * banded + 1) / 4)
     assert layer.density(grid, 0) == pytest.approx((banded + 1) / 2)
+
+
+def test_every_sample_has_the_bands_of_its_own_bucket() -> None:
+    low, mid, high = Band.LOW.value, Band.MID.value, Band.HIGH.value
+    layer = TableBands(torch.tensor([[low, mid], [high, mid]]), [CONFIG, CONFIG])
+    device = torch.device("cpu")
+    found = layer.bands(torch.tensor([0.9, 0.1]), device)
+    assert found.bands.tolist() == [[high, mid], [low, mid]]
+    assert found.present == (low, mid, high)
+    same = layer.bands(torch.tensor([0.9, 0.8]), device)
+    assert same.bands.tolist() == [[high, mid]] * 2
+    assert same.present == (mid, high)

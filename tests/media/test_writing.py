@@ -10,7 +10,14 @@ import torch
 from tests.support.file_limit import file_limit
 from tests.support.videos import gradient, numbered
 
-from freqformer.media import VideoError, contact_sheet, probe_video, read_clip, write_video
+from freqformer.media import (
+    Sound,
+    VideoError,
+    contact_sheet,
+    probe_video,
+    read_clip,
+    write_video,
+)
 
 
 @pytest.mark.parametrize(
@@ -128,3 +135,46 @@ def test_frames_that_h264_can_not_hold_are_refused(tmp_path: Path) -> None:
     frames = torch.zeros(1, 1, 1, 3, dtype=torch.uint8).expand(1, 2, 16386, 3)
     with pytest.raises(ValueError, match="up to 16384 pixels along a side"):
         write_video(frames, tmp_path / "clip.mp4", 8)
+
+
+def spoken(path: Path) -> tuple[torch.Tensor, int]:
+    """The sound of a file, (channels, samples), and its rate."""
+    with av.open(str(path)) as container:
+        (stream,) = container.streams.audio
+        pieces = [torch.from_numpy(frame.to_ndarray()) for frame in container.decode(stream)]
+        return torch.cat(pieces, 1), stream.rate
+
+
+@pytest.mark.parametrize(("channels", "rate"), [(1, 16000), (2, 32000)])
+def test_sound_is_heard(tmp_path: Path, channels: int, rate: int) -> None:
+    """A tone on each channel, longer than what is encoded at once."""
+    times = torch.arange(3 * rate) / rate
+    tones = torch.tensor([300.0, 700.0])[:channels, None]
+    samples = 0.5 * (2 * torch.pi * tones * times).sin()
+    path = tmp_path / "clip.mp4"
+    write_video(gradient(24, 32, 48), path, 8, Sound(samples, rate))
+    info = probe_video(path)
+    assert (info.num_frames, info.duration) == (24, pytest.approx(3, rel=0.01))
+    found, found_rate = spoken(path)
+    assert found_rate == rate
+    assert found.shape[0] == channels
+    assert found.shape[1] / rate == pytest.approx(3, abs=0.15)
+    for channel in range(channels):
+        spectrum = torch.fft.rfft(found[channel]).abs()
+        loudest = float(spectrum.argmax()) * rate / found.shape[1]
+        assert loudest == pytest.approx(float(tones[channel]), abs=2)
+    assert float(found.square().mean().sqrt()) == pytest.approx(0.5 / 2**0.5, rel=0.05)
+
+
+def test_sound_that_no_file_can_hold_is_refused() -> None:
+    cases = (
+        (torch.zeros(16000), 16000, r"samples are torch.float32 \(16000,\); floats \(channels"),
+        (torch.zeros(3, 16000), 16000, "one channel or two"),
+        (torch.zeros(1, 0), 16000, "with a sample at least"),
+        (torch.zeros(1, 9, dtype=torch.int16), 16000, "samples are torch.int16"),
+        (torch.full((1, 9), torch.nan), 16000, "samples hold NaN or infinity"),
+        (torch.zeros(1, 9), 160, "rate is 160 samples a second; one of 7350, .* resample"),
+    )
+    for samples, rate, message in cases:
+        with pytest.raises(ValueError, match=message):
+            Sound(samples, rate)

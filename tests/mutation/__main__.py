@@ -1,4 +1,5 @@
-"""Mutation check: every fault of `faults.py` in a copy of the package, and which test notices.
+"""Mutation check: every fault of `faults.py` and `package_faults.py` in a copy of the package, and
+which test notices.
 `make mutations` runs it.
 
     python -m tests.mutation [--again] [--commit NAME] [--output FILE]
@@ -24,7 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.mutation import gluon
-from tests.mutation.faults import FAULTS, ROOT, Fault, faulty
+from tests.mutation.faults import KERNEL_FAULTS, ROOT, Fault, faulty
+from tests.mutation.package_faults import PACKAGE_FAULTS
+
+FAULTS: tuple[Fault, ...] = (*KERNEL_FAULTS, *PACKAGE_FAULTS)
 
 RESULTS = Path(__file__).parent / "results.json"
 TIMEOUT = 1800
@@ -59,7 +63,7 @@ def check(fault: Fault, clean: Path) -> dict[str, Any]:
         shutil.copytree(ROOT / "src", package, dirs_exist_ok=True)
         (package / Path(fault.path).relative_to("src")).write_text(faulty(fault), encoding="utf-8")
         done = run_tests(package, fault.tests)
-    failed = re.search(r"^FAILED (\S+?::.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+?::.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
     if done.returncode < 0:
         # A read out of range may end the process: the test that ran then has noticed it.
         *_, failed = re.finditer(

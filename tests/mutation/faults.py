@@ -56,7 +56,7 @@ TOKEN_GRADS = "prologue/triton/backward_tokens.py"
 POOL_GRADS = "prologue/triton/backward_pooling_kernel.py"
 SUMMARIES = "prologue/triton/summary_kernel.py"
 ROUTER = "routing/triton/forward.py"
-FAULTS = (
+KERNEL_FAULTS = (
     # attention, forward
     Fault(
         "a query sees one token behind a ragged tile",

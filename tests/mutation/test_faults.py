@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 from tests.mutation import __main__ as mutation
 from tests.mutation import gluon
-from tests.mutation.faults import FAULTS, ROOT, Fault, faulty
+from tests.mutation.__main__ import FAULTS
+from tests.mutation.faults import ROOT, Fault, faulty
 
 
 @pytest.mark.parametrize("fault", [*FAULTS, *gluon.FAULTS], ids=lambda fault: fault.name)

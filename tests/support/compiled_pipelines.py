@@ -16,12 +16,15 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
 from tests.support import tiny_transformers
-from tests.support.tiny_pipelines import generate, tiny_wan_pipeline
+from tests.support.tiny_pipelines import generate, tiny_wan_pipeline, tiny_wan_transformer
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from freqformer.config import Band, FreqFormerConfig
 from freqformer.integrations.diffusers import enable_frequency_attention
+from freqformer.routing import RoutingTable
 from freqformer.training_free.schedule import DENSITY_SCHEDULES
 
+LOW, MID, _, DENSE = map(int, Band)
 DENSITY = {"wan": 0.52, "hunyuan_video15": 0.55, "ltx": 0.667}
 """At which all layers keep two of the four tiles."""
 SIZE = (5, 8, 10)
@@ -47,6 +50,26 @@ def wan() -> None:
                     pipe, seed=seed, num_inference_steps=STEPS, guidance_scale=3.0
                 ),
             )
+
+
+def calibrated() -> None:
+    """The same with a table as calibration makes them: heads of every layer and bucket are one of
+    three kinds, or dense."""
+    pipe = tiny_wan_pipeline()
+    pipe.transformer = tiny_wan_transformer(layers=4)
+    kinds = (([MID, MID], 1), ([MID, MID], 2), ([LOW, MID], 2), ([DENSE, DENSE], 0))
+    buckets = 20
+    # Every layer has another order, so that each kind is met in each of them.
+    chosen = [[kinds[(place + layer) % 4] for layer in range(4)] for place in range(buckets)]
+    bands = torch.tensor([[heads for heads, _ in row] for row in chosen])
+    tiles = torch.tensor([[[count] * 2 for _, count in row] for row in chosen])
+    table = RoutingTable(bands, tiles, FreqFormerConfig(tile=(4, 4, 4), summary_tokens=4))
+
+    def run(seed: int) -> torch.Tensor:
+        return generate(pipe, seed=seed, num_inference_steps=STEPS, output_type="latent")
+
+    with enable_frequency_attention(pipe, table):
+        counted("calibrated", pipe.transformer, run)
 
 
 def steps_of(
@@ -124,5 +147,6 @@ def counted(name: str, model: Any, run: Callable[[int], torch.Tensor]) -> None:
 
 if __name__ == "__main__":
     wan()
+    calibrated()
     hunyuan_video15()
     ltx()

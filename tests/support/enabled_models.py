@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload
+from tests.support.tiny_transformers import processors_of
 from torch.utils.checkpoint import checkpoint
 
 from freqformer.calibration import CalibrationSettings
@@ -84,19 +85,19 @@ def heads_that_see_every_tile_are_dense_up_to_rounding(model: Any, call: Call) -
 
 def bands_differ_from_dense_and_are_taken_back_without_a_trace(model: Any, call: Call) -> None:
     before, state = call(model), set(model.state_dict())
-    processors = model.attn_processors
+    processors = processors_of(model)
     handle = enable_frequency_attention(model, uniform(model, [LOW, HIGH]))
     assert set(model.state_dict()) == state
     changed = [
         name
-        for name, processor in model.attn_processors.items()
+        for name, processor in processors_of(model).items()
         if isinstance(processor, FrequencyProcessor)
     ]
     assert len(changed) == len(layers_of(model))
     assert differs(call(model), before)
     handle.remove()
     handle.remove()
-    assert model.attn_processors == processors
+    assert processors_of(model) == processors
     assert not model._forward_pre_hooks
     assert torch.equal(call(model), before)
 
@@ -232,8 +233,7 @@ def checkpointed_layers_are_computed_again_in_their_own_call(model: Any, call: C
 
 
 def layers_outside_a_call_are_refused(model: Any, call: Call) -> None:
-    """As where other tools than the model's own recompute activations: a wrong timestep would go
-    unseen."""
+    """As where other tools recompute activations: a wrong timestep would go unseen."""
     first = layers_of(model)[0]
     forward = first.forward
     first.forward = lambda *args, **kwargs: checkpoint(

@@ -20,7 +20,9 @@ def run_ranks(script: str, ranks: int, folder: Path, *arguments: str, seconds: i
     """Run `tests/support/SCRIPT` on so many ranks; AssertionError with the first one's words where
     one fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    # What the environment names comes first, so that a faulty copy of the package is met.
+    named = [x for x in [os.environ.get("PYTHONPATH")] if x]
+    paths = [*named, str(ROOT / "src"), str(ROOT)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     started = [
         subprocess.Popen(

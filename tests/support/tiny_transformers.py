@@ -70,3 +70,9 @@ def hunyuan_video15() -> HunyuanVideo15Transformer3DModel:
         rope_axes_dim=(4, 6, 6),
         target_size=16,
     ).eval()
+
+
+def processors_of(model: Any) -> dict[str, Any]:
+    """Of all attention layers, self-attention and others, by name."""
+    layers = model.named_modules()
+    return {name: layer.processor for name, layer in layers if hasattr(layer, "processor")}

@@ -1,14 +1,11 @@
-"""Batches are copied one ahead, an error waits for its batch, and a step waits for the GPU once."""
+"""Batches are copied one ahead, and an error waits for its batch."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.support.tiny_training import losses, tiny_config
 
 from freqformer.training import prefetch
 from freqformer.training.prefetch import GpuBatches
@@ -89,24 +86,3 @@ def test_none_is_taken_ahead_for_a_cpu() -> None:
     ahead.take(1)
     ahead.look_ahead(1)
     assert loader.taken == [0]
-
-
-def test_a_step_reads_its_numbers_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What makes the host wait for a GPU, called by the trainer or the objective."""
-    read: list[tuple[str, str]] = []
-
-    def watch(name: str) -> None:
-        own = getattr(torch.Tensor, name)
-
-        def noted(tensor: torch.Tensor, *given: Any, **named: Any) -> Any:
-            caller = Path(sys._getframe(1).f_code.co_filename).name
-            if caller in ("trainer.py", "objective.py"):
-                read.append((caller, name))
-            return own(tensor, *given, **named)
-
-        monkeypatch.setattr(torch.Tensor, name, noted)
-
-    for name in ("item", "tolist", "cpu", "__float__", "__bool__", "__int__"):
-        watch(name)
-    assert len(losses(tiny_config(tmp_path / "run"))) == 3
-    assert read == [("trainer.py", "tolist")] * 3

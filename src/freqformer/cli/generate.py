@@ -128,7 +128,6 @@ def generate(
     made = None if table is None else load_tables(table)
     trained = None if adapter is None else Adapter.load(adapter)
     percents = (start_percent, end_percent)
-    has_adapter = trained is not None
     checked_dials(
         made,
         density,
@@ -136,13 +135,15 @@ def generate(
         dense_blocks,
         min_tokens,
         density_schedule=density_schedule,
-        adapter=has_adapter,
+        adapter=trained is not None,
     )
     where = chosen_device(device)
     pipe = load_pipeline(pipeline, dtype=getattr(torch, dtype), device=where, offload=offload)
     load_loras(pipe, lora or [])
     errors.print(f"generating on {device_name(where)}", highlight=False)
-    request = Request(prompt, frames, height, width, seed, steps, guidance, negative_prompt, image)
+    request = Request(
+        prompt, frames, height, width, seed, steps, guidance, negative_prompt, image, fps
+    )
     dials = {
         "table": made,
         "adapter": trained,
@@ -181,15 +182,17 @@ def _generate(
     if compare:
         _name_bar(pipe, "dense attention")
         dense = make(pipe, request, transformers, where)
-        write_video(dense.frames, output.with_name(f"{output.stem}-dense.mp4"), rate)
+        path = output.with_name(f"{output.stem}-dense.mp4")
+        write_video(dense.frames, path, rate, dense.sound)
     with enable_frequency_attention(pipe, **dials) as handle:
         _name_bar(pipe, "frequency attention")
         banded = make(pipe, request, transformers, where)
         delivered = handle.describe()
         nothing = handle.density is None
-    write_video(banded.frames, output, rate)
+    write_video(banded.frames, output, rate, banded.sound)
     count, height, width, _ = banded.frames.shape
-    typer.echo(f"wrote {count} frames of {height} x {width} as {output}: {_took(banded)}")
+    heard = "" if banded.sound is None else f" and {banded.sound.seconds:.1f} s of sound"
+    typer.echo(f"wrote {count} frames of {height} x {width}{heard} as {output}: {_took(banded)}")
     if nothing:
         errors.print(
             "every step was dense: the video has fewer tokens than --min-tokens, or --density, "

@@ -16,8 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from freqformer._optional import needs
+from freqformer.media import Sound
 
 LARGEST_BYTE = 255
+SOUND_FPS = 24
+"""Of pipelines with sound that take no frame rate."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Request:
     negative_prompt: str | None = None
     image: Path | None = None
     """Of image to video."""
+    fps: float | None = None
+    """Frames a second, which sound is made for; None leaves it to the pipeline."""
 
     def arguments(self, pipe: Any) -> dict[str, Any]:
         """The arguments of a call of this pipeline.
@@ -68,8 +73,21 @@ class Request:
             raise ValueError(
                 f"image is None, and a {type(pipe).__name__} needs one: name its file, --image FILE"
             )
+        if self.fps is not None and gives_sound(pipe):
+            asked |= self._rate(pipe, taken)
         asked["generator"] = torch.Generator().manual_seed(self.seed)
         return asked | ({"output_type": "pt"} if "output_type" in taken else {})
+
+    def _rate(self, pipe: Any, taken: dict[str, bool]) -> dict[str, Any]:
+        """What tells a pipeline how long its sound lasts."""
+        if "frame_rate" in taken:
+            return {"frame_rate": self.fps}
+        if self.fps != SOUND_FPS:
+            raise ValueError(
+                f"fps is {self.fps}, and a {type(pipe).__name__} makes its sound for {SOUND_FPS} "
+                "frames a second; that is allowed: leave it out"
+            )
+        return {}
 
 
 @dataclass
@@ -84,6 +102,8 @@ class Made:
     """Most memory of the GPU that was held; None on a CPU."""
     call_seconds: list[float] = field(default_factory=list)
     """Of each call of a transformer."""
+    sound: Sound | None = None
+    """On the host; None of pipelines that make none."""
 
     @property
     def call_median(self) -> float:
@@ -112,14 +132,36 @@ def make(
         torch.cuda.reset_peak_memory_stats(device)
     with _timed(transformers.values(), device) as calls:
         began = time.perf_counter()
-        if hasattr(pipe, "blocks"):
-            video = pipe(**arguments, output="videos")
+        if not hasattr(pipe, "blocks"):
+            given = pipe(**arguments)
+            frames = frames_of(given.frames)
+            sound = _sound(given.audio, _vocoder_rate(pipe)) if gives_sound(pipe) else None
+        elif gives_sound(pipe):
+            given = pipe(**arguments, output=["videos", "audio", "sampling_rate"])
+            frames = frames_of(given["videos"])
+            sound = _sound(given["audio"], given["sampling_rate"])
         else:
-            video = pipe(**arguments).frames
-        frames = frames_of(video)
+            frames = frames_of(pipe(**arguments, output="videos"))
+            sound = None
         seconds = time.perf_counter() - began
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else None
-    return Made(frames, seconds, peak, calls)
+    return Made(frames, seconds, peak, calls, sound)
+
+
+def gives_sound(pipe: Any) -> bool:
+    """Whether the pipeline's videos have sound."""
+    if hasattr(pipe, "blocks"):
+        return "audio" in {found.name for found in pipe.blocks.outputs}
+    return getattr(pipe, "vocoder", None) is not None
+
+
+def _vocoder_rate(pipe: Any) -> int:
+    return pipe.vocoder.config.output_sampling_rate
+
+
+def _sound(audio: Tensor, rate: int) -> Sound:
+    """The sound of the first video, from (B, channels, samples)."""
+    return Sound(audio[0].detach().float().cpu(), int(rate))
 
 
 def frames_of(video: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Video files: looking at them, reading clips by time, writing MP4 and contact sheets.
+"""Video files: looking at them, reading clips by time, writing MP4, with sound, and contact sheets.
 
 Decoding and encoding is FFmpeg's, by PyAV. Frames are uint8 (F, H, W, 3) RGB tensors: F frames, H
 rows, W columns. Times are seconds from the first frame that can be decoded, and follow the time
@@ -21,11 +21,13 @@ from freqformer.media.listing import ENDINGS, list_files, list_videos
 from freqformer.media.opening import VideoError
 from freqformer.media.probing import VideoInfo, probe_video
 from freqformer.media.reading import DecodedVideo, decode_video, read_clip
+from freqformer.media.sound import Sound
 from freqformer.media.writing import check_target, contact_sheet, write_video
 
 __all__ = [
     "ENDINGS",
     "DecodedVideo",
+    "Sound",
     "VideoError",
     "VideoInfo",
     "check_target",

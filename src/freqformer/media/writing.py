@@ -16,6 +16,7 @@ from freqformer._files.errors import cause_and_remedy
 from freqformer._optional import needs
 from freqformer.media.frames import check_frames, enlarge
 from freqformer.media.opening import VideoError, file_url
+from freqformer.media.sound import Sound, sound_packets, sound_stream
 
 with needs("train"):
     import av
@@ -53,7 +54,7 @@ def check_target(path: str | Path, fps: float, height: int, width: int) -> None:
         )
 
 
-def write_video(frames: Tensor, path: str | Path, fps: float) -> None:
+def write_video(frames: Tensor, path: str | Path, fps: float, sound: Sound | None = None) -> None:
     """Write an H.264 MP4 (yuv420p, BT.709, index in front), which browsers and players show.
 
     An odd height or width is made even by repeating the last row or column, since yuv420p halves
@@ -63,6 +64,7 @@ def write_video(frames: Tensor, path: str | Path, fps: float) -> None:
         frames: uint8 (F, H, W, 3), up to 16384 pixels along a side and 2**27 in all.
         path: ends in .mp4; its folder is made if need be.
         fps: frames per second, from 0.001 to 1000.
+        sound: heard from the first frame on, as AAC; None for none.
 
     Raises:
         ValueError: for frames of another shape, size or dtype, no frame, or an fps out of range.
@@ -82,6 +84,8 @@ def write_video(frames: Tensor, path: str | Path, fps: float) -> None:
         stream.height, stream.width = even.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "17", "preset": "medium"}
+        # Both streams are there before anything is written, so that the file can hold both.
+        heard = None if sound is None else sound_stream(container, sound)
         # 1 is BT.709 in each of FFmpeg's colour enumerations; untagged files are shown in differing
         # colours.
         context = stream.codec_context
@@ -90,6 +94,9 @@ def write_video(frames: Tensor, path: str | Path, fps: float) -> None:
             frame = av.VideoFrame.from_ndarray(picture.contiguous().numpy(), format="rgb24")
             container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU709")))
         container.mux(stream.encode())
+        if sound is not None:
+            for packet in sound_packets(heard, sound):
+                container.mux(packet)
 
 
 def contact_sheet(

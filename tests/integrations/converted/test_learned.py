@@ -7,21 +7,29 @@ import copy
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tests.support.tiny_conversions import FAMILIES, WINDOWS, velocity
 
+from freqformer.config import Band
+from freqformer.grid import Grid
 from freqformer.integrations.diffusers import (
     disable_frequency_attention,
     enable_frequency_attention,
 )
 from freqformer.integrations.diffusers.building import make_session
 from freqformer.integrations.diffusers.converted.adapter import Adapter, AdapterSettings
-from freqformer.integrations.diffusers.converted.learned import LearnedLayers
+from freqformer.integrations.diffusers.converted.learned import LearnedLayer, LearnedLayers
 from freqformer.integrations.diffusers.converted.windows import WindowBands, WindowSettings
 from freqformer.integrations.diffusers.families import family_of
+from freqformer.integrations.diffusers.processor import (
+    CurrentCall,
+    FrequencyProcessor,
+    VideoTokens,
+)
 
 EVERY = WindowSettings(1.0, WINDOWS.tile, WINDOWS.compression)
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -123,6 +131,43 @@ def test_gates_know_the_noise_level_of_every_sample() -> None:
         for place, timestep in enumerate((100.0, 900.0)):
             alone = velocity(model, given, timestep)
             torch.testing.assert_close(together[place], alone[0], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_gates_are_what_the_page_says() -> None:
+    """(a, b) = x·G + g + ρ(t): a of the window and b of LOW, of every head."""
+    torch.manual_seed(0)
+    layer = LearnedLayer(3, 2)
+    for parameter in layer.parameters():
+        parameter.normal_()
+    video, noise_level = torch.randn(2, 5, 3), torch.tensor([0.2, 0.9])
+    found = layer.branch(video, noise_level)
+    windows, lows = layer.gates.weight.split(2)
+    own_bias, low_bias = layer.gates.bias.split(2)
+    wanted = torch.stack([video @ windows.T + own_bias, video @ lows.T + low_bias], 2)
+    assert found.by_token is not None
+    torch.testing.assert_close(found.by_token, wanted)
+    logits = layer.router(None, noise_level)
+    assert found.by_sample is not None
+    torch.testing.assert_close(
+        found.by_sample, logits[..., [Band.HIGH.value, Band.LOW.value]].transpose(1, 2)
+    )
+
+
+@torch.no_grad()
+def test_gates_are_of_the_video_and_not_of_what_lies_around_it() -> None:
+    """Text or keyframes may come before a video, and behind it."""
+    grid, given = Grid(1, 2, 3), []
+    learned: Any = SimpleNamespace(branch=lambda video, noise_level: given.append(video))
+    processor = FrequencyProcessor(
+        CurrentCall(), WindowBands(WINDOWS, 2), None, impl="eager", learned=learned
+    )
+    share: Any = SimpleNamespace(
+        video=VideoTokens(grid, before=4, behind=2), noise_level=torch.tensor([0.5])
+    )
+    tokens = torch.arange(12.0).view(1, 12, 1)
+    processor._low_branch(share, tokens)
+    assert given[0].flatten().tolist() == [4, 5, 6, 7, 8, 9]
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
-"""Two processes with a clip each train a pipeline as one process does with both clips."""
+"""Two processes with a clip each train a pipeline as one process does with both, one after the
+other."""
 
 from __future__ import annotations
 

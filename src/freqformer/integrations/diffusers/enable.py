@@ -203,7 +203,7 @@ def _session(
         bands = {name: WindowBands(windows, layer.heads) for name, layer in inner}
     elif given is None:
         falling = dials.density_schedule != "constant" and steps.known
-        levels = StepLevels(steps, family.noise_level) if falling else None
+        levels = StepLevels(steps, family.noise_level, family.schedule) if falling else None
         bands = _preset_bands(inner, dials.density or 1.0, levels)
     else:
         bands = _table_bands(layers, inner, given)

@@ -8,6 +8,9 @@ from torch import nn
 
 from freqformer.integrations.diffusers import (
     cogvideox,
+    cosmos,
+    framepack,
+    helios,
     hunyuan_video,
     hunyuan_video15,
     ltx,
@@ -33,6 +36,9 @@ FAMILIES = {
     "LTX2VideoTransformer3DModel": ltx2.FAMILY,
     "MiniMaxH3Transformer3DModel": minimax_h3.FAMILY,
     "CogVideoXTransformer3DModel": cogvideox.FAMILY,
+    "CosmosTransformer3DModel": cosmos.FAMILY,
+    "HunyuanVideoFramepackTransformer3DModel": framepack.FAMILY,
+    "HeliosTransformer3DModel": helios.FAMILY,
     "SkyReelsV2Transformer3DModel": skyreels_v2.FAMILY,
 }
 WRAPPED = {"module": "a parallel wrapper", "_orig_mod": "a compiled module"}

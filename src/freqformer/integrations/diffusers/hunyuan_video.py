@@ -60,7 +60,7 @@ class HunyuanVideoProcessor(JointProcessor):
         return attn.to_out[1](attn.to_out[0](video)), attn.to_add_out(text)
 
 
-def _layers(transformer: Any) -> list[tuple[str, Any]]:
+def hunyuan_layers(transformer: Any) -> list[tuple[str, Any]]:
     return [
         *block_layers(transformer, "transformer_blocks", "attn"),
         *block_layers(transformer, "single_transformer_blocks", "attn"),
@@ -79,4 +79,4 @@ def _video(transformer: Any, given: dict[str, Any]) -> VideoTokens:
     return VideoTokens(latent_grid(transformer, given), behind=text)
 
 
-FAMILY = Family(_layers, _video, HunyuanVideoProcessor, ("HunyuanVideoAttnProcessor2_0",))
+FAMILY = Family(hunyuan_layers, _video, HunyuanVideoProcessor, ("HunyuanVideoAttnProcessor2_0",))

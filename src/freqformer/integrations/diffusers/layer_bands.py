@@ -15,7 +15,7 @@ from torch import Tensor
 
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid, tile_layout
-from freqformer.integrations.diffusers.steps import SamplerSteps
+from freqformer.integrations.diffusers.steps import SamplerSteps, Schedule, plain_schedule
 from freqformer.ops.parameters import KnownBands
 from freqformer.routing import timestep_bucket
 from freqformer.training_free.preset import (
@@ -136,16 +136,23 @@ class StepLevels:
     Args:
         steps: which of the sampler's steps are banded.
         noise_level: from timesteps to noise levels, as the model's family says.
+        schedule: from a scheduler to such timesteps, as it says too.
     """
 
-    def __init__(self, steps: SamplerSteps, noise_level: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self,
+        steps: SamplerSteps,
+        noise_level: Callable[[Tensor], Tensor],
+        schedule: Schedule = plain_schedule,
+    ) -> None:
         self._steps = steps
         self._noise_level = noise_level
+        self._schedule = schedule
 
     def __call__(self) -> tuple[float, ...]:
         """Of every banded step, noisiest first, and of what comes after the last: of the next step,
         or of a clean video."""
-        levels = self._noise_level(self._steps.timesteps().double())
+        levels = self._noise_level(self._steps.timesteps(schedule_of=self._schedule))
         banded = self._steps.banded()
         found = sorted(levels[banded].tolist(), reverse=True)
         after = levels[~banded & (levels < min(found, default=0.0))].tolist()

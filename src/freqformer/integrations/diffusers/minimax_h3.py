@@ -18,7 +18,7 @@ from freqformer.integrations.diffusers.processor import (
     FrequencyProcessor,
     layers_in,
 )
-from freqformer.ops.parameters import RotaryEmbedding
+from freqformer.integrations.diffusers.query_key import halves
 
 
 class MiniMaxH3Processor(FrequencyProcessor):
@@ -44,12 +44,7 @@ class MiniMaxH3Processor(FrequencyProcessor):
     ) -> Tensor:
         """(B, N, C) -> (B, N, C), the packed sequence."""
         self.refuse(attention_mask, fused=attn.fused_projections)
-        turn = None
-        if rotary is not None:
-            # Of the first channels of a head, each angle is there twice: for both halves of them.
-            cos, sin = (table.chunk(2, -1)[0] for table in rotary)
-            turn = RotaryEmbedding(cos, sin, "halved")
-        return self.layer(attn, share, hidden_states, turn)
+        return self.layer(attn, share, hidden_states, halves(rotary))  # of its first channels
 
 
 def _video(_transformer: Any, given: dict[str, Any]) -> VideoTokens:

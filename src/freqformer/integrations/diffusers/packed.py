@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import ceil, prod
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
@@ -32,6 +36,22 @@ def last_video(coordinates: Tensor) -> VideoTokens:
         grid = _last_grid(rows.detach().double().cpu())
         _found[coordinates] = VideoTokens(grid, before=len(rows) - grid.num_tokens)
     return _found[coordinates]
+
+
+def past_tokens(given: dict[str, Any], boxes: Mapping[str, tuple[int, int, int]]) -> int:
+    """Tokens of frames of the past, which stand before a video at resolutions of their own.
+
+    Args:
+        given: a call's arguments by name, with latents (B, C, F, H, W) or None.
+        boxes: names of those latents, and the box that makes a token of each; one that the latents
+            do not fill counts whole.
+    """
+    found = ((given.get(name), box) for name, box in boxes.items())
+    return sum(
+        prod(ceil(side / length) for side, length in zip(latents.shape[2:], box, strict=True))
+        for latents, box in found
+        if latents is not None
+    )
 
 
 def _last_grid(rows: Tensor) -> Grid:

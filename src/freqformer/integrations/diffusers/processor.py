@@ -19,6 +19,7 @@ from freqformer.integrations.diffusers.converted.learned import LearnedLayer
 from freqformer.integrations.diffusers.layer_bands import LayerBands
 from freqformer.integrations.diffusers.query_key import project_queries, project_values
 from freqformer.integrations.diffusers.samples import join_samples, take_samples
+from freqformer.integrations.diffusers.steps import Schedule, plain_schedule
 from freqformer.integrations.diffusers.ulysses import attend_across, attend_around, ulysses_of
 from freqformer.ops.backends import ImplChoice
 from freqformer.ops.parameters import (
@@ -326,6 +327,9 @@ class Family:
     counts."""
     noise_level: Callable[[Tensor], Tensor] = thousandths
     """From these to noise levels, where 0 is clean and 1 noise."""
+    schedule: Schedule = plain_schedule
+    """What calls are given at the steps of a scheduler, float64 on the host, as `timesteps` gives
+    it; rounded as the transformer's dtype of timesteps does."""
     video_tables: tuple[str, ...] = ()
     """Modules of the transformer that make rotary tables (..., N, D) from the video's coordinates
     (B, sides, N, ...), and that diffusers' plan for several GPUs may leave whole."""

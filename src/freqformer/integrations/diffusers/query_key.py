@@ -147,3 +147,11 @@ def of_heads(
         return None
     cos, sin = (table.unflatten(2, (heads, -1)) for table in rotary)
     return neighbours((cos, sin), tokens)
+
+
+def halves(rotary: tuple[Tensor, Tensor] | None) -> RotaryEmbedding | None:
+    """Of tables (..., 2 P) that hold each angle twice, for channel i and channel i + P."""
+    if rotary is None:
+        return None
+    cos, sin = (table.chunk(2, -1)[0] for table in rotary)
+    return RotaryEmbedding(cos, sin, "halved")

@@ -183,7 +183,7 @@ class Session:
         if video.grid.num_tokens < self.min_tokens:
             return Call(video, level, (True,) * samples)
         dtype = getattr(given["timestep"], "dtype", None)
-        dense = self.steps.dense(timesteps.expand(samples), dtype)
+        dense = self.steps.dense(timesteps.expand(samples), dtype, self.family.schedule)
         return Call(video, level, tuple(dense))
 
     def _begin(self, call: Call | None, device: torch.device) -> None:

@@ -7,6 +7,8 @@ them lie above the call's own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from weakref import ref
 
@@ -14,7 +16,30 @@ import torch
 from torch import Tensor
 
 ROUNDING = 1e-9
+Schedule = Callable[[Any, torch.dtype | None], Tensor]
+"""From a scheduler, and the dtype that rounds timesteps, to what calls are given at its steps."""
 REMEDY = "pass the pipeline, or scheduler=pipe.scheduler, or start_percent=0 and end_percent=1"
+
+
+def plain_schedule(scheduler: Any, dtype: torch.dtype | None) -> Tensor:
+    """The timesteps of a scheduler's steps, (S,) float64 on the host, rounded to the dtype."""
+    return rounded(torch.as_tensor(scheduler.timesteps), dtype)
+
+
+def rounded(timesteps: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Timesteps as a transformer sees them that takes them in this dtype: float64 on the host."""
+    timesteps = timesteps.detach().cpu()
+    return (timesteps if dtype is None else timesteps.to(dtype)).double()
+
+
+@dataclass(frozen=True)
+class Read:
+    """Schedules on the host."""
+
+    timesteps: Any
+    """The scheduler's own, of one run."""
+    schedules: dict[tuple[torch.dtype | None, Schedule], Tensor]
+    """By the dtype that rounded them, and what made them."""
 
 
 class SamplerSteps:
@@ -31,7 +56,7 @@ class SamplerSteps:
         self.end = end
         self._pipeline = None if pipeline is None else ref(pipeline)
         self._scheduler = scheduler if pipeline is None else pipeline.scheduler
-        self._read: tuple[Tensor, Tensor] | None = None
+        self._read: Read | None = None
 
     @property
     def all_steps(self) -> bool:
@@ -66,19 +91,22 @@ class SamplerSteps:
         banded = self.banded()
         return int(banded.sum()), len(banded)
 
-    def dense(self, timestep: Tensor, dtype: torch.dtype | None) -> list[bool]:
+    def dense(
+        self,
+        timestep: Tensor,
+        dtype: torch.dtype | None,
+        schedule_of: Schedule = plain_schedule,
+    ) -> list[bool]:
         """Whether each sample's step is left to the model's own attention.
 
         Args:
-            timestep: of every sample, float64 (B,) on the host, as the scheduler counts.
+            timestep: of every sample, float64 (B,) on the host, as the family gives it.
             dtype: in which the transformer was given it; what rounded it rounds the schedule too.
+            schedule_of: as `Family.schedule`.
         """
         if self.all_steps:
             return [False] * len(timestep)
-        schedule = self.timesteps()
-        if dtype is not None:
-            schedule = schedule.to(dtype)
-        schedule = schedule.double()
+        schedule = self.timesteps(dtype, schedule_of)
         rising = bool(schedule[0] < schedule[-1])  # where 1 is clean, as MiniMax-H3 counts
         ahead = (timestep[:, None] - schedule) if rising else (schedule - timestep[:, None])
         done = (ahead > ROUNDING).double().mean(1)
@@ -94,17 +122,23 @@ class SamplerSteps:
         inside = done >= self.start - ROUNDING
         return inside & (done < self.end - ROUNDING) if self.end < 1 else inside
 
-    def timesteps(self) -> Tensor:
-        """The scheduler's timesteps on the host, (S,), read once for every run."""
-        timesteps = self.scheduler.timesteps
-        if timesteps is None:
+    def timesteps(
+        self, dtype: torch.dtype | None = None, schedule_of: Schedule = plain_schedule
+    ) -> Tensor:
+        """What calls are given at the scheduler's steps, float64 (S,) on the host, read once for
+        every run; with arguments as those of `dense`."""
+        scheduler = self.scheduler
+        if scheduler.timesteps is None:
             raise ValueError(
-                f"scheduler is a {type(self.scheduler).__name__} without timesteps, by which "
+                f"scheduler is a {type(scheduler).__name__} without timesteps, by which "
                 "steps are counted: call its set_timesteps before the transformer, as pipelines do"
             )
-        if self._read is None or self._read[0] is not timesteps:
-            self._read = (timesteps, torch.as_tensor(timesteps).detach().cpu())
-        return self._read[1]
+        if self._read is None or self._read.timesteps is not scheduler.timesteps:
+            self._read = Read(scheduler.timesteps, {})
+        read = self._read.schedules
+        if (dtype, schedule_of) not in read:
+            read[dtype, schedule_of] = schedule_of(scheduler, dtype)
+        return read[dtype, schedule_of]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SamplerSteps:
         """Of a whole pipeline that is copied, its copy's scheduler; of a transformer alone the same

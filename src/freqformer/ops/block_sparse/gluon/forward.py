@@ -210,6 +210,10 @@ def attention_kernel(
         blocks: `Blocks` of the Triton kernel.
         EXTRAS: whether any task may see keys that are not tiles.
     """
+    text = num_text
+    if not blocks.TEXT:
+        # A constant costs no register, and a parameter of 0 does.
+        text = gl.to_tensor(0)
     given = Given(
         rows=rows,
         tiles=tiles,
@@ -219,7 +223,7 @@ def attention_kernel(
             rows=num_rows,
             tiles=num_tiles,
             video=num_tokens,
-            text=num_text,
+            text=text,
             low=num_low,
             cells=cells,
         ),
