@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -120,7 +120,7 @@ def test_nor_does_a_rank_that_shares_it(monkeypatch: pytest.MonkeyPatch) -> None
     grad = torch.randn(1, tokens, channels, dtype=torch.bfloat16)
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     try:
-        layer.set_context(ContextParallel(dist.group.WORLD, 2, 0))
+        layer.set_context(ContextParallel(cast(Any, dist.group.WORLD), 2, 0))
         with Passes(tokens * 2 * HEAD_DIM) as passes:
             out = layer(
                 hidden, GRID, torch.tensor([0.2]), ROTARY, token_order="tile", impl="triton"
