@@ -178,9 +178,7 @@ def test_the_documented_commands_fit_what_is_committed(tmp_path, monkeypatch):
     for name, command in zip(("h200", "cpu"), commands, strict=True):
         written = tmp_path / f"{name}.json"
         command[command.index("--output") + 1] = str(written)
-        # As a shell does.
-        words = [sorted(map(str, ROOT.glob(word))) if "*" in word else [word] for word in command]
-        found = CliRunner().invoke(app, [one for word in words for one in word][1:])
+        found = CliRunner().invoke(app, command[1:])
         assert found.exit_code == 0, found.output
         fit = load_efficiency(written).fit
         assert fit["fit"]["median"] <= 0.10
