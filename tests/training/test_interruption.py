@@ -59,10 +59,10 @@ def test_a_signal_keeps_the_step_that_is_done_and_the_run_goes_on(config, number
 def test_a_signal_in_the_middle_of_a_step_waits_for_its_end(config, monkeypatch):
     whole = Trainer._clip_gradients
 
-    def interrupted(self: Trainer, taken: list) -> float:
+    def interrupted(self: Trainer) -> object:
         if self.step == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return whole(self, taken)
+        return whole(self)
 
     monkeypatch.setattr(Trainer, "_clip_gradients", interrupted)
     with pytest.raises(Interrupted, match="after step 2"):
@@ -74,10 +74,10 @@ def test_a_second_signal_ends_at_once_and_the_newest_checkpoint_stays(config, mo
     config = changed(config, "checkpoint", every_steps=1)
     whole = Trainer._clip_gradients
 
-    def interrupted(self: Trainer, taken: list) -> float:
+    def interrupted(self: Trainer) -> object:
         for _ in range(2 * (self.step == 1)):
             os.kill(os.getpid(), signal.SIGTERM)
-        return whole(self, taken)
+        return whole(self)
 
     monkeypatch.setattr(Trainer, "_clip_gradients", interrupted)
     with pytest.raises(Interrupted):

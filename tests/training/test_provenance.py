@@ -61,7 +61,8 @@ def test_a_run_in_sessions_is_the_run_in_one(
         assert newest is not None
         assert newest.name == f"step-0000000{step}"
     for one, other in zip(whole, cut, strict=True):
-        assert replace(one, seconds=0) == replace(other, seconds=0)
+        assert one.numbers.values == other.numbers.values
+        assert replace(one, seconds=0, numbers=other.numbers) == replace(other, seconds=0)
     sessions = read_sessions(Path(config.output))
     assert [(session.first_step, session.last_step, session.clips) for session in sessions] == [
         (0, 1, 2),

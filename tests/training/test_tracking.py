@@ -45,7 +45,7 @@ def test_every_step_is_logged_and_a_resumed_run_goes_on(
 
 def test_it_ends_with_a_run_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = fake("wandb", monkeypatch, tmp_path)
-    config = changed(tiny_config(tmp_path / "run"), "run", tracker="wandb")
+    config = changed(tiny_config(tmp_path / "run"), "run", tracker="wandb", log_every=1)
 
     def fail(_report: Any) -> None:
         raise RuntimeError("stop")

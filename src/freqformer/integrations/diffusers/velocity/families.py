@@ -20,6 +20,9 @@ REFUSED = {
     "WanVACETransformer3DModel": "it needs a control video",
     "WanAnimateTransformer3DModel": "it needs a pose and a face",
     "SkyReelsV2Transformer3DModel": "its noise levels differ from frame to frame",
+    "CosmosTransformer3DModel": "each of its versions counts noise levels in its own way",
+    "HunyuanVideoFramepackTransformer3DModel": "it needs frames of the past",
+    "HeliosTransformer3DModel": "it needs frames of the past",
     "CogVideoXTransformer3DModel": "it learned a diffusion in steps, and no flow",
 }
 """Why a cache of latents and one text embedding does not suffice."""
