@@ -34,13 +34,9 @@ from benchmarks import record
 from freqformer.config import Band, FreqFormerConfig, even_allocation
 from freqformer.grid import Grid, choose_tile, tile_layout
 from freqformer.integrations.diffusers import enable_frequency_attention
-from freqformer.integrations.diffusers.calls import (
-    Share,
-)
+from freqformer.integrations.diffusers.calls import Share
 from freqformer.integrations.diffusers.families import family_of
-from freqformer.integrations.diffusers.processor import (
-    FrequencyProcessor,
-)
+from freqformer.integrations.diffusers.processor import FrequencyProcessor
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.query_key import prepared
 from freqformer.routing import RoutingTable

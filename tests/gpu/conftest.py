@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-
-@pytest.fixture(autouse=True, scope="session")
-def own_gpu() -> None:
-    if torch.cuda.is_available():
-        worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
-        torch.cuda.set_device(int(worker.removeprefix("gw")) % torch.cuda.device_count())
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+# Before anything asks CUDA, which looks at the variable once; threads of a process see it too. Set
+# it to choose GPUs yourself.
+if WORKER and "CUDA_VISIBLE_DEVICES" not in os.environ and torch.cuda.device_count() > 1:
+    number = int(WORKER.removeprefix("gw")) % torch.cuda.device_count()
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(number)
 
 
 @pytest.fixture(autouse=True)

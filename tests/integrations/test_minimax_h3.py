@@ -17,9 +17,7 @@ from tests.support.enabled_models import EVERY, HIGH, LOW, MID, SIZE, Call, ever
 
 from freqformer.grid import Grid
 from freqformer.integrations.diffusers import enable_frequency_attention
-from freqformer.integrations.diffusers.calls import (
-    VideoTokens,
-)
+from freqformer.integrations.diffusers.calls import VideoTokens
 from freqformer.integrations.diffusers.packed import last_video
 
 TEXT, SOUND = 7, 5

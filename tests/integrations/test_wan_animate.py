@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_wan_animate import WanAnimateTransformer3DModel
 from tests.support.enabled_models import HIGH, LOW, SIZE, Call, every_check, uniform
+from tests.support.tiny_transformers import ANIMATED
 
 from freqformer.integrations.diffusers import enable_frequency_attention
 
@@ -28,14 +29,7 @@ def model() -> Any:
         ffn_dim=32,
         num_layers=2,
         rope_max_seq_len=32,
-        motion_encoder_channel_sizes={"4": 8, "8": 8, "16": 8},
-        motion_encoder_size=16,
-        motion_style_dim=8,
-        motion_dim=4,
-        motion_encoder_dim=16,
-        face_encoder_hidden_dim=16,
-        face_encoder_num_heads=2,
-        inject_face_latents_blocks=2,
+        **ANIMATED,
     )
     return model.eval()
 

@@ -10,14 +10,7 @@ import torch
 from tests.support.file_limit import file_limit
 from tests.support.videos import gradient, numbered
 
-from freqformer.media import (
-    Sound,
-    VideoError,
-    contact_sheet,
-    probe_video,
-    read_clip,
-    write_video,
-)
+from freqformer.media import Sound, VideoError, contact_sheet, probe_video, read_clip, write_video
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from tests.mutation.gluon_faults import FORWARD_FAULTS, GluonFault
 FAULTS: tuple[GluonFault, ...] = (*FORWARD_FAULTS, *BACKWARD_FAULTS)
 RESULTS = Path(__file__).parent / "gluon_results.json"
 COMMAND = "python -m tests.mutation.gluon"
-PATIENCE = 100
+PATIENCE = 70
 """Seconds after which a process counts as one whose kernel never ends; it waits for less itself."""
 COMPILING = 900
 """Seconds that compiling alone may take, on a slow machine."""

@@ -33,6 +33,7 @@ from tests.support.tiny_pipelines import (
     tiny_wan_pipeline,
     tiny_wan_vae,
 )
+from tests.support.tiny_transformers import ANIMATED
 from tests.support.tiny_video_pipelines import tiny_image_pipeline, tiny_ltx_pipeline
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
@@ -123,14 +124,7 @@ def wan_animate() -> WanAnimatePipeline:
         latent_channels=16,
         out_channels=16,
         image_dim=8,
-        motion_encoder_channel_sizes={"4": 8, "8": 8, "16": 8},
-        motion_encoder_size=16,
-        motion_style_dim=8,
-        motion_dim=4,
-        motion_encoder_dim=16,
-        face_encoder_hidden_dim=16,
-        face_encoder_num_heads=2,
-        inject_face_latents_blocks=2,
+        **ANIMATED,
     )
     return quiet(
         WanAnimatePipeline(

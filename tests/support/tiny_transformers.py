@@ -23,6 +23,17 @@ WAN: dict[str, Any] = {
     "rope_max_seq_len": 32,
 }
 """Of Wan and of models made from it."""
+ANIMATED: dict[str, Any] = {
+    "motion_encoder_channel_sizes": {"4": 8, "8": 8, "16": 8},
+    "motion_encoder_size": 16,
+    "motion_style_dim": 8,
+    "motion_dim": 4,
+    "motion_encoder_dim": 16,
+    "face_encoder_hidden_dim": 16,
+    "face_encoder_num_heads": 2,
+    "inject_face_latents_blocks": 2,
+}
+"""What Wan Animate has besides."""
 LTX: dict[str, Any] = {
     "in_channels": 4,
     "out_channels": 4,

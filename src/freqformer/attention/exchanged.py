@@ -20,14 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from freqformer.attention.projections import as_autocast, is_plain
 from freqformer.distributed.collective import wait
-from freqformer.distributed.exchange import (
-    Route,
-    Sent,
-    Way,
-    send_to_tokens,
-    start_to_heads,
-    way_of,
-)
+from freqformer.distributed.exchange import Route, Sent, Way, send_to_tokens, start_to_heads, way_of
 
 
 class Projection(NamedTuple):

@@ -16,9 +16,7 @@ from torch import Tensor, nn
 from freqformer.conversion.pairs import Ask, Learn
 from freqformer.grid import Grid
 from freqformer.integrations.diffusers.building import make_session
-from freqformer.integrations.diffusers.calls import (
-    Call,
-)
+from freqformer.integrations.diffusers.calls import Call
 from freqformer.integrations.diffusers.converted.adapter import KIND, Adapter, AdapterSettings
 from freqformer.integrations.diffusers.converted.learned import LearnedLayers
 from freqformer.integrations.diffusers.converted.windows import (

@@ -16,12 +16,7 @@ from torch import Tensor
 
 from freqformer.conversion.config import ConvertConfig
 from freqformer.conversion.pairs import Ask
-from freqformer.training.loader import (
-    NAMED,
-    ClipLoader,
-    ClipSource,
-    OnDeviceLoader,
-)
+from freqformer.training.loader import NAMED, ClipLoader, ClipSource, OnDeviceLoader
 from freqformer.training.objective import (
     ALL_LEVELS,
     TIMESTEP_SCALE,

@@ -15,12 +15,7 @@ import torch
 from torch import Tensor
 
 from freqformer.training.config import DataConfig, TrainConfig
-from freqformer.training.loader import (
-    ClipLoader,
-    ClipSource,
-    OnDeviceLoader,
-    ProceduralClips,
-)
+from freqformer.training.loader import ClipLoader, ClipSource, OnDeviceLoader, ProceduralClips
 from freqformer.training.samples import TrainingSample
 from freqformer.training.seeding import derive_generator, derive_seed
 

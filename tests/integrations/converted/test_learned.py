@@ -25,11 +25,7 @@ from freqformer.integrations.diffusers.converted.adapter import Adapter, Adapter
 from freqformer.integrations.diffusers.converted.learned import LearnedLayer, LearnedLayers
 from freqformer.integrations.diffusers.converted.windows import WindowBands, WindowSettings
 from freqformer.integrations.diffusers.families import family_of
-from freqformer.integrations.diffusers.processor import (
-    CurrentCall,
-    FrequencyProcessor,
-    VideoTokens,
-)
+from freqformer.integrations.diffusers.processor import CurrentCall, FrequencyProcessor, VideoTokens
 
 EVERY = WindowSettings(1.0, WINDOWS.tile, WINDOWS.compression)
 every_family = pytest.mark.parametrize("family", FAMILIES)

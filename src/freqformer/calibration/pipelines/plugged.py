@@ -21,14 +21,9 @@ from freqformer.calibration.pipelines.energies import (
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid
 from freqformer.integrations.diffusers import enable_frequency_attention
-from freqformer.integrations.diffusers.calls import (
-    CurrentCall,
-    Share,
-)
+from freqformer.integrations.diffusers.calls import CurrentCall, Share
 from freqformer.integrations.diffusers.families import family_of
-from freqformer.integrations.diffusers.processor import (
-    FrequencyProcessor,
-)
+from freqformer.integrations.diffusers.processor import FrequencyProcessor
 from freqformer.integrations.diffusers.session import Replaced, Session, session_of
 from freqformer.integrations.diffusers.steps import SamplerSteps
 from freqformer.ops.parameters import AttentionParameters, KnownBands

@@ -8,16 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from freqformer.integrations.diffusers.calls import (
-    CurrentCall,
-)
+from freqformer.integrations.diffusers.calls import CurrentCall
 from freqformer.integrations.diffusers.converted.learned import LearnedLayers
 from freqformer.integrations.diffusers.families import family_of
 from freqformer.integrations.diffusers.layer_bands import LayerBands
-from freqformer.integrations.diffusers.processor import (
-    Family,
-    FrequencyProcessor,
-)
+from freqformer.integrations.diffusers.processor import Family, FrequencyProcessor
 from freqformer.integrations.diffusers.session import Replaced, Session
 from freqformer.integrations.diffusers.steps import SamplerSteps
 from freqformer.ops.backends import ImplChoice

@@ -7,15 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from freqformer.grid import Grid
-from freqformer.integrations.diffusers.calls import (
-    Share,
-    VideoTokens,
-)
+from freqformer.integrations.diffusers.calls import Share, VideoTokens
 from freqformer.integrations.diffusers.joint import JointProcessor
-from freqformer.integrations.diffusers.processor import (
-    Family,
-    layers_in,
-)
+from freqformer.integrations.diffusers.processor import Family, layers_in
 from freqformer.integrations.diffusers.query_key import neighbours
 
 

@@ -8,11 +8,7 @@ import torch
 from torch import Tensor
 
 from freqformer.integrations.diffusers.calls import Share
-from freqformer.integrations.diffusers.processor import (
-    Family,
-    UsualProcessor,
-    layers_in,
-)
+from freqformer.integrations.diffusers.processor import Family, UsualProcessor, layers_in
 from freqformer.integrations.diffusers.query_key import halves
 from freqformer.integrations.diffusers.steps import rounded
 from freqformer.integrations.diffusers.wan import video_tokens

@@ -21,9 +21,7 @@ from freqformer.integrations.diffusers import (
     wan_animate,
     wan_vace,
 )
-from freqformer.integrations.diffusers.processor import (
-    Family,
-)
+from freqformer.integrations.diffusers.processor import Family
 from freqformer.integrations.diffusers.ulysses import class_name
 
 FAMILIES = {

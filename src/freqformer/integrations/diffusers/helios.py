@@ -10,11 +10,7 @@ from torch import Tensor
 
 from freqformer.integrations.diffusers.calls import Share, VideoTokens
 from freqformer.integrations.diffusers.packed import past_tokens
-from freqformer.integrations.diffusers.processor import (
-    Family,
-    FrequencyProcessor,
-    layers_in,
-)
+from freqformer.integrations.diffusers.processor import Family, FrequencyProcessor, layers_in
 from freqformer.integrations.diffusers.query_key import neighbours, project
 from freqformer.integrations.diffusers.ulysses import ulysses_of
 from freqformer.integrations.diffusers.wan import video_tokens

@@ -8,15 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from freqformer.grid import Grid
-from freqformer.integrations.diffusers.calls import (
-    Share,
-    VideoTokens,
-)
+from freqformer.integrations.diffusers.calls import Share, VideoTokens
 from freqformer.integrations.diffusers.joint import JointProcessor, project_text
-from freqformer.integrations.diffusers.processor import (
-    Family,
-    block_layers,
-)
+from freqformer.integrations.diffusers.processor import Family, block_layers
 from freqformer.integrations.diffusers.query_key import neighbours, project
 
 

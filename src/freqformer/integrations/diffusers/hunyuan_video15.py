@@ -7,16 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from freqformer.integrations.diffusers.calls import (
-    Share,
-    VideoTokens,
-)
+from freqformer.integrations.diffusers.calls import Share, VideoTokens
 from freqformer.integrations.diffusers.hunyuan_video import latent_grid
 from freqformer.integrations.diffusers.joint import JointProcessor, project_text
-from freqformer.integrations.diffusers.processor import (
-    Family,
-    layers_in,
-)
+from freqformer.integrations.diffusers.processor import Family, layers_in
 from freqformer.integrations.diffusers.query_key import neighbours, project
 
 

@@ -8,12 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from freqformer.integrations.diffusers.calls import (
-    Share,
-)
-from freqformer.integrations.diffusers.processor import (
-    UsualProcessor,
-)
+from freqformer.integrations.diffusers.calls import Share
+from freqformer.integrations.diffusers.processor import UsualProcessor
 from freqformer.integrations.diffusers.query_key import Projected, project
 from freqformer.integrations.diffusers.ulysses import ulysses_of
 from freqformer.ops.parameters import RotaryEmbedding

@@ -18,12 +18,7 @@ from freqformer.grid import Grid, tile_layout
 from freqformer.integrations.diffusers.steps import SamplerSteps, Schedule, plain_schedule
 from freqformer.ops.parameters import KnownBands
 from freqformer.routing import timestep_bucket
-from freqformer.training_free.preset import (
-    band_density,
-    mid_density,
-    preset_configs,
-    preset_range,
-)
+from freqformer.training_free.preset import band_density, mid_density, preset_configs, preset_range
 from freqformer.training_free.schedule import falling_densities, step_of
 
 

@@ -9,16 +9,9 @@ import torch
 from torch import Tensor
 
 from freqformer.grid import Grid
-from freqformer.integrations.diffusers.calls import (
-    Share,
-    VideoTokens,
-)
+from freqformer.integrations.diffusers.calls import Share, VideoTokens
 from freqformer.integrations.diffusers.ltx import call_sides
-from freqformer.integrations.diffusers.processor import (
-    Family,
-    FrequencyProcessor,
-    layers_in,
-)
+from freqformer.integrations.diffusers.processor import Family, FrequencyProcessor, layers_in
 from freqformer.integrations.diffusers.query_key import of_heads, project_values
 from freqformer.ops.parameters import RotaryEmbedding
 

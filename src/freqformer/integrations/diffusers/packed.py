@@ -11,9 +11,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from freqformer.grid import Grid
-from freqformer.integrations.diffusers.calls import (
-    VideoTokens,
-)
+from freqformer.integrations.diffusers.calls import VideoTokens
 
 _found: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """By the tensor of coordinates, which a pipeline makes once for a video: it is read on the host

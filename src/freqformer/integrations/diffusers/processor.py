@@ -22,12 +22,7 @@ from freqformer.integrations.diffusers.samples import join_samples, take_samples
 from freqformer.integrations.diffusers.steps import Schedule, plain_schedule
 from freqformer.integrations.diffusers.ulysses import attend_across, attend_around, ulysses_of
 from freqformer.ops.backends import ImplChoice
-from freqformer.ops.parameters import (
-    AttentionParameters,
-    BranchGates,
-    KnownBands,
-    RotaryEmbedding,
-)
+from freqformer.ops.parameters import AttentionParameters, BranchGates, KnownBands, RotaryEmbedding
 
 Finish = Callable[[Tensor, slice], Tensor]
 """What follows a layer's attention, from (B, m, C) of the layer's tokens at this place among them:

@@ -16,14 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from freqformer.integrations.diffusers.calls import (
-    Call,
-    CurrentCall,
-)
-from freqformer.integrations.diffusers.processor import (
-    Family,
-    FrequencyProcessor,
-)
+from freqformer.integrations.diffusers.calls import Call, CurrentCall
+from freqformer.integrations.diffusers.processor import Family, FrequencyProcessor
 from freqformer.integrations.diffusers.steps import SamplerSteps
 from freqformer.integrations.diffusers.ulysses import own_tables, ulysses_of
 

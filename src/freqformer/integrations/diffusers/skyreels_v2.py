@@ -1,9 +1,6 @@
 """SkyReels V2: Wan's attention. Models of causal blocks pass a mask, which is refused."""
 
-from freqformer.integrations.diffusers.processor import (
-    Family,
-    layers_in,
-)
+from freqformer.integrations.diffusers.processor import Family, layers_in
 from freqformer.integrations.diffusers.wan import WanProcessor, video_tokens
 
 FAMILY = Family(

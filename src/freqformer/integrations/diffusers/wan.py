@@ -7,15 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from freqformer.grid import Grid
-from freqformer.integrations.diffusers.calls import (
-    Share,
-    VideoTokens,
-)
-from freqformer.integrations.diffusers.processor import (
-    Family,
-    UsualProcessor,
-    layers_in,
-)
+from freqformer.integrations.diffusers.calls import Share, VideoTokens
+from freqformer.integrations.diffusers.processor import Family, UsualProcessor, layers_in
 from freqformer.integrations.diffusers.query_key import neighbours
 
 

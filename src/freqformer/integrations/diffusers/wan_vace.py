@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from freqformer.integrations.diffusers.processor import (
-    Family,
-    block_layers,
-)
+from freqformer.integrations.diffusers.processor import Family, block_layers
 from freqformer.integrations.diffusers.wan import WanProcessor, video_tokens
 
 

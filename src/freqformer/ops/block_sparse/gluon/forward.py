@@ -212,7 +212,8 @@ def attention_kernel(
     """
     text = num_text
     if not blocks.TEXT:
-        # A constant costs no register, and a parameter of 0 does.
+        # A constant costs no register, and a parameter of 0 does. Gradients of queries go without:
+        # of one form of theirs CUDA 12.8's assembler then made wrong code (DESIGN.md).
         text = gl.to_tensor(0)
     given = Given(
         rows=rows,

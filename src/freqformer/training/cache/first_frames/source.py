@@ -13,11 +13,7 @@ from freqformer._optional import needs
 from freqformer.media import from_unit
 from freqformer.training.cache.errors import CacheError
 from freqformer.training.cache.fingerprints import fingerprint
-from freqformer.training.cache.first_frames.families import (
-    CONDITION,
-    FIRST_FRAMES,
-    IMAGE_EMBEDS,
-)
+from freqformer.training.cache.first_frames.families import CONDITION, FIRST_FRAMES, IMAGE_EMBEDS
 from freqformer.training.cache.pipeline_index import class_of, read_index
 
 ENCODER = "image_encoder"
