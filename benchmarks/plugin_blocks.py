@@ -9,8 +9,8 @@ that embeddings and the head don't count. Rows: `dense` is the untouched model; 
 one in a step that stays dense; `preset-D` the preset at density D; `tiles-128-D` the same pattern
 in tiles of up to 128 tokens; `thirds` a third of the heads LOW, MID and HIGH; `thirds-steps` the
 same with norms and rotary embeddings as steps of PyTorch before the operation. Prints a table, and
-writes plugin_blocks.json, or plugin_blocks_compiled.json, after every case; cases that stand there
-of the same commit stay.
+writes plugin_blocks.json, or plugin_blocks_compiled.json, after every case; other cases that
+stand there stay.
 """
 
 from __future__ import annotations
@@ -277,10 +277,11 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("this takes a GPU: at real widths a CPU would need hours")
     name = f"plugin_blocks{'_compiled' if given.compiled else ''}"
-    cases = _measured(given.output / f"{name}.json", record.machine(given.commit)["commit"])
+    cases = _measured(given.output / f"{name}.json")
     for case in given.case:
         rows = measure(CASES[case], torch.device("cuda"), compiled=given.compiled, rows=given.rows)
-        cases[case] = {"grid": CASES[case].grid.shape, "rows": rows}
+        machine = record.machine(given.commit)
+        cases[case] = {"machine": machine, "grid": CASES[case].grid.shape, "rows": rows}
         dense = rows["dense"]["ms"]
         for row, values in rows.items():
             ratio, peak = dense / values["ms"], values["peak_bytes"] / 1e9
@@ -291,12 +292,9 @@ def main() -> None:
         print(record.save(name, results, given.output, given.commit), flush=True)
 
 
-def _measured(path: Path, commit: str) -> dict[str, Any]:
-    """Cases of an earlier call at the same commit, by name."""
-    if not path.exists():
-        return {}
-    earlier = json.loads(path.read_text(encoding="utf-8"))
-    return earlier["cases"] if earlier["machine"]["commit"] == commit else {}
+def _measured(path: Path) -> dict[str, Any]:
+    """Cases of earlier calls, by name, each with the machine and commit that it is of."""
+    return json.loads(path.read_text(encoding="utf-8"))["cases"] if path.exists() else {}
 
 
 if __name__ == "__main__":
