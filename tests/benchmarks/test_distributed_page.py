@@ -66,6 +66,19 @@ def test_what_was_asked(joined: Any) -> None:
     )
 
 
+def test_what_balance_can_gain(rows: Any) -> None:
+    balanced, in_order = (rows[f"paper-1048576-forward-{name}"] for name in ("all", "in-order"))
+    even, busier = (
+        next(kernel["ms"] for kernel in row["kernels"] if kernel["name"] == "attention_kernel")
+        for row in (balanced, in_order)
+    )
+    check_says(
+        PAGE,
+        f"takes a GPU {even:.1f} ms of {balanced['ms']:.1f}, or in order the busier one "
+        f"{busier:.1f}",
+    )
+
+
 def test_the_low_tokens_square(rows: Any) -> None:
     one, two = (
         next(kernel["ms"] for kernel in rows[name]["kernels"] if kernel["name"].startswith("extra"))
