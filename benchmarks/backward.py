@@ -26,12 +26,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import record
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import TILE_SLOTS, Grid
+from freqformer.ops.backends import launches_of
 from freqformer.ops.block_sparse.records import AttentionBuffers, MidLists, RowBands
 from freqformer.ops.block_sparse.tables import launch_tables
-from freqformer.ops.block_sparse.triton.launch import attend
-from freqformer.ops.block_sparse.triton.launch_backward import attend_backward
 from freqformer.plan import build_plan
-from kernel import GRID, Problem
+from kernel import GRID, Problem, backend
 from layer import BENCH, HEAD_DIM, Layer, make_layer
 
 DENSITIES = (0.1, 0.05)
@@ -100,7 +99,7 @@ class BackwardProblem:
         return worst
 
 
-def launches_of(problem: BackwardProblem) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
+def gradients_of(problem: BackwardProblem) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
     """The backward launches with every head MID on the problem's lists; tile order in and out."""
     heads, _, kept = problem.forward.lists.shape
     plan = build_plan(
@@ -120,11 +119,14 @@ def launches_of(problem: BackwardProblem) -> Callable[[], tuple[Tensor, Tensor, 
         "text_mask": None,
         "token_order": "tile",
     }
-    outputs = attend(**told, backward=True)
+    launches = launches_of(backend(query))
+    outputs = launches.attend(**told, backward=True)
     grad_out = problem.grad_out.transpose(0, 1)[None].contiguous()
 
     def run() -> tuple[Tensor, Tensor, Tensor]:
-        grads = attend_backward((grad_out, torch.zeros_like(outputs[1])), outputs, **told)
+        grads = launches.attend_backward(
+            (grad_out, torch.zeros_like(outputs[1])), outputs, **told, deterministic=True
+        )
         return grads.query, grads.key, grads.value
 
     return run
@@ -211,6 +213,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA GPU: this benchmark measures one")
     results: dict[str, Any] = {
+        "backend": backend(torch.empty(1, 1, 1, HEAD_DIM, device="cuda", dtype=torch.bfloat16)),
         "tokens": GRID.num_tokens,
         "head_dim": HEAD_DIM,
         "dtype": "bfloat16",
@@ -218,7 +221,7 @@ def main() -> None:
     }
     for density in DENSITIES:
         problem = BackwardProblem.random(density)
-        found = {"launches": measure(problem, launches_of(problem))}
+        found = {"launches": measure(problem, gradients_of(problem))}
         if arguments.flex:
             found["FlexAttention"] = measure(problem, flex_of(problem))
         results["launches"][str(density)] = found

@@ -26,9 +26,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import record
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import TILE_SLOTS, Grid
+from freqformer.ops.backends import launches_of, resolve
 from freqformer.ops.block_sparse.records import AttentionBuffers, MidLists, RowBands
 from freqformer.ops.block_sparse.tables import launch_tables
-from freqformer.ops.block_sparse.triton.launch import attend
 from freqformer.plan import build_plan
 
 GRID = Grid(16, 64, 64)
@@ -97,6 +97,11 @@ class Problem:
         return max(float((fast - exact).norm() / exact.norm()) for fast, exact in pairs)
 
 
+def backend(query: Tensor) -> str:
+    """The backend of the launch that a user gets by default for these queries."""
+    return resolve("auto", (query, query, query)).name
+
+
 def launch_of(problem: Problem) -> Callable[[], Tensor]:
     """The attention launch with every head MID on the problem's lists, raster order out as in a
     layer."""
@@ -110,6 +115,7 @@ def launch_of(problem: Problem) -> Callable[[], Tensor]:
     bands = torch.full((heads,), Band.MID, dtype=torch.int32, device="cuda")
     rows = RowBands(bands, torch.arange(heads, dtype=torch.int32, device="cuda"))
     mid = MidLists(problem.lists, None, None) if kept < tiles else None
+    attend = launches_of(backend(problem.query)).attend
 
     def run() -> Tensor:
         buffers = AttentionBuffers(query, key, value)
@@ -209,7 +215,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA GPU: this benchmark measures one")
+    query = torch.empty(1, 1, 1, arguments.head_dim, device="cuda", dtype=torch.bfloat16)
     shape = {
+        "backend": backend(query),
         "tokens": GRID.num_tokens,
         "heads": HEADS,
         "head_dim": arguments.head_dim,

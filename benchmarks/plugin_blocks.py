@@ -1,22 +1,24 @@
 """Blocks of diffusers' transformers, of random weights at their real widths, with dense attention
 and with frequency attention by the plug-in.
 
-    PYTHONPATH=src:. python -m benchmarks.plugin_blocks [--case wan-14b-720p ...] [--compiled]
-    [--output FOLDER]
+    PYTHONPATH=src:. python -m benchmarks.plugin_blocks [--case wan-14b-720p ...]
+    [--rows thirds ...] [--compiled] [--output FOLDER]
 
 A block's time is half of what three blocks take longer than one in a call of the transformer, so
 that embeddings and the head don't count. Rows: `dense` is the untouched model; `own` the enabled
 one in a step that stays dense; `preset-D` the preset at density D; `tiles-128-D` the same pattern
 in tiles of up to 128 tokens; `thirds` a third of the heads LOW, MID and HIGH; `thirds-steps` the
 same with norms and rotary embeddings as steps of PyTorch before the operation. Prints a table, and
-writes plugin_blocks.json, or plugin_blocks_compiled.json.
+writes plugin_blocks.json, or plugin_blocks_compiled.json, after every case; other cases that
+stand there stay.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +46,8 @@ from freqformer.training_free.preset import SUMMARIES, mid_density
 
 DENSITIES = (0.5, 0.2, 0.1)
 FEW, MANY = 1, 3
+SLOW_SECONDS = 1.0
+"""A call that takes longer is timed three times, others seven."""
 """Blocks of the two models whose times are subtracted."""
 TIMESTEP = 500.0
 
@@ -143,9 +147,10 @@ def wide_config(grid: Grid, density: float) -> FreqFormerConfig:
     """The preset's pattern in the tiles of `choose_tile`, as near to the density as it comes."""
     base = FreqFormerConfig(tile=choose_tile(grid), summary_tokens=SUMMARIES)
     tiles = tile_layout(grid, base.tile).num_tiles
-    counts = range(1, tiles + 1)
-    configs = [replace(base, mid_tiles=count) for count in counts]
-    return min(configs, key=lambda config: abs(mid_density(grid, config, 0) - density))
+    least, most = (mid_density(grid, replace(base, mid_tiles=count), 0) for count in (1, tiles))
+    # Each tile costs the same, so the density is a straight line in their number.
+    nearest = round(1 + (density - least) / (most - least) * (tiles - 1))
+    return replace(base, mid_tiles=min(max(nearest, 1), tiles))
 
 
 @contextmanager
@@ -194,17 +199,19 @@ def stepwise() -> Iterator[None]:
         yield
 
 
-def rows() -> list[str]:
+def all_rows() -> list[str]:
     """Names of all rows."""
     amounts = [f"{kind}-{density:g}" for kind in ("preset", "tiles-128") for density in DENSITIES]
     return ["dense", "own", "thirds", "thirds-steps", *amounts]
 
 
-def measure(case: Case, device: torch.device, *, compiled: bool) -> dict[str, dict[str, float]]:
+def measure(
+    case: Case, device: torch.device, *, compiled: bool, rows: Sequence[str] | None = None
+) -> dict[str, dict[str, float]]:
     """Milliseconds of a block, and most bytes that a call of three held, by row."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     inputs = {name: x.to(device) for name, x in case.inputs(case.grid).items()}
-    found: dict[str, dict[str, float]] = {row: {} for row in rows()}
+    found: dict[str, dict[str, float]] = {row: {} for row in rows or all_rows()}
     for layers in (FEW, MANY):
         torch.manual_seed(0)
         with device:
@@ -233,12 +240,16 @@ def measure(case: Case, device: torch.device, *, compiled: bool) -> dict[str, di
 
 def timed(run: Callable[[], Any], device: torch.device) -> float:
     """Milliseconds of a call, after others that compile what has to be."""
-    if device.type == "cuda":
-        return record.median_ms(run, repeats=7, warmup=2)
     run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     start = time.perf_counter()
     run()
-    return 1e3 * (time.perf_counter() - start)
+    if device.type != "cuda":
+        return 1e3 * (time.perf_counter() - start)
+    torch.cuda.synchronize()
+    slow = time.perf_counter() - start > SLOW_SECONDS
+    return record.median_ms(run, repeats=3 if slow else 7, warmup=0)
 
 
 def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
@@ -255,24 +266,35 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument(
+        "--rows", nargs="+", choices=all_rows(), default=all_rows(), help="dense is always one"
+    )
     parser.add_argument("--compiled", action="store_true", help="repeated blocks, on both sides")
     parser.add_argument("--output", type=Path, default=record.RESULTS)
     parser.add_argument("--commit", help="of this checkout, where git isn't there to ask")
     given = parser.parse_args()
+    given.rows = ["dense", *(row for row in given.rows if row != "dense")]
     if not torch.cuda.is_available():
         raise SystemExit("this takes a GPU: at real widths a CPU would need hours")
-    results: dict[str, Any] = {"compiled": given.compiled, "cases": {}}
-    for name in given.case:
-        found = measure(CASES[name], torch.device("cuda"), compiled=given.compiled)
-        results["cases"][name] = {"grid": CASES[name].grid.shape, "rows": found}
-        dense = found["dense"]["ms"]
-        for row, values in found.items():
+    name = f"plugin_blocks{'_compiled' if given.compiled else ''}"
+    cases = _measured(given.output / f"{name}.json")
+    for case in given.case:
+        rows = measure(CASES[case], torch.device("cuda"), compiled=given.compiled, rows=given.rows)
+        machine = record.machine(given.commit)
+        cases[case] = {"machine": machine, "grid": CASES[case].grid.shape, "rows": rows}
+        dense = rows["dense"]["ms"]
+        for row, values in rows.items():
             ratio, peak = dense / values["ms"], values["peak_bytes"] / 1e9
             print(
-                f"{name:18}{row:16}{values['ms']:10.1f} ms{ratio:8.2f} x{peak:8.1f} GB", flush=True
+                f"{case:18}{row:16}{values['ms']:10.1f} ms{ratio:8.2f} x{peak:8.1f} GB", flush=True
             )
-    suffix = "_compiled" if given.compiled else ""
-    print(record.save(f"plugin_blocks{suffix}", results, given.output, given.commit))
+        results = {"compiled": given.compiled, "cases": cases}
+        print(record.save(name, results, given.output, given.commit), flush=True)
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    """Cases of earlier calls, by name, each with the machine and commit that it is of."""
+    return json.loads(path.read_text(encoding="utf-8"))["cases"] if path.exists() else {}
 
 
 if __name__ == "__main__":

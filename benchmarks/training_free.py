@@ -10,6 +10,11 @@ same seeds, at several densities of the banded steps, once with all steps banded
 first fifth dense. Every row is written to training_free_density.json as it comes, those that tell
 most first, and --resume goes on from that file. `python -m benchmarks.training_free_report` puts it
 on the page.
+
+--resume needs FOLDER too, for its weights. In files of at most 15 MiB it travels by
+
+    tar c -C FOLDER . | split -b 15M - dense.part
+    cat dense.part* | tar x -C FOLDER
 """
 
 from __future__ import annotations
@@ -26,6 +31,8 @@ from typing import Any
 
 import torch
 from benchmarks.training_free_methods import (
+    CUBES,
+    NUM_BUCKETS,
     Method,
     Threshold,
     by_table,
@@ -34,12 +41,20 @@ from benchmarks.training_free_methods import (
     preset_table,
     single_patterns,
     tile_means,
+    within_tolerance,
 )
-from benchmarks.training_free_model import TRAINED, Amount, train, weights_digest
+from benchmarks.training_free_model import TRAINED, Amount, drawn_clips, train, weights_digest
 from torch import Tensor
 
 from benchmarks import record
-from freqformer.calibration import CalibrationSettings, PipelineChoice, calibrate_pipeline
+from freqformer.calibration import (
+    Calibration,
+    CalibrationSettings,
+    Candidates,
+    PipelineChoice,
+    calibrate,
+    calibrate_pipeline,
+)
 from freqformer.calibration.measure import Attended, LayerWatch
 from freqformer.generation.likeness import psnr, ssim
 from freqformer.models.pipeline import FreqFormerPipeline
@@ -48,17 +63,9 @@ from freqformer.training_free.schedule import KNEE
 STARTS = (0.0, 0.2)
 """Shares of the steps, from the first, that stay dense."""
 TIERS = (
-    ("preset", "preset_constant", "calibrated"),
-    ("vsa_selection", "threshold", "topk_summaries", "wide_summaries"),
-    (
-        "calibrated_even",
-        "preset_steep",
-        "preset_gentle",
-        "radial",
-        "topk",
-        "window",
-        "window_summaries",
-    ),
+    ("preset", "preset_constant", "calibrated", "calibrated_on_clips"),
+    ("vsa_selection", "threshold", "radial", "topk", "window"),
+    ("wide_summaries", "window_summaries", "calibrated_even", "preset_steep", "preset_gentle"),
 )
 """Names of the methods; those of the first tier are measured at all densities first, and so on."""
 KNEES = {"preset": KNEE, "preset_steep": 1.05, "preset_gentle": 1.5, "preset_constant": None}
@@ -139,6 +146,7 @@ class Methods:
         self.shape = (len(model.attentions), layer.num_heads, layer.head_dim)
         self._patterns: dict[float, dict[str, Method]] = {}
         self._calibrations: dict[float, PipelineChoice] = {}
+        self._on_clips: Calibration | None = None
         self._means: dict[float, list[tuple[Tensor, Tensor]]] = {}
 
     def of(self, density: float, start: float) -> dict[str, Callable[[], Method]]:
@@ -158,6 +166,7 @@ class Methods:
                 for name, knee in KNEES.items()
             },
             "calibrated": lambda: self._calibrated(density, start, 1.0),
+            "calibrated_on_clips": lambda: self._calibrated_on_clips(density, start),
             "calibrated_even": lambda: self._calibrated(density, start, EVEN),
             **{name: lambda name=name: pattern(name) for name in patterns},
             "threshold": lambda: self._threshold(density, start),
@@ -194,6 +203,21 @@ class Methods:
         if power == 1:
             about += f", expected error of the latents {choice.expected_error:.4f}"
         return by_table(table, choice.density, about)
+
+    def _calibrated_on_clips(self, density: float, start: float) -> Method:
+        if self._on_clips is None:
+            amount, model = self.amount, self.pipeline.transformer
+            clips = drawn_clips(amount.calibration_clips, -1, amount, model.device)
+            _, self._on_clips = calibrate(
+                model,
+                clips.split(amount.size.batch),
+                1.0,
+                candidates=Candidates(CUBES, amount.mid_tiles, amount.windows),
+                num_buckets=NUM_BUCKETS,
+                state=self.folder / "calibration-clips",
+                progress=False,
+            )
+        return within_tolerance(self._on_clips, density, start)
 
     def _threshold(self, density: float, start: float) -> Method:
         if start not in self._means:

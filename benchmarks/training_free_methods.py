@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from freqformer.attention import frequency_attention
+from freqformer.calibration import Calibration
 from freqformer.calibration.measure import Attended, LayerWatch
 from freqformer.calibration.pipelines.choice import BUCKETS, PipelineCalibration, bucket_rows
 from freqformer.config import Band, FreqFormerConfig
@@ -133,6 +134,26 @@ def evened(calibration: PipelineCalibration, power: float) -> PipelineCalibratio
     return replace(calibration, calibration=changed)
 
 
+def within_tolerance(calibration: Calibration, density: float, start: float) -> Method:
+    """The cheapest heads within the least tolerance that keeps the banded buckets to a density.
+
+    Args:
+        calibration: on clips, of `NUM_BUCKETS`.
+        density: share of dense, the mean over the banded buckets.
+        start: share of the noisiest buckets that stays dense.
+    """
+    first = round(NUM_BUCKETS * (1 - start))
+    banded = replace(calibration, errors=calibration.errors[:first])
+    tolerance = banded.tolerance_for(density)
+    choice = banded.choose(tolerance)
+    rows = torch.arange(NUM_BUCKETS).clamp_max(first - 1)
+    bands, mid_tiles = choice.table.bands[rows], choice.table.mid_tiles[rows]
+    table = guarded(replace(choice.table, bands=bands, mid_tiles=mid_tiles), start)
+    return by_table(
+        table, choice.cost, f"calibrate on clips, within a tolerance of {tolerance:.4f}"
+    )
+
+
 def single_patterns(budget: float, grid: Grid, shape: tuple[int, int, int]) -> dict[str, Method]:
     """Every head alike, by one pattern at about this share of dense attention's FLOPs.
 
@@ -175,11 +196,6 @@ def single_patterns(budget: float, grid: Grid, shape: tuple[int, int, int]) -> d
                 replace(wide, summary_tokens=CUBES.summary_tokens, mid_tiles=count)
                 for count in wide_counts
             ],
-        ),
-        "topk_summaries": (
-            f"top-k cubes {CUBES.tile} and low summaries",
-            Band.MID,
-            [replace(CUBES, mid_tiles=count) for count in counts],
         ),
     }
     layers, heads, head_dim = shape

@@ -16,6 +16,7 @@ from benchmarks.quality.sizes import STUDY, Size
 from benchmarks.quality.trainer import Trainer
 from torch import Tensor
 
+from freqformer.grid import Extents
 from freqformer.models.pipeline import FreqFormerPipeline
 from freqformer.training.objective import learning_rate_factor
 from freqformer.training.seeding import derive_seed
@@ -35,6 +36,10 @@ class Amount:
     size: Size = STUDY
     calibration_videos: int = 4
     calibration_steps: int = 10
+    calibration_clips: int = 16
+    mid_tiles: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
+    """Of heads that are calibrated on clips, and so are the windows."""
+    windows: tuple[Extents, ...] = ((1, 3, 3), (2, 3, 3), (3, 3, 3), (4, 3, 3), (4, 5, 5))
     videos: int = 8
     """That are compared."""
     steps: int = 30
@@ -66,7 +71,7 @@ def train(folder: Path, amount: Amount, device: torch.device, seconds: float) ->
     began = since = time.perf_counter()
     done = 0
     while done < steps:
-        clips = _clips(CHUNK_STEPS * size.batch, done, amount, device)
+        clips = drawn_clips(CHUNK_STEPS * size.batch, done, amount, device)
         noise = Draw(derive_seed("training-free noise", done), device).normal(*clips.shape)
         batches = list(zip(clips.split(size.batch), noise.split(size.batch), strict=True))
         for clip, drawn in batches[: steps - done]:
@@ -102,7 +107,9 @@ def _learn_in(trainer: Trainer, steps: int) -> None:
     trainer.rates[:steps].copy_(torch.tensor(factors) * trainer.run.rate)
 
 
-def _clips(count: int, index: int, amount: Amount, device: torch.device) -> Tensor:
+def drawn_clips(count: int, index: int, amount: Amount, device: torch.device) -> Tensor:
+    """Clips (count, C, F, H, W) as in training, others for every index; those of training have
+    indices from 0."""
     frames, side, _ = amount.size.video
     seed = derive_seed("training-free clips", False, index)
     return draw_scenes(count, seed, device, frames=frames, side=side).video

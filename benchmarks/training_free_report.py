@@ -1,4 +1,4 @@
-"""Puts the results of `benchmarks.training_free` on docs/calibration.md: tables and figures,
+"""Puts the results of `benchmarks.training_free` on docs/calibration.md: tables and a figure,
 without a GPU.
 
 PYTHONPATH=src:. python -m benchmarks.training_free_report
@@ -12,26 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import record
-from freqformer.calibration import Calibration
-from freqformer.calibration.report import read_calibration
 
 PAGE = Path(__file__).parents[1] / "docs" / "calibration.md"
+FIGURE = PAGE.parent / "figures" / "calibration-density.png"
+ALT = "PSNR against dense attention by density, a line for each method"
 BEGIN, END = "<!-- results: generated -->", "<!-- results: end -->"
 NOTHING = "No results yet."
-CALIBRATED = ("calibrated", "tolerance")
-DENSITIES = "training_free_density"
-"""Results by density, which take the place of those by budget."""
+OURS = ("calibrated", "calibrated_on_clips", "preset")
+"""Drawn thick, and first."""
+MARKERS = "sDo^vPX*ph<>dH"
+SAME = {"topk_summaries": "preset_constant"}
+"""Methods of earlier versions that turned out to be another one; they aren't drawn."""
+AIMS = {0.5: 36.0, 0.3: 31.0, 0.2: 28.0, 0.1: 26.0, 0.05: 24.0}
+"""What was wanted of PSNR by density, with the first fifth of the steps dense."""
+AIMED = 0.2
+"""The start that the aims are of."""
 Results = dict[str, Any]
 
 
 def read_results(folder: Path = record.RESULTS) -> Results | None:
-    """The committed results, those by density before those of earlier versions by budget; None
-    where there are none."""
-    for name in (DENSITIES, "training_free"):
-        path = folder / f"{name}.json"
-        if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
-    return None
+    """The committed results; None where there are none."""
+    path = folder / "training_free_density.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def rebuilt(page: str, results: Results | None) -> str:
@@ -50,55 +52,39 @@ def rebuilt(page: str, results: Results | None) -> str:
 
 
 def results_text(results: Results) -> str:
-    """Everything that the page says of the results."""
-    if "rows" in results:
-        return density_text(results)
+    """Everything that the page says of the results: PSNR of every method in a table for each
+    start, as far as it has been measured."""
     model, machine, measured = results["model"], results["machine"], results["calibration"]
     parts = [
-        f"{model['layers']} layers of {model['heads']} heads of {model['head_dim']}, "
-        f"{results['tokens']:,} tokens, "
-        f"trained for {results['train_steps']:,} steps, {model['dtype'].removeprefix('torch.')}. "
-        "Calibrated in "
-        f"{measured['seconds']:.0f} s on {measured['clips']} clips, kernels compiled on the way. "
-        f"{results['videos']} videos of {results['sampler_steps']} steps. {machine['gpu']}, torch "
-        f"{machine['torch']}, "
-        f"Triton {machine['triton']}, commit {machine['commit'][:10]}."
-    ]
-    for budget, rows in results["budgets"].items():
-        parts.append(f"**{100 * (1 - float(budget)):.0f}% less attention compute**")
-        parts.append(_table({"dense_table": results["dense_table"], **rows}))
-        parts.append(_best(rows))
-    names = (("velocity", "Velocity error by noise level"), ("errors", "Error of every candidate"))
-    names += (("allocation", "Bands by layer, head and noise level"), ("cost", "Cost by tolerance"))
-    parts += [f"![{title}](figures/calibration-{name}.png)" for name, title in names]
-    return "\n\n".join(parts)
-
-
-def density_text(results: Results) -> str:
-    """The same of results by density: PSNR of every method in a table for each start, as far as it
-    has been measured."""
-    model, machine, measured = results["model"], results["machine"], results["calibration"]
-    parts = [
+        f"![{ALT}](figures/{FIGURE.name})",
         f"{model['layers']} layers of {model['heads']} heads of {model['head_dim']}, "
         f"{results['tokens']:,} tokens, trained for {results['train_steps']:,} steps, "
         f"{model['dtype'].removeprefix('torch.')}. Calibrated on {measured['videos']} videos of "
         f"{measured['steps']} steps. {results['videos']} videos of {results['sampler_steps']} "
         f"steps are compared: PSNR in dB against dense attention's. {machine['gpu']}, torch "
-        f"{machine['torch']}, Triton {machine['triton']}, commit {machine['commit'][:10]}."
+        f"{machine['torch']}, Triton {machine['triton']}, commit {machine['commit'][:10]}.",
     ]
     for start, by_density in results["rows"].items():
-        guard = "all steps banded" if float(start) == 0 else "the first fifth of the steps dense"
-        parts.append(f"**{guard[0].upper()}{guard[1:]}**, by density of the banded steps")
+        title = _title(start)
+        parts.append(f"**{title[0].upper()}{title[1:]}**, by density of the banded steps")
         densities = sorted(by_density, key=float, reverse=True)
         titles = " | ".join(f"{100 * float(density):.0f}%" for density in densities)
         lines = [f"| method | {titles} |", "|---" * (len(densities) + 1) + "|"]
-        for name in dict.fromkeys(name for rows in by_density.values() for name in rows):
+        for name in _methods(by_density):
             cells = [
                 _decibels(by_density[density].get(name), float(density)) for density in densities
             ]
             lines.append(f"| `{name}` | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _title(start: str) -> str:
+    return "all steps banded" if float(start) == 0 else "the first fifth of the steps dense"
+
+
+def _methods(by_density: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(name for rows in by_density.values() for name in rows))
 
 
 def _decibels(row: dict[str, Any] | None, density: float) -> str:
@@ -109,86 +95,58 @@ def _decibels(row: dict[str, Any] | None, density: float) -> str:
     return f"{row['psnr']:.2f}" + (f" (at {100 * row['density']:.1f}%)" if off else "")
 
 
-def _table(rows: dict[str, Any]) -> str:
-    lines = [
-        "| method | FLOPs | velocity error | PSNR dB | SSIM | heads low / mid / high / dense | |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, row in rows.items():
-        heads = " / ".join(f"{100 * share:.0f}%" for share in row["heads"].values())
-        lines.append(
-            f"| `{name}` | {100 * row['density']:.1f}% | {row['mean_velocity_error']:.4f} | "
-            f"{row['psnr']:.2f} | "
-            f"{row['ssim']:.4f} | {heads} | {row['about']} |"
-        )
-    return "\n".join(lines)
+def draw_figure(results: Results, path: Path) -> None:
+    """PSNR by density, a panel for each start and a line for each method.
 
-
-def _best(rows: dict[str, Any]) -> str:
-    """How much better the best calibrated table is than the best single pattern, in words."""
-    ours = max(CALIBRATED, key=lambda name: rows[name]["psnr"])
-    single = max(
-        (name for name in rows if name not in CALIBRATED), key=lambda name: rows[name]["psnr"]
-    )
-    plain = max(
-        (name for name in rows if name not in CALIBRATED and not name.endswith("summaries")),
-        key=lambda name: rows[name]["psnr"],
-    )
-    apart = [rows[ours]["psnr"] - rows[name]["psnr"] for name in (single, plain)]
-    return (
-        f"`{ours}` is {apart[0]:+.2f} dB from the best single pattern, `{single}`, and "
-        f"{apart[1]:+.2f} dB from the best "
-        f"one without summaries, `{plain}`."
-    )
-
-
-def draw_figures(results: Results, calibration: Calibration, folder: Path) -> None:
-    """Velocity errors by noise level, and the calibration's own figures."""
-    from freqformer._colours import INK
+    Args:
+        results: of `benchmarks.training_free`.
+        path: of the PNG.
+    """
+    from freqformer._colours import GRID, INK
     from freqformer.analysis.figures import blank_figure, label_axes, save_figure
-    from freqformer.calibration.figures import choice_figure, cost_figure, error_figure
 
-    figure = blank_figure(11, 4.2)
-    panels = figure.subplots(1, len(results["budgets"]), sharey=True)
-    for axes, (budget, rows) in zip(panels, results["budgets"].items(), strict=True):
-        for place, (name, row) in enumerate(rows.items()):
-            levels = [float(level) for level in row["velocity_error"]]
-            width = 2.6 if name in CALIBRATED else 1.3
+    figure = blank_figure(11, 4.6)
+    panels = figure.subplots(1, len(results["rows"]), sharey=True, squeeze=False)[0]
+    every = dict.fromkeys(n for rows in results["rows"].values() for n in _methods(rows))
+    names = [name for name in OURS if name in every]
+    names += [name for name in every if name not in OURS and name not in SAME]
+    for axes, (start, by_density) in zip(panels, results["rows"].items(), strict=True):
+        for place, name in enumerate(names):
+            rows = [rows[name] for rows in by_density.values() if name in rows]
+            points = sorted((100 * row["density"], row["psnr"]) for row in rows)
             axes.plot(
-                levels,
-                list(row["velocity_error"].values()),
+                *zip(*points, strict=True),
                 color=f"C{place}",
-                linewidth=width,
+                linewidth=3.2 if name in OURS else 1.4,
+                marker=MARKERS[place],
+                markersize=6 if name in OURS else 4.5,
                 label=name,
             )
-        axes.set_yscale("log")
+        if float(start) == AIMED:
+            shares = [100 * density for density in AIMS]
+            axes.plot(shares, list(AIMS.values()), color=INK, linestyle=":", label="aim")
+        ticks = sorted(100 * float(density) for density in by_density)
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{tick:.0f}%" for tick in ticks])
+        axes.set_xticks([], minor=True)
+        axes.grid(axis="y", color=GRID, linewidth=0.8)
+        title = _title(start)
         label_axes(
-            axes,
-            f"{100 * float(budget):.0f}% of dense attention's FLOPs",
-            "noise level, 1 is noise",
-            "",
+            axes, title[0].upper() + title[1:], "density: share of dense attention's FLOPs", ""
         )
-    panels[0].set_ylabel("relative L2 error of the velocity", color=INK)
-    panels[-1].legend(
-        frameon=False, fontsize=8, labelcolor=INK, loc="center left", bbox_to_anchor=(1, 0.5)
+    panels[0].set_ylabel("PSNR against dense attention, dB", color=INK)
+    lines, labels = panels[-1].get_legend_handles_labels()
+    figure.legend(
+        lines, labels, frameon=False, fontsize=9, labelcolor=INK, loc="outside right upper"
     )
-    save_figure(figure, folder / "calibration-velocity.png")
-    tolerance = calibration.tolerance_for(float(next(iter(results["budgets"]))))
-    choice = calibration.choose(tolerance)
-    error_figure(calibration, folder / "calibration-errors.png")
-    choice_figure(choice, folder / "calibration-allocation.png")
-    cost_figure(calibration, choice, tolerance, folder / "calibration-cost.png")
+    save_figure(figure, path)
 
 
 def main() -> None:
     results = read_results()
     PAGE.write_text(rebuilt(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
-    if results is not None and "rows" not in results:
-        draw_figures(
-            results,
-            read_calibration(record.RESULTS / "training_free_table"),
-            PAGE.parent / "figures",
-        )
+    if results is not None:
+        draw_figure(results, FIGURE)
     print(f"wrote {PAGE}")
 
 

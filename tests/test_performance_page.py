@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from benchmarks.counters_table import PROBLEMS
 from benchmarks.layers_table import table
 from benchmarks.peers_table import tables
 from benchmarks.quality.report import by_variant, mean, overall, paired, read_results, tokens_of
 from benchmarks.quality.variants import VARIANTS
-from benchmarks.training_free_report import CALIBRATED
 from tests.support.launches import MOST
 from tests.support.pages import ROOT, check_says, result, text_of
 from typer.testing import CliRunner
@@ -89,6 +89,70 @@ def test_other_kernels() -> None:
     )
 
 
+def test_what_was_asked() -> None:
+    peers, layer, layers = result("peers")["groups"], result("layer")["layers"], result("layers")
+    other = "FlashAttention-4 CuTe, block-sparse"
+    launch = {
+        percent: 1
+        / peers[f"65,536 x 8, {percent}% of blocks"]["forward"][other]["times_reference_rate"]
+        for percent in ("100", "10", "5")
+    }
+    gradients = peers["65,536 x 8, 10% of blocks"]["backward"]
+    best = max(row.get("times_reference_rate", 0) for row in gradients.values())
+    assert gradients[other]["times_reference_rate"] == best
+    unequal = [
+        peers["queries of whole layers"][name]["default: ours, gluon"]["share_of_uniform_rate"]
+        for name in ("forward", "backward")
+    ]
+    hunyuan = layer["hunyuan"]
+    forward, both = (
+        rows["layer dense"]["ms"] / rows["layer default"]["ms"]
+        for rows in (
+            layers["sizes"]["115,200 x 24"][name] for name in ("forward", "forward and backward")
+        )
+    )
+    dense = layers["sizes"]["262,144 x 8"]["forward"]["layer dense"]["ms"] * 16
+    long = dense / layers["sizes"]["1,048,576 x 8"]["forward"]["layer default"]["ms"]
+    for asked, measured in (
+        ("1", f"{launch['100']:.2f}"),
+        ("1", f"{launch['10']:.2f} / {launch['5']:.2f}"),
+        ("1", f"{1 / best:.2f}"),
+        ("0.95", f"{unequal[0]:.2f} / {unequal[1]:.2f}"),
+        ("31", f"{hunyuan['bench']['times_dense']:.1f}"),
+        ("9", f"{hunyuan['density 10%']['times_dense']:.1f}"),
+        ("12.5 / 13", f"{forward:.1f} / {both:.1f}"),
+        ("135", f"{long:.0f}"),
+    ):
+        check(f"| {asked} | {measured} |")
+
+
+def test_what_holds_it_back() -> None:
+    names = (
+        "forward, all blocks",
+        "forward, 10% of blocks",
+        "gradients of queries, 10%",
+        "gradients of keys and values, 10%",
+    )
+    kernels = result("counters")["kernels"]
+    assert [x["problem"] for x in kernels[2:]] == [PROBLEMS[2], *["gradients, 10% of blocks"] * 2]
+    for name, found in zip(names, (*kernels[:2], *kernels[3:]), strict=True):
+        assert found["busiest_pipeline"] == "Tensor"
+        (stall,) = found["stalls"]
+        assert "barrier" in stall["waiting_for"]
+        check(
+            f"| {name} | {found['busiest_percent']:.0f}% | {found['cycles_per_instruction']:.1f} | "
+            f"{stall['percent']:.0f}% | {found['l2_percent']:.0f}% |"
+        )
+    tenth = result("layer")["layers"]["hunyuan"]["density 10%"]
+    uniform = result("peers")["groups"]["queries of whole layers"]["forward"]
+    beside = tenth["share_beside_attention"]
+    check(
+        f"10% of blocks {beside:.0%} are not, and the launch itself runs at "
+        f"{tenth['useful_tflops_per_s'] / (1 - beside):.0f} TFLOP/s",
+        f"at that size ran at {uniform['uniform lists: ours, gluon']['tflops_per_s']:.0f}",
+    )
+
+
 def test_the_layer() -> None:
     layers, scaling = result("layer")["layers"], result("layer")["scaling"]
     for name, place in (
@@ -130,6 +194,30 @@ def test_the_layer() -> None:
         f"two branches takes {soft:.1%} of a `FreqAttention`'s time",
         f"or {timed['added_share_of_layer']:.1%} by timestep only",
     )
+
+
+def test_blocks_of_models() -> None:
+    cases = result("plugin_blocks")["cases"]
+    shown = {
+        "dense": "dense, untouched",
+        "own": "the plug-in on, all heads dense",
+        "thirds": "a third of the heads in each band",
+        "preset-0.2": "preset, density 0.2",
+        "preset-0.1": "preset, density 0.1",
+        "tiles-128-0.2": "in tiles of 128, 0.2",
+    }
+    for row, name in shown.items():
+        cells = []
+        for case in ("wan-14b-720p", "wan-14b-20s"):
+            rows = cases[case]["rows"]
+            times = rows["dense"]["ms"] / rows[row]["ms"] if row in rows else 0
+            cells.append(f"{rows[row]['ms']:,.1f} | {times:.2f}" if times else "– | –")
+        check(f"| {name} | {' | '.join(cells)} |")
+    rows = cases["wan-14b-720p"]["rows"]
+    dense, steps = (rows[row]["peak_bytes"] / 1e9 for row in ("dense", "thirds-steps"))
+    check(f"{steps:.1f} GB for {dense:.1f}")
+    peaks = [values["peak_bytes"] for row, values in rows.items() if row != "thirds-steps"]
+    assert max(peaks) < 1.005 * rows["dense"]["peak_bytes"]
 
 
 def test_the_attention_launch() -> None:
@@ -266,11 +354,13 @@ def test_quality() -> None:
 
 
 def test_without_training() -> None:
-    rows = result("training_free")["budgets"]["0.1"]
-    single = max(row["psnr"] for name, row in rows.items() if name not in CALIBRATED)
+    rows = result("training_free_density")["rows"]["0.2"]["0.1"]
+    published = max(rows[name]["psnr"] for name in ("vsa_selection", "threshold"))
     check(
-        f"keeps {rows['tolerance']['psnr']:.1f} dB of PSNR",
-        f"90% less attention compute, the best single pattern {single:.1f} (",
+        f"keeps {rows['calibrated']['psnr']:.1f} dB of PSNR",
+        f"90% less attention compute in all steps but the first fifth, which is dense; the "
+        f"plug-in's preset keeps {rows['preset']['psnr']:.1f}, the best published pattern of two "
+        f"{published:.1f} (",
     )
 
 

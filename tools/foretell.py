@@ -112,12 +112,12 @@ def _measured(path: Path, cases: Sequence[str]) -> list[str]:
     """Rows of one file's cases; none where it isn't there."""
     if not path.is_file():
         return []
-    result = json.loads(path.read_text(encoding="utf-8"))
+    measured = json.loads(path.read_text(encoding="utf-8"))["cases"]
     how = FILES[path.stem]
     return [
-        _measured_row(f"{case}, {how}, {result['machine']['gpu']}", result["cases"][case])
+        _measured_row(f"{case}, {how}, {measured[case]['machine']['gpu']}", measured[case])
         for case in cases
-        if case in result["cases"]
+        if case in measured
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -11,16 +12,17 @@ from benchmarks.plugin_blocks import (
     CASES,
     MANY,
     Case,
+    all_rows,
     enabled,
     measure,
     minimax_inputs,
-    rows,
     wan_inputs,
     wide_config,
 )
 from diffusers.models.transformers.transformer_minimax_h3 import MiniMaxH3Transformer3DModel
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
+from benchmarks import plugin_blocks as benchmark
 from freqformer.grid import Grid
 from freqformer.integrations.diffusers import processor
 from freqformer.integrations.diffusers.families import family_of
@@ -54,14 +56,14 @@ CASE = Case(small_wan, wan_inputs, Grid(6, 16, 16))
 
 def test_every_row_is_timed() -> None:
     found = measure(CASE, CPU, compiled=False)
-    assert list(found) == rows()
+    assert list(found) == all_rows()
     assert all(values[f"{MANY} blocks"] > 0 for values in found.values())
 
 
 @pytest.mark.parametrize(
     ("case", "tried"),
     [
-        (CASE, rows()),
+        (CASE, all_rows()),
         # Text and sound are half of so short a sequence.
         (Case(small_minimax, minimax_inputs, Grid(8, 16, 16)), ["dense", "own", "preset-0.5"]),
     ],
@@ -124,3 +126,15 @@ def test_cases_have_the_grids_of_their_calls() -> None:
         case = CASES[name]
         given = case.inputs(case.grid)
         assert family_of(models[name]).video(models[name], given).grid == case.grid
+
+
+def test_cases_of_earlier_calls_stay(tmp_path: Path) -> None:
+    path = tmp_path / "plugin_blocks.json"
+    assert benchmark._measured(path) == {}
+    path.write_text('{"machine": {}, "cases": {"wan-14b-720p": {}}}')
+    assert benchmark._measured(path) == {"wan-14b-720p": {}}
+
+
+def test_rows_that_are_asked_for() -> None:
+    found = measure(CASE, CPU, compiled=False, rows=["dense", "thirds"])
+    assert list(found) == ["dense", "thirds"]

@@ -104,8 +104,12 @@ def test_rows_of_families_are_the_simulators_and_the_benchmarks() -> None:
 def test_measured_blocks_stand_below_what_is_foretold(tmp_path: Path) -> None:
     """Where the files are there."""
     times = {"dense": 300.0, "preset-0.2": 150.0, "preset-0.1": 120.0}
-    case = {"grid": [21, 45, 80], "rows": {row: {"ms": ms} for row, ms in times.items()}}
-    result = {"machine": {"gpu": "NVIDIA H200"}, "cases": {"wan-14b-720p": case}}
+    case = {
+        "machine": {"gpu": "NVIDIA H200"},
+        "grid": [21, 45, 80],
+        "rows": {row: {"ms": ms} for row, ms in times.items()},
+    }
+    result = {"cases": {"wan-14b-720p": case}}
     assert foretell.lengths("wan", tmp_path) == foretell.table(foretell.FAMILIES["wan"].videos)
     (tmp_path / "plugin_blocks_compiled.json").write_text(json.dumps(result), encoding="utf-8")
     assert foretell.lengths("wan", tmp_path).endswith(

@@ -1,7 +1,7 @@
 """The preset: in every head the tiles that tile means score highest, and low summaries of all else.
 
-Of the training-free patterns of docs/calibration.md it keeps videos nearest to dense attention's
-without a calibration. The tile and the number of tiles follow from a call's grid and the density.
+Up to a density of 30% it keeps videos nearer to dense attention's than the published patterns of
+docs/calibration.md. The tile and the number of tiles follow from a call's grid and the density.
 """
 
 from __future__ import annotations
