@@ -2,12 +2,13 @@
 which test notices.
 `make mutations` runs it.
 
-    python -m tests.mutation [--again] [--commit NAME] [--output FILE]
+    python -m tests.mutation [--again] [--only WORD] [--commit NAME] [--output FILE]
 
 The tests are those of `make test`, in Triton's interpreter, and stop at the first failure; the test
 that failed must pass on an unchanged copy. Results are written after every fault, with the commit
-that they are of; without --again a run leaves out those that were caught before. Faults in the
-Gluon launches need a Hopper GPU: `tests.mutation.gluon` runs them, and this says what it found.
+that they are of; without --again a run leaves out those that were caught before, in a file that has
+not changed since. Faults in the Gluon launches need a Hopper GPU: `tests.mutation.gluon` runs them,
+and this says what it found.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.mutation import gluon
-from tests.mutation.faults import KERNEL_FAULTS, ROOT, Fault, faulty
+from tests.mutation.faults import KERNEL_FAULTS, ROOT, Fault, digest, faulty
 from tests.mutation.package_faults import PACKAGE_FAULTS
 
 FAULTS: tuple[Fault, ...] = (*KERNEL_FAULTS, *PACKAGE_FAULTS)
@@ -85,6 +86,7 @@ def check(fault: Fault, clean: Path) -> dict[str, Any]:
         "file": fault.path,
         "old": fault.old,
         "new": fault.new,
+        "of": digest(fault),
         "caught_by": test,
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -116,6 +118,22 @@ def read(path: Path) -> dict[Fault, dict[str, Any]]:
     return {fault: caught[key] for fault, key in keys.items() if key in caught}
 
 
+def to_run(done: dict[Fault, dict[str, Any]], again: bool, only: str) -> list[Fault]:
+    """Faults without a result of today's file; of those whose file or name holds a word.
+
+    Raises:
+        ValueError: where none holds it.
+    """
+    meant = [fault for fault in FAULTS if only in f"{fault.path} {fault.name}"]
+    if not meant:
+        raise ValueError(f"only is {only!r}; a part of a fault's file or name is allowed")
+    return [
+        fault
+        for fault in meant
+        if again or fault not in done or done[fault].get("of") != digest(fault)
+    ]
+
+
 def write(path: Path, done: dict[Fault, dict[str, Any]]) -> int:
     """Results so far, in the order of the list; returns how many faults were caught."""
     results = [done[fault] for fault in FAULTS if fault in done]
@@ -145,6 +163,7 @@ def main() -> None:
     parser.add_argument(
         "--again", action="store_true", help="run faults that were caught before too"
     )
+    parser.add_argument("--only", default="", help="run faults whose file or name holds this")
     arguments = parser.parse_args()
     git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     commit = (
@@ -153,19 +172,17 @@ def main() -> None:
     )
     for fault in FAULTS:
         faulty(fault)
-    done = {} if arguments.again else read(arguments.output)
+    done = read(arguments.output)
+    faults = to_run(done, arguments.again, arguments.only)
     with tempfile.TemporaryDirectory() as folder:
         clean = Path(folder)
         shutil.copytree(ROOT / "src", clean, dirs_exist_ok=True)
         check_import(clean)
-        for number, fault in enumerate(FAULTS, 1):
-            if fault not in done:
-                done[fault] = {**check(fault, clean), "commit": commit}
-                write(arguments.output, done)
-            print(
-                f"{number}/{len(FAULTS)} {fault.name}: {done[fault]['caught_by'] or 'NOT CAUGHT'}",
-                flush=True,
-            )
+        for number, fault in enumerate(faults, 1):
+            done[fault] = {**check(fault, clean), "commit": commit}
+            write(arguments.output, done)
+            found = done[fault]["caught_by"] or "NOT CAUGHT"
+            print(f"{number}/{len(faults)} {fault.name}: {found}", flush=True)
     caught = write(arguments.output, done)
     print(f"{caught} of {len(FAULTS)} faults caught")
     print(of_gluon())

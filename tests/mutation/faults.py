@@ -7,6 +7,7 @@ away. `tests.mutation` applies them.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -372,6 +373,11 @@ KERNEL_FAULTS = (
         FUSED_BACKWARD,
     ),
 )
+
+
+def digest(fault: Fault) -> str:
+    """Of the file as it is, without the fault: another one where the code has changed."""
+    return hashlib.sha256((ROOT / fault.path).read_bytes()).hexdigest()[:16]
 
 
 def faulty(fault: Fault) -> str:

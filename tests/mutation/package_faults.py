@@ -21,6 +21,7 @@ CONVERTED = "tests/integrations/converted/test_learned.py"
 PRESET = "tests/training_free/test_preset.py"
 
 EXCHANGE = "distributed/exchange.py"
+EXCHANGED = "attention/exchanged.py"
 POOLING = "ops/prologue/triton/pooling_kernel.py"
 JOIN = "ops/prologue/triton/summary_kernel.py"
 NORMS = "ops/prologue/triton/norm_kernels.py"
@@ -44,6 +45,48 @@ _DISTRIBUTED = (
         EXCHANGE,
         "[piece for rank in zip(*split, strict=True) for piece in rank]",
         "[piece for message in split for piece in message]",
+        SHARED,
+    ),
+    PackageFault(
+        "outputs come back as heads are numbered, not as they were dealt",
+        EXCHANGE,
+        "    order = route.order\n    leaving",
+        "    order = route.order.sort().values\n    leaving",
+        SHARED,
+    ),
+    PackageFault(
+        "products leave as heads are numbered, not as they were dealt",
+        EXCHANGED,
+        "    order = route.order\n    made",
+        "    order = route.order.sort().values\n    made",
+        SHARED,
+    ),
+    PackageFault(
+        "gradients of weights stay in the order in which heads were dealt",
+        EXCHANGED,
+        "torch.empty_like(by_head).index_copy_(1, order, by_head).flatten(0, 2)",
+        "by_head.flatten(0, 2)",
+        SHARED,
+    ),
+    PackageFault(
+        "every rank takes the first one's part of a gathered gradient",
+        "distributed/tokens.py",
+        "ctx.start = sum(shares[: context.rank])",
+        "ctx.start = 0",
+        SHARED,
+    ),
+    PackageFault(
+        "a loss that all ranks take alike counts once for each",
+        "distributed/context.py",
+        "return grads[0] / ctx.ranks, None",
+        "return grads[0], None",
+        SHARED,
+    ),
+    PackageFault(
+        "slots behind a short tile's end count in a router's sample",
+        "distributed/sample.py",
+        "slots.masked_fill(empty.view(-1, *(1 for _ in slots.shape[2:])), 0)",
+        "slots",
         SHARED,
     ),
     PackageFault(

@@ -10,7 +10,7 @@ import pytest
 from tests.mutation import __main__ as mutation
 from tests.mutation import gluon
 from tests.mutation.__main__ import FAULTS
-from tests.mutation.faults import ROOT, Fault, faulty
+from tests.mutation.faults import ROOT, Fault, digest, faulty
 
 
 @pytest.mark.parametrize("fault", [*FAULTS, *gluon.FAULTS], ids=lambda fault: fault.name)
@@ -24,6 +24,19 @@ def test_a_fault_whose_text_is_gone_is_an_error() -> None:
         ValueError, match=r"occurs 0 times in src/freqformer/ops/block_sparse/triton/tasks\.py"
     ):
         faulty(replace(FAULTS[0], old="no such text"))
+
+
+def test_a_fault_runs_again_where_its_file_has_changed() -> None:
+    done = {fault: {"of": digest(fault)} for fault in FAULTS}
+    assert mutation.to_run(done, again=False, only="") == []
+    changed, new, *_ = FAULTS
+    done[changed] = {"of": "of older code"}
+    del done[new]
+    assert mutation.to_run(done, again=False, only="") == [changed, new]
+    assert mutation.to_run(done, again=False, only="distributed") == []
+    assert len(mutation.to_run(done, again=True, only="distributed")) >= 5
+    with pytest.raises(ValueError, match="only is 'no such word'; a part of a fault's file"):
+        mutation.to_run(done, again=False, only="no such word")
 
 
 def test_faults_of_gluon_are_many_and_each_has_checks() -> None:
@@ -63,4 +76,6 @@ def test_the_committed_results_are_of_this_list() -> None:
     results = json.loads((ROOT / "tests/mutation/results.json").read_text(encoding="utf-8"))
     assert [found["name"] for found in results["faults"]] == [fault.name for fault in FAULTS]
     caught = [found for found in results["faults"] if found["caught_by"] is not None]
+    for found in caught:
+        assert (ROOT / found["caught_by"].partition("::")[0]).is_file(), found["name"]
     assert results["caught"] == len(caught) >= 0.95 * len(FAULTS)

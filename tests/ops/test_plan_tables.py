@@ -20,7 +20,7 @@ from freqformer.ops.prologue.tables import prologue_tables
 from freqformer.plan import AttentionPlan, build_plan
 
 CPU = torch.device("cpu")
-SMALL = FreqFormerConfig(tile=(2, 2, 4), compression=8, mid_pattern="axial", summary_tokens=2)
+SMALL = FreqFormerConfig(tile=(2, 2, 4), compression=32, mid_pattern="axial", summary_tokens=2)
 
 
 def own_plan() -> AttentionPlan:

@@ -16,7 +16,7 @@ from freqformer.plan import build_plan
 
 @pytest.mark.parametrize("low_output", ["interpolate", "inverse_dct"])
 def test_expand_low(low_output: Any) -> None:
-    config = FreqFormerConfig(tile=(2, 2, 4), compression=8, low_output=low_output)
+    config = FreqFormerConfig(tile=(2, 2, 4), compression=32, low_output=low_output)
     plan = build_plan(Grid(3, 5, 7), config, num_heads=1, head_dim=4)
     low = torch.randn(2, plan.num_low_tokens, 4, dtype=torch.float64)
     wanted = {"interpolate": interpolate, "inverse_dct": synthesize}[low_output](
