@@ -103,6 +103,8 @@ def _compare_by_identity() -> None:
         interpreter._get_np_dtype,
     )
     broadcast = TritonSemantic.broadcast_impl_value
+    convert = TritonSemantic.binary_op_type_checking_impl
+    plain = [core.int32, core.int64, core.float32, core.float64]
     dtypes: dict[str, Any] = {}
     nested = (list, tuple, core.tuple)
 
@@ -126,7 +128,15 @@ def _compare_by_identity() -> None:
             return lhs, rhs
         return broadcast(self, lhs, rhs)
 
+    def converted(self: Any, lhs: Any, rhs: Any, *given: Any, **named: Any) -> Any:
+        if type(lhs) is type(rhs) is core.tensor and lhs.dtype is rhs.dtype:
+            alike = getattr(lhs.type, "shape", None) is getattr(rhs.type, "shape", None)
+            if alike and any(lhs.dtype is one for one in plain):
+                return lhs, rhs
+        return convert(self, lhs, rhs, *given, **named)
+
     core._unwrap_if_constexpr = unwrap_if_constexpr
     core.dtype.__eq__ = is_equal
     interpreter._get_np_dtype = numpy_dtype
     TritonSemantic.broadcast_impl_value = broadcast_values
+    TritonSemantic.binary_op_type_checking_impl = converted
