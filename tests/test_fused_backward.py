@@ -168,6 +168,7 @@ class Seen(TorchDispatchMode):
 @pytest.mark.parametrize("head_dim", [16, 24])
 def test_operations_are_registered(head_dim: int) -> None:
     case = small(
+        grid=Grid(3, 4, 3),
         head_dim=head_dim,
         learned=LEARNED,
         num_text_tokens=2,

@@ -24,7 +24,7 @@ pytestmark = [
         "ignore:(All-NaN slice|invalid value|overflow) encountered:RuntimeWarning"
     ),
 ]
-GRID, HEAD_DIM = Grid(2, 8, 8), 16
+GRID, HEAD_DIM = Grid(1, 8, 8), 16
 CONFIG = FreqFormerConfig(
     tile=(1, 4, 4), mid_tiles=2, window=(1, 1, 1), compression=8, summary_tokens=2
 )

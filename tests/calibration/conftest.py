@@ -22,8 +22,7 @@ def dense(config: FreqFormerConfig) -> FreqFormerConfig:
     return replace(config, allocation="dense", routing="fixed", low_branch=False)
 
 
-@pytest.fixture
-def dense_model() -> FreqFormerTransformer3DModel:
+def make_dense_model() -> FreqFormerTransformer3DModel:
     """Two layers of three heads for clips (2, 5, 8, 12), whose heads differ in how sharply they
     attend."""
     torch.manual_seed(0)
@@ -41,10 +40,19 @@ def dense_model() -> FreqFormerTransformer3DModel:
     return model
 
 
-@pytest.fixture
-def clips() -> list[torch.Tensor]:
+def make_clips() -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(2, 2, 5, 8, 12, generator=generator) for _ in range(3)]
+
+
+@pytest.fixture
+def dense_model() -> FreqFormerTransformer3DModel:
+    return make_dense_model()
+
+
+@pytest.fixture
+def clips() -> list[torch.Tensor]:
+    return make_clips()
 
 
 @pytest.fixture

@@ -7,14 +7,13 @@ that a compiler once refused. The marker `slow` has the rest.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
+from tests.support.compilers import Compilers
 
 pytest.importorskip("triton")
 
@@ -31,6 +30,9 @@ PROLOGUE = (
 )
 HEAD_DIMS = (64, 128)
 NAMES = tuple(ROWS)
+LATER = {("sm_86", 128), *((name, 64) for name in NAMES if name != "sm_90")}
+"""What `make test` leaves to the marker `slow`: sm_86, whose settings sm_89 has too, and shorter
+vectors, but for the architecture that was measured."""
 SPILLED: dict[tuple[str, int], dict[str, dict[str, int]]] = {
     ("gradients", 128): {
         "attention_kernel": {"sm_90": 184},
@@ -133,22 +135,30 @@ SPILLED: dict[tuple[str, int], dict[str, dict[str, int]]] = {
 it isn't named. sm_90's are those of the kernels that were measured."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _end_compilers() -> Iterator[None]:
+    yield
+    if compilers.cache_info().currsize:
+        compilers().close()
+        compilers.cache_clear()
+
+
+@cache
+def compilers() -> Compilers:
+    return Compilers("tests.support.compile_pipeline")
+
+
 @cache
 def compiled(
-    case: str, head_dim: int, kernels: tuple[str, ...], names: tuple[str, ...]
-) -> dict[str, list[dict[str, Any]]]:
-    """Facts about the kernels of a case, by architecture: one process compiles them for all."""
-    environment = {key: x for key, x in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.support.compile_pipeline", case, str(head_dim)]
-    ran = subprocess.run(
-        [*command, ",".join(kernels) or "all", *names],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr[-4000:]
-    return json.loads(ran.stdout.splitlines()[-1])
+    case: str, head_dim: int, kernels: tuple[str, ...], name: str, disassembled: bool = False
+) -> list[dict[str, Any]]:
+    """Facts about the kernels of a case for an architecture."""
+    return compilers().ask(case, head_dim, kernels, [name], disassembled)[name]
+
+
+def attention(name: str, head_dim: int) -> list[dict[str, Any]]:
+    """Those of the attention in the default configuration, with their instructions."""
+    return compiled("gradients", head_dim, ATTENTION, name, True)
 
 
 def check(case: str, head_dim: int, name: str, kernels: list[dict[str, Any]]) -> None:
@@ -163,18 +173,22 @@ def check(case: str, head_dim: int, name: str, kernels: list[dict[str, Any]]) ->
         assert kernel["spilled"] <= most, f"{told}: {kernel['spilled']} bytes spilled"
 
 
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "head_dim"),
+    [
+        pytest.param(name, head_dim, marks=pytest.mark.slow if (name, head_dim) in LATER else ())
+        for head_dim, name in product(HEAD_DIMS, NAMES)
+    ],
+)
 def test_the_attention_compiles_everywhere(name: str, head_dim: int) -> None:
-    kernels = compiled("gradients", head_dim, ATTENTION, NAMES)[name]
+    kernels = attention(name, head_dim)
     assert [kernel["name"] for kernel in kernels] == list(ATTENTION)
     check("gradients", head_dim, name, kernels)
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_hopper_multiplies_by_warp_groups_and_copies_by_descriptors(head_dim: int) -> None:
-    kernels = compiled("gradients", head_dim, ATTENTION, NAMES)["sm_90"]
-    for kernel in kernels:
+    for kernel in attention("sm_90", head_dim):
         instructions = kernel["instructions"]
         assert instructions["HGMMA"] >= 16, kernel["name"]
         assert instructions["UTMALDG"] >= 4, kernel["name"]
@@ -192,7 +206,7 @@ def test_hopper_multiplies_by_warp_groups_and_copies_by_descriptors(head_dim: in
     ],
 )
 def test_every_architecture_has_its_matrix_units(name: str, product: str, copy: str) -> None:
-    for kernel in compiled("gradients", 128, ATTENTION, NAMES)[name]:
+    for kernel in attention(name, 128):
         assert kernel["instructions"].get(product, 0) >= 16, kernel["name"]
         assert kernel["instructions"].get(copy, 0) >= 4, kernel["name"]
 
@@ -209,7 +223,7 @@ def test_every_architecture_has_its_matrix_units(name: str, product: str, copy: 
     ],
 )
 def test_what_a_compiler_once_refused(case: str, name: str, kernels: tuple[str, ...]) -> None:
-    check(case, 128, name, compiled(case, 128, kernels, (name,))[name])
+    check(case, 128, name, compiled(case, 128, kernels, name))
 
 
 @pytest.mark.slow
@@ -217,7 +231,7 @@ def test_what_a_compiler_once_refused(case: str, name: str, kernels: tuple[str, 
 @pytest.mark.parametrize("case", ["layer", "gradients", "everything", "features"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_launch_compiles_everywhere(name: str, case: str, head_dim: int) -> None:
-    kernels = compiled(case, head_dim, (), (name,))[name]
+    kernels = compiled(case, head_dim, (), name)
     assert {"prepare_tiles", "attention_kernel", "merge_kernel"} <= {
         kernel["name"] for kernel in kernels
     }
@@ -226,7 +240,7 @@ def test_every_launch_compiles_everywhere(name: str, case: str, head_dim: int) -
 
 def test_nothing_is_compiled_anew_for_another_size() -> None:
     """Of the attention's kernels, which take integers one by one for it."""
-    kernels = compiled("sizes", 64, ATTENTION, ("sm_80",))["sm_80"]
+    kernels = compiled("sizes", 64, ATTENTION, "sm_80")
     assert [kernel["name"] for kernel in kernels] == 3 * list(ATTENTION)
     for name in ATTENTION:
         assert len({kernel["hash"] for kernel in kernels if kernel["name"] == name}) == 1, name
@@ -235,7 +249,7 @@ def test_nothing_is_compiled_anew_for_another_size() -> None:
 @pytest.mark.parametrize("name", ["sm_90", "gfx942"])
 def test_the_prologue_of_other_models_compiles(name: str) -> None:
     """A norm across heads and its own two launches; the marker `slow` has the rest."""
-    kernels = compiled("across heads", 128, PROLOGUE, ("sm_90", "gfx942"))[name]
+    kernels = compiled("across heads", 128, PROLOGUE, name)
     assert {kernel["name"] for kernel in kernels} == set(PROLOGUE)
     check("across heads", 128, name, kernels)
 
@@ -244,14 +258,15 @@ def test_the_prologue_of_other_models_compiles(name: str) -> None:
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("case", ["across heads", "halved"])
 def test_the_prologue_of_other_models_compiles_everywhere(case: str, head_dim: int) -> None:
-    for name, kernels in compiled(case, head_dim, PROLOGUE, NAMES).items():
+    for name in NAMES:
+        kernels = compiled(case, head_dim, PROLOGUE, name)
         assert {"prepare_tiles", "tile_grads"} <= {kernel["name"] for kernel in kernels}
         check(case, head_dim, name, kernels)
 
 
 def test_a_head_dim_that_is_padded() -> None:
     """Hopper's attention at head_dim 96, whose stores are masked."""
-    kernels = compiled("gradients", 96, ATTENTION, ("sm_90",))["sm_90"]
+    kernels = attention("sm_90", 96)
     assert [kernel["name"] for kernel in kernels] == list(ATTENTION)
     check("gradients", 96, "sm_90", kernels)
 
@@ -264,4 +279,4 @@ def test_a_head_dim_that_is_padded() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_largest_head_dim(name: str, case: str, kernels: tuple[str, ...]) -> None:
     """What those are compiled for that are padded to 256."""
-    check(case, 256, name, compiled(case, 256, kernels, (name,))[name])
+    check(case, 256, name, compiled(case, 256, kernels, name))

@@ -3,8 +3,8 @@
     python -m tests.support.compile_only 90 NAME
 
 compiles the launches of one of `CASES`, or of `sizes`, for a compute capability and prints facts
-about each kernel as JSON. TRITON_INTERPRET must not be set, so that tests run it as a process of
-its own.
+about each kernel as JSON; `python -m tests.support.compile_only serve` answers tests, see
+`tests.support.compilers`. TRITON_INTERPRET must not be set, so that it is a process of its own.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from unittest import mock
 import torch
 import triton
 from tests.support.attend_cases import AttendCase, make_case
+from tests.support.compilers import serve
 from triton.backends.compiler import GPUTarget
 from triton.compiler.errors import CompilationError
 from triton.runtime import driver
@@ -66,7 +67,7 @@ class Driver:
 
 
 def compile_launches(
-    name: str, launch: Callable[[], object], only: Sequence[str] = ()
+    name: str, launch: Callable[[], object], only: Sequence[str] = (), *, disassembled: bool = True
 ) -> list[dict[str, Any]]:
     """What `launch()` launches, compiled for an architecture, and facts about it.
 
@@ -74,10 +75,11 @@ def compile_launches(
         name: of the architecture.
         launch: called on CPU tensors; launches compute nothing, and leave what they write as it is.
         only: names of the kernels to compile; all where empty.
+        disassembled: whether to look at machine code for NVIDIA's GPUs, half a second a kernel.
 
     Returns: for every launch its kernel's `name`, and `error`, or `registers` of a thread, its
         `spilled` bytes, `shared` bytes, how often each of its `instructions` stands in the
-        machine code, and a `hash` that is another for what is compiled anew.
+        machine code if `disassembled`, and a `hash` that is another for what is compiled anew.
     """
     driver.set_active(Driver(name))
     found: list[dict[str, Any]] = []
@@ -88,7 +90,10 @@ def compile_launches(
             return
         try:
             kernel = run(self, *given, grid=grid, warmup=True, **named)
-            known = amd_facts(kernel) if "amdgcn" in kernel.asm else facts(kernel)
+            if "amdgcn" in kernel.asm:
+                known = amd_facts(kernel)
+            else:
+                known = facts(kernel, disassembled=disassembled)
             known["hash"] = kernel.hash
         except (RuntimeError, CompilationError, subprocess.CalledProcessError) as error:
             known = {"error": f"{type(error).__name__}: {str(error)[-300:]}"}
@@ -116,27 +121,32 @@ def amd_facts(kernel: Any) -> dict[str, Any]:
     }
 
 
-def facts(kernel: Any) -> dict[str, Any]:
+def facts(kernel: Any, *, disassembled: bool) -> dict[str, Any]:
     """See `compile_launches`; from the machine code for an NVIDIA GPU."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        usage, sass = (
-            subprocess.run(
-                [TOOLS / "cuobjdump", option, file.name], capture_output=True, text=True, check=True
-            ).stdout
-            for option in ("-res-usage", "-sass")
-        )
-    instruction = r"^\s+/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?(\w+)"
+        usage = _told_of(file.name, "-res-usage")
+        sass = _told_of(file.name, "-sass") if disassembled else ""
     (stack,) = re.findall(r"STACK:(\d+)", usage)
     (registers,) = re.findall(r"REG:(\d+)", usage)
-    return {
+    known = {
         "registers": int(registers),
         "spilled": int(stack),
         "shared": kernel.metadata.shared,
+    }
+    if not disassembled:
+        return known
+    instruction = r"^\s+/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?(\w+)"
+    return known | {
         "instructions": Counter(re.findall(instruction, sass, re.MULTILINE)),
         "overwritten": sum(_overwritten(part) for part in sass.split("USETMAXREG")),
     }
+
+
+def _told_of(cubin: str, option: str) -> str:
+    command = [TOOLS / "cuobjdump", option, cubin]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _overwritten(sass: str) -> int:
@@ -207,8 +217,10 @@ HOPPER_KERNELS = ("attention_kernel", "query_grads_kernel", "video_grads_kernel"
 """Those of Gluon. Launches around them are Triton's, whose tests are others."""
 
 
-def main(capability: str, name: str) -> None:
-    """Print the facts about the kernels of Gluon."""
+def found(
+    capability: str, name: str, kernels: Sequence[str] = HOPPER_KERNELS
+) -> list[dict[str, Any]]:
+    """Facts about kernels of Gluon."""
     from freqformer.ops.block_sparse.gluon import launch, launch_backward
 
     cases = [(case, True) for case in _sizes()] if name == "sizes" else [_case(name)]
@@ -229,15 +241,20 @@ def main(capability: str, name: str) -> None:
         mock.patch.object(launch, "multiprocessors", return_value=132),
         mock.patch.object(launch_backward, "multiprocessors", return_value=132),
     ):
-        found = [
+        return [
             kernel
             for case, backward in cases
             for kernel in compile_launches(
-                f"sm_{capability}", partial(launches, case, backward), HOPPER_KERNELS
+                f"sm_{capability}",
+                partial(launches, case, backward),
+                kernels,
+                disassembled=name != "sizes",
             )
         ]
-        print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1:] == ["serve"]:
+        serve(found)
+    else:
+        print(json.dumps(found(*sys.argv[1:])))

@@ -3,20 +3,23 @@
     python -m tests.support.compile_pipeline CASE HEAD_DIM KERNELS ARCHITECTURE...
 
 prints what `compile_launches` finds as JSON, by architecture. KERNELS are names between commas, or
-`all`. TRITON_INTERPRET must not be set.
+`all`. `python -m tests.support.compile_pipeline serve` answers tests, as `tests.support.compilers`
+has it. TRITON_INTERPRET must not be set.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import torch
 from tests.support.cases import GATES, LEARNED, Case, make_inputs, run
 from tests.support.compile_only import compile_launches
+from tests.support.compilers import serve
 
 from freqformer.attention import FreqAttention
 from freqformer.config import FreqFormerConfig
@@ -104,18 +107,34 @@ CASES: dict[str, Callable[[int], None]] = {
 }
 
 
-def main(case: str, head_dim: str, kernels: str, *names: str) -> None:
-    """Print the facts."""
-    only = () if kernels == "all" else kernels.split(",")
+def found(
+    case: str,
+    head_dim: int,
+    kernels: Sequence[str],
+    names: Sequence[str],
+    disassembled: bool = True,
+) -> dict[str, list[dict[str, Any]]]:
+    """The facts by architecture; `kernels` may be empty for all."""
     triton = next(backend for backend in backends.BACKENDS if backend.name == "triton")
     # It would refuse a CPU, where nothing compiled runs.
     willing = replace(triton, unsupported_reason=lambda tensors, parameters: None)
     with mock.patch.object(backends, "BACKENDS", (willing,)):
-        found = {
-            name: compile_launches(name, lambda: CASES[case](int(head_dim)), only) for name in names
+        return {
+            name: compile_launches(
+                name, lambda: CASES[case](head_dim), kernels, disassembled=disassembled
+            )
+            for name in names
         }
-    print(json.dumps(found))
+
+
+def main(case: str, head_dim: str, kernels: str, *names: str) -> None:
+    """Print the facts."""
+    only = () if kernels == "all" else kernels.split(",")
+    print(json.dumps(found(case, int(head_dim), only, names)))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1:] == ["serve"]:
+        serve(found)
+    else:
+        main(*sys.argv[1:])

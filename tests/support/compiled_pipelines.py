@@ -47,7 +47,7 @@ def wan() -> None:
                 f"wan {schedule}",
                 pipe.transformer,
                 lambda seed, pipe=pipe: generate(
-                    pipe, seed=seed, num_inference_steps=STEPS, guidance_scale=3.0
+                    pipe, seed=seed, num_inference_steps=STEPS, output_type="latent"
                 ),
             )
 

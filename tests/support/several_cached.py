@@ -1,14 +1,16 @@
-"""A short run on a cache under a launcher: `python -m torch.distributed.run ...
-tests/support/several_cached.py CACHE FOLDER ACCUMULATION DP_SHARD`."""
+"""Short runs on a cache under a launcher of two processes, each with all weights and with half of
+them: `python -m torch.distributed.run ... tests/support/several_cached.py CACHE FOLDER`."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from tests.support.tiny_training import tiny_config
+from torch import distributed as dist
 
 from freqformer.training.config import DataConfig
 from freqformer.training.loop import StepReport, train
@@ -16,14 +18,14 @@ from freqformer.training.parallel_config import ParallelConfig
 from freqformer.training.validation.settings import ValidationConfig
 
 
-def show(report: StepReport) -> None:
-    print(json.dumps([report.step, report.loss, report.gradient_norm]), flush=True)
+def run(cache: str, folder: Path, accumulation: int, dp_shard: int) -> list[float]:
+    """Train on a cache; step, loss and gradient norm of every step, on the main process."""
+    told: list[float] = []
 
+    def keep(report: StepReport) -> None:
+        told.extend([report.step, report.loss, report.gradient_norm])
 
-if __name__ == "__main__":
-    cache, folder, accumulation, dp_shard = sys.argv[1:]
-    parallel = ParallelConfig(dp_shard=int(dp_shard))
-    base = tiny_config(Path(folder))
+    base = tiny_config(folder)
     config = replace(
         base,
         model={**base.model, "patch_size": [1, 2, 2]},
@@ -31,12 +33,24 @@ if __name__ == "__main__":
         run=replace(
             base.run,
             batch_size=1,
-            accumulation=int(accumulation),
+            accumulation=accumulation,
             max_steps=4,
-            parallel=parallel,
+            parallel=ParallelConfig(dp_shard=dp_shard),
         ),
         validation=ValidationConfig(
             every_steps=2, held_out=1, prompts=("a ball",), num_inference_steps=1
         ),
     )
-    train(config, on_step=show)
+    train(config, on_step=keep)
+    return told
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")  # one for both runs
+    given, outputs = sys.argv[1], Path(sys.argv[2])
+    told = {
+        "two": run(given, outputs / "two", 1, 1),
+        "shared": run(given, outputs / "shared", 1, 2),
+    }
+    if os.environ["RANK"] == "0":
+        (outputs / "told.json").write_text(json.dumps(told), encoding="utf-8")

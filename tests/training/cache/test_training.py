@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.several_cached import run
 from tests.support.tiny_training import changed, losses
 
 from freqformer import FreqFormerPipeline
@@ -171,29 +172,22 @@ def test_two_processes_do_what_one_does(made: Path, tmp_path: Path) -> None:
     script = ROOT / "tests" / "support" / "several_cached.py"
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
-    told = []
-    for name, start, accumulation, dp_shard in (
-        ("one", (), "2", "1"),
-        ("two", launcher, "1", "1"),
-        # Both hold a half of the weights.
-        ("shared", launcher, "1", "2"),
-    ):
-        command = [sys.executable, *start, str(script), str(made / "cache"), str(tmp_path / name)]
-        ran = subprocess.run(
-            [*command, accumulation, dp_shard],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-            timeout=300,
-        )
-        assert ran.returncode == 0, ran.stderr[-3000:]
-        lines = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("[")]
-        told.append([number for line in lines for number in line])
+    one = run(str(made / "cache"), tmp_path / "one", 2, 1)
+    ran = subprocess.run(
+        [sys.executable, *launcher, str(script), str(made / "cache"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    told = json.loads((tmp_path / "told.json").read_text(encoding="utf-8"))
+    for name in ("one", "two", "shared"):
         shown = tmp_path / name / "validation" / "step-00000004" / "0.mp4"
         assert probe_video(shown).num_frames == 5
         assert FreqFormerPipeline.from_pretrained(tmp_path / name / "pipeline").vae is not None
-    one, two, shared = told
+    two, shared = told["two"], told["shared"]
     assert len(one) == 12
     # Gradients are summed in another order.
     assert two == pytest.approx(one, rel=1e-4)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from freqformer.config import Band
 from freqformer.cost import Call, Cost
@@ -60,6 +61,16 @@ class LayerCounts:
         """Of the attention launch, a LOW branch's queries too."""
         stage = self.stages["attention"]
         return Flops(stage.flops, int(stage.executed))
+
+    @cached_property
+    def gradients(self) -> dict[str, Cost]:
+        """The backward by stage: of dense attention too, which reads five tensors and writes three.
+        Kept, since a fit asks for it at every step."""
+        if self.call is not None:
+            return layer_gradients(self.call)
+        stage = self.stages["attention"]
+        executed, tensor = BACKWARD_FACTOR * stage.executed, stage.write_bytes
+        return {"attention": Cost(self.backward_flops, executed, 5.0 * tensor, 3.0 * tensor, 2)}
 
 
 def layer_counts(

@@ -11,20 +11,15 @@ from __future__ import annotations
 from freqformer.buffers import buffer_width
 from freqformer.cost import Call, Cost
 from freqformer.grid import TILE_SLOTS
-from freqformer.ops.block_sparse.cost import BACKWARD_FACTOR, KEY_PRODUCTS, QUERY_PRODUCTS
-from freqformer.simulate.model.counts import LayerCounts, layer_gradients
+from freqformer.ops.block_sparse.cost import KEY_PRODUCTS, QUERY_PRODUCTS
+from freqformer.simulate.model.counts import LayerCounts
 from freqformer.simulate.model.roofline import Machine, StageTime, work_items
 from freqformer.simulate.model.schedule import makespan
 
 
 def gradient_counts(counts: LayerCounts) -> dict[str, Cost]:
-    """Count the backward of a layer by stage, from the counts of its forward: of dense attention
-    too, which reads five tensors and writes three."""
-    if counts.call is not None:
-        return layer_gradients(counts.call)
-    stage = counts.stages["attention"]
-    executed, tensor = BACKWARD_FACTOR * stage.executed, stage.write_bytes
-    return {"attention": Cost(counts.backward_flops, executed, 5.0 * tensor, 3.0 * tensor, 2)}
+    """Count the backward of a layer by stage, from the counts of its forward."""
+    return counts.gradients
 
 
 def gradient_times(machine: Machine, counts: LayerCounts) -> dict[str, StageTime]:
