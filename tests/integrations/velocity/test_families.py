@@ -35,13 +35,17 @@ def test_channels_of_another_model_are_refused() -> None:
     for latents, text in ((4, 16), (16, 8)):
         with pytest.raises(ValueError, match=f"latents have {latents} channels and text {text};"):
             model(torch.zeros(1, latents, 2, 4, 4), torch.ones(1), torch.zeros(1, 3, text))
-    with pytest.raises(ValueError, match=r"sound is given; condition, .* are allowed"):
-        model(
-            torch.zeros(1, 16, 2, 4, 4),
-            torch.ones(1),
-            torch.zeros(1, 3, 16),
-            sound=torch.zeros(1),
-        )
+    for name, message in (
+        ("depth", r"depth is given; condition, .* are allowed"),
+        ("sound", r"sound is given, which a Wan.* doesn't take; None is allowed"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(
+                torch.zeros(1, 16, 2, 4, 4),
+                torch.ones(1),
+                torch.zeros(1, 3, 16),
+                **{name: torch.zeros(1)},
+            )
     with pytest.raises(ValueError, match="return_dict is True"):
         model(torch.zeros(1, 16, 2, 4, 4), torch.ones(1), torch.zeros(1, 3, 16), return_dict=True)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from freqformer.training.cache.prompts import hunyuan_video
+from freqformer.training.cache.prompts import hunyuan_video, minimax_h3
 from freqformer.training.cache.prompts.family import PromptFamily
 
 PROMPTS: dict[str, PromptFamily] = {
     "HunyuanVideoPipeline": hunyuan_video.FAMILY,
+    "MiniMaxH3ModularPipeline": minimax_h3.FAMILY,
 }
 """By the pipeline's class."""
