@@ -240,7 +240,7 @@ def test_it_learns_a_clip(minimax: Path, precision: Any) -> None:
     names = {name for name, x in model.named_parameters() if x.requires_grad}
     assert len(names) == 2 * 4 * 2  # layers, projections, two matrices
     assert not any("refiner" in name for name in names)
-    assert model.transformer.proj_in.weight.dtype == torch.float32
+    assert model.transformer.get_parameter("proj_in.weight").dtype == torch.float32
 
 
 FRESH = """
