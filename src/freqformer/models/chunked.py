@@ -67,9 +67,10 @@ def allowed_frames(time: int, chunks: Chunks | None) -> str:
 
 
 def as_vae_takes(video: Tensor, vae: Any) -> Tensor:
-    """Pixels (B, 3, F, H, W) in [-1, 1] as the VAE takes them."""
+    """Pixels (B, 3, F, H, W) in [-1, 1] as the VAE takes them, in the dtype of its encoder."""
     if type(vae).__name__ != CHUNKED:
-        return video
+        return video.to(vae.dtype)
+    video = video.float()  # the encoder is kept in float32 where the rest isn't
     mean, std = _statistics(video)
     return ((video + 1) / 2 - mean) / std
 

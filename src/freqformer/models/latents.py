@@ -139,7 +139,7 @@ def encode(video: Tensor, vae: Any) -> Posterior:
     """
     extents = (int(video.shape[2]), int(video.shape[3]), int(video.shape[4]))
     expected = latent_size(extents, vae)
-    coded = vae.encode(as_vae_takes(video, vae).to(vae.dtype))
+    coded = vae.encode(as_vae_takes(video, vae))
     if not hasattr(coded, "latent_dist"):
         raise ValueError(
             f"vae, a {type(vae).__name__}, gives no distribution of latents; VAEs of diffusers with"
