@@ -24,6 +24,8 @@ from freqformer.training.cache.sounds.source import find_sounds
 from freqformer.training.cache.texts import find_captioning
 from freqformer.training.cache.vae import VAE_FOLDER, find_vae
 
+BY_TRANSFORMER = ("HunyuanVideo15Pipeline",)
+"""Pipelines that load no LoRA themselves, while their transformer does."""
 SCHEDULER_CONFIG = "scheduler_config.json"
 SAMPLED = 2**20
 """Bytes of a file of weights that are read for its fingerprint, from its beginning and its end."""
@@ -64,7 +66,8 @@ class PipelineFolder:
 
         name = self.index.get("_class_name")
         kind = getattr(diffusers, name, None) if isinstance(name, str) else None
-        if kind is None or not hasattr(kind, "save_lora_weights"):
+        loads = hasattr(kind, "save_lora_weights") or name in BY_TRANSFORMER
+        if kind is None or not loads:
             raise ValueError(
                 f"{self._index_file} has _class_name={name!r}; a pipeline of diffusers that loads"
                 f" LoRA is allowed: {_REMEDY}"

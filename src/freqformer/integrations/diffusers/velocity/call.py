@@ -57,7 +57,15 @@ class VelocitySettings:
 
 TIMESTEP_SCALE = 1000
 """Timesteps of a call are so many times the noise level."""
-CONDITIONS = ("condition", "image_embeds", "pooled_embeds", "sound", "sound_noise")
+CONDITIONS = (
+    "condition",
+    "image_embeds",
+    "pooled_embeds",
+    "glyph_embeds",
+    "glyph_mask",
+    "sound",
+    "sound_noise",
+)
 """Names of what only some families are told."""
 
 
@@ -81,6 +89,10 @@ class VelocityCall:
     """(B, L', E'), of the first frame by an image encoder."""
     pooled_embeds: Tensor | None = None
     """(B, P), of the whole text by a second encoder."""
+    glyph_embeds: Tensor | None = None
+    """(B, G, D), of what the text has in quotation marks by a second encoder."""
+    glyph_mask: Tensor | None = None
+    """(B, G), 1 where there is some of it and 0 where not."""
     sound: Tensor | None = None
     """(B, 2 T, A), the clip's own, the latents of one channel after those of the other."""
     sound_noise: Tensor | None = None
@@ -117,6 +129,11 @@ class VelocityCall:
         """Raise ValueError where the call has pooled text, which this transformer can't take."""
         self._refuse(name, ("pooled_embeds",), "make the cache by this pipeline's text encoder")
 
+    def refuse_glyphs(self, name: str) -> None:
+        """Raise ValueError where the call has text in quotation marks of its own."""
+        fields = ("glyph_embeds", "glyph_mask")
+        self._refuse(name, fields, "make the cache by this pipeline's text encoder")
+
     def refuse_sound(self, name: str) -> None:
         """Raise ValueError where the call has sound, which this transformer can't take."""
         self._refuse(name, ("sound", "sound_noise"), "make the cache by this pipeline's VAE")
@@ -148,6 +165,8 @@ class VelocityFamily:
     """Frames, rows and columns of latents that a token stands for."""
     takes_first_frame: Callable[[VelocitySettings], bool] = lambda _settings: False
     """Whether a first frame may be without noise."""
+    takes_glyphs: bool = False
+    """Whether it is told the text in quotation marks once more."""
     takes_sound: bool = False
     """Whether it is told the sound of the video; each of its samples is then a call of its own."""
     keeps_precision: bool = False

@@ -83,7 +83,8 @@ class VelocityModel(nn.Module):
             keeps_first: (B,) bool, true where the first frame of the latents is without noise.
             return_dict: False alone is allowed, which training asks for.
             **conditions: what else the family is told, by the names of `VelocityCall`: `condition`,
-                `image_embeds`, `pooled_embeds`, `sound`, `sound_noise`.
+                `image_embeds`, `pooled_embeds`, `glyph_embeds`, `glyph_mask`, `sound`,
+                `sound_noise`.
 
         Raises:
             ValueError: for tensors that the transformer doesn't take.
@@ -109,6 +110,8 @@ class VelocityModel(nn.Module):
                 " whose pipeline has expand_timesteps"
             )
         self._check_channels(call)
+        if not self.family.takes_glyphs:
+            call.refuse_glyphs(class_name(self.transformer))
         if not self.family.takes_sound:
             call.refuse_sound(class_name(self.transformer))
         if not self.family.keeps_precision:
