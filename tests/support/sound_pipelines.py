@@ -183,11 +183,17 @@ class MiniMaxH3Steps(SequentialPipelineBlocks):
     block_names: ClassVar = ["text_encoder", "denoise", "decode"]
 
 
-def minimax_h3() -> Any:
-    """The modular pipeline, whose VAE makes 32 x 32 pixels of a token."""
+def minimax_h3_parts(
+    video: dict[str, Any] | None = None, sound: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What makes videos and sound, of which the VAE makes 32 x 32 pixels of a token.
+
+    Args:
+        video, sound: of the VAEs, in place of the usual.
+    """
     torch.manual_seed(0)
+    statistics = {"latents_mean": [0.0] * 32, "latents_std": [1.0] * 32}
     vae = AutoencoderKLMiniMaxH3(
-        block_out_channels=(4,) * 6,
         layers_per_block=1,
         norm_num_groups=2,
         decoder_num_layers=1,
@@ -195,6 +201,7 @@ def minimax_h3() -> Any:
         decoder_attention_head_dim=16,
         decoder_num_register_tokens=1,
         decoder_ffn_mult=1,
+        **{"block_out_channels": (4,) * 6, **(video or {})},
     )
     audio_vae = AutoencoderKLMiniMaxH3Audio(
         encoder_dim=4,
@@ -206,9 +213,7 @@ def minimax_h3() -> Any:
         decoder_kernel_sizes=(4, 4),
         resblock_kernel_sizes=(3,),
         resblock_dilation_sizes=((1,),),
-        sampling_rate=8000,
-        latents_mean=[0.0] * 32,
-        latents_std=[1.0] * 32,
+        **{"sampling_rate": 8000, **statistics, **(sound or {})},
     )
     transformer = MiniMaxH3Transformer3DModel(
         num_attention_heads=2,
@@ -225,12 +230,17 @@ def minimax_h3() -> Any:
         time_embed_dim=16,
         rope_freq_dim=4,
     )
+    return {
+        "transformer": transformer.eval(),
+        "scheduler": MiniMaxH3Scheduler(),
+        "audio_scheduler": MiniMaxH3Scheduler(shift=3.0),
+        "vae": vae.eval(),
+        "audio_vae": audio_vae.eval(),
+    }
+
+
+def minimax_h3() -> Any:
+    """The modular pipeline."""
     pipe = MiniMaxH3Steps().init_pipeline()
-    pipe.update_components(
-        transformer=transformer.eval(),
-        scheduler=MiniMaxH3Scheduler(),
-        audio_scheduler=MiniMaxH3Scheduler(shift=3.0),
-        vae=vae.eval(),
-        audio_vae=audio_vae.eval(),
-    )
+    pipe.update_components(**minimax_h3_parts())
     return quiet(pipe)

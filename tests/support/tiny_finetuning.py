@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tests.support.hunyuan_pipelines import hunyuan_video15
 from tests.support.tiny_cache import cache_config, noise_video
 from tests.support.tiny_pipelines import tiny_wan_pipeline
 from tests.support.tiny_video_pipelines import (
@@ -34,6 +35,7 @@ def make_pipeline_and_cache(
         "wan": lambda: tiny_wan_pipeline(experts),
         "ltx": tiny_ltx_pipeline,
         "hunyuan": tiny_hunyuan_pipeline,
+        "hunyuan-1.5": hunyuan_15,
         "wan-2.1-i2v": lambda: tiny_image_pipeline(image_dim=12),
         "wan-2.2-i2v": tiny_image_pipeline,
     }
@@ -45,6 +47,13 @@ def make_pipeline_and_cache(
         path.with_suffix(".txt").write_text(caption, encoding="utf-8")
     make_cache(pipeline_cache(folder, sizes=(size,)))
     return folder
+
+
+def hunyuan_15() -> Any:
+    """HunyuanVideo 1.5, whose template goes on after the prompt."""
+    pipe = hunyuan_video15()
+    pipe.tokenizer.chat_template = "{{ 'a ' * 108 }}{{ messages[-1]['content'] }} a cat"
+    return pipe
 
 
 def pipeline_cache(folder: Path, **changes: Any) -> CacheConfig:

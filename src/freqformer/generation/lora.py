@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def load_loras(pipe: Any, folders: Sequence[str]) -> None:
         return
     with needs("lora"):
         import peft  # noqa: F401  # diffusers adds layers by it
-    if not hasattr(pipe, "load_lora_weights"):
+    transformer = getattr(pipe, "transformer", None)
+    if not (hasattr(pipe, "load_lora_weights") or hasattr(transformer, "load_lora_adapter")):
         raise ValueError(
             f"--lora is {folders[0]}, and a {type(pipe).__name__} loads none; leave it out"
         )
@@ -52,7 +54,11 @@ def _load(pipe: Any, folder: Path, name: str) -> None:
         with warnings.catch_warnings():
             # More than one is meant.
             warnings.filterwarnings("ignore", "Already found a `peft_config`")
-            pipe.load_lora_weights(str(folder), weight_name=WEIGHTS, adapter_name=name, **second)
+            if hasattr(pipe, "load_lora_weights"):
+                load = partial(pipe.load_lora_weights, **second)
+            else:
+                load = pipe.transformer.load_lora_adapter
+            load(str(folder), weight_name=WEIGHTS, adapter_name=name)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise ValueError(
             f"--lora is {folder}, which a {type(pipe).__name__} can't load: {error}"

@@ -22,6 +22,7 @@ from freqformer.media.opening import VideoError
 from freqformer.media.probing import VideoInfo, probe_video
 from freqformer.media.reading import DecodedVideo, decode_video, read_clip
 from freqformer.media.sound import Sound
+from freqformer.media.sound_reading import read_sound
 from freqformer.media.writing import check_target, contact_sheet, write_video
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "list_videos",
     "probe_video",
     "read_clip",
+    "read_sound",
     "to_unit",
     "write_video",
 ]

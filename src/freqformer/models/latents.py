@@ -13,6 +13,13 @@ import torch
 from torch import Tensor
 
 from freqformer.grid import Extents
+from freqformer.models.chunked import (
+    allowed_frames,
+    as_shown,
+    as_vae_takes,
+    chunks_of,
+    latent_frames,
+)
 
 MOST_RATIO = 1024
 """Largest compression of an axis by a VAE."""
@@ -92,20 +99,22 @@ def _is_number(value: Any, above: float) -> bool:
 
 
 def latent_size(size: Extents, vae: Any) -> Extents:
-    """Latent (F, H, W) of a video of `size`; video VAEs code the first frame alone.
+    """Latent (F, H, W) of a video of `size`; video VAEs code the first frame alone, or chunks.
 
     Raises:
         ValueError: for a size that the VAE can't give.
     """
     time, space = compression_ratios(vae)
     frames, height, width = size
-    if min(size) < 1 or (frames - 1) % time or height % space or width % space:
+    chunks = chunks_of(vae)
+    coded = latent_frames(frames, time, chunks)
+    if coded is None or min(size) < 1 or height % space or width % space:
         raise ValueError(
-            f"(num_frames, height, width) is {size}; num_frames = {time} * k + 1 and multiples of "
-            f"{space} are allowed for "
+            f"(num_frames, height, width) is {size}; num_frames = {allowed_frames(time, chunks)} "
+            f"and multiples of {space} are allowed for "
             "this VAE: choose such a size"
         )
-    return ((frames - 1) // time + 1, height // space, width // space)
+    return (coded, height // space, width // space)
 
 
 class Posterior(NamedTuple):
@@ -130,7 +139,7 @@ def encode(video: Tensor, vae: Any) -> Posterior:
     """
     extents = (int(video.shape[2]), int(video.shape[3]), int(video.shape[4]))
     expected = latent_size(extents, vae)
-    coded = vae.encode(video.to(vae.dtype))
+    coded = vae.encode(as_vae_takes(video, vae))
     if not hasattr(coded, "latent_dist"):
         raise ValueError(
             f"vae, a {type(vae).__name__}, gives no distribution of latents; VAEs of diffusers with"
@@ -175,7 +184,7 @@ def decode(latents: Tensor, vae: Any) -> Tensor:
         # LTX's decoder can denoise; at timestep 0 it takes latents as clean.
         options["temb"] = latents.new_zeros(latents.shape[0], dtype=vae.dtype)
     try:
-        return vae.decode(latents.to(vae.dtype), return_dict=False, **options)[0]
+        video = vae.decode(latents.to(vae.dtype), return_dict=False, **options)[0]
     except torch.OutOfMemoryError:
         raise
     except (TypeError, RuntimeError) as error:
@@ -184,6 +193,7 @@ def decode(latents: Tensor, vae: Any) -> Tensor:
             f"({error}): its config.json "
             "says something else than its weights, or it is damaged; save it again"
         ) from error
+    return as_shown(video, vae)
 
 
 def _own_buffers(vae: Any) -> dict[str, Tensor]:

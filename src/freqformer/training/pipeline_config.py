@@ -24,7 +24,7 @@ class PipelineConfig:
     """A trained video model of diffusers to go on with, on a cache, in place of `model`.
 
     Args:
-        folder: of the pipeline, with model_index.json; None trains this library's own model.
+        folder: of the pipeline, with its model_index.json; None trains this library's own model.
         part: which of its transformers, where it has two. Each is trained at the noise levels at
             which its pipeline calls it.
         weights: `lora` trains low-rank additions to some layers, `full` all weights.

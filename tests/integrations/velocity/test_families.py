@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.support.tiny_pipelines import tiny_wan_transformer
-from tests.support.tiny_transformers import hunyuan_video15
 
 from freqformer.integrations.diffusers.families import FAMILIES
 from freqformer.integrations.diffusers.velocity import (
@@ -14,7 +13,7 @@ from freqformer.integrations.diffusers.velocity import (
     VelocitySettings,
     velocity_family_of,
 )
-from freqformer.integrations.diffusers.velocity.families import REFUSED
+from freqformer.integrations.diffusers.velocity.families import REFUSED, velocity_family_named
 
 
 def test_every_known_transformer_is_trained_or_refused_by_name() -> None:
@@ -24,8 +23,8 @@ def test_every_known_transformer_is_trained_or_refused_by_name() -> None:
 
 def test_others_are_refused_with_the_reason() -> None:
     known = "WanTransformer3DModel, .* are allowed: train one of Wan"
-    with pytest.raises(ValueError, match=f"HunyuanVideo15.*, and it reads an inner .*{known}"):
-        velocity_family_of(hunyuan_video15())
+    with pytest.raises(ValueError, match=f"LTX2.*, and it needs sound beside .*{known}"):
+        velocity_family_named("LTX2VideoTransformer3DModel")
     with pytest.raises(ValueError, match=f"transformer is a Linear; {known}"):
         velocity_family_of(torch.nn.Linear(1, 1))
 
@@ -35,13 +34,18 @@ def test_channels_of_another_model_are_refused() -> None:
     for latents, text in ((4, 16), (16, 8)):
         with pytest.raises(ValueError, match=f"latents have {latents} channels and text {text};"):
             model(torch.zeros(1, latents, 2, 4, 4), torch.ones(1), torch.zeros(1, 3, text))
-    with pytest.raises(ValueError, match=r"sound is given; condition, .* are allowed"):
-        model(
-            torch.zeros(1, 16, 2, 4, 4),
-            torch.ones(1),
-            torch.zeros(1, 3, 16),
-            sound=torch.zeros(1),
-        )
+    for name, message in (
+        ("depth", r"depth is given; condition, .* are allowed"),
+        ("glyph_mask", r"glyph_mask is given, which a Wan.* doesn't take"),
+        ("sound", r"sound is given, which a Wan.* doesn't take; None is allowed"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(
+                torch.zeros(1, 16, 2, 4, 4),
+                torch.ones(1),
+                torch.zeros(1, 3, 16),
+                **{name: torch.zeros(1)},
+            )
     with pytest.raises(ValueError, match="return_dict is True"):
         model(torch.zeros(1, 16, 2, 4, 4), torch.ones(1), torch.zeros(1, 3, 16), return_dict=True)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from freqformer.grid import Extents
+from freqformer.models.chunked import Chunks, allowed_frames, latent_frames
 from freqformer.training.cache.errors import CacheError
 
 ASPECTS = (
@@ -70,6 +71,7 @@ class Buckets:
         *,
         compression: tuple[int, int],
         multiple: int | None,
+        chunks: Chunks | None = None,
     ) -> Buckets:
         """The buckets of these sizes and lengths.
 
@@ -79,6 +81,7 @@ class Buckets:
             fps: frames per second.
             compression: frames and pixels of a side that a VAE makes one latent of.
             multiple: pixels that sides are multiples of; None is twice the VAE's.
+            chunks: of a VAE that codes videos in chunks.
 
         Raises:
             CacheError: for lengths and multiples that the VAE can't code, and sizes that are no
@@ -92,11 +95,13 @@ class Buckets:
                 f" one latent of {space} x {space} pixels"
             )
         for count in frames:
-            if (count - 1) % time:
-                near = (count - 1) // time * time + 1
+            if latent_frames(count, time, chunks) is None:
+                step_of_frames = time if chunks is None else chunks.frames
+                last = 1 if chunks is None else chunks.latents
+                near = max(count - last, 0) // step_of_frames * step_of_frames + last
                 raise CacheError(
-                    f"frames is {count}; {time} * k + 1 is allowed for this VAE, like {near} or"
-                    f" {near + time}"
+                    f"frames is {count}; {allowed_frames(time, chunks)} is allowed for this VAE,"
+                    f" like {near} or {near + step_of_frames}"
                 )
         for height, width in sizes:
             if height % step or width % step:

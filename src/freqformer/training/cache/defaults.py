@@ -49,7 +49,7 @@ def with_cache(config: TrainConfig) -> TrainConfig:
                 f"data.{name} is {given!r}, and the sizes of clips are those of {config.data.cache}"
                 f" ({value!r} in most): leave it out"
             )
-    made_for = index.text_pipeline or index.image_pipeline
+    made_for = index.text_pipeline or index.image_pipeline or index.sound_pipeline
     if config.pipeline.folder is None and made_for is not None:
         raise ValueError(
             f"data.cache is {config.data.cache}, made in the way of a {made_for}; such a pipeline"

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from freqformer.media import VideoError, VideoInfo, probe_video, read_clip, to_unit
+from freqformer.media import VideoError, VideoInfo, probe_video, read_clip, read_sound, to_unit
 from freqformer.training.cache.errors import CacheError
 from freqformer.training.cache.first_frames.source import FirstFrames
 from freqformer.training.cache.pictures import read_picture
 from freqformer.training.cache.planning import PlannedClip
 from freqformer.training.cache.settings import CacheConfig, Latents
 from freqformer.training.cache.shards import LatentShard, TextShard, checksum, write_shard
+from freqformer.training.cache.sounds.source import Sounds, SoundSource
 from freqformer.training.cache.texts import CaptionEncoder
 from freqformer.training.cache.vae import LatentsError, VideoVae, stored
 from freqformer.training.seeding import derive_generator
@@ -34,18 +35,36 @@ AHEAD = 2
 
 
 @dataclass(frozen=True)
+class DecodedClip:
+    """What is seen and heard of a clip, on the CPU."""
+
+    pixels: Tensor
+    """uint8 (F, H, W, 3)."""
+    sound: Tensor | None = None
+    """(2, S) in [-1, 1]; None where the pipeline makes none."""
+
+
+@dataclass(frozen=True)
 class ClipCoders:
-    """What codes clips: the VAE, and of image-to-video pipelines their first frames."""
+    """What codes clips: the VAE, of image-to-video pipelines their first frames, and of pipelines
+    that make sound their sound."""
 
     vae: VideoVae
     first_frames: FirstFrames | None = None
+    sounds: Sounds | None = None
 
-    def code(self, clip: Tensor, kept: Latents, generator: torch.Generator) -> dict[str, Tensor]:
+    def code(
+        self, clip: DecodedClip, kept: Latents, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         """As `VideoVae.code`, with what else a shard keeps of the clip."""
-        made = self.vae.code(clip, kept, generator)
-        if self.first_frames is None:
-            return made
-        told = self.first_frames.code(clip, self.vae.vae)
+        # Bytes travel to the device, and are made numbers there.
+        seen = to_unit(clip.pixels.to(self.vae.device))
+        made = self.vae.code(seen, kept, generator)
+        told: dict[str, Tensor] = {}
+        if self.first_frames is not None:
+            told |= self.first_frames.code(seen, self.vae.vae)
+        if self.sounds is not None and clip.sound is not None:
+            told |= self.sounds.code(clip.sound)
         return made | {name: stored(name, one) for name, one in told.items()}
 
 
@@ -57,11 +76,13 @@ class Filler:
         config: of the cache.
         folder: of the videos.
         recipe: the digest of all that a shard's content depends on.
+        sounds: of a pipeline that makes sound.
     """
 
     config: CacheConfig
     folder: Path
     recipe: str
+    sounds: SoundSource | None = None
 
     def fill_latents(
         self, path: Path, shard: LatentShard, coders: ClipCoders, on_clip: Callable[[], None]
@@ -82,13 +103,11 @@ class Filler:
         skipped = []
         for place, (clip, read) in enumerate(self._ahead(shard.clips)):
             try:
-                pixels = read.result()
+                decoded = read.result()
                 generator = derive_generator(
                     self.config.seed, "latents", clip.file, str(clip.start)
                 )
-                # Bytes travel to the device, and are made numbers there.
-                there = to_unit(pixels.to(coders.vae.device))
-                made = coders.code(there, self.config.latents, generator)
+                made = coders.code(decoded, self.config.latents, generator)
             except (VideoError, LatentsError) as error:
                 reason = str(error) if isinstance(error, VideoError) else f"{clip}: {error}"
                 logger.warning("skipped: %s", reason)
@@ -127,16 +146,29 @@ class Filler:
             on_text()
         write_shard(path, tensors, {"key": shard.key(self.recipe), "texts": kept})
 
-    def _ahead(self, clips: Iterable[PlannedClip]) -> Iterator[tuple[PlannedClip, Future[Tensor]]]:
-        """Every clip with its pixels, a few of which are decoded in the background."""
-        waiting: deque[tuple[PlannedClip, Future[Tensor]]] = deque()
+    def _ahead(
+        self, clips: Iterable[PlannedClip]
+    ) -> Iterator[tuple[PlannedClip, Future[DecodedClip]]]:
+        """Every clip with its content, a few of which are decoded in the background."""
+        waiting: deque[tuple[PlannedClip, Future[DecodedClip]]] = deque()
         with ThreadPoolExecutor(AHEAD, thread_name_prefix="clips") as pool:
             for clip in clips:
-                waiting.append((clip, pool.submit(self._pixels, clip)))
+                waiting.append((clip, pool.submit(self._decoded, clip)))
                 if len(waiting) > AHEAD:
                     yield waiting.popleft()
             while waiting:
                 yield waiting.popleft()
+
+    def _decoded(self, clip: PlannedClip) -> DecodedClip:
+        pixels = self._pixels(clip)
+        if self.sounds is None:
+            return DecodedClip(pixels)
+        samples = self.sounds.samples(clip.bucket.frames)
+        if clip.is_picture:
+            return DecodedClip(pixels, torch.zeros(2, samples))
+        info = _probed(self.folder / clip.file)
+        sound = read_sound(info, start=clip.start, samples=samples, rate=self.sounds.rate)
+        return DecodedClip(pixels, sound)
 
     def _pixels(self, clip: PlannedClip) -> Tensor:
         """uint8 (F, H, W, 3)."""

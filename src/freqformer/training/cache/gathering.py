@@ -72,6 +72,7 @@ def gather(
         clips=tuple(clips),
         texts=cached_texts,
         skipped=tuple(one for one in skipped if one not in first),
+        chunks=vae.chunks,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from freqformer._files import check_seal, read_json, sealed, write_json
 from freqformer.grid import Extents
+from freqformer.models.chunked import Chunks, latent_frames
 from freqformer.training.cache.buckets import Bucket
 from freqformer.training.cache.errors import CacheError
 from freqformer.training.cache.planning import Skipped
@@ -26,6 +27,10 @@ IMAGE_PIPELINE = "image_pipeline"
 where they weren't."""
 CONDITIONS = "conditions"
 """Of a recipe: the names of what that made of every clip."""
+SOUND_ENCODER = "audio_vae"
+"""Of a recipe, what tells the VAE of sound from others, absent where sound wasn't coded; and its
+folder in a pipeline."""
+SOUND_PIPELINE = "MiniMaxH3ModularPipeline"
 _SHARD = re.compile(r"(latents|text)-\d{3,}-\d{5,}\.safetensors")
 _REMEDY = "run the command that made the cache again, or choose another folder"
 
@@ -77,6 +82,8 @@ class CacheIndex:
     clips: tuple[CachedClip, ...]
     texts: tuple[CachedText, ...]
     skipped: tuple[Skipped, ...]
+    chunks: Chunks | None = None
+    """Of a VAE that codes videos in chunks of frames."""
 
     @property
     def text_pipeline(self) -> str | None:
@@ -87,6 +94,11 @@ class CacheIndex:
     def image_pipeline(self) -> str | None:
         """The class of the pipeline in whose way first frames were coded too; None where not."""
         return self.recipe.get(IMAGE_PIPELINE)
+
+    @property
+    def sound_pipeline(self) -> str | None:
+        """The class of the pipeline in whose way sound was coded too; None where not."""
+        return SOUND_PIPELINE if SOUND_ENCODER in self.recipe else None
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -102,7 +114,10 @@ class CacheIndex:
         """(F, H, W) of the latents of a bucket."""
         time, space = self.compression
         frames, height, width = self.buckets[bucket].size
-        return ((frames - 1) // time + 1, height // space, width // space)
+        coded = latent_frames(frames, time, self.chunks)
+        if coded is None:
+            raise CacheError(f"{INDEX_FILE} has clips of {frames} frames; {_REMEDY}")
+        return (coded, height // space, width // space)
 
     def clips_by_bucket(self) -> list[list[int]]:
         """The numbers of the clips of every bucket."""
@@ -134,6 +149,8 @@ class CacheIndex:
             "texts": [list(asdict(text).values()) for text in self.texts],
             "skipped": [[one.file, one.reason] for one in self.skipped],
         }
+        if self.chunks is not None:
+            record["chunks"] = list(self.chunks)
         write_json(folder / INDEX_FILE, sealed(record), indent=None, error=CacheError)
 
     @classmethod
@@ -178,6 +195,7 @@ class CacheIndex:
             clips=tuple(CachedClip(*values) for values in record["clips"]),
             texts=tuple(CachedText(*values) for values in record["texts"]),
             skipped=tuple(Skipped(*values) for values in record["skipped"]),
+            chunks=Chunks(*record["chunks"]) if "chunks" in record else None,
         )
 
 

@@ -34,6 +34,7 @@ from freqformer.training.cache.index import (
     IMAGE_PIPELINE,
     INDEX_FILE,
     MOST_BYTES,
+    SOUND_ENCODER,
     TEXT_PIPELINE,
     CacheIndex,
 )
@@ -53,6 +54,7 @@ from freqformer.training.cache.shards import (
     read_record,
     text_shards,
 )
+from freqformer.training.cache.sounds.source import Sounds, SoundSource, find_sounds
 from freqformer.training.cache.texts import CaptionEncoder, CaptionSource, find_captioning
 from freqformer.training.cache.vae import VAE_FOLDER, VideoVae, find_vae
 from freqformer.training.loader import listed
@@ -72,6 +74,7 @@ class _Encoders:
     vae_folder: Path
     captioning: CaptionSource | None
     first_frames: FirstFrameSource | None
+    sounds: SoundSource | None
     recipe: dict[str, Any]
 
     @property
@@ -109,7 +112,7 @@ def make_cache(config: CacheConfig) -> CacheIndex:
         most_bytes = config.shard_mib * 2**20
         latents = latent_shards(parts, vae.vae, channels, most_bytes)
         texts = [] if encoders.captioning is None else text_shards(parts)
-        filler = Filler(config, folder, encoders.digest)
+        filler = Filler(config, folder, encoders.digest, encoders.sounds)
         missing = processes.from_first(
             lambda: [
                 shard
@@ -151,6 +154,7 @@ class _Work:
         self._vae, self._device = vae, device
         self._text: CaptionEncoder | None = None
         self._first_frames: FirstFrames | None = None
+        self._sounds: Sounds | None = None
         self._bar = ProgressBar(None)
 
     def shards(
@@ -174,7 +178,9 @@ class _Work:
         if self._first_frames is None and self._encoders.first_frames is not None:
             dtype = DTYPES[self._filler.config.precision]
             self._first_frames = self._encoders.first_frames.load(dtype, self._device)
-        coders = ClipCoders(self._vae, self._first_frames)
+        if self._sounds is None and self._encoders.sounds is not None:
+            self._sounds = self._encoders.sounds.load(self._device)
+        coders = ClipCoders(self._vae, self._first_frames, self._sounds)
         self._filler.fill_latents(path, shard, coders, self._bar.advance)
 
     def _text_model(self) -> CaptionEncoder:
@@ -206,13 +212,18 @@ def _find_encoders(config: CacheConfig) -> _Encoders:
         recipe[IMAGE_PIPELINE] = first_frames.pipeline
         recipe[CONDITIONS] = list(first_frames.names)
         recipe["image_encoder"] = first_frames.fingerprint()
+    sounds = find_sounds(Path(config.vae))
+    if sounds is not None:
+        sounds.check_fps(config.fps)
+        recipe[CONDITIONS] = [*recipe.get(CONDITIONS, ()), *sounds.names]
+        recipe[SOUND_ENCODER] = sounds.fingerprint()
     if config.text_encoder is None:
-        return _Encoders(vae, None, first_frames, recipe)
+        return _Encoders(vae, None, first_frames, sounds, recipe)
     source = find_captioning(Path(config.text_encoder))
     recipe["text_encoder"] = source.fingerprint()
     if source.pipeline is not None:
         recipe[TEXT_PIPELINE] = source.pipeline
-    return _Encoders(vae, source, first_frames, recipe)
+    return _Encoders(vae, source, first_frames, sounds, recipe)
 
 
 def _plan(config: CacheConfig, encoders: _Encoders, vae: VideoVae) -> list[Part]:
@@ -225,6 +236,7 @@ def _plan(config: CacheConfig, encoders: _Encoders, vae: VideoVae) -> list[Part]
         config.fps,
         compression=vae.compression,
         multiple=config.multiple,
+        chunks=vae.chunks,
     )
     path = Path(config.output) / PLAN_FILE
     parts = _read_plan(path, encoders.recipe) if path.is_file() else []

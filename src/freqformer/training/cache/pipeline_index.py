@@ -1,4 +1,4 @@
-"""The model_index.json of a folder that may be a pipeline's."""
+"""The index of a folder that may be a pipeline's."""
 
 from __future__ import annotations
 
@@ -7,12 +7,25 @@ from pathlib import Path
 from typing import Any
 
 PIPELINE_INDEX = "model_index.json"
+MODULAR_INDEX = "modular_model_index.json"
+"""Of a pipeline that diffusers has in modules alone."""
+
+
+def find_index(folder: Path) -> Path | None:
+    """The file; None where the folder is no pipeline's."""
+    for name in (PIPELINE_INDEX, MODULAR_INDEX):
+        if (folder / name).is_file():
+            return folder / name
+    return None
 
 
 def read_index(folder: Path) -> dict[str, Any]:
     """What it holds; nothing where the folder is no pipeline's."""
+    path = find_index(folder)
+    if path is None:
+        return {}
     try:
-        found = json.loads((folder / PIPELINE_INDEX).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

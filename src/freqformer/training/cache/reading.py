@@ -14,6 +14,7 @@ from freqformer.training.cache.index import CacheIndex
 from freqformer.training.cache.prompts.families import PROMPTS
 from freqformer.training.cache.prompts.family import PromptEmbeds
 from freqformer.training.cache.shards import read_tensors
+from freqformer.training.cache.sounds.source import SOUND, SOUND_NOISE
 from freqformer.training.cache.vae import LOGVAR, MEAN, SAMPLE, VAE_FOLDER, sampled
 
 NAMES = {"distribution": (MEAN, LOGVAR), "sample": (SAMPLE,), "mean": (MEAN,)}
@@ -82,8 +83,13 @@ class LatentCache:
         held = dict(zip(self._names, tensors, strict=True))
         conditions = {name: held[name].float() for name in self.index.conditions}
         if LOGVAR in held:
-            return ClipTensors(sampled(held[MEAN], held[LOGVAR], generator), conditions)
-        return ClipTensors(tensors[0].float(), conditions)
+            latents = sampled(held[MEAN], held[LOGVAR], generator)
+        else:
+            latents = tensors[0].float()
+        if SOUND in conditions:
+            noise = torch.randn(conditions[SOUND].shape, generator=generator)
+            conditions[SOUND_NOISE] = noise
+        return ClipTensors(latents, conditions)
 
     def text(self, number: int) -> Tensor:
         """The embeddings of a caption, (L, E) float32; that of number 0 is empty.

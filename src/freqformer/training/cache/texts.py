@@ -90,23 +90,12 @@ class PipelineSource:
             CacheError: for parts that are missing or damaged.
         """
         with needs("text"):
-            import diffusers
+            import diffusers  # noqa: F401
             import transformers  # noqa: F401 - encoders are its classes
 
-        kind: Any = getattr(diffusers, self.pipeline)
-        others = [
-            name
-            for name, value in read_index(self.folder).items()
-            if isinstance(value, list) and name not in self._family.components
-        ]
+        load = self._family.load or self._without_others
         try:
-            pipeline = kind.from_pretrained(
-                str(self.folder),
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                **dict.fromkeys(others),
-            )
+            pipeline = load(self.folder, dtype)
         except (OSError, ValueError) as error:
             raise CacheError(
                 f"text_encoder is {self.folder}, whose {self.pipeline} can't be loaded ({error});"
@@ -117,6 +106,24 @@ class PipelineSource:
 
     def copy(self, cache: Path) -> None:
         """See `CaptionSource`: nothing, since only that pipeline reads prompts so."""
+
+    def _without_others(self, folder: Path, dtype: torch.dtype) -> Any:
+        """The pipeline with the parts alone that read prompts."""
+        import diffusers
+
+        kind: Any = getattr(diffusers, self.pipeline)
+        others = [
+            name
+            for name, value in read_index(folder).items()
+            if isinstance(value, list) and name not in self._family.components
+        ]
+        return kind.from_pretrained(
+            str(folder),
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            **dict.fromkeys(others),
+        )
 
     @property
     def _family(self) -> PromptFamily:

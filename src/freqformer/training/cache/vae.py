@@ -12,6 +12,7 @@ from torch import Tensor
 
 from freqformer._files import read_json
 from freqformer._optional import needs
+from freqformer.models.chunked import Chunks, chunks_of
 from freqformer.models.latents import compression_ratios, encode
 from freqformer.models.loading import align_parameters
 from freqformer.models.saved import check_vae_sizes, check_vae_weights
@@ -99,6 +100,11 @@ class VideoVae:
     def compression(self) -> tuple[int, int]:
         """Frames and pixels of a side that become one latent; the first frame is coded alone."""
         return compression_ratios(self.vae)
+
+    @property
+    def chunks(self) -> Chunks | None:
+        """Of a VAE that codes videos in chunks of frames."""
+        return chunks_of(self.vae)
 
     @property
     def channels(self) -> int:

@@ -12,15 +12,21 @@ import torch
 
 from freqformer._files import read_json
 from freqformer._optional import needs
+from freqformer.integrations.diffusers.velocity import VelocitySettings
 from freqformer.integrations.diffusers.velocity.families import velocity_family_named
 from freqformer.models.loading import align_parameters
 from freqformer.training.cache.fingerprints import CONFIG, fingerprint, own_files
 from freqformer.training.cache.first_frames.source import find_first_frames
+from freqformer.training.cache.index import SOUND_ENCODER
+from freqformer.training.cache.pipeline_index import PIPELINE_INDEX, find_index
 from freqformer.training.cache.reading import LatentCache
+from freqformer.training.cache.sounds.source import find_sounds
 from freqformer.training.cache.texts import find_captioning
 from freqformer.training.cache.vae import VAE_FOLDER, find_vae
 
-INDEX = "model_index.json"
+BY_TRANSFORMER = ("HunyuanVideo15Pipeline",)
+"""Pipelines that load no LoRA themselves, while their transformer does."""
+SCHEDULER_CONFIG = "scheduler_config.json"
 SAMPLED = 2**20
 """Bytes of a file of weights that are read for its fingerprint, from its beginning and its end."""
 _REMEDY = "give a folder that save_pretrained of a whole pipeline of diffusers wrote"
@@ -31,7 +37,7 @@ class PipelineFolder:
     """A folder of a pipeline of diffusers.
 
     Args:
-        path: with model_index.json.
+        path: with model_index.json, or modular_model_index.json.
 
     Raises:
         ValueError: for another folder.
@@ -40,14 +46,14 @@ class PipelineFolder:
     path: Path
 
     def __post_init__(self) -> None:
-        if not (self.path / INDEX).is_file():
-            what = "has no " + INDEX if self.path.is_dir() else "does not exist"
+        if find_index(self.path) is None:
+            what = "has no " + PIPELINE_INDEX if self.path.is_dir() else "does not exist"
             raise ValueError(f"pipeline.folder is {self.path}, which {what}; {_REMEDY}")
 
     @property
     def index(self) -> dict[str, Any]:
-        """The content of model_index.json."""
-        return read_json(self.path / INDEX, remedy=_REMEDY)
+        """The content of model_index.json, or of a modular pipeline's."""
+        return read_json(self._index_file, remedy=_REMEDY)
 
     def kind(self) -> Any:
         """The pipeline's class.
@@ -60,9 +66,10 @@ class PipelineFolder:
 
         name = self.index.get("_class_name")
         kind = getattr(diffusers, name, None) if isinstance(name, str) else None
-        if kind is None or not hasattr(kind, "save_lora_weights"):
+        loads = hasattr(kind, "save_lora_weights") or name in BY_TRANSFORMER
+        if kind is None or not loads:
             raise ValueError(
-                f"{self.path / INDEX} has _class_name={name!r}; a pipeline of diffusers that loads"
+                f"{self._index_file} has _class_name={name!r}; a pipeline of diffusers that loads"
                 f" LoRA is allowed: {_REMEDY}"
             )
         return kind
@@ -102,6 +109,20 @@ class PipelineFolder:
             return (0.0, 1.0)
         return (float(boundary), 1.0) if part == "transformer" else (0.0, float(boundary))
 
+    def flow_shifts(self) -> tuple[float, float]:
+        """Of the noise levels of video and of sound, in a pipeline with a sampler of each; those of
+        MiniMax-H3 where it has none."""
+        usual = VelocitySettings().flow_shifts
+        names = ("scheduler", "audio_scheduler")
+        paths = [self.path / name / SCHEDULER_CONFIG for name in names]
+        if not all(path.is_file() for path in paths):
+            return usual
+        video, sound = (
+            float(read_json(path, remedy=_REMEDY).get("shift", shift))
+            for path, shift in zip(paths, usual, strict=True)
+        )
+        return (video, sound)
+
     def weights_fingerprint(self, part: str) -> str:
         """A text that differs with the transformer's config and weights; of large files, both ends
         and the size."""
@@ -136,6 +157,9 @@ class PipelineFolder:
             own = (first_frames.pipeline, first_frames.fingerprint())
         if own != (cache.index.image_pipeline, recipe.get("image_encoder")):
             self._refuse(cache, "way of coding first frames", "--vae")
+        sounds = find_sounds(self.path)
+        if (None if sounds is None else sounds.fingerprint()) != recipe.get(SOUND_ENCODER):
+            self._refuse(cache, "VAE of sound", "--vae")
         if (self.path / "text_encoder").is_dir():
             source = find_captioning(self.path)
             own = (source.pipeline, source.fingerprint())
@@ -147,6 +171,10 @@ class PipelineFolder:
             f"data.cache is {cache.folder}, made by another {what} than that of {self.path}; its"
             f" own is allowed: make a cache with {option} {self.path}"
         )
+
+    @property
+    def _index_file(self) -> Path:
+        return find_index(self.path) or self.path / PIPELINE_INDEX
 
     def _part(self, part: str) -> Path:
         place = self.path / part

@@ -63,7 +63,9 @@ class FineTuned(VelocityModel):
     def knowing_timesteps(self, timesteps: Tensor) -> AbstractContextManager[None]:
         """Around a forward pass whose timesteps (B,), from 0 to 1000, the host knows: frequency
         attention need not wait for the device to tell them."""
-        if self.attention is None:
+        # A transformer that is called for each sample with timesteps of its own counting tells
+        # them itself.
+        if self.attention is None or self.family.takes_sound:
             return nullcontext()
         return self.attention.knowing_timesteps(timesteps)
 
@@ -115,6 +117,7 @@ def finetuned_model(config: TrainConfig) -> FineTuned:
             expand_timesteps=bool(folder.index.get("expand_timesteps")),
             guidance_scale=settings.guidance_scale,
             conditions=cache.index.conditions,
+            flow_shifts=folder.flow_shifts(),
         ),
         folder.levels(settings.part),
         folder.weights_fingerprint(settings.part),

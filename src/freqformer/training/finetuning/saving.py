@@ -42,6 +42,8 @@ def save_finetuned(config: TrainConfig, model: Any, ema: Any) -> Path:
             return target
         state, told = lora_state(model.transformer)
         kind = PipelineFolder(Path(str(settings.folder))).kind()
+        if not hasattr(kind, "save_lora_weights"):
+            kind = _writer()
         kind.save_lora_weights(
             str(folder),
             transformer_lora_layers=state,
@@ -49,6 +51,13 @@ def save_finetuned(config: TrainConfig, model: Any, ema: Any) -> Path:
         )
         write_json(folder / RECORD, {"part": settings.part})
     return target
+
+
+def _writer() -> Any:
+    """What writes the layout for a pipeline that has no writer of its own: it is the same."""
+    from diffusers.loaders.lora_pipeline import HunyuanVideoLoraLoaderMixin
+
+    return HunyuanVideoLoraLoaderMixin
 
 
 def finetuned_folder(config: TrainConfig) -> Path:

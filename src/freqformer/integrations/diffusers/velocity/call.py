@@ -29,6 +29,8 @@ class VelocitySettings:
             so that a first frame can be given without noise (Wan 2.2 TI2V).
         guidance_scale: that a transformer which learned guidance by distillation is told.
         conditions: names of what a cache has of every clip beside latents and text.
+        flow_shifts: of the sampler's noise levels of video and of sound, in a pipeline that makes
+            both (MiniMax-H3).
 
     Raises:
         ValueError: for a value out of range, naming it.
@@ -40,6 +42,7 @@ class VelocitySettings:
     expand_timesteps: bool = False
     guidance_scale: float = 1.0
     conditions: tuple[str, ...] = ()
+    flow_shifts: tuple[float, float] = (12.0, 3.0)
 
     def __post_init__(self) -> None:
         check_number("fps", self.fps, 1e-3, 1e3)
@@ -48,9 +51,21 @@ class VelocitySettings:
         if self.text_length is not None:
             check_whole("text_length", self.text_length, 1)
         check_number("guidance_scale", self.guidance_scale, 0, 1e3)
+        for shift in self.flow_shifts:
+            check_number("flow_shifts", shift, 1e-3, 1e3)
 
 
-CONDITIONS = ("condition", "image_embeds", "pooled_embeds")
+TIMESTEP_SCALE = 1000
+"""Timesteps of a call are so many times the noise level."""
+CONDITIONS = (
+    "condition",
+    "image_embeds",
+    "pooled_embeds",
+    "glyph_embeds",
+    "glyph_mask",
+    "sound",
+    "sound_noise",
+)
 """Names of what only some families are told."""
 
 
@@ -74,6 +89,14 @@ class VelocityCall:
     """(B, L', E'), of the first frame by an image encoder."""
     pooled_embeds: Tensor | None = None
     """(B, P), of the whole text by a second encoder."""
+    glyph_embeds: Tensor | None = None
+    """(B, G, D), of what the text has in quotation marks by a second encoder."""
+    glyph_mask: Tensor | None = None
+    """(B, G), 1 where there is some of it and 0 where not."""
+    sound: Tensor | None = None
+    """(B, 2 T, A), the clip's own, the latents of one channel after those of the other."""
+    sound_noise: Tensor | None = None
+    """Standard normal, shaped like the sound."""
 
     def to(self, dtype: torch.dtype) -> VelocityCall:
         """With what the transformer takes in its own dtype in this one; timesteps stay."""
@@ -106,6 +129,15 @@ class VelocityCall:
         """Raise ValueError where the call has pooled text, which this transformer can't take."""
         self._refuse(name, ("pooled_embeds",), "make the cache by this pipeline's text encoder")
 
+    def refuse_glyphs(self, name: str) -> None:
+        """Raise ValueError where the call has text in quotation marks of its own."""
+        fields = ("glyph_embeds", "glyph_mask")
+        self._refuse(name, fields, "make the cache by this pipeline's text encoder")
+
+    def refuse_sound(self, name: str) -> None:
+        """Raise ValueError where the call has sound, which this transformer can't take."""
+        self._refuse(name, ("sound", "sound_noise"), "make the cache by this pipeline's VAE")
+
     def _refuse(self, name: str, fields: tuple[str, ...], remedy: str) -> None:
         if found := [what for what in fields if getattr(self, what) is not None]:
             raise ValueError(
@@ -133,3 +165,9 @@ class VelocityFamily:
     """Frames, rows and columns of latents that a token stands for."""
     takes_first_frame: Callable[[VelocitySettings], bool] = lambda _settings: False
     """Whether a first frame may be without noise."""
+    takes_glyphs: bool = False
+    """Whether it is told the text in quotation marks once more."""
+    takes_sound: bool = False
+    """Whether it is told the sound of the video; each of its samples is then a call of its own."""
+    keeps_precision: bool = False
+    """Whether it takes latents in float32 whatever its own dtype is."""

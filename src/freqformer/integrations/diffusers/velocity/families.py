@@ -5,17 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from freqformer.integrations.diffusers.ulysses import class_name
-from freqformer.integrations.diffusers.velocity import hunyuan_video, ltx, wan
+from freqformer.integrations.diffusers.velocity import (
+    hunyuan_video,
+    hunyuan_video15,
+    ltx,
+    minimax_h3,
+    wan,
+)
 from freqformer.integrations.diffusers.velocity.call import VelocityFamily
 
 VELOCITIES = {
     "WanTransformer3DModel": wan.FAMILY,
     "LTXVideoTransformer3DModel": ltx.FAMILY,
     "HunyuanVideoTransformer3DModel": hunyuan_video.FAMILY,
+    "HunyuanVideo15Transformer3DModel": hunyuan_video15.FAMILY,
+    "MiniMaxH3Transformer3DModel": minimax_h3.FAMILY,
 }
 REFUSED = {
-    "HunyuanVideo15Transformer3DModel": "it reads an inner layer of Qwen2.5-VL under a template",
-    "MiniMaxH3Transformer3DModel": "it reads an inner layer of Qwen3-VL, and needs sound",
     "LTX2VideoTransformer3DModel": "it needs sound beside the video",
     "WanVACETransformer3DModel": "it needs a control video",
     "WanAnimateTransformer3DModel": "it needs a pose and a face",

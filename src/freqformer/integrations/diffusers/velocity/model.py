@@ -83,7 +83,8 @@ class VelocityModel(nn.Module):
             keeps_first: (B,) bool, true where the first frame of the latents is without noise.
             return_dict: False alone is allowed, which training asks for.
             **conditions: what else the family is told, by the names of `VelocityCall`: `condition`,
-                `image_embeds`, `pooled_embeds`.
+                `image_embeds`, `pooled_embeds`, `glyph_embeds`, `glyph_mask`, `sound`,
+                `sound_noise`.
 
         Raises:
             ValueError: for tensors that the transformer doesn't take.
@@ -109,7 +110,13 @@ class VelocityModel(nn.Module):
                 " whose pipeline has expand_timesteps"
             )
         self._check_channels(call)
-        velocity = self.family.velocity(self.transformer, call.to(self.dtype), self.settings)
+        if not self.family.takes_glyphs:
+            call.refuse_glyphs(class_name(self.transformer))
+        if not self.family.takes_sound:
+            call.refuse_sound(class_name(self.transformer))
+        if not self.family.keeps_precision:
+            call = call.to(self.dtype)
+        velocity = self.family.velocity(self.transformer, call, self.settings)
         return (velocity.to(hidden_states.dtype),)
 
     def _check_channels(self, call: VelocityCall) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -33,3 +35,6 @@ class PromptFamily:
     """(pipeline with these parts alone, prompt, tokens at most)."""
     others: tuple[str, ...] = ()
     """Names of `PromptEmbeds.others`, sorted."""
+    load: Callable[[Path, torch.dtype], Any] | None = None
+    """(folder, dtype) -> what `embed` takes, for a pipeline that can't be loaded without its other
+    parts; it raises OSError or ValueError."""

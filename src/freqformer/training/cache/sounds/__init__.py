@@ -1,0 +1,1 @@
+"""The sound of clips, for pipelines of diffusers whose transformer makes sound with the video."""
