@@ -17,8 +17,10 @@ from tests.support.tiny_pipelines import generate, tiny_wan_pipeline
 
 from freqformer import FreqFormerConfig, FreqFormerTransformer3DModel
 from freqformer.calibration import CalibrationSettings, PipelineChoice, calibrate_pipeline
+from freqformer.calibration.pipelines.energies import COARSE
 from freqformer.calibration.pipelines.plugged import PluggedSubject, output_projection
 from freqformer.config import Band
+from freqformer.grid import tile_layout
 from freqformer.integrations.diffusers import enable_frequency_attention
 from freqformer.models.pipeline import FreqFormerPipeline
 from freqformer.routing import RoutingTable
@@ -110,8 +112,14 @@ def test_what_is_measured_is_what_a_banded_head_adds(pipe: Any, choice: Pipeline
     with torch.no_grad(), enable_frequency_attention(pipe, table):
         pipe.transformer(**given)
     hook.remove()
-    moved = (outputs[1] - outputs[0]).double().square().sum()
-    assert float(energies.by_level[0.7][0, 1, place]) == pytest.approx(float(moved), rel=1e-3)
+    assert energies.grid is not None
+    moved = (outputs[1] - outputs[0]).double()
+    layout = tile_layout(energies.grid, calibration.candidates.config.tile)
+    coarse = 0.0
+    for tile in moved[:, layout.raster_to_tile].split(layout.counts.tolist(), 1):
+        coarse += tile.shape[1] * float(tile.mean(1).square().sum())
+    felt = float(moved.square().sum()) + COARSE * coarse
+    assert float(energies.by_level[0.7][0, 1, place]) == pytest.approx(felt, rel=1e-3)
     assert all(float(x) > 0 for x in energies.by_level[0.7][..., place].flatten())
 
 

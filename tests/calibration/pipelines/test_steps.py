@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import pytest
 import torch
+from tests.support.pages import check_says
 
 from freqformer.calibration.pipelines.choice import BUCKETS, bucket_rows, dense_buckets
-from freqformer.calibration.pipelines.energies import Energies, gram_of, projected_energy
+from freqformer.calibration.pipelines.energies import (
+    COARSE,
+    Energies,
+    felt_energy,
+    gram_of,
+    projected_energy,
+)
 from freqformer.calibration.pipelines.settings import CalibrationSettings
 from freqformer.calibration.pipelines.steps import (
     Step,
@@ -16,7 +24,7 @@ from freqformer.calibration.pipelines.steps import (
     probed_steps,
     step_weights,
 )
-from freqformer.grid import Grid
+from freqformer.grid import Grid, tile_layout
 from freqformer.routing import timestep_bucket
 from freqformer.training_free.preset import mid_density
 
@@ -33,6 +41,21 @@ def energies(levels: tuple[float, ...]) -> Energies:
     for level in levels:
         sums.add(0, 0, torch.tensor([level]), torch.ones(1, 3))
     return sums
+
+
+def coarse_energy(moved: torch.Tensor, grid: Grid, tile: tuple[int, int, int]) -> torch.Tensor:
+    """Squares of means over tiles, each as often as its tile has tokens: (B, N, C) -> (B,)."""
+    boxes = moved.unflatten(1, grid.shape)
+    total = torch.zeros(len(moved), dtype=moved.dtype)
+    for first in product(
+        *(range(0, side, step) for side, step in zip(grid.shape, tile, strict=True))
+    ):
+        time, row, column = (
+            slice(start, start + step) for start, step in zip(first, tile, strict=True)
+        )
+        box = boxes[:, time, row, column].flatten(1, 3)
+        total += box.shape[1] * box.mean(1).square().sum(1)
+    return total
 
 
 def test_steps_are_the_noise_levels_of_all_transformers() -> None:
@@ -80,6 +103,35 @@ def test_energies_are_those_of_what_heads_add_once_projected() -> None:
         alone[:, :, head] = difference[:, :, head]
         moved = projection(alone.flatten(2)) - projection.bias
         torch.testing.assert_close(found[:, head], moved.square().sum((1, 2)))
+
+
+def test_what_tiles_miss_on_the_whole_counts_more() -> None:
+    torch.manual_seed(0)
+    projection = torch.nn.Linear(12, 7)
+    grid, tile, before = Grid(3, 5, 4), (2, 2, 3), 2
+    difference = torch.randn(2, before + grid.num_tokens + 1, 3, 4)
+    layout = tile_layout(grid, tile)
+    assert layout.ragged
+    gram = gram_of(projection, 3, difference.flatten(2))
+    found = felt_energy(difference, gram, layout, before)
+    for head in range(3):
+        alone = torch.zeros_like(difference)
+        alone[:, :, head] = difference[:, :, head]
+        moved = projection(alone.flatten(2)) - projection.bias
+        wanted = moved.square().sum((1, 2)) + COARSE * coarse_energy(
+            moved[:, before : before + grid.num_tokens], grid, tile
+        )
+        torch.testing.assert_close(found[:, head], wanted)
+
+
+def test_means_over_tiles_are_told_from_what_differs_inside_them() -> None:
+    layout = tile_layout(Grid(4, 4, 4), (2, 2, 2))
+    gram = torch.eye(1)[None]
+    even = torch.ones(1, 64, 1, 1)
+    signs = (1 - 2 * (torch.arange(64) % 2)).float()[None, :, None, None]
+    assert float(felt_energy(even, gram, layout)) == pytest.approx((1 + COARSE) * 64)
+    assert float(felt_energy(signs, gram, layout)) == pytest.approx(64)
+    check_says("docs/calibration.md", f"Σ ‖δ·W‖² over all tokens + {COARSE:g} · Σ n · ‖mean")
 
 
 def test_another_size_is_refused() -> None:

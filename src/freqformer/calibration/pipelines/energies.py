@@ -1,6 +1,7 @@
 """What candidates change in a model's layers, by noise level.
 
-Shape legend: B batch, N tokens, H heads, D head_dim, C channels, L layers, K candidates.
+Shape legend: B batch, N tokens, H heads, D head_dim, C channels, L layers, K candidates, T tiles,
+S slots of a tile.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ import torch
 from torch import Tensor
 
 from freqformer.calibration.candidates import Candidates
-from freqformer.grid import Grid
+from freqformer.grid import Grid, TileLayout
 
 DIGITS = 6
 """To which noise levels are told apart."""
+COARSE = 3.0
+"""What tiles miss on the whole counts so many times more. Later steps repair what differs from
+token to token, and build on what the tiles hold on the whole."""
 MakeCandidates = Callable[[Grid, int], Candidates]
 """From a call's grid and its exact tokens to what is measured."""
 
 
 class Energies:
-    """Sums of squares of one transformer: of what a candidate in one head adds to the stream of
-    tokens, beside dense attention.
+    """Sums of squares of one transformer, by `felt_energy`: of what a candidate in one head adds to
+    the stream of tokens, beside dense attention.
 
     Args:
         layers, heads: of the transformer.
@@ -102,3 +106,36 @@ def projected_energy(difference: Tensor, gram: Tensor) -> Tensor:
         values = difference[:, :, head].float()
         totals.append(((values @ weights) * values).sum((1, 2)))
     return torch.stack(totals, 1)
+
+
+def felt_energy(difference: Tensor, gram: Tensor, layout: TileLayout, before: int = 0) -> Tensor:
+    """How much differences count for the final latents, but for what their step weighs.
+
+    The sum of squares of what they make once projected, and `COARSE` times that of its means over
+    the video's tiles, each as often as its tile has tokens.
+
+    Args:
+        difference: (B, N, H, D), the video's tokens in raster order.
+        gram: (H, D, D), of `gram_of`.
+        layout: of the video.
+        before: exact tokens before the video.
+
+    Returns: float32 (B, H).
+    """
+    video = difference[:, before : before + layout.grid.num_tokens]
+    coarse = projected_energy(tile_sums(video, layout), gram)
+    return projected_energy(difference, gram) + COARSE * coarse
+
+
+def tile_sums(x: Tensor, layout: TileLayout) -> Tensor:
+    """Sums over every tile, divided by the root of its number of tokens: x (B, N, H, D) in raster
+    order -> float32 (B, T, H, D).
+
+    Their squares are those of the tile's mean, as often as it has tokens.
+    """
+    tokens = layout.raster_to_tile[layout.padded_index()].to(x.device)
+    held = torch.arange(layout.slots) < layout.counts[:, None]
+    # Empty slots repeat a token, which counts once.
+    weights = (held / layout.counts[:, None].sqrt()).to(x.device)[..., None]
+    sums = [(x[:, :, head].float()[:, tokens] * weights).sum(2) for head in range(x.shape[2])]
+    return torch.stack(sums, 2)

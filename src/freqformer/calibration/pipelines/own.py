@@ -14,10 +14,12 @@ from freqformer.calibration.measure import Attended, LayerWatch
 from freqformer.calibration.pipelines.energies import (
     Energies,
     MakeCandidates,
+    felt_energy,
     gram_of,
-    projected_energy,
 )
+from freqformer.grid import tile_layout
 from freqformer.models.transformer import FreqFormerTransformer3DModel
+from freqformer.ops.tokens import reorder
 from freqformer.routing import RoutingTable
 
 
@@ -87,8 +89,10 @@ class _Meter:
                 self._layer.to_out.forward, dense.shape[2], dense[:1, :1].flatten(2)
             )
         candidates = self._energies.of(attended.grid, 0)
+        layout = tile_layout(attended.grid, candidates.config.tile)
         level = attended.timestep.double().cpu().expand(len(dense))
         for place, (band, config) in enumerate(candidates.operators):
             difference = attended.by(band.value, config, self._layer.impl) - dense
-            energy = projected_energy(difference, self._gram)
+            raster = reorder(difference, layout, attended.token_order, "raster")
+            energy = felt_energy(raster, self._gram, layout)
             self._energies.add(self._place, place, level, energy)

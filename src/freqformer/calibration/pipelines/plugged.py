@@ -15,11 +15,11 @@ from torch.nn import functional
 from freqformer.calibration.pipelines.energies import (
     Energies,
     MakeCandidates,
+    felt_energy,
     gram_of,
-    projected_energy,
 )
 from freqformer.config import Band, FreqFormerConfig
-from freqformer.grid import Grid
+from freqformer.grid import Grid, tile_layout
 from freqformer.integrations.diffusers import enable_frequency_attention
 from freqformer.integrations.diffusers.calls import CurrentCall, Share
 from freqformer.integrations.diffusers.families import family_of
@@ -184,11 +184,14 @@ class LayerMeter:
         assert call is not None
         candidates = self._energies.candidates
         assert candidates is not None
+        video = share.video
+        layout = tile_layout(video.grid, candidates.config.tile)
         for place, (band, config) in enumerate(candidates.operators):
             bands = _alike(band, (len(share.rows), heads), dense.device)
             tried = replace(share, config=config, bands=bands)
             difference = self._attend(tried, *qkv, parameters, **named).sub_(dense)
-            energy = projected_energy(difference.unflatten(2, (heads, -1)), gram)
+            by_head = difference.unflatten(2, (heads, -1))
+            energy = felt_energy(by_head, gram, layout, video.before)
             self._energies.add(self._place, place, call.noise_level, energy)
         return dense
 

@@ -17,7 +17,7 @@ from freqformer.calibration.pipelines.choice import (
     bucket_rows,
     probe_column,
 )
-from freqformer.calibration.pipelines.energies import Energies
+from freqformer.calibration.pipelines.energies import COARSE, Energies
 from freqformer.calibration.pipelines.runs import Runs
 from freqformer.calibration.pipelines.settings import CalibrationSettings
 from freqformer.calibration.pipelines.state import State, copied, squared_error
@@ -63,6 +63,7 @@ class Work:
             "model": self.origins,
             "prompts": runs.described,
             "settings": asdict(settings),
+            "measure": {"coarse": COARSE},
         }
         self.state = State(energies, made_with, folder)
 
