@@ -283,15 +283,11 @@ def test_tile_order_is_raster_order_permuted(impl: PlainImpl) -> None:
 
 
 def test_allocation_per_sample_is_a_call_per_sample() -> None:
-    case = _case(
-        allocation=((0, 1, 2, 3), (2, 2, 0, 1), (1, 3, 1, 0)),
-        num_text_tokens=2,
-        mask="all",
-        dtype=torch.float64,
-    )
+    bands = ((0, 1, 2, 3), (2, 2, 0, 1), (1, 3, 1, 0))
+    case = _case(allocation=bands, num_text_tokens=2, mask="all", dtype=torch.float64)
     inputs = make_inputs(case)
     together = run(case, inputs, "eager", gradients=False)["out"]
-    for sample, bands in enumerate(case.allocation):
+    for sample, own in enumerate(bands):
         one = replace(
             inputs,
             **{
@@ -302,7 +298,7 @@ def test_allocation_per_sample_is_a_call_per_sample() -> None:
                 inputs.parameters, summary_offsets=inputs.parameters.summary_offsets[sample]
             ),
         )
-        alone = run(replace(case, allocation=(bands,)), one, "eager", gradients=False)["out"]
+        alone = run(replace(case, allocation=(own,)), one, "eager", gradients=False)["out"]
         assert (together[sample] - alone[0]).abs().max() <= 1e-12
 
 
