@@ -109,7 +109,8 @@ class PipelineSource:
 
     def _without_others(self, folder: Path, dtype: torch.dtype) -> Any:
         """The pipeline with the parts alone that read prompts."""
-        import diffusers
+        with needs("text"):
+            import diffusers
 
         kind: Any = getattr(diffusers, self.pipeline)
         others = [

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from freqformer._files import write_json, writing_folder
+from freqformer._optional import needs
 from freqformer.generation.lora import RECORD
 from freqformer.training.averaged import averaged_weights
 from freqformer.training.config import TrainConfig
@@ -55,7 +56,8 @@ def save_finetuned(config: TrainConfig, model: Any, ema: Any) -> Path:
 
 def _writer() -> Any:
     """What writes the layout for a pipeline that has no writer of its own: it is the same."""
-    from diffusers.loaders.lora_pipeline import HunyuanVideoLoraLoaderMixin
+    with needs("text"):
+        from diffusers.loaders.lora_pipeline import HunyuanVideoLoraLoaderMixin
 
     return HunyuanVideoLoraLoaderMixin
 

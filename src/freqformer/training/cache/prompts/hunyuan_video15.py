@@ -55,9 +55,10 @@ def _load(folder: Path, dtype: torch.dtype) -> _Encoders:
 
 
 def _embed(encoders: _Encoders, prompt: str, most_tokens: int) -> PromptEmbeds:
-    from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5 import (
-        HunyuanVideo15Pipeline,
-    )
+    with needs("text"):
+        from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5 import (
+            HunyuanVideo15Pipeline,
+        )
 
     device = encoders.language.device
     embeds, mask = HunyuanVideo15Pipeline._get_mllm_prompt_embeds(

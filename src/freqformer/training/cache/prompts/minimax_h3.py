@@ -41,7 +41,8 @@ def _load(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def _embed(pipeline: Any, prompt: str, most_tokens: int) -> PromptEmbeds:
-    from diffusers.modular_pipelines.minimax_h3.encoders import get_qwen3vl_prompt_embeds
+    with needs("text"):
+        from diffusers.modular_pipelines.minimax_h3.encoders import get_qwen3vl_prompt_embeds
 
     ids = pipeline.tokenizer(prompt or EMPTY, add_special_tokens=False)["input_ids"]
     # No token sees what comes after it, so that the beginning of a prompt is embedded as in all
