@@ -56,7 +56,7 @@ def save_finetuned(config: TrainConfig, model: Any, ema: Any) -> Path:
 
 def _writer() -> Any:
     """What writes the layout for a pipeline that has no writer of its own: it is the same."""
-    with needs("text"):
+    with needs("model"):
         from diffusers.loaders.lora_pipeline import HunyuanVideoLoraLoaderMixin
 
     return HunyuanVideoLoraLoaderMixin
