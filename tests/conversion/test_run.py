@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import HunyuanVideoPipeline
+from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5 import HunyuanVideo15Pipeline
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from safetensors.torch import load_file
 from tests.support.tiny_conversions import (
@@ -176,9 +177,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_clips_name(
         convert(replace(wild, stages=steps, windows=replace(wild.windows, density=0.5)))
 
 
-def test_hunyuan_video_learns_from_a_cache(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "loader"),
+    [("hunyuan", HunyuanVideoPipeline), ("hunyuan-1.5", HunyuanVideo15Pipeline)],
+)
+def test_hunyuan_video_learns_from_a_cache(tmp_path: Path, kind: str, loader: Any) -> None:
     """Its text by two encoders is in the cache."""
-    make_pipeline_and_cache(tmp_path, "hunyuan", size=(128, 160))
+    make_pipeline_and_cache(tmp_path, kind, size=(128, 160))
     config = replace(
         tiny_conversion(tmp_path),
         pipeline=str(tmp_path / "pipe"),
@@ -186,6 +191,6 @@ def test_hunyuan_video_learns_from_a_cache(tmp_path: Path) -> None:
         windows=WindowSettings(0.9, (2, 4, 4), 64),
     )
     assert [step for step, _ in steps_of(config)] == [1, 2, 3]
-    pipe: Any = HunyuanVideoPipeline.from_pretrained(tmp_path / "pipe")
+    pipe = loader.from_pretrained(tmp_path / "pipe")
     with enable_frequency_attention(pipe, adapter=str(tmp_path / "out" / "adapter")) as attention:
         assert len(attention.layer_names) == 2
