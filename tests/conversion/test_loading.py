@@ -89,3 +89,15 @@ def test_other_transformers_are_refused(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     assert transformer_kind(tmp_path, "transformer") == "WanTransformer3DModel"
+
+
+def test_a_modular_pipeline_is_converted_by_recorded_calls(folder: Path, tmp_path: Path) -> None:
+    kind = "MiniMaxH3Transformer3DModel"
+    parts = {"transformer": ["diffusers", kind, {"subfolder": "transformer"}]}
+    index = tmp_path / "pipe" / "modular_model_index.json"
+    index.parent.mkdir()
+    index.write_text(json.dumps(parts), encoding="utf-8")
+    assert transformer_kind(index.parent, "transformer") == kind
+    config = tiny_conversion(folder, output=str(tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"told sound and its noise.*recorded calls are allowed"):
+        convert(replace(config, pipeline=str(index.parent)))

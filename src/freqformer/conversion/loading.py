@@ -19,11 +19,13 @@ from freqformer.conversion.own_pair import OwnPair
 from freqformer.conversion.pairs import Pair
 from freqformer.integrations.diffusers.families import FAMILIES
 from freqformer.integrations.diffusers.velocity import VelocityModel, VelocitySettings
+from freqformer.integrations.diffusers.velocity.families import VELOCITIES
 from freqformer.models.loading import align_parameters
 from freqformer.models.pipeline import FreqFormerPipeline
 from freqformer.training.cache.clips import CachedClips
 from freqformer.training.cache.fingerprints import fingerprint
 from freqformer.training.cache.index import CacheIndex
+from freqformer.training.cache.pipeline_index import find_index
 from freqformer.training.cache.reading import LatentCache
 from freqformer.training.finetuning.folder import PipelineFolder
 from freqformer.training.loader import ClipSource
@@ -40,7 +42,7 @@ REMEDY = "give a folder that save_pretrained wrote, with model_index.json and a 
 
 
 def pipeline_index(folder: Path) -> dict[str, Any]:
-    """What model_index.json of a pipeline's folder holds.
+    """What model_index.json of a pipeline's folder holds, or that of a modular pipeline.
 
     Raises:
         ValueError: for another kind of folder, saying what it is.
@@ -50,7 +52,8 @@ def pipeline_index(folder: Path) -> dict[str, Any]:
             f"pipeline is {folder}, the output of a training run; its pipeline is allowed: give "
             f"{folder / 'pipeline'}"
         )
-    if not (folder / INDEX_FILE).is_file():
+    index = find_index(folder)
+    if index is None:
         what = "does not exist"
         if folder.exists():
             what = "holds no model_index.json" if folder.is_dir() else "is a file"
@@ -64,7 +67,7 @@ def pipeline_index(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"pipeline is {folder}, which {what}; a saved pipeline is allowed: {REMEDY}"
         )
-    return read_json(folder / INDEX_FILE, remedy=REMEDY)
+    return read_json(index, remedy=REMEDY)
 
 
 def transformer_kind(folder: Path, part: str) -> str:
@@ -78,8 +81,9 @@ def transformer_kind(folder: Path, part: str) -> str:
         ValueError: for a folder without a pipeline, or a transformer that is not there or not
             known.
     """
+    # A library and a class, and in a modular pipeline where its files are.
     entry = pipeline_index(folder).get(part)
-    kind = entry[-1] if isinstance(entry, list) and entry else None
+    kind = entry[1] if isinstance(entry, list) and len(entry) > 1 else None
     if kind not in (OWN, *FAMILIES):
         raise ValueError(
             f"pipeline is {folder} with a {kind} as {part}; {OWN}, {', '.join(FAMILIES)} are "
@@ -198,6 +202,11 @@ def _check_cache(config: ConvertConfig, folder: Path, kind: str) -> CacheIndex:
         raise ValueError(
             f"pipeline has a {kind}, which takes latents, and data.cache is None; a cache is "
             f"allowed: freqformer cache videos/ --vae {folder / 'vae'} --text-encoder {folder}"
+        )
+    if kind in VELOCITIES and VELOCITIES[kind].takes_sound:
+        raise ValueError(
+            f"data.cache is {config.data.cache}, and a {kind} is told sound and its noise, which "
+            "conversion doesn't draw; recorded calls are allowed: record some, and give calls"
         )
     cache = LatentCache(Path(config.data.cache))
     PipelineFolder(folder).check_cache(cache)
