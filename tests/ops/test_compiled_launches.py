@@ -135,17 +135,13 @@ SPILLED: dict[tuple[str, int], dict[str, dict[str, int]]] = {
 it isn't named. sm_90's are those of the kernels that were measured."""
 
 
+COMPILERS = Compilers("tests.support.compile_pipeline")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _end_compilers() -> Iterator[None]:
     yield
-    if compilers.cache_info().currsize:
-        compilers().close()
-        compilers.cache_clear()
-
-
-@cache
-def compilers() -> Compilers:
-    return Compilers("tests.support.compile_pipeline")
+    COMPILERS.close()
 
 
 @cache
@@ -153,7 +149,7 @@ def compiled(
     case: str, head_dim: int, kernels: tuple[str, ...], name: str, disassembled: bool = False
 ) -> list[dict[str, Any]]:
     """Facts about the kernels of a case for an architecture."""
-    return compilers().ask(case, head_dim, kernels, [name], disassembled)[name]
+    return COMPILERS.ask(case, head_dim, kernels, [name], disassembled)[name]
 
 
 def attention(name: str, head_dim: int) -> list[dict[str, Any]]:

@@ -10,8 +10,7 @@ import pytest
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
-from safetensors.torch import load_file
-from tests.support.tiny_finetuning import lora_config, make_pipeline_and_cache
+from tests.support.tiny_finetuning import add_lora, lora_config, make_pipeline_and_cache
 from tests.support.tiny_training import changed
 
 from freqformer.integrations.diffusers import enable_frequency_attention
@@ -51,14 +50,7 @@ def loaded(folder: Path) -> Any:
 
 def with_additions(pipe: Any, run: Path) -> Any:
     """The pipeline with W + B A in place of W, by the averaged additions of a run."""
-    state = load_file(run / "checkpoints" / "step-00000003" / "ema.safetensors")
-    with torch.no_grad():
-        for name, first in state.items():
-            if ".lora_A." not in name:
-                continue
-            layer = name.removeprefix("transformer.").partition(".lora_A")[0]
-            second = state[name.replace("lora_A", "lora_B")]
-            pipe.transformer.get_submodule(layer).weight += second @ first
+    add_lora(pipe.transformer, run)
     return pipe
 
 

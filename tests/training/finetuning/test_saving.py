@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
-from safetensors.torch import load_file
-from tests.support.tiny_finetuning import lora_config, make_pipeline_and_cache
+from tests.support.tiny_finetuning import add_lora, lora_config, make_pipeline_and_cache
 from tests.support.tiny_pipelines import generate
 
 from freqformer.generation.lora import load_loras
@@ -33,14 +32,7 @@ def pipeline(folder: Path) -> WanPipeline:
 def merged(wan: Path, tuned: Path) -> WanPipeline:
     """The pipeline with W + 6 / 4 B A in place of W, by the averaged weights of a checkpoint."""
     pipe = pipeline(wan)
-    state = load_file(tuned / "checkpoints" / "step-00000003" / "ema.safetensors")
-    with torch.no_grad():
-        for name, first in state.items():
-            if ".lora_A." not in name:
-                continue
-            second = state[name.replace("lora_A", "lora_B")]
-            layer = name.removeprefix("transformer.").partition(".lora_A")[0]
-            pipe.transformer.get_submodule(layer).weight += 1.5 * second @ first  # type: ignore[operator]
+    add_lora(pipe.transformer, tuned, scale=1.5)
     return pipe
 
 

@@ -41,24 +41,20 @@ PRODUCTS = {"attention_kernel": 64, "query_grads_kernel": 40, "video_grads_kerne
 """Least instructions that multiply, of both consumers."""
 
 
+COMPILERS = Compilers("tests.support.compile_only")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _end_compilers() -> Iterator[None]:
     yield
-    if compilers.cache_info().currsize:
-        compilers().close()
-        compilers.cache_clear()
-
-
-@cache
-def compilers() -> Compilers:
-    return Compilers("tests.support.compile_only")
+    COMPILERS.close()
 
 
 @cache
 def launched(name: str) -> list[dict[str, Any]]:
     """Facts about the kernel of every launch of a case, of those that are told of in SPILLED."""
     kernels = [kernel for case, kernel in SPILLED if case == name]
-    return compilers().ask("90", name, kernels or list(PRODUCTS))
+    return COMPILERS.ask("90", name, kernels or list(PRODUCTS))
 
 
 def compiled(name: str) -> dict[str, Any]:
