@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,6 +19,9 @@ from benchmarks.plugin_blocks import (
     minimax_inputs,
     wan_inputs,
     wide_config,
+)
+from diffusers.models.transformers.transformer_hunyuan_video15 import (
+    HunyuanVideo15Transformer3DModel,
 )
 from diffusers.models.transformers.transformer_minimax_h3 import MiniMaxH3Transformer3DModel
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
@@ -48,6 +52,16 @@ def small_minimax(layers: int) -> Any:
         time_embed_hidden_dim=32,
         time_embed_dim=16,
         rope_freq_dim=2,
+    )
+
+
+def small_hunyuan(layers: int) -> Any:
+    return HunyuanVideo15Transformer3DModel(
+        num_layers=layers,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_refiner_layers=1,
+        rope_axes_dim=(4, 6, 6),
     )
 
 
@@ -126,6 +140,24 @@ def test_cases_have_the_grids_of_their_calls() -> None:
         case = CASES[name]
         given = case.inputs(case.grid)
         assert family_of(models[name]).video(models[name], given).grid == case.grid
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("wan-14b-720p", small_wan),
+        ("hunyuan-1.5-720p", small_hunyuan),
+        ("minimax-h3-5s", small_minimax),
+    ],
+)
+def test_calls_are_in_the_dtypes_that_the_models_take(name: str, make: Any) -> None:
+    """Of a model of bfloat16 weights, as on a GPU."""
+    case = replace(CASES[name], make=make, grid=Grid(2, 4, 4))
+    inputs = case.inputs(case.grid)
+    given = {k: x.bfloat16() if case.casts(k, x) else x for k, x in inputs.items()}
+    with torch.no_grad():
+        out = make(1).bfloat16()(**given, return_dict=False)[0]
+    assert out.isfinite().all()
 
 
 def test_cases_of_earlier_calls_stay(tmp_path: Path) -> None:

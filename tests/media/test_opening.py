@@ -90,6 +90,19 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     assert probe_video(path).num_frames == 3
 
 
+def test_titles_that_are_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "clip.avi"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "caf~"
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv420p"
+        for picture in gradient(3, 16, 16):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture.numpy())))
+        container.mux(stream.encode())
+    path.write_bytes(path.read_bytes().replace(b"caf~", b"caf\xe9"))
+    assert probe_video(path).num_frames == 3
+
+
 def test_a_playlist_that_poses_as_a_video_reaches_no_network(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     path.write_text(

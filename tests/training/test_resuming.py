@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.support.tiny_training import changed, losses, tiny_config
 
+from freqformer.models.transformer import FreqFormerTransformer3DModel
 from freqformer.training.checkpoint import CheckpointError, load_checkpoint
 from freqformer.training.config import OptimizerConfig, TrainConfig
 from freqformer.training.resuming import check_resumable
@@ -82,6 +83,18 @@ def test_a_checkpoint_of_an_older_version_goes_on(tmp_path):
     other = replace(config, model={**config.model, "num_attention_heads": 3})
     with pytest.raises(CheckpointError, match=r"model\.num_attention_heads was 2 and is 3"):
         check_resumable(tmp_path, state | {"step": 1}, other, {"clips_per_step": 4})
+
+
+def test_a_models_own_config_goes_on_in_another_process(tmp_path):
+    """diffusers notes there which arguments were defaults, in the order of a set."""
+    model = FreqFormerTransformer3DModel(num_layers=1, num_attention_heads=2, attention_head_dim=8)
+    config = TrainConfig("out", model=dict(model.config))
+    assert config.model["num_layers"] == 1
+    assert not any(name.startswith("_") for name in config.model)
+    old = json.loads(json.dumps(config.to_dict()))
+    old["model"]["_use_default_values"] = ["prediction_type", "in_channels"]
+    state = {"config": old, "clips_per_step": 4, "data": None, "ema_steps": 1, "seconds": 1.0}
+    check_resumable(tmp_path, state | {"step": 1}, config, {"clips_per_step": 4})
 
 
 def test_an_accepted_learning_rate_is_the_one_that_trains(begun):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from freqformer._optional import needs
 
@@ -24,11 +24,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+AV_RELEASE = int(av.__version__.partition(".")[0])
+"""Major number of PyAV's version."""
+
 MAX_PIXELS = 2**26
 """Of a frame, decoded or resized: 8192 x 8192. What claims more is damaged, or takes the memory of
 the machine."""
 TIMEOUT = 30.0
 """Seconds after which one call of FFmpeg that opens or reads a file is given up."""
+
+_TITLES: dict[str, Any] = {"metadata_errors": "replace"} if AV_RELEASE < 19 else {}
+"""Titles of old cameras and tools are not UTF-8, and nothing here depends on them: PyAV before 19
+refuses the file unless it is told this; later ones read every title, and don't know the word."""
 
 _NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
 """A cover or chapter picture in a file is a video stream too; it is no video."""
@@ -47,11 +54,10 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         with av.open(
             file_url(path),
             "r",
-            # Titles of old cameras and tools are not UTF-8; nothing here depends on them.
-            metadata_errors="replace",
             # A playlist that poses as a video may neither reach the network nor devices.
             options={"protocol_whitelist": "file"},
             timeout=TIMEOUT,
+            **_TITLES,
         ) as container:
             yield container, _video_stream(path, container)
     except VideoError:

@@ -18,7 +18,7 @@ from freqformer._validate import (
 from freqformer.routing import RouterTraining
 from freqformer.training.config_dict import build, check_json, sections
 from freqformer.training.data_config import DataConfig
-from freqformer.training.model_settings import refuse_text
+from freqformer.training.model_settings import refuse_text, without_notes
 from freqformer.training.parallel_config import ParallelConfig
 from freqformer.training.pipeline_config import LEARNING_RATES, PipelineConfig
 from freqformer.training.validation.settings import ValidationConfig
@@ -268,7 +268,8 @@ class TrainConfig:
 
     Args:
         output: folder for checkpoints, logs and the trained pipeline.
-        model: constructor arguments of `FreqFormerTransformer3DModel`.
+        model: constructor arguments of `FreqFormerTransformer3DModel`; a model's `config` is taken
+            too, as a dict.
         pipeline: a trained model of diffusers to train on, in place of `model`.
         data, optimizer, objective, routing, run, checkpoint, validation: see their classes.
 
@@ -298,7 +299,7 @@ class TrainConfig:
                 "allowed"
             )
         check_json("model", self.model)
-        object.__setattr__(self, "model", current_settings(self.model))
+        object.__setattr__(self, "model", current_settings(without_notes(self.model)))
         if not (isinstance(self.data, DataConfig) and self.data.cache is not None):
             refuse_text(self.model)
         for name, kind in sections(type(self)).items():

@@ -12,6 +12,16 @@ from freqformer._validate import shown
 from freqformer.config import FreqFormerConfig
 
 
+def without_notes(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings less what diffusers notes in a model's `config` for itself, such as
+    `_use_default_values`, whose order is another in every process.
+
+    Args:
+        settings: a model's `config`, or constructor arguments.
+    """
+    return {name: value for name, value in settings.items() if not str(name).startswith("_")}
+
+
 def whole_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a model to compare with others: in today's words, as JSON holds them, and with
     all fields of `frequency`.
@@ -19,7 +29,7 @@ def whole_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         settings: of any version, maybe damaged: a `frequency` that is no record stays as it is.
     """
-    made = current_settings(settings, warn=False)
+    made = current_settings(without_notes(settings), warn=False)
     if isinstance(made.get("frequency"), Mapping):
         with suppress(ValueError):
             made["frequency"] = FreqFormerConfig.from_dict(dict(made["frequency"])).to_dict()
