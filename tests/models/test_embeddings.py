@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from freqformer.grid import Grid, tile_layout
+from freqformer.models import embeddings
 from freqformer.models.embeddings import patchify, place_waves, rotary_tables, unpatchify
+from freqformer.ops import tokens
 from freqformer.ops.tokens import rotate
 
 CPU = torch.device("cpu")
@@ -53,6 +55,24 @@ def test_tables_made_in_inference_mode_serve_training():
     x = torch.randn(42, 8, requires_grad=True)
     rotate(x, tables).sum().backward()
     assert x.grad is not None
+
+
+def test_clips_of_many_sizes_by_turns_copy_nothing_again():
+    grids = [Grid(frames, 6, width) for frames in (2, 3, 4) for width in (5, 7, 9)]
+
+    def told() -> list[torch.Tensor]:
+        tables = [rotary_tables(grid, (2, 2, 3), 8, CPU)[0] for grid in grids]
+        return tables + [place_waves(grid, (2, 2, 3), 24, CPU) for grid in grids]
+
+    def copies() -> int:
+        kept = (embeddings._axis_turns, embeddings._axis_waves, tokens._indices)
+        return sum(one.cache_info().misses for one in kept)
+
+    first = told()
+    before = copies()
+    for once, again in zip(first, told(), strict=True):
+        assert torch.equal(once, again)
+    assert copies() == before
 
 
 @pytest.mark.parametrize("dim", [6, 16, 64])

@@ -8,6 +8,7 @@ patch, D head_dim.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from freqformer.grid import Extents, Grid, tile_layout
+from freqformer.ops.tokens import reorder
 
 
 def patchify(video: Tensor, patch_size: Extents) -> Tensor:
@@ -31,12 +33,11 @@ def unpatchify(tokens: Tensor, grid: Grid, patch_size: Extents) -> Tensor:
     return video.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6).flatten(4, 5).flatten(2, 3)
 
 
-@lru_cache(maxsize=2)
-@torch.inference_mode(False)  # what it caches must also serve training
+@torch.inference_mode(False)  # what `_axis_turns` keeps must also serve training
 def rotary_tables(
     grid: Grid, tile: Extents | None, head_dim: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin of the 3-D rotary embedding, each float32 (N, D / 2); two grids are kept.
+    """cos and sin of the 3-D rotary embedding, each float32 (N, D / 2).
 
     A third of the channel pairs turn with the row, a third with the column, the rest with the
     frame; angular frequencies fall from 1 by a factor of 10,000 along each axis (Su et al., arXiv
@@ -48,27 +49,21 @@ def rotary_tables(
         head_dim: even, from 6 up.
         device: where the tables live.
     """
-    from diffusers.models.embeddings import get_1d_rotary_pos_embed
-
     spatial = head_dim // 2 // 3
     pairs = (head_dim // 2 - 2 * spatial, spatial, spatial)
-    turns = []
-    for axis, (extent, count) in enumerate(zip(grid.shape, pairs, strict=True)):
-        turn = get_1d_rotary_pos_embed(2 * count, extent, freqs_dtype=torch.float64)
-        assert isinstance(turn, Tensor)
-        shape = [extent if axis == other else 1 for other in range(3)]
-        turns.append(turn.reshape(*shape, count).expand(*grid.shape, count))
-    table = torch.cat(turns, -1).flatten(0, 2)
-    if tile is not None:
-        table = table[tile_layout(grid, tile).raster_to_tile]
-    return table.real.float().to(device), table.imag.float().to(device)
+    turns = [
+        _axis_turns(extent, count, device) for extent, count in zip(grid.shape, pairs, strict=True)
+    ]
+    cosines = [cosine for cosine, _ in turns]
+    sines = [sine for _, sine in turns]
+    return _over_grid(cosines, grid, tile), _over_grid(sines, grid, tile)
 
 
-@lru_cache(maxsize=2)
+@torch.inference_mode(False)
 def place_waves(
     grid: Grid, tile: Extents | None, dim: int, device: torch.device, *, time: bool = True
 ) -> Tensor:
-    """Fixed embedding of a token's place in the whole video, float32 (N, dim); two grids are kept.
+    """Fixed embedding of a token's place in the whole video, float32 (N, dim).
 
     The place runs from -1 to 1 along time, height and width, whatever the grid. Each axis has the
     sines and cosines of dim // 6 angular frequencies, from a quarter wave over the video to four
@@ -81,16 +76,43 @@ def place_waves(
         device: where the table lives.
         time: whether the place in time is told; its channels are zero otherwise.
     """
-    with torch.inference_mode(False):
-        count, waves = dim // 6, []
-        frequencies = torch.logspace(0, 4, count, base=2, dtype=torch.float64) * math.pi / 4
-        for axis, extent in enumerate(grid.shape):
-            place = (2 * torch.arange(extent, dtype=torch.float64) + 1) / extent - 1
-            angles = place[:, None] * frequencies
-            shape = [extent if axis == other else 1 for other in range(3)]
-            wave = torch.cat([angles.sin(), angles.cos()], -1) * (time or axis > 0)
-            waves.append(wave.reshape(*shape, 2 * count).expand(*grid.shape, 2 * count))
-        table = functional.pad(torch.cat(waves, -1).flatten(0, 2), (0, dim - 6 * count))
-        if tile is not None:
-            table = table[tile_layout(grid, tile).raster_to_tile]
-        return table.float().to(device)
+    waves = [_axis_waves(extent, dim // 6, device) for extent in grid.shape]
+    if not time:
+        waves[0] = torch.zeros_like(waves[0])
+    table = _over_grid(waves, grid, tile)
+    return functional.pad(table, (0, dim - table.shape[1]))
+
+
+# What a device is told of an axis is small and kept: training takes clips of many sizes by turns,
+# and copying there would wait for the device at every step. Tables of whole grids are not kept.
+@lru_cache(maxsize=1024)
+def _axis_turns(extent: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin along an axis, each float32 (extent, count)."""
+    from diffusers.models.embeddings import get_1d_rotary_pos_embed
+
+    turn = get_1d_rotary_pos_embed(2 * count, extent, freqs_dtype=torch.float64)
+    assert isinstance(turn, Tensor)
+    return turn.real.float().to(device), turn.imag.float().to(device)
+
+
+@lru_cache(maxsize=1024)
+def _axis_waves(extent: int, count: int, device: torch.device) -> Tensor:
+    """Sines and cosines of the place along an axis, float32 (extent, 2 count)."""
+    frequencies = torch.logspace(0, 4, count, base=2, dtype=torch.float64) * math.pi / 4
+    place = (2 * torch.arange(extent, dtype=torch.float64) + 1) / extent - 1
+    angles = place[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], -1).float().to(device)
+
+
+def _over_grid(axes: Sequence[Tensor], grid: Grid, tile: Extents | None) -> Tensor:
+    """(N, channels) of all axes, in the order of tiles, or in raster order for None, from
+    (extent, channels) of each."""
+    wide = []
+    for axis, values in enumerate(axes):
+        shape = [extent if axis == other else 1 for other, extent in enumerate(grid.shape)]
+        count = values.shape[1]
+        wide.append(values.view(*shape, count).expand(*grid.shape, count))
+    table = torch.cat(wide, -1).flatten(0, 2)
+    if tile is None:
+        return table
+    return reorder(table[None], tile_layout(grid, tile), "raster", "tile")[0]

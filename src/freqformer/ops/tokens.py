@@ -49,7 +49,7 @@ def reorder(x: Tensor, layout: TileLayout, came: TokenOrder, wanted: TokenOrder)
     return _Permute.apply(x, *((to_tile, to_raster) if wanted == "tile" else (to_raster, to_tile)))  # type: ignore[return-value]
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=256)  # training takes clips of many sizes by turns
 @torch.inference_mode(False)  # what it caches must also serve training
 def _indices(layout: TileLayout, device: torch.device) -> tuple[Tensor, Tensor]:
     """The layout's permutations on a device; cached, because copying them there at every call would
