@@ -13,17 +13,21 @@ without measuring. Prints a table, and writes conversion.json.
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
 from benchmarks.conversion_measures import Curve, Measure, Point
 from benchmarks.quality.data import draw_scenes
 from benchmarks.quality.sizes import STUDY, Size
+from benchmarks.training_free_model import TRAINED
 from torch import Tensor
 
 from benchmarks import record
@@ -60,6 +64,8 @@ from freqformer.training.seeding import derive_seed
 
 CHUNK = 32
 """Clips that are drawn at once."""
+LAST = 100
+"""Steps whose mean loss is noted beside a trained model."""
 WITHIN = 1.01
 """Of the dense model's held-out loss, which is to be reached."""
 
@@ -196,7 +202,16 @@ class Benchmark:
             checkpoint=CheckpointConfig(every_steps=10 * amount.every),
         )
         follow = curve.follow(self._measured(lambda: model), 10 * amount.every, amount.train_steps)
-        train(given, model=model, clips=self.clips, on_step=follow)
+        last: deque[StepReport] = deque(maxlen=LAST)
+
+        def noted(report: StepReport) -> None:
+            last.append(report)
+            follow(report)
+
+        train(given, model=model, clips=self.clips, on_step=noted)
+        if curve.done:
+            told = {"steps": amount.train_steps, "loss": mean(report.loss for report in last)}
+            (self.work / name / "pipeline" / TRAINED).write_text(json.dumps(told))
         return curve.done
 
     def _convert(self, name: str, stages: StagesConfig) -> bool:

@@ -4,8 +4,9 @@ were calibrated, and published patterns at the same attention FLOPs.
     PYTHONPATH=src:. python -m benchmarks.training_free --model FOLDER [--train-steps 2000]
     [--train-seconds 230] [--max-seconds 280] [--resume FILE] [--output FOLDER]
 
-FOLDER holds a saved pipeline with dense attention; where there is none, the dense model of the
-quality study is trained there first. Generated videos are compared with dense attention's at the
+FOLDER holds a saved pipeline with dense attention, such as dense/pipeline in the folder of
+`benchmarks.conversion`; where there is none, the dense model of the quality study is trained there
+first. Generated videos are compared with dense attention's at the
 same seeds, at several densities of the banded steps, once with all steps banded and once with the
 first fifth dense. Every row is written to training_free_density.json as it comes, those that tell
 most first, and --resume goes on from that file. `python -m benchmarks.training_free_report` puts it

@@ -7,16 +7,16 @@ PYTHONPATH=src:. python -m benchmarks.training_free_report
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
+
+from benchmarks.quality.report import rebuilt as replaced
 
 from benchmarks import record
 
 PAGE = Path(__file__).parents[1] / "docs" / "calibration.md"
 FIGURE = PAGE.parent / "figures" / "calibration-density.png"
 ALT = "PSNR against dense attention by density, a line for each method"
-BEGIN, END = "<!-- results: generated -->", "<!-- results: end -->"
 NOTHING = "No results yet."
 OURS = ("calibrated", "calibrated_on_clips", "preset")
 """Drawn thick, and first."""
@@ -37,18 +37,8 @@ def read_results(folder: Path = record.RESULTS) -> Results | None:
 
 
 def rebuilt(page: str, results: Results | None) -> str:
-    """The page with the text between its marks made anew.
-
-    Raises:
-        ValueError: for a page without the marks.
-    """
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    if len(pattern.findall(page)) != 1:
-        raise ValueError(
-            f"page has no single block {BEGIN} ... {END}; put one where the text belongs"
-        )
-    block = f"{BEGIN}\n\n{NOTHING if results is None else results_text(results)}\n\n{END}"
-    return pattern.sub(lambda _: block, page)
+    """The page with the text between its marks made anew; ValueError for one without them."""
+    return replaced(page, {"results": NOTHING if results is None else results_text(results)})
 
 
 def results_text(results: Results) -> str:

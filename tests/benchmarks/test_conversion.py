@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from benchmarks.conversion import Amount, Benchmark, report
 from benchmarks.quality.variants import Size
+from benchmarks.training_free_model import TRAINED
 
 from freqformer.integrations.diffusers.converted.windows import WindowSettings
 
@@ -39,6 +40,9 @@ def test_it_stops_and_goes_on_until_all_is_measured(
         )
     assert all(row["held_out_loss"] > 0 and row["psnr"] > 0 for row in methods.values())
     assert json.loads(json.dumps(results)) == results
+    trained = json.loads((tmp_path / "dense" / "pipeline" / TRAINED).read_text())
+    assert trained["steps"] == 4
+    assert trained["loss"] > 0
     report(results)
     assert "stages_one_and_two" in capsys.readouterr().out
     again = Benchmark(tmp_path, TINY).run()
