@@ -31,6 +31,7 @@ from diffusers.models.transformers.transformer_hunyuan_video15 import (
 )
 from diffusers.models.transformers.transformer_minimax_h3 import MiniMaxH3Transformer3DModel
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import record
 from freqformer.config import Band, FreqFormerConfig, even_allocation
@@ -264,6 +265,22 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
     run()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated()
+
+
+def block_flops(case: Case) -> tuple[float, float]:
+    """FLOPs of a dense block's call, and those of its attention among the video's own tokens; on no
+    device."""
+    found = []
+    for layers in (1, 2):
+        with torch.device("meta"):
+            model = case.make(layers)
+        inputs = {name: x.to("meta") for name, x in case.inputs(case.grid).items()}
+        with FlopCounterMode(display=False) as counted, torch.no_grad():
+            model(**inputs, return_dict=False)
+        found.append(counted.get_total_flops())
+    width = family_of(model).layers(model)[0][1].heads * model.config["attention_head_dim"]
+    own = 4 * case.grid.num_tokens**2 * width
+    return float(found[1] - found[0]), float(own)
 
 
 def main() -> None:

@@ -72,21 +72,39 @@ def test_launches() -> None:
 def test_other_kernels() -> None:
     peers = result("peers")
     assert tables(peers) in (ROOT / PAGE).read_text(encoding="utf-8")
-    other = "FlashAttention-4 CuTe, block-sparse"
+    flash, flex = "FlashAttention-4 CuTe, block-sparse", "FlexAttention, FLASH"
 
-    def ours(percent: str, name: str) -> float:
-        """Our rate over the other's, at so much of the blocks."""
-        timed = peers["groups"][f"65,536 x 8, {percent}% of blocks"][name]
-        return 1 / timed[other]["times_reference_rate"]
+    def ours(other: str, name: str, *percents: str, tokens: str = "65,536") -> list[str]:
+        """Our rate over another's, at so much of the blocks each."""
+        groups = (peers["groups"][f"{tokens} x 8, {percent}% of blocks"] for percent in percents)
+        return [f"{1 / group[name][other]['times_reference_rate']:.2f}" for group in groups]
 
-    assert abs(ours("10", "forward") - 1) < 0.04
-    assert abs(ours("5", "forward") - 1) < 0.04
+    shares = ("10", "5", "100", "2.5")
+    tenth, twentieth, whole, least = ours(flash, "forward", *shares)
+    on_flash = ours(flex, "forward", *shares)
+    backward = [
+        *ours(flash, "backward", "10"),
+        *ours(flex, "backward", "10"),
+        *ours("cuDNN, block-sparse 128", "backward", "10"),
+    ]
+    short = {*ours(flash, "forward", "10", tokens="32,768")}
+    short |= {*ours(flex, "forward", "10", tokens="32,768")}
+    assert short == {"1.04"}
     check(
         f"FlashAttention-4's CuTe kernels ({peers['versions']['flash-attn-4']})",
-        f"at 5 and 10% of the blocks, ahead of it at 2.5% ({ours('2.5', 'forward'):.2f} times)",
-        f"behind it above ({ours('100', 'forward'):.2f} times with all blocks)",
-        f"Backward it is behind, {ours('10', 'backward'):.2f} times at 10%",
+        f"nvidia-cudnn-frontend {peers['versions']['nvidia-cudnn-frontend']}",
+        f"fastvideo-kernel {peers['versions']['fastvideo-kernel']}",
+        f"has {tenth} of the rate of FlashAttention-4 at 10% of the blocks, {twentieth} at 5%, "
+        f"{whole} with all blocks, and {least} at 2.5%",
+        f"on other lists, {', '.join(on_flash[:3])} and {on_flash[3]}. At 32,768",
+        f"block-sparse 64 by {ours('cuDNN, block-sparse 64', 'forward', '10')[0]} at 10%",
+        f"behind at 10%: {backward[0]} of FlashAttention-4's rate, {backward[1]} of "
+        f"FlexAttention's on it, {backward[2]} of cuDNN's 128",
     )
+    for group in peers["groups"].values():
+        for row, values in group["forward"].items():
+            if "FLASH" not in row and "FlashAttention" not in row and "lists" in group["works"]:
+                assert row == "ours, gluon" or values.get("times_reference_rate", 0) < 1
 
 
 def test_what_was_asked() -> None:
@@ -99,7 +117,7 @@ def test_what_was_asked() -> None:
     }
     gradients = peers["65,536 x 8, 10% of blocks"]["backward"]
     best = max(row.get("times_reference_rate", 0) for row in gradients.values())
-    assert gradients[other]["times_reference_rate"] == best
+    assert gradients["FlexAttention, FLASH"]["times_reference_rate"] == best
     unequal = [
         peers["queries of whole layers"][name]["default: ours, gluon"]["share_of_uniform_rate"]
         for name in ("forward", "backward")
@@ -136,7 +154,8 @@ def test_what_holds_it_back() -> None:
     kernels = result("counters")["kernels"]
     assert [x["problem"] for x in kernels[2:]] == [PROBLEMS[2], *["gradients, 10% of blocks"] * 2]
     for name, found in zip(names, (*kernels[:2], *kernels[3:]), strict=True):
-        assert found["busiest_pipeline"] == "Tensor"
+        # The shared one is that of tensor cores and FP64 units, and nothing here is FP64.
+        assert found["busiest_pipeline"] in ("Tensor", "Shared")
         (stall,) = found["stalls"]
         assert "barrier" in stall["waiting_for"]
         check(
@@ -194,30 +213,6 @@ def test_the_layer() -> None:
         f"two branches takes {soft:.1%} of a `FreqAttention`'s time",
         f"or {timed['added_share_of_layer']:.1%} by timestep only",
     )
-
-
-def test_blocks_of_models() -> None:
-    cases = result("plugin_blocks")["cases"]
-    shown = {
-        "dense": "dense, untouched",
-        "own": "the plug-in on, all heads dense",
-        "thirds": "a third of the heads in each band",
-        "preset-0.2": "preset, density 0.2",
-        "preset-0.1": "preset, density 0.1",
-        "tiles-128-0.2": "in tiles of 128, 0.2",
-    }
-    for row, name in shown.items():
-        cells = []
-        for case in ("wan-14b-720p", "wan-14b-20s"):
-            rows = cases[case]["rows"]
-            times = rows["dense"]["ms"] / rows[row]["ms"] if row in rows else 0
-            cells.append(f"{rows[row]['ms']:,.1f} | {times:.2f}" if times else "– | –")
-        check(f"| {name} | {' | '.join(cells)} |")
-    rows = cases["wan-14b-720p"]["rows"]
-    dense, steps = (rows[row]["peak_bytes"] / 1e9 for row in ("dense", "thirds-steps"))
-    check(f"{steps:.1f} GB for {dense:.1f}")
-    peaks = [values["peak_bytes"] for row, values in rows.items() if row != "thirds-steps"]
-    assert max(peaks) < 1.005 * rows["dense"]["peak_bytes"]
 
 
 def test_the_attention_launch() -> None:
@@ -355,11 +350,12 @@ def test_quality() -> None:
 
 def test_without_training() -> None:
     rows = result("training_free_density")["rows"]["0.2"]["0.1"]
-    published = max(rows[name]["psnr"] for name in ("vsa_selection", "threshold"))
+    patterns = ("vsa_selection", "threshold", "radial", "topk", "window")
+    published = max(rows[name]["psnr"] for name in patterns)
     check(
         f"keeps {rows['calibrated']['psnr']:.1f} dB of PSNR",
         f"90% less attention compute in all steps but the first fifth, which is dense; the "
-        f"plug-in's preset keeps {rows['preset']['psnr']:.1f}, the best published pattern of two "
+        f"plug-in's preset keeps {rows['preset']['psnr']:.1f}, the best published pattern of five "
         f"{published:.1f} (",
     )
 

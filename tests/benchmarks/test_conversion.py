@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from benchmarks.conversion import Amount, Benchmark, report
+from benchmarks.quality.report import rebuilt
 from benchmarks.quality.variants import Size
 from benchmarks.training_free_model import TRAINED
+from tests.support.pages import check_says
 
+from benchmarks import conversion_report
 from freqformer.integrations.diffusers.converted.windows import WindowSettings
 
 TINY = Amount(
@@ -47,3 +51,43 @@ def test_it_stops_and_goes_on_until_all_is_measured(
     assert "stages_one_and_two" in capsys.readouterr().out
     again = Benchmark(tmp_path, TINY).run()
     assert again == results
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict[str, Any]:
+    results = conversion_report.read_results()
+    assert results is not None
+    return results
+
+
+def test_the_page_is_that_of_the_committed_results(committed: dict[str, Any]) -> None:
+    page = conversion_report.PAGE.read_text(encoding="utf-8")
+    text = conversion_report.results_text(committed)
+    assert rebuilt(page, {"results": text}) == page
+    assert conversion_report.FIGURE.is_file()
+
+
+def test_what_is_written_by_hand_is_what_the_results_give(committed: dict[str, Any]) -> None:
+    dense, methods = committed["dense"], committed["methods"]
+    one, both = methods["stage_one"], methods["stages_one_and_two"]
+    scratch = methods["from_scratch"]
+
+    def more(row: dict[str, Any]) -> str:
+        return f"{row['held_out_loss'] / dense['held_out_loss'] - 1:.1%}"
+
+    assert one["within_1_percent"] is None
+    assert both["within_1_percent"] is None
+    check_says(
+        "docs/conversion.md",
+        f"come within {more(both)} of the dense model's held-out loss, and to {both['psnr']:.1f} "
+        f"dB of its videos, in {both['share_of_dense_training']:.0%} of the time",
+        f"is at {more(one)} and {one['psnr']:.1f} dB after {one['share_of_dense_training']:.0%}",
+        f"the second stage adds {both['psnr'] - one['psnr']:.1f} dB",
+        f"is {1 - scratch['held_out_loss'] / dense['held_out_loss']:.1%} better than the dense "
+        f"model after the same steps, in {scratch['share_of_dense_training']:.0%} of its time",
+    )
+
+
+def test_its_figure_is_drawn(committed: dict[str, Any], tmp_path: Path) -> None:
+    conversion_report.draw_figure(committed, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000

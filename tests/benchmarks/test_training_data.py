@@ -10,6 +10,7 @@ import pytest
 import torch
 from benchmarks.training_data import TINY, report, rows_of
 from benchmarks.training_data_busy import Waits, covered, write_noise_cache
+from tests.support.pages import check_says, result
 
 from freqformer.training.cache.clips import CachedClips
 from freqformer.training.cache.reading import LatentCache
@@ -58,3 +59,20 @@ def test_both_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(json.dumps(results)) == results
     report(results)
     assert "the VAE alone" in capsys.readouterr().out
+
+
+def test_what_the_page_says_was_measured() -> None:
+    found = result("training_data")
+    cache, busy = found["cache"], found["busy"]
+    shape = cache["frames_height_width"]
+    assert busy["tokens"] == [65536]
+    assert not any("freqformer" in place for place in busy["waits"])
+    check_says(
+        "docs/training.md",
+        f"clips of {shape[0]} frames of {shape[1]} × {shape[2]} by Wan's VAE",
+        f"at {cache['steady_of_vae']:.2f} of the rate of that VAE alone "
+        f"({cache['steady_clips_per_s']:.2f} and {cache['vae_clips_per_s']:.2f} clips a second, "
+        f"{cache['command_clips_per_s']:.2f} from start to end)",
+        f"a cache of {busy['clips']:,} clips",
+        f"busy for {busy['busy']:.1%} of a step of {1e3 * busy['median_step_s']:.0f} ms",
+    )
