@@ -82,7 +82,7 @@ def test_what_is_written_by_hand_is_what_the_results_give(committed: dict[str, A
         f"come within {more(both)} of the dense model's held-out loss, and to {both['psnr']:.1f} "
         f"dB of its videos, in {both['share_of_dense_training']:.0%} of the time",
         f"is at {more(one)} and {one['psnr']:.1f} dB after {one['share_of_dense_training']:.0%}",
-        f"the second stage adds {both['psnr'] - one['psnr']:.1f} dB",
+        f"The second stage adds {both['psnr'] - one['psnr']:.1f} dB",
         f"is {1 - scratch['held_out_loss'] / dense['held_out_loss']:.1%} better than the dense "
         f"model after the same steps, in {scratch['share_of_dense_training']:.0%} of its time",
     )
