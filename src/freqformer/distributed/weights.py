@@ -21,8 +21,9 @@ def shard_weights(model: Model, mesh: DeviceMesh, dtype: torch.dtype | None = No
     the others: that of one GPU, where each takes the mean loss of its own videos.
 
     Args:
-        model: alike on all ranks, on their device; changed in place. Its `_no_split_modules` name
-            the classes of its blocks, as in diffusers.
+        model: alike on all ranks, on the CPU or their device, to which it goes block by block;
+            changed in place. Its `_no_split_modules` name the classes of its blocks, as in
+            diffusers.
         mesh: from `make_mesh`.
         dtype: that weights are gathered and gradients computed in, such as bfloat16; gradients are
             added in float32, and routers keep float32. None keeps the weights' own.

@@ -263,8 +263,8 @@ class Trainer:
     def _save_finetuned(self) -> Path:
         from freqformer.training.finetuning.saving import finetuned_folder, save_finetuned
 
-        if self.accelerator.is_main_process:
-            save_finetuned(self.config, self.model, self.ema)
+        main = self.accelerator.is_main_process
+        save_finetuned(self.config, self.model, self.ema, main=main)
         self.accelerator.wait_for_everyone()
         return finetuned_folder(self.config)
 

@@ -47,6 +47,15 @@ class FineTuned(VelocityModel):
         self.offloaded: OffloadedBlocks | None = None
         self.attention: FrequencyAttentionHandle | None = None
 
+    keeps_dtypes = True
+    """Told to who shares the weights among ranks: frozen ones may be in half precision, with norms
+    and additions in float32, and are gathered as they are."""
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Classes of the blocks, by which weights are shared among ranks."""
+        return sorted({type(block).__name__ for block in _blocks(self.transformer)})
+
     @property
     def weights(self) -> TrainedWeights:
         """What is trained."""
@@ -157,10 +166,16 @@ def _last_blocks(transformer: Any, count: int) -> list[nn.Module]:
     Raises:
         ValueError: for more than it has.
     """
-    names = [name.rpartition(".")[0] for name, _ in family_of(transformer).layers(transformer)]
-    if count > len(names):
+    blocks = _blocks(transformer)
+    if count > len(blocks):
         raise ValueError(
-            f"pipeline.offload_blocks is {count} and the transformer has {len(names)} blocks; at"
+            f"pipeline.offload_blocks is {count} and the transformer has {len(blocks)} blocks; at"
             " most so many are allowed"
         )
-    return [transformer.get_submodule(name) for name in names[-count:]]
+    return blocks[-count:]
+
+
+def _blocks(transformer: Any) -> list[nn.Module]:
+    """Those of a transformer, in order."""
+    names = [name.rpartition(".")[0] for name, _ in family_of(transformer).layers(transformer)]
+    return [transformer.get_submodule(name) for name in names]
