@@ -21,6 +21,7 @@ from freqformer.training.config import (
 from freqformer.training.config_dict import build, sections
 from freqformer.training.data_config import DataConfig
 from freqformer.training.pipeline_config import Part
+from freqformer.training.sharding import StepShards
 
 OF_A_SESSION = ("stop_after_seconds",)
 """Fields of `ConversionRunConfig` that belong to one call, and not to the run."""
@@ -93,8 +94,8 @@ class ConversionRunConfig:
     """On what, and with how many clips at once, a conversion runs.
 
     Args:
-        batch_size: clips of a forward pass.
-        accumulation: forward passes of an optimizer step.
+        batch_size: clips of a process's forward pass.
+        accumulation: forward passes of a process in an optimizer step.
         precision: `bf16` holds the dense model in bfloat16, and what learns in float32.
         gradient_checkpointing: whether blocks are computed again in the backward of stages two and
             three.
@@ -202,6 +203,15 @@ class ConvertConfig:
                 f"run.batch_size is {self.run.batch_size} with recorded calls, which are asked as "
                 "they were made; 1 is allowed: raise run.accumulation"
             )
+
+    def shards(self, processes: int = 1, process: int = 0) -> StepShards:
+        """Which clips or calls of a step are a process's.
+
+        Args:
+            processes: of the run.
+            process: number of this one, from 0.
+        """
+        return StepShards(self.run.batch_size, self.run.accumulation, processes, process)
 
     @property
     def adapter(self) -> AdapterSettings:

@@ -29,6 +29,7 @@ from freqformer.training.cache.pipeline_index import find_index
 from freqformer.training.cache.reading import LatentCache
 from freqformer.training.finetuning.folder import PipelineFolder
 from freqformer.training.loader import ClipSource
+from freqformer.training.sharding import StepShards
 from freqformer.training.sources import clip_source, given_source
 
 logger = logging.getLogger(__name__)
@@ -144,12 +145,15 @@ def load_pair(config: ConvertConfig, device: torch.device, source: ClipSource) -
     return pair
 
 
-def load_called(config: ConvertConfig, device: torch.device) -> tuple[DiffusersPair, CallFeed]:
+def load_called(
+    config: ConvertConfig, device: torch.device, shards: StepShards
+) -> tuple[DiffusersPair, CallFeed]:
     """The dense model of the config's pipeline, and its recorded calls.
 
     Args:
         config: of the run, with calls.
         device: that computes.
+        shards: this process's calls of a step.
 
     Raises:
         ValueError: for models that are called otherwise, and calls of others.
@@ -163,7 +167,7 @@ def load_called(config: ConvertConfig, device: torch.device) -> tuple[DiffusersP
             "record calls of this pipeline"
         )
     transformer = load_transformer(config, kind, device)
-    feed = CallFeed(calls, config, device, transformer.dtype)
+    feed = CallFeed(calls, config, device, transformer.dtype, shards)
     return DiffusersPair(transformer, config.adapter), feed
 
 
@@ -254,10 +258,22 @@ def velocity_settings(folder: Path, index: CacheIndex) -> VelocitySettings:
 
 
 def clip_feed(
-    config: ConvertConfig, source: ClipSource, pair: Pair, device: torch.device
+    config: ConvertConfig,
+    source: ClipSource,
+    pair: Pair,
+    device: torch.device,
+    shards: StepShards,
 ) -> ClipFeed:
-    """What both models are asked about the clips of a source."""
+    """What both models are asked about the clips of a source.
+
+    Args:
+        config: of the run.
+        source: of the clips.
+        pair: that is asked.
+        device: that computes.
+        shards: this process's clips of a step.
+    """
     if isinstance(source, CachedClips):
         logger.info("converting on %d clips", len(source.cache.index.clips))
     levels = PipelineFolder(Path(config.pipeline)).levels(config.part)
-    return ClipFeed(source, config, device, pair.num_tokens, levels)
+    return ClipFeed(source, config, device, pair.num_tokens, levels, shards)
