@@ -90,7 +90,7 @@ def convert(
     same command goes on where it stopped. A model of diffusers gets an adapter, OUTPUT/adapter, and
     stays as it is; a model of this package becomes OUTPUT/pipeline.
 
-    Models that read more than a cache holds (HunyuanVideo 1.5, MiniMax-H3, LTX-2) learn from
+    Models that read more than a cache holds (LTX-2, CogVideoX, Wan VACE) learn from
     calls of their own pipeline, by --prompts.
 
     \b

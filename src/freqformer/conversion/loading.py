@@ -207,10 +207,10 @@ def _check_cache(config: ConvertConfig, folder: Path, kind: str) -> CacheIndex:
             f"pipeline has a {kind}, which takes latents, and data.cache is None; a cache is "
             f"allowed: freqformer cache videos/ --vae {folder / 'vae'} --text-encoder {folder}"
         )
-    if kind in VELOCITIES and VELOCITIES[kind].takes_sound:
+    if kind in VELOCITIES and VELOCITIES[kind].takes_sound and config.run.batch_size != 1:
         raise ValueError(
-            f"data.cache is {config.data.cache}, and a {kind} is told sound and its noise, which "
-            "conversion doesn't draw; recorded calls are allowed: record some, and give calls"
+            f"run.batch_size is {config.run.batch_size}, and a {kind} is asked about one clip at a "
+            "time, since nothing is padded; 1 is allowed: raise run.accumulation"
         )
     cache = LatentCache(Path(config.data.cache))
     PipelineFolder(folder).check_cache(cache)
@@ -248,12 +248,14 @@ def velocity_settings(folder: Path, index: CacheIndex) -> VelocitySettings:
         index: of the cache.
     """
     expands = bool(pipeline_index(folder).get("expand_timesteps", False))
+    shifts = PipelineFolder(folder).flow_shifts()
     return VelocitySettings(
         fps=float(index.recipe["fps"]),
         compression=index.compression,
         expand_timesteps=expands,
         guidance_scale=GUIDANCE_SCALE,
         conditions=index.conditions,
+        flow_shifts=shifts,
     )
 
 
