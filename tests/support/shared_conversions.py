@@ -7,13 +7,15 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tests.support.ranks import join
+from tests.support.shared_finetuning import held_bytes
 from tests.support.tiny_conversions import (
     make_dense_folder,
     make_wan_folder,
@@ -21,11 +23,15 @@ from tests.support.tiny_conversions import (
     velocity,
     wan,
 )
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from freqformer.conversion import ConvertConfig, convert
 from freqformer.conversion.calls import new_folder, recorded
 from freqformer.conversion.config import StagesConfig
+from freqformer.conversion.diffusers_pair import DiffusersPair
 from freqformer.training.config import CheckpointConfig, DataConfig
+from freqformer.training.parallel_config import ParallelConfig
 from freqformer.training.report import StepReport
 
 STEPS = 6
@@ -35,6 +41,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "clips": {},
     "calls": {"stages": StagesConfig(3, 3, falling=0.5, levels=2)},
     "dense": {},
+    "clips, shared": {},
+    "calls, shared": {"stages": StagesConfig(3, 3, falling=0.5, levels=2)},
     "one, then two": {},
     "two, then one": {},
 }
@@ -63,19 +71,43 @@ def config_of(folder: Path, name: str, ranks: int) -> ConvertConfig:
         checkpoint=CheckpointConfig(every_steps=1, keep=STEPS),
         **{"stages": StagesConfig(2, 2, 2, falling=0.5, levels=2), **RUNS[name]},
     )
-    if name == "calls":
+    if name.startswith("calls"):
         config = replace(config, calls=str(folder / "calls"), data=DataConfig())
     # A norm below what gradients have, so that all are clipped.
     optimizer = replace(config.optimizer, max_grad_norm=1e-3)
-    return replace(config, optimizer=optimizer, run=replace(config.run, accumulation=2 // ranks))
+    run = replace(config.run, accumulation=2 // ranks)
+    if name.endswith("shared"):
+        parallel = ParallelConfig(dp_shard=ranks)
+        run = replace(run, gradient_checkpointing=True, parallel=parallel)
+    return replace(config, optimizer=optimizer, run=run)
 
 
-def write_reports(folder: Path, names: Sequence[str], ranks: int) -> None:
+@contextmanager
+def shared_teachers() -> Iterator[list[nn.Module]]:
+    """The transformers whose weights are shared from here on."""
+    own, models = DiffusersPair.share_teacher, []
+
+    def share(self: DiffusersPair, mesh: DeviceMesh) -> None:
+        models.append(self._transformer)
+        own(self, mesh)
+
+    DiffusersPair.share_teacher = share
+    try:
+        yield models
+    finally:
+        DiffusersPair.share_teacher = own
+
+
+def write_reports(folder: Path, names: Sequence[str], rank: int, ranks: int) -> None:
     """Do runs; what each rank says of its steps and its result is written."""
     for name in names:
         reports: list[StepReport] = []
-        result = convert(config_of(folder, name, ranks), on_step=reports.append)
+        with shared_teachers() as models:
+            result = convert(config_of(folder, name, ranks), on_step=reports.append)
         assert result.is_dir()
+        for model in models:
+            held = json.dumps(held_bytes(model))
+            (folder / f"{name}-held-{rank}.json").write_text(held, encoding="utf-8")
         if reports:
             told = [[report.step, report.loss, report.gradient_norm] for report in reports]
             (folder / f"{name}-{ranks}.json").write_text(json.dumps(told), encoding="utf-8")
@@ -88,5 +120,5 @@ def go_on(folder: Path, before: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    folder, _, ranks = join()
-    write_reports(folder, sys.argv[4:], ranks)
+    folder, rank, ranks = join()
+    write_reports(folder, sys.argv[4:], rank, ranks)

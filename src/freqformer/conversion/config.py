@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
 from freqformer._validate import check_choice, check_flag, check_number, check_whole, shown
@@ -20,6 +20,7 @@ from freqformer.training.config import (
 )
 from freqformer.training.config_dict import build, sections
 from freqformer.training.data_config import DataConfig
+from freqformer.training.parallel_config import ParallelConfig
 from freqformer.training.pipeline_config import Part
 from freqformer.training.sharding import StepShards
 
@@ -105,6 +106,8 @@ class ConversionRunConfig:
         tracker: `wandb` or `trackio`, whose log is written beside TensorBoard's; None writes none.
         stop_after_seconds: seconds after which this call ends with a checkpoint; the same call goes
             on from there.
+        parallel: `dp_shard` processes share the weights of a dense model of diffusers; what learns
+            is whole on each.
     """
 
     batch_size: int = 1
@@ -116,10 +119,16 @@ class ConversionRunConfig:
     progress: bool = True
     tracker: Tracker | None = None
     stop_after_seconds: float | None = None
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
         self.whole(1)
         check_flag("progress", self.progress)
+        if self.parallel.cp > 1:
+            raise ValueError(
+                f"parallel.cp is {self.parallel.cp}; 1 is allowed, since processes of a conversion"
+                " don't share a clip: share the dense model's weights by parallel.dp_shard"
+            )
 
     def whole(self, max_steps: int) -> RunConfig:
         """The same for what runs of training share.
@@ -127,7 +136,8 @@ class ConversionRunConfig:
         Args:
             max_steps: of all stages.
         """
-        return RunConfig(max_steps=max_steps, **asdict(self))
+        own = {item.name: getattr(self, item.name) for item in fields(self)}
+        return RunConfig(max_steps=max_steps, **own)
 
 
 @dataclass(frozen=True)

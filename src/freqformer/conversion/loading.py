@@ -17,6 +17,7 @@ from freqformer.conversion.diffusers_pair import DiffusersPair
 from freqformer.conversion.feeds import ClipFeed
 from freqformer.conversion.own_pair import OwnPair
 from freqformer.conversion.pairs import Pair
+from freqformer.distributed import make_mesh
 from freqformer.integrations.diffusers.families import FAMILIES
 from freqformer.integrations.diffusers.velocity import VelocityModel, VelocitySettings
 from freqformer.integrations.diffusers.velocity.families import VELOCITIES
@@ -29,6 +30,7 @@ from freqformer.training.cache.pipeline_index import find_index
 from freqformer.training.cache.reading import LatentCache
 from freqformer.training.finetuning.folder import PipelineFolder
 from freqformer.training.loader import ClipSource
+from freqformer.training.parallel_config import ParallelConfig
 from freqformer.training.sharding import StepShards
 from freqformer.training.sources import clip_source, given_source
 
@@ -115,7 +117,8 @@ def load_transformer(config: ConvertConfig, kind: str, device: torch.device) -> 
     align_parameters(loaded)
     if config.run.gradient_checkpointing:
         loaded.enable_gradient_checkpointing()
-    return loaded.to(device)
+    # Weights that ranks share go to the device block by block.
+    return loaded.to(device) if config.run.parallel.dp_shard == 1 else loaded
 
 
 def load_pair(config: ConvertConfig, device: torch.device, source: ClipSource) -> Pair:
@@ -171,9 +174,33 @@ def load_called(
     return DiffusersPair(transformer, config.adapter), feed
 
 
+def share_teacher(pair: Pair, parallel: ParallelConfig, processes: int, kind: str) -> None:
+    """Let processes share the dense model's weights, where that is asked for.
+
+    Args:
+        pair: loaded alike in all of them.
+        parallel: degrees.
+        processes: of the run.
+        kind: of device, `cuda` or `cpu`.
+
+    Raises:
+        ValueError: for degrees that don't fit the number of processes.
+    """
+    if parallel.dp_shard > 1:
+        assert isinstance(pair, DiffusersPair)
+        copies = parallel.copies(processes)
+        pair.share_teacher(make_mesh(copies, parallel.dp_shard, device_type=kind))
+
+
 def _own_pair(
     config: ConvertConfig, folder: Path, device: torch.device, source: ClipSource, *, half: bool
 ) -> OwnPair:
+    if config.run.parallel.dp_shard > 1:
+        raise ValueError(
+            f"run.parallel.dp_shard is {config.run.parallel.dp_shard}, and pipeline {folder} holds"
+            " a model of this package; 1 is allowed, with a copy of the model in every process:"
+            " leave it out"
+        )
     if config.data.cache is not None:
         check_vae(config.data.cache, folder)
     pipeline = FreqFormerPipeline.from_pretrained(folder)

@@ -16,7 +16,10 @@ MAY_CHANGE = {
     "calls": None,
     "checkpoint": None,
     "data": ("path", "photographs", "cache", "workers", "cache_mib"),
-    "run": ("device", "progress", "tracker", "gradient_checkpointing", "accumulation"),
+    "run": (
+        *("device", "progress", "tracker", "gradient_checkpointing", "accumulation"),
+        "parallel",
+    ),
 }
 """Fields that change nothing but where and with what memory a run goes on; None is all of a
 section. Forward passes may be shared otherwise while a step has as many clips."""

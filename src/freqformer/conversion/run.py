@@ -16,6 +16,7 @@ from freqformer.conversion.loading import (
     load_called,
     load_pair,
     run_source,
+    share_teacher,
     transformer_kind,
 )
 from freqformer.conversion.pairs import Pair
@@ -79,11 +80,15 @@ def convert(
 
     def make(accelerator: Accelerator) -> tuple[Pair, Feed]:
         shards = config.shards(accelerator.num_processes, accelerator.process_index)
+        device, processes = accelerator.device, accelerator.num_processes
         if config.calls is not None:
-            return load_called(config, accelerator.device, shards)
-        source = run_source(config, clips)
-        pair = load_pair(config, accelerator.device, source)
-        return pair, clip_feed(config, source, pair, accelerator.device, shards)
+            pair, feed = load_called(config, device, shards)
+        else:
+            source = run_source(config, clips)
+            pair = load_pair(config, device, source)
+            feed = clip_feed(config, source, pair, device, shards)
+        share_teacher(pair, config.run.parallel, processes, device.type)
+        return pair, feed
 
     return run_conversion(config, make, on_step)
 
