@@ -36,10 +36,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_RUN = {
     "docs/index.md": 1,
     "docs/calibration.md": 1,
+    "docs/conversion.md": 1,
     "docs/distributed.md": 8,
     "docs/families.md": 2,
     "docs/quality.md": 1,
-    "docs/training.md": 2,
+    "docs/training.md": 3,
 }
 """Blocks that give a reason for not being run, by page."""
 FENCE = re.compile(

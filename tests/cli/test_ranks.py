@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 from tests.support.command_line import run
 from tests.support.ranks import ROOT
+from tests.support.tiny_conversions import make_wan_folder
 
 from freqformer.cli.ranks import is_main_rank, rank_device
+from freqformer.training.checkpoint import read_state
 
 SETTINGS = (
     *("model.num_layers=1", "model.num_attention_heads=2", "model.attention_head_dim=8"),
@@ -46,6 +48,24 @@ def test_train_and_sample_under_torchrun(tmp_path: Path) -> None:
     sheets = [np.asarray(Image.open(tmp_path / f"{name}.png"), int) for name in ("one", "two")]
     assert sheets[0].std() > 5
     assert np.abs(sheets[0] - sheets[1]).max() <= 1
+
+
+def test_convert_under_torchrun(tmp_path: Path) -> None:
+    """The first rank records, and all convert."""
+    make_wan_folder(tmp_path)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\nthe lighthouse\n", encoding="utf-8")
+    out = tmp_path / "out"
+    steps = ("--density", 0.5, "--layer-steps", 1, "--velocity-steps", 1)
+    settings = ("windows.tile=[1,2,2]", "windows.compression=128", "run.precision=fp32")
+    device = ("run.device=cpu", "run.progress=false")
+    small = [part for setting in (*settings, *device) for part in ("--set", setting)]
+    recorded = ("--prompts", prompts, "--frames", 5, "--size", 48, 64)
+    given = ("--pipeline", tmp_path / "wan", "-o", out, *recorded)
+    said = on_two_ranks("convert", *given, *steps, *small)
+    assert said.count(f"converted model: {out / 'adapter'}") == 1
+    assert len(list((out / "calls").glob("*.safetensors"))) == 16
+    assert read_state(out / "checkpoints" / "step-00000002")["clips_per_step"] == 2
 
 
 def test_the_first_rank_speaks(monkeypatch: pytest.MonkeyPatch) -> None:

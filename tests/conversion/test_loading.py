@@ -91,7 +91,7 @@ def test_other_transformers_are_refused(tmp_path: Path) -> None:
     assert transformer_kind(tmp_path, "transformer") == "WanTransformer3DModel"
 
 
-def test_a_modular_pipeline_is_converted_by_recorded_calls(folder: Path, tmp_path: Path) -> None:
+def test_a_modular_pipeline_is_asked_about_one_clip_at_a_time(folder: Path, tmp_path: Path) -> None:
     kind = "MiniMaxH3Transformer3DModel"
     parts = {"transformer": ["diffusers", kind, {"subfolder": "transformer"}]}
     index = tmp_path / "pipe" / "modular_model_index.json"
@@ -99,5 +99,6 @@ def test_a_modular_pipeline_is_converted_by_recorded_calls(folder: Path, tmp_pat
     index.write_text(json.dumps(parts), encoding="utf-8")
     assert transformer_kind(index.parent, "transformer") == kind
     config = tiny_conversion(folder, output=str(tmp_path / "out"))
-    with pytest.raises(ValueError, match=r"told sound and its noise.*recorded calls are allowed"):
-        convert(replace(config, pipeline=str(index.parent)))
+    two = replace(config, pipeline=str(index.parent), run=replace(config.run, batch_size=2))
+    with pytest.raises(ValueError, match=r"batch_size is 2.* one clip at a time.*accumulation"):
+        convert(two)

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 MANIFEST_NAME = "freqformer-manifest.json"
 FORMAT = "freqformer-manifest-1"
 SEAL = "seal"
-NEEDED = (".json", ".safetensors")
+NEEDED = (".json", ".safetensors", ".jinja", ".model", ".txt")
 """Endings of files that loading depends on; damage to others is told and does no harm."""
 _NAME = re.compile(r"(?!\.\.?(/|$))[^/\\:\0]+(/(?!\.\.?(/|$))[^/\\:\0]+)*")
 

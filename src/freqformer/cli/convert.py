@@ -90,7 +90,7 @@ def convert(
     same command goes on where it stopped. A model of diffusers gets an adapter, OUTPUT/adapter, and
     stays as it is; a model of this package becomes OUTPUT/pipeline.
 
-    Models that read more than a cache holds (HunyuanVideo 1.5, MiniMax-H3, LTX-2) learn from
+    Models that read more than a cache holds (LTX-2, CogVideoX, Wan VACE) learn from
     calls of their own pipeline, by --prompts.
 
     \b
@@ -100,6 +100,7 @@ def convert(
           --set run.gradient_checkpointing=true --stop-after 9m
       freqformer convert --pipeline hunyuan/ --prompts prompts.txt --frames 61 -o converted/
       freqformer convert videos/ --pipeline runs/dense/pipeline -o converted/ --full
+      torchrun --nproc-per-node 8 -m freqformer convert cache/ --pipeline wan/ -o converted/
     """
     values: dict[str, Any] = {} if config is None else read_config(config)
     for setting in settings or []:
@@ -165,20 +166,26 @@ def _data(values: dict[str, Any], data: str | None, prompts: Path | None) -> Non
 def _record(
     config: ConvertConfig, prompts: Path, frames: int | None, size: tuple[int, int] | None
 ) -> None:
-    """Record calls of the pipeline, as far as they aren't there."""
+    """Record calls of the pipeline, as far as they aren't there; under torchrun the first rank
+    does, and the others wait."""
     import torch
 
     from freqformer.cli.devices import chosen_device
-    from freqformer.conversion.recording import RecordConfig, read_prompts, record
+    from freqformer.cli.ranks import is_main_rank
+    from freqformer.conversion.recording import RecordConfig, await_calls, read_prompts, record
     from freqformer.generation.request import Request
 
+    told = read_prompts(prompts)
+    if not is_main_rank():
+        await_calls(Path(str(config.calls)), len(told))
+        return
     height, width = size or (None, None)
     request = Request("", frames, height, width, 0)
     device = chosen_device("cpu" if config.run.device == "cpu" else None)
     record(
         Path(config.pipeline),
         Path(str(config.calls)),
-        RecordConfig(read_prompts(prompts), request),
+        RecordConfig(told, request),
         dtype=torch.bfloat16 if config.run.precision == "bf16" else torch.float32,
         device=device,
         part=config.part,
@@ -188,10 +195,13 @@ def _record(
 
 def _convert(config: ConvertConfig) -> None:
     """Convert, and say what came of it and what to do next."""
+    from freqformer.cli.ranks import is_main_rank
     from freqformer.conversion import convert as run_conversion
 
     last: deque[StepReport] = deque(maxlen=1)
     result = run_conversion(config, on_step=last.append)
+    if not is_main_rank():
+        return
     if last and last[-1].progress < 1:
         typer.echo(f"{100 * last[-1].progress:.0f}% of the run is done: the same command goes on")
     typer.echo(f"converted model: {result}")

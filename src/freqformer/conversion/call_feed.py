@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from freqformer.conversion.calls import CallFolder
 from freqformer.conversion.config import ConvertConfig
 from freqformer.conversion.feeds import Question
 from freqformer.training.seeding import derive_generator, derive_seed
+from freqformer.training.sharding import StepShards
 
 
 class CallFeed:
@@ -24,16 +26,23 @@ class CallFeed:
         config: of the run.
         device: that computes.
         dtype: in which the transformer takes what is neither a timestep nor a number.
+        shards: this process's calls of a step; None where it asks them all.
     """
 
     def __init__(
-        self, calls: CallFolder, config: ConvertConfig, device: torch.device, dtype: torch.dtype
+        self,
+        calls: CallFolder,
+        config: ConvertConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        shards: StepShards | None = None,
     ) -> None:
         if not calls.calls:
             raise ValueError(f"{calls.folder} holds no calls; one at least is allowed: record some")
         self._calls, self._device, self._dtype = calls, device, dtype
         self._seed = config.run.seed
-        self.questions_per_step = config.run.accumulation
+        self._shards = config.shards() if shards is None else shards
+        self.questions_per_step = self._shards.clips_per_step
         self._order = lru_cache(maxsize=2)(self._permutation)
 
     def fingerprint(self) -> str:
@@ -52,10 +61,9 @@ class CallFeed:
         yield lambda step: [self._question(number) for number in self._numbers(step)]
 
     def _numbers(self, step: int) -> list[int]:
-        """The calls of a step."""
-        first = step * self.questions_per_step
+        """This process's calls of a step."""
         found = []
-        for index in range(first, first + self.questions_per_step):
+        for index in islice(self._shards.indices(step), self._shards.accumulation):
             epoch, place = divmod(index, len(self._calls.calls))
             found.append(int(self._order(epoch)[place]))
         return found

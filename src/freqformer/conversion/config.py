@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
 from freqformer._validate import check_choice, check_flag, check_number, check_whole, shown
@@ -20,7 +20,9 @@ from freqformer.training.config import (
 )
 from freqformer.training.config_dict import build, sections
 from freqformer.training.data_config import DataConfig
+from freqformer.training.parallel_config import ParallelConfig
 from freqformer.training.pipeline_config import Part
+from freqformer.training.sharding import StepShards
 
 OF_A_SESSION = ("stop_after_seconds",)
 """Fields of `ConversionRunConfig` that belong to one call, and not to the run."""
@@ -93,8 +95,8 @@ class ConversionRunConfig:
     """On what, and with how many clips at once, a conversion runs.
 
     Args:
-        batch_size: clips of a forward pass.
-        accumulation: forward passes of an optimizer step.
+        batch_size: clips of a process's forward pass.
+        accumulation: forward passes of a process in an optimizer step.
         precision: `bf16` holds the dense model in bfloat16, and what learns in float32.
         gradient_checkpointing: whether blocks are computed again in the backward of stages two and
             three.
@@ -104,6 +106,8 @@ class ConversionRunConfig:
         tracker: `wandb` or `trackio`, whose log is written beside TensorBoard's; None writes none.
         stop_after_seconds: seconds after which this call ends with a checkpoint; the same call goes
             on from there.
+        parallel: `dp_shard` processes share the weights of a dense model of diffusers; what learns
+            is whole on each.
     """
 
     batch_size: int = 1
@@ -115,10 +119,16 @@ class ConversionRunConfig:
     progress: bool = True
     tracker: Tracker | None = None
     stop_after_seconds: float | None = None
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
         self.whole(1)
         check_flag("progress", self.progress)
+        if self.parallel.cp > 1:
+            raise ValueError(
+                f"parallel.cp is {self.parallel.cp}; 1 is allowed, since processes of a conversion"
+                " don't share a clip: share the dense model's weights by parallel.dp_shard"
+            )
 
     def whole(self, max_steps: int) -> RunConfig:
         """The same for what runs of training share.
@@ -126,7 +136,8 @@ class ConversionRunConfig:
         Args:
             max_steps: of all stages.
         """
-        return RunConfig(max_steps=max_steps, **asdict(self))
+        own = {item.name: getattr(self, item.name) for item in fields(self)}
+        return RunConfig(max_steps=max_steps, **own)
 
 
 @dataclass(frozen=True)
@@ -202,6 +213,15 @@ class ConvertConfig:
                 f"run.batch_size is {self.run.batch_size} with recorded calls, which are asked as "
                 "they were made; 1 is allowed: raise run.accumulation"
             )
+
+    def shards(self, processes: int = 1, process: int = 0) -> StepShards:
+        """Which clips or calls of a step are a process's.
+
+        Args:
+            processes: of the run.
+            process: number of this one, from 0.
+        """
+        return StepShards(self.run.batch_size, self.run.accumulation, processes, process)
 
     @property
     def adapter(self) -> AdapterSettings:

@@ -20,6 +20,7 @@ from freqformer.conversion.pairs import Pair
 from freqformer.conversion.resuming import check_same_run
 from freqformer.conversion.schedule import Place, density_at, place_of
 from freqformer.conversion.stages import add_gradient, gradient_norm
+from freqformer.distributed.gradients import average_gradients
 from freqformer.training.averaged import averaged_weights
 from freqformer.training.checkpoint import (
     CheckpointError,
@@ -45,6 +46,7 @@ from freqformer.training.seeding import seed_everything
 from freqformer.training.state import capture_run, restore_run
 
 with needs("train"):
+    from accelerate.utils import broadcast_object_list
     from diffusers.training_utils import EMAModel
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ class Converter:
 
     Args:
         config: of the run.
-        accelerator: whose device computes, and whose log is written.
+        accelerator: whose device computes, and whose main process writes.
         pair: the dense model and the converted one, on that device.
         feed: what they are asked.
     """
@@ -70,6 +72,7 @@ class Converter:
         self, config: ConvertConfig, accelerator: Accelerator, pair: Pair, feed: Feed
     ) -> None:
         self.config, self.pair, self.feed = config, pair, feed
+        self.accelerator = accelerator
         self.folder = Path(config.output)
         self.device = accelerator.device
         run = config.run.whole(config.stages.total)
@@ -105,7 +108,8 @@ class Converter:
                     "go on, or choose an empty output folder"
                 )
             groups, state = load_checkpoint(newest)
-            check_same_run(newest, state, self.config, self.feed.fingerprint())
+            clips = self.feed.questions_per_step
+            check_same_run(newest, state, self.config, self.feed.fingerprint(), clips)
             restore_run(self.pair.trained, self.ema, self.optimizer, groups)
             self.ema.optimization_step = state["ema_steps"]
             self.step = self.saved_step = state["step"]
@@ -129,14 +133,14 @@ class Converter:
         """Do one optimizer step.
 
         Args:
-            questions: of a step, as the feed gives them.
+            questions: of this process in a step, as the feed gives them.
 
         Raises:
             TrainingError: where the loss or gradient of one of the last steps is not finite.
         """
         # All random numbers of a step follow from its number: a resumed run need not know the
         # earlier ones.
-        seed_everything(self.config.run.seed, "step", self.step)
+        seed_everything(self.config.run.seed, "step", self.step, self.accelerator.process_index)
         place, density = self.place, self.density
         settings = self.config.optimizer
         rate = settings.peak_rate * learning_rate_factor(
@@ -150,7 +154,8 @@ class Converter:
         losses = [
             add_gradient(self.pair, question, place.stage, 1 / len(asked)) for question in asked
         ]
-        loss = torch.stack(losses).mean()
+        loss: Any = self.accelerator.reduce(torch.stack(losses).mean(), "mean")
+        average_gradients(self.pair.trained, self.accelerator.num_processes)
         norm = gradient_norm(self.pair.trained, settings.max_grad_norm)
         self.optimizer.step()
         self.ema.step(self.pair.trained.parameters())
@@ -188,11 +193,17 @@ class Converter:
         sessions beside it."""
         # No checkpoint of weights that a step has spoiled.
         self.settle()
-        if self.step == self.saved_step:
-            return
+        if self.step != self.saved_step and self.accelerator.is_main_process:
+            self._write()
+        self.saved_step = self.step
+        self.accelerator.wait_for_everyone()
+
+    def _write(self) -> None:
+        """Write a checkpoint of this step, and what lies beside it."""
         sessions = self._all_sessions()
         state = {
             "config": self.config.to_record(),
+            "clips_per_step": self.feed.questions_per_step,
             "data": self.feed.fingerprint(),
             "ema_steps": self.ema.optimization_step,
             "sessions": [asdict(one) for one in sessions],
@@ -204,10 +215,13 @@ class Converter:
         save_checkpoint(self._checkpoints, self.step, groups, state, keep=keep)
         write_sessions(self.folder, sessions)
         write_json(self.folder / CONVERT_FILE, self.config.to_record())
-        self.saved_step = self.step
 
     def save_result(self) -> Path:
-        """Write the converted model with averaged weights; returns its folder."""
+        """Write the converted model with averaged weights; returns its folder, on every process."""
+        written = [self._write_result()] if self.accelerator.is_main_process else [""]
+        return Path(broadcast_object_list(written)[0])
+
+    def _write_result(self) -> str:
         self.pair.set_density(self.config.windows.density)
         history = {
             "config": self.config.to_record(),
@@ -215,7 +229,7 @@ class Converter:
             "sessions": [asdict(one) for one in self._all_sessions()],
         }
         with averaged_weights(self.pair.trained, self.ema):
-            return self.pair.save(self.folder, history)
+            return str(self.pair.save(self.folder, history))
 
     def _all_sessions(self) -> list[Session]:
         if not self.reports:

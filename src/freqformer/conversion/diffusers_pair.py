@@ -3,6 +3,7 @@ over the same weights."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -12,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from freqformer.conversion.pairs import Ask, Learn
+from freqformer.distributed.weights import shard_weights
 from freqformer.grid import Grid
 from freqformer.integrations.diffusers.building import make_session
 from freqformer.integrations.diffusers.calls import Call
@@ -23,9 +26,10 @@ from freqformer.integrations.diffusers.converted.windows import (
     WindowBands,
     window_config,
 )
-from freqformer.integrations.diffusers.families import family_of
+from freqformer.integrations.diffusers.families import blocks_of, family_of
 from freqformer.integrations.diffusers.ulysses import class_name
 from freqformer.integrations.diffusers.velocity import VelocityModel
+from freqformer.routing.origin import origin_of
 
 
 class DiffusersPair:
@@ -51,9 +55,25 @@ class DiffusersPair:
         self._session = make_session(transformer, self._bands, learned=self.trained)
         self.trained.to(next(transformer.parameters()).device)
         self.layer_count = len(self._layers)
+        self._kind = class_name(transformer)
+        # Read now: ranks that share the weights have none that is whole.
+        self._origin = origin_of(list(self._layers.values()))
         self._call: Call | None = None
         """Of the dense model's forward pass in progress."""
         self._comparing = False
+
+    def share_teacher(self, mesh: DeviceMesh) -> None:
+        """Let ranks share the transformer's weights by FSDP2, which is on the CPU or their device;
+        what learns stays whole on each, and goes to their device.
+
+        Args:
+            mesh: from `make_mesh`.
+        """
+        blocks = {type(block).__name__ for block in blocks_of(self._transformer)}
+        shard_weights(self._transformer, mesh, blocks=blocks)
+        # The model's output is one, and losses change it in no place.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+        self.trained.to(next(self._transformer.parameters()).device)
 
     def computing(self) -> AbstractContextManager[Any]:
         """The transformer computes in its own dtype."""
@@ -115,8 +135,9 @@ class DiffusersPair:
 
     def adapter(self, history: Mapping[str, Any] | None = None) -> Adapter:
         """What is learned so far."""
-        name = class_name(self._transformer)
-        return Adapter.of(name, self._layers, self.trained, self._settings, history)
+        return Adapter.of(
+            self._kind, self._layers, self.trained, self._settings, history, self._origin
+        )
 
     def save(self, output: Path, history: Mapping[str, Any]) -> Path:
         """See `Pair`; the result is an adapter."""

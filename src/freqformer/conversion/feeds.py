@@ -43,7 +43,7 @@ class Feed(Protocol):
     """An endless sequence of questions; what a step asks depends on its number alone."""
 
     questions_per_step: int
-    """Samples of all questions of a step."""
+    """Samples of all questions of a step, those of all processes."""
 
     def fingerprint(self) -> str:
         """A text that differs where the sequence differs."""
@@ -54,8 +54,8 @@ class Feed(Protocol):
         ...
 
     def open(self, step: int) -> Any:
-        """A context that gives a function from a step's number to its questions, called for this
-        step and those after it, in order."""
+        """A context that gives a function from a step's number to this process's questions, called
+        for this step and those after it, in order."""
         ...
 
 
@@ -68,6 +68,7 @@ class ClipFeed:
         device: that computes.
         num_tokens: tokens of clips of this shape.
         levels: noise levels that are asked about, from 0 to 1.
+        shards: this process's clips of a step; None where it asks about them all.
     """
 
     def __init__(
@@ -77,12 +78,12 @@ class ClipFeed:
         device: torch.device,
         num_tokens: Callable[[Any], int],
         levels: tuple[float, float] = ALL_LEVELS,
+        shards: StepShards | None = None,
     ) -> None:
-        run = config.run
         self._levels = levels
         self._source, self._config, self._device = source, config, device
         self._num_tokens = num_tokens
-        self._shards = StepShards(run.batch_size, run.accumulation, 1, 0)
+        self._shards = config.shards() if shards is None else shards
         self.questions_per_step = self._shards.clips_per_step
 
     def fingerprint(self) -> str:
@@ -91,7 +92,8 @@ class ClipFeed:
 
     def describe(self, step: int) -> str:
         """See `Feed`."""
-        indices = islice(self._shards.indices(step), self.questions_per_step)
+        own = self._shards.batch_size * self._shards.accumulation
+        indices = islice(self._shards.indices(step), own)
         names = [name for index in indices if (name := self._source.describe(index)) is not None]
         return f", of the clips {', '.join(names[:NAMED])}" if names else ""
 

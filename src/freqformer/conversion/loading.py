@@ -17,6 +17,7 @@ from freqformer.conversion.diffusers_pair import DiffusersPair
 from freqformer.conversion.feeds import ClipFeed
 from freqformer.conversion.own_pair import OwnPair
 from freqformer.conversion.pairs import Pair
+from freqformer.distributed import make_mesh
 from freqformer.integrations.diffusers.families import FAMILIES
 from freqformer.integrations.diffusers.velocity import VelocityModel, VelocitySettings
 from freqformer.integrations.diffusers.velocity.families import VELOCITIES
@@ -29,6 +30,8 @@ from freqformer.training.cache.pipeline_index import find_index
 from freqformer.training.cache.reading import LatentCache
 from freqformer.training.finetuning.folder import PipelineFolder
 from freqformer.training.loader import ClipSource
+from freqformer.training.parallel_config import ParallelConfig
+from freqformer.training.sharding import StepShards
 from freqformer.training.sources import clip_source, given_source
 
 logger = logging.getLogger(__name__)
@@ -114,7 +117,8 @@ def load_transformer(config: ConvertConfig, kind: str, device: torch.device) -> 
     align_parameters(loaded)
     if config.run.gradient_checkpointing:
         loaded.enable_gradient_checkpointing()
-    return loaded.to(device)
+    # Weights that ranks share go to the device block by block.
+    return loaded.to(device) if config.run.parallel.dp_shard == 1 else loaded
 
 
 def load_pair(config: ConvertConfig, device: torch.device, source: ClipSource) -> Pair:
@@ -144,12 +148,15 @@ def load_pair(config: ConvertConfig, device: torch.device, source: ClipSource) -
     return pair
 
 
-def load_called(config: ConvertConfig, device: torch.device) -> tuple[DiffusersPair, CallFeed]:
+def load_called(
+    config: ConvertConfig, device: torch.device, shards: StepShards
+) -> tuple[DiffusersPair, CallFeed]:
     """The dense model of the config's pipeline, and its recorded calls.
 
     Args:
         config: of the run, with calls.
         device: that computes.
+        shards: this process's calls of a step.
 
     Raises:
         ValueError: for models that are called otherwise, and calls of others.
@@ -163,13 +170,37 @@ def load_called(config: ConvertConfig, device: torch.device) -> tuple[DiffusersP
             "record calls of this pipeline"
         )
     transformer = load_transformer(config, kind, device)
-    feed = CallFeed(calls, config, device, transformer.dtype)
+    feed = CallFeed(calls, config, device, transformer.dtype, shards)
     return DiffusersPair(transformer, config.adapter), feed
+
+
+def share_teacher(pair: Pair, parallel: ParallelConfig, processes: int, kind: str) -> None:
+    """Let processes share the dense model's weights, where that is asked for.
+
+    Args:
+        pair: loaded alike in all of them.
+        parallel: degrees.
+        processes: of the run.
+        kind: of device, `cuda` or `cpu`.
+
+    Raises:
+        ValueError: for degrees that don't fit the number of processes.
+    """
+    if parallel.dp_shard > 1:
+        assert isinstance(pair, DiffusersPair)
+        copies = parallel.copies(processes)
+        pair.share_teacher(make_mesh(copies, parallel.dp_shard, device_type=kind))
 
 
 def _own_pair(
     config: ConvertConfig, folder: Path, device: torch.device, source: ClipSource, *, half: bool
 ) -> OwnPair:
+    if config.run.parallel.dp_shard > 1:
+        raise ValueError(
+            f"run.parallel.dp_shard is {config.run.parallel.dp_shard}, and pipeline {folder} holds"
+            " a model of this package; 1 is allowed, with a copy of the model in every process:"
+            " leave it out"
+        )
     if config.data.cache is not None:
         check_vae(config.data.cache, folder)
     pipeline = FreqFormerPipeline.from_pretrained(folder)
@@ -203,10 +234,10 @@ def _check_cache(config: ConvertConfig, folder: Path, kind: str) -> CacheIndex:
             f"pipeline has a {kind}, which takes latents, and data.cache is None; a cache is "
             f"allowed: freqformer cache videos/ --vae {folder / 'vae'} --text-encoder {folder}"
         )
-    if kind in VELOCITIES and VELOCITIES[kind].takes_sound:
+    if kind in VELOCITIES and VELOCITIES[kind].takes_sound and config.run.batch_size != 1:
         raise ValueError(
-            f"data.cache is {config.data.cache}, and a {kind} is told sound and its noise, which "
-            "conversion doesn't draw; recorded calls are allowed: record some, and give calls"
+            f"run.batch_size is {config.run.batch_size}, and a {kind} is asked about one clip at a "
+            "time, since nothing is padded; 1 is allowed: raise run.accumulation"
         )
     cache = LatentCache(Path(config.data.cache))
     PipelineFolder(folder).check_cache(cache)
@@ -244,20 +275,34 @@ def velocity_settings(folder: Path, index: CacheIndex) -> VelocitySettings:
         index: of the cache.
     """
     expands = bool(pipeline_index(folder).get("expand_timesteps", False))
+    shifts = PipelineFolder(folder).flow_shifts()
     return VelocitySettings(
         fps=float(index.recipe["fps"]),
         compression=index.compression,
         expand_timesteps=expands,
         guidance_scale=GUIDANCE_SCALE,
         conditions=index.conditions,
+        flow_shifts=shifts,
     )
 
 
 def clip_feed(
-    config: ConvertConfig, source: ClipSource, pair: Pair, device: torch.device
+    config: ConvertConfig,
+    source: ClipSource,
+    pair: Pair,
+    device: torch.device,
+    shards: StepShards,
 ) -> ClipFeed:
-    """What both models are asked about the clips of a source."""
+    """What both models are asked about the clips of a source.
+
+    Args:
+        config: of the run.
+        source: of the clips.
+        pair: that is asked.
+        device: that computes.
+        shards: this process's clips of a step.
+    """
     if isinstance(source, CachedClips):
         logger.info("converting on %d clips", len(source.cache.index.clips))
     levels = PipelineFolder(Path(config.pipeline)).levels(config.part)
-    return ClipFeed(source, config, device, pair.num_tokens, levels)
+    return ClipFeed(source, config, device, pair.num_tokens, levels, shards)

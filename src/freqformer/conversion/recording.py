@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import torch
 
 from freqformer._progress import progress_bar
 from freqformer._validate import check_whole
-from freqformer.conversion.calls import CallFolder, new_folder, recorded
+from freqformer.conversion.calls import CALLS_FILE, CallFolder, new_folder, recorded
 from freqformer.generation.loading import load_pipeline
 from freqformer.generation.request import Request, make
 from freqformer.integrations.diffusers.families import transformers_of
 
 logger = logging.getLogger(__name__)
+
+PAUSE = 1.0
+"""Seconds between two looks at what another process records."""
 
 
 @dataclass(frozen=True)
@@ -95,3 +99,17 @@ def record(
             calls.add_video(kept, asked.prompt)
             bar.update(completed=number + 1)
     return calls
+
+
+def await_calls(folder: Path, videos: int) -> None:
+    """Wait until another process has recorded so many videos.
+
+    Args:
+        folder: of the calls, which both processes see; it may not be there yet.
+        videos: at least.
+
+    Raises:
+        FileError: for a folder that is damaged.
+    """
+    while not (folder / CALLS_FILE).is_file() or CallFolder.read(folder).videos < videos:
+        time.sleep(PAUSE)

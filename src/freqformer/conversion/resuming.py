@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ MAY_CHANGE = {
     "calls": None,
     "checkpoint": None,
     "data": ("path", "photographs", "cache", "workers", "cache_mib"),
-    "run": ("device", "progress", "tracker", "gradient_checkpointing"),
+    "run": (
+        *("device", "progress", "tracker", "gradient_checkpointing", "accumulation"),
+        "parallel",
+    ),
 }
 """Fields that change nothing but where and with what memory a run goes on; None is all of a
-section."""
+section. Forward passes may be shared otherwise while a step has as many clips."""
 STATE = {
     "config": dict,
     "data": str,
@@ -29,7 +33,9 @@ STATE = {
 """What a checkpoint's state must hold, and of which kind."""
 
 
-def check_same_run(path: Path, state: dict[str, Any], config: ConvertConfig, data: str) -> None:
+def check_same_run(
+    path: Path, state: dict[str, Any], config: ConvertConfig, data: str, clips: int
+) -> None:
     """Refuse a checkpoint of another run.
 
     Args:
@@ -37,6 +43,7 @@ def check_same_run(path: Path, state: dict[str, Any], config: ConvertConfig, dat
         state: of the checkpoint.
         config: of the run that goes on.
         data: fingerprint of what it asks.
+        clips: of a step, by all processes.
 
     Raises:
         CheckpointError: for a state that no conversion wrote, for fields that differ, with both
@@ -49,6 +56,8 @@ def check_same_run(path: Path, state: dict[str, Any], config: ConvertConfig, dat
             "remove it, or choose an empty output folder"
         )
     then, now = (_fixed(values) for values in (state["config"], config.to_record()))
+    then["clips_per_step"] = state.get("clips_per_step", _clips_of_one(state["config"]))
+    now["clips_per_step"] = clips
     changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
     if changed:
         told = [f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in changed]
@@ -61,6 +70,14 @@ def check_same_run(path: Path, state: dict[str, Any], config: ConvertConfig, dat
             f"{path} was made on other clips; the same are allowed: give the cache or the videos "
             "that the run began with, or choose an empty output folder"
         )
+
+
+def _clips_of_one(config: dict[str, Any]) -> Any:
+    """Clips of a step of versions that ran in one process and didn't note them."""
+    run = config.get("run")
+    counts = [run.get(name) for name in ("batch_size", "accumulation")] if run else []
+    whole = [count for count in counts if isinstance(count, int)]
+    return math.prod(whole) if len(whole) == 2 else None
 
 
 def _fixed(config: dict[str, Any]) -> dict[str, Any]:

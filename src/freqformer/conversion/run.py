@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from freqformer._files import output_folder
 from freqformer._interrupt import StopRequest, between_steps
 from freqformer.conversion.config import ConvertConfig
 from freqformer.conversion.converter import CONVERT_FILE, Converter
@@ -17,12 +16,14 @@ from freqformer.conversion.loading import (
     load_called,
     load_pair,
     run_source,
+    share_teacher,
     transformer_kind,
 )
 from freqformer.conversion.pairs import Pair
 from freqformer.training.accelerator import run_accelerator
-from freqformer.training.checkpoint import CheckpointError
+from freqformer.training.config import RunConfig
 from freqformer.training.loader import ClipSource
+from freqformer.training.processes import any_process, only_run
 from freqformer.training.progress import ShownProgress, progress_shown
 from freqformer.training.provenance import SESSIONS_FILE
 from freqformer.training.report import StepReport
@@ -53,13 +54,15 @@ def convert(
     `enable_frequency_attention(pipe, adapter=...)`; `pipeline/` for this package's own, for
     `FreqFormerPipeline.from_pretrained`.
 
-    Ctrl-C and SIGTERM end a session after the step that is being done, with all of that.
+    Ctrl-C and SIGTERM end a session after the step that is being done, with all of that. Under
+    torchrun or `accelerate launch` each process asks about clips or calls of its own, and gradients
+    are averaged: a step is that of one process with as many times the accumulation.
 
     Args:
         config: the run.
         clips: in place of those of `config.data`, as in `freqformer.training.loop.train`; for a
             model of pixels.
-        on_step: called after every step.
+        on_step: called after every step, by the main process.
 
     Returns: the folder of the result.
 
@@ -76,11 +79,16 @@ def convert(
     )  # refuses other folders before anything is written
 
     def make(accelerator: Accelerator) -> tuple[Pair, Feed]:
+        shards = config.shards(accelerator.num_processes, accelerator.process_index)
+        device, processes = accelerator.device, accelerator.num_processes
         if config.calls is not None:
-            return load_called(config, accelerator.device)
-        source = run_source(config, clips)
-        pair = load_pair(config, accelerator.device, source)
-        return pair, clip_feed(config, source, pair, accelerator.device)
+            pair, feed = load_called(config, device, shards)
+        else:
+            source = run_source(config, clips)
+            pair = load_pair(config, device, source)
+            feed = clip_feed(config, source, pair, device, shards)
+        share_teacher(pair, config.run.parallel, processes, device.type)
+        return pair, feed
 
     return run_conversion(config, make, on_step)
 
@@ -95,14 +103,14 @@ def run_conversion(
     Args:
         config: of the run.
         make: both, on the accelerator's device.
-        on_step: called after every step.
+        on_step: called after every step, by the main process.
     """
     run = config.run.whole(config.stages.total)
     check_tracker(run.tracker)
     with (
         run_accelerator(config.output, run) as accelerator,
-        _only_run(config, accelerator),
-        progress_shown(run, accelerator.device, enabled=run.progress) as progress,
+        only_run(Path(config.output), accelerator, "convert", (SESSIONS_FILE, CONVERT_FILE)),
+        _progress(run, accelerator) as progress,
     ):
         seed_everything(config.run.seed, "model")
         converter = Converter(config, accelerator, *make(accelerator))
@@ -115,8 +123,9 @@ def _converted(converter: Converter, progress: ShownProgress, on_step: OnStep | 
     """Convert from where the run is, and save it."""
     with between_steps("finishing the step") as stop:
         _steps(converter, stop, progress, on_step)
+        stopped = any_process(converter.accelerator, stop.asked)
         converter.save()
-        result = converter.save_result() if converter.step or not stop.asked else None
+        result = converter.save_result() if converter.step or not stopped else None
     if stop.asked:
         raise stop.interrupted(_what_is_kept(converter))
     assert result is not None
@@ -128,12 +137,13 @@ def _steps(
 ) -> None:
     """Convert until the run or its session is over, or a signal came."""
     total, every = converter.config.stages.total, converter.config.checkpoint.every_steps
+    accelerator = converter.accelerator
     with converter.feed.open(converter.step) as questions:
         progress.begin(converter.clock.seconds)
-        while converter.step < total and not stop.asked:
+        while converter.step < total and not any_process(accelerator, stop.asked):
             report = converter.advance(questions)
             progress.show(report)
-            if on_step is not None:
+            if on_step is not None and accelerator.is_main_process:
                 on_step(report)
             if converter.step % every == 0:
                 converter.save()
@@ -141,19 +151,9 @@ def _steps(
                 break
 
 
-@contextmanager
-def _only_run(config: ConvertConfig, accelerator: Accelerator) -> Iterator[None]:
-    """Keep other runs out of the output folder, and other processes out of this one."""
-    if accelerator.num_processes > 1:
-        raise ValueError(
-            f"{accelerator.num_processes} processes were started, and a conversion runs in one; "
-            "start it without torchrun or accelerate launch"
-        )
-    kept = (SESSIONS_FILE, CONVERT_FILE)
-    with output_folder(
-        Path(config.output), "convert", kept, earlier=("checkpoints",), error=CheckpointError
-    ):
-        yield
+def _progress(run: RunConfig, accelerator: Accelerator) -> Any:
+    enabled = run.progress and accelerator.is_main_process
+    return progress_shown(run, accelerator.device, enabled=enabled)
 
 
 def _what_is_kept(converter: Converter) -> str:

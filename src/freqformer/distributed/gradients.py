@@ -11,6 +11,30 @@ from freqformer.distributed.context import ContextParallel
 
 
 @torch.no_grad()
+def average_gradients(model: nn.Module, ranks: int) -> None:
+    """Give every rank the mean of all ranks' gradients, without a wait of the host.
+
+    Args:
+        model: whose weights are alike on all ranks of the process group. Trained ones without
+            gradient count as zero, and get one.
+        ranks: of the process group; with 1 nothing is done.
+    """
+    if ranks == 1:
+        return
+    started = []
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        parameter.grad.div_(ranks)
+        started.append(dist.all_reduce(parameter.grad, async_op=True))
+    for one in started:
+        if one is not None:
+            one.wait()
+
+
+@torch.no_grad()
 def sum_gradients(model: nn.Module, mesh: DeviceMesh) -> None:
     """Add the gradients of the ranks that share a video, so that each has that of one process.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 import torch
@@ -14,18 +15,25 @@ from freqformer.distributed.mesh import CP, DP_REPLICATE, DP_SHARD
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def shard_weights(model: Model, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> Model:
+def shard_weights(
+    model: Model,
+    mesh: DeviceMesh,
+    dtype: torch.dtype | None = None,
+    blocks: Collection[str] | None = None,
+) -> Model:
     """Shard a model's weights over `dp_shard` and `cp`, block by block; `dp_replicate` copies them.
 
     After a backward every gradient is summed over the ranks that share a video and averaged over
     the others: that of one GPU, where each takes the mean loss of its own videos.
 
     Args:
-        model: alike on all ranks, on their device; changed in place. Its `_no_split_modules` name
-            the classes of its blocks, as in diffusers.
+        model: alike on all ranks, on the CPU or their device, to which it goes block by block;
+            changed in place. Its `_no_split_modules` name the classes of its blocks, as in
+            diffusers.
         mesh: from `make_mesh`.
         dtype: that weights are gathered and gradients computed in, such as bfloat16; gradients are
             added in float32, and routers keep float32. None keeps the weights' own.
+        blocks: names of the classes of its blocks, where `_no_split_modules` has others.
 
     Returns: the model. Its parameters are DTensors; make the optimizer from them.
 
@@ -47,7 +55,8 @@ def shard_weights(model: Model, mesh: DeviceMesh, dtype: torch.dtype | None = No
     )
     whole = MixedPrecisionPolicy(cast_forward_inputs=False)
     over = _shards(mesh)
-    blocks = set(getattr(model, "_no_split_modules", None) or ())
+    if blocks is None:
+        blocks = set(getattr(model, "_no_split_modules", None) or ())
     for module in list(model.modules()):
         if type(module).__name__ not in blocks:
             continue

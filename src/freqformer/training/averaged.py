@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from freqformer._files import writing_folder
 from freqformer._optional import needs
@@ -50,6 +51,23 @@ def averaged_weights(model: Any, ema: EMAModel) -> Iterator[None]:
 def _fill(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value.to(parameter.device))
+
+
+def gathered_average(model: Any, ema: EMAModel, *, keep: bool) -> dict[str, Tensor]:
+    """The averaged weights by name, whole and on the CPU. All ranks that share them call it.
+
+    Args:
+        model: in training, or its `TrainedWeights`.
+        ema: the average of its weights.
+        keep: whether this process is given them; without it the dict is empty.
+    """
+    names = (name for name, _ in model.named_parameters())
+    averaged = {}
+    for name, shadow in zip(names, ema.shadow_params, strict=True):
+        whole = shadow.full_tensor() if isinstance(shadow, DTensor) else shadow
+        if keep:
+            averaged[name] = whole.cpu()
+    return averaged
 
 
 WITHOUT_MANIFEST = ("model_index.json", "transformer/*", "scheduler/*")

@@ -328,18 +328,25 @@ class TrainConfig:
     def _check_pipeline(self) -> None:
         if self.pipeline.folder is None:
             return
-        given = {
-            "model": self.model,
-            "run.init_from": self.run.init_from,
-            "run.parallel": None if self.run.parallel == ParallelConfig() else self.run.parallel,
-        }
-        for name, value in given.items():
+        for name, value in {"model": self.model, "run.init_from": self.run.init_from}.items():
             if value:
                 raise ValueError(
                     f"{name} is {shown(value)}, and pipeline.folder {self.pipeline.folder!r}; one"
-                    " of the two is allowed: the pipeline says the model, and every process holds"
-                    " all of it"
+                    " of the two is allowed: the pipeline says the model"
                 )
+        if self.run.parallel.cp > 1:
+            raise ValueError(
+                f"run.parallel.cp is {self.run.parallel.cp}, and pipeline.folder"
+                f" {self.pipeline.folder!r}; 1 is allowed, since ranks don't share a clip of a"
+                " pipeline: share its weights by run.parallel.dp_shard"
+            )
+        if self.pipeline.offload_blocks and self.run.parallel.dp_shard > 1:
+            raise ValueError(
+                f"pipeline.offload_blocks is {self.pipeline.offload_blocks} and"
+                f" run.parallel.dp_shard {self.run.parallel.dp_shard}; 0 is allowed with weights"
+                " that ranks share: leave offload_blocks out, or let every rank hold all weights"
+                " (dp_shard 1)"
+            )
         if self.pipeline.offload_blocks and (
             self.run.compile or not self.run.gradient_checkpointing
         ):

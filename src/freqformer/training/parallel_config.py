@@ -15,7 +15,8 @@ class ParallelConfig:
     weights and take clips of their own.
 
     Args:
-        cp: processes that share one clip's tokens; at most the model's heads.
+        cp: processes that share one clip's tokens; at most the model's heads, and 1 for a pipeline
+            of diffusers.
         dp_shard: processes that share the weights of those with other clips, by FSDP2; where `cp`
             is above 1, weights are shared over both. 1 and 1 hold all weights on every process.
     """

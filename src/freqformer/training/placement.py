@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from freqformer.distributed import make_mesh, parallelize
 from freqformer.distributed.mesh import DP_REPLICATE, DP_SHARD
 from freqformer.distributed.weights import shard_weights
-from freqformer.training.averaged import write_averaged, write_pipeline
+from freqformer.training.averaged import gathered_average, write_averaged, write_pipeline
 from freqformer.training.checkpoint import (
     is_sharded,
     load_checkpoint,
@@ -113,6 +112,7 @@ class Sharded:
             parallel.cp,
             device_type=accelerator.device.type,
         )
+        self._shares_clips = parallel.cp > 1
         self.data_ranks = accelerator.num_processes // parallel.cp
         self.data_rank = self._mesh.get_local_rank(
             DP_REPLICATE
@@ -122,7 +122,11 @@ class Sharded:
     def place(self, model: nn.Module, settings: OptimizerConfig) -> Placed:
         """As `Replicated`; the model's parameters become DTensors."""
         half = torch.bfloat16 if self._accelerator.mixed_precision == "bf16" else None
-        parallelize(model.to(self._accelerator.device), self._mesh)
+        if getattr(model, "keeps_dtypes", False):
+            half = None
+        if self._shares_clips:
+            parallelize(model, self._mesh)
+        # Puts blocks on the device one by one, of which it then holds a share each.
         shard_weights(model, self._mesh, half)
         # The model's output is one, and the loss changes it in no place.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
@@ -152,12 +156,7 @@ class Sharded:
         encoders of a cache."""
         model = placed.wrapped
         main = self._accelerator.is_main_process
-        names = (name for name, _ in model.named_parameters())
-        averaged = {}
-        for name, shadow in zip(names, ema.shadow_params, strict=True):
-            whole = _whole(shadow)
-            if main:
-                averaged[name] = whole.cpu()
+        averaged = gathered_average(model, ema, keep=main)
         if main:
             write_pipeline(target, _model_of(model, averaged), shift, cache)
 
@@ -166,10 +165,6 @@ def _restore_whole(path: Path, model: Any, ema: EMAModel, optimizer: Any) -> Non
     """Put a run back to a checkpoint that is read whole."""
     groups, _ = load_checkpoint(path)
     restore_run(model, ema, optimizer, groups)
-
-
-def _whole(x: Tensor) -> Tensor:
-    return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def _model_of(

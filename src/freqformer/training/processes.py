@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from freqformer._files import output_folder
 from freqformer.training.checkpoint import CheckpointError
 from freqformer.training.provenance import OLD_SESSIONS_FILE, SESSIONS_FILE
@@ -28,9 +31,29 @@ NEEDED = {
 started, and those by which these find one another."""
 
 
+def any_process(accelerator: Accelerator, asked: bool) -> bool:
+    """Whether one of the processes says so: a signal may reach one of them a step early."""
+    if accelerator.num_processes == 1:
+        return asked
+    votes = accelerator.reduce(torch.tensor(float(asked), device=accelerator.device), "sum")
+    assert isinstance(votes, Tensor)
+    return bool(votes > 0)
+
+
 @contextmanager
-def only_run(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+def only_run(
+    folder: Path,
+    accelerator: Accelerator,
+    kind: str = "train",
+    kept: tuple[str, ...] = (SESSIONS_FILE, OLD_SESSIONS_FILE, VALIDATION_FOLDER),
+) -> Iterator[None]:
     """Keep other runs out of an output folder; the main process holds the lock for all of a run.
+
+    Args:
+        folder: of the run.
+        accelerator: of the run.
+        kind: of run, in errors.
+        kept: names in the folder by which an earlier run is known.
 
     Raises:
         CheckpointError: where another run holds it, naming it, or where a launcher started several
@@ -40,13 +63,7 @@ def only_run(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     if not accelerator.is_main_process:
         yield
         return
-    with output_folder(
-        folder,
-        "train",
-        (SESSIONS_FILE, OLD_SESSIONS_FILE, VALIDATION_FOLDER),
-        earlier=("checkpoints",),
-        error=CheckpointError,
-    ):
+    with output_folder(folder, kind, kept, earlier=("checkpoints",), error=CheckpointError):
         yield
 
 

@@ -36,6 +36,7 @@ from freqformer.training.objective import (
 from freqformer.training.pending import PendingReports
 from freqformer.training.placement import placement_for
 from freqformer.training.prefetch import GpuBatches, copied_to
+from freqformer.training.processes import any_process
 from freqformer.training.provenance import (
     LOSS_STEPS,
     TRAIN_FILE,
@@ -208,14 +209,8 @@ class Trainer:
             self.log.add(report)
 
     def any_process(self, asked: bool) -> bool:
-        """Whether one of the processes says so: a signal may reach one of them a step early."""
-        if self.accelerator.num_processes == 1:
-            return asked
-        votes = self.accelerator.reduce(
-            torch.tensor(float(asked), device=self.accelerator.device), "sum"
-        )
-        assert isinstance(votes, Tensor)
-        return bool(votes > 0)
+        """Whether one of the processes says so."""
+        return any_process(self.accelerator, asked)
 
     def save(self) -> None:
         """Write a checkpoint, unless this step has one, with the run's config and the record of its
@@ -263,8 +258,8 @@ class Trainer:
     def _save_finetuned(self) -> Path:
         from freqformer.training.finetuning.saving import finetuned_folder, save_finetuned
 
-        if self.accelerator.is_main_process:
-            save_finetuned(self.config, self.model, self.ema)
+        main = self.accelerator.is_main_process
+        save_finetuned(self.config, self.model, self.ema, main=main)
         self.accelerator.wait_for_everyone()
         return finetuned_folder(self.config)
 

@@ -3,6 +3,7 @@ the pipeline's transformer loads."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,14 @@ def test_the_transformer_is_asked_as_by_its_pipeline(folder: Path, prompt: str) 
     assert bool(found["encoder_attention_mask_2"].any()) == (prompt == QUOTED)
     # Padding that no token sees changes sums by rounding.
     torch.testing.assert_close(velocity, answer, rtol=1e-4, atol=1e-5)
+
+
+def test_a_changed_template_is_another_text_encoder(folder: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(folder, tmp_path / "copied"))
+    template = copied / "pipe" / "tokenizer" / "chat_template.jinja"
+    template.write_text(template.read_text(encoding="utf-8") + " a", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"another text encoder than that of .* --text-encoder"):
+        finetuned_model(lora_config(copied, tmp_path / "unused"))
 
 
 def test_latents_are_scaled_as_the_pipeline_undoes(folder: Path) -> None:

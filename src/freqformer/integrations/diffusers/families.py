@@ -57,6 +57,16 @@ def family_of(transformer: Any) -> Family:
     return FAMILIES[class_name(transformer)]
 
 
+def blocks_of(transformer: Any) -> list[nn.Module]:
+    """The blocks that hold its self-attention, in order.
+
+    Raises:
+        ValueError: for a transformer that is not known.
+    """
+    names = [name.rpartition(".")[0] for name, _ in family_of(transformer).layers(transformer)]
+    return [transformer.get_submodule(name) for name in dict.fromkeys(names)]
+
+
 def is_pipeline(model: Any) -> bool:
     """Whether it is one of diffusers' pipelines, modular ones included."""
     return isinstance(getattr(model, "components", None), dict)

@@ -12,7 +12,16 @@ from freqformer._files import read_json, writing_folder
 from freqformer.training.cache.errors import CacheError
 
 CONFIG = "config.json"
-ENDINGS = (".json", ".safetensors", ".model", ".txt")
+READ_BY_NOTHING = (
+    *("", ".md", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".mp4", ".py", ".pyc", ".lock"),
+    *(".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".onnx", ".gguf"),
+    *(".ot", ".npz", ".tflite"),
+)
+"""Endings of files that change nothing that is computed here: pages, code, weights in other formats
+than safetensors. Whatever else lies there counts, since tokenizers have files of many kinds, like
+merges.txt, tokenizer.model, qwen.tiktoken and chat_template.jinja."""
+FOLDERS = ("additional_chat_templates",)
+"""Folders within a tokenizer's whose files count too."""
 VARIANTS = (".fp16.", ".fp16-", ".bf16.", ".bf16-", ".non_ema.")
 """In names of weights that nothing here loads."""
 OF_NOTHING = ("_name_or_path", "_diffusers_version", "transformers_version")
@@ -22,13 +31,14 @@ _REMEDY = "give the folder of a whole encoder"
 
 
 def own_files(folder: Path, *, weights: bool = True) -> list[Path]:
-    """The files of an encoder or tokenizer, sorted by name; without `weights` those of a tokenizer
-    that shares its encoder's folder."""
+    """The files of an encoder or tokenizer that can change what it computes, sorted by name;
+    without `weights` those of a tokenizer that shares its encoder's folder."""
+    inner = [path for name in FOLDERS for path in (folder / name).glob("*")]
     return sorted(
         path
-        for path in folder.iterdir()
+        for path in (*folder.iterdir(), *inner)
         if path.is_file()
-        and path.suffix in ENDINGS
+        and path.suffix.lower() not in READ_BY_NOTHING
         and (weights or ".safetensors" not in path.name)
         and not path.name.startswith((".", "freqformer-"))
         and not any(variant in path.name for variant in VARIANTS)
@@ -44,7 +54,7 @@ def fingerprint(folders: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for folder in folders:
         for path in own_files(folder):
-            digest.update(path.name.encode() + b"\0")
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
             digest.update(_content(path))
     return digest.hexdigest()[:32]
 
@@ -64,7 +74,9 @@ def copy_encoder(source: Path, target: Path, *, weights: bool = True) -> None:
         return
     with writing_folder(target, kind=KIND, error=CacheError) as new:
         for path in own_files(source, weights=weights):
-            shutil.copyfile(path, new / path.name)
+            copied = new / path.relative_to(source)
+            copied.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copied)
 
 
 def _content(path: Path) -> bytes:

@@ -54,13 +54,20 @@ def add_lora(transformer: Any, settings: PipelineConfig) -> list[str]:
     return targets
 
 
-def lora_state(transformer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The additions by the names under which diffusers saves them, and their settings."""
+def lora_state(
+    transformer: Any, weights: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The additions by the names under which diffusers saves them, and their settings.
+
+    Args:
+        transformer: with additions.
+        weights: theirs, by name in the transformer.
+    """
     with needs("lora"):
         from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(transformer, adapter_name=ADAPTER)
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    state = get_peft_model_state_dict(transformer, weights, adapter_name=ADAPTER)
+    plain = {name: tensor.contiguous() for name, tensor in state.items()}
     return plain, transformer.peft_config[ADAPTER].to_dict()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from freqformer.grid import Grid
 from freqformer.integrations.diffusers import enable_frequency_attention
-from freqformer.integrations.diffusers.families import family_of
+from freqformer.integrations.diffusers.families import blocks_of
 from freqformer.integrations.diffusers.handle import FrequencyAttentionHandle
 from freqformer.integrations.diffusers.velocity import VelocityModel, VelocitySettings
 from freqformer.training.cache.reading import LatentCache
@@ -46,6 +46,15 @@ class FineTuned(VelocityModel):
         self.base = base
         self.offloaded: OffloadedBlocks | None = None
         self.attention: FrequencyAttentionHandle | None = None
+
+    keeps_dtypes = True
+    """Told to who shares the weights among ranks: frozen ones may be in half precision, with norms
+    and additions in float32, and are gathered as they are."""
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Classes of the blocks, by which weights are shared among ranks."""
+        return sorted({type(block).__name__ for block in blocks_of(self.transformer)})
 
     @property
     def weights(self) -> TrainedWeights:
@@ -157,10 +166,10 @@ def _last_blocks(transformer: Any, count: int) -> list[nn.Module]:
     Raises:
         ValueError: for more than it has.
     """
-    names = [name.rpartition(".")[0] for name, _ in family_of(transformer).layers(transformer)]
-    if count > len(names):
+    blocks = blocks_of(transformer)
+    if count > len(blocks):
         raise ValueError(
-            f"pipeline.offload_blocks is {count} and the transformer has {len(names)} blocks; at"
+            f"pipeline.offload_blocks is {count} and the transformer has {len(blocks)} blocks; at"
             " most so many are allowed"
         )
-    return [transformer.get_submodule(name) for name in names[-count:]]
+    return blocks[-count:]

@@ -90,6 +90,7 @@ class Adapter:
         learned: LearnedLayers,
         settings: AdapterSettings,
         history: Mapping[str, Any] | None = None,
+        origin: Origin | None = None,
     ) -> Adapter:
         """The adapter of a transformer's layers.
 
@@ -99,9 +100,11 @@ class Adapter:
             learned: what they have learned.
             settings: see `AdapterSettings`.
             history: see above.
+            origin: see above; None reads it from the layers.
         """
         tensors = {key: x.detach().cpu() for key, x in learned.state_dict().items()}
-        origin = origin_of(list(layers.values()))
+        if origin is None:
+            origin = origin_of(list(layers.values()))
         return cls(settings, name, tuple(layers), tensors, origin, history)
 
     def for_layers(self, name: str, layers: Mapping[str, Any]) -> LearnedLayers:
