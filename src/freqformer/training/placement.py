@@ -112,7 +112,6 @@ class Sharded:
             parallel.cp,
             device_type=accelerator.device.type,
         )
-        self._shares_clips = parallel.cp > 1
         self.data_ranks = accelerator.num_processes // parallel.cp
         self.data_rank = self._mesh.get_local_rank(
             DP_REPLICATE
@@ -123,11 +122,11 @@ class Sharded:
         """As `Replicated`; the model's parameters become DTensors."""
         half = torch.bfloat16 if self._accelerator.mixed_precision == "bf16" else None
         if getattr(model, "keeps_dtypes", False):
-            half = None
-        if self._shares_clips:
-            parallelize(model, self._mesh)
-        # Puts blocks on the device one by one, of which it then holds a share each.
-        shard_weights(model, self._mesh, half)
+            # One block after another comes to the device, which may not hold the whole model.
+            shard_weights(model, self._mesh)
+        else:
+            parallelize(model.to(self._accelerator.device), self._mesh)
+            shard_weights(model, self._mesh, half)
         # The model's output is one, and the loss changes it in no place.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         optimizer = adamw(model, settings)

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.support.ranks import run_ranks
 from tests.support.shared_finetuning import LEVELS, STEPS, go_on, write_reports
 from tests.support.tiny_finetuning import lora_config, make_pipeline_and_cache, with_run
+from tests.support.tiny_minimax import make_minimax
 from tests.support.tiny_training import changed
 
 from freqformer.training.parallel_config import ParallelConfig
@@ -103,6 +104,22 @@ def test_averaged_weights_are_measured_as_on_one_process(runs: Path) -> None:
     expected = held_out(runs, "half-1")
     assert len(expected) == len(LEVELS) * STEPS
     assert held_out(runs, "half, shared-2") == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize("kind", ["hunyuan", "hunyuan-1.5", "ltx", "wan-2.2-i2v", "minimax"])
+def test_ranks_share_every_family(tmp_path: Path, kind: str) -> None:
+    folder = (
+        make_minimax(tmp_path) if kind == "minimax" else make_pipeline_and_cache(tmp_path, kind)
+    )
+    write_reports(folder, ("family",), 0, 1)
+    run_ranks("shared_finetuning.py", 2, folder, "family, shared", seconds=500)
+    expected, found = reports(folder, "family-1"), reports(folder, "family, shared-2")
+    assert len(expected) == STEPS
+    for mine, theirs in zip(expected, found, strict=True):
+        assert theirs == pytest.approx(mine, rel=1e-4)
+    check_same_weights(folder, "family-1", "family, shared-2", LORA)
 
 
 def test_what_ranks_cant_share_is_refused(tmp_path: Path) -> None:
