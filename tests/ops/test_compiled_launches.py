@@ -243,6 +243,13 @@ def test_the_pooling_multiplies_by_warp_groups_on_hopper() -> None:
         assert "HMMA" not in kernel["instructions"]
 
 
+@pytest.mark.parametrize("name", ["sm_80", "sm_120"])
+def test_the_pooling_of_halved_pairs_keeps_its_registers(name: str) -> None:
+    """Channels of a pair come from two loads there, whose places take registers too."""
+    kernels = compiled("summaries across heads", 128, ("pool_tiles",), name)
+    check("summaries across heads", 128, name, kernels)
+
+
 def test_nothing_is_compiled_anew_for_another_size() -> None:
     """Of the attention's kernels, which take integers one by one for it."""
     kernels = compiled("sizes", 64, ATTENTION, "sm_80")

@@ -190,7 +190,8 @@ def pool_tiles(qkv, allocation, pools, tiles, learned, sizes, blocks, HELD: tl.c
             mid_spread = pool.spread
         else:
             high_spread = pool.spread
-    # Loaded again and not kept: registers are short in between.
+    # The tile is loaded again, not kept: places of its tokens take registers that are short before.
+    tile = load_tile(program, band, tiles, blocks)
     whole = load_some(tile, 0, tiles, SLOTS)
     value = load_tokens(qkv.value, tile.sample, tile.head, whole.call_order, whole.live, D, W)
     wide = value.to(tl.float32)
