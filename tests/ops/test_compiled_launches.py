@@ -234,6 +234,22 @@ def test_every_launch_compiles_everywhere(name: str, case: str, head_dim: int) -
     check(case, head_dim, name, kernels)
 
 
+def test_the_pooling_multiplies_by_warp_groups_on_hopper() -> None:
+    """A band's keys of a tile take one product, whose factors lie in shared memory."""
+    kernels = compiled("everything", 128, ("pool_tiles",), "sm_90", True)
+    check("everything", 128, "sm_90", kernels)
+    for kernel in kernels:
+        assert kernel["instructions"]["HGMMA"] == 128 // 16
+        assert "HMMA" not in kernel["instructions"]
+
+
+@pytest.mark.parametrize("name", ["sm_80", "sm_120"])
+def test_the_pooling_of_halved_pairs_keeps_its_registers(name: str) -> None:
+    """Channels of a pair come from two loads there, whose places take registers too."""
+    kernels = compiled("summaries across heads", 128, ("pool_tiles",), name)
+    check("summaries across heads", 128, name, kernels)
+
+
 def test_nothing_is_compiled_anew_for_another_size() -> None:
     """Of the attention's kernels, which take integers one by one for it."""
     kernels = compiled("sizes", 64, ATTENTION, "sm_80")

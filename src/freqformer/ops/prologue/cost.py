@@ -114,10 +114,9 @@ def summaries_cost(call: Call) -> Cost:
         partial = pooled * pool_bytes(plan)
         read += call.count(band) * (call.video * pair + partial)
         write += call.count(band) * partial
-        products += call.count(band) * (2 if mid else 1)
+        products += call.count(band) * pooled
         learned = 1
-    # Kernels multiply each tile's keys by projectors instead of transforming them: to the high
-    # band, and where the mid one is pooled to the low band, which with the high one leaves the mid.
+    # Kernels multiply each tile's keys by the projector to a band instead of transforming them.
     executed = 2.0 * products * plan.layout.num_tiles * TILE_SLOTS**2 * buffer_width(plan.head_dim)
     return Cost(flops, executed, read, float(write), 1 + learned)
 

@@ -35,6 +35,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 # Two low tokens of 16: with all 16 the other bands would be empty.
 SMALL = FreqFormerConfig(tile=(2, 2, 4), compression=64, mid_tiles=2, summary_tokens=2)
+LARGE = replace(SMALL, tile=(4, 4, 8), compression=32)
 BLOCKS = torch.tensor([4, 9, 3, 9], dtype=torch.int32)
 LEARNED = ("summaries", "offsets", "rotary", "norm")
 EVERY_BAND = ((0, 1, 2, 3),)
@@ -79,6 +80,16 @@ CASES = {
     ),
     "bfloat16": small_case(
         grid=Grid(2, 3, 5), allocation=((0, 1, 2),), learned=LEARNED, dtype=torch.bfloat16
+    ),
+    # A program holds 32 or 64 of a tile's 128 tokens at once, and in float32 as many keys. Some
+    # tiles end before the first chunk does.
+    "large tiles": small_case(grid=Grid(4, 5, 9), config=LARGE, learned=LEARNED),
+    "large tiles, bfloat16": small_case(
+        grid=Grid(4, 5, 9),
+        config=LARGE,
+        allocation=((0, 1, 2),),
+        learned=LEARNED,
+        dtype=torch.bfloat16,
     ),
 }
 

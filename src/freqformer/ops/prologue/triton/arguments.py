@@ -189,6 +189,19 @@ class Sizes(NamedTuple):
     segments: Segments
 
 
+class Common(NamedTuple):
+    """What all kernels of the prologue take, forward and backward."""
+
+    qkv: Qkv
+    tiles: Tiles
+    learned: Learned
+    sizes: Sizes
+
+    @property
+    def num_text(self) -> int:
+        return self.sizes.tokens - self.sizes.video
+
+
 class Blocks(NamedTuple):
     """What kernels over tiles know at compile time, each a `tl.constexpr`."""
 

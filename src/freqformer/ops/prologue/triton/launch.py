@@ -7,8 +7,6 @@ tokens, M low tokens, T tiles, C cells, D head_dim, W channels of a row of the b
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -20,6 +18,7 @@ from freqformer.ops.prologue.tables import PrologueTables
 from freqformer.ops.prologue.triton.arguments import (
     Allocation,
     Blocks,
+    Common,
     Learned,
     PreparedRows,
     Qkv,
@@ -30,8 +29,9 @@ from freqformer.ops.prologue.triton.arguments import (
     Tokens,
 )
 from freqformer.ops.prologue.triton.channels import half_of, paired
+from freqformer.ops.prologue.triton.launch_pooling import pool_chunk, pool_rows
 from freqformer.ops.prologue.triton.norm_kernels import token_scales
-from freqformer.ops.prologue.triton.pooling_kernel import Pools, pool_tiles
+from freqformer.ops.prologue.triton.pooling_kernel import Pools
 from freqformer.ops.prologue.triton.summary_kernel import Jobs, RowBlocks, finish_rows
 from freqformer.ops.prologue.triton.tile_kernel import prepare_tiles
 from freqformer.ops.tokens import TokenOrder
@@ -41,27 +41,12 @@ CHUNK = 16
 """Tokens that one program holds at once: few, so that many programs have loads in flight."""
 BAND_CHUNK = 32
 """The same with band features: every chunk reads its tile once more."""
-POOL_CHUNK = 32
-"""The same where learned summaries are pooled."""
 TEXT_SLOTS = 32
 """Text tokens of one program."""
 SCALED_TOKENS = 16
 """Tokens of one program of a norm across heads."""
 CELL_STEP = 8
 """Tiles of a cell that are added at once."""
-
-
-class Common(NamedTuple):
-    """What all kernels of the prologue take, forward and backward."""
-
-    qkv: Qkv
-    tiles: Tiles
-    learned: Learned
-    sizes: Sizes
-
-    @property
-    def num_text(self) -> int:
-        return self.sizes.tokens - self.sizes.video
 
 
 def prepare_rows(
@@ -116,7 +101,8 @@ def prepare_rows(
     _prepare_tiles(common, bands, rows, tile_blocks(tables, head_dim, chunk, low_branch))
     pools = None
     if common.learned.pooling is not None and common.sizes.cells:
-        pools = _pool_tiles(common, bands, tile_blocks(tables, head_dim, POOL_CHUNK, low_branch))
+        chunk = pool_chunk(query)
+        pools = pool_rows(common, bands, tile_blocks(tables, head_dim, chunk, low_branch))
     row_blocks = _row_blocks(common, tables, head_dim, low_branch, pools)
     _finish_rows(common, bands, rows, pools, jobs, row_blocks)
     return rows
@@ -179,28 +165,6 @@ def _prepare_tiles(
         num_warps=warps,  # pyright: ignore[reportCallIssue]
         num_stages=3 if full else 1,  # pyright: ignore[reportCallIssue]
     )
-
-
-def _pool_tiles(common: Common, allocation: Allocation, blocks: Blocks) -> Pools:
-    query = common.qkv.query.base
-    sizes = common.sizes
-    width = blocks.W.value
-    pools = Pools(
-        sums=query.new_empty(sizes.rows, sizes.tiles, 2, 2, width, dtype=torch.float32),
-        softmax=query.new_empty(sizes.rows, sizes.tiles, 2, 2, dtype=torch.float32),
-    )
-    pool_tiles[(sizes.rows * sizes.tiles,)](
-        common.qkv,
-        allocation,
-        pools,
-        common.tiles,
-        common.learned,
-        sizes,
-        blocks,
-        num_warps=4 if width <= 128 else 8,  # pyright: ignore[reportCallIssue]
-        num_stages=1,  # pyright: ignore[reportCallIssue]
-    )
-    return pools
 
 
 def _finish_rows(
