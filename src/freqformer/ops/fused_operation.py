@@ -32,7 +32,9 @@ from freqformer.ops.parameters import (
     AttentionParameters,
     BranchGates,
     Pairs,
-    RotaryEmbedding,
+    gates_of,
+    operands,
+    parameters_of,
 )
 from freqformer.ops.prologue.tables import prologue_tables
 from freqformer.ops.prologue.triton.launch import prepare_rows
@@ -87,22 +89,11 @@ class Inputs(NamedTuple):
 
     @property
     def parameters(self) -> AttentionParameters:
-        rotary = None
-        if self.cos is not None and self.sin is not None:
-            rotary = RotaryEmbedding(self.cos, self.sin, self.pairs)
-        return AttentionParameters(
-            **{name: getattr(self, name) for name in LEARNED},
-            rotary=rotary,
-            norm_eps=self.eps,
-            norm_across_heads=self.across_heads,
-            norm_text=self.norm_text,
-        )
+        return parameters_of(self)
 
     @property
     def low_branch(self) -> BranchGates | None:
-        if self.by_token is None and self.by_sample is None:
-            return None
-        return BranchGates(self.by_token, self.by_sample)
+        return gates_of(self)
 
     @property
     def token_order(self) -> TokenOrder:
@@ -146,29 +137,15 @@ def attention(
     plan = call.plan
     if not torch.compiler.is_compiling():
         check_known(plan)
-    rotation = parameters.rotation
-    gates = call.low_branch or BranchGates()
     inputs = Inputs(
         *tensors,
         bands=call.bands,
-        summary_queries=parameters.summary_queries,
-        summary_offsets=parameters.summary_offsets,
-        gains=parameters.gains,
-        query_norm=parameters.query_norm,
-        key_norm=parameters.key_norm,
-        by_token=gates.by_token,
-        by_sample=gates.by_sample,
-        cos=None if rotation is None else rotation.cos,
-        sin=None if rotation is None else rotation.sin,
+        **operands(parameters, call.low_branch),
         text_mask=call.text_mask,
         selection=None if call.selection is None else call.selection.tiles,
         plan=plan.key[0],
         sizes=plan.key[1:],
         chooses=plan.mid_lists is None,
-        eps=parameters.norm_eps,
-        pairs="interleaved" if rotation is None else rotation.pairs,
-        across_heads=parameters.norm_across_heads,
-        norm_text=parameters.norm_text,
         present=15 if call.present is EVERY_BAND else sum(1 << band for band in call.present),
         raster=call.token_order == "raster",
         backward=False,

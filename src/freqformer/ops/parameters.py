@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -153,3 +153,44 @@ class KnownBands:
 LEARNED = ("summary_queries", "summary_offsets", "gains", "query_norm", "key_norm")
 """Fields of `AttentionParameters` in the order in which operations take them, which the rotary
 tables follow."""
+
+
+def operands(
+    parameters: AttentionParameters | None, low_branch: BranchGates | None
+) -> dict[str, Any]:
+    """What an operation of torch takes of both, which are no tensors themselves, by name."""
+    given = parameters or AttentionParameters()
+    gates = low_branch or BranchGates()
+    rotation = given.rotation
+    return {
+        **{name: getattr(given, name) for name in LEARNED},
+        "by_token": gates.by_token,
+        "by_sample": gates.by_sample,
+        "cos": None if rotation is None else rotation.cos,
+        "sin": None if rotation is None else rotation.sin,
+        "eps": given.norm_eps,
+        "pairs": "interleaved" if rotation is None else rotation.pairs,
+        "across_heads": given.norm_across_heads,
+        "norm_text": given.norm_text,
+    }
+
+
+def parameters_of(inputs: Any) -> AttentionParameters:
+    """What `operands` took apart, from a record with these names."""
+    rotary = None
+    if inputs.cos is not None and inputs.sin is not None:
+        rotary = RotaryEmbedding(inputs.cos, inputs.sin, inputs.pairs)
+    return AttentionParameters(
+        **{name: getattr(inputs, name) for name in LEARNED},
+        rotary=rotary,
+        norm_eps=inputs.eps,
+        norm_across_heads=inputs.across_heads,
+        norm_text=inputs.norm_text,
+    )
+
+
+def gates_of(inputs: Any) -> BranchGates | None:
+    """The LOW branch that `operands` took apart; None for none."""
+    if inputs.by_token is None and inputs.by_sample is None:
+        return None
+    return BranchGates(inputs.by_token, inputs.by_sample)
