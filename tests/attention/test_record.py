@@ -114,9 +114,7 @@ def by_constants(given: dict[str, Tensor], record: CallRecord, impl: str) -> Ten
 
 def by_record(given: dict[str, Tensor], record: Tensor, impl: str) -> Tensor:
     return recorded_attention(
-        given["query"],
-        given["key"],
-        given["value"],
+        (given["query"], given["key"], given["value"]),
         allocation=RecordedBands(BANDS, record),
         **options(given, impl),
     )
@@ -167,6 +165,7 @@ def test_operations_are_registered() -> None:
         record=packed(RECORDS[0]),
         text_mask=torch.tensor([[True, False]]),
         impl="eager",
+        head_parts=1,
         **record_operation.operands(options(given, "eager")["parameters"], None),
     )
     checks = torch.library.opcheck(torch.ops.freqformer.recorded_attention.default, arguments)

@@ -13,12 +13,17 @@ from tests.support.enabled_models import CONFIG, DENSE, HIGH, LOW, MID, layers_o
 from tests.support.tiny_transformers import WAN, wan_inputs
 
 from freqformer.attention.record import CallRecord, unpacked
-from freqformer.grid import Grid
+from freqformer.config import FreqFormerConfig
+from freqformer.grid import Grid, choose_tile
 from freqformer.integrations.diffusers import enable_frequency_attention
 from freqformer.integrations.diffusers.converted.windows import WindowBands, WindowSettings
 from freqformer.integrations.diffusers.layer_bands import PresetBands, TableBands
 from freqformer.integrations.diffusers.processor import FrequencyProcessor
+from freqformer.integrations.diffusers.ulysses import head_parts
+from freqformer.ops.fused import workspace_bytes
+from freqformer.plan import build_plan
 from freqformer.routing import RoutingTable
+from freqformer.training_free.preset import preset_configs
 
 SIZE = (5, 6, 9)
 GRID = Grid(*SIZE)
@@ -103,6 +108,27 @@ def test_a_falling_density_is_given_and_a_constant_one_is_not(model: Any) -> Non
         with enable_frequency_attention(model, **dials):
             found = records_of(model, [500.0])
         assert [record is not None for record in found] == [given] * len(layers_of(model))
+
+
+def test_large_compiled_calls_compute_heads_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since what they hold in tile order is then less than the queries, at the sizes of Wan 14B."""
+    small = torch.empty(1, 2000, 40, 128, dtype=torch.bfloat16, device="meta")
+    large = torch.empty(1, 75_600, 40, 128, dtype=torch.bfloat16, device="meta")
+    assert head_parts(large) == 1
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert head_parts(small) == 1
+    assert head_parts(large[:, :, :3].repeat(1, 9, 1, 1)) == 3
+    assert head_parts(large) == 4
+    monkeypatch.undo()
+    grid = Grid(21, 45, 80)
+    thirds = FreqFormerConfig(tile=choose_tile(grid), summary_tokens=256)
+    (preset,) = preset_configs(grid, 0, 0.2, 1)
+    for config in (thirds, preset):
+        assert config is not None
+        plans = [build_plan(grid, config, num_heads=heads, head_dim=128) for heads in (40, 10)]
+        whole, part = (workspace_bytes(plan, 1, torch.bfloat16) for plan in plans)
+        queries = large.numel() * large.element_size()
+        assert part < queries < whole / 3
 
 
 def test_bands_say_all_that_they_do() -> None:

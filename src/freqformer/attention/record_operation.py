@@ -52,6 +52,7 @@ class Inputs(NamedTuple):
     norm_text: bool
     """As `RotaryEmbedding` and `AttentionParameters` have these three."""
     impl: ImplChoice
+    head_parts: int
 
 
 DIFFERENTIABLE = ("query", "key", "value", *LEARNED, "cos", "sin", "by_token", "by_sample")
@@ -60,7 +61,8 @@ INPUTS = (
     "Tensor query, Tensor key, Tensor value, Tensor bands, Tensor record, "
     "Tensor? summary_queries, Tensor? summary_offsets, Tensor? gains, Tensor? query_norm, "
     "Tensor? key_norm, Tensor? cos, Tensor? sin, Tensor? text_mask, Tensor? by_token, "
-    "Tensor? by_sample, float eps, str pairs, bool across_heads, bool norm_text, str impl"
+    "Tensor? by_sample, float eps, str pairs, bool across_heads, bool norm_text, str impl, "
+    "SymInt head_parts"
 )
 # A captured launch would replay this record's tiles for every later one: torch.compile leaves what
 # has this tag out of the CUDA graphs that it makes.
@@ -75,21 +77,21 @@ _LIBRARY.define(
 
 
 def recorded_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    qkv: tuple[Tensor, Tensor, Tensor],
     *,
     allocation: RecordedBands,
     parameters: AttentionParameters | None = None,
     text_mask: Tensor | None = None,
     low_branch: BranchGates | None = None,
     impl: ImplChoice = "auto",
+    head_parts: int = 1,
 ) -> Tensor:
     """`frequency_attention` of a record: in a compiled graph it is an operand, so that one graph
     serves all records. A CUDA graph can't hold it.
 
     Args:
-        query, key, value, parameters, text_mask, low_branch, impl: as there.
+        qkv: query, key and value.
+        parameters, text_mask, low_branch, impl, head_parts: as there.
         allocation: the bands, and all else of the call.
 
     Returns: (batch, tokens, heads, head_dim).
@@ -97,14 +99,14 @@ def recorded_attention(
     Raises:
         ValueError: as there, when a graph runs; and while a CUDA graph is captured.
     """
+    query, _, _ = qkv
     inputs = Inputs(
-        query,
-        key,
-        value,
+        *qkv,
         bands=allocation.bands.to(query.device),
         record=allocation.record,
         text_mask=text_mask,
         impl=impl,
+        head_parts=head_parts,
         **operands(parameters, low_branch),
     )
     return torch.ops.freqformer.recorded_attention(*inputs)
@@ -131,6 +133,7 @@ def _attend(inputs: Inputs) -> Tensor:
         parameters=parameters_of(inputs),
         low_branch=gates_of(inputs),
         impl=inputs.impl,
+        head_parts=inputs.head_parts,
     )
 
 

@@ -23,7 +23,7 @@ from freqformer.ops.block_sparse.records import (
     RowBands,
 )
 from freqformer.ops.block_sparse.tables import launch_tables
-from freqformer.ops.fused import EVERY_BAND, FusedCall, contiguous, run
+from freqformer.ops.fused import EVERY_BAND, FusedCall, contiguous, output, run
 from freqformer.ops.merge.backward_tables import collapse_tables
 from freqformer.ops.merge.tables import merge_tables
 from freqformer.ops.merge.triton.launch import low_gate_grads, merge_low_backward
@@ -85,7 +85,8 @@ class Inputs(NamedTuple):
     """Whether gradients will be asked for."""
     deterministic: bool
     backend: str
-    """As `FusedCall` has both."""
+    head_parts: int
+    """As `FusedCall` has these three."""
 
     @property
     def parameters(self) -> AttentionParameters:
@@ -123,7 +124,7 @@ INPUT_SCHEMA = (
     "Tensor? by_token, Tensor? by_sample, Tensor? cos, Tensor? sin, Tensor? text_mask, "
     "Tensor? selection, SymInt plan, SymInt[] sizes, bool chooses, float eps, str pairs, "
     "bool across_heads, bool norm_text, int present, bool raster, bool backward, "
-    "bool deterministic, str backend"
+    "bool deterministic, str backend, SymInt head_parts"
 )
 EIGHT = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 TEN = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
@@ -151,6 +152,7 @@ def attention(
         backward=False,
         deterministic=call.deterministic,
         backend=call.backend,
+        head_parts=call.head_parts,
     )
     given = [getattr(inputs, name) for name in DIFFERENTIABLE]
     asked = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
@@ -176,13 +178,14 @@ def _attention(*arguments: Any, **named: Any) -> tuple[Tensor, ...]:
         inputs.token_order,
         inputs.deterministic,
         inputs.backend,
+        inputs.head_parts,
     )
     query = inputs.query
     tensors = (query, inputs.key, inputs.value)
-    outputs = run(tensors, inputs.parameters, call, backward=inputs.backward)
     kept = Kept(*(query.new_empty(0) for _ in Kept._fields))
     if not inputs.backward:
-        return outputs.out, *kept
+        return output(tensors, inputs.parameters, call), *kept
+    outputs = run(tensors, inputs.parameters, call, backward=True)
     given = outputs.attention
     assert given.rounding_residual is not None
     kept = kept._replace(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -36,6 +36,12 @@ class RotaryEmbedding:
         if self.cos.ndim == 4:
             return self
         return RotaryEmbedding(self.cos[None, :, None], self.sin[None, :, None], self.pairs)
+
+    def of_heads(self, heads: slice) -> RotaryEmbedding:
+        """The same of some heads."""
+        if self.cos.ndim == 2 or self.cos.shape[2] == 1:
+            return self
+        return RotaryEmbedding(self.cos[:, :, heads], self.sin[:, :, heads], self.pairs)
 
     def of_rows(self, rows: Tensor, heads: int) -> tuple[Tensor, Tensor]:
         """cos and sin of rows (sample * heads + head), int64 (R,): each (R or 1, tokens, P)."""
@@ -99,6 +105,20 @@ class AttentionParameters:
             return self.rotary.by_token
         return RotaryEmbedding(*self.rotary).by_token
 
+    def of_heads(self, heads: slice) -> AttentionParameters:
+        """The same of some heads; a norm across heads takes the mean square of these alone."""
+        by_head = ["summary_queries", "gains"]
+        if self.norm_across_heads:
+            by_head += ["query_norm", "key_norm"]
+        changed: dict[str, Any] = {
+            name: getattr(self, name)[heads] for name in by_head if getattr(self, name) is not None
+        }
+        if self.summary_offsets is not None:
+            changed["summary_offsets"] = self.summary_offsets[..., heads, :]
+        if self.rotation is not None:
+            changed["rotary"] = self.rotation.of_heads(heads)
+        return replace(self, **changed)
+
 
 @dataclass(frozen=True, eq=False)
 class BranchGates:
@@ -123,6 +143,10 @@ class BranchGates:
         """The gates of some samples, by their indices."""
         pick = (None if x is None else x[samples] for x in (self.by_token, self.by_sample))
         return BranchGates(*pick)
+
+    def of_heads(self, heads: slice) -> BranchGates:
+        """The gates of some heads."""
+        return BranchGates(*(None if x is None else x[..., heads] for x in self.both))
 
 
 @dataclass(frozen=True, eq=False)

@@ -205,3 +205,16 @@ class Blocks(NamedTuple):
     """Whether every row has low tokens, for the LOW branch of its head."""
     SUMS: tl.constexpr
     """Whether sums over tiles are needed."""
+
+
+class Common(NamedTuple):
+    """What all kernels of the prologue take, forward and backward."""
+
+    qkv: Qkv
+    tiles: Tiles
+    learned: Learned
+    sizes: Sizes
+
+    @property
+    def num_text(self) -> int:
+        return self.sizes.tokens - self.sizes.video

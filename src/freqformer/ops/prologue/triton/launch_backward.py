@@ -17,22 +17,23 @@ from freqformer.buffers import buffer_width
 from freqformer.ops.architectures import architecture
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.prologue.tables import PrologueTables
-from freqformer.ops.prologue.triton.arguments import Blocks, PreparedRows
+from freqformer.ops.prologue.triton.arguments import Blocks, Common, PreparedRows
 from freqformer.ops.prologue.triton.backward_pooling_kernel import pool_slopes
 from freqformer.ops.prologue.triton.backward_text_kernel import text_grads
 from freqformer.ops.prologue.triton.backward_tile_kernel import tile_grads
 from freqformer.ops.prologue.triton.backward_tokens import Outputs, RowGrads
 from freqformer.ops.prologue.triton.channels import half_of, unpaired
 from freqformer.ops.prologue.triton.launch import (
-    SCALED_TOKENS,
     TEXT_SLOTS,
-    Common,
     common_arguments,
-    scaled_programs,
     tile_blocks,
-    with_scales,
 )
 from freqformer.ops.prologue.triton.norm_kernels import finish_norm_grads
+from freqformer.ops.prologue.triton.norm_launch import (
+    SCALED_TOKENS,
+    scaled_programs,
+    with_scales,
+)
 from freqformer.ops.tokens import TokenOrder
 
 Tensors = tuple[Tensor, Tensor, Tensor]
