@@ -81,10 +81,8 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
         ),
     },
     "arguments of a public function": {
-        "src/freqformer/attention/function.py:frequency_attention": Exceeds(14, INPUTS),
-        "src/freqformer/calibration/command.py:calibrate_on_clips": Exceeds(
-            9, "the options of `freqformer calibrate`, for use from Python"
-        ),
+        "src/freqformer/attention/function.py:frequency_attention": Exceeds(15, INPUTS),
+        "src/freqformer/calibration/command.py:calibrate_on_clips": Exceeds(9, COMMAND),
         "src/freqformer/cli/cache.py:cache": Exceeds(16, COMMAND),
         "src/freqformer/cli/calibrate.py:calibrate": Exceeds(21, COMMAND),
         "src/freqformer/cli/convert.py:convert": Exceeds(15, COMMAND),
@@ -101,7 +99,8 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
         "src/freqformer/ops/block_sparse/triton/launch_backward.py:attend_backward": Exceeds(
             12, BACKWARD
         ),
-        "src/freqformer/ops/fused.py:fused_attention": Exceeds(10, INPUTS),
+        "src/freqformer/ops/fused.py:fused_attention": Exceeds(11, INPUTS),
+        "src/freqformer/ops/prologue/triton/launch.py:prepare_rows": Exceeds(9, INPUTS),
         "src/freqformer/ops/unfused.py:unfused_attention": Exceeds(9, INPUTS),
         "src/freqformer/ops/unfused_operation.py:attention": Exceeds(9, INPUTS),
     },

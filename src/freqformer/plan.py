@@ -285,7 +285,8 @@ class AttentionPlan:
         tiles, kept)."""
         self._check_shape(selection, batch)
         lists = selection.tiles[rows].long()
-        self._check_lists("selection.tiles", lists)
+        if len(lists):
+            self._check_lists("selection.tiles", lists)
         return lists
 
 

@@ -32,7 +32,12 @@ LAYER_GRIDS = (Grid(2, 4, 6), Grid(3, 4, 3))
 
 
 def attend(
-    grid: Grid, plan: AttentionPlan, tensors: list[Tensor], learned: list[Tensor], bands: Tensor
+    grid: Grid,
+    plan: AttentionPlan,
+    tensors: list[Tensor],
+    learned: list[Tensor],
+    bands: Tensor,
+    head_parts: int = 1,
 ) -> Tensor:
     parameters = None
     if learned:
@@ -46,11 +51,12 @@ def attend(
         parameters=parameters,
         plan=plan,
         impl=IMPL,
+        head_parts=head_parts,
     )
 
 
 def check_gradients(device: str, backend: str) -> None:
-    """Output and gradients of one call, compiled and not, bit for bit."""
+    """Output and gradients of one call, compiled and not, bit for bit; so with heads in parts."""
     grid, heads, head_dim = Grid(3, 4, 6), 3, 16
     plan = build_plan(grid, CONFIG, num_heads=heads, head_dim=head_dim, learned_summaries=True)
     tensors, learned = (
@@ -66,6 +72,10 @@ def check_gradients(device: str, backend: str) -> None:
         out = call(grid, plan, tensors, learned, bands)
         results.append((out, *torch.autograd.grad(out, tensors + learned, grad_out)))
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    with torch.no_grad():
+        whole = attend(grid, plan, tensors, learned, bands)
+        parts = torch.compile(attend, backend=backend, fullgraph=True)
+        assert torch.equal(parts(grid, plan, tensors, learned, bands, head_parts=2), whole)
     print("same bits")
 
 

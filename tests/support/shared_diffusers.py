@@ -21,9 +21,11 @@ from tests.support.enabled_models import CONFIG, DENSE, HIGH, LOW, MID, layers_o
 from tests.support.ranks import join
 from tests.support.recorded_calls import RecordedCalls
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.fsdp import fully_shard
 
 from freqformer.distributed import exchange
+from freqformer.distributed.collective import GRAPHS_HOLD_EXCHANGES
 from freqformer.grid import Grid
 from freqformer.integrations.diffusers import (
     disable_frequency_attention,
@@ -58,12 +60,12 @@ def ltx() -> Any:
     )  # fmt: skip
 
 
-def call_wan(model: Any) -> Tensor:
+def call_wan(model: Any, timesteps: Tensor = TIMESTEPS) -> Tensor:
     draw = torch.Generator().manual_seed(1)
     frames, height, width = SIZE
     return model(
         hidden_states=torch.randn(2, 4, frames, 2 * height, 2 * width, generator=draw),
-        timestep=TIMESTEPS,
+        timestep=timesteps,
         encoder_hidden_states=torch.randn(2, 8, 16, generator=draw),
         return_dict=False,  # a record is refused by diffusers where ranks share
     )[0]
@@ -256,6 +258,25 @@ def sharded_error() -> float:
         return error(call_wan(model), call_wan(alone))
 
 
+def compiled_errors() -> dict[str, float]:
+    """Of attention that is compiled, at timesteps with other bands, and how many graphs there are
+    beside one. Blocks can't be compiled whole: diffusers' hook on the first can't be traced."""
+    alone, model = wan().eval(), wan().eval()
+    enable(alone)
+    share(model)
+    enable(model)
+    counter = CompileCounterWithBackend("aot_eager")
+    *banded, _dense = layers_of(model)
+    for layer in banded:
+        layer.compile(backend=counter, fullgraph=GRAPHS_HOLD_EXCHANGES)
+    worst = 0.0
+    with torch.no_grad():
+        for timesteps in (TIMESTEPS, TIMESTEPS.flip(0), TIMESTEPS.clamp_max(150)):
+            worst = max(worst, error(call_wan(model, timesteps), call_wan(alone, timesteps)))
+    more = counter.frame_count - 1 if GRAPHS_HOLD_EXCHANGES else 0
+    return {"compiled": worst, "other graphs": more}
+
+
 def preset_error() -> float:
     """Of the preset, whose heads choose their tiles on the rank that computes them."""
     alone, model = wan().eval(), wan().eval()
@@ -328,6 +349,7 @@ if __name__ == "__main__":
     errors: dict[str, Any] = {name: errors_of(name) for name in FAMILIES}
     errors["Wan"] |= {"gradients": gradient_error(), "sharded weights": sharded_error()}
     errors["Wan"] |= {"uneven": uneven_error(), "preset": preset_error()}
+    errors["Wan"] |= compiled_errors()
     errors["ring"] = refusal()
     errors["alone"] = failures_alone()
     errors["calls"] = {name: calls_of(name) for name in FAMILIES}

@@ -11,6 +11,7 @@ from freqformer.grid import Grid
 from freqformer.ops import fused, unfused
 from freqformer.ops.backends import ImplChoice, resolve
 from freqformer.ops.checks import (
+    check_head_parts,
     check_low_branch,
     check_options,
     check_parameters,
@@ -37,6 +38,7 @@ def frequency_attention(
     selection: Selection | None = None,
     token_order: TokenOrder = "raster",
     impl: ImplChoice = "auto",
+    head_parts: int = 1,
 ) -> Tensor:
     """Self-attention over video tokens, with one operator per head: low, mid, high or dense.
 
@@ -70,6 +72,9 @@ def frequency_attention(
             memory, any device), `reference` (full masks), or `auto`: on a GPU gluon where it can
             run, else triton where it can, else eager. The log says which, and a warning says once
             why a GPU runs eager.
+        head_parts: in how many parts, one after the other, `triton` and `gluon` compute the heads
+            where no gradients are asked for, from 1 to heads: with 4 they hold a quarter of the
+            queries, keys and values in tile order at once. No bit depends on it.
 
     Returns: (batch, tokens, heads, head_dim) in the dtype of the query.
 
@@ -81,6 +86,7 @@ def frequency_attention(
     check_options(config, selection, token_order, impl)
     check_parameters(parameters, query, grid, config)
     check_low_branch(low_branch, query, grid)
+    check_head_parts(head_parts, query)
     plan = _plan_for(query, grid, config, num_text_tokens, parameters, plan)
     qkv = (query, key, value)
     if allocation is None:
@@ -98,6 +104,7 @@ def frequency_attention(
             token_order=token_order,
             deterministic=config.deterministic,
             backend=backend.name,
+            head_parts=head_parts,
         )
     return unfused.unfused_attention(
         qkv,

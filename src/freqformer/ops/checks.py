@@ -201,6 +201,17 @@ def check_low_branch(low_branch: BranchGates | None, query: Tensor, grid: Grid) 
             _check_floats(f"low_branch.{name}", x, shape, query)
 
 
+def check_head_parts(head_parts: int, query: Tensor) -> None:
+    """Raise ValueError unless heads can be computed in so many parts."""
+    check_whole("head_parts", head_parts, 1)
+    _, _, heads, _ = query.shape
+    if head_parts > heads:
+        raise ValueError(
+            f"head_parts is {head_parts} and there are {heads} heads; 1 to {heads} are allowed, "
+            "since every part has a head: lower it"
+        )
+
+
 def _check_learned(name: str, x: Tensor, shape: tuple[int, ...], query: Tensor) -> None:
     _check_floats(f"parameters.{name}", x, shape, query)
 

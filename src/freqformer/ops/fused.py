@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,7 +30,7 @@ from freqformer.ops.block_sparse.records import (
 from freqformer.ops.checks import check_bands, head_bands
 from freqformer.ops.parameters import AttentionParameters, BranchGates, KnownBands
 from freqformer.ops.tokens import TokenOrder
-from freqformer.plan import AttentionPlan, Selection
+from freqformer.plan import AttentionPlan, Selection, build_plan
 
 if TYPE_CHECKING:
     from freqformer.ops.prologue.tables import PrologueTables
@@ -55,6 +56,9 @@ class FusedCall:
     """False lets a backend take sums in any order, where it has such code."""
     backend: str = "triton"
     """A fused row of `backends.BACKENDS`, which computes the attention launch."""
+    head_parts: int = 1
+    """In how many parts heads are computed, one after the other, where no gradients are asked for:
+    each part holds the workspace of its heads alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +85,7 @@ def fused_attention(
     token_order: TokenOrder,
     deterministic: bool,
     backend: str,
+    head_parts: int = 1,
 ) -> Tensor:
     """See `attention.frequency_attention`, whose checks have passed.
 
@@ -101,6 +106,7 @@ def fused_attention(
         token_order=token_order,
         deterministic=deterministic,
         backend=backend,
+        head_parts=head_parts,
     )
     given = _as_launched(parameters or AttentionParameters(), len(query))
     gates = (None, None) if low_branch is None else low_branch.both
@@ -120,7 +126,60 @@ def fused_attention(
         from freqformer.ops.fused_operation import attention
 
         return attention((query, key, value), given, call)
-    return run((query, key, value), given, call).out
+    return output((query, key, value), given, call)
+
+
+def output(tensors: Tensors, parameters: AttentionParameters, call: FusedCall) -> Tensor:
+    """The output (B, N + X, H, D) of a call of which no gradients will be asked for."""
+    if call.head_parts == 1:
+        return run(tensors, parameters, call).out
+    query, _, _ = tensors
+    scales = _scales(tensors, parameters, call)
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    _, _, heads, _ = query.shape
+    ends = [heads * part // call.head_parts for part in range(call.head_parts + 1)]
+    for start, end in pairwise(ends):
+        part = slice(start, end)
+        query, key, value = (x[:, :, part] for x in tensors)
+        some = _of_heads(call, part)
+        # No name holds a part's outputs while the next one runs.
+        out[:, :, part] = run(
+            (query, key, value), parameters.of_heads(part), some, scales=scales
+        ).out
+    return out
+
+
+def _of_heads(call: FusedCall, part: slice) -> FusedCall:
+    """The call of some heads."""
+    plan, gates, choice = call.plan, call.low_branch, call.selection
+    own = build_plan(
+        plan.layout.grid,
+        plan.config,
+        num_heads=part.stop - part.start,
+        head_dim=plan.head_dim,
+        num_text_tokens=plan.num_text_tokens,
+        learned_summaries=plan.learned_summaries,
+    )
+    if gates is not None:
+        gates = BranchGates(*(contiguous(x) for x in gates.of_heads(part).both))
+    return replace(
+        call,
+        plan=own,
+        bands=call.bands[:, part],
+        low_branch=gates,
+        selection=None if choice is None else Selection(choice.tiles[:, part]),
+        head_parts=1,
+    )
+
+
+def _scales(tensors: Tensors, parameters: AttentionParameters, call: FusedCall) -> Tensor | None:
+    """What a norm across all heads multiplies queries and keys by; None without one."""
+    from freqformer.ops.prologue.tables import prologue_tables
+    from freqformer.ops.prologue.triton.launch import token_scales_of
+
+    query, _, _ = tensors
+    tables = prologue_tables(call.plan, query.device, query.dtype)
+    return token_scales_of(tensors, parameters, tables, call.token_order, call.text_mask)
 
 
 def _as_launched(parameters: AttentionParameters, batch: int) -> AttentionParameters:
@@ -135,9 +194,15 @@ def _as_launched(parameters: AttentionParameters, batch: int) -> AttentionParame
 
 
 def run(
-    tensors: Tensors, parameters: AttentionParameters, call: FusedCall, *, backward: bool = False
+    tensors: Tensors,
+    parameters: AttentionParameters,
+    call: FusedCall,
+    *,
+    backward: bool = False,
+    scales: Tensor | None = None,
 ) -> FusedOutputs:
-    """The launches of one call, in order; `backward` says that gradients will be asked for."""
+    """The launches of one call of all its heads at once, in order; `backward` says that gradients
+    will be asked for, and `scales` are those of `prepare_rows`."""
     # Imported here, since Triton decides at import whether it interprets, and a CPU may have no
     # Triton at all.
     from freqformer.ops.block_sparse.tables import launch_tables
@@ -158,6 +223,7 @@ def run(
         token_order=call.token_order,
         text_mask=call.text_mask,
         low_branch=branch,
+        scales=scales,
     )
     mid = None
     if Band.MID in call.present and plan.mid_lists is None:

@@ -23,7 +23,7 @@ from freqformer.ops.block_sparse.records import (
     RowBands,
 )
 from freqformer.ops.block_sparse.tables import launch_tables
-from freqformer.ops.fused import EVERY_BAND, FusedCall, contiguous, run
+from freqformer.ops.fused import EVERY_BAND, FusedCall, contiguous, output, run
 from freqformer.ops.merge.backward_tables import collapse_tables
 from freqformer.ops.merge.tables import merge_tables
 from freqformer.ops.merge.triton.launch import low_gate_grads, merge_low_backward
@@ -32,7 +32,9 @@ from freqformer.ops.parameters import (
     AttentionParameters,
     BranchGates,
     Pairs,
-    RotaryEmbedding,
+    gates_of,
+    operands,
+    parameters_of,
 )
 from freqformer.ops.prologue.tables import prologue_tables
 from freqformer.ops.prologue.triton.launch import prepare_rows
@@ -83,26 +85,16 @@ class Inputs(NamedTuple):
     """Whether gradients will be asked for."""
     deterministic: bool
     backend: str
-    """As `FusedCall` has both."""
+    head_parts: int
+    """As `FusedCall` has these three."""
 
     @property
     def parameters(self) -> AttentionParameters:
-        rotary = None
-        if self.cos is not None and self.sin is not None:
-            rotary = RotaryEmbedding(self.cos, self.sin, self.pairs)
-        return AttentionParameters(
-            **{name: getattr(self, name) for name in LEARNED},
-            rotary=rotary,
-            norm_eps=self.eps,
-            norm_across_heads=self.across_heads,
-            norm_text=self.norm_text,
-        )
+        return parameters_of(self)
 
     @property
     def low_branch(self) -> BranchGates | None:
-        if self.by_token is None and self.by_sample is None:
-            return None
-        return BranchGates(self.by_token, self.by_sample)
+        return gates_of(self)
 
     @property
     def token_order(self) -> TokenOrder:
@@ -132,7 +124,7 @@ INPUT_SCHEMA = (
     "Tensor? by_token, Tensor? by_sample, Tensor? cos, Tensor? sin, Tensor? text_mask, "
     "Tensor? selection, SymInt plan, SymInt[] sizes, bool chooses, float eps, str pairs, "
     "bool across_heads, bool norm_text, int present, bool raster, bool backward, "
-    "bool deterministic, str backend"
+    "bool deterministic, str backend, SymInt head_parts"
 )
 EIGHT = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 TEN = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
@@ -146,34 +138,21 @@ def attention(
     plan = call.plan
     if not torch.compiler.is_compiling():
         check_known(plan)
-    rotation = parameters.rotation
-    gates = call.low_branch or BranchGates()
     inputs = Inputs(
         *tensors,
         bands=call.bands,
-        summary_queries=parameters.summary_queries,
-        summary_offsets=parameters.summary_offsets,
-        gains=parameters.gains,
-        query_norm=parameters.query_norm,
-        key_norm=parameters.key_norm,
-        by_token=gates.by_token,
-        by_sample=gates.by_sample,
-        cos=None if rotation is None else rotation.cos,
-        sin=None if rotation is None else rotation.sin,
+        **operands(parameters, call.low_branch),
         text_mask=call.text_mask,
         selection=None if call.selection is None else call.selection.tiles,
         plan=plan.key[0],
         sizes=plan.key[1:],
         chooses=plan.mid_lists is None,
-        eps=parameters.norm_eps,
-        pairs="interleaved" if rotation is None else rotation.pairs,
-        across_heads=parameters.norm_across_heads,
-        norm_text=parameters.norm_text,
         present=15 if call.present is EVERY_BAND else sum(1 << band for band in call.present),
         raster=call.token_order == "raster",
         backward=False,
         deterministic=call.deterministic,
         backend=call.backend,
+        head_parts=call.head_parts,
     )
     given = [getattr(inputs, name) for name in DIFFERENTIABLE]
     asked = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
@@ -199,13 +178,14 @@ def _attention(*arguments: Any, **named: Any) -> tuple[Tensor, ...]:
         inputs.token_order,
         inputs.deterministic,
         inputs.backend,
+        inputs.head_parts,
     )
     query = inputs.query
     tensors = (query, inputs.key, inputs.value)
-    outputs = run(tensors, inputs.parameters, call, backward=inputs.backward)
     kept = Kept(*(query.new_empty(0) for _ in Kept._fields))
     if not inputs.backward:
-        return outputs.out, *kept
+        return output(tensors, inputs.parameters, call), *kept
+    outputs = run(tensors, inputs.parameters, call, backward=True)
     given = outputs.attention
     assert given.rounding_residual is not None
     kept = kept._replace(

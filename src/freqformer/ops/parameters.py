@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -36,6 +36,12 @@ class RotaryEmbedding:
         if self.cos.ndim == 4:
             return self
         return RotaryEmbedding(self.cos[None, :, None], self.sin[None, :, None], self.pairs)
+
+    def of_heads(self, heads: slice) -> RotaryEmbedding:
+        """The same of some heads."""
+        if self.cos.ndim == 2 or self.cos.shape[2] == 1:
+            return self
+        return RotaryEmbedding(self.cos[:, :, heads], self.sin[:, :, heads], self.pairs)
 
     def of_rows(self, rows: Tensor, heads: int) -> tuple[Tensor, Tensor]:
         """cos and sin of rows (sample * heads + head), int64 (R,): each (R or 1, tokens, P)."""
@@ -99,6 +105,20 @@ class AttentionParameters:
             return self.rotary.by_token
         return RotaryEmbedding(*self.rotary).by_token
 
+    def of_heads(self, heads: slice) -> AttentionParameters:
+        """The same of some heads; a norm across heads takes the mean square of these alone."""
+        by_head = ["summary_queries", "gains"]
+        if self.norm_across_heads:
+            by_head += ["query_norm", "key_norm"]
+        changed: dict[str, Any] = {
+            name: getattr(self, name)[heads] for name in by_head if getattr(self, name) is not None
+        }
+        if self.summary_offsets is not None:
+            changed["summary_offsets"] = self.summary_offsets[..., heads, :]
+        if self.rotation is not None:
+            changed["rotary"] = self.rotation.of_heads(heads)
+        return replace(self, **changed)
+
 
 @dataclass(frozen=True, eq=False)
 class BranchGates:
@@ -123,6 +143,10 @@ class BranchGates:
         """The gates of some samples, by their indices."""
         pick = (None if x is None else x[samples] for x in (self.by_token, self.by_sample))
         return BranchGates(*pick)
+
+    def of_heads(self, heads: slice) -> BranchGates:
+        """The gates of some heads."""
+        return BranchGates(*(None if x is None else x[..., heads] for x in self.both))
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,3 +177,44 @@ class KnownBands:
 LEARNED = ("summary_queries", "summary_offsets", "gains", "query_norm", "key_norm")
 """Fields of `AttentionParameters` in the order in which operations take them, which the rotary
 tables follow."""
+
+
+def operands(
+    parameters: AttentionParameters | None, low_branch: BranchGates | None
+) -> dict[str, Any]:
+    """What an operation of torch takes of both, which are no tensors themselves, by name."""
+    given = parameters or AttentionParameters()
+    gates = low_branch or BranchGates()
+    rotation = given.rotation
+    return {
+        **{name: getattr(given, name) for name in LEARNED},
+        "by_token": gates.by_token,
+        "by_sample": gates.by_sample,
+        "cos": None if rotation is None else rotation.cos,
+        "sin": None if rotation is None else rotation.sin,
+        "eps": given.norm_eps,
+        "pairs": "interleaved" if rotation is None else rotation.pairs,
+        "across_heads": given.norm_across_heads,
+        "norm_text": given.norm_text,
+    }
+
+
+def parameters_of(inputs: Any) -> AttentionParameters:
+    """What `operands` took apart, from a record with these names."""
+    rotary = None
+    if inputs.cos is not None and inputs.sin is not None:
+        rotary = RotaryEmbedding(inputs.cos, inputs.sin, inputs.pairs)
+    return AttentionParameters(
+        **{name: getattr(inputs, name) for name in LEARNED},
+        rotary=rotary,
+        norm_eps=inputs.eps,
+        norm_across_heads=inputs.across_heads,
+        norm_text=inputs.norm_text,
+    )
+
+
+def gates_of(inputs: Any) -> BranchGates | None:
+    """The LOW branch that `operands` took apart; None for none."""
+    if inputs.by_token is None and inputs.by_sample is None:
+        return None
+    return BranchGates(inputs.by_token, inputs.by_sample)

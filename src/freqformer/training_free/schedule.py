@@ -20,8 +20,7 @@ DENSITY_SCHEDULES = get_args(DensitySchedule)
 KNEE = 1.2
 """A falling density is proportional to sqrt(length of the step) / (KNEE - noise level)."""
 LEVELS = 3
-"""Densities that the steps of a run have at most: each is a number of tiles, and a graph under
-torch.compile."""
+"""Densities that the steps of a run have at most."""
 HALVINGS = 60
 TINY = 1e-9
 NEAR = 1.15

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from freqformer.attention.record import CallRecord
 from freqformer.calibration.pipelines.energies import (
     Energies,
     MakeCandidates,
@@ -120,6 +121,11 @@ class MeasuredBands:
     def bands(self, noise_level: Tensor, device: torch.device) -> KnownBands:
         """As `LayerBands.bands`."""
         return _alike(Band.DENSE, (len(noise_level), self._heads), device)
+
+    def records(self, grid: Grid, num_text_tokens: int) -> set[CallRecord]:
+        """As `LayerBands.records`."""
+        config = self._energies.of(grid, num_text_tokens).config
+        return {CallRecord(grid, config, num_text_tokens, (Band.DENSE.value,))}
 
     def density(
         self, grid: Grid, num_text_tokens: int, noise_levels: Sequence[float] = ()

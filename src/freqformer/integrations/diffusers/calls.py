@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from freqformer.attention.record import RecordedBands
 from freqformer.config import FreqFormerConfig
 from freqformer.distributed.context import ContextParallel
 from freqformer.grid import Grid
@@ -23,6 +24,11 @@ class VideoTokens:
     """Exact tokens before the video, which see all and are seen by all: text, audio, keyframes."""
     behind: int = 0
     """Exact tokens behind it."""
+
+    @property
+    def exact(self) -> int:
+        """Exact tokens beside the video."""
+        return self.before + self.behind
 
 
 @dataclass(frozen=True)
@@ -72,3 +78,6 @@ class Share:
     """Of every head and sample; None where there is no config."""
     noise_level: Tensor | None = None
     """(B,) float32 on the layer's device; None where the layer has learned nothing."""
+    recorded: RecordedBands | None = None
+    """What a compiled graph is given of the call; None where it holds grid and config as constants,
+    since no layer or step has others."""

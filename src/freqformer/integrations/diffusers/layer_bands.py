@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from freqformer.attention.record import CallRecord
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid, tile_layout
 from freqformer.integrations.diffusers.steps import SamplerSteps, Schedule, plain_schedule
@@ -42,6 +43,10 @@ class LayerBands(Protocol):
         """The bands of these samples' heads, which share a config, on the device."""
         ...
 
+    def records(self, grid: Grid, num_text_tokens: int) -> set[CallRecord]:
+        """What the layer does on this grid at any noise level that is banded."""
+        ...
+
     def density(
         self, grid: Grid, num_text_tokens: int, noise_levels: Sequence[float] = ()
     ) -> float:
@@ -69,6 +74,10 @@ class TableBands:
             None if all(band == Band.DENSE for band in row) else config
             for row, config in zip(self._rows, configs, strict=True)
         ]
+        buckets = range(len(self._rows))
+        kinds = {(self._configs[one], self._present([one])): one for one in buckets}
+        self._different = list(kinds.values())
+        """Buckets, one of each that do the same."""
 
     def configs(
         self, grid: Grid, noise_level: Tensor, num_text_tokens: int
@@ -89,8 +98,19 @@ class TableBands:
         first = buckets[0]
         same = len(set(buckets)) == 1
         rows = self._bands[first].expand(len(buckets), -1) if same else self._bands[buckets]
-        present = {band for bucket in buckets for band in self._rows[bucket]}
-        return KnownBands(rows, tuple(sorted(present)))
+        return KnownBands(rows, self._present(buckets))
+
+    def _present(self, buckets: Sequence[int]) -> tuple[int, ...]:
+        return tuple(sorted({band for bucket in buckets for band in self._rows[bucket]}))
+
+    def records(self, grid: Grid, num_text_tokens: int) -> set[CallRecord]:
+        """As `LayerBands.records`."""
+        found = set()
+        for bucket in self._different:
+            config = self._config(grid, bucket)
+            if config is not None:
+                found.add(CallRecord(grid, config, num_text_tokens, self._present([bucket])))
+        return found
 
     def density(
         self, grid: Grid, num_text_tokens: int, noise_levels: Sequence[float] = ()
@@ -143,11 +163,20 @@ class StepLevels:
         self._steps = steps
         self._noise_level = noise_level
         self._schedule = schedule
+        self._timesteps: Tensor | None = None
+        self._levels: tuple[float, ...] = ()
 
     def __call__(self) -> tuple[float, ...]:
         """Of every banded step, noisiest first, and of what comes after the last: of the next step,
         or of a clean video."""
-        levels = self._noise_level(self._steps.timesteps(schedule_of=self._schedule))
+        timesteps = self._steps.timesteps(schedule_of=self._schedule)
+        if timesteps is not self._timesteps:  # every layer asks at every call
+            self._timesteps = timesteps
+            self._levels = self._read(timesteps)
+        return self._levels
+
+    def _read(self, timesteps: Tensor) -> tuple[float, ...]:
+        levels = self._noise_level(timesteps)
         banded = self._steps.banded()
         found = sorted(levels[banded].tolist(), reverse=True)
         after = levels[~banded & (levels < min(found, default=0.0))].tolist()
@@ -192,10 +221,25 @@ class PresetBands:
         """
         density = self._density
         if self._levels is not None:
-            levels = self._levels()
-            least, most = preset_range(grid, num_text_tokens)
-            density = falling_densities(levels, density, least, most)[step_of(levels, noise_level)]
+            densities = self._densities(grid, num_text_tokens)
+            density = densities[step_of(self._levels(), noise_level)]
         return preset_configs(grid, num_text_tokens, density, self._layers)[self._place]
+
+    def _densities(self, grid: Grid, num_text_tokens: int) -> tuple[float, ...]:
+        """Of every banded step; of all of them at once where the density doesn't fall."""
+        if self._levels is None:
+            return (self._density,)
+        least, most = preset_range(grid, num_text_tokens)
+        return falling_densities(self._levels(), self._density, least, most)
+
+    def records(self, grid: Grid, num_text_tokens: int) -> set[CallRecord]:
+        """As `LayerBands.records`."""
+        found = set()
+        for density in set(self._densities(grid, num_text_tokens)):
+            config = preset_configs(grid, num_text_tokens, density, self._layers)[self._place]
+            if config is not None:
+                found.add(CallRecord(grid, config, num_text_tokens, (Band.MID.value,)))
+        return found
 
     def configs(
         self, grid: Grid, noise_level: Tensor, num_text_tokens: int

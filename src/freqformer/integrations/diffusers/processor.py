@@ -6,13 +6,14 @@ Shape legend: B batch, N tokens, C channels, H heads, D head_dim.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from freqformer.attention.record import CallRecord, RecordedBands, packed
 from freqformer.config import FreqFormerConfig
 from freqformer.integrations.diffusers.calls import OUTSIDE, Call, CurrentCall, Share, VideoTokens
 from freqformer.integrations.diffusers.converted.learned import LearnedLayer
@@ -20,7 +21,12 @@ from freqformer.integrations.diffusers.layer_bands import LayerBands
 from freqformer.integrations.diffusers.query_key import project_queries, project_values
 from freqformer.integrations.diffusers.samples import join_samples, take_samples
 from freqformer.integrations.diffusers.steps import Schedule, plain_schedule
-from freqformer.integrations.diffusers.ulysses import attend_across, attend_around, ulysses_of
+from freqformer.integrations.diffusers.ulysses import (
+    attend_across,
+    attend_around,
+    costs_by_band,
+    ulysses_of,
+)
 from freqformer.ops.backends import ImplChoice
 from freqformer.ops.parameters import AttentionParameters, BranchGates, KnownBands, RotaryEmbedding
 
@@ -57,13 +63,15 @@ class FrequencyProcessor:
         self.shares: tuple[Share, ...] = ()
         """Of the call in progress; none outside of one."""
 
-    def prepare(self, call: Call | None, device: torch.device) -> bool:
+    def prepare(self, call: Call | None, device: torch.device, *, by_record: bool = False) -> bool:
         """Decide what every sample of a call does, before the transformer runs: so nothing of it is
         in a compiled graph.
 
         Args:
             call: the one that begins; None ends it.
             device: that the layer will run on, as far as that is known.
+            by_record: whether compiled graphs are given what the call does, since other layers or
+                steps do something else.
 
         Returns: whether some sample is banded.
         """
@@ -75,7 +83,7 @@ class FrequencyProcessor:
         if all(call.dense):
             self.shares = (Share(video, every, None, None),)
             return False
-        chosen = self.bands.configs(video.grid, call.noise_level, video.before + video.behind)
+        chosen = self.bands.configs(video.grid, call.noise_level, video.exact)
         rows_of: dict[FreqFormerConfig | None, list[int]] = {}
         for row in every:
             rows_of.setdefault(None if call.dense[row] else chosen[row], []).append(row)
@@ -85,6 +93,8 @@ class FrequencyProcessor:
             self._share(video, rows, config, call.noise_level[rows], device)
             for config, rows in rows_of.items()
         )
+        if by_record:
+            self.shares = tuple(self._recorded(share, device) for share in self.shares)
         return any(share.config is not None for share in self.shares)
 
     def _share(
@@ -98,9 +108,27 @@ class FrequencyProcessor:
         """The share of these samples, whose noise levels are on the host."""
         if config is None:
             return Share(video, tuple(rows), None, None)
+        if config.band_features == "own_band":
+            raise ValueError(
+                "the table's config.band_features is 'own_band', which only a trained layer knows; "
+                "'full' and 'high_pass_values' are allowed: calibrate with one of these"
+            )
         bands = self.bands.bands(level, device)
+        # Samples that do the same may be views of one: strides of zero are another graph.
+        bands = KnownBands(bands.bands.contiguous(), bands.present)
         seen = None if self.learned is None else level.to(device, torch.float32)
         return Share(video, tuple(rows), config, bands, seen)
+
+    def _recorded(self, share: Share, device: torch.device) -> Share:
+        """The share with what a compiled graph is given of it."""
+        if share.config is None or share.bands is None:
+            return share
+        grid = share.video.grid
+        record = CallRecord(grid, share.config, share.video.exact, share.bands.present)
+        costs = None
+        if self.current.ranks is not None:
+            costs = costs_by_band(record, device)
+        return replace(share, recorded=RecordedBands(share.bands.bands, packed(record), costs))
 
     # diffusers sets these two on processors that have them. They belong to the layer's own, which
     # keeps them when this one is gone.
@@ -141,7 +169,7 @@ class FrequencyProcessor:
         return join_samples(outputs, order.to(given[0].device))
 
     def _run(self, attn: Any, share: Share, given: tuple[Any, ...]) -> Any:
-        if share.config is None:
+        if share.bands is None:
             return self.own(attn, *given)
         layer = attn if self.learned is None else self.learned.view(attn)
         return self.banded(layer, share, *given)
@@ -227,24 +255,19 @@ class FrequencyProcessor:
 
     def _operation(self, share: Share, device: torch.device) -> dict[str, Any]:
         """What the operation is told of a call on a device, beside tensors of tokens."""
-        assert share.config is not None
         assert share.bands is not None
-        if share.config.band_features == "own_band":
-            raise ValueError(
-                "the table's config.band_features is 'own_band', which only a trained layer knows; "
-                "'full' and 'high_pass_values' are allowed: calibrate with one of these"
-            )
-        bands = share.bands
-        if bands.bands.device != device:
-            bands = KnownBands(bands.bands.to(device), bands.present)
-        return {
+        named = {
             "before": share.video.before,
             "grid": share.video.grid,
-            "allocation": bands,
-            "config": share.config,
-            "num_text_tokens": share.video.before + share.video.behind,
+            "num_text_tokens": share.video.exact,
             "impl": self.impl,
         }
+        if share.recorded is not None and torch.compiler.is_compiling():
+            # Neither config nor present bands are looked at, on which a graph would depend.
+            return named | {"allocation": share.recorded}
+        assert share.config is not None
+        known = KnownBands(share.bands.bands.to(device), share.bands.present)
+        return named | {"allocation": known, "config": share.config}
 
     def _low_branch(self, share: Share, hidden_states: Tensor) -> BranchGates | None:
         """The gates of a converted layer; None where nothing was learned."""

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from freqformer.integrations.diffusers.calls import Call, CurrentCall
+from freqformer.attention.record import CallRecord
+from freqformer.integrations.diffusers.calls import Call, CurrentCall, VideoTokens
 from freqformer.integrations.diffusers.processor import Family, FrequencyProcessor
 from freqformer.integrations.diffusers.steps import SamplerSteps
 from freqformer.integrations.diffusers.ulysses import own_tables, ulysses_of
@@ -184,15 +185,25 @@ class Session:
         """Tell every layer of a call, or that there is none."""
         self.current.call = call
         self.current.device = device
+        by_record = call is not None and not all(call.dense) and self._varies(call.video)
         banded = [
-            entry.banded.prepare(call, _device(entry.layer, device))
+            entry.banded.prepare(call, _device(entry.layer, device), by_record=by_record)
             for entry in self.replaced.values()
         ]
         if call is not None and any(banded):
-            self.current.banded = (call.video.grid, call.video.before + call.video.behind)
+            self.current.banded = (call.video.grid, call.video.exact)
         if call is not None:
             levels = zip(call.noise_level.tolist(), call.dense, strict=True)
             self.current.levels |= {round(level, 6) for level, dense in levels if not dense}
+
+    def _varies(self, video: VideoTokens) -> bool:
+        """Whether layers or steps do different things on these tokens."""
+        found: set[CallRecord] = set()
+        for entry in self.replaced.values():
+            found |= entry.banded.bands.records(video.grid, video.exact)
+            if len(found) > 1:
+                return True
+        return False
 
     def after(self, transformer: Any, _args: Any, _output: Any) -> None:
         """After the transformer ran, well or not."""

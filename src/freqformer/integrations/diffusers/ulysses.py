@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from freqformer.attention import frequency_attention
+from freqformer.attention.record import CallRecord, RecordedBands
 from freqformer.config import FreqFormerConfig
 from freqformer.distributed import ContextParallel, deal_heads
 from freqformer.distributed.collective import GRAPHS_HOLD_EXCHANGES
@@ -33,7 +34,14 @@ from freqformer.integrations.diffusers.query_key import Queries
 from freqformer.ops.head_blocks.api import prepared_blocks
 from freqformer.ops.parameters import AttentionParameters, KnownBands, RotaryEmbedding
 from freqformer.ops.query_key import normalised, rotated
+from freqformer.plan import build_plan
 from freqformer.tracing import untraced
+
+LARGE_BYTES = 2**28
+"""Of queries whose heads are computed in parts; chosen, not measured."""
+HEAD_PARTS = 4
+"""Queries, keys and values in tile order, with low tokens and summaries, take 3.3 to 3.6 times the
+queries' memory for all heads at once, and less than once in four parts."""
 
 
 def class_name(transformer: Any) -> str:
@@ -94,8 +102,8 @@ def attend_across(
     finish: Callable[[Tensor, slice], Tensor],
     *,
     grid: Grid,
-    allocation: KnownBands,
-    config: FreqFormerConfig,
+    allocation: KnownBands | RecordedBands,
+    config: FreqFormerConfig | None = None,
     num_text_tokens: int = 0,
     **named: Any,
 ) -> Tensor:
@@ -129,7 +137,7 @@ def _attend_across(
     finish: Callable[[Tensor, slice], Tensor],
     find_route: Callable[[Tensor], Route],
     attend: Callable[..., Tensor],
-    allocation: KnownBands,
+    allocation: KnownBands | RecordedBands,
 ) -> Tensor:
     route = find_route(queries.query)
     given = queries.parameters
@@ -138,7 +146,7 @@ def _attend_across(
         _send(queries.key, given.key_norm, given, route),
     ]
     sent.append(send_to_heads(project_values(), route))
-    own = KnownBands(allocation.bands.index_select(1, route.own_heads), allocation.present)
+    own = replace(allocation, bands=allocation.bands.index_select(1, route.own_heads))
     out = attend(tuple(at_heads(one) for one in sent), allocation=own)
     finished: list[Tensor] = []
     end = 0
@@ -163,11 +171,25 @@ if not GRAPHS_HOLD_EXCHANGES:
     _attend_across = untraced(_attend_across)
 
 
+def costs_by_band(record: CallRecord, device: torch.device) -> Tensor:
+    """What a head costs as LOW, MID, HIGH and DENSE in the calls of a record, float64 (4,) on the
+    device; of one channel, since all are proportional to the channels of a head."""
+    return _costs_by_band(record, device)
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what it caches must also serve training
+def _costs_by_band(record: CallRecord, device: torch.device) -> Tensor:
+    exact = record.num_text_tokens
+    plan = build_plan(record.grid, record.config, num_heads=1, head_dim=1, num_text_tokens=exact)
+    return torch.tensor(plan.band_costs(), dtype=torch.float64, device=device)
+
+
 def _route(
     context: ContextParallel,
     grid: Grid,
-    allocation: KnownBands,
-    config: FreqFormerConfig,
+    allocation: KnownBands | RecordedBands,
+    config: FreqFormerConfig | None,
     exact: int,
     query: Tensor,
 ) -> Route:
@@ -175,14 +197,19 @@ def _route(
     shares = _shares(grid.num_tokens + exact, context.size)
     _check(query, shares, context)
     _, _, heads, head_dim = query.shape
-    by_band = plan_costs(grid, config, num_heads=heads, head_dim=head_dim, num_text_tokens=exact)
-    return Route(context, shares, deal_heads(head_costs(by_band, allocation.bands), context.size))
+    if isinstance(allocation, RecordedBands):
+        assert allocation.costs is not None
+        costs = allocation.costs[allocation.bands.long()].sum(0)
+    else:
+        assert config is not None
+        sizes = {"num_heads": heads, "head_dim": head_dim, "num_text_tokens": exact}
+        costs = head_costs(plan_costs(grid, config, **sizes), allocation.bands)
+    return Route(context, shares, deal_heads(costs, context.size))
 
 
 def attend_around(
-    qkv: tuple[Tensor, ...],
+    qkv: tuple[Tensor, Tensor, Tensor],
     *,
-    allocation: KnownBands,
     parameters: AttentionParameters | None = None,
     before: int = 0,
     **named: Any,
@@ -192,19 +219,58 @@ def attend_around(
 
     Args:
         qkv: query, key and value (B, N, H, D).
-        allocation, named: as there; `num_text_tokens` counts all exact tokens.
+        named: as there; `num_text_tokens` counts all exact tokens. `RecordedBands` are allowed too,
+            and take the place of a config.
         parameters: norms and rotary embedding of the queries and keys; None for neither.
         before: exact tokens before the video.
     """
     if not before:
-        return frequency_attention(*qkv, allocation=allocation, parameters=parameters, **named)
-    moved = (_moved(x, before) for x in qkv)
+        return _attention(qkv, parameters=parameters, **named)
+    query, key, value = (_moved(x, before) for x in qkv)
     if parameters is not None and parameters.rotation is not None:
         turn = parameters.rotation
         turn = RotaryEmbedding(_moved(turn.cos, before), _moved(turn.sin, before), turn.pairs)
         parameters = replace(parameters, rotary=turn)
-    out = frequency_attention(*moved, allocation=allocation, parameters=parameters, **named)
+    out = _attention((query, key, value), parameters=parameters, **named)
     return _moved(out, -before)
+
+
+def _attention(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    *,
+    grid: Grid,
+    allocation: KnownBands | RecordedBands,
+    num_text_tokens: int = 0,
+    config: FreqFormerConfig | None = None,
+    **named: Any,
+) -> Tensor:
+    """The operation, with grid and config as constants of a graph or as its operand."""
+    query, _, _ = qkv
+    parts = head_parts(query)
+    if isinstance(allocation, KnownBands):
+        assert config is not None
+        return frequency_attention(
+            *qkv,
+            grid=grid,
+            allocation=allocation,
+            config=config,
+            num_text_tokens=num_text_tokens,
+            head_parts=parts,
+            **named,
+        )
+    # Imported here: registering an operation takes time, and most processes compile nothing.
+    from freqformer.attention.record_operation import recorded_attention
+
+    return recorded_attention(qkv, allocation=allocation, head_parts=parts, **named)
+
+
+def head_parts(query: Tensor) -> int:
+    """In how many parts heads are computed. In a compiled graph dense attention holds less than
+    all heads' tiles do; outside of one it holds as much."""
+    _, _, heads, _ = query.shape
+    if not torch.compiler.is_compiling() or query.numel() * query.element_size() < LARGE_BYTES:
+        return 1
+    return min(HEAD_PARTS, heads)
 
 
 def _moved(x: Tensor, before: int) -> Tensor:

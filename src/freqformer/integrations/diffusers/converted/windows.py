@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from freqformer._validate import check_number, check_whole
+from freqformer.attention.record import CallRecord
 from freqformer.bands import low_grid
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Extents, Grid, TileLayout, tile_layout
@@ -167,6 +168,11 @@ class WindowBands:
         """As `LayerBands.bands`."""
         self._bands = self._bands.to(device)
         return KnownBands(self._bands.expand(len(noise_level), -1), (Band.HIGH.value,))
+
+    def records(self, grid: Grid, num_text_tokens: int) -> set[CallRecord]:
+        """As `LayerBands.records`."""
+        config = window_config(grid, self.settings, num_text_tokens)
+        return {CallRecord(grid, config, num_text_tokens, (Band.HIGH.value,))}
 
     def density(
         self, grid: Grid, num_text_tokens: int, noise_levels: Sequence[float] = ()

@@ -30,7 +30,7 @@ from freqformer.ops.prologue.triton.arguments import (
 )
 from freqformer.ops.prologue.triton.channels import half_of, paired
 from freqformer.ops.prologue.triton.launch_pooling import pool_chunk, pool_rows
-from freqformer.ops.prologue.triton.norm_kernels import token_scales
+from freqformer.ops.prologue.triton.norm_launch import find_scales, normed_across, with_scales
 from freqformer.ops.prologue.triton.pooling_kernel import Pools
 from freqformer.ops.prologue.triton.summary_kernel import Jobs, RowBlocks, finish_rows
 from freqformer.ops.prologue.triton.tile_kernel import prepare_tiles
@@ -43,8 +43,6 @@ BAND_CHUNK = 32
 """The same with band features: every chunk reads its tile once more."""
 TEXT_SLOTS = 32
 """Text tokens of one program."""
-SCALED_TOKENS = 16
-"""Tokens of one program of a norm across heads."""
 CELL_STEP = 8
 """Tiles of a cell that are added at once."""
 
@@ -59,6 +57,7 @@ def prepare_rows(
     token_order: TokenOrder,
     text_mask: Tensor | None = None,
     low_branch: bool = False,
+    scales: Tensor | None = None,
 ) -> PreparedRows:
     """Norm, band features, rotary embedding, tile order, low tokens, summaries, text and tile sums
     of all rows.
@@ -74,16 +73,16 @@ def prepare_rows(
         token_order: order of the video tokens and of the rotary tables.
         text_mask: bool (B, X), False for text tokens that nothing may reach from; None for none.
         low_branch: whether every row has low tokens, for the LOW branch of its head.
+        scales: of `token_scales_of`, where a norm is over more heads than these; None finds them.
     """
     query, _, _ = qkv
     _, _, _, head_dim = query.shape
     given = parameters or AttentionParameters()
     text_mask = _contiguous(text_mask)
     common = common_arguments(qkv, given, tables, token_order)
-    scales = None
-    if _normed_across(given):
-        scales = _token_scales(common, query, text_mask)
-        common = with_scales(common, scales)
+    if scales is None and normed_across(given):
+        scales = find_scales(common, query, text_mask)
+    common = with_scales(common, scales)
     sample_stride, head_stride = allocation.stride()
     bands = Allocation(bands=allocation, sample=sample_stride, head=head_stride)
     rows = _empty_rows(query, common, tables)._replace(scales=scales)
@@ -108,45 +107,20 @@ def prepare_rows(
     return rows
 
 
-def _normed_across(given: AttentionParameters) -> bool:
-    normed = given.query_norm is not None or given.key_norm is not None
-    return given.norm_across_heads and normed
-
-
-def _token_scales(common: Common, query: Tensor, text_mask: Tensor | None) -> Tensor:
-    """One over the root mean square of all heads' channels of every query and key, float32 (2, B, N
-    + X)."""
-    batch, tokens, _, head_dim = query.shape
-    scales = query.new_empty(2, batch, tokens, dtype=torch.float32)
-    token_scales[scaled_programs(batch, tokens)](
-        common.qkv,
-        scales,
-        text_mask,
-        common.learned.eps,
-        common.sizes,
-        BLOCK=tl.constexpr(SCALED_TOKENS),
-        D=tl.constexpr(head_dim),
-        W=tl.constexpr(buffer_width(head_dim)),
-    )
-    return scales
-
-
-def scaled_programs(batch: int, tokens: int) -> tuple[int, int]:
-    """Programs of the launches of a norm across heads."""
-    return batch * -(-tokens // SCALED_TOKENS), 2
-
-
-def with_scales(common: Common, scales: Tensor | None) -> Common:
-    """With what `_token_scales` found, for the norms that there are."""
-    if scales is None:
-        return common
-    query_scales, key_scales = scales.unbind(0)
-    query, key, value = common.qkv
-    if query.norm is not None:
-        query = query._replace(scales=query_scales)
-    if key.norm is not None:
-        key = key._replace(scales=key_scales)
-    return common._replace(qkv=Qkv(query, key, value))
+def token_scales_of(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    parameters: AttentionParameters,
+    tables: PrologueTables,
+    token_order: TokenOrder,
+    text_mask: Tensor | None,
+) -> Tensor | None:
+    """What a norm across these heads multiplies queries and keys by, float32 (2, B, N + X); None
+    without one. Arguments are those of `prepare_rows`."""
+    if not normed_across(parameters):
+        return None
+    query, _, _ = qkv
+    common = common_arguments(qkv, parameters, tables, token_order)
+    return find_scales(common, query, _contiguous(text_mask))
 
 
 def _prepare_tiles(

@@ -24,14 +24,16 @@ from freqformer.ops.prologue.triton.backward_tile_kernel import tile_grads
 from freqformer.ops.prologue.triton.backward_tokens import Outputs, RowGrads
 from freqformer.ops.prologue.triton.channels import half_of, unpaired
 from freqformer.ops.prologue.triton.launch import (
-    SCALED_TOKENS,
     TEXT_SLOTS,
     common_arguments,
-    scaled_programs,
     tile_blocks,
-    with_scales,
 )
 from freqformer.ops.prologue.triton.norm_kernels import finish_norm_grads
+from freqformer.ops.prologue.triton.norm_launch import (
+    SCALED_TOKENS,
+    scaled_programs,
+    with_scales,
+)
 from freqformer.ops.tokens import TokenOrder
 
 Tensors = tuple[Tensor, Tensor, Tensor]

@@ -1,6 +1,6 @@
 """Triton kernels of a norm across heads: what no program of one head can know.
 
-`launch.py` and `launch_backward.py` hold the host side, `arguments.py` the shape legend.
+`norm_launch.py` and `launch_backward.py` hold the host side, `arguments.py` the shape legend.
 """
 
 from __future__ import annotations
