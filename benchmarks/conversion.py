@@ -335,6 +335,7 @@ def main() -> None:
     parser.add_argument("--train-steps", type=int, default=usual.train_steps)
     parser.add_argument("--layer-steps", type=int, default=usual.layer_steps)
     parser.add_argument("--velocity-steps", type=int, default=usual.velocity_steps)
+    parser.add_argument("--falling", type=float, default=usual.falling)
     parser.add_argument("--learning-rate", type=float, default=usual.learning_rate)
     parser.add_argument("--output", type=Path, default=record.RESULTS)
     parser.add_argument("--commit", help="of this checkout, where git isn't there to ask")
@@ -347,6 +348,7 @@ def main() -> None:
         train_steps=given.train_steps,
         layer_steps=given.layer_steps,
         velocity_steps=given.velocity_steps,
+        falling=given.falling,
         learning_rate=given.learning_rate,
     )
     results = Benchmark(given.work, amount, given.stop_after).run()
