@@ -13,7 +13,7 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from freqformer.calibration.choice import Calibration
+from freqformer.calibration.choice import Calibration, Choice
 from freqformer.calibration.pipelines.by_step import cheapest_density, digest, priced
 from freqformer.calibration.pipelines.choice import PipelineCalibration, Tried, evened
 from freqformer.config import Band
@@ -30,6 +30,10 @@ SHRINKS = (1.0, 0.99, 0.98, 0.96, 0.94)
 until it keeps to it."""
 
 
+ROUNDING = 1e-12
+"""So that sums of costs stay within a density."""
+
+
 @dataclass(frozen=True, eq=False)
 class Trial:
     """A table by step that may be tried."""
@@ -37,6 +41,8 @@ class Trial:
     name: str
     table: RoutingTable
     """(S, L, H)."""
+    density: float
+    """That it keeps to."""
     weighing: Calibration
     """What its heads were chosen by, and are again where density moves."""
 
@@ -66,12 +72,13 @@ def first_trials(calibration: PipelineCalibration, density: float) -> Iterator[T
 
     def chosen(name: str, weighing: Calibration, share: float = 1.0) -> Iterator[Trial]:
         if share == 1 or share * density >= cheapest_density(weighing):
-            yield Trial(name, weighing.choose_within(share * density).table, weighing)
+            table = weighing.choose_within(share * density).table
+            yield Trial(name, table, share * density, weighing)
 
     yield from chosen("least expected error", main)
     preset = preset_by_step(calibration, density)
     if preset is not None:
-        yield Trial("preset", preset, main)
+        yield Trial("preset", preset, density, main)
     yield from chosen("steps' weights to the 0.5", evened(main, 0.5))
     if plain is not None:
         yield from chosen("by tokens alone", plain)
@@ -197,7 +204,8 @@ def _span(places: tuple[int, ...]) -> str:
 def moved(calibration: PipelineCalibration, trial: Trial, move: Move) -> Trial | None:
     """The table with a tenth of its FLOPs elsewhere; None where they can't be taken or given.
 
-    Heads of the two thirds are chosen anew, each third within its own budget; all others stay.
+    Heads of the two thirds are chosen anew, each third within its own budget, the second with what
+    the first leaves over; all others stay.
 
     Args:
         calibration: of the pipeline.
@@ -205,21 +213,33 @@ def moved(calibration: PipelineCalibration, trial: Trial, move: Move) -> Trial |
         move: from where to where.
     """
     costs = priced(trial.table, calibration.calibration, calibration.exact).costs
-    amount = MOVED * float(costs.sum())
     weighing = with_window(trial.weighing, trial.table.config.window)
+    source, target = (torch.tensor(places) for places in (move.source, move.target))
+    given = costs.index_select(move.axis, target)
+    taken = costs.index_select(move.axis, source)
+    budget = float(taken.sum()) - MOVED * float(costs.sum())
+    fewer = _chosen_anew(weighing, move.axis, source, budget / taken.numel())
+    if fewer is None:
+        return None
+    used = float(costs.sum() - taken.sum() - given.sum()) + fewer.cost * taken.numel()
+    budget = (1 - ROUNDING) * trial.density * costs.numel() - used
+    more = _chosen_anew(weighing, move.axis, target, budget / given.numel())
+    if more is None:
+        return None
     bands, counts = trial.table.bands.clone(), trial.table.mid_tiles.clone()
-    for places, more in ((move.source, -amount), (move.target, amount)):
-        index = torch.tensor(places)
-        own = costs.index_select(move.axis, index)
-        budget = (float(own.sum()) + more) / own.numel()
-        if not cheapest_density(weighing) <= budget <= 1:
-            return None
-        errors = weighing.errors.index_select(move.axis, index)
-        table = replace(weighing, errors=errors).choose_within(budget).table
-        bands.index_copy_(move.axis, index, table.bands)
-        counts.index_copy_(move.axis, index, table.mid_tiles)
-    name = f"{trial.name}; {move.name}"
-    return Trial(name, replace(trial.table, bands=bands, mid_tiles=counts), trial.weighing)
+    for index, choice in ((source, fewer), (target, more)):
+        bands.index_copy_(move.axis, index, choice.table.bands)
+        counts.index_copy_(move.axis, index, choice.table.mid_tiles)
+    table = replace(trial.table, bands=bands, mid_tiles=counts)
+    return replace(trial, name=f"{trial.name}; {move.name}", table=table)
+
+
+def _chosen_anew(weighing: Calibration, axis: int, index: Tensor, budget: float) -> Choice | None:
+    """Of these steps or layers alone, within a share of dense; None where there is none."""
+    if not cheapest_density(weighing) <= budget <= 1:
+        return None
+    errors = weighing.errors.index_select(axis, index)
+    return replace(weighing, errors=errors).choose_within(budget)
 
 
 def with_window(calibration: Calibration, window: tuple[int, int, int]) -> Calibration:
