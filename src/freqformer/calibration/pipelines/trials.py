@@ -84,7 +84,10 @@ def first_trials(calibration: PipelineCalibration, density: float) -> Iterator[T
         yield from chosen("by tokens alone", plain)
     for share in LESS[:1]:
         yield from chosen(f"least expected error, {share:g} of the density", main, share)
-    yield from chosen("steps weigh the same", evened(main, 0.0))
+    alike = evened(main, 0.0)
+    yield from chosen("steps weigh the same", alike)
+    within = alike.choose(alike.tolerance_for(density)).table
+    yield Trial("steps weigh the same, one tolerance for all heads", within, density, alike)
     for share in LESS[1:]:
         yield from chosen(f"least expected error, {share:g} of the density", main, share)
     if plain is not None:
