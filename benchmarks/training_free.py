@@ -36,8 +36,8 @@ from benchmarks.training_free_methods import (
     NUM_BUCKETS,
     Method,
     Threshold,
+    by_expected_error,
     by_table,
-    evened,
     guarded,
     preset_table,
     single_patterns,
@@ -66,13 +66,16 @@ STARTS = (0.0, 0.2)
 TIERS = (
     ("preset", "preset_constant", "calibrated", "calibrated_on_clips"),
     ("vsa_selection", "threshold", "radial", "topk", "window"),
-    ("wide_summaries", "window_summaries", "calibrated_even", "preset_steep", "preset_gentle"),
+    (
+        *("wide_summaries", "window_summaries", "calibrated_expected", "calibrated_even"),
+        *("preset_steep", "preset_gentle"),
+    ),
 )
 """Names of the methods; those of the first tier are measured at all densities first, and so on."""
 KNEES = {"preset": KNEE, "preset_steep": 1.05, "preset_gentle": 1.5, "preset_constant": None}
 """How steeply the density falls, see `falling_densities`; None for the same in all steps."""
 EVEN = 0.5
-"""Power of the steps' weights in a calibration that believes less in them."""
+"""Power of the steps' weights in an untried calibration that believes less in them."""
 WARM_STEPS = 2
 """Of the run before one that is timed."""
 NAME = "training_free_density"
@@ -146,7 +149,7 @@ class Methods:
         self.grid = amount.size.grid
         self.shape = (len(model.attentions), layer.num_heads, layer.head_dim)
         self._patterns: dict[float, dict[str, Method]] = {}
-        self._calibrations: dict[float, PipelineChoice] = {}
+        self._choices: dict[tuple[float, float], PipelineChoice] = {}
         self._on_clips: Calibration | None = None
         self._means: dict[float, list[tuple[Tensor, Tensor]]] = {}
 
@@ -166,9 +169,14 @@ class Methods:
                 name: lambda knee=knee: self._preset(density, start, knee)
                 for name, knee in KNEES.items()
             },
-            "calibrated": lambda: self._calibrated(density, start, 1.0),
+            "calibrated": lambda: self._calibrated(density, start),
+            "calibrated_expected": lambda: by_expected_error(
+                self._choice(density, start).calibration, density, 1.0
+            ),
             "calibrated_on_clips": lambda: self._calibrated_on_clips(density, start),
-            "calibrated_even": lambda: self._calibrated(density, start, EVEN),
+            "calibrated_even": lambda: by_expected_error(
+                self._choice(density, start).calibration, density, EVEN
+            ),
             **{name: lambda name=name: pattern(name) for name in patterns},
             "threshold": lambda: self._threshold(density, start),
         }
@@ -183,27 +191,37 @@ class Methods:
         about = "the same in all steps" if knee is None else f"falling, knee at {knee}"
         return by_table(table, delivered, f"the plug-in without a table, density {about}")
 
-    def _calibrated(self, density: float, start: float, power: float) -> Method:
-        if start not in self._calibrations:
+    def _calibrated(self, density: float, start: float) -> Method:
+        choice = self._choice(density, start)
+        assert choice.chosen is not None
+        (table,) = choice.tables.values()
+        about = (
+            f"calibrate_pipeline, nearest of {len(choice.tried)} that were tried: "
+            f"{choice.chosen.name}, {choice.chosen.nearness:.2f} dB in the latents"
+        )
+        return by_table(table, choice.density, about)
+
+    def _choice(self, density: float, start: float) -> PipelineChoice:
+        """Of all densities at once, the lowest first, so that each is compared with those below."""
+        if (density, start) not in self._choices:
             amount = self.amount
             frames, height, width = amount.size.video
-            self._calibrations[start] = calibrate_pipeline(
-                self.pipeline,
-                [{}] * amount.calibration_videos,
-                density=density,
-                call={"num_frames": frames, "height": height, "width": width},
-                settings=CalibrationSettings(
-                    steps=amount.calibration_steps, start_percent=start, seed=CALIBRATION_SEED
-                ),
-                state=self.folder / f"calibration-{start}",
-                progress=False,
-            )
-        choice = evened(self._calibrations[start].calibration, power).choose(density)
-        (table,) = choice.tables.values()
-        about = "calibrate_pipeline" + ("" if power == 1 else f", weights of steps to the {power}")
-        if power == 1:
-            about += f", expected error of the latents {choice.expected_error:.4f}"
-        return by_table(table, choice.density, about)
+            for one in sorted({*amount.densities, density}):
+                self._choices[one, start] = calibrate_pipeline(
+                    self.pipeline,
+                    [{}] * amount.calibration_videos,
+                    density=one,
+                    call={"num_frames": frames, "height": height, "width": width},
+                    settings=CalibrationSettings(
+                        steps=amount.calibration_steps,
+                        start_percent=start,
+                        seed=CALIBRATION_SEED,
+                        trials=amount.trials,
+                    ),
+                    state=self.folder / f"calibration-{start}",
+                    progress=False,
+                )
+        return self._choices[density, start]
 
     def _calibrated_on_clips(self, density: float, start: float) -> Method:
         if self._on_clips is None:
@@ -300,7 +318,7 @@ def run(
         "loss": trained["loss"],
         "sampler_steps": amount.steps,
         "videos": amount.videos,
-        "calibration": {"videos": amount.calibration_videos, "steps": amount.calibration_steps},
+        "calibration": amount.calibration,
         "rows": {},
     }
     if earlier is not None:

@@ -20,7 +20,12 @@ from torch import Tensor
 from freqformer.attention import frequency_attention
 from freqformer.calibration import Calibration
 from freqformer.calibration.measure import Attended, LayerWatch
-from freqformer.calibration.pipelines.choice import BUCKETS, PipelineCalibration, bucket_rows
+from freqformer.calibration.pipelines.choice import (
+    BUCKETS,
+    PipelineCalibration,
+    bucket_rows,
+    evened,
+)
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.grid import Grid, tile_layout
 from freqformer.models.transformer import FreqFormerTransformer3DModel
@@ -120,18 +125,23 @@ def preset_table(
     return RoutingTable(by_bucket, mid_tiles[rows], kept[0]), sum(shares) / len(shares)
 
 
-def evened(calibration: PipelineCalibration, power: float) -> PipelineCalibration:
-    """The calibration with its steps' errors nearer to one another.
+def by_expected_error(calibration: PipelineCalibration, density: float, power: float) -> Method:
+    """The choice of a pipeline's calibration that was not tried.
 
     Args:
         calibration: of a pipeline.
+        density: share of dense.
         power: to which what every step weighs is raised; 1 changes nothing.
     """
-    errors = calibration.calibration.errors
-    steps = errors.square().mean((1, 2, 3)).sqrt()
-    factors = (steps / steps.max()).clamp_min(1e-12) ** (power - 1)
-    changed = replace(calibration.calibration, errors=errors * factors[:, None, None, None])
-    return replace(calibration, calibration=changed)
+    weighed = replace(calibration, calibration=evened(calibration.calibration, power))
+    choice = weighed.choose(density)
+    (table,) = choice.tables.values()
+    about = "calibrate_pipeline without trials"
+    if power == 1:
+        about += f", expected error of the latents {choice.expected_error:.4f}"
+    else:
+        about += f", weights of steps to the {power}"
+    return by_table(table, choice.density, about)
 
 
 def within_tolerance(calibration: Calibration, density: float, start: float) -> Method:

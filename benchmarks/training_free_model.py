@@ -36,6 +36,8 @@ class Amount:
     size: Size = STUDY
     calibration_videos: int = 4
     calibration_steps: int = 10
+    trials: int = 16
+    """Tables that a calibration tries at each density."""
     calibration_clips: int = 16
     mid_tiles: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
     """Of heads that are calibrated on clips, and so are the windows."""
@@ -46,6 +48,15 @@ class Amount:
     """Of the sampler."""
     train_steps: int = 2000
     densities: tuple[float, ...] = DENSITIES
+
+    @property
+    def calibration(self) -> dict[str, int]:
+        """What results say of it."""
+        return {
+            "videos": self.calibration_videos,
+            "steps": self.calibration_steps,
+            "trials": self.trials,
+        }
 
 
 def train(folder: Path, amount: Amount, device: torch.device, seconds: float) -> int:

@@ -20,7 +20,7 @@ ALT = "PSNR against dense attention by density, a line for each method"
 NOTHING = "No results yet."
 OURS = ("calibrated", "calibrated_on_clips", "preset")
 """Drawn thick, and first."""
-MARKERS = "sDo^vPX*ph<>dH"
+MARKERS = "sDo^vPX*ph<>dH8"
 SAME = {"topk_summaries": "preset_constant"}
 """Methods of earlier versions that turned out to be another one; they aren't drawn."""
 AIMS = {0.5: 36.0, 0.3: 31.0, 0.2: 28.0, 0.1: 26.0, 0.05: 24.0}
@@ -45,14 +45,18 @@ def results_text(results: Results) -> str:
     """Everything that the page says of the results: PSNR of every method in a table for each
     start, as far as it has been measured."""
     model, machine, measured = results["model"], results["machine"], results["calibration"]
+    # Results of earlier versions, which tried none, don't say how many.
+    trials = measured.get("trials", 0)
+    tried = f", {trials} tables tried at each density" if trials else ""
     parts = [
         f"![{ALT}](figures/{FIGURE.name})",
         f"{model['layers']} layers of {model['heads']} heads of {model['head_dim']}, "
         f"{results['tokens']:,} tokens, trained for {results['train_steps']:,} steps, "
         f"{model['dtype'].removeprefix('torch.')}. Calibrated on {measured['videos']} videos of "
-        f"{measured['steps']} steps. {results['videos']} videos of {results['sampler_steps']} "
-        f"steps are compared: PSNR in dB against dense attention's. {machine['gpu']}, torch "
-        f"{machine['torch']}, Triton {machine['triton']}, commit {machine['commit'][:10]}.",
+        f"{measured['steps']} steps{tried}. {results['videos']} videos of "
+        f"{results['sampler_steps']} steps are compared: PSNR in dB against dense attention's. "
+        f"{machine['gpu']}, torch {machine['torch']}, Triton {machine['triton']}, "
+        f"commit {machine['commit'][:10]}.",
     ]
     for start, by_density in results["rows"].items():
         title = _title(start)

@@ -62,7 +62,7 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
     },
     "lines of a function": {
         "src/freqformer/cli/cache.py:cache": Exceeds(90, COMMAND),
-        "src/freqformer/cli/calibrate.py:calibrate": Exceeds(124, COMMAND),
+        "src/freqformer/cli/calibrate.py:calibrate": Exceeds(130, COMMAND),
         "src/freqformer/cli/convert.py:convert": Exceeds(130, COMMAND),
         "src/freqformer/cli/generate.py:generate": Exceeds(122, COMMAND),
         "src/freqformer/cli/sample.py:sample": Exceeds(101, COMMAND),
@@ -84,7 +84,7 @@ EXCEPTIONS: dict[str, dict[str, Exceeds]] = {
         "src/freqformer/attention/function.py:frequency_attention": Exceeds(15, INPUTS),
         "src/freqformer/calibration/command.py:calibrate_on_clips": Exceeds(9, COMMAND),
         "src/freqformer/cli/cache.py:cache": Exceeds(16, COMMAND),
-        "src/freqformer/cli/calibrate.py:calibrate": Exceeds(21, COMMAND),
+        "src/freqformer/cli/calibrate.py:calibrate": Exceeds(22, COMMAND),
         "src/freqformer/cli/convert.py:convert": Exceeds(15, COMMAND),
         "src/freqformer/cli/generate.py:generate": Exceeds(24, COMMAND),
         "src/freqformer/cli/sample.py:sample": Exceeds(15, COMMAND),

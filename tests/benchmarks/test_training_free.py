@@ -7,6 +7,8 @@ import math
 import re
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,6 @@ from benchmarks.training_free_methods import (
     CUBES,
     NUM_BUCKETS,
     chosen,
-    evened,
     guarded,
     preset_table,
     single_patterns,
@@ -37,9 +38,6 @@ from benchmarks.training_free_report import (
 from tests.support.pages import check_says, text_of
 
 from benchmarks import training_free, training_free_model
-from freqformer.calibration.candidates import Candidates
-from freqformer.calibration.choice import Calibration
-from freqformer.calibration.pipelines.choice import PipelineCalibration
 from freqformer.config import Band
 from freqformer.generation.likeness import psnr, ssim
 from freqformer.grid import Grid
@@ -51,6 +49,7 @@ TINY = Amount(
     size=Size(video=(4, 32, 32), layers=1, heads=2, head_dim=12, batch=1),
     calibration_videos=1,
     calibration_steps=3,
+    trials=2,
     calibration_clips=1,
     mid_tiles=(1, 2),
     windows=((1, 1, 1),),
@@ -97,17 +96,38 @@ def test_the_comparison_stops_and_goes_on(tmp_path, capsys):
                 assert rows[name]["density"] <= float(density)
             for name in ("preset", "preset_constant", "threshold"):
                 assert rows[name]["density"] == pytest.approx(float(density), rel=0.3)
+            assert "nearest of 2 that were tried" in rows["calibrated"]["about"]
+            assert "without trials" in rows["calibrated_expected"]["about"]
             assert all(row["psnr"] > 0 for row in rows.values())
     text = results_text(results | {"machine": MACHINE})
     assert "| method | 40% |" in text
     assert f"| `preset` | {row['psnr']:.2f} |" in text
     assert "first fifth" in text
     assert "–" not in text
+    assert "Calibrated on 1 videos of 3 steps, 2 tables tried at each density." in text
     draw_figure(results, tmp_path / "all.png")
     draw_figure(lost, tmp_path / "fewer.png")
     drawn, fewer = ((tmp_path / name).read_bytes() for name in ("all.png", "fewer.png"))
     assert drawn.startswith(b"\x89PNG")
     assert drawn != fewer
+
+
+def test_lower_densities_are_calibrated_first(tmp_path, monkeypatch):
+    """So that each is compared with all below it, in one state."""
+    asked = []
+
+    def calibrated(pipeline, prompts, *, density, state, **given):
+        asked.append((density, state))
+        return density
+
+    monkeypatch.setattr(training_free, "calibrate_pipeline", calibrated)
+    layer = SimpleNamespace(num_heads=2, head_dim=12)
+    pipeline: Any = SimpleNamespace(transformer=SimpleNamespace(attentions=[layer]))
+    amount = replace(TINY, densities=(0.4, 0.2, 0.5))
+    methods = training_free.Methods(pipeline, amount, tmp_path)
+    assert methods._choice(0.4, 0.2) == 0.4
+    assert methods._choice(0.2, 0.2) == 0.2
+    assert asked == [(density, tmp_path / "calibration-0.2") for density in (0.2, 0.4, 0.5)]
 
 
 def test_training_stops_in_time(tmp_path, monkeypatch):
@@ -153,22 +173,6 @@ def test_the_first_steps_can_be_dense():
     assert (found.bands[:8] == Band.MID).all()
     assert (found.bands[8:] == Band.DENSE).all()
     assert torch.equal(guarded(pattern, 0.0).bands[9], pattern.bands[0])
-
-
-def test_steps_of_a_calibration_come_nearer_to_one_another():
-    errors = torch.rand(3, 2, 2, 4, dtype=torch.float64) * torch.tensor([9.0, 3.0, 1.0]).view(
-        3, 1, 1, 1
-    )
-    calibration = PipelineCalibration(
-        Calibration(errors, torch.ones(5).double(), Candidates.usual(CUBES), Grid(4, 8, 8)), (), {}
-    )
-    assert torch.equal(evened(calibration, 1.0).calibration.errors, errors)
-    found = evened(calibration, 0.5).calibration.errors
-    by_step = errors.square().mean((1, 2, 3)).sqrt()
-    rooted = found.square().mean((1, 2, 3)).sqrt()
-    torch.testing.assert_close(rooted / rooted[0], (by_step / by_step[0]) ** 0.5)
-    # Within a step nothing changes.
-    torch.testing.assert_close(found[1] / found[1].sum(), errors[1] / errors[1].sum())
 
 
 def test_a_threshold_keeps_the_least_tiles_that_reach_it():

@@ -110,11 +110,12 @@ def test_a_pipeline_of_diffusers(tmp_path: Path) -> None:
     prompts.write_text("a cat\n\nthe storm\n")
     size = ("--frames", 17, "--size", 128, 160, "--dtype", "float32", "--device", "cpu")
     asked = ("--pipeline", tmp_path / "wan", "--prompts", prompts, "-o", tmp_path / "table")
-    told = run("calibrate", *asked, "--density", 0.5, "--steps", 2, *size)
+    told = run("calibrate", *asked, "--density", 0.5, "--steps", 2, "--trials", 2, *size)
+    assert "nearest of 2 tables: " in told
     assert "of dense attention's FLOPs; expected error" in told
     assert f"--table {tmp_path / 'table'}" in told
     record = json.loads((tmp_path / "table" / "pipeline_calibration.json").read_text())
-    assert record["density"] <= 0.5
+    assert record["density"] == record["chosen_from"]["density"] <= 0.5
     video = ("--prompt", "a cat", "-o", tmp_path / "cat.mp4", "--table", tmp_path / "table")
     made = run("generate", "--pipeline", tmp_path / "wan", *video, "--steps", 2, *size)
     assert "of dense attention's FLOPs in 3 of 3 layers" in made
@@ -125,6 +126,7 @@ def test_a_pipeline_of_diffusers(tmp_path: Path) -> None:
         (("--pipeline", tmp_path, "-o", tmp_path / "out"), "--pipeline is given without --prompts"),
         (("-o", tmp_path / "out"), "MODEL is missing"),
         ((tmp_path, "-o", tmp_path / "out", "--steps", 4), "--steps is 4, and means nothing"),
+        ((tmp_path, "-o", tmp_path / "out", "--trials", 4), "--trials is 4, and means nothing"),
         ((*asked[:2], "--prompts", empty, "-o", tmp_path / "out"), "which is empty"),
         ((*asked[:2], "--prompts", tmp_path, "-o", tmp_path / "out"), "which can't be read"),
     ]

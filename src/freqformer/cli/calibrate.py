@@ -70,6 +70,10 @@ def calibrate(
         float | None,
         typer.Option(help="Of a pipeline: share of the first steps that stay dense. [default: 0]"),
     ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of a pipeline: tables that are tried.  [default: 16]"),
+    ] = None,
     guidance: Annotated[float | None, typer.Option(help="Of a pipeline: guidance scale.")] = None,
     dtype: Annotated[
         Literal["bfloat16", "float16", "float32"] | None,
@@ -84,9 +88,10 @@ def calibrate(
     """Choose an operator for every head of a trained dense model, without training.
 
     A pipeline of diffusers is measured on prompts: density goes to the steps, layers and heads
-    whose errors move the video most. A training run of this library is measured on clips: every
-    head the cheapest operator within a tolerance. Writes routing tables, a record and figures. The
-    same command goes on where it stopped; with all measured, another budget takes seconds.
+    whose errors move the video most, and the nearest of several tables is taken. A training run of
+    this library is measured on clips: every head the cheapest operator within a tolerance. Writes
+    routing tables, a record and figures. The same command goes on where it stopped; with all
+    measured, another budget takes seconds, of a pipeline its trials.
 
     \b
     Examples:
@@ -116,6 +121,7 @@ def calibrate(
                 size=size,
                 steps=8 if steps is None else steps,
                 start_percent=0.0 if start_percent is None else start_percent,
+                trials=16 if trials is None else trials,
                 guidance=guidance,
                 seed=seed,
                 dtype=dtype or "bfloat16",
@@ -135,6 +141,7 @@ def calibrate(
             "--guidance": guidance,
             "--steps": steps,
             "--start-percent": start_percent,
+            "--trials": trials,
             "--dtype": dtype,
             "--offload": offload,
             "--device": device,

@@ -25,6 +25,7 @@ class PipelineOptions:
     size: tuple[int, int] | None
     steps: int
     start_percent: float
+    trials: int
     guidance: float | None
     seed: int
     dtype: Dtype
@@ -60,7 +61,10 @@ def calibrate_a_pipeline(options: PipelineOptions) -> None:
     from freqformer.generation.loading import load_pipeline
 
     settings = CalibrationSettings(
-        steps=options.steps, start_percent=options.start_percent, seed=options.seed
+        steps=options.steps,
+        start_percent=options.start_percent,
+        trials=options.trials,
+        seed=options.seed,
     )
     where = chosen_device(options.device)
     pipe = load_pipeline(
@@ -83,6 +87,11 @@ def calibrate_a_pipeline(options: PipelineOptions) -> None:
             state=options.output / "state",
         )
         write_pipeline_report(choice, options.output)
+    if choice.chosen is not None:
+        typer.echo(
+            f"nearest of {len(choice.tried)} tables: {choice.chosen.name}, "
+            f"{choice.chosen.nearness:.2f} dB"
+        )
     typer.echo(
         f"{100 * choice.density:.1f}% of dense attention's FLOPs; expected error of the final "
         f"latents {choice.expected_error:.3g}"

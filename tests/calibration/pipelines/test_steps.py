@@ -13,6 +13,7 @@ from freqformer.calibration.pipelines.choice import BUCKETS, bucket_rows, dense_
 from freqformer.calibration.pipelines.energies import (
     COARSE,
     Energies,
+    energy_parts,
     felt_energy,
     gram_of,
     projected_energy,
@@ -39,7 +40,7 @@ def energies(levels: tuple[float, ...]) -> Energies:
     sums = Energies(2, 3, CalibrationSettings().candidates)
     sums.of(Grid(4, 8, 8), 0)
     for level in levels:
-        sums.add(0, 0, torch.tensor([level]), torch.ones(1, 3))
+        sums.add(0, 0, torch.tensor([level]), torch.ones(1, 3, 2))
     return sums
 
 
@@ -113,15 +114,16 @@ def test_what_tiles_miss_on_the_whole_counts_more() -> None:
     layout = tile_layout(grid, tile)
     assert layout.ragged
     gram = gram_of(projection, 3, difference.flatten(2))
-    found = felt_energy(difference, gram, layout, before)
+    found = energy_parts(difference, gram, layout, before)
     for head in range(3):
         alone = torch.zeros_like(difference)
         alone[:, :, head] = difference[:, :, head]
         moved = projection(alone.flatten(2)) - projection.bias
-        wanted = moved.square().sum((1, 2)) + COARSE * coarse_energy(
-            moved[:, before : before + grid.num_tokens], grid, tile
-        )
-        torch.testing.assert_close(found[:, head], wanted)
+        fine = moved.square().sum((1, 2))
+        coarse = coarse_energy(moved[:, before : before + grid.num_tokens], grid, tile)
+        torch.testing.assert_close(found[:, head], torch.stack([fine, coarse], -1))
+        for weight in (0.0, 2.0, COARSE):
+            torch.testing.assert_close(felt_energy(found, weight)[:, head], fine + weight * coarse)
 
 
 def test_means_over_tiles_are_told_from_what_differs_inside_them() -> None:
@@ -129,8 +131,8 @@ def test_means_over_tiles_are_told_from_what_differs_inside_them() -> None:
     gram = torch.eye(1)[None]
     even = torch.ones(1, 64, 1, 1)
     signs = (1 - 2 * (torch.arange(64) % 2)).float()[None, :, None, None]
-    assert float(felt_energy(even, gram, layout)) == pytest.approx((1 + COARSE) * 64)
-    assert float(felt_energy(signs, gram, layout)) == pytest.approx(64)
+    assert float(felt_energy(energy_parts(even, gram, layout))) == pytest.approx((1 + COARSE) * 64)
+    assert float(felt_energy(energy_parts(signs, gram, layout))) == pytest.approx(64)
     check_says("docs/calibration.md", f"Σ ‖δ·W‖² over all tokens + {COARSE:g} · Σ n · ‖mean")
 
 
@@ -154,6 +156,7 @@ def test_candidates_lie_about_the_densities_that_are_asked_for() -> None:
     [
         ({"steps": 1}, "steps is 1"),
         ({"probes": 0}, "probes is 0"),
+        ({"trials": -1}, "trials is -1"),
         ({"start_percent": 1.0}, "start_percent is 1"),
         ({"densities": ()}, "densities is empty"),
         ({"densities": (0.1, 2)}, "densities is 2"),

@@ -1,7 +1,7 @@
 """What candidates change in a model's layers, by noise level.
 
 Shape legend: B batch, N tokens, H heads, D head_dim, C channels, L layers, K candidates, T tiles,
-S slots of a tile.
+S slots of a tile. Energies come in two parts (2), see `energy_parts`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ MakeCandidates = Callable[[Grid, int], Candidates]
 
 
 class Energies:
-    """Sums of squares of one transformer, by `felt_energy`: of what a candidate in one head adds to
-    the stream of tokens, beside dense attention.
+    """Sums of squares of one transformer, by `energy_parts`: of what a candidate in one head adds
+    to the stream of tokens, beside dense attention.
 
     Args:
         layers, heads: of the transformer.
@@ -41,7 +41,7 @@ class Energies:
         """Tokens beside the video."""
         self.candidates: Candidates | None = None
         self.by_level: dict[float, Tensor] = {}
-        """Noise level -> float64 (L, H, K) on the CPU."""
+        """Noise level -> float64 (L, H, K, 2) on the CPU."""
 
     def of(self, grid: Grid, exact: int) -> Candidates:
         """The candidates of this grid.
@@ -66,7 +66,7 @@ class Energies:
         Args:
             layer, place: of the layer and of the candidate.
             level: noise levels (B,) on the host.
-            energy: (B, H).
+            energy: (B, H, 2).
         """
         energy = energy.double().cpu()
         for row, noise in enumerate(level.tolist()):
@@ -75,7 +75,7 @@ class Energies:
                 assert self.candidates is not None
                 count = len(self.candidates.operators)
                 self.by_level[key] = torch.zeros(
-                    self.layers, self.heads, count, dtype=torch.float64
+                    self.layers, self.heads, count, 2, dtype=torch.float64
                 )
             self.by_level[key][layer, :, place] += energy[row]
 
@@ -108,11 +108,20 @@ def projected_energy(difference: Tensor, gram: Tensor) -> Tensor:
     return torch.stack(totals, 1)
 
 
-def felt_energy(difference: Tensor, gram: Tensor, layout: TileLayout, before: int = 0) -> Tensor:
-    """How much differences count for the final latents, but for what their step weighs.
+def felt_energy(parts: Tensor, coarse: float = COARSE) -> Tensor:
+    """How much differences count for the final latents, but for what their step weighs: (..., 2) ->
+    (...).
 
-    The sum of squares of what they make once projected, and `COARSE` times that of its means over
-    the video's tiles, each as often as its tile has tokens.
+    Args:
+        parts: of `energy_parts`.
+        coarse: how many times more what tiles miss on the whole counts.
+    """
+    return parts[..., 0] + coarse * parts[..., 1]
+
+
+def energy_parts(difference: Tensor, gram: Tensor, layout: TileLayout, before: int = 0) -> Tensor:
+    """The sum of squares of what differences make once projected, and that of its means over the
+    video's tiles, each as often as its tile has tokens.
 
     Args:
         difference: (B, N, H, D), the video's tokens in raster order.
@@ -120,11 +129,11 @@ def felt_energy(difference: Tensor, gram: Tensor, layout: TileLayout, before: in
         layout: of the video.
         before: exact tokens before the video.
 
-    Returns: float32 (B, H).
+    Returns: float32 (B, H, 2).
     """
     video = difference[:, before : before + layout.grid.num_tokens]
     coarse = projected_energy(tile_sums(video, layout), gram)
-    return projected_energy(difference, gram) + COARSE * coarse
+    return torch.stack([projected_energy(difference, gram), coarse], -1)
 
 
 def tile_sums(x: Tensor, layout: TileLayout) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from freqformer._files import sealed, write_json
-from freqformer.calibration.pipelines.choice import PipelineChoice
+from freqformer.calibration.pipelines.choice import PipelineChoice, Tried
 from freqformer.calibration.pipelines.figure import steps_figure
 from freqformer.integrations.diffusers.tables import save_tables
 
@@ -52,8 +53,12 @@ def _record(choice: PipelineChoice) -> dict[str, Any]:
         "axes": "steps (most noise first), layers, heads; behind them the candidates for errors, "
         "whose squares add up to that of the final latents, relative",
         "errors": calibration.errors.tolist(),
-        "chosen": [
-            [[names[place] for place in row] for row in layer]
-            for layer in choice.choice.column.tolist()
-        ],
+        "chosen": choice.choice.names,
+        "chosen_from": None if choice.chosen is None else _tried(choice.chosen),
+        "tried": [_tried(one) for one in choice.tried],
     }
+
+
+def _tried(one: Tried) -> dict[str, Any]:
+    decibels = one.nearness if isfinite(one.nearness) else None
+    return {"name": one.name, "density": one.density, "decibels": decibels}

@@ -14,7 +14,7 @@ from freqformer.calibration.measure import Attended, LayerWatch
 from freqformer.calibration.pipelines.energies import (
     Energies,
     MakeCandidates,
-    felt_energy,
+    energy_parts,
     gram_of,
 )
 from freqformer.grid import tile_layout
@@ -94,5 +94,5 @@ class _Meter:
         for place, (band, config) in enumerate(candidates.operators):
             difference = attended.by(band.value, config, self._layer.impl) - dense
             raster = reorder(difference, layout, attended.token_order, "raster")
-            energy = felt_energy(raster, self._gram, layout)
+            energy = energy_parts(raster, self._gram, layout)
             self._energies.add(self._place, place, level, energy)

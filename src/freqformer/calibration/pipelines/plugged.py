@@ -16,7 +16,7 @@ from freqformer.attention.record import CallRecord
 from freqformer.calibration.pipelines.energies import (
     Energies,
     MakeCandidates,
-    felt_energy,
+    energy_parts,
     gram_of,
 )
 from freqformer.config import Band, FreqFormerConfig
@@ -197,7 +197,7 @@ class LayerMeter:
             tried = replace(share, config=config, bands=bands)
             difference = self._attend(tried, *qkv, parameters, **named).sub_(dense)
             by_head = difference.unflatten(2, (heads, -1))
-            energy = felt_energy(by_head, gram, layout, video.before)
+            energy = energy_parts(by_head, gram, layout, video.before)
             self._energies.add(self._place, place, call.noise_level, energy)
         return dense
 

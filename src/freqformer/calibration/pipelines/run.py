@@ -1,5 +1,5 @@
 """`calibrate_pipeline`: run the dense model on prompts, measure candidates and how errors grow,
-choose."""
+choose, and try."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def calibrate_pipeline(
     The dense model makes a video of every prompt, while each layer's candidates are compared with
     its own attention on the same queries, keys and values, both halves of guidance included. Then a
     few steps run banded, one at a time, and the final latents tell how errors of each grow. Density
-    goes where it keeps the final latents nearest. The pipeline comes back as it was.
+    goes where it keeps the final latents nearest, as far as these errors foretell it; at last
+    several tables, the preset's and choices for less density among them, make the videos again, and
+    the nearest is taken. The pipeline comes back as it was.
 
     Args:
         pipe: of diffusers, with any transformers that `enable_frequency_attention` takes, offloaded
@@ -41,12 +43,15 @@ def calibrate_pipeline(
         prompts: texts, or the arguments of a call each. Two or three are enough.
         density: attention FLOPs of the banded steps over those of dense attention, at most; None
             takes 0.2.
-        tolerance: in its place, the largest expected relative (L2) error of the final latents.
+        tolerance: in its place, the largest expected relative (L2) error of the final latents: it
+            says the density, at which tables are tried.
         call: arguments that all calls share: height, width, num_frames, guidance_scale and so on,
             as videos will be made.
         settings: steps, guards, and what is measured; None takes `CalibrationSettings()`.
         state: folder that keeps what is done after every run. The same call goes on from there;
-            with all runs done, any density takes seconds.
+            another density takes its trials only, and all tables that were tried before, for any
+            density that isn't higher, are compared too: in one state a higher density, asked for
+            later, never has a farther table on the calibration's own videos.
         progress: whether to draw a progress bar on standard error.
 
     Returns:
@@ -78,7 +83,14 @@ def calibrate_pipeline(
     with nullcontext() if folder is None else locked(folder):
         work = Work(subjects, runs, settings, folder)
         work.finish(progress)
-    calibration = work.calibration()
-    if tolerance is not None:
-        return calibration.choose_tolerance(tolerance)
-    return calibration.choose(density)
+        calibration = work.calibration()
+        expected = (
+            calibration.choose(density)
+            if tolerance is None
+            else calibration.choose_tolerance(tolerance)
+        )
+        if settings.trials == 0:
+            return expected
+        return work.nearest(
+            calibration, density if tolerance is None else expected.density, progress
+        )

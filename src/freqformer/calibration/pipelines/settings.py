@@ -29,6 +29,10 @@ class CalibrationSettings:
             is measured too.
         windows: of HIGH heads, in tiles; one.
         seed: of the first prompt's noise; later ones count up.
+        trials: tables that make every prompt's video again, of which the nearest to dense
+            attention's is taken; 0 takes the one with the least expected error untried. Each costs
+            prompts · steps calls of the transformers (twice that where guidance is a call of its
+            own) at the asked density.
     """
 
     steps: int = 8
@@ -37,11 +41,13 @@ class CalibrationSettings:
     densities: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.35, 0.6)
     windows: tuple[Extents, ...] = ((3, 3, 3),)
     seed: int = 0
+    trials: int = 16
 
     def __post_init__(self) -> None:
         check_whole("steps", self.steps, 2)
         check_whole("probes", self.probes, 1)
         check_whole("seed", self.seed, 0)
+        check_whole("trials", self.trials, 0)
         check_number("start_percent", self.start_percent, 0, 0.99)
         if not self.densities:
             raise ValueError("densities is empty; one share of dense attention at least is allowed")

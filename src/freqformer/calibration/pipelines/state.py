@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,29 @@ import torch
 from torch import Tensor
 
 from freqformer.calibration.pipelines.energies import Energies
-from freqformer.calibration.pipelines.steps import Step
+from freqformer.calibration.pipelines.steps import TINY, Step
+from freqformer.config import FreqFormerConfig
 from freqformer.grid import Grid
+from freqformer.routing import RoutingTable
 from freqformer.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+
+FARTHEST = 1e300
+"""Squared error of latents that aren't finite."""
+
+
+@dataclass(frozen=True, eq=False)
+class TriedTable:
+    """A table by step, and how near the videos are that it made so far."""
+
+    name: str
+    table: RoutingTable
+    errors: list[float] = field(default_factory=list)
+    """Squared error of the final latents, by prompt."""
 
 
 class State:
-    """Energies by part, final latents by prompt, and errors of the final latents by step.
+    """Energies by part, final latents by prompt, and errors of the final latents by step, and by
+    table that was tried.
 
     Args:
         energies: by part, empty; they grow.
@@ -36,6 +55,8 @@ class State:
         """Of the dense model, by prompt."""
         self.final: dict[tuple[Step, int], float] = {}
         """Squared error of the final latents when a step was banded, by prompt."""
+        self.tried: dict[str, TriedTable] = {}
+        """By what the tables do, in the order in which they were tried."""
         self._made_with = json.loads(json.dumps(made_with))
         if folder is not None:
             self._resume(folder)
@@ -52,6 +73,12 @@ class State:
             }
             if sums.grid is not None:
                 sizes[part] = [*sums.grid.shape, sums.exact]
+        if self.tried:
+            groups["tried"] = {
+                f"{key}-{name}": tensor
+                for key, one in self.tried.items()
+                for name, tensor in (("bands", one.table.bands), ("counts", one.table.mid_tiles))
+            }
         state = {
             "made_with": self._made_with,
             "sizes": sizes,
@@ -59,8 +86,13 @@ class State:
                 [step.part, step.level, step.length, prompt, error]
                 for (step, prompt), error in self.final.items()
             ],
+            "tried": [
+                [key, one.name, one.table.config.to_dict(), one.errors]
+                for key, one in self.tried.items()
+            ],
         }
         done = len(self.latents) + len(self.final)
+        done += sum(len(one.errors) for one in self.tried.values())
         save_checkpoint(self.folder, done, groups, state)
 
     def _resume(self, folder: Path) -> None:
@@ -91,11 +123,38 @@ class State:
             sums.by_level = {float(level): energy for level, energy in kept.items()}
         for part, level, length, prompt, error in state["final"]:
             self.final[Step(part, level, length), prompt] = error
+        for key, name, config, errors in state["tried"]:
+            bands, counts = (groups["tried"][f"{key}-{kind}"] for kind in ("bands", "counts"))
+            table = RoutingTable(bands, counts, FreqFormerConfig.from_dict(config))
+            self.tried[key] = TriedTable(name, table, errors)
 
 
 def squared_error(found: Tensor, reference: Tensor) -> float:
     """Sum of squared differences of two tensors."""
     return float((found.double() - reference.double()).square().sum())
+
+
+def told_error(found: Tensor, reference: Tensor) -> float:
+    """`squared_error`, a number where it isn't finite too."""
+    error = squared_error(found, reference)
+    return error if math.isfinite(error) else FARTHEST
+
+
+def nearness_of(errors: Sequence[float], references: Sequence[Tensor]) -> float:
+    """How near final latents are, in dB: the mean over prompts of the logarithm of the reference's
+    energy over that of the difference; -inf where one isn't finite.
+
+    Args:
+        errors: squared, of `told_error`.
+        references: dense attention's latents.
+    """
+    if max(errors) >= FARTHEST:
+        return -math.inf
+    decibels = []
+    for error, reference in zip(errors, references, strict=True):
+        energy = max(float(reference.double().square().sum()), TINY)
+        decibels.append(-10 * math.log10(max(error / energy, TINY)))
+    return sum(decibels) / len(decibels)
 
 
 def copied(sums: Energies) -> dict[float, Tensor]:

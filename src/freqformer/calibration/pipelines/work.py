@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import asdict
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -11,16 +13,26 @@ import torch
 from freqformer._interrupt import StopRequest, between_steps
 from freqformer._progress import progress_bar
 from freqformer.calibration.choice import Calibration
+from freqformer.calibration.pipelines.by_step import priced
 from freqformer.calibration.pipelines.choice import (
     BUCKETS,
     PipelineCalibration,
+    PipelineChoice,
+    Tried,
     bucket_rows,
     probe_column,
 )
-from freqformer.calibration.pipelines.energies import COARSE, Energies
+from freqformer.calibration.pipelines.energies import COARSE, Energies, felt_energy
 from freqformer.calibration.pipelines.runs import Runs
 from freqformer.calibration.pipelines.settings import CalibrationSettings
-from freqformer.calibration.pipelines.state import State, copied, squared_error
+from freqformer.calibration.pipelines.state import (
+    State,
+    TriedTable,
+    copied,
+    nearness_of,
+    squared_error,
+    told_error,
+)
 from freqformer.calibration.pipelines.steps import (
     Step,
     measured_steps,
@@ -28,6 +40,7 @@ from freqformer.calibration.pipelines.steps import (
     step_weights,
 )
 from freqformer.calibration.pipelines.subjects import Subject, banded, measuring, origins_of
+from freqformer.calibration.pipelines.trials import Trial, tried_trials
 from freqformer.config import Band
 from freqformer.routing import RoutingTable
 
@@ -62,28 +75,104 @@ class Work:
         made_with = {
             "model": self.origins,
             "prompts": runs.described,
-            "settings": asdict(settings),
-            "measure": {"coarse": COARSE},
+            "settings": {
+                name: value for name, value in asdict(settings).items() if name != "trials"
+            },
+            "measure": "energies of tokens, and of means over tiles",
         }
         self.state = State(energies, made_with, folder)
 
     def finish(self, progress: bool) -> None:
-        """Do every run that the state lacks."""
+        """Do every run of the measurement that the state lacks."""
+        with self._running("calibrating", None, progress) as done:
+            while self._one():
+                done()
+
+    @contextmanager
+    def _running(
+        self, title: str, total: int | None, progress: bool
+    ) -> Iterator[Callable[..., None]]:
+        """A bar, and what is to be called after every run: it keeps the state, and ends the block
+        where a signal asked for that. With `known` the run was one of an earlier call."""
         stopping = (
             between_steps("finishing the run") if self.state.folder else nullcontext(StopRequest())
         )
         with (
             torch.no_grad(),
-            progress_bar("calibrating", None, enabled=progress, counted="runs") as bar,
+            progress_bar(title, total, enabled=progress, counted="runs") as bar,
             stopping as stop,
         ):
-            while self._one():
+
+            def done(known: bool = False) -> None:
                 bar.advance()
+                if known:
+                    return
                 self.state.keep()
                 if stop.asked:
                     raise stop.interrupted(
                         f" after a run, which {self.state.folder} keeps: the same call goes on"
                     )
+
+            yield done
+
+    def nearest(
+        self, calibration: PipelineCalibration, density: float, progress: bool
+    ) -> PipelineChoice:
+        """The tables of at most a density whose videos are nearest, of all that are tried for it
+        and of those that the state has from earlier calls.
+
+        Args:
+            calibration: what the measurement says.
+            density: share of dense attention's FLOPs.
+            progress: whether to draw a bar.
+
+        Raises:
+            ValueError: for a density that no choice keeps to, and where no table gives finite
+                latents.
+        """
+        limit = self.settings.trials
+        earlier = self._earlier(calibration, density)
+        with self._running("trying tables", limit * len(self.runs), progress) as done:
+            pairs = tried_trials(
+                calibration, density, limit, lambda trial: self._nearness(calibration, trial, done)
+            )
+        keys = {trial.key for trial, _ in pairs}
+        compared = [(trial.table, tried) for trial, tried in pairs]
+        compared += [pair for key, pair in earlier.items() if key not in keys]
+        table, chosen = max(compared, key=lambda pair: pair[1].nearness)
+        if chosen.nearness == -math.inf:
+            raise ValueError(
+                f"density is {density}, and the final latents of all {len(compared)} tables that "
+                "were tried aren't finite; try another dtype, or look at the model"
+            )
+        every = tuple(tried for _, tried in compared)
+        return replace(calibration.delivered(table), chosen=chosen, tried=every)
+
+    def _earlier(
+        self, calibration: PipelineCalibration, density: float
+    ) -> dict[str, tuple[RoutingTable, Tried]]:
+        """Tables of at most this density that the state has whole, by what they do."""
+        found = {}
+        for key, one in self.state.tried.items():
+            cost = priced(one.table, calibration.calibration, calibration.exact).cost
+            if len(one.errors) == len(self.runs) and cost <= density:
+                nearness = nearness_of(one.errors, self.state.latents)
+                found[key] = (one.table, Tried(one.name, cost, nearness))
+        return found
+
+    def _nearness(
+        self, calibration: PipelineCalibration, trial: Trial, done: Callable[..., None]
+    ) -> float:
+        kept = self.state.tried.setdefault(trial.key, TriedTable(trial.name, trial.table))
+        tables = calibration.tables(trial.table)
+        for _ in kept.errors:
+            done(known=True)
+        for prompt in range(len(kept.errors), len(self.runs)):
+            with banded(self.subjects, tables):
+                found = self.runs.latents(prompt)
+            kept.errors.append(told_error(found, self.state.latents[prompt]))
+            done()
+        return nearness_of(kept.errors, self.state.latents)
 
     def _one(self) -> bool:
         """Do the next run; False where there is none."""
@@ -156,9 +245,22 @@ class Work:
                     f"pipe's {part} has other layers, heads or tokens than its {steps[0].part}; "
                     "calibrate them apart, each in a pipeline of its own"
                 )
-        assert first.candidates is not None
-        assert first.grid is not None
-        measured = torch.stack([by_part[step.part].by_level[step.level] for step in steps])
+        whole = self._weighed(steps, COARSE)
+        by_tokens = self._weighed(steps, 0.0)
+        return PipelineCalibration(whole, steps, self.origins, by_tokens, first.exact)
+
+    def _weighed(self, steps: list[Step], coarse: float) -> Calibration:
+        """Errors as parts of that of the final latents.
+
+        Args:
+            steps: of the calibration.
+            coarse: how many times more what tiles miss on the whole counts.
+        """
+        by_part = self.state.energies
+        first = by_part[steps[0].part]
+        measured = torch.stack(
+            [felt_energy(by_part[step.part].by_level[step.level], coarse) for step in steps]
+        )
         column = self._probe_column(first)
         local = {
             step: float(energy[..., column].sum())
@@ -174,10 +276,9 @@ class Work:
             raise ValueError(
                 "pipe gives values that aren't finite in its layers; check its weights and dtype"
             )
-        costs = _costs(first)
-        return PipelineCalibration(
-            Calibration(errors, costs, first.candidates, first.grid), steps, self.origins
-        )
+        assert first.candidates is not None
+        assert first.grid is not None
+        return Calibration(errors, _costs(first), first.candidates, first.grid)
 
 
 def _costs(energies: Energies) -> torch.Tensor:
