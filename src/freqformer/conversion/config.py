@@ -63,8 +63,8 @@ class StagesConfig:
             dense one's, on the dense model's inputs.
         velocity_steps: of stage two, in which the model's velocity is.
         data_steps: of stage three, which trains on clips as any training does.
-        falling: share of all steps over which the density falls from 1 to the asked one.
-        levels: steps of that fall; each is a smaller window.
+        falling: share of all steps over which the density falls from below 1 to the asked one.
+        levels: steps of that fall, the last at the asked density; each is a smaller window.
     """
 
     layer_steps: int = 1000

@@ -42,7 +42,10 @@ def place_of(stages: StagesConfig, step: int) -> Place:
 
 
 def density_at(stages: StagesConfig, density: float, step: int) -> float:
-    """The density of a step: it falls by equal factors, from 1 to the asked one.
+    """The density of a step: it falls by equal factors, from the first below 1 to the asked one.
+
+    At 1 nothing is left out, and there is nothing to learn: gradients are rounding errors, which
+    Adam would scale up to whole steps.
 
     Args:
         stages: see `StagesConfig`.
@@ -53,4 +56,4 @@ def density_at(stages: StagesConfig, density: float, step: int) -> float:
     if step >= steps:
         return density
     level = int(step / steps * stages.levels)
-    return density ** (level / stages.levels)
+    return density ** ((level + 1) / stages.levels)

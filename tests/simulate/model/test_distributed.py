@@ -135,7 +135,8 @@ def test_heads_in_order_are_foretold_by_the_slower_rank(tmp_path: Path) -> None:
     files = [write(tmp_path, "a", **row), write(tmp_path, "b", **(row | {"without": "in-order"}))]
     by_cost, in_order = read_results(files, machine().hardware)
     assert in_order.name == "layer paper, forward, 2 GPUs, heads in-order"
-    assert in_order.predict(machine()) > 1.1 * by_cost.predict(machine())
+    # Measured: 1.06 to 1.11 times as long.
+    assert in_order.predict(machine()) > 1.05 * by_cost.predict(machine())
 
 
 def test_what_was_measured_on_two_gpus_is_foretold_within_the_limit() -> None:

@@ -69,7 +69,8 @@ def test_losses_gradients_and_weights_are_those_of_one_process(
     expected, found = reports(runs, f"{one}-1"), reports(runs, f"{name}-2")
     assert len(expected) == STEPS
     for mine, theirs in zip(expected, found, strict=True):
-        assert theirs == pytest.approx(mine, rel=1e-4)
+        # Another order of sums is another rounding, which bfloat16 takes further.
+        assert theirs == pytest.approx(mine, rel=1e-3 if one == "half" else 1e-4)
     check_same_weights(runs, f"{one}-1", f"{name}-2", result)
 
 
@@ -118,7 +119,8 @@ def test_ranks_share_every_family(tmp_path: Path, kind: str) -> None:
     expected, found = reports(folder, "family-1"), reports(folder, "family, shared-2")
     assert len(expected) == STEPS
     for mine, theirs in zip(expected, found, strict=True):
-        assert theirs == pytest.approx(mine, rel=1e-4)
+        # Another order of sums is another rounding, which bfloat16 takes further.
+        assert theirs == pytest.approx(mine, rel=1e-3 if one == "half" else 1e-4)
     check_same_weights(folder, "family-1", "family, shared-2", LORA)
 
 
