@@ -21,15 +21,14 @@ from freqformer.routing import RoutingTable
 from freqformer.training_free.preset import preset_configs, preset_range
 from freqformer.training_free.schedule import falling_densities
 
-LESS = (0.5, 0.75, 0.25)
-"""Densities whose choices compete with that for the asked one, as shares of it."""
+HALF = 0.5
+LESS = (0.75, 0.25)
+"""Densities whose choices compete with that for the asked one, too, as shares of it."""
 MOVED = 0.1
 """Share of all FLOPs that a move takes from one third of the steps or layers to another."""
 SHRINKS = (1.0, 0.99, 0.98, 0.96, 0.94)
 """The preset delivers a density up to 2% above the one it is asked for, and is asked for less
 until it keeps to it."""
-
-
 ROUNDING = 1e-12
 """So that sums of costs stay within a density."""
 
@@ -82,13 +81,12 @@ def first_trials(calibration: PipelineCalibration, density: float) -> Iterator[T
     yield from chosen("steps' weights to the 0.5", evened(main, 0.5))
     if plain is not None:
         yield from chosen("by tokens alone", plain)
-    for share in LESS[:1]:
-        yield from chosen(f"least expected error, {share:g} of the density", main, share)
+    yield from chosen(f"least expected error, {HALF:g} of the density", main, HALF)
     alike = evened(main, 0.0)
     yield from chosen("steps weigh the same", alike)
     within = alike.choose(alike.tolerance_for(density)).table
     yield Trial("steps weigh the same, one tolerance for all heads", within, density, alike)
-    for share in LESS[1:]:
+    for share in LESS:
         yield from chosen(f"least expected error, {share:g} of the density", main, share)
     if plain is not None:
         yield from chosen("by tokens alone, steps' weights to the 0.5", evened(plain, 0.5))
