@@ -20,6 +20,7 @@ triton = pytest.importorskip("triton")
 if not triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET=1 is not set: kernels would need a GPU", allow_module_level=True)
 
+from tests.support import cases  # noqa: E402
 from tests.support.cases import GATES, Case, Inputs, make_inputs  # noqa: E402
 from tests.support.interpreter import patch_language_once  # noqa: E402
 
@@ -69,21 +70,7 @@ def _fast_interpreter() -> None:
 
 
 def attend(one: Case, inputs: Inputs, parts: int, **named: Any) -> Tensor:
-    return frequency_attention(
-        inputs.query,
-        inputs.key,
-        inputs.value,
-        grid=one.grid,
-        allocation=torch.tensor(one.allocation),
-        config=one.config,
-        num_text_tokens=one.num_text_tokens,
-        text_mask=inputs.text_mask,
-        parameters=inputs.parameters,
-        low_branch=inputs.low_branch,
-        impl="triton",
-        head_parts=parts,
-        **named,
-    )
+    return cases.attend(one, inputs, impl="triton", head_parts=parts, **named)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -299,6 +299,24 @@ def select(case: Case, inputs: Inputs) -> Selection | None:
     )
 
 
+def attend(case: Case, inputs: Inputs, **named: Any) -> Tensor:
+    """The operation of a case; `named` are other arguments of it."""
+    return frequency_attention(
+        inputs.query,
+        inputs.key,
+        inputs.value,
+        grid=case.grid,
+        allocation=torch.tensor(case.allocation),
+        config=case.config,
+        num_text_tokens=case.num_text_tokens,
+        text_mask=inputs.text_mask,
+        parameters=inputs.parameters,
+        low_branch=inputs.low_branch,
+        token_order=case.token_order,
+        **named,
+    )
+
+
 def run(
     case: Case,
     inputs: Inputs,
@@ -327,21 +345,7 @@ def run(
             leaves[name] = x
     for name in case.gates:
         leaves[name] = getattr(inputs.low_branch, name)
-    out = frequency_attention(
-        inputs.query,
-        inputs.key,
-        inputs.value,
-        grid=case.grid,
-        allocation=torch.tensor(case.allocation),
-        config=case.config,
-        num_text_tokens=case.num_text_tokens,
-        text_mask=inputs.text_mask,
-        parameters=inputs.parameters,
-        low_branch=inputs.low_branch,
-        selection=selection,
-        token_order=case.token_order,
-        impl=impl,  # type: ignore[arg-type]
-    )
+    out = attend(case, inputs, selection=selection, impl=impl)
     results = {"out": out.detach()}
     if gradients:
         grads = torch.autograd.grad(
