@@ -59,7 +59,7 @@ def test_blocks_of_models() -> None:
     check_says(
         PAGE,
         f"{peaks['thirds'] / peaks['dense']:.2f} times dense for thirds and "
-        f"{peaks['preset-0.2'] / peaks['dense']:.2f} at density 0.2** ({peaks['thirds']:.1f} and "
+        f"{peaks['preset-0.2'] / peaks['dense']:.2f} at density 0.2 ({peaks['thirds']:.1f} and "
         f"{peaks['preset-0.2']:.1f} GB for {peaks['dense']:.1f})",
         f"holds {cases['hunyuan-1.5-720p']['rows']['dense']['peak_bytes'] / 1e9:.1f} GB",
     )
