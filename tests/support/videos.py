@@ -62,7 +62,7 @@ def encode(
         begin: first time stamp, in frames.
         drop: packets in front that are not written.
         more: `format`, `rotation` in degrees, `matrix` (display, 9 integers), `aspect` of a pixel,
-            `colour_transfer`, `title`, `pixels` (format), `front` (the index of an MP4 in front),
+            `title`, `pixels` (format), `front` (the index of an MP4 in front),
             `flags` and `options` of the codec.
     """
     container_options = {"avoid_negative_ts": "disabled"} if begin < 0 else {}
@@ -84,8 +84,6 @@ def encode(
             stream.set_display_matrix(more["matrix"])
         if "aspect" in more:
             context.sample_aspect_ratio = more["aspect"]
-        if "colour_transfer" in more:
-            context.color_trc = more["colour_transfer"]
         packets = []
         for i, picture in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(

@@ -1,5 +1,5 @@
 """A decoded frame as it is shown: turned, mirrored, resized, cropped, over black where it is
-transparent."""
+transparent, in the colours of BT.709."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from freqformer._optional import needs
 from freqformer.media.opening import MAX_PIXELS
+from freqformer.media.tone_mapping import DEEP, beyond_bt709, to_bt709
 
 with needs("train"):
     import av
@@ -71,9 +72,16 @@ def fitted(stream: VideoStream, frame: VideoFrame, height: int, width: int) -> T
             f"{wide} to cover {height} x {width}; up to {MAX_PIXELS} pixels are allowed: crop the "
             "video, or remove it"
         )
-    resized = _opaque(frame).reformat(
-        width=wide, height=tall, format="rgb24", interpolation="AREA" if scale < 1 else "BICUBIC"
+    opaque = _opaque(frame)
+    wide_colours = beyond_bt709(opaque)
+    resized = opaque.reformat(
+        width=wide,
+        height=tall,
+        format=DEEP if wide_colours else "rgb24",
+        interpolation="AREA" if scale < 1 else "BICUBIC",
     )
+    if wide_colours:
+        resized = to_bt709(resized)
     picture = torch.from_numpy(resized.to_ndarray())
     top = (tall - height) // 2
     left = (wide - width) // 2
@@ -107,4 +115,7 @@ def _opaque(frame: VideoFrame) -> VideoFrame:
     if alpha.min() == 255:
         return frame
     over_black = ((pixels[..., :3] * alpha + 127) // 255).astype(np.uint8)
-    return av.VideoFrame.from_ndarray(over_black, format="rgb24")
+    made = av.VideoFrame.from_ndarray(over_black, format="rgb24")
+    made.color_trc = frame.color_trc
+    made.color_primaries = frame.color_primaries
+    return made

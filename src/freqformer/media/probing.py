@@ -51,8 +51,6 @@ UNEVEN = 1.25
 """Ratio of the densest frame rate to the mean from which a rate counts as variable. Rounding stays
 below."""
 
-_HDR = {16: "PQ", 18: "HLG"}
-"""Transfer functions of HDR, as H.273 numbers them."""
 _READ_THROUGH = Flags.generic_index.value | Flags.no_timestamps.value
 """Formats without an index: FFmpeg would go to frames that others before them are needed for."""
 
@@ -266,11 +264,6 @@ class _Look:
                     f"{path} begins without a key frame: its first {lost:.3f} s can't be decoded "
                     "and are left out"
                 )
-        if frame.color_trc in _HDR:
-            tell_once(
-                f"{path} is HDR ({_HDR[frame.color_trc]}) and is not tone-mapped: its "
-                "colours come out pale; convert it to SDR where that matters"
-            )
         if frame.interlaced_frame:
             tell_once(
                 f"{path} is interlaced and is not deinterlaced: motion shows combs; deinterlace it "
