@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from enum import IntEnum
+from functools import lru_cache
 from operator import index
 from typing import Any, Literal, get_args
 
@@ -200,8 +201,7 @@ class FreqFormerConfig(PlainFields):
         """The record without what no plan depends on: `allocation`, `routing`, `low_branch`,
         `prior` and `deterministic` have their defaults. Records that share a plan are equal in
         it."""
-        defaults = {field.name: field.default for field in fields(self)}
-        return replace(self, **{name: defaults[name] for name in LAYER_FIELDS})
+        return _for_plan(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values; `from_dict` reads them back."""
@@ -233,6 +233,13 @@ class FreqFormerConfig(PlainFields):
         if preset == "default":
             return cls(**made)
         return replace(cls.paper() if preset == "paper" else cls.dense(), **made)
+
+
+@lru_cache(maxsize=256)
+def _for_plan(config: FreqFormerConfig) -> FreqFormerConfig:
+    """Cached, since every call asks, and a new record is checked field by field."""
+    defaults = {field.name: field.default for field in fields(config)}
+    return replace(config, **{name: defaults[name] for name in LAYER_FIELDS})
 
 
 def even_allocation(num_heads: int) -> list[int]:

@@ -47,7 +47,7 @@ DENSITY = 0.1
 MACHINE = {"gpu": "a GPU", "torch": "2", "triton": "3", "commit": "0123456789"}
 TINY = Amount(
     size=Size(video=(4, 32, 32), layers=1, heads=2, head_dim=12, batch=1),
-    calibration_videos=1,
+    calibration_videos=2,
     calibration_steps=3,
     trials=2,
     calibration_clips=1,
@@ -104,7 +104,7 @@ def test_the_comparison_stops_and_goes_on(tmp_path, capsys):
     assert f"| `preset` | {row['psnr']:.2f} |" in text
     assert "first fifth" in text
     assert "–" not in text
-    assert "Calibrated on 1 videos of 3 steps, 2 tables tried at each density." in text
+    assert "Calibrated on 2 videos of 3 steps, 2 tables tried at each density." in text
     draw_figure(results, tmp_path / "all.png")
     draw_figure(lost, tmp_path / "fewer.png")
     drawn, fewer = ((tmp_path / name).read_bytes() for name in ("all.png", "fewer.png"))
@@ -113,21 +113,22 @@ def test_the_comparison_stops_and_goes_on(tmp_path, capsys):
 
 
 def test_lower_densities_are_calibrated_first(tmp_path, monkeypatch):
-    """So that each is compared with all below it, in one state."""
+    """So that each is compared with all below it, in one state; of all videos in one call."""
     asked = []
 
     def calibrated(pipeline, prompts, *, density, state, **given):
+        assert prompts == [{"batch_size": 3}]
         asked.append((density, state))
         return density
 
     monkeypatch.setattr(training_free, "calibrate_pipeline", calibrated)
     layer = SimpleNamespace(num_heads=2, head_dim=12)
     pipeline: Any = SimpleNamespace(transformer=SimpleNamespace(attentions=[layer]))
-    amount = replace(TINY, densities=(0.4, 0.2, 0.5))
+    amount = replace(TINY, densities=(0.4, 0.2, 0.5), calibration_videos=3)
     methods = training_free.Methods(pipeline, amount, tmp_path)
     assert methods._choice(0.4, 0.2) == 0.4
     assert methods._choice(0.2, 0.2) == 0.2
-    assert asked == [(density, tmp_path / "calibration-0.2") for density in (0.2, 0.4, 0.5)]
+    assert asked == [(one, tmp_path / "calibration-at-once-0.2") for one in (0.2, 0.4, 0.5)]
 
 
 def test_training_stops_in_time(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ pytest.importorskip("triton")
 from freqformer.ops.architectures import ROWS
 
 ATTENTION = ("attention_kernel", "query_grads_kernel", "video_grads_kernel", "extra_grads_kernel")
+FORWARD = ("prepare_tiles", "finish_rows", "select_tiles", "attention_kernel", "merge_kernel")
 PROLOGUE = (
     "token_scales",
     "prepare_tiles",
@@ -256,6 +257,15 @@ def test_nothing_is_compiled_anew_for_another_size() -> None:
     assert [kernel["name"] for kernel in kernels] == 3 * list(ATTENTION)
     for name in ATTENTION:
         assert len({kernel["hash"] for kernel in kernels if kernel["name"] == name}) == 1, name
+
+
+def test_nothing_is_compiled_anew_for_lists_of_other_lengths() -> None:
+    """Of the whole forward: a calibration runs tables with all of them."""
+    kernels = compiled("lengths", 64, FORWARD, "sm_90")
+    for name in FORWARD:
+        hashes = [kernel["hash"] for kernel in kernels if kernel["name"] == name]
+        assert len(hashes) == 4, name
+        assert len(set(hashes)) == 1, name
 
 
 @pytest.mark.parametrize("name", ["sm_90", "gfx942"])

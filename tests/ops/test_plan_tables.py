@@ -64,7 +64,8 @@ def test_two_functions_keep_apart_what_they_make_of_the_same_arguments() -> None
 
 
 def test_tables_of_a_gpu_are_made_where_no_graph_warms_up() -> None:
-    """In another thread, whose memory isn't of a CUDA graph's pool; errors come through."""
+    """In one other thread, whose memory isn't of a CUDA graph's pool, tables of other tables too;
+    errors come through."""
 
     @kept_by_plan
     def thread(plan: AttentionPlan, device: torch.device) -> int:
@@ -72,9 +73,14 @@ def test_tables_of_a_gpu_are_made_where_no_graph_warms_up() -> None:
             raise ValueError("heads")
         return threading.get_ident()
 
+    @kept_by_plan
+    def both(plan: AttentionPlan, device: torch.device) -> tuple[int, int]:
+        return threading.get_ident(), thread(plan, device)
+
     plan = own_plan()
     assert thread(plan, CPU) == threading.get_ident()
-    assert thread(plan, torch.device("cuda", 0)) != threading.get_ident()
+    outer, inner = both(plan, torch.device("cuda", 0))
+    assert outer == inner == thread(own_plan(), torch.device("cuda", 0)) != threading.get_ident()
     with pytest.raises(ValueError, match="heads"):
         thread(replace(plan, num_heads=1), torch.device("cuda", 0))
 

@@ -16,7 +16,7 @@ from freqformer._files import sealed
 from freqformer.config import Band, FreqFormerConfig
 from freqformer.routing import RoutingTable, allocate, timestep_bucket
 from freqformer.routing.origin import SAMPLES
-from freqformer.routing.table import RECORD_NAME, TENSORS_NAME
+from freqformer.routing.table import RECORD_NAME, TENSORS_NAME, attend_by_bucket
 
 CONFIG = FreqFormerConfig(tile=(2, 3, 4), mid_tiles=5)
 
@@ -279,6 +279,7 @@ def test_a_layer_gets_its_own_bands_and_list_lengths():
     assert torch.equal(bands, table.bands[:, 1])
     assert [config.mid_tiles for config in configs] == [5, 2, None, 5]
     assert {config.tile for config in configs} == {(2, 3, 4)}
+    assert configs[3] is configs[0]
     with pytest.raises(ValueError, match="layer 2 of 3 heads"):
         table.for_layer(2, 3, CONFIG)
     with pytest.raises(ValueError, match="layer 0 of 4 heads"):
@@ -286,3 +287,26 @@ def test_a_layer_gets_its_own_bands_and_list_lengths():
     for other in (replace(CONFIG, tile=(2, 2, 2)), replace(CONFIG, compression=8)):
         with pytest.raises(ValueError, match=r"table\.config is"):
             table.for_layer(0, 3, other)
+
+
+@pytest.mark.parametrize(
+    ("levels", "groups"), [((0.1, 0.2), [[0, 1]]), ((0.9, 0.1), [[0], [1]]), ((0.6, 0.9), [[0, 1]])]
+)
+def test_samples_whose_config_agrees_run_together(levels, groups):
+    """Those of one step of a sampler, as they came: nothing is copied."""
+    configs = [CONFIG, replace(CONFIG, mid_tiles=2)]
+    query, allocation = torch.randn(2, 4, 3, 8), torch.tensor([[0, 1, 2], [2, 1, 0]])
+    seen = []
+
+    def attend(query, *, allocation, config, low_branch):
+        seen.append((query, allocation, config))
+        return query + 1
+
+    out = attend_by_bucket(attend, (query,), allocation, configs, torch.tensor(levels))
+    assert torch.equal(out, query + 1)
+    assert len(seen) == len(groups)
+    for (own, bands, config), group in zip(seen, groups, strict=True):
+        assert torch.equal(own, query[group])
+        assert torch.equal(bands, allocation[group])
+        assert config == configs[int(levels[group[0]] >= 0.5)]
+    assert (seen[0][0] is query) == (len(groups) == 1)

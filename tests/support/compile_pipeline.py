@@ -55,6 +55,15 @@ def _sizes(head_dim: int) -> None:
         run(case, make_inputs(case), "triton")
 
 
+def _lengths(head_dim: int) -> None:
+    """Layers or steps of one model whose MID heads keep other numbers of tiles: 1, one that 16
+    divides, and others."""
+    for count in (1, 9, 16, 22):
+        config = FreqFormerConfig(tile=(4, 4, 4), mid_tiles=count, summary_tokens=8)
+        case = Case(FULL, config, EVERY_BAND, head_dim, torch.bfloat16, learned=("norm", "rotary"))
+        run(case, make_inputs(case), "triton", gradients=False)
+
+
 def _everything(head_dim: int) -> None:
     """Every band, ragged tiles, text with a mask, and all that is learned."""
     config = FreqFormerConfig(window=WINDOW, mid_tiles=2, summary_tokens=3)
@@ -95,6 +104,7 @@ CASES: dict[str, Callable[[int], None]] = {
     "layer": _layer,
     "gradients": _gradients,
     "sizes": _sizes,
+    "lengths": _lengths,
     "everything": _everything,
     "features": _features,
     "turned features": _turned_features,

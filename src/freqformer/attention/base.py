@@ -321,9 +321,8 @@ class AttentionLayer(HeadBands):
         if torch.compiler.is_compiling():
             # One graph then serves layers with other tables, as it does in regional compilation.
             return TableRouter(table, weigher)
-        present = tuple(sorted({band for row in self._table_rows for band in row}))
-        alike = len(set(self._table_rows)) == 1
-        return TableRouter(table[:1] if alike else table, weigher, present)
+        bands = table[:1] if self._table_alike else table
+        return TableRouter(bands, weigher, self._table_present)
 
     def _score(self, queries: QK, call: LayerCall, network: Any) -> tuple[Tensor, Tensor]:
         inputs = self._seen(queries, call)

@@ -46,9 +46,10 @@ class HeadBands(nn.Module):
         # it.
         self._table = None if bands is None else bands.cpu()
         self.table_bands = self._table
-        self._table_rows: list[tuple[int, ...]] = []
-        if bands is not None:
-            self._table_rows = [tuple(row) for row in bands.tolist()]
+        rows = set() if bands is None else {tuple(row) for row in bands.tolist()}
+        # Asked at every call, and the table may have hundreds of buckets.
+        self._table_present = tuple(sorted({band for row in rows for band in row}))
+        self._table_alike = len(rows) == 1
         self._restore()
 
     def _table_on(self, device: torch.device) -> Tensor | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +25,19 @@ from freqformer.routing.origin import Origin
 LOWEST_PRICE = 1e-20
 HIGHEST_PRICE = 1e12
 Price = Callable[[Tensor, Tensor], Tensor]
-"""Errors (T, L, H, 4) and costs relative to dense (4,) of LOW, MID, HIGH and DENSE -> what each
-head minimises."""
+"""Errors (K, T, L, H, 4) and costs relative to dense (K, 1, 1, 1, 4) of LOW, MID, HIGH and DENSE,
+by tile count -> what each head minimises."""
+
+
+class Assigned(NamedTuple):
+    """What every head becomes."""
+
+    window: int
+    """Place of the window of HIGH heads."""
+    mid: Tensor
+    """Place of the tile count of MID heads, int64 (T, L)."""
+    column: Tensor
+    """As `Choice.column`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +85,9 @@ class Calibration:
             ValueError: for a tolerance that is not positive.
         """
         check_positive("tolerance", tolerance)
+        return self._choice(self._within(tolerance))
+
+    def _within(self, tolerance: float) -> Assigned:
         return self._assign(lambda errors, costs: costs.where(errors <= tolerance, math.inf))
 
     def choose_within(self, budget: float) -> Choice:
@@ -86,13 +102,13 @@ class Calibration:
         """
         check_positive("budget", budget)
 
-        least = self._priced(HIGHEST_PRICE).cost
+        least = self._cost(self._priced(HIGHEST_PRICE))
         if least > budget:
             raise ValueError(
                 f"budget is {budget!r} of dense attention; from {least:.6f} up is feasible: raise "
                 "it, or measure cheaper candidates"
             )
-        return self._turning_point(lambda choice: choice.cost <= budget)
+        return self._turning_point(lambda assigned: self._cost(assigned) <= budget)
 
     def cheapest(self, tolerance: float) -> Choice:
         """The least FLOPs for errors whose squares sum up to at most the square of `tolerance`.
@@ -105,27 +121,27 @@ class Calibration:
         """
         check_positive("tolerance", tolerance)
 
-        def errs_more(choice: Choice) -> bool:
-            return float(choice.errors.square().sum()) > tolerance**2
+        def errs_more(assigned: Assigned) -> bool:
+            return float(self._errors_of(assigned).square().sum()) > tolerance**2
 
         cheapest = self._priced(HIGHEST_PRICE)
         if not errs_more(cheapest):
-            return cheapest
+            return self._choice(cheapest)
         return self._turning_point(errs_more, above=False)
 
-    def _turning_point(self, met: Callable[[Choice], bool], *, above: bool = True) -> Choice:
+    def _turning_point(self, met: Callable[[Assigned], bool], *, above: bool = True) -> Choice:
         """The choice beside the price from which on something holds: the first above it, or the
         last below."""
         low, high = LOWEST_PRICE, HIGHEST_PRICE
         if met(self._priced(low)):
-            return self._priced(low)
-        # Costs fall as the price rises, in steps; 80 halvings of its logarithm end on the step.
-        for _ in range(80):
-            middle = math.sqrt(low * high)
+            return self._choice(self._priced(low))
+        # Costs fall as the price rises, in steps; halvings of its logarithm end on the step, when
+        # no number lies between the two.
+        while low < (middle := math.sqrt(low * high)) < high:
             low, high = (low, middle) if met(self._priced(middle)) else (middle, high)
-        return self._priced(high if above else low)
+        return self._choice(self._priced(high if above else low))
 
-    def _priced(self, price: float) -> Choice:
+    def _priced(self, price: float) -> Assigned:
         """Every head what has the least sum of its squared error and its FLOPs at this price."""
         return self._assign(lambda errors, costs: errors.square() + price * costs)
 
@@ -139,7 +155,7 @@ class Calibration:
         check_positive("budget", budget)
         levels = self.errors.clamp_min(torch.finfo(torch.float64).tiny).unique()
         low, high = 0, len(levels) - 1
-        if self.choose(float(levels[high])).cost > budget:
+        if self._cost(self._within(float(levels[high]))) > budget:
             raise ValueError(
                 f"budget is {budget!r}, which no tolerance meets: raise it, or measure cheaper "
                 "candidates"
@@ -148,47 +164,63 @@ class Calibration:
             middle = (low + high) // 2
             low, high = (
                 (low, middle)
-                if self.choose(float(levels[middle])).cost <= budget
+                if self._cost(self._within(float(levels[middle]))) <= budget
                 else (middle + 1, high)
             )
         return float(levels[low])
 
-    def _assign(self, price: Price) -> Choice:
-        """The choice with the least sum of prices."""
-        counts, windows = len(self.candidates.mid_tiles), len(self.candidates.windows)
-        choices = []
-        for window in range(windows):
-            options = [
-                self._heads(self.candidates.columns(mid, window), price) for mid in range(counts)
-            ]
-            totals = torch.stack([total for _, total in options])
-            least, mid = totals.min(0)
-            column = torch.stack([column for column, _ in options])
-            column = column.gather(0, mid[None, :, :, None].expand(1, -1, -1, column.shape[-1]))[0]
-            choices.append((float(least.sum()), window, mid, column))
-        _, window, mid, column = min(choices, key=lambda choice: choice[:2])
-        return self._choice(window, mid, column)
+    @cached_property
+    def _all_errors(self) -> Tensor:
+        """With those of DENSE, which errs nowhere, at the end: (T, L, H, C + 1)."""
+        return torch.cat([self.errors, torch.zeros_like(self.errors[..., :1])], -1)
 
-    def _heads(self, columns: tuple[int, int, int], price: Price) -> tuple[Tensor, Tensor]:
-        """The best columns (T, L, H) among LOW, one MID, one HIGH and DENSE, and the sums of their
-        prices (T, L)."""
-        dense = self.errors.shape[-1]
-        places = torch.tensor([*columns, dense])
-        errors = torch.cat([self.errors, torch.zeros_like(self.errors[..., :1])], -1)[..., places]
-        prices, which = price(errors, self.costs[places] / self.costs[dense]).min(-1)
-        return places[which], prices.sum(-1)
+    @cached_property
+    def _options(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """By window, for each of K tile counts LOW, MID, HIGH and DENSE: their columns (K, 4),
+        errors (K, T, L, H, 4), and costs relative to dense (K, 1, 1, 1, 4)."""
+        counts, dense = len(self.candidates.mid_tiles), self.errors.shape[-1]
+        options = []
+        for window in range(len(self.candidates.windows)):
+            columns = torch.tensor(
+                [(*self.candidates.columns(mid, window), dense) for mid in range(counts)]
+            )
+            errors = torch.stack([self._all_errors[..., own] for own in columns])
+            costs = (self.costs / self.costs[dense])[columns]
+            options.append((columns, errors, costs[:, None, None, None]))
+        return options
 
-    def _choice(self, window: int, mid: Tensor, column: Tensor) -> Choice:
-        """The record of these columns (T, L, H), with one place of a count for each bucket and
-        layer, mid (T, L)."""
-        candidates, dense = self.candidates, self.errors.shape[-1]
+    def _assign(self, price: Price) -> Assigned:
+        """What has the least sum of prices. Asked some hundred times for each choice, so that all
+        tile counts are compared at once."""
+        found = []
+        for window, (columns, errors, costs) in enumerate(self._options):
+            prices, which = price(errors, costs).min(-1)
+            least, mid = prices.sum(-1).min(0)
+            place = mid[..., None].expand_as(which[0])
+            which = which.gather(0, place[None])[0]
+            found.append((float(least.sum()), Assigned(window, mid, columns[place, which])))
+        return min(found, key=lambda pair: pair[0])[1]
+
+    def _cost(self, assigned: Assigned) -> float:
+        """As `Choice.cost`."""
+        return float(self._costs_of(assigned).mean())
+
+    def _costs_of(self, assigned: Assigned) -> Tensor:
+        return (self.costs / self.costs[-1])[assigned.column]
+
+    def _errors_of(self, assigned: Assigned) -> Tensor:
+        return self._all_errors.gather(-1, assigned.column[..., None])[..., 0]
+
+    def _choice(self, assigned: Assigned) -> Choice:
+        """The record of what heads were assigned."""
+        candidates = self.candidates
         band = torch.tensor([*(band.value for band, _ in candidates.operators), Band.DENSE.value])
-        mid_tiles = torch.tensor(candidates.mid_tiles)[mid][..., None].expand_as(column)
-        config = replace(candidates.config, window=candidates.windows[window])
-        errors = torch.cat([self.errors, torch.zeros_like(self.errors[..., :1])], -1)
+        counts = torch.tensor(candidates.mid_tiles)[assigned.mid]
+        mid_tiles = counts[..., None].expand_as(assigned.column).contiguous()
+        config = replace(candidates.config, window=candidates.windows[assigned.window])
         return Choice(
-            table=RoutingTable(band[column], mid_tiles.contiguous(), config, self.origin),
-            column=column,
-            errors=errors.gather(-1, column[..., None])[..., 0],
-            costs=(self.costs / self.costs[dense])[column],
+            table=RoutingTable(band[assigned.column], mid_tiles, config, self.origin),
+            column=assigned.column,
+            errors=self._errors_of(assigned),
+            costs=self._costs_of(assigned),
         )

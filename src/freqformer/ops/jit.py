@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import triton
@@ -10,6 +11,16 @@ from triton import knobs
 
 INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter on the CPU."""
+
+
+@lru_cache(maxsize=1024, typed=True)
+def constant(value: bool | float | str) -> tl.constexpr:
+    """What a kernel is compiled for, by equal values the same object: Triton compares all constants
+    of a launch with those of earlier ones, which takes it no time for the same object.
+
+    1 and True are told apart.
+    """
+    return tl.constexpr(value)
 
 
 def _keep_booleans() -> None:

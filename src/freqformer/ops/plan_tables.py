@@ -5,10 +5,12 @@ Each operation makes its own in `ops/NAME/tables.py`; here is what they share.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -18,6 +20,7 @@ from freqformer.plan import AttentionPlan
 
 Others = ParamSpec("Others")
 Table = TypeVar("Table")
+_THREAD = threading.local()
 
 
 def kept_by_plan(
@@ -50,8 +53,21 @@ def _outside_of_graphs(make: Callable[[], Table]) -> Table:
     While torch.compile warms a graph up, what its thread and stream allocate lies in the graph's
     pool, and later recordings write there. Another thread has neither.
     """
-    with ThreadPoolExecutor(max_workers=1) as other:
-        return other.submit(make).result()
+    if getattr(_THREAD, "is_other", False):
+        # A table that another one is made of: the only worker would wait for itself.
+        return make()
+    return _other_thread(os.getpid()).submit(make).result()
+
+
+@lru_cache(maxsize=1)
+def _other_thread(process: int) -> ThreadPoolExecutor:
+    """One thread for all tables of a process, since a new one brings a new team of OpenMP's
+    threads with it; a forked process hasn't got its parent's."""
+
+    def begin() -> None:
+        _THREAD.is_other = True
+
+    return ThreadPoolExecutor(1, "freqformer-tables", begin)
 
 
 def upload(x: Tensor, device: torch.device, dtype: torch.dtype = torch.int32) -> Tensor:

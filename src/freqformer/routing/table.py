@@ -217,7 +217,9 @@ class RoutingTable:
                 "this model"
             )
         kept = self.mid_tiles[:, layer, 0].tolist()
-        return self.bands[:, layer], [replace(own, mid_tiles=tiles or None) for tiles in kept]
+        # One record for equal buckets: there are hundreds, and each would be checked anew.
+        by_count = {tiles: replace(own, mid_tiles=tiles or None) for tiles in set(kept)}
+        return self.bands[:, layer], [by_count[tiles] for tiles in kept]
 
     def save(self, folder: str | Path) -> None:
         """Write `routing_table.safetensors` and `routing_table.json` into a folder, which is made
@@ -300,9 +302,14 @@ def attend_by_bucket(
         timestep: (B,) in [0, 1].
         low_branch: gates of a LOW branch, None for none.
     """
-    if len(set(configs)) == 1:
+    if _alike(configs):
         return attend(*qkv, allocation=allocation, config=configs[0], low_branch=low_branch)
-    own = [configs[bucket] for bucket in timestep_bucket(timestep, len(configs)).tolist()]
+    # On the host before the buckets are worked out: each operation would be a launch for a number.
+    buckets = timestep_bucket(timestep.cpu(), len(configs)).tolist()
+    own = [configs[bucket] for bucket in buckets]
+    if _alike(own):
+        # All samples of a sampler's step: nothing is picked apart and put together again.
+        return attend(*qkv, allocation=allocation, config=own[0], low_branch=low_branch)
     outputs, order = [], []
     for config in dict.fromkeys(own):
         rows = [row for row, other in enumerate(own) if other == config]
@@ -316,6 +323,13 @@ def attend_by_bucket(
         )
         order += rows
     return torch.cat(outputs)[torch.tensor(order).argsort().to(allocation.device)]
+
+
+def _alike(configs: Sequence[FreqFormerConfig]) -> bool:
+    """Whether all are equal. Those of a table are one object then, which is told apart faster than
+    hundreds of records are hashed."""
+    first = configs[0]
+    return all(config is first or config == first for config in configs)
 
 
 def _scores(timestep: Tensor, observed: Tensor, num_buckets: int) -> Tensor:

@@ -9,7 +9,6 @@ from functools import lru_cache
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from freqformer.ops.head_blocks.triton.kernel import (
@@ -21,6 +20,7 @@ from freqformer.ops.head_blocks.triton.kernel import (
     prepare_heads,
     token_scales,
 )
+from freqformer.ops.jit import constant
 from freqformer.ops.parameters import AttentionParameters, RotaryEmbedding
 
 NUMBERS = 4096
@@ -67,11 +67,11 @@ def launch_prepared(
         _norm(x, weight, given, sizes),
         _rotary(rotation),
         sizes,
-        ROWS=tl.constexpr(rows),
-        PAIRS=tl.constexpr(1 if rotation is None else rotation.cos.shape[-1]),
-        NEIGHBOURS=tl.constexpr(rotation is None or rotation.pairs == "interleaved"),
-        WIDTH=tl.constexpr(width),
-        WIDE=tl.constexpr(wide),
+        ROWS=constant(rows),
+        PAIRS=constant(1 if rotation is None else rotation.cos.shape[-1]),
+        NEIGHBOURS=constant(rotation is None or rotation.pairs == "interleaved"),
+        WIDTH=constant(width),
+        WIDE=constant(wide),
     )
     return blocks
 
@@ -95,9 +95,9 @@ def _norm(x: Tensor, weight: Tensor | None, given: AttentionParameters, sizes: S
         scales,
         eps,
         sizes,
-        ROWS=tl.constexpr(rows),
-        WIDTH=tl.constexpr(width),
-        WIDE=tl.constexpr(wide),
+        ROWS=constant(rows),
+        WIDTH=constant(width),
+        WIDE=constant(wide),
     )
     return Norm(weight=weight.contiguous(), head=width, scales=scales, eps=eps)
 
@@ -138,10 +138,10 @@ def _launch(
         order,
         _places(counts, x.device),
         Sizes(batch=batch, tokens=tokens, heads=heads),
-        TO_BLOCKS=tl.constexpr(to_blocks),
-        ROWS=tl.constexpr(rows),
-        WIDTH=tl.constexpr(width),
-        WIDE=tl.constexpr(wide),
+        TO_BLOCKS=constant(to_blocks),
+        ROWS=constant(rows),
+        WIDTH=constant(width),
+        WIDE=constant(wide),
     )
 
 

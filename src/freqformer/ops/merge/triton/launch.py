@@ -6,10 +6,10 @@ M low tokens, D head_dim.
 
 from __future__ import annotations
 
-import triton.language as tl
 from torch import Tensor
 
 from freqformer.buffers import buffer_width
+from freqformer.ops.jit import constant
 from freqformer.ops.merge.backward_tables import STEP, CollapseTables
 from freqformer.ops.merge.tables import MergeTables
 from freqformer.ops.merge.triton.backward import (
@@ -127,12 +127,12 @@ def merge_low_backward(
             tiles=tiles,
         ),
         CollapseBlocks(
-            LOW_SLOTS=tl.constexpr(low_slots),
-            STEP=tl.constexpr(STEP),
-            D=tl.constexpr(head_dim),
-            W=tl.constexpr(buffer_width(head_dim)),
-            PARTS=tl.constexpr(parts),
-            BRANCH=tl.constexpr(low_branch is not None),
+            LOW_SLOTS=constant(low_slots),
+            STEP=constant(STEP),
+            D=constant(head_dim),
+            W=constant(buffer_width(head_dim)),
+            PARTS=constant(parts),
+            BRANCH=constant(low_branch is not None),
         ),
     )
     return grad_low_out
@@ -198,12 +198,12 @@ def _sizes(out: Tensor, rows: int, num_low: int, tables: MergeTables) -> Sizes:
 def _blocks(tables: MergeTables, head_dim: int, *, branch: bool) -> Blocks:
     parts, _, slots, near = tables.weights.shape
     return Blocks(
-        SLOTS=tl.constexpr(slots),
-        ROWS=tl.constexpr(min(slots, BLOCK_ROWS)),
-        NEAR=tl.constexpr(near),
-        STEP=tl.constexpr(min(near, NEAR_STEP)),
-        D=tl.constexpr(head_dim),
-        W=tl.constexpr(buffer_width(head_dim)),
-        PARTS=tl.constexpr(parts),
-        BRANCH=tl.constexpr(branch),
+        SLOTS=constant(slots),
+        ROWS=constant(min(slots, BLOCK_ROWS)),
+        NEAR=constant(near),
+        STEP=constant(min(near, NEAR_STEP)),
+        D=constant(head_dim),
+        W=constant(buffer_width(head_dim)),
+        PARTS=constant(parts),
+        BRANCH=constant(branch),
     )

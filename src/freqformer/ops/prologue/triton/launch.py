@@ -8,11 +8,11 @@ tokens, M low tokens, T tiles, C cells, D head_dim, W channels of a row of the b
 from __future__ import annotations
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from freqformer.buffers import PAD, buffer_width, power_of_two
 from freqformer.ops.architectures import architecture
+from freqformer.ops.jit import constant
 from freqformer.ops.parameters import AttentionParameters, RotaryEmbedding
 from freqformer.ops.prologue.tables import PrologueTables
 from freqformer.ops.prologue.triton.arguments import (
@@ -208,7 +208,7 @@ def common_arguments(
             gains=_contiguous(given.gains),
             pooling=pooling,
             eps=given.norm_eps,
-            TURNS=tl.constexpr(rotation is not None),
+            TURNS=constant(rotation is not None),
         ),
         sizes=Sizes(
             heads=heads,
@@ -246,11 +246,11 @@ def _rotary(rotation: RotaryEmbedding, num_video_tokens: int) -> RotaryTables:
         token=token,
         head=head if heads > 1 else 0,
         pair=pair,
-        PAIRS=tl.constexpr(pairs),
-        PLAIN=tl.constexpr(
+        PAIRS=constant(pairs),
+        PLAIN=constant(
             samples == heads == 1 and (token, pair) == (pairs, 1) and cos.numel() < 2**31
         ),
-        TURNS_TEXT=tl.constexpr(tokens > num_video_tokens),
+        TURNS_TEXT=constant(tokens > num_video_tokens),
     )
 
 
@@ -273,11 +273,11 @@ def _qkv(
             norm=_contiguous(norm),
             norm_head=x.shape[-1] if given.norm_across_heads else 0,
             scales=None,
-            FEATURES=tl.constexpr(features),
-            KEEPS_EXACT=tl.constexpr(keeps),
-            ROTATED=tl.constexpr(rotated),
-            HALF=tl.constexpr(half_of(given) if rotated else 0),
-            NORMS_TEXT=tl.constexpr(norm is not None and given.norm_text),
+            FEATURES=constant(features),
+            KEEPS_EXACT=constant(keeps),
+            ROTATED=constant(rotated),
+            HALF=constant(half_of(given) if rotated else 0),
+            NORMS_TEXT=constant(norm is not None and given.norm_text),
         )
 
     query, key, value = qkv
@@ -307,14 +307,14 @@ def tile_blocks(tables: PrologueTables, head_dim: int, chunk: int, low_branch: b
     """What kernels over tiles know at compile time, with `chunk` tokens at once."""
     parts, _, low_slots, slots = tables.reduction.shape
     return Blocks(
-        SLOTS=tl.constexpr(slots),
-        CHUNK=tl.constexpr(min(slots, chunk)),
-        LOW_SLOTS=tl.constexpr(low_slots),
-        D=tl.constexpr(head_dim),
-        W=tl.constexpr(buffer_width(head_dim)),
-        PARTS=tl.constexpr(parts),
-        BRANCH=tl.constexpr(low_branch),
-        SUMS=tl.constexpr(tables.sums),
+        SLOTS=constant(slots),
+        CHUNK=constant(min(slots, chunk)),
+        LOW_SLOTS=constant(low_slots),
+        D=constant(head_dim),
+        W=constant(buffer_width(head_dim)),
+        PARTS=constant(parts),
+        BRANCH=constant(low_branch),
+        SUMS=constant(tables.sums),
     )
 
 
@@ -322,15 +322,15 @@ def _row_blocks(
     common: Common, tables: PrologueTables, head_dim: int, low_branch: bool, pools: Pools | None
 ) -> RowBlocks:
     return RowBlocks(
-        D=tl.constexpr(head_dim),
-        W=tl.constexpr(buffer_width(head_dim)),
-        STEP=tl.constexpr(CELL_STEP),
-        TEXT_SLOTS=tl.constexpr(TEXT_SLOTS),
-        PAD=tl.constexpr(PAD),
-        ROWS=tl.constexpr(power_of_two(common.sizes.rows)),
-        BRANCH=tl.constexpr(low_branch),
-        SUMS=tl.constexpr(tables.sums),
-        POOLS=tl.constexpr(pools is not None),
+        D=constant(head_dim),
+        W=constant(buffer_width(head_dim)),
+        STEP=constant(CELL_STEP),
+        TEXT_SLOTS=constant(TEXT_SLOTS),
+        PAD=constant(PAD),
+        ROWS=constant(power_of_two(common.sizes.rows)),
+        BRANCH=constant(low_branch),
+        SUMS=constant(tables.sums),
+        POOLS=constant(pools is not None),
     )
 
 

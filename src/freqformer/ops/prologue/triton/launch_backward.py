@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from freqformer.buffers import buffer_width
 from freqformer.ops.architectures import architecture
+from freqformer.ops.jit import constant
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.prologue.tables import PrologueTables
 from freqformer.ops.prologue.triton.arguments import Blocks, Common, PreparedRows
@@ -191,9 +191,9 @@ def _text_grads(
         common.learned,
         outputs,
         common.sizes,
-        TEXT_SLOTS=tl.constexpr(TEXT_SLOTS),
-        D=tl.constexpr(head_dim),
-        W=tl.constexpr(buffer_width(head_dim)),
+        TEXT_SLOTS=constant(TEXT_SLOTS),
+        D=constant(head_dim),
+        W=constant(buffer_width(head_dim)),
     )
 
 
@@ -206,10 +206,10 @@ def _finish_norm_grads(
         outputs,
         text_mask,
         common.sizes,
-        NORMS_TEXT=tl.constexpr(norms_text),
-        BLOCK=tl.constexpr(SCALED_TOKENS),
-        D=tl.constexpr(head_dim),
-        W=tl.constexpr(buffer_width(head_dim)),
+        NORMS_TEXT=constant(norms_text),
+        BLOCK=constant(SCALED_TOKENS),
+        D=constant(head_dim),
+        W=constant(buffer_width(head_dim)),
     )
 
 

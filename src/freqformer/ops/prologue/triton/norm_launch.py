@@ -6,10 +6,10 @@ Shape legend: B batch, N video tokens, X text tokens.
 from __future__ import annotations
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from freqformer.buffers import buffer_width
+from freqformer.ops.jit import constant
 from freqformer.ops.parameters import AttentionParameters
 from freqformer.ops.prologue.triton.arguments import Common, Qkv
 from freqformer.ops.prologue.triton.norm_kernels import token_scales
@@ -35,9 +35,9 @@ def find_scales(common: Common, query: Tensor, text_mask: Tensor | None) -> Tens
         text_mask,
         common.learned.eps,
         common.sizes,
-        BLOCK=tl.constexpr(SCALED_TOKENS),
-        D=tl.constexpr(head_dim),
-        W=tl.constexpr(buffer_width(head_dim)),
+        BLOCK=constant(SCALED_TOKENS),
+        D=constant(head_dim),
+        W=constant(buffer_width(head_dim)),
     )
     return scales
 

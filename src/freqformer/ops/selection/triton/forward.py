@@ -54,7 +54,6 @@ class Sizes(NamedTuple):
 
     rows: int
     tiles: int
-    kept: int
 
 
 @triton.jit
@@ -123,7 +122,9 @@ def _unseen(cells, listed, cell, ROWS: tl.constexpr, STEP: tl.constexpr):
     return tl.where(left > 0, tl.log(tl.maximum(left, 1.0)), float("-inf"))
 
 
-@triton.jit
+# Layers and steps of one model keep other numbers of tiles, and Triton would compile this kernel
+# once more for a 1, and for what 16 divides.
+@triton.jit(do_not_specialize=["kept"])
 def select_tiles(
     means,
     allocation,
@@ -131,6 +132,7 @@ def select_tiles(
     chosen_tiles,
     scratch,
     sizes,
+    kept,
     D: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
@@ -152,6 +154,7 @@ def select_tiles(
         cells: `Cells`, None without summaries.
         chosen_tiles: `Chosen`, written for MID rows only.
         scratch: float32 (programs, QUERIES, TILES).
+        kept: tiles that a list has, from 1 to T.
         QUERIES, KEYS, PART: query tiles, key tiles and channels of one product.
         ROWS, TILES: query tiles that are ranked at once, and T rounded up: a block of scores.
         CELLS, STEP: C rounded up, and tiles of a cell that are looked up at once.
@@ -159,7 +162,6 @@ def select_tiles(
     """
     rows = sizes.rows
     tiles = sizes.tiles
-    kept = sizes.kept
     blocks = tl.cdiv(tiles, QUERIES)
     place = tl.arange(0, TILES)
     own_scratch = scratch + tl.program_id(0).to(tl.int64) * QUERIES * TILES
