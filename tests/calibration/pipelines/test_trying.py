@@ -6,6 +6,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +22,9 @@ from tests.calibration.pipelines.test_calibrate_pipeline import (
 from tests.support.tiny_pipelines import generate, tiny_wan_pipeline
 
 from freqformer.calibration import PipelineChoice
+from freqformer.calibration.pipelines import state as kept
 from freqformer.calibration.pipelines import work
-from freqformer.calibration.pipelines.state import FARTHEST
+from freqformer.calibration.pipelines.state import FARTHEST, told_error
 from freqformer.calibration.pipelines.work import Work
 from freqformer.integrations.diffusers import enable_frequency_attention
 
@@ -153,6 +155,29 @@ def test_trials_go_on_where_they_ended(
     more = calibrated(pipe, state=state, settings=replace(TRYING, trials=TRIALS + 1))
     assert len(seen) == (TRIALS + 1) * len(PROMPTS) - after
     assert more.tried[:TRIALS] == found.tried
+
+
+def test_a_state_is_written_once_in_a_while(
+    pipe: Any, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after every run: a slow disk takes longer than a small model's run."""
+    now, written = [0.0], []
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(kept, "time", clock)
+    save = kept.save_checkpoint
+    monkeypatch.setattr(
+        kept, "save_checkpoint", lambda *given: written.append(given[1]) or save(*given)
+    )
+    runs = len(PROMPTS) * TRIALS
+    first = len(PROMPTS) * (1 + SETTINGS.probes) + 1
+
+    def passing(found: torch.Tensor, dense: torch.Tensor) -> float:
+        now[0] += kept.SECONDS / 4
+        return told_error(found, dense)
+
+    monkeypatch.setattr(work, "told_error", passing)
+    calibrated(pipe, state=state, settings=TRYING)
+    assert written == [*range(first, first + runs, 4), first + runs - 1]
 
 
 def test_where_no_table_gives_numbers(

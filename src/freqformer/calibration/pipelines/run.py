@@ -48,10 +48,11 @@ def calibrate_pipeline(
         call: arguments that all calls share: height, width, num_frames, guidance_scale and so on,
             as videos will be made.
         settings: steps, guards, and what is measured; None takes `CalibrationSettings()`.
-        state: folder that keeps what is done after every run. The same call goes on from there;
-            another density takes its trials only, and all tables that were tried before, for any
-            density that isn't higher, are compared too: in one state a higher density, asked for
-            later, never has a farther table on the calibration's own videos.
+        state: folder that keeps what is done, every ten seconds and however the call ends. The
+            same call goes on from there; another density takes its trials only, and all tables that
+            were tried before, for any density that isn't higher, are compared too: in one state a
+            higher density, asked for later, never has a farther table on the calibration's own
+            videos.
         progress: whether to draw a progress bar on standard error.
 
     Returns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,9 @@ from freqformer.training.checkpoint import load_checkpoint, newest_checkpoint, s
 
 FARTHEST = 1e300
 """Squared error of latents that aren't finite."""
+SECONDS = 10.0
+"""Between two writings. Some disks take a second for one, which is more than a small model's
+run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +44,7 @@ class State:
     Args:
         energies: by part, empty; they grow.
         made_with: what all of it depends on, JSON-able.
-        folder: that keeps it after every run of the pipeline; None for none.
+        folder: that keeps it; None for none.
 
     Raises:
         ValueError: for a folder with a state that was made with something else.
@@ -58,12 +62,20 @@ class State:
         self.tried: dict[str, TriedTable] = {}
         """By what the tables do, in the order in which they were tried."""
         self._made_with = json.loads(json.dumps(made_with))
+        self._written = -math.inf
+        self._unwritten = False
         if folder is not None:
             self._resume(folder)
 
+    def note(self) -> None:
+        """A run is done: write it, unless others were written a moment ago."""
+        self._unwritten = True
+        if time.monotonic() - self._written >= SECONDS:
+            self.keep()
+
     def keep(self) -> None:
-        """Write what is done, whole or not at all."""
-        if self.folder is None:
+        """Write what is done, whole or not at all, where something was since the last time."""
+        if self.folder is None or not self._unwritten:
             return
         groups = {"latents": {str(place): one for place, one in enumerate(self.latents)}}
         sizes = {}
@@ -94,6 +106,8 @@ class State:
         done = len(self.latents) + len(self.final)
         done += sum(len(one.errors) for one in self.tried.values())
         save_checkpoint(self.folder, done, groups, state)
+        self._written = time.monotonic()
+        self._unwritten = False
 
     def _resume(self, folder: Path) -> None:
         newest = newest_checkpoint(folder)

@@ -92,8 +92,9 @@ class Work:
     def _running(
         self, title: str, total: int | None, progress: bool
     ) -> Iterator[Callable[..., None]]:
-        """A bar, and what is to be called after every run: it keeps the state, and ends the block
-        where a signal asked for that. With `known` the run was one of an earlier call."""
+        """A bar, and what is to be called after every run: it notes the state, and ends the block
+        where a signal asked for that. With `known` the run was one of an earlier call. What is done
+        is kept however the block ends."""
         stopping = (
             between_steps("finishing the run") if self.state.folder else nullcontext(StopRequest())
         )
@@ -107,13 +108,16 @@ class Work:
                 bar.advance()
                 if known:
                     return
-                self.state.keep()
+                self.state.note()
                 if stop.asked:
                     raise stop.interrupted(
                         f" after a run, which {self.state.folder} keeps: the same call goes on"
                     )
 
-            yield done
+            try:
+                yield done
+            finally:
+                self.state.keep()
 
     def nearest(
         self, calibration: PipelineCalibration, density: float, progress: bool
