@@ -24,7 +24,8 @@ NAMES = {
     "stages_one_and_two": "stages one and two",
     "from_scratch": "from scratch",
 }
-"""Methods by their names in the results."""
+"""Methods by their names in the results, which may lack some: a run that was stopped writes those
+that were done."""
 HEAD = (
     "| method | steps | seconds | of the dense model's | held-out loss | of the dense model's "
     "| within 1% after | PSNR, dB |\n|---|---|---|---|---|---|---|---|"
@@ -51,7 +52,7 @@ def results_text(results: Results) -> str:
         f"steps alone. {machine['gpu']}, torch {machine['torch']}, Triton {machine['triton']}, "
         f"commit {machine['commit'][:10]}."
     )
-    rows = [_row(name, results) for name in NAMES]
+    rows = [_row(name, results) for name in NAMES if name in results["methods"]]
     return "\n\n".join([f"![{ALT}](figures/{FIGURE.name})", made, "\n".join([HEAD, *rows])])
 
 
@@ -82,17 +83,21 @@ def draw_figure(results: Results, path: Path) -> None:
     from freqformer._colours import GRID, INK
     from freqformer.analysis.figures import blank_figure, label_axes, save_figure
 
+    methods = results["methods"]
     figure = blank_figure(11, 4.4)
     panels = figure.subplots(1, 2)
     shown = {"held_out_loss": "Held-out loss", "psnr": "PSNR against the dense model's videos, dB"}
     for axes, (value, title) in zip(panels, shown.items(), strict=True):
         for place, name in enumerate(NAMES):
-            points = results["methods"][name].get("curve", [])
+            if name not in methods:
+                continue
+            points = methods[name].get("curve", [])
             seconds = [point["seconds"] for point in points]
             values = [point[value] for point in points]
             axes.plot(seconds, values, color=f"C{place}", marker=".", label=NAMES[name])
-        free = results["methods"]["training_free"][value]
-        axes.axhline(free, color="C0", linestyle="--", linewidth=1)
+        if "training_free" in methods:
+            free = methods["training_free"][value]
+            axes.axhline(free, color="C0", linestyle="--", linewidth=1)
         axes.grid(axis="y", color=GRID, linewidth=0.8)
         label_axes(axes, title, "seconds of training", "")
     dense = results["dense"]["held_out_loss"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,23 @@ def test_it_stops_and_goes_on_until_all_is_measured(
     assert again == results
 
 
+def test_what_is_done_is_kept_as_it_comes(tmp_path: Path) -> None:
+    """The dense model's loss first, then every method; time that is up takes none of them away."""
+    kept: list[dict[str, Any]] = []
+
+    def keep(results: dict[str, Any]) -> None:
+        kept.append(copy.deepcopy(results))
+
+    wanted = ["stages_one_and_two", "training_free"]
+    results = Benchmark(tmp_path, TINY, methods=wanted).run(keep)
+    assert [list(one["methods"]) for one in kept] == [[], wanted[1:], wanted[::-1]]
+    assert all(one["dense"]["held_out_loss"] > 0 for one in kept)
+    assert kept[-1] == results
+    del kept[:]
+    assert Benchmark(tmp_path, TINY, stop_after=0).run(keep) is None
+    assert [list(one["methods"]) for one in kept] == [[], wanted[1:], wanted[::-1]]
+
+
 @pytest.fixture(scope="module")
 def committed() -> dict[str, Any]:
     results = conversion_report.read_results()
@@ -91,3 +109,14 @@ def test_what_is_written_by_hand_is_what_the_results_give(committed: dict[str, A
 def test_its_figure_is_drawn(committed: dict[str, Any], tmp_path: Path) -> None:
     conversion_report.draw_figure(committed, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_results_of_a_stopped_run_are_shown(committed: dict[str, Any], tmp_path: Path) -> None:
+    """Those of the methods that were done, of which there may be none."""
+    lines = conversion_report.results_text(committed).splitlines()
+    for name, shown in conversion_report.NAMES.items():
+        kept = {other: row for other, row in committed["methods"].items() if other != name}
+        found = conversion_report.results_text({**committed, "methods": kept}).splitlines()
+        assert found == [line for line in lines if not line.startswith(f"| {shown} |")]
+    conversion_report.draw_figure({**committed, "methods": {}}, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").is_file()
