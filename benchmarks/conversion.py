@@ -103,7 +103,7 @@ class Benchmark:
         spent = Curve(self.work / "dense").points[-1].seconds
         return {
             "dense": {"steps": amount.train_steps, "seconds": spent, **self.measure.dense},
-            "density": window_density(amount.size.grid, self.config),
+            "density": window_density(amount.size.grid, amount.windows),
             "window": list(self.config.window),
             "tokens": amount.size.grid.num_tokens,
             "videos": amount.videos,
