@@ -52,8 +52,8 @@ def results_text(results: Results) -> str:
         f"models have windows of {window} tiles, {100 * results['density']:.1f}% of dense "
         f"attention's FLOPs{_tiles(results)}, and all weights learn. PSNR is against the dense "
         f"model's {results['videos']} videos of {results['sampler_steps']} steps. Seconds are "
-        f"those of steps alone. {machine['gpu']}, torch {machine['torch']}, Triton {machine['triton']}, "
-        f"commit {machine['commit'][:10]}."
+        f"those of steps alone. {machine['gpu']}, torch {machine['torch']}, "
+        f"Triton {machine['triton']}, commit {machine['commit'][:10]}."
     )
     rows = [_row(name, results) for name in NAMES if name in results["methods"]]
     return "\n\n".join([f"![{ALT}](figures/{FIGURE.name})", made, "\n".join([HEAD, *rows])])

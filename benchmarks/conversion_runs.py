@@ -67,7 +67,7 @@ class Amount:
     train_steps: int = 2000
     layer_steps: int = 200
     velocity_steps: int = 400
-    falling: float = 0.4
+    falling: float = 0.0
     learning_rate: float = 3e-4
     every: int = 50
     """Steps between points of a conversion's curve; a run from scratch has them ten times as
