@@ -149,6 +149,7 @@ class Benchmark:
             "density": window_density(grid, self._windows("window")),
             "window": list(self._seen("window").window),
             "tiles": self._tiles() if any(row.pattern == "tiles" for row in self.rows) else None,
+            "falling": amount.falling,
             "tokens": grid.num_tokens,
             "videos": amount.videos,
             "sampler_steps": amount.sampler_steps,
