@@ -1,311 +1,222 @@
 """The study's dense model turned into a FreqFormer: held-out loss and likeness to its videos by
-steps and seconds, for windows without training, stage one, stages one and two, and training from
+steps and seconds, without training, by stage one, by stages one and two, and of training from
 scratch.
 
     PYTHONPATH=src:. python -m benchmarks.conversion --work FOLDER [--stop-after 280]
+    [--methods training_free stage_one stages_one_and_two from_scratch] [--patterns window tiles]
     [--density 0.15] [--train-steps 2000] [--output FOLDER]
 
 Everything lies in FOLDER: the same command goes on where it stopped, and says when all is done. The
 dense model is trained first. All runs see the same procedural clips; seconds are those of steps,
-without measuring. Prints a table, and writes conversion.json.
+without measuring. All but what is from scratch is run for every pattern of converted layers. With
+the dense model's loss, and again after every method that is done, conversion.json is written.
+Prints a table at the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from benchmarks.conversion_measures import Curve, Measure, Point
-from benchmarks.quality.data import draw_scenes
-from benchmarks.quality.sizes import STUDY, Size
-from benchmarks.training_free_model import TRAINED
-from torch import Tensor
+from benchmarks.conversion_runs import Amount, Runs
 
 from benchmarks import record
+from freqformer._files import write_json
 from freqformer.config import FreqFormerConfig
-from freqformer.conversion.config import (
-    ConversionRunConfig,
-    ConvertConfig,
-    StagesConfig,
-    WeightsConfig,
-)
-from freqformer.conversion.feeds import ClipFeed, Feed
-from freqformer.conversion.own_pair import OwnPair
-from freqformer.conversion.pairs import Pair
-from freqformer.conversion.run import run_conversion
+from freqformer.conversion.config import StagesConfig
+from freqformer.grid import tile_layout
 from freqformer.integrations.diffusers.converted.windows import (
+    Pattern,
     WindowSettings,
     window_config,
     window_density,
 )
-from freqformer.models.pipeline import FreqFormerPipeline
-from freqformer.models.transformer import FreqFormerTransformer3DModel
-from freqformer.training.config import (
-    CheckpointConfig,
-    DataConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainConfig,
-)
-from freqformer.training.loader import ProceduralClips
-from freqformer.training.loop import train
-from freqformer.training.report import StepReport
-from freqformer.training.seeding import derive_seed
 
-CHUNK = 32
-"""Clips that are drawn at once."""
-LAST = 100
-"""Steps whose mean loss is noted beside a trained model."""
+FROM_SCRATCH = "from_scratch"
+METHODS = ("training_free", "stage_one", "stages_one_and_two", FROM_SCRATCH)
+"""In the order in which they are run."""
+PATTERNS = get_args(Pattern)
 WITHIN = 1.01
 """Of the dense model's held-out loss, which is to be reached."""
+ROW_FILE = "row.json"
+"""In a method's folder: its row of the results, once it is done."""
+Results = dict[str, Any]
+
+
+def _nothing(_: Results) -> None:
+    """Keeps no results."""
 
 
 @dataclass(frozen=True)
-class Amount:
-    """How much is run."""
+class Row:
+    """A method, and what its layers see."""
 
-    size: Size = STUDY
-    windows: WindowSettings = field(default_factory=lambda: WindowSettings(0.15, (4, 4, 4), 64))
-    train_steps: int = 2000
-    layer_steps: int = 200
-    velocity_steps: int = 400
-    falling: float = 0.4
-    learning_rate: float = 3e-4
-    every: int = 50
-    """Steps between points of a conversion's curve; a run from scratch has them ten times as
-    far apart."""
-    videos: int = 8
-    sampler_steps: int = 30
-    device: str = "auto"
-
-
-class SceneClips(ProceduralClips):
-    """The study's clips by number.
-
-    Args:
-        size: of the study.
-    """
-
-    def __init__(self, size: Size) -> None:
-        self._size = size
-        self._chunk = lru_cache(maxsize=2)(self._drawn)
+    method: str
+    pattern: Pattern = "window"
 
     @property
-    def channels(self) -> int:
-        """Red, green and blue."""
-        return 3
+    def name(self) -> str:
+        """In the results, and of its folder."""
+        return self.method if self.pattern == "window" else f"{self.pattern}_{self.method}"
 
-    def draw(self, indices: Sequence[int], device: torch.device) -> Tensor:
-        """See `ProceduralClips`."""
-        return torch.stack([self._chunk(i // CHUNK, device)[i % CHUNK] for i in indices])
 
-    def fingerprint(self) -> str:
-        """See `ClipSource`."""
-        return f"{derive_seed('conversion', *self._size.video):x}"
+def chosen_rows(methods: Sequence[str], patterns: Sequence[str]) -> list[Row]:
+    """Of these methods and patterns, in the order in which they are run.
 
-    def _drawn(self, chunk: int, device: torch.device) -> Tensor:
-        frames, side, _ = self._size.video
-        seed = derive_seed("conversion clips", chunk)
-        return draw_scenes(CHUNK, seed, device, frames=frames, side=side).video
+    Args:
+        methods: of `METHODS`.
+        patterns: of `PATTERNS`.
+    """
+    converted = [name for name in METHODS if name in methods and name != FROM_SCRATCH]
+    rows = [Row(name, kind) for kind in PATTERNS if kind in patterns for name in converted]
+    return [*rows, Row(FROM_SCRATCH)] if FROM_SCRATCH in methods else rows
 
 
 class Benchmark:
-    """The runs of a work folder.
+    """The methods of a work folder.
 
     Args:
         work: the folder.
         amount: how much is run.
         stop_after: seconds after which `run` stops to go on later; None never does.
+        methods: of `METHODS`, those that are run.
+        patterns: of `PATTERNS`, for which.
     """
 
-    def __init__(self, work: Path, amount: Amount, stop_after: float | None = None) -> None:
+    def __init__(
+        self,
+        work: Path,
+        amount: Amount,
+        stop_after: float | None = None,
+        methods: Sequence[str] = METHODS,
+        patterns: Sequence[str] = PATTERNS,
+    ) -> None:
         self.work, self.amount = work, amount
-        self._until = None if stop_after is None else time.monotonic() + stop_after
-        self.clips = SceneClips(amount.size)
-        self.measure: Measure | None = None
+        self.rows = chosen_rows(methods, patterns)
+        self._runs = Runs(work, amount, stop_after)
+        self._measure: Measure | None = None
 
-    def run(self) -> dict[str, Any] | None:
-        """All results, JSON-able; None where time is up before all is done."""
-        if not self._train("dense", FreqFormerConfig.dense()):
+    def run(self, keep: Callable[[Results], None] = _nothing) -> Results | None:
+        """All results, JSON-able; None where time is up before all is done.
+
+        Args:
+            keep: is given the results so far once the dense model is measured, and after every
+                method that is done.
+        """
+        if not self._runs.train("dense", FreqFormerConfig.dense(), lambda _: {}):
             return None
-        self.measure = Measure(self._pipeline("dense"), self.amount, self.work / "measures")
-        layers, velocity = self.amount.layer_steps, self.amount.velocity_steps
-        kinds = {
-            "stage_one": StagesConfig(layers, 0, falling=self.amount.falling),
-            "stages_one_and_two": StagesConfig(layers, velocity, falling=self.amount.falling),
-        }
-        for name, stages in kinds.items():
-            if not self._convert(name, stages):
-                return None
-        if not self._train("from_scratch", self.config):
-            return None
-        return self._results()
+        pipeline = self._runs.pipeline("dense")
+        self._measure = Measure(pipeline, self.amount, self.work / "measures")
+        results = self._without_methods()
+        keep(results)
+        for row in self.rows:
+            values = self._values(row)
+            if values is not None:
+                results["methods"][row.name] = values
+                keep(results)
+        return results if len(results["methods"]) == len(self.rows) else None
 
     @property
     def config(self) -> FreqFormerConfig:
-        """Of converted models."""
-        windows = window_config(self.amount.size.grid, self.amount.windows)
-        return replace(windows, routing="timestep")
+        """Of the model that is trained from scratch."""
+        return replace(self._seen("window"), routing="timestep")
 
-    def _left(self) -> float | None:
-        """Seconds that may still be taken."""
-        return None if self._until is None else max(1.0, self._until - time.monotonic())
+    def _windows(self, pattern: Pattern) -> WindowSettings:
+        return replace(self.amount.windows, pattern=pattern)
+
+    def _seen(self, pattern: Pattern) -> FreqFormerConfig:
+        """What converted layers do on the study's grid."""
+        return window_config(self.amount.size.grid, self._windows(pattern))
 
     @property
-    def _time_is_up(self) -> bool:
-        return self._until is not None and time.monotonic() >= self._until
+    def measure(self) -> Measure:
+        """Of the dense model, once it is trained."""
+        assert self._measure is not None
+        return self._measure
 
-    def _pipeline(self, name: str) -> FreqFormerPipeline:
-        pipeline = FreqFormerPipeline.from_pretrained(self.work / name / "pipeline")
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
-
-    def _train(self, name: str, config: FreqFormerConfig) -> bool:
-        """Train a model of the study from scratch; whether that is done."""
-        curve = Curve(self.work / name)
-        if curve.done or self._time_is_up:
-            return curve.done
-        amount, size = self.amount, self.amount.size
-        torch.manual_seed(derive_seed("conversion", "weights"))
-        model = FreqFormerTransformer3DModel(
-            patch_size=size.patch,
-            num_layers=size.layers,
-            num_attention_heads=size.heads,
-            attention_head_dim=size.head_dim,
-            frequency=config,
-        )
-        frames, height, width = size.video
-        on_gpu = amount.device == "auto" and torch.cuda.is_available()
-        given = TrainConfig(
-            str(self.work / name),
-            model=dict(model.config),
-            data=DataConfig(num_frames=frames, height=height, width=width),
-            objective=ObjectiveConfig(shift=1.0),
-            run=RunConfig(
-                max_steps=amount.train_steps,
-                stop_after_seconds=self._left(),
-                batch_size=size.batch,
-                precision="bf16" if on_gpu else "fp32",
-                device="auto" if on_gpu else "cpu",
-                progress=False,
-            ),
-            checkpoint=CheckpointConfig(every_steps=10 * amount.every),
-        )
-        follow = curve.follow(self._measured(lambda: model), 10 * amount.every, amount.train_steps)
-        last: deque[StepReport] = deque(maxlen=LAST)
-
-        def noted(report: StepReport) -> None:
-            last.append(report)
-            follow(report)
-
-        train(given, model=model, clips=self.clips, on_step=noted)
-        if curve.done:
-            told = {"steps": amount.train_steps, "loss": mean(report.loss for report in last)}
-            (self.work / name / "pipeline" / TRAINED).write_text(json.dumps(told))
-        return curve.done
-
-    def _convert(self, name: str, stages: StagesConfig) -> bool:
-        """Convert the dense model; whether that is done."""
-        curve = Curve(self.work / name)
-        if curve.done or self._time_is_up:
-            return curve.done
+    def _without_methods(self) -> Results:
         amount = self.amount
-        on_gpu = amount.device == "auto" and torch.cuda.is_available()
-        config = ConvertConfig(
-            pipeline=str(self.work / "dense" / "pipeline"),
-            output=str(self.work / name),
-            windows=amount.windows,
-            weights=WeightsConfig("full"),
-            stages=stages,
-            optimizer=OptimizerConfig(
-                learning_rate=amount.learning_rate, warmup_steps=10, weight_decay=0.0
-            ),
-            objective=ObjectiveConfig(shift=1.0),
-            run=ConversionRunConfig(
-                batch_size=amount.size.batch,
-                precision="bf16" if on_gpu else "fp32",
-                device="auto" if on_gpu else "cpu",
-                progress=False,
-                stop_after_seconds=self._left(),
-            ),
-            checkpoint=CheckpointConfig(every_steps=amount.every),
-        )
-        pairs: list[OwnPair] = []
-
-        def make(accelerator: Any) -> tuple[Pair, Feed]:
-            pipeline = self._pipeline("dense").to(accelerator.device)
-            pairs.append(OwnPair(pipeline, config.adapter, amount.size.grid, half=on_gpu))
-            feed = ClipFeed(self.clips, config, accelerator.device, pairs[0].num_tokens)
-            return pairs[0], feed
-
-        follow = curve.follow(self._measured(lambda: pairs[0].model), amount.every, stages.total)
-        run_conversion(config, make, follow)
-        return curve.done
-
-    def _measured(self, model: Callable[[], Any]) -> Callable[[StepReport], dict[str, float]]:
-        """What is measured at a point of a curve; the dense model's own has no likeness."""
-
-        def measured(report: StepReport) -> dict[str, float]:
-            if self.measure is None:
-                return {}
-            return self.measure.of(model())
-
-        return measured
-
-    def _results(self) -> dict[str, Any]:
-        assert self.measure is not None
-        measure, amount = self.measure, self.amount
-        dense = measure.dense
-        free = OwnPair(self._pipeline("dense").to(measure.device), self._settings, amount.size.grid)
-        free.set_density(amount.windows.density)
-        rows: dict[str, Any] = {
-            "training_free": {"steps": 0, "seconds": 0.0, **measure.of(free.model)}
-        }
+        grid = amount.size.grid
         spent = Curve(self.work / "dense").points[-1].seconds
-        for name in ("stage_one", "stages_one_and_two", "from_scratch"):
-            points = Curve(self.work / name).points
-            reached = next((p for p in points if p.loss <= WITHIN * dense["held_out_loss"]), None)
-            last = measure.of(self._pipeline(name).to(measure.device).transformer)
-            rows[name] = {
-                "steps": points[-1].step,
-                "seconds": points[-1].seconds,
-                "share_of_dense_training": points[-1].seconds / spent,
-                **last,
-                "within_1_percent": None if reached is None else _shown(reached),
-                "curve": [_shown(point) for point in points],
-            }
         return {
-            "dense": {"steps": amount.train_steps, "seconds": spent, **dense},
-            "density": window_density(amount.size.grid, self.config),
-            "window": list(self.config.window),
-            "tokens": amount.size.grid.num_tokens,
+            "dense": {"steps": amount.train_steps, "seconds": spent, **self.measure.dense},
+            "density": window_density(grid, self._windows("window")),
+            "window": list(self._seen("window").window),
+            "tiles": self._tiles() if any(row.pattern == "tiles" for row in self.rows) else None,
+            "falling": amount.falling,
+            "tokens": grid.num_tokens,
             "videos": amount.videos,
             "sampler_steps": amount.sampler_steps,
-            "methods": rows,
+            "methods": {},
         }
 
-    @property
-    def _settings(self) -> Any:
-        return ConvertConfig(
-            "dense", "out", windows=self.amount.windows, weights=WeightsConfig("full")
-        ).adapter
+    def _tiles(self) -> dict[str, Any]:
+        """How many tiles heads keep, and their density."""
+        grid, config = self.amount.size.grid, self._seen("tiles")
+        return {
+            "density": window_density(grid, self._windows("tiles")),
+            "kept": config.mid_tiles,
+            "of": tile_layout(grid, config.tile).num_tiles,
+        }
+
+    def _values(self, row: Row) -> dict[str, Any] | None:
+        """A row's values; None where time is up before it is done."""
+        path = self.work / row.name / ROW_FILE
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+        if not self._is_done(row):
+            return None
+        begun = row.method == "training_free"
+        values = self._begun(row.pattern) if begun else self._trained(row.name)
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, values)
+        return values
+
+    def _is_done(self, row: Row) -> bool:
+        """Run a method, unless time is up; whether it is done."""
+        if row.method == "training_free":
+            return not self._runs.time_is_up
+        measured = self.measure.of
+        if row.method == FROM_SCRATCH:
+            return self._runs.train(row.name, self.config, measured)
+        amount = self.amount
+        velocity = amount.velocity_steps if row.method == "stages_one_and_two" else 0
+        stages = StagesConfig(amount.layer_steps, velocity, falling=amount.falling)
+        return self._runs.convert(row.name, stages, self._windows(row.pattern), measured)
+
+    def _begun(self, pattern: Pattern) -> dict[str, Any]:
+        """Of what is converted, and not trained."""
+        pair = self._runs.pair(self._windows(pattern))
+        return {"steps": 0, "seconds": 0.0, **self.measure.of(pair.model)}
+
+    def _trained(self, name: str) -> dict[str, Any]:
+        """Of a run that is done."""
+        points = Curve(self.work / name).points
+        spent = Curve(self.work / "dense").points[-1].seconds
+        wanted = WITHIN * self.measure.dense["held_out_loss"]
+        reached = next((point for point in points if point.loss <= wanted), None)
+        pipeline = self._runs.pipeline(name).to(self.measure.device)
+        return {
+            "steps": points[-1].step,
+            "seconds": points[-1].seconds,
+            "share_of_dense_training": points[-1].seconds / spent,
+            **self.measure.of(pipeline.transformer),
+            "within_1_percent": None if reached is None else _shown(reached),
+            "curve": [_shown(point) for point in points],
+        }
 
 
 def _shown(point: Point) -> dict[str, Any]:
     return {"step": point.step, "seconds": round(point.seconds, 2), **point.values}
 
 
-def report(results: dict[str, Any]) -> None:
+def report(results: Results) -> None:
     """Print a table."""
     dense = results["dense"]
     print(
@@ -313,14 +224,17 @@ def report(results: dict[str, Any]) -> None:
         f"{dense['steps']} steps, {dense['seconds']:.0f} s, held-out loss "
         f"{dense['held_out_loss']:.4f}"
     )
-    print(f"{'':20}{'steps':>7}{'seconds':>9}{'loss':>9}{'of dense':>10}{'PSNR dB':>9}  within 1%")
+    if results["tiles"] is not None:
+        tiles = results["tiles"]
+        print(f"{tiles['density']:.1%} with the best {tiles['kept']} of {tiles['of']} tiles")
+    print(f"{'':26}{'steps':>7}{'seconds':>9}{'loss':>9}{'of dense':>10}{'PSNR dB':>9}  within 1%")
     for name, row in results["methods"].items():
         share = row["held_out_loss"] / dense["held_out_loss"]
         reached = row.get("within_1_percent")
         told = f"step {reached['step']}, {reached['seconds']:.0f} s" if reached else "no"
         print(
-            f"{name:20}{row['steps']:7}{row['seconds']:9.0f}{row['held_out_loss']:9.4f}{share:10.4f}"
-            f"{row['psnr']:9.2f}  {told}"
+            f"{name:26}{row['steps']:7}{row['seconds']:9.0f}{row['held_out_loss']:9.4f}"
+            f"{share:10.4f}{row['psnr']:9.2f}  {told}"
         )
 
 
@@ -331,6 +245,12 @@ def main() -> None:
     usual = Amount()
     parser.add_argument("--work", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--stop-after", type=float, help="seconds that this call may take")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=METHODS, help="which are run"
+    )
+    parser.add_argument(
+        "--patterns", nargs="+", choices=PATTERNS, default=PATTERNS, help="of converted layers"
+    )
     parser.add_argument("--density", type=float, default=usual.windows.density)
     parser.add_argument("--train-steps", type=int, default=usual.train_steps)
     parser.add_argument("--layer-steps", type=int, default=usual.layer_steps)
@@ -351,12 +271,17 @@ def main() -> None:
         falling=given.falling,
         learning_rate=given.learning_rate,
     )
-    results = Benchmark(given.work, amount, given.stop_after).run()
+
+    def keep(results: Results) -> None:
+        path = record.save("conversion", results, given.output, given.commit)
+        print(f"{path}: {', '.join(results['methods']) or 'the dense model'}", flush=True)
+
+    chosen = (given.methods, given.patterns)
+    results = Benchmark(given.work, amount, given.stop_after, *chosen).run(keep)
     if results is None:
         print("time is up: the same command goes on")
         return
     report(results)
-    print(record.save("conversion", results, given.output, given.commit))
 
 
 if __name__ == "__main__":

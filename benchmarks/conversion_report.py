@@ -22,9 +22,13 @@ NAMES = {
     "training_free": "windows, no training",
     "stage_one": "stage one",
     "stages_one_and_two": "stages one and two",
+    "tiles_training_free": "tiles, no training",
+    "tiles_stage_one": "tiles, stage one",
+    "tiles_stages_one_and_two": "tiles, stages one and two",
     "from_scratch": "from scratch",
 }
-"""Methods by their names in the results."""
+"""Methods by their names in the results, which may lack some: a run that was stopped writes those
+that were done."""
 HEAD = (
     "| method | steps | seconds | of the dense model's | held-out loss | of the dense model's "
     "| within 1% after | PSNR, dB |\n|---|---|---|---|---|---|---|---|"
@@ -46,13 +50,21 @@ def results_text(results: Results) -> str:
         f"The dense model of {results['tokens']:,} tokens learned for {dense['steps']:,} steps, "
         f"{dense['seconds']:.0f} s, to a held-out loss of {dense['held_out_loss']:.4f}. Converted "
         f"models have windows of {window} tiles, {100 * results['density']:.1f}% of dense "
-        f"attention's FLOPs, and all weights learn. PSNR is against the dense model's "
-        f"{results['videos']} videos of {results['sampler_steps']} steps. Seconds are those of "
-        f"steps alone. {machine['gpu']}, torch {machine['torch']}, Triton {machine['triton']}, "
-        f"commit {machine['commit'][:10]}."
+        f"attention's FLOPs{_tiles(results)}, and all weights learn. PSNR is against the dense "
+        f"model's {results['videos']} videos of {results['sampler_steps']} steps. Seconds are "
+        f"those of steps alone. {machine['gpu']}, torch {machine['torch']}, "
+        f"Triton {machine['triton']}, commit {machine['commit'][:10]}."
     )
-    rows = [_row(name, results) for name in NAMES]
+    rows = [_row(name, results) for name in NAMES if name in results["methods"]]
     return "\n\n".join([f"![{ALT}](figures/{FIGURE.name})", made, "\n".join([HEAD, *rows])])
+
+
+def _tiles(results: Results) -> str:
+    """What the page says of their number, where some method has them."""
+    if not any(name.startswith("tiles_") for name in results["methods"]):
+        return ""
+    tiles = results["tiles"]
+    return f", or their {tiles['kept']} best of {tiles['of']} tiles, {100 * tiles['density']:.1f}%"
 
 
 def _row(name: str, results: Results) -> str:
@@ -82,17 +94,21 @@ def draw_figure(results: Results, path: Path) -> None:
     from freqformer._colours import GRID, INK
     from freqformer.analysis.figures import blank_figure, label_axes, save_figure
 
+    methods = results["methods"]
     figure = blank_figure(11, 4.4)
     panels = figure.subplots(1, 2)
     shown = {"held_out_loss": "Held-out loss", "psnr": "PSNR against the dense model's videos, dB"}
     for axes, (value, title) in zip(panels, shown.items(), strict=True):
         for place, name in enumerate(NAMES):
-            points = results["methods"][name].get("curve", [])
+            if name not in methods:
+                continue
+            points = methods[name].get("curve", [])
             seconds = [point["seconds"] for point in points]
             values = [point[value] for point in points]
             axes.plot(seconds, values, color=f"C{place}", marker=".", label=NAMES[name])
-        free = results["methods"]["training_free"][value]
-        axes.axhline(free, color="C0", linestyle="--", linewidth=1)
+            if name.endswith("training_free"):
+                free = methods[name][value]
+                axes.axhline(free, color=f"C{place}", linestyle="--", linewidth=1)
         axes.grid(axis="y", color=GRID, linewidth=0.8)
         label_axes(axes, title, "seconds of training", "")
     dense = results["dense"]["held_out_loss"]

@@ -93,6 +93,7 @@ def test_json_round_trip(changes: dict[str, Any]) -> None:
         ("routing", "learned"),
         ("routing", ["soft"]),
         ("low_branch", 1),
+        ("learned_summaries", None),
         ("prior", "paper"),
     ],
 )

@@ -25,7 +25,14 @@ Routing = Literal["soft", "timestep", "hard", "fixed"]
 Prior = Literal["none", "noise_level"]
 WEIGHING: tuple[Routing, ...] = ("soft", "timestep")
 """Routing that weighs each head's band and LOW."""
-LAYER_FIELDS = ("allocation", "routing", "low_branch", "prior", "deterministic")
+LAYER_FIELDS = (
+    "allocation",
+    "routing",
+    "low_branch",
+    "prior",
+    "deterministic",
+    "learned_summaries",
+)
 """Fields of the record that no plan depends on."""
 
 
@@ -76,6 +83,8 @@ class FreqFormerConfig(PlainFields):
             counts, or nearly.
         prior: of a router that chooses: `noise_level` adds fixed logits by timestep, see
             `RoutingNetwork`; `none` adds nothing.
+        learned_summaries: whether layers learn summaries of the mid and high band too, where there
+            are summaries. False leaves those of the low band, which have nothing to learn.
 
     Raises:
         ValueError: for a value out of range, NaN included, and for values that can't act together.
@@ -96,6 +105,7 @@ class FreqFormerConfig(PlainFields):
     routing: Routing = "soft"
     low_branch: bool = True
     prior: Prior = "none"
+    learned_summaries: bool = True
 
     def __post_init__(self) -> None:
         # JSON gives lists; a frozen record that is hashed needs tuples.
@@ -121,7 +131,7 @@ class FreqFormerConfig(PlainFields):
             ("prior", Prior),
         ):
             check_choice(name, getattr(self, name), get_args(allowed))
-        for name in ("deterministic", "low_branch"):
+        for name in ("deterministic", "low_branch", "learned_summaries"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; True or False is allowed")
         object.__setattr__(self, "allocation", _allocation(self.allocation))
@@ -198,9 +208,8 @@ class FreqFormerConfig(PlainFields):
 
     @constant_result
     def for_plan(self) -> FreqFormerConfig:
-        """The record without what no plan depends on: `allocation`, `routing`, `low_branch`,
-        `prior` and `deterministic` have their defaults. Records that share a plan are equal in
-        it."""
+        """The record with `LAYER_FIELDS` at their defaults, on which no plan depends. Records that
+        share a plan are equal in it."""
         return _for_plan(self)
 
     def to_dict(self) -> dict[str, Any]:

@@ -111,6 +111,39 @@ def assert_same_output(layer: FreqAttention, other: FreqAttention) -> None:
         assert torch.equal(layer(make_input(), GRID, TIMESTEP), other(make_input(), GRID, TIMESTEP))
 
 
+def test_summaries_that_are_not_learned_are_those_of_the_low_band():
+    """What the operation has without parameters; nothing is learned, saved or loaded of them."""
+    config = replace(CONFIG, learned_summaries=False, mid_tiles=2)
+    layer = make_layer(config, routing="fixed", allocation=[Band.MID] * HEADS)
+    assert layer.summary_queries is layer.summary_offsets is None
+    plain = make_layer(
+        replace(config, summary_tokens=0), routing="fixed", allocation=[Band.MID] * HEADS
+    )
+    plain.load_state_dict(layer.state_dict())
+    with torch.no_grad():
+        summarised = layer(make_input(), GRID, TIMESTEP)
+        assert not torch.equal(plain(make_input(), GRID, TIMESTEP), summarised)
+        plain.set_mid_tiles(2, config.summary_tokens)
+        assert torch.equal(plain(make_input(), GRID, TIMESTEP), summarised)
+        plain.set_mid_tiles(3, 0)
+        assert not torch.equal(plain(make_input(), GRID, TIMESTEP), summarised)
+    assert (plain.config.mid_tiles, plain.config.summary_tokens) == (3, 0)
+
+
+def test_what_heads_see_is_not_changed_where_something_else_says_it():
+    learned = make_layer(CONFIG, routing="soft")
+    with pytest.raises(ValueError, match=r"summary_tokens is 4 .* learned_summaries True"):
+        learned.set_mid_tiles(2, 4)
+    layer = make_layer(replace(CONFIG, learned_summaries=False), routing="soft")
+    for number in (0, 1.5):
+        with pytest.raises(ValueError, match=f"mid_tiles is {number}"):
+            layer.set_mid_tiles(number, 0)
+    layer.set_routing_table(make_table(torch.zeros(1, 1, HEADS, dtype=torch.int64)))
+    for change in (lambda: layer.set_window((1, 1, 1)), lambda: layer.set_mid_tiles(2, 0)):
+        with pytest.raises(ValueError, match="the layer has a routing table"):
+            change()
+
+
 def test_what_no_head_uses_is_no_parameter_and_older_states_with_it_load():
     plain = replace(CONFIG, summary_tokens=0)
     layer, summarised = (make_layer(config, routing="soft") for config in (plain, CONFIG))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from freqformer.integrations.diffusers.converted.windows import WindowSettings
 
 TINY = Amount(
     size=Size(video=(4, 16, 16), layers=1, heads=2, head_dim=12, batch=1, validation_clips=2),
-    windows=WindowSettings(0.4, (2, 4, 4), 64),
+    windows=WindowSettings(0.5, (2, 4, 4), 64),
     train_steps=4,
     layer_steps=2,
     velocity_steps=2,
@@ -36,12 +37,13 @@ def test_it_stops_and_goes_on_until_all_is_measured(
     results = Benchmark(tmp_path, TINY).run()
     assert results is not None
     methods = results["methods"]
-    assert list(methods) == ["training_free", "stage_one", "stages_one_and_two", "from_scratch"]
-    assert [methods[name]["steps"] for name in methods] == [0, 2, 4, 4]
-    for name in ("stage_one", "stages_one_and_two"):
+    assert list(methods) == list(conversion_report.NAMES)
+    assert [methods[name]["steps"] for name in methods] == [0, 2, 4, 0, 2, 4, 4]
+    for name in ("stage_one", "tiles_stages_one_and_two"):
         assert [point["step"] for point in methods[name]["curve"]] == list(
             range(1, methods[name]["steps"] + 1)
         )
+    assert len({methods[name]["psnr"] for name in ("training_free", "tiles_training_free")}) == 2
     assert all(row["held_out_loss"] > 0 and row["psnr"] > 0 for row in methods.values())
     assert json.loads(json.dumps(results)) == results
     trained = json.loads((tmp_path / "dense" / "pipeline" / TRAINED).read_text())
@@ -51,6 +53,24 @@ def test_it_stops_and_goes_on_until_all_is_measured(
     assert "stages_one_and_two" in capsys.readouterr().out
     again = Benchmark(tmp_path, TINY).run()
     assert again == results
+
+
+def test_what_is_done_is_kept_as_it_comes(tmp_path: Path) -> None:
+    """The dense model's loss first, then every method; time that is up takes none of them away."""
+    kept: list[dict[str, Any]] = []
+
+    def keep(results: dict[str, Any]) -> None:
+        kept.append(copy.deepcopy(results))
+
+    wanted = ["stage_one", "training_free"]
+    results = Benchmark(tmp_path, TINY, None, wanted, ["tiles"]).run(keep)
+    names = ["tiles_training_free", "tiles_stage_one"]
+    assert [list(one["methods"]) for one in kept] == [[], names[:1], names]
+    assert all(one["dense"]["held_out_loss"] > 0 for one in kept)
+    assert kept[-1] == results
+    del kept[:]
+    assert Benchmark(tmp_path, TINY, stop_after=0).run(keep) is None
+    assert [list(one["methods"]) for one in kept] == [[], names[:1], names]
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +111,20 @@ def test_what_is_written_by_hand_is_what_the_results_give(committed: dict[str, A
 def test_its_figure_is_drawn(committed: dict[str, Any], tmp_path: Path) -> None:
     conversion_report.draw_figure(committed, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_results_of_a_stopped_run_are_shown(committed: dict[str, Any], tmp_path: Path) -> None:
+    """Those of the methods that were done, of which there may be none."""
+    tiles = {"kept": 34, "of": 256, "density": 0.149}
+    every = dict.fromkeys(conversion_report.NAMES, committed["methods"]["stage_one"])
+    results = {**committed, "tiles": tiles, "methods": every}
+    lines = conversion_report.results_text(results).splitlines()
+    assert "or their 34 best of 256 tiles, 14.9%, and all weights learn" in lines[2]
+    for name, shown in conversion_report.NAMES.items():
+        kept = {other: row for other, row in every.items() if other != name}
+        found = conversion_report.results_text({**results, "methods": kept}).splitlines()
+        assert found == [line for line in lines if not line.startswith(f"| {shown} |")]
+    conversion_report.draw_figure(results, tmp_path / "whole.png")
+    assert (tmp_path / "whole.png").stat().st_size > 10_000
+    conversion_report.draw_figure({**committed, "methods": {}}, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").is_file()

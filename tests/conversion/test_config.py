@@ -61,6 +61,11 @@ def test_stages_come_one_after_another() -> None:
         place_of(stages, 6)
 
 
+def test_density_is_the_asked_one_unless_it_is_to_fall() -> None:
+    stages = StagesConfig(8, 8)
+    assert [density_at(stages, 0.16, step) for step in range(16)] == [0.16] * 16
+
+
 def test_density_falls_by_equal_factors() -> None:
     stages = StagesConfig(8, 8, falling=0.5, levels=4)
     found = [density_at(stages, 0.16, step) for step in range(16)]

@@ -25,7 +25,7 @@ from tests.support.tiny_finetuning import make_pipeline_and_cache
 from freqformer.conversion import ConvertConfig, convert
 from freqformer.conversion.config import StagesConfig, WeightsConfig
 from freqformer.integrations.diffusers import enable_frequency_attention
-from freqformer.integrations.diffusers.converted.windows import WindowSettings
+from freqformer.integrations.diffusers.converted.windows import WindowSettings, window_config
 from freqformer.models.pipeline import FreqFormerPipeline
 from freqformer.training.checkpoint import CheckpointError
 from freqformer.training.config import CheckpointConfig
@@ -132,12 +132,16 @@ def test_the_adapter_gives_the_same_video_in_a_fresh_process(folder: Path, tmp_p
     torch.testing.assert_close(torch.load(there, weights_only=True), here, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("pattern", ["window", "tiles"])
 @pytest.mark.parametrize("change", ["lora", "full"])
-def test_an_own_model_becomes_a_pipeline_with_windows(tmp_path: Path, change: Any) -> None:
+def test_an_own_model_becomes_a_pipeline_of_its_pattern(
+    tmp_path: Path, change: Any, pattern: Any
+) -> None:
     make_dense_folder(tmp_path)
     weights = WeightsConfig(change, 4 if change == "lora" else None)
     stages = StagesConfig(2, 2, 1, falling=0.5, levels=2)
     config = tiny_conversion(tmp_path, "dense", weights=weights, stages=stages)
+    config = replace(config, windows=replace(config.windows, density=0.7, pattern=pattern))
     broken = replace(config, output=str(tmp_path / "broken"))
     wanted = steps_of(config)
     every = replace(broken, checkpoint=CheckpointConfig(every_steps=1))
@@ -146,7 +150,12 @@ def test_an_own_model_becomes_a_pipeline_with_windows(tmp_path: Path, change: An
     assert same(tensors(result), tensors(tmp_path / "broken" / "pipeline"))
     model = FreqFormerPipeline.from_pretrained(result).transformer
     assert model.frequency_config.routing == "timestep"
-    assert model.frequency_config.tile == config.windows.tile
+    grid = model.grid_for((2, 24, 32))
+    seen = window_config(grid, config.windows)
+    for name in ("tile", "window", "mid_tiles", "summary_tokens", "compression"):
+        assert getattr(model.frequency_config, name) == getattr(seen, name), name
+    assert {layer.bands for layer in model.attentions} == {(config.windows.band,) * 2}
+    assert all(layer.summary_queries is None for layer in model.attentions)
     dense = FreqFormerPipeline.from_pretrained(tmp_path / "dense").transformer
     gates = [layer.gates.weight for layer in model.attentions]
     assert all(bool(gate.any()) for gate in gates)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,17 @@ from freqformer.conversion.pairs import Pair, relative_error
 from freqformer.conversion.schedule import Stage
 from freqformer.conversion.stages import add_gradient
 from freqformer.integrations.diffusers.converted.adapter import AdapterSettings
+from freqformer.integrations.diffusers.converted.windows import WindowSettings
 from freqformer.models.pipeline import FreqFormerPipeline
 
 DENSITY = 0.8
 """What text and sound leave room for in the smallest videos."""
 LORA = AdapterSettings(WINDOWS, "lora", 4)
+TILES = replace(WINDOWS, density=0.6, pattern="tiles")
 Made = tuple[Pair, Question]
 
 
-def of_family(family: str) -> Made:
+def of_family(family: str, settings: AdapterSettings = LORA) -> Made:
     model, given = FAMILIES[family]()
     timestep = torch.tensor([700.0])
 
@@ -34,7 +37,7 @@ def of_family(family: str) -> Made:
         return asked(**given, timestep=timestep, return_dict=False)[0]
 
     torch.manual_seed(1)
-    return DiffusersPair(model, LORA), Question(ask, None)
+    return DiffusersPair(model, settings), Question(ask, None)
 
 
 def minimax_h3() -> Made:
@@ -58,11 +61,11 @@ def minimax_h3() -> Made:
     return DiffusersPair(model, LORA), Question(ask, None)
 
 
-def own(change: Any, folder: Path) -> Made:
+def own(change: Any, folder: Path, windows: WindowSettings = WINDOWS) -> Made:
     pipeline = FreqFormerPipeline.from_pretrained(make_dense_folder(folder))
     grid = pipeline.transformer.grid_for((2, 24, 32))
     torch.manual_seed(1)
-    pair = OwnPair(pipeline, AdapterSettings(WINDOWS, change, 4), grid)
+    pair = OwnPair(pipeline, AdapterSettings(windows, change, 4), grid)
     noisy = torch.randn(1, 3, 2, 24, 32)
 
     def ask(asked: Any) -> torch.Tensor:
@@ -71,13 +74,15 @@ def own(change: Any, folder: Path) -> Made:
     return pair, Question(ask, torch.randn(1, 3, 2, 24, 32))
 
 
-@pytest.fixture(params=["wan", "ltx", "hunyuan_video", "minimax_h3", "own, lora", "own, full"])
+@pytest.fixture(params=[*FAMILIES, "minimax_h3", "own, lora", "own, full", "tiles", "own, tiles"])
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Made:
     name = request.param
     makers: dict[str, Callable[[], Made]] = {
         "minimax_h3": minimax_h3,
         "own, lora": lambda: own("lora", tmp_path),
         "own, full": lambda: own("full", tmp_path),
+        "tiles": lambda: of_family("wan", replace(LORA, windows=TILES)),
+        "own, tiles": lambda: own("full", tmp_path, TILES),
     }
     return makers.get(name, lambda: of_family(name))()
 

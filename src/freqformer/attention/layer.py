@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ class FreqAttention(AttentionLayer):
         # summaries.
         queries = torch.randn(heads, 2, self.head_dim)
         banded = any(band != Band.DENSE for band in self.bands)
-        if self.config.summary_tokens and banded:
+        if self.config.summary_tokens and self.config.learned_summaries and banded:
             self.summary_queries = nn.Parameter(queries)
             # Mid and high summaries start out nearly unseen: their pooling has learned nothing yet.
             self.summary_offsets = nn.Parameter(torch.tensor([0.0, -4.0, -4.0]).repeat(heads, 1))
@@ -124,12 +124,30 @@ class FreqAttention(AttentionLayer):
         Raises:
             ValueError: for extents out of range, and where a table says what heads see.
         """
+        self._set_seen("window", window)
+
+    def set_mid_tiles(self, count: int | None, summary_tokens: int) -> None:
+        """Let MID heads keep another number of tiles, and other summaries, from the next call on:
+        as `set_window` for HIGH ones.
+
+        Raises:
+            ValueError: for numbers out of range, where a table says what heads see, and where
+                summaries are learned.
+        """
+        if self.config.learned_summaries:
+            raise ValueError(
+                f"summary_tokens is {summary_tokens} and the layer's config has learned_summaries "
+                "True, which fixes them; False is allowed: make the layer with it"
+            )
+        self._set_seen("mid_tiles", count, summary_tokens=summary_tokens)
+
+    def _set_seen(self, name: str, value: Any, **others: Any) -> None:
         if self.table_bands is not None:
             raise ValueError(
-                f"window is {window} and the layer has a routing table, which says what heads see; "
+                f"{name} is {value} and the layer has a routing table, which says what heads see; "
                 "none is allowed: call set_routing_table(None) first"
             )
-        self.config = replace(self.config, window=window)
+        self.config = replace(self.config, **{name: value}, **others)
         self.configs = [self.config]
 
     def check_table(self, table: RoutingTable) -> None:

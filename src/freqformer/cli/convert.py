@@ -82,13 +82,12 @@ def convert(
         typer.Option("--set", help="A field, like optimizer.learning_rate=1e-4; may be repeated."),
     ] = None,
 ) -> None:
-    """Turn a trained dense model into a FreqFormer: windows and gated LOW branches in place of
-    dense self-attention, which learn to give what it gave.
+    """Turn a trained dense model into a FreqFormer: windows, or each head's best tiles, and gated
+    LOW branches in place of dense self-attention, which learn to give what it gave.
 
     Stage one draws every layer's output to the dense one's, stage two the model's velocity, stage
-    three trains on clips; the share of attention that is computed falls from all to --density. The
-    same command goes on where it stopped. A model of diffusers gets an adapter, OUTPUT/adapter, and
-    stays as it is; a model of this package becomes OUTPUT/pipeline.
+    three trains on clips. The same command goes on where it stopped. A model of diffusers gets an
+    adapter, OUTPUT/adapter, and stays as it is; a model of this package becomes OUTPUT/pipeline.
 
     Models that read more than a cache holds (LTX-2, CogVideoX, Wan VACE) learn from
     calls of their own pipeline, by --prompts.
@@ -98,6 +97,7 @@ def convert(
       freqformer convert cache/ --pipeline wan/ --output converted/
       freqformer convert cache/ --pipeline wan/ -o converted/ --density 0.1 --rank 64 \\
           --set run.gradient_checkpointing=true --stop-after 9m
+      freqformer convert cache/ --pipeline wan/ -o converted/ --set windows.pattern=tiles
       freqformer convert --pipeline hunyuan/ --prompts prompts.txt --frames 61 -o converted/
       freqformer convert videos/ --pipeline runs/dense/pipeline -o converted/ --full
       torchrun --nproc-per-node 8 -m freqformer convert cache/ --pipeline wan/ -o converted/

@@ -56,21 +56,22 @@ class WeightsConfig:
 
 @dataclass(frozen=True)
 class StagesConfig:
-    """The stages of a conversion, one after another, and how the density falls over them.
+    """The stages of a conversion, one after another, and whether the density falls over them.
 
     Args:
         layer_steps: optimizer steps of stage one, in which every layer's output is drawn to the
             dense one's, on the dense model's inputs.
         velocity_steps: of stage two, in which the model's velocity is.
         data_steps: of stage three, which trains on clips as any training does.
-        falling: share of all steps over which the density falls from below 1 to the asked one.
-        levels: steps of that fall, the last at the asked density; each is a smaller window.
+        falling: share of all steps over which the density falls from below 1 to the asked one; at 0
+            it is the asked one from the first step on.
+        levels: steps of that fall, the last at the asked density; each has fewer tiles.
     """
 
     layer_steps: int = 1000
     velocity_steps: int = 1000
     data_steps: int = 0
-    falling: float = 0.4
+    falling: float = 0.0
     levels: int = 8
 
     def __post_init__(self) -> None:
@@ -142,7 +143,7 @@ class ConversionRunConfig:
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """A conversion of a dense model into one of windows and LOW branches.
+    """A conversion of a dense model into one of windows, or best tiles, and LOW branches.
 
     Args:
         pipeline: folder of the dense model's pipeline, of diffusers or of this package.

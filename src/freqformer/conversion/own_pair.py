@@ -40,7 +40,7 @@ class OwnPair:
         pipeline: with a transformer of dense attention.
         settings: of the windows, and how projections change.
         grid: of the usual clip's tokens, on which the density is met; other sizes have the same
-            window.
+            window, or as many tiles.
         half: whether to compute in bfloat16.
 
     Raises:
@@ -79,9 +79,12 @@ class OwnPair:
 
     def set_density(self, density: float) -> None:
         """See `Pair`."""
-        window = self._config(density).window
+        config = self._config(density)
         for layer in self._layers:
-            layer.set_window(window)
+            if self._settings.windows.pattern == "tiles":
+                layer.set_mid_tiles(config.mid_tiles, config.summary_tokens)
+            else:
+                layer.set_window(config.window)
 
     @torch.no_grad()
     def teacher(self, ask: Ask) -> Tensor:
@@ -116,7 +119,7 @@ class OwnPair:
         return self._dense.grid_for(shape).num_tokens
 
     def check_sizes(self, sizes: Sequence[Sequence[int]]) -> None:
-        """See `Pair`: the window is that of the usual size, and fits any."""
+        """See `Pair`: what heads see is that of the usual size, and fits any."""
 
     def check_clips(self, channels: int, text_channels: int | None) -> None:
         """See `Pair`."""
@@ -164,7 +167,13 @@ class OwnPair:
     def _config(self, density: float) -> FreqFormerConfig:
         """The record of a density on the usual grid."""
         windows = replace(self._settings.windows, density=density)
-        return replace(window_config(self._grid, windows), routing="timestep")
+        made = replace(window_config(self._grid, windows), routing="timestep")
+        if windows.pattern == "window":
+            return made
+        heads = self._dense.config["num_attention_heads"]
+        # As in the preset, so that there is nothing at first that dense attention didn't learn.
+        bands = (windows.band.value,) * heads
+        return replace(made, allocation=bands, learned_summaries=False)
 
     def _let_learn(self, layer: Any) -> None:
         for name, parameter in layer.named_parameters():
@@ -177,7 +186,7 @@ def converted_model(
     dense: FreqFormerTransformer3DModel, config: FreqFormerConfig
 ) -> FreqFormerTransformer3DModel:
     """A FreqFormer with the weights of a dense model, whose gates and routers are zero at first, so
-    that it computes what its windows alone do.
+    that it computes what its windows or tiles alone do.
 
     Args:
         dense: of `FreqFormerConfig.dense()`.

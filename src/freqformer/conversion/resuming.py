@@ -56,6 +56,7 @@ def check_same_run(
             "remove it, or choose an empty output folder"
         )
     then, now = (_fixed(values) for values in (state["config"], config.to_record()))
+    then.setdefault("windows.pattern", "window")  # of versions that knew no other
     then["clips_per_step"] = state.get("clips_per_step", _clips_of_one(state["config"]))
     now["clips_per_step"] = clips
     changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))

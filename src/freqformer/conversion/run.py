@@ -1,4 +1,5 @@
-"""Turning a dense model into one of windows and LOW branches, from a folder to a folder."""
+"""Turning a dense model into one of windows or best tiles, and LOW branches, from a folder to a
+folder."""
 
 from __future__ import annotations
 
@@ -46,8 +47,7 @@ def convert(
 
     Stage one draws every attention layer's output to the dense one's, on the dense model's own
     inputs; stage two the model's velocity to the dense one's; stage three trains on clips. The
-    share of attention that is computed falls from all to `config.windows.density`. The dense
-    model's weights stay as they are.
+    dense model's weights stay as they are.
 
     Writes `checkpoints/`, TensorBoard's `logs/`, `sessions.json`, and in the end, of each session
     too, the result with averaged weights: `adapter/` for a model of diffusers, for

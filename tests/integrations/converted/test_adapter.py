@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.integrations.converted.test_learned import fresh, moved
+from tests.integrations.converted.test_learned import every_pattern, fresh, moved
 from tests.support.tiny_conversions import FAMILIES, velocity
 
+from freqformer._files import sealed
 from freqformer.integrations.diffusers import enable_frequency_attention
 from freqformer.integrations.diffusers.converted.adapter import Adapter, AdapterSettings
+from freqformer.integrations.diffusers.converted.windows import WindowSettings
 from freqformer.integrations.diffusers.families import family_of
 
 
@@ -22,10 +24,13 @@ def model() -> Any:
     return FAMILIES["wan"]()[0]
 
 
+@every_pattern
 @torch.no_grad()
-def test_a_loaded_adapter_repeats_the_saved_ones_bits(model: Any, tmp_path: Path) -> None:
+def test_a_loaded_adapter_repeats_the_saved_ones_bits(
+    model: Any, tmp_path: Path, windows: WindowSettings
+) -> None:
     _, given = FAMILIES["wan"]()
-    adapter = moved(fresh(model))
+    adapter = moved(fresh(model, windows))
     adapter.save(tmp_path / "adapter")
     with enable_frequency_attention(model, adapter=adapter):
         before = velocity(model, given)
@@ -36,6 +41,18 @@ def test_a_loaded_adapter_repeats_the_saved_ones_bits(model: Any, tmp_path: Path
     assert loaded.layers == adapter.layers
     assert loaded.origin == adapter.origin
     assert loaded.tensors.keys() == adapter.tensors.keys()
+
+
+def test_an_adapter_that_names_no_pattern_has_windows(model: Any, tmp_path: Path) -> None:
+    """As versions wrote it that knew no other."""
+    folder = tmp_path / "adapter"
+    adapter = fresh(model)
+    adapter.save(folder)
+    (folder / "freqformer-manifest.json").unlink()
+    record = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
+    assert record["settings"]["windows"].pop("pattern") == "window"
+    (folder / "adapter.json").write_text(json.dumps(sealed(record)), encoding="utf-8")
+    assert Adapter.load(folder).settings == adapter.settings
 
 
 @pytest.mark.parametrize("change", ["lora", "full"])

@@ -18,6 +18,8 @@ from freqformer.routing.network import WideLinear
 from freqformer.routing.routers import TimestepRouter, branch_weights
 
 Change = Literal["lora", "full"]
+OWN = Band.HIGH.value
+"""Whose logits weigh the own band, HIGH or MID: all heads of an adapter have the same."""
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 """Of an attention layer of diffusers, those that its class has."""
 
@@ -59,7 +61,7 @@ class Replacement(WideLinear):
 class LearnedLayer(nn.Module):
     """What one converted layer has learned.
 
-    At first its gates are zero, so that the layer computes what its window alone does.
+    At first its gates are zero, so that the layer computes what its window or tiles alone do.
 
     Args:
         channels: C, of the layer's input.
@@ -106,7 +108,7 @@ class LearnedLayer(nn.Module):
         """
         by_token = self.gates(video).unflatten(2, (2, self.heads))
         logits = self.router(None, noise_level)
-        return BranchGates(by_token, branch_weights(logits, (Band.HIGH.value,) * self.heads))
+        return BranchGates(by_token, branch_weights(logits, (OWN,) * self.heads))
 
     def view(self, layer: Any) -> Any:
         """The layer as its processor reads it, with the changed projections in place of its own."""
