@@ -114,9 +114,19 @@ def test_every_flipped_bit_is_found_and_named(made_up, tmp_path):
     for place in range(0, 8 * len(whole), 8 * len(whole) // 60 + 1):
         flipped = bytearray(whole)
         flipped[place // 8] ^= 1 << place % 8
+        # The last of 17 digits may change and the number stay what it was.
+        if _parsed(flipped) == _parsed(whole):
+            continue
         path.write_bytes(flipped)
         with pytest.raises(ValueError, match=RECORD_NAME):
             read_calibration(tmp_path)
+
+
+def _parsed(text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def test_a_table_made_from_it_knows_the_model(made_up, tmp_path):

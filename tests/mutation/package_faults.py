@@ -203,7 +203,7 @@ _TRAINED_MODELS = (
     PackageFault(
         "the router of a converted layer weighs heads as if they were LOW",
         "integrations/diffusers/converted/learned.py",
-        "branch_weights(logits, (Band.HIGH.value,)",
+        "branch_weights(logits, (OWN,)",
         "branch_weights(logits, (Band.LOW.value,)",
         CONVERTED,
     ),
