@@ -74,6 +74,7 @@ def hdr(path: Path, transfer: int, brightest: str = "") -> Path:
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p10le"
         stream.options = {"x265-params": f"{brightest}lossless=1:log-level=none"}
         frame = av.VideoFrame(width, height, "yuv420p10le")
+        frame.pts = 0  # without one x265 makes up a time, which the muxer may refuse
         for one in (stream.codec_context, frame):
             one.color_primaries = one.colorspace = 9
             one.color_trc = transfer
