@@ -66,7 +66,7 @@ def planes(signal: np.ndarray) -> list[np.ndarray]:
 
 
 def hdr(path: Path, transfer: int, brightest: str = "") -> Path:
-    """A file of one frame with `patches`."""
+    """A file of one frame with `patches`; not MP4, whose muxer refuses some of them at random."""
     signal = (pq if transfer == PQ else hlg)(patches())
     height, width, _ = signal.shape
     with av.open(str(path), "w") as container:
@@ -74,7 +74,7 @@ def hdr(path: Path, transfer: int, brightest: str = "") -> Path:
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p10le"
         stream.options = {"x265-params": f"{brightest}lossless=1:log-level=none"}
         frame = av.VideoFrame(width, height, "yuv420p10le")
-        frame.pts = 0  # without one x265 makes up a time, which the muxer may refuse
+        frame.pts = 0
         for one in (stream.codec_context, frame):
             one.color_primaries = one.colorspace = 9
             one.color_trc = transfer
@@ -99,9 +99,9 @@ def shown(path: Path) -> torch.Tensor:
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("hdr")
     return {
-        "mastered": hdr(folder / "mastered.mp4", PQ, MASTERED),
-        "untold": hdr(folder / "untold.mp4", PQ),
-        "hlg": hdr(folder / "hlg.mp4", HLG),
+        "mastered": hdr(folder / "mastered.mkv", PQ, MASTERED),
+        "untold": hdr(folder / "untold.mkv", PQ),
+        "hlg": hdr(folder / "hlg.mkv", HLG),
     }
 
 
