@@ -223,7 +223,7 @@ class Methods:
                         seed=CALIBRATION_SEED,
                         trials=amount.trials,
                     ),
-                    state=self.folder / f"calibration-at-once-{start}",
+                    state=self.folder / f"calibration-{start}",
                     progress=False,
                 )
         return self._choices[density, start]

@@ -23,6 +23,7 @@ triton = pytest.importorskip("triton")
 if not triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET=1 is not set: kernels would need a GPU", allow_module_level=True)
 
+from tests.support import cases  # noqa: E402
 from tests.support.cases import GATES, Case, make_inputs, random_case  # noqa: E402
 from tests.support.fused import check_call  # noqa: E402
 from tests.support.interpreter import patch_language_once  # noqa: E402
@@ -266,15 +267,7 @@ def test_tensors_without_data_have_outputs() -> None:
     assert case.plan.mid_capacity < case.plan.layout.num_tiles
     inputs = make_inputs(case).map(lambda x: x.detach().to("meta"))
     with torch.no_grad():
-        out = frequency_attention(
-            inputs.query,
-            inputs.key,
-            inputs.value,
-            grid=case.grid,
-            allocation=torch.tensor(case.allocation),
-            config=case.config,
-            impl="triton",
-        )
+        out = cases.attend(case, inputs, impl="triton")
     assert out.is_meta
     assert out.shape == inputs.query.shape
 

@@ -218,6 +218,24 @@ def test_measurements_have_tables() -> None:
     assert last == f"{model} 0.3000 | 0.1000 | 1.0000 |"
 
 
+def test_what_is_said_of_generated_videos_is_so() -> None:
+    """By hand, above the table of docs/quality.md."""
+    found = {row["variant"]: row for row in read_measured(report.RESULTS)["generated"]}
+    default, dense, window = (found[name] for name in ("soft_routing", "dense", "window"))
+    assert default["frechet"] < min(dense["frechet"], window["frechet"])
+
+    def contrasts(row: dict[str, Any]) -> list[float]:
+        return [quarter["contrast"] for quarter in row["long"]["quarters"]]
+
+    assert max(contrasts(dense)) < 0.18
+    assert min(contrasts(default)) > 1.6
+    farthest = {
+        name: max(quarter["frechet"] for quarter in row["long"]["quarters"])
+        for name, row in found.items()
+    }
+    assert min(farthest, key=lambda name: farthest[name]) == "window"
+
+
 def test_rebuilding_keeps_what_is_written_by_hand() -> None:
     page = "# Title\n<!-- variants: generated -->\nold\n<!-- variants: end -->\nby hand\n"
     page += "<!-- results: generated -->\n<!-- results: end -->\nmore\n"

@@ -128,7 +128,7 @@ def test_lower_densities_are_calibrated_first(tmp_path, monkeypatch):
     methods = training_free.Methods(pipeline, amount, tmp_path)
     assert methods._choice(0.4, 0.2) == 0.4
     assert methods._choice(0.2, 0.2) == 0.2
-    assert asked == [(one, tmp_path / "calibration-at-once-0.2") for one in (0.2, 0.4, 0.5)]
+    assert asked == [(one, tmp_path / "calibration-0.2") for one in (0.2, 0.4, 0.5)]
 
 
 def test_training_stops_in_time(tmp_path, monkeypatch):

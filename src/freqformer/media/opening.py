@@ -20,6 +20,8 @@ with needs("train"):
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.sidedata.sidedata import SideData
+    from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
 logger = logging.getLogger(__name__)
@@ -117,3 +119,10 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     stream.thread_type = "AUTO"
     return stream
+
+
+def side_data(frame: VideoFrame) -> list[SideData]:
+    """What a file says of a frame beside its pixels."""
+    # PyAV's type hints take it for a dict.
+    container: Any = frame.side_data
+    return [container[place] for place in range(len(container))]

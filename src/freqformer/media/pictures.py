@@ -4,20 +4,19 @@ transparent, in the colours of BT.709."""
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from freqformer._optional import needs
-from freqformer.media.opening import MAX_PIXELS
+from freqformer.media.opening import MAX_PIXELS, side_data
 from freqformer.media.tone_mapping import DEEP, beyond_bt709, to_bt709
 
 with needs("train"):
     import av
-    from av.sidedata.sidedata import SideData, Type
+    from av.sidedata.sidedata import Type
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -36,7 +35,7 @@ class Orientation(NamedTuple):
 def orientation(frame: VideoFrame) -> Orientation:
     """What the frame's display matrix asks for, to the nearest of the eight ways to lay a picture
     down."""
-    matrix = next((data for data in _side_data(frame) if data.type == Type.DISPLAYMATRIX), None)
+    matrix = next((data for data in side_data(frame) if data.type == Type.DISPLAYMATRIX), None)
     if matrix is None:
         return Orientation(False, flip_rows=False, flip_columns=False)
     # Column p and row q are shown at column a p + c q and row b p + d q.
@@ -91,12 +90,6 @@ def fitted(stream: VideoStream, frame: VideoFrame, height: int, width: int) -> T
     flipped = (layout.flip_rows, layout.flip_columns)
     flips = [axis for axis, backwards in enumerate(flipped) if backwards]
     return picture.flip(flips).contiguous()
-
-
-def _side_data(frame: VideoFrame) -> Iterator[SideData]:
-    # PyAV's type hints take it for a dict.
-    container: Any = frame.side_data
-    return (container[place] for place in range(len(container)))
 
 
 def _square(stream: VideoStream, frame: VideoFrame) -> tuple[int, int]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from freqformer._optional import needs
+from freqformer.media.opening import side_data
 
 with needs("train"):
     from av.filter import Graph
@@ -40,17 +41,11 @@ def to_bt709(picture: VideoFrame) -> VideoFrame:
         picture: a frame in `DEEP`, with the file's colour tags and what the file says of its
             brightest pixels. Without the latter PQ may reach 10,000 nits, and comes out darker.
     """
-    told = tuple(bytes(data) for data in _side_data(picture) if data.type in _BRIGHTEST)
+    told = tuple(bytes(data) for data in side_data(picture) if data.type in _BRIGHTEST)
     signal = _Signal(
         picture.width, picture.height, picture.color_trc, picture.color_primaries, told
     )
     return _mapper(signal).run(picture)
-
-
-def _side_data(frame: VideoFrame) -> list[Any]:
-    # PyAV's type hints take it for a dict.
-    container: Any = frame.side_data
-    return [container[place] for place in range(len(container))]
 
 
 class _Signal(NamedTuple):
