@@ -66,13 +66,18 @@ def planes(signal: np.ndarray) -> list[np.ndarray]:
 
 
 def hdr(path: Path, transfer: int, brightest: str = "") -> Path:
-    """A file of one frame with `patches`; not MP4, whose muxer refuses some of them at random."""
+    """A file of one frame with `patches`.
+
+    Without B-frames: x265 computes decoding times from as many frames as it reorders, and reads
+    memory that nobody wrote where a file has fewer, which muxers refuse at random
+    (`MALLOC_PERTURB_=1` shows it every time).
+    """
     signal = (pq if transfer == PQ else hlg)(patches())
     height, width, _ = signal.shape
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx265", rate=25)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p10le"
-        stream.options = {"x265-params": f"{brightest}lossless=1:log-level=none"}
+        stream.options = {"x265-params": f"{brightest}lossless=1:bframes=0:log-level=none"}
         frame = av.VideoFrame(width, height, "yuv420p10le")
         frame.pts = 0
         for one in (stream.codec_context, frame):
