@@ -10,7 +10,8 @@ What is shown, and what is not done:
 - Transparent pixels are composited over black: the colours hidden under them never show.
 - HDR (PQ, HLG) and the wide primaries of BT.2020 become BT.709, by FFmpeg's tone mapping. It takes
   seconds to prepare for each size of pictures and kind of HDR, once in a process.
-- Interlaced video is not deinterlaced: `probe_video` logs a warning that names the file, once.
+- Of an interlaced frame every second row is taken, which is one moment: `probe_video` logs a
+  warning that names the file, once.
 - Of several video streams the one is read that FFmpeg's players choose; cover art is never taken
   for video.
 - Frames that can't be decoded are left out. A clip that would need one is refused, with the file's

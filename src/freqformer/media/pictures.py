@@ -1,5 +1,5 @@
-"""A decoded frame as it is shown: turned, mirrored, resized, cropped, over black where it is
-transparent, in the colours of BT.709."""
+"""A decoded frame as it is shown: one moment of it, turned, mirrored, resized, cropped, over black
+where it is transparent, in the colours of BT.709."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from freqformer._optional import needs
+from freqformer.media.deinterlacing import one_moment
 from freqformer.media.opening import MAX_PIXELS, side_data
 from freqformer.media.tone_mapping import DEEP, beyond_bt709, to_bt709
 
@@ -71,7 +72,7 @@ def fitted(stream: VideoStream, frame: VideoFrame, height: int, width: int) -> T
             f"{wide} to cover {height} x {width}; up to {MAX_PIXELS} pixels are allowed: crop the "
             "video, or remove it"
         )
-    opaque = _opaque(frame)
+    opaque = _opaque(one_moment(frame))
     wide_colours = beyond_bt709(opaque)
     resized = opaque.reformat(
         width=wide,

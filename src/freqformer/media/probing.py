@@ -266,8 +266,8 @@ class _Look:
                 )
         if frame.interlaced_frame:
             tell_once(
-                f"{path} is interlaced and is not deinterlaced: motion shows combs; deinterlace it "
-                "where that matters"
+                f"{path} is interlaced: every second row of a frame is taken, which is one moment; "
+                "deinterlace it where finer rows matter"
             )
         if clock.restarts:
             tell_once(
